@@ -1,0 +1,113 @@
+"""Checkpoints of the learners, and the export of the policy as a Hugging Face folder. Safetensors and JSON only.
+
+    checkpoints/step-000050/   state.json, and one or more .safetensors for each rank: FP32 masters and Adam moments
+    model/                     config, tokenizer, processor, BF16 weights: loads in transformers and in vLLM
+
+torch's Distributed Checkpoint writes and reads the shards through its safetensors storage (its default storage
+unpickles), so a run may resume with another number of ranks. A folder is written under a temporary name, and
+renamed by the driver when every rank is done: what bears the final name is complete.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.optim import Optimizer
+
+from rft_cluster.qwen2vl import PolicyModel, PromptEncoder
+from rft_cluster.weights import PolicyWeights
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+EXPORT_FILE = "model.safetensors"
+
+
+def save_shards(folder: Path, policy: PolicyModel, optimizer: Optimizer) -> None:
+    """Write this rank's part of a checkpoint. A collective: every rank calls it with the same folder."""
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    dcp.save(_tensors(policy, optimizer), storage_writer=writer)
+
+
+def load_shards(folder: Path, policy: PolicyModel, optimizer: Optimizer) -> None:
+    """Read a checkpoint into the policy and the optimizer, whatever the number of ranks that wrote it."""
+    dcp.load(_tensors(policy, optimizer), storage_reader=HuggingFaceStorageReader(str(folder)))
+
+
+def _tensors(policy: PolicyModel, optimizer: Optimizer) -> dict[str, Tensor]:
+    tensors = {f"policy.{name}": parameter.detach() for name, parameter in policy.model.named_parameters()}
+    for name, parameter in policy.model.named_parameters():
+        if parameter.requires_grad:
+            state = optimizer.state[parameter]
+            for moment in MOMENTS:
+                # AdamW makes its state at its first update; before that the moments are zero.
+                state.setdefault(moment, torch.zeros_like(parameter))
+                tensors[f"{moment}.{name}"] = state[moment]
+            state.setdefault("step", torch.tensor(0.0))
+    return tensors
+
+
+def export_model(folder: Path, policy: PolicyModel, encoder: PromptEncoder, is_writer: bool) -> None:
+    """Write the policy in BF16 as a Hugging Face folder. A collective; rank 0 is the writer."""
+    # Gathered one tensor at a time and kept on the CPU, by the writer alone.
+    full: dict[str, Tensor] = {}
+    for name, tensor in PolicyWeights(policy):
+        if is_writer:
+            full[name] = tensor.cpu()
+    if not is_writer:
+        return
+    policy.model.save_pretrained(folder, state_dict=full)
+    config_file = folder / "config.json"
+    config: dict[str, Any] = json.loads(config_file.read_text())
+    # Training turned the cache off and computed from FP32 masters; what is exported is used otherwise.
+    config["dtype"] = "bfloat16"
+    for section in (config, config.get("text_config", {})):
+        section.pop("use_cache", None)
+    write_json(config_file, config)
+    encoder.save(folder)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write, then rename: a reader sees the old file or the whole new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    os.replace(temporary, path)
+
+
+def checkpoint_folder(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step-{step:06d}"
+
+
+def temporary_folder(final: Path) -> Path:
+    """An empty folder beside `final`, to be renamed to it by `publish`. Leftovers of a crash are removed."""
+    folder = final.with_name(final.name + ".tmp")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def publish(temporary: Path, final: Path) -> None:
+    """Give a finished folder its name, in place of an older one of that name."""
+    if final.exists():
+        old = final.with_name(final.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        final.rename(old)
+        temporary.rename(final)
+        shutil.rmtree(old)
+    else:
+        temporary.rename(final)
+
+
+def latest_checkpoint(run: Path) -> Path | None:
+    """The newest complete checkpoint of a run folder."""
+    return max((path for path in (run / "checkpoints").glob("step-??????") if (path / "state.json").is_file()), default=None)
+
+
+def prune_checkpoints(run: Path, keep: int) -> None:
+    """Remove all but the newest `keep`; called after a newer one is complete."""
+    for path in sorted((run / "checkpoints").glob("step-??????"))[:-keep]:
+        shutil.rmtree(path)

@@ -1,0 +1,237 @@
+"""Configuration: YAML, then `section.key=value` overrides, then checks; nothing starts before all of it is right.
+
+    config = load_config("digits", ["schedule.steps=10", "optimizer.learning_rate=1e-4"])
+
+A bare name is looked up in the working folder and then in `configs/`. Unknown keys are refused with the nearest
+right one. OmegaConf merges files and overrides, pydantic checks them.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from yaml import YAMLError
+
+from rft_cluster.errors import UserError
+
+CONFIG_FOLDERS = (Path("."), Path("configs"), Path(__file__).parents[1] / "configs")
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RunSection(Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """The run's folder is `folder/name`."""
+    folder: Path = Path("runs")
+    seed: int = Field(0, ge=0)
+    """Everything random hangs on it: the choice of images, their order, each completion, the tiny model."""
+
+
+class ModelSection(Section):
+    path: str
+    """A Qwen2-VL folder or hub name, or `tiny`: a small one built here for the configured data set."""
+    freeze_vision: bool = False
+    min_pixels: int = Field(56 * 56, ge=28 * 28)
+    max_pixels: int = Field(401_408, ge=28 * 28)
+    """An image is resized to lie between the two; 28x28 pixels make one token."""
+    max_prompt_tokens: int = Field(1024, ge=16)
+    """With the image's tokens. A longer prompt is refused, never cut."""
+    trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _pixels_in_order(self) -> "ModelSection":
+        if self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels {self.min_pixels} is above max_pixels {self.max_pixels}")
+        return self
+
+
+class DataSection(Section):
+    source: str
+    """`digits` (built in), `folder` (a sub-folder of images for each class), or a function's dotted path."""
+    path: Path | None = None
+    classes: list[str] | None = None
+    """The label set. Left out, it is what the source holds."""
+    shots: int = Field(4, ge=1)
+    """Labelled images a class to learn from."""
+    validation: int = Field(200, ge=0)
+    """Images for the curves during training, drawn from what is left."""
+    test: int = Field(500, ge=1)
+    """Images for the figures before and after, used for nothing else."""
+
+
+class PromptSection(Section):
+    template: str = "think_answer"
+    """A file in `rft_cluster/prompts/`, or a path."""
+    subject: str = "object"
+    """What the images show, e.g. `flower`: the template asks for the class of it."""
+
+
+class SamplingSection(Section):
+    group_size: int = Field(8, ge=2)
+    temperature: float = Field(1.0, gt=0)
+    max_tokens: int = Field(256, ge=1)
+
+
+class AlgorithmSection(Section):
+    kl_beta: float = Field(0.04, ge=0)
+    """Weight of the KL to the starting model. 0 keeps no reference model."""
+    clip_low: float = Field(0.2, gt=0, lt=1)
+    clip_high: float = Field(0.2, gt=0)
+    importance_cap: float | None = Field(2.0, gt=0)
+    """Cap of the learner-to-generator importance weight; null turns the correction off."""
+    updates_per_step: int = Field(1, ge=1)
+    """Optimizer updates on each step's completions. With 1 the policy ratio is 1 and clipping does nothing."""
+
+
+class OptimizerSection(Section):
+    learning_rate: float = Field(1e-6, gt=0)
+    warmup_steps: int = Field(0, ge=0)
+    """Linear warm-up; after it, linear decay to 0 at the last step."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+
+
+class ScheduleSection(Section):
+    steps: int = Field(ge=1)
+    prompts_per_step: int = Field(ge=1)
+    evaluate_every: int = Field(0, ge=0)
+    """Steps between evaluations on the validation images; 0 for none."""
+    save_every: int = Field(0, ge=0)
+    """Steps between checkpoints; the last step always saves one."""
+    keep_checkpoints: int = Field(1, ge=1)
+
+
+class GeneratorsSection(Section):
+    count: int = Field(1, ge=1)
+    cpus: float = Field(1, ge=0)
+    gpus: float = Field(0, ge=0)
+    """For each generator, so its tensor-parallel size on GPUs."""
+    max_concurrent: int = Field(256, ge=1)
+    """Completions that an engine works on at once."""
+    kv_cache_gib: int = Field(1, ge=1)
+    """CPU only: memory for keys and values."""
+    gpu_memory: float = Field(0.85, gt=0, le=1)
+    """GPU only: the share of a GPU's memory that the engine may take."""
+
+
+class LearnersSection(Section):
+    count: int = Field(1, ge=1)
+    cpus: float = Field(1, ge=0)
+    gpus: float = Field(0, ge=0)
+    micro_batch: int = Field(8, ge=1)
+    """Completions in one forward of one rank."""
+    gradient_checkpointing: bool = False
+
+
+class ClusterSection(Section):
+    device: Literal["cpu", "cuda"] = "cuda"
+    address: str | None = None
+    """A running Ray cluster (`auto` finds it). Left out: RAY_ADDRESS, and without that a local one is started."""
+    start_timeout: float = Field(600, gt=0)
+    """Seconds until every actor must be ready."""
+    step_timeout: float = Field(1800, gt=0)
+    """Seconds that any one call to an actor may take."""
+
+
+class Config(Section):
+    run: RunSection
+    model: ModelSection
+    data: DataSection
+    prompt: PromptSection = PromptSection()
+    sampling: SamplingSection = SamplingSection()
+    rewards: dict[str, float] = Field({"format": 1.0, "accuracy": 1.0}, min_length=1)
+    """Reward functions with their weights: a name in `rft_cluster/rewards/`, or a function's dotted path."""
+    algorithm: AlgorithmSection = AlgorithmSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    schedule: ScheduleSection
+    generators: GeneratorsSection = GeneratorsSection()
+    learners: LearnersSection = LearnersSection()
+    cluster: ClusterSection = ClusterSection()
+
+    @model_validator(mode="after")
+    def _roles_agree_with_the_device(self) -> "Config":
+        for name, role in (("generators", self.generators), ("learners", self.learners)):
+            if self.cluster.device == "cuda" and role.gpus == 0:
+                raise ValueError(f"{name}.gpus is 0 but cluster.device is cuda: give each of the {name} a GPU")
+            if self.cluster.device == "cpu" and role.gpus:
+                raise ValueError(f"{name}.gpus is {role.gpus:g} but cluster.device is cpu: set it to 0")
+        if self.optimizer.warmup_steps >= self.schedule.steps:
+            raise ValueError(
+                f"optimizer.warmup_steps ({self.optimizer.warmup_steps}) must be below schedule.steps "
+                f"({self.schedule.steps})"
+            )
+        return self
+
+    @property
+    def run_folder(self) -> Path:
+        return self.run.folder / self.run.name
+
+    @property
+    def max_model_tokens(self) -> int:
+        return self.model.max_prompt_tokens + self.sampling.max_tokens
+
+
+def load_config(name: str, overrides: list[str]) -> Config:
+    """Read a config by name or path, apply `section.key=value` overrides, check everything.
+
+    Raises:
+        UserError: the file is missing or not YAML, a key is unknown (the nearest right one is named), or a value
+            is wrong (key, value and what is allowed are named).
+    """
+    path = _find(name)
+    try:
+        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(_checked(overrides)))
+        values = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} or an override of it cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold sections (run:, model:, ...), not {type(values).__name__}")
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        problems = "\n".join(f"  {_explain(problem)}" for problem in error.errors())
+        raise UserError(f"{path} with its overrides is not a valid configuration:\n{problems}") from error
+
+
+def _find(name: str) -> Path:
+    candidates = [folder / f"{name}{suffix}" for suffix in ("", ".yaml") for folder in CONFIG_FOLDERS]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    known = sorted({path.stem for folder in CONFIG_FOLDERS[1:] for path in folder.glob("*.yaml")})
+    near = difflib.get_close_matches(Path(name).stem, known, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise UserError(f"config {name!r} is neither a file nor one of {', '.join(known) or 'configs/'}.{hint}")
+
+
+def _checked(overrides: list[str]) -> list[str]:
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or "." not in key:
+            raise UserError(f"override {override!r} must look like section.key=value, e.g. schedule.steps=10")
+    return overrides
+
+
+def _explain(problem: Any) -> str:
+    """One line for one of pydantic's errors: the key, the value, what is allowed."""
+    path = [str(part) for part in problem["loc"]]
+    key = ".".join(path) or "configuration"
+    if problem["type"] == "extra_forbidden":
+        section: Any = Config
+        for part in path[:-1]:
+            section = section.model_fields[part].annotation
+        near = difflib.get_close_matches(path[-1], section.model_fields, n=1, cutoff=0.5)
+        right = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else "known here: " + ", ".join(section.model_fields)
+        return f"{key}: unknown key; {right}"
+    if problem["type"] == "missing":
+        return f"{key}: missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error" and isinstance(problem["input"], dict):
+        return f"{key}: {message}"
+    return f"{key}: {message}, got {problem['input']!r}"

@@ -1,0 +1,48 @@
+"""The built-in data set: scikit-learn's handwritten digits, 1,797 real scans, shipped with the library.
+
+They are the test set of "Optical Recognition of Handwritten Digits" (E. Alpaydin and C. Kaynak, 1998, UCI).
+"""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from rft_cluster.config import DataSection
+from rft_cluster.data.dataset import FewShotDataset, check_classes, few_shot_split
+from rft_cluster.errors import UserError
+from rft_cluster.messages import Example
+
+CLASSES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+SIDE = 56  # pixels: a scan has 8x8, too small for a person to read and for Qwen2-VL's 28x28 image tokens
+
+
+def load_digits(config: DataSection, seed: int) -> FewShotDataset:
+    """The digits as grey 56x56 PNG images, labelled `zero` to `nine`.
+
+    Raises:
+        UserError: `data.path` is set, `data.classes` differs from the ten, or too many images are asked for.
+    """
+    if config.path is not None:
+        raise UserError(
+            f"data.path is {config.path}, but data.source is digits, which is built in: set source=folder"
+        )
+    classes = check_classes(CLASSES, config.classes)
+    return few_shot_split("digits", _examples(), classes, config, seed)
+
+
+def _examples() -> list[Example]:
+    from sklearn import datasets  # takes a second to import
+
+    digits = datasets.load_digits()
+    return [
+        Example(f"digits/{i:04d}", _png(scan), CLASSES[target])
+        for i, (scan, target) in enumerate(zip(digits.images, digits.target, strict=True))
+    ]
+
+
+def _png(scan: np.ndarray) -> bytes:  # scan: [8, 8], 0 (paper) to 16 (ink)
+    small = Image.fromarray(np.rint(scan * 255 / 16).astype(np.uint8))
+    file = io.BytesIO()
+    small.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(file, "PNG")
+    return file.getvalue()

@@ -1,0 +1,67 @@
+"""Encoded images: opening them as RGB, and refusing those that cannot be trusted or read."""
+
+import hashlib
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from rft_cluster.errors import UserError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+MAX_BYTES = 50_000_000
+# Pillow has no common base for what a malformed file makes it raise.
+DECODE_ERRORS = (
+    *(OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError),
+    *(struct.error, zlib.error),
+)
+
+
+def open_image(data: bytes) -> Image.Image:
+    """The decoded picture in RGB: turned as its EXIF says, transparency on white, 16-bit grey scaled to 8.
+
+    Of an animation or a document, it is the first frame.
+
+    Raises:
+        ValueError: the pixels are 32-bit or floating point, which have no agreed black and white.
+        OSError and others of `DECODE_ERRORS`: the bytes are not an image; `check_image` explains them.
+    """
+    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data), formats=FORMATS))
+    if image.mode.startswith("I;16"):
+        eight_bit = np.rint(np.asarray(image) / 257).astype(np.uint8)  # 65535 = 255 * 257
+        return Image.fromarray(eight_bit).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"its pixels are 32-bit numbers (mode {image.mode}); save it with 8 or 16 bits a channel"
+        )
+    if image.has_transparency_data:
+        picture = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    return image.convert("RGB")
+
+
+def check_image(data: bytes, where: str) -> str:
+    """Decode an image in full and return a digest of its pixels, equal for equal pictures in whatever
+    encoding.
+
+    The sizes are checked before any pixel is decoded. `where` names the image in the message.
+
+    Raises:
+        UserError: the image has too many bytes or pixels, is of another format, or is damaged.
+    """
+    if len(data) > MAX_BYTES:
+        raise UserError(f"{where}: larger than {MAX_BYTES // 10**6} MB")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            picture = open_image(data)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise UserError(f"{where}: too many pixels ({error})") from error
+    except UnidentifiedImageError as error:
+        raise UserError(f"{where}: not an image in one of the formats {', '.join(FORMATS)}") from error
+    except DECODE_ERRORS as error:
+        raise UserError(f"{where}: damaged or unsupported ({error})") from error
+    return hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()

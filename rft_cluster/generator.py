@@ -1,0 +1,275 @@
+"""A generator: a vLLM engine in this process, which writes the completions of prompts.
+
+One thread owns the engine. The methods post work to its inbox and wait, so weights change between the engine's
+steps, never during one, and all calls may come from any thread.
+
+    generate(prompts, ...)  ->  inbox  ->  [ engine thread: add_request, step, step, ... ]  ->  list[Group]
+    start/update/finish_weight_update  ->  inbox  ->  the same thread, with no request running
+
+A generator has a version only after an update that was proved (see `weights.py`); without the version that is
+asked of it, it does not generate.
+"""
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from rft_cluster.config import GeneratorsSection, ModelSection
+from rft_cluster.hardware import Hardware
+from rft_cluster.messages import Completion, Group, Prompt, WeightRecord
+
+# Read by vLLM when it is imported; the engine lives in this process, on the threads that this process has.
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+FORBIDDEN_BIAS = -100.0  # the lowest that vLLM takes: exp(-100) is never sampled
+MM_CACHE_GIB = 1.0
+CPU_BATCHED_TOKENS = 8192
+Result = TypeVar("Result")
+
+
+class StaleGenerator(RuntimeError):
+    """A generator was asked for completions of a version that it does not hold."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample. `group_size` completions at `temperature`; 0 is greedy and needs a `group_size` of 1."""
+
+    group_size: int
+    temperature: float
+    max_tokens: int
+
+
+@dataclass
+class _Running:
+    """A batch of prompts in the engine: its groups come in any order."""
+
+    prompts: Sequence[Prompt]
+    version: int
+    group_size: int
+    future: "Future[list[Group]]"
+    groups: dict[int, Group] = field(default_factory=dict)
+
+
+class Generator:
+    """See the module. Plain class: `cluster.py` makes it a Ray actor."""
+
+    def __init__(
+        self, path: str, model: ModelSection, config: GeneratorsSection, max_tokens: int, hardware: Hardware, seed: int
+    ) -> None:
+        """Starts the engine; returns when it is ready. `max_tokens`: prompt and completion together."""
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._running: dict[str, tuple[_Running, int]] = {}
+        self._version: int | None = None
+        self._batches = 0
+        thread = threading.Thread(target=self._serve, name="engine", daemon=True)
+        thread.start()
+        self._call(lambda: self._start(path, model, config, max_tokens, hardware, seed)).result()
+
+    # What other roles call
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> list[Group]:
+        """Groups in the order of their prompts, every completion written by weights of `version`.
+
+        Raises:
+            StaleGenerator: this generator holds another version, or none.
+        """
+        future: Future[list[Group]] = Future()
+        self._call(lambda: self._submit(prompts, sampling, version, future)).result()
+        return future.result()
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        self._rpc("init_weight_transfer_engine", init_info=init_info)
+
+    def start_weight_update(self) -> None:
+        self._call(self._start_update).result()
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        self._rpc("update_weights", update_info=update_info)
+
+    def finish_weight_update(self, weight_version: str) -> WeightRecord:
+        """Put the received weights into service under `weight_version` and say what is served."""
+        return self._call(lambda: self._finish_update(weight_version)).result()
+
+    # On the engine's thread
+
+    def _start(
+        self, path: str, model: ModelSection, config: GeneratorsSection, max_tokens: int, hardware: Hardware, seed: int
+    ) -> None:
+        os.environ.update(ENVIRONMENT)
+        device: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory}
+        if hardware.device == "cpu":
+            os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib)
+            # A prompt whose prefill is cut in chunks rewinds its random generator, which CPU generators cannot
+            # ("CPU Generator does not use offset"): a prompt is prefilled whole.
+            batched = max(max_tokens, CPU_BATCHED_TOKENS)
+            device = {"enforce_eager": True, "enable_chunked_prefill": False, "max_num_batched_tokens": batched}
+        import torch
+        from vllm import LLM, SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        from rft_cluster import receivers
+        from rft_cluster.qwen2vl import PromptEncoder
+
+        receivers.register()
+        torch.set_flush_denormal(True)  # denormals slow a small model tenfold on CPUs
+        self._sampling_params, self._final_only = SamplingParams, RequestOutputKind.FINAL_ONLY
+        self._encoder = PromptEncoder(path, model.min_pixels, model.max_pixels, model.trust_remote_code)
+        self._llm = LLM(
+            model=path,
+            dtype="bfloat16",
+            seed=seed,
+            max_model_len=max_tokens,
+            max_num_seqs=config.max_concurrent,
+            tensor_parallel_size=max(1, int(config.gpus)),
+            limit_mm_per_prompt={"image": 1, "video": 0},
+            mm_processor_kwargs=self._encoder.image_limits(),
+            mm_processor_cache_gb=MM_CACHE_GIB,
+            enable_prefix_caching=True,
+            # Sampled from a restricted, tempered distribution, so its log-probabilities are the right ones.
+            logprobs_mode="processed_logprobs",
+            # A checkpoint's generation_config (Qwen2-VL carries top_k 1) must not leak into sampling.
+            generation_config="vllm",
+            weight_transfer_config={"backend": receivers.ENGINES[hardware.transfer]},
+            trust_remote_code=model.trust_remote_code,
+            disable_log_stats=True,
+            **device,
+        )
+        self._engine = self._llm.llm_engine
+
+    def _serve(self) -> None:
+        while True:
+            busy = bool(self._running)
+            try:
+                work = self._inbox.get(block=not busy)
+            except queue.Empty:
+                self._step()
+            else:
+                work()
+
+    def _step(self) -> None:
+        try:
+            for output in self._engine.step():
+                if output.finished:
+                    batch, index = self._running[output.request_id]
+                    batch.groups[index] = self._group(batch.prompts[index], output, batch)
+                    del self._running[output.request_id]
+                    if len(batch.groups) == len(batch.prompts):
+                        batch.future.set_result([batch.groups[i] for i in range(len(batch.prompts))])
+        except BaseException as error:
+            # What broke the engine is the answer to everybody who waits for it; it serves nobody after that.
+            self._version = None
+            for batch in {id(batch): batch for batch, _ in self._running.values()}.values():
+                batch.future.set_exception(error)
+            self._running.clear()
+
+    def _submit(
+        self, prompts: Sequence[Prompt], sampling: Sampling, version: int, future: "Future[list[Group]]"
+    ) -> None:
+        if self._version != version:
+            raise StaleGenerator(f"asked for version {version}, but this generator holds version {self._version}")
+        batch = _Running(prompts, version, sampling.group_size, future)
+        self._batches += 1
+        if not prompts:
+            future.set_result([])
+        for index, prompt in enumerate(prompts):
+            request_id = f"{self._batches}-{index}"
+            inputs = {
+                "prompt": self._encoder.chat(prompt.text),
+                "multi_modal_data": {"image": self._encoder.image(prompt.image)},
+            }
+            # Listed before it is known to the engine: a failure of add_request leaves nothing behind.
+            self._engine.add_request(request_id, inputs, self._params(prompt, sampling))
+            self._running[request_id] = (batch, index)
+
+    def _params(self, prompt: Prompt, sampling: Sampling) -> Any:
+        """Every parameter that shapes the distribution is named: nothing comes from a default elsewhere."""
+        return self._sampling_params(
+            n=sampling.group_size,
+            temperature=sampling.temperature,
+            top_p=1.0,
+            top_k=0,
+            min_p=0.0,
+            repetition_penalty=1.0,
+            seed=prompt.seed,
+            max_tokens=sampling.max_tokens,
+            stop_token_ids=self._encoder.stop_token_ids,
+            logprobs=0,  # of the sampled token alone
+            logit_bias=dict.fromkeys(self._encoder.vision_token_ids, FORBIDDEN_BIAS),
+            skip_special_tokens=True,
+            output_kind=self._final_only,  # a group comes whole, when its last completion is done
+        )
+
+    def _group(self, prompt: Prompt, output: Any, batch: _Running) -> Group:
+        version, group_size = batch.version, batch.group_size
+        completions = []
+        for answer in output.outputs:
+            versions = {span.version for span in answer.weight_versions or ()}
+            if versions != {str(version)}:
+                raise StaleGenerator(f"{prompt.prompt_id}: asked for version {version}, written by {sorted(versions)}")
+            token_ids = list(answer.token_ids)
+            completions.append(
+                Completion(
+                    token_ids=token_ids,
+                    generator_logprobs=[
+                        step[token].logprob for step, token in zip(answer.logprobs, token_ids, strict=True)
+                    ],
+                    text=answer.text,
+                    finish_reason=answer.finish_reason,
+                    policy_version=version,
+                )
+            )
+        if len(completions) != group_size:
+            raise RuntimeError(f"{prompt.prompt_id}: {len(completions)} completions came back, {group_size} were asked")
+        return Group(prompt, list(output.prompt_token_ids), completions)
+
+    def _start_update(self) -> None:
+        if self._running:
+            raise RuntimeError(f"{len(self._running)} requests are running: weights change only between them")
+        self._version = None  # until the update is proved
+        self._engine.collective_rpc("start_weight_update")
+
+    def _finish_update(self, weight_version: str) -> WeightRecord:
+        self._engine.collective_rpc("finish_weight_update")
+        # Keys, values and image embeddings of the old weights must not outlive them. The prefix reset leaves the
+        # encoder cache as it is, on every build (vllm#44910).
+        if not self._engine.reset_prefix_cache():
+            raise RuntimeError("vLLM did not reset its prefix cache: requests still hold blocks of old weights")
+        self._engine.reset_encoder_cache()
+        self._engine.set_weight_version(weight_version)
+        self._version = int(self._engine.get_weight_version())
+        received = self._engine.collective_rpc(_received_digests)
+        if None in received[0]:
+            raise RuntimeError(f"version {weight_version} was finished, but no weights were received for it")
+        return WeightRecord(self._version, *received[0])
+
+    # Between threads
+
+    def _call(self, work: Callable[[], Result]) -> "Future[Result]":
+        """Run `work` on the engine's thread."""
+        future: Future[Result] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(work())
+            except BaseException as error:  # handed to the caller, who raises it
+                future.set_exception(error)
+
+        self._inbox.put(run)
+        return future
+
+    def _rpc(self, method: str, **arguments: Any) -> None:
+        self._call(lambda: self._engine.collective_rpc(method, kwargs=arguments)).result()
+
+
+def _received_digests(worker: Any) -> tuple[int | None, int | None]:
+    engine = worker.weight_transfer_engine
+    return engine.received_digest, engine.loaded_digest

@@ -1,0 +1,23 @@
+"""What differs between a CPU box and GPUs, each difference named once, here."""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """`transfer` is the backend that carries the weights, `attention` the learner's attention implementation."""
+
+    device: str
+    process_group: str
+    transfer: str
+    attention: str
+
+
+def hardware(device: str) -> Hardware:
+    """The differences for a device, `"cpu"` or `"cuda"`."""
+    if device == "cpu":
+        return Hardware("cpu", "gloo", "shared_memory", "sdpa")
+    # gloo beside nccl: checkpoints and weight digests are gathered from CPU tensors.
+    attention = "flash_attention_2" if find_spec("flash_attn") else "sdpa"
+    return Hardware("cuda", "cpu:gloo,cuda:nccl", "nccl", attention)

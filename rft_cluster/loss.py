@@ -1,0 +1,97 @@
+"""The GRPO loss as a sum over tokens (pure torch).
+
+    token loss = importance * -min(ratio * A, clip(ratio) * A) + beta * k3        loss = sum(weight * token loss)
+
+A: group advantage (GRPO, arXiv 2402.03300). ratio: new over old policy, both the learner's (PPO, arXiv
+1707.06347; separate bounds as in DAPO, arXiv 2503.14476). importance: old learner over generator, truncated from
+above, without gradient: the engine that sampled computes slightly other probabilities than the learner.
+k3: the KL estimator exp(d) - d - 1 with d = reference - learner (Schulman, "Approximating KL divergence", 2020).
+
+Weights come with the samples and add up to 1 over a whole update, so the sum over any split into micro-batches
+and ranks is the same loss.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# exp(10) nats: far beyond any healthy token; beyond it the estimator would only overflow.
+MAX_LOG_RATIO = 10.0
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """`loss`: scalar with gradient. `sums`: sums over real tokens, to be added up over micro-batches and ranks."""
+
+    loss: Tensor
+    sums: dict[str, float]
+
+
+def importance_weights(old_logprobs: Tensor, generator_logprobs: Tensor, cap: float | None) -> Tensor:
+    """min(old / generator, cap) for each token, without gradient; ones if `cap` is None. Any equal shapes."""
+    if cap is None:
+        return torch.ones_like(old_logprobs)
+    log_ratio = (old_logprobs - generator_logprobs).detach().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return log_ratio.exp().clamp(max=cap)
+
+
+def k3_divergence(learner_logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
+    """KL(learner || reference) for each token, never negative; the log-ratio is clamped to +-10 nats."""
+    log_ratio = (reference_logprobs - learner_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return log_ratio.exp() - log_ratio - 1
+
+
+def grpo_loss(
+    learner_logprobs: Tensor,
+    old_logprobs: Tensor,
+    generator_logprobs: Tensor,
+    reference_logprobs: Tensor | None,
+    advantages: Tensor,
+    weights: Tensor,
+    mask: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    importance_cap: float | None,
+    kl_beta: float,
+) -> LossTerms:
+    """The loss of one micro-batch.
+
+    Args:
+        learner_logprobs, old_logprobs, generator_logprobs: [B, R] FP32 in nats; gradient flows into the first.
+            The old policy is the learner's at the start of the step.
+        reference_logprobs: [B, R], or None where `kl_beta` is 0.
+        advantages, weights: [B].
+        mask: [B, R] bool, true for completion tokens.
+    """
+    # Masked positions hold arbitrary numbers; zeros there keep exp() finite, so 0 * inf cannot make a NaN.
+    learner = learner_logprobs.masked_fill(~mask, 0.0)
+    old = old_logprobs.detach().masked_fill(~mask, 0.0)
+    generator = generator_logprobs.masked_fill(~mask, 0.0)
+
+    ratio = (learner - old).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    advantage = advantages[:, None]
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    importance = importance_weights(old, generator, importance_cap)
+    token_loss = -importance * torch.minimum(ratio * advantage, clipped * advantage)
+
+    divergence = torch.zeros_like(learner)
+    if kl_beta:
+        assert reference_logprobs is not None, "kl_beta needs reference_logprobs"
+        divergence = k3_divergence(learner, reference_logprobs.detach().masked_fill(~mask, 0.0))
+        token_loss = token_loss + kl_beta * divergence
+
+    loss = (token_loss * weights[:, None] * mask).sum()
+    # Padding samples have weight 0 and count nowhere.
+    counted = mask & (weights[:, None] > 0)
+    is_clipped = (ratio * advantage) > (clipped * advantage)
+    sums = {
+        "tokens": counted.sum(),
+        "loss": loss.detach(),
+        "kl": (divergence.detach() * counted).sum(),
+        "logprob_gap": ((old - generator).abs() * counted).sum(),
+        "importance": (importance * counted).sum(),
+        "clipped": (is_clipped & counted).sum(),
+    }
+    return LossTerms(loss, {name: float(value) for name, value in sums.items()})

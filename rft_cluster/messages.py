@@ -1,0 +1,94 @@
+"""What flows between the roles: one frozen type for each boundary.
+
+    Example -> Prompt -> Group (of Completions) -> Reward -> advantages -> TrainingSample -> Batch
+
+Each stage returns a new value instead of filling blanks in an old one, so a type says all there is to know at
+its boundary. A group owns its completions: no shuffle can separate them. Images travel once a prompt, as encoded
+bytes (PNG or JPEG), never as pixel tensors. `Batch` holds tensors and lives with the learner, in `batching.py`.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A labelled image. `example_id` is unique in its data set, e.g. `Example("digits/17", b"\\x89PNG...", "seven")`."""
+
+    example_id: str
+    image: bytes
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A question about an image. The image comes first in the user's turn, then `text`.
+
+    `prompt_id` names this asking of the question, e.g. `"train/12/3"` (split, step, index in the step); the seed
+    of its completions follows from `seed`, so that neither the generator nor the order matters.
+    """
+
+    prompt_id: str
+    example_id: str
+    image: bytes
+    text: str
+    label: str
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled answer. `token_ids` ends with the stop token unless `finish_reason` is "length".
+
+    `generator_logprobs` are those of the distribution that was sampled from (tempered, vision tokens forbidden),
+    in nats, one a token. `policy_version` is the version of the weights that wrote the oldest token.
+    """
+
+    token_ids: list[int]
+    generator_logprobs: list[float]
+    text: str
+    finish_reason: str
+    policy_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A prompt with its completions. `prompt_token_ids` has the image tokens expanded, as the engine saw them."""
+
+    prompt: Prompt
+    prompt_token_ids: list[int]
+    completions: list[Completion]
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """A completion's reward: `parts` by reward name, unweighted; `total` is their weighted sum."""
+
+    total: float
+    parts: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSample:
+    """All that a learner needs of one completion.
+
+    `weight` is this completion's share of the loss, the same for each of its tokens. Weights are computed over
+    the whole step before it is split, so the loss is a plain sum and no split over ranks changes it.
+    """
+
+    prompt: Prompt
+    prompt_token_ids: list[int]
+    token_ids: list[int]
+    generator_logprobs: list[float]
+    advantage: float
+    weight: float
+    policy_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class WeightRecord:
+    """What a generator says of the weights it serves: their version, and digests of all tensors as they were
+    received (on the wire, in BF16) and as they were loaded (the engine's own parameters)."""
+
+    version: int
+    received: int
+    loaded: int

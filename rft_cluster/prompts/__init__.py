@@ -1,0 +1,84 @@
+"""Prompt templates: a text file each, in Jinja2, with the variables `subject` and `classes`.
+
+    prompt:
+      template: think_answer      # a file in this folder, or the path of your own
+      subject: flower
+
+The image comes before the text in the user's turn, and the model's chat template adds all special tokens.
+"""
+
+import difflib
+import hashlib
+from pathlib import Path
+
+from jinja2 import StrictUndefined, TemplateError
+from jinja2.sandbox import SandboxedEnvironment
+
+from rft_cluster.errors import UserError
+from rft_cluster.messages import Example, Prompt
+
+FOLDER = Path(__file__).parent
+
+
+def render_template(name_or_path: str, subject: str, classes: list[str]) -> str:
+    """The question that is asked about every image.
+
+    Raises:
+        UserError: there is no such template, it is not right Jinja2, it uses a variable other than `subject`
+            and `classes`, or its text is empty or holds special tokens.
+    """
+    path = _find(name_or_path)
+    try:
+        template = SandboxedEnvironment(undefined=StrictUndefined).from_string(
+            path.read_text(encoding="utf-8")
+        )
+        text = template.render(subject=subject, classes=classes).strip()
+    except UnicodeDecodeError as error:
+        raise UserError(f"prompt.template: {path} is not UTF-8 text: {error}") from error
+    except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
+        raise UserError(
+            f"prompt.template: {path} cannot be rendered: {error}. Its variables are subject and classes"
+        ) from error
+    if not text:
+        raise UserError(f"prompt.template: {path} gives an empty text")
+    if "<|" in text:
+        # An image token in the text would be taken for an image.
+        raise UserError(
+            f"prompt.template: {path} holds a special token (<|...); leave those to the chat template"
+        )
+    return text
+
+
+def make_prompts(examples: list[Example], text: str, split: str, step: int, seed: int) -> list[Prompt]:
+    """Ask `text` about each example. Ids and seeds follow from (seed, split, step, index) alone."""
+    return [
+        Prompt(
+            prompt_id=f"{split}/{step}/{index}",
+            example_id=example.example_id,
+            image=example.image,
+            text=text,
+            label=example.label,
+            seed=_prompt_seed(seed, split, step, index),
+        )
+        for index, example in enumerate(examples)
+    ]
+
+
+def _prompt_seed(seed: int, split: str, step: int, index: int) -> int:
+    """31 bits fit every sampler's signed integer and leave room to count up a group's completions."""
+    digest = hashlib.blake2b(f"{seed}/{split}/{step}/{index}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _find(name_or_path: str) -> Path:
+    known = {path.stem: path for path in FOLDER.glob("*.txt")}
+    if name_or_path in known:
+        return known[name_or_path]
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
+    near = difflib.get_close_matches(path.stem, known, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise UserError(
+        f"prompt.template: {name_or_path!r} is neither a file nor one of {', '.join(sorted(known))}.{hint}"
+    )

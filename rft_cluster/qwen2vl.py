@@ -1,0 +1,218 @@
+"""Every fact about Qwen2-VL that the project relies on: its tokens, its images, its shape.
+
+Generators and learners encode a prompt with the same `PromptEncoder`, so pixel limits and token counts cannot
+drift apart. `PolicyModel` is the learner's model: it returns log-probabilities of completion tokens, never a
+[tokens x vocabulary] tensor for the whole sequence.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from qwen_vl_utils import fetch_image
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
+
+from rft_cluster.data.images import open_image
+from rft_cluster.errors import UserError
+from rft_cluster.messages import Prompt
+
+IMAGE_TOKEN = "<|image_pad|>"
+# Sampled, any of these would make a completion that the model cannot read again ("Image features and image
+# tokens do not match"). Generators never sample them and learners renormalise without them.
+VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", IMAGE_TOKEN, "<|video_pad|>")
+# Qwen2-VL ends a turn with the first and a document with the second; a completion stops at either.
+STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
+# Log-probabilities are computed for so many tokens at once: bounds the FP32 [tokens x vocabulary] tensor.
+LOGPROB_CHUNK = 512
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """`token_ids` with the image's tokens expanded; `pixel_values` [patches, 1176] FP32; `image_grid_thw` [1, 3]."""
+
+    token_ids: list[int]
+    pixel_values: Tensor
+    image_grid_thw: Tensor
+
+
+class PromptEncoder:
+    """Turns prompts into what the model reads, with the model's own processor and fixed pixel limits."""
+
+    def __init__(self, path: str, min_pixels: int, max_pixels: int, trust_remote_code: bool = False) -> None:
+        self._processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
+        self._limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+        self.tokenizer = self._processor.tokenizer
+        self.vision_token_ids: list[int] = self.tokenizer.convert_tokens_to_ids(list(VISION_TOKENS))
+        self.stop_token_ids: list[int] = self.tokenizer.convert_tokens_to_ids(list(STOP_TOKENS))
+        self.image_token_id: int = self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+
+    def chat(self, text: str) -> str:
+        """The model's chat format of an image followed by `text`, up to where the answer begins."""
+        turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
+        return self._processor.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+
+    def image(self, data: bytes) -> Image.Image:
+        """The encoded image as RGB, resized into the pixel limits with both sides multiples of 28."""
+        return fetch_image({"image": open_image(data), **self._limits})
+
+    def image_limits(self) -> dict[str, Any]:
+        """The processor's own pixel limits, set so that it leaves an image from `image` as it is."""
+        return {"size": {"shortest_edge": self._limits["min_pixels"], "longest_edge": self._limits["max_pixels"]}}
+
+    def encode(self, prompt: Prompt) -> EncodedPrompt:
+        inputs = self._processor(
+            text=[self.chat(prompt.text)],
+            images=[self.image(prompt.image)],
+            return_tensors="pt",
+            images_kwargs=self.image_limits(),
+        )
+        return EncodedPrompt(inputs["input_ids"][0].tolist(), inputs["pixel_values"], inputs["image_grid_thw"])
+
+    def check_lengths(self, prompts: Sequence[Prompt], max_prompt_tokens: int) -> int:
+        """The longest prompt's number of tokens.
+
+        Raises:
+            UserError: a prompt is longer than `max_prompt_tokens`. It is never cut: an image that lost tokens
+                no longer matches its features.
+        """
+        longest = 0
+        for prompt in prompts:
+            token_ids = self.encode(prompt).token_ids
+            longest = max(longest, len(token_ids))
+            if len(token_ids) > max_prompt_tokens:
+                image = token_ids.count(self.image_token_id)
+                raise UserError(
+                    f"the prompt of {prompt.example_id} has {len(token_ids)} tokens ({image} of the image, "
+                    f"{len(token_ids) - image} of the text), more than model.max_prompt_tokens = "
+                    f"{max_prompt_tokens}: raise that, lower model.max_pixels, or shorten the template"
+                )
+        return longest
+
+    def save(self, folder: Path) -> None:
+        self._processor.save_pretrained(folder)
+
+
+def check_model_folder(path: str, longest_sequence: int) -> None:
+    """Refuse a local folder that is not a Qwen2-VL, or whose window is too short. Hub names pass unread.
+
+    Raises:
+        UserError: says what the folder is instead.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        if folder.is_absolute() or path.startswith((".", "~")):
+            raise UserError(f"model.path: there is no folder {path}")
+        return
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise UserError(f"model.path: {path} holds no config.json, so it is not a model folder")
+    try:
+        config = json.loads(config_file.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"model.path: {config_file} is not JSON: {error}") from error
+    if config.get("model_type") != "qwen2_vl":
+        raise UserError(f"model.path: {path} is a {config.get('model_type')!r}, but only 'qwen2_vl' is supported")
+    window = config.get("text_config", config).get("max_position_embeddings")
+    if window is not None and longest_sequence > window:
+        raise UserError(
+            f"model.max_prompt_tokens + sampling.max_tokens = {longest_sequence} is more than the window of "
+            f"{path}, {window} tokens: lower one of them"
+        )
+    if not list(folder.glob("*.safetensors")):
+        raise UserError(f"model.path: {path} holds no .safetensors file (pickled weights are not loaded)")
+
+
+class PolicyModel(nn.Module):
+    """Qwen2-VL whose forward gives the log-probabilities of given completion tokens.
+
+    It is the FSDP root: log-probabilities are computed inside its forward, where the tied embedding and lm_head
+    are gathered. Calling `lm_head` from outside would go around FSDP's hooks.
+    """
+
+    def __init__(self, model: Qwen2VLForConditionalGeneration, forbidden: list[int], temperature: float) -> None:
+        super().__init__()
+        self.model = model
+        self.temperature = temperature
+        self.forbidden = forbidden
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pixel_values: Tensor,
+        image_grid_thw: Tensor,
+        predictor_index: Tensor,
+        completion_ids: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of completion tokens under the sampled distribution, and its entropy.
+
+        Args:
+            input_ids: [B, T] int64, prompt and completion, padded on the right.
+            attention_mask: [B, T] int64.
+            pixel_values: [all patches of B images, 1176].
+            image_grid_thw: [B, 3] int64.
+            predictor_index: [B, R] int64, position in T whose output predicts each completion token.
+            completion_ids: [B, R] int64; padding is arbitrary.
+
+        Returns:
+            log-probabilities [B, R] FP32 in nats, and entropy [B, R] FP32 without gradient.
+        """
+        image_token_id = self.model.config.image_token_id
+        hidden = self.model.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            pixel_values=pixel_values,
+            image_grid_thw=image_grid_thw,
+            mm_token_type_ids=(input_ids == image_token_id).long() * attention_mask,
+            use_cache=False,
+        ).last_hidden_state
+        rows = torch.arange(len(input_ids), device=input_ids.device)[:, None]
+        selected = hidden[rows, predictor_index].flatten(0, 1)  # [B*R, hidden size]
+        tokens = completion_ids.flatten()
+        pieces = [
+            checkpoint(self._token_logprobs, states, ids, use_reentrant=False)
+            for states, ids in zip(selected.split(LOGPROB_CHUNK), tokens.split(LOGPROB_CHUNK), strict=True)
+        ]
+        logprobs = torch.cat([piece[0] for piece in pieces]).view(completion_ids.shape)
+        entropy = torch.cat([piece[1] for piece in pieces]).view(completion_ids.shape)
+        return logprobs, entropy
+
+    def _token_logprobs(self, states: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """[N, hidden size], [N] -> log-probabilities [N] and entropy [N], FP32."""
+        logits = self.model.lm_head(states).float() / self.temperature
+        # The generator samples from the same restricted, tempered distribution.
+        logits[:, self.forbidden] = float("-inf")
+        logprobs = logits.log_softmax(-1)
+        with torch.no_grad():
+            entropy = torch.special.entr(logprobs.exp()).sum(-1)
+        return logprobs.gather(-1, token_ids[:, None]).squeeze(-1), entropy
+
+
+def load_policy(
+    path: str,
+    dtype: torch.dtype,
+    attention: str,
+    forbidden: list[int],
+    temperature: float,
+    freeze_vision: bool = False,
+    trust_remote_code: bool = False,
+) -> PolicyModel:
+    """The model of a folder or hub name as a `PolicyModel` on the CPU. Only safetensors are read."""
+    model = Qwen2VLForConditionalGeneration.from_pretrained(
+        path, dtype=dtype, attn_implementation=attention, use_safetensors=True, trust_remote_code=trust_remote_code
+    )
+    model.config.use_cache = False
+    if freeze_vision:
+        model.model.visual.requires_grad_(False)
+    return PolicyModel(model, forbidden, temperature)
+
+
+def shard_units(policy: PolicyModel) -> list[nn.Module]:
+    """The layers that FSDP gathers one at a time; the rest (tied embedding, lm_head, merger) stays in the root."""
+    return [*policy.model.model.visual.blocks, *policy.model.model.language_model.layers]

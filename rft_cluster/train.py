@@ -1,0 +1,82 @@
+"""The loop: one GRPO step on one screen.
+
+Each stage is a role's: generators write completions, the reward actor scores them, learners update the policy,
+and the new weights go back to the generators, which then hold version `step + 1`.
+"""
+
+from rft_cluster.advantages import group_advantages
+from rft_cluster.batching import build_samples
+from rft_cluster.checkpoint import checkpoint_folder, prune_checkpoints, publish, write_json
+from rft_cluster.cluster import Cluster, start_cluster
+from rft_cluster.config import Config
+from rft_cluster.data import FewShotDataset
+from rft_cluster.evaluation import summarise
+from rft_cluster.generator import Sampling
+from rft_cluster.messages import Example
+from rft_cluster.prompts import make_prompts
+from rft_cluster.tracker import RunFolder, Stopwatch, first_step_of
+
+
+def train(config: Config, dataset: FewShotDataset, template: str, model_path: str, resume: bool) -> None:
+    """Run a configuration to its last step. `template` is the rendered prompt text; `model_path` where to start."""
+    schedule, algorithm, seed = config.schedule, config.algorithm, config.run.seed
+    sampling = Sampling(config.sampling.group_size, config.sampling.temperature, config.sampling.max_tokens)
+    first_step, checkpoint = first_step_of(config, resume)
+
+    with start_cluster(config, model_path) as cluster:
+        run = RunFolder(config, first_step)
+        if checkpoint:
+            cluster.learners.call_all("restore_checkpoint", str(checkpoint), first_step * algorithm.updates_per_step)
+        cluster.broadcast_weights(version=first_step)
+        if first_step == 0:
+            _evaluate(cluster, config, dataset.test, template, "test", 0, run)
+
+        for step in range(first_step, schedule.steps):
+            stage = Stopwatch()
+            prompts = make_prompts(
+                dataset.batch(seed, step, schedule.prompts_per_step), template, "train", step, seed
+            )
+            with stage("generate"):
+                groups = cluster.generators.generate(prompts, sampling, version=step)
+            with stage("score"):
+                rewards = cluster.reward.score(groups)
+            advantages = [group_advantages([reward.total for reward in group]) for group in rewards]
+            samples = build_samples(groups, advantages, keep_all=algorithm.kl_beta > 0)
+            with stage("learn"):
+                learned = cluster.learners.update(
+                    samples, step, algorithm.updates_per_step, config.learners.micro_batch
+                )
+            with stage("transfer"):
+                cluster.broadcast_weights(version=step + 1)
+            run.log_step(step + 1, groups, rewards, learned, stage.seconds)
+
+            if _due(step, schedule.evaluate_every):
+                _evaluate(cluster, config, dataset.validation, template, "validation", step + 1, run)
+            if _due(step, schedule.save_every) or step + 1 == schedule.steps:
+                _save(cluster, config, step + 1)
+
+        _evaluate(cluster, config, dataset.test, template, "test", schedule.steps, run)
+        cluster.learners.export(config.run_folder / "model")
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and (step + 1) % every == 0
+
+
+def _evaluate(
+    cluster: Cluster, config: Config, examples: list[Example], template: str, split: str, step: int, run: RunFolder
+) -> None:
+    """Greedy answers of the current policy to every example."""
+    if not examples:
+        return
+    prompts = make_prompts(examples, template, split, step, config.run.seed)
+    greedy = Sampling(1, 0.0, config.sampling.max_tokens)
+    run.log_evaluation(summarise(step, split, cluster.generators.generate(prompts, greedy, version=step)))
+
+
+def _save(cluster: Cluster, config: Config, step: int) -> None:
+    final = checkpoint_folder(config.run_folder, step)
+    temporary = cluster.learners.save_checkpoint(final)
+    write_json(temporary / "state.json", {"step": step})
+    publish(temporary, final)
+    prune_checkpoints(config.run_folder, config.schedule.keep_checkpoints)

@@ -1,0 +1,307 @@
+"""The learners' end of the weight transfer, and the proof that it arrived. The other end is `receivers.py`.
+
+    learner ranks                          client (calls all generators)            each generator's engine
+    digest of every BF16 tensor  ----->    update_weights(names, digests, ...) -->  receives, recomputes digests
+    tensors: shared memory / NCCL --------------------------------------------->    loads; refuses a mismatch
+                                           finish_weight_update(version)       -->  version written and read back
+
+The interface is vLLM's: a sender has `trainer_init` and `send_weights` and drives a client of four methods. For
+GPUs the sender is vLLM's own NCCL engine, fed by `PolicyWeights`, which casts the FP32 masters to BF16 (vLLM's
+`ModuleSource` would ship the masters). For CPUs it is ours: every rank casts its own shard straight into memory
+that the generators map.
+
+A digest is a sum over elements, so ranks add up the digests of their shards without gathering a tensor:
+
+    digest(t) = sum_i bits(t_i) * (i + OFFSET)  mod 2^64        with i the position in the whole, flattened tensor
+"""
+
+import hashlib
+import mmap
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from rft_cluster.messages import WeightRecord
+from rft_cluster.qwen2vl import PolicyModel
+
+WIRE_DTYPE = torch.bfloat16
+DIGEST_OFFSET = 0x9E3779B97F4A7C15 - 2**64  # odd, large: small positions, too, change every bit of the sum
+DIGEST_CHUNK = 1 << 22
+ALIGNMENT = 64  # bytes; a tensor in shared memory starts at a multiple of it
+
+
+class WeightTransferError(RuntimeError):
+    """An update that did not arrive whole. The generator has no valid version and must not generate."""
+
+
+class WeightClient(Protocol):
+    """The generators as the sender sees them: each call reaches all of them and returns when all have answered."""
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None: ...
+
+    def start_weight_update(self) -> None: ...
+
+    def update_weights(self, update_info: dict[str, Any]) -> None: ...
+
+    def finish_weight_update(self, weight_version: str | None = None) -> list[WeightRecord]: ...
+
+
+class WeightSender(Protocol):
+    def send_weights(self) -> None: ...
+
+    def shutdown(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor on the wire: its checkpoint name, dtype and full shape."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class SharedMemoryUpdate:
+    """What a generator needs to read an update: `path` is a file of `nbytes`, tensors at `offsets` in it."""
+
+    path: str
+    nbytes: int
+    names: list[str]
+    dtype_names: list[str]
+    shapes: list[list[int]]
+    offsets: list[int]
+    digests: list[int]
+
+
+def tensor_digest(tensor: Tensor, start: int = 0) -> int:
+    """Digest of a BF16 tensor, or of a run of its elements from position `start`; runs' digests add up mod 2^64."""
+    bits = tensor.contiguous().view(-1).view(torch.int16)
+    total = 0
+    for first in range(0, bits.numel(), DIGEST_CHUNK):
+        values = bits[first : first + DIGEST_CHUNK].long()
+        positions = torch.arange(start + first, start + first + len(values), device=bits.device)
+        total += int((values * positions).sum()) + DIGEST_OFFSET * int(values.sum())
+    return wrap_int64(total)
+
+
+def wrap_int64(value: int) -> int:
+    """An integer mod 2^64 as a signed 64-bit one, as tensor sums wrap."""
+    return (value + 2**63) % 2**64 - 2**63
+
+
+def combined_digest(digests: dict[str, int]) -> int:
+    """One 64-bit number for named digests, whatever their order."""
+    text = "\n".join(f"{name} {digests[name]}" for name in sorted(digests))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
+
+
+class PolicyWeights:
+    """The policy's weights as vLLM's `WeightSource`: full BF16 tensors, one after the other, without gathering
+    more than one. Iteration is a collective: every rank iterates, in the same order."""
+
+    def __init__(self, policy: PolicyModel) -> None:
+        self._parameters = dict(policy.model.named_parameters())  # a tied weight comes once
+
+    def metadata(self) -> list[TensorInfo]:
+        return [TensorInfo(name, WIRE_DTYPE, tuple(p.shape)) for name, p in self._parameters.items()]
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self._parameters.items():
+            wire = parameter.detach().to(WIRE_DTYPE)
+            yield name, wire.full_tensor() if isinstance(wire, DTensor) else wire
+
+    def local_rows(self) -> Iterator[tuple[str, Tensor, int]]:
+        """This rank's share: (name, BF16 rows, position of their first element in the flattened whole).
+
+        FSDP2 shards the first dimension in even chunks, so that a shard is one run of elements.
+        """
+        for name, parameter in self._parameters.items():
+            wire = parameter.detach().to(WIRE_DTYPE)
+            if not isinstance(wire, DTensor):
+                yield name, wire, 0
+                continue
+            rows, ranks = wire.shape[0], wire.device_mesh.size()
+            first_row = min(-(-rows // ranks) * wire.device_mesh.get_local_rank(), rows)
+            yield name, wire.to_local(), first_row * (wire.numel() // rows)
+
+    def digests(self) -> dict[str, int]:
+        """The digest of every full tensor, the same on every rank; a collective of one small message."""
+        names = list(self._parameters)
+        local = {name: tensor_digest(rows, start) for name, rows, start in self.local_rows()}
+        sums = torch.tensor([local[name] for name in names], dtype=torch.int64)
+        dist.all_reduce(sums)
+        return dict(zip(names, sums.tolist(), strict=True))
+
+
+def check_records(records: list[WeightRecord], version: int, digest: int, previous: WeightRecord | None) -> None:
+    """Is what the generators say they serve what was sent?
+
+    Args:
+        digest: combined digest of the tensors as they were sent.
+        previous: what was served before, if anything.
+
+    Raises:
+        WeightTransferError: a generator reports another version, received other bytes, holds other parameters
+            than its peers, or still holds the old parameters although new ones were sent.
+    """
+    for index, record in enumerate(records):
+        if record.version != version:
+            raise WeightTransferError(f"generator {index} serves version {record.version} instead of {version}")
+        if record.received != digest:
+            raise WeightTransferError(f"generator {index} received other weights for version {version} than were sent")
+        if record.loaded != records[0].loaded:
+            raise WeightTransferError(f"generators 0 and {index} hold different parameters for version {version}")
+    if previous and previous.received != digest and previous.loaded == records[0].loaded:
+        raise WeightTransferError(f"version {version} arrived but was not loaded: the parameters did not change")
+
+
+class ProvingClient:
+    """A client that adds to each update what its receiver needs to prove it, and checks what comes back.
+
+    vLLM's senders know neither digests nor versions; they call the four methods and pass on their own fields.
+    """
+
+    def __init__(self, client: WeightClient) -> None:
+        self._client = client
+        self._version = 0
+        self._digests: dict[str, int] = {}
+        self._served: WeightRecord | None = None
+
+    def prepare(self, version: int, digests: dict[str, int]) -> None:
+        """Set what the next update sends; `digests` by tensor name, in the order of sending."""
+        self._version, self._digests = version, digests
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        self._client.init_weight_transfer_engine(init_info)
+
+    def start_weight_update(self) -> None:
+        self._client.start_weight_update()
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        self._client.update_weights({**update_info, "digests": list(self._digests.values())})
+
+    def finish_weight_update(self, weight_version: str | None = None) -> list[WeightRecord]:
+        records = self._client.finish_weight_update(weight_version or str(self._version))
+        check_records(records, self._version, combined_digest(self._digests), self._served)
+        self._served = records[0]
+        return records
+
+
+class WeightBroadcast:
+    """One learner rank's part in sending weights. Every rank makes one and calls `send` at the same time."""
+
+    def __init__(self, policy: PolicyModel, make_sender: Callable[..., WeightSender], client: WeightClient) -> None:
+        self._weights = PolicyWeights(policy)
+        self._client = ProvingClient(client)
+        self._sender = make_sender(self._client, self._weights)
+
+    def send(self, version: int) -> int:
+        """Bring all generators to `version`. Returns the combined digest of what was sent.
+
+        Raises:
+            WeightTransferError: a generator found other bytes or names than were sent.
+        """
+        digests = self._weights.digests()
+        self._client.prepare(version, digests)
+        self._sender.send_weights()
+        return combined_digest(digests)
+
+    def close(self) -> None:
+        self._sender.shutdown()
+
+
+class SharedMemorySender:
+    """Sends through memory that generators on the same host map: each rank writes its own shard, nothing is gathered.
+
+    The memory is a memfd: other processes of the user open it under /proc, and it goes with its creator, so a
+    crash leaves nothing in /dev/shm (which containers often limit to 64 MB).
+    """
+
+    def __init__(self, client: WeightClient, source: PolicyWeights) -> None:
+        self._client, self._source = client, source
+        self._rank = dist.get_rank()
+        self._infos = source.metadata()
+        self._offsets: dict[str, int] = {}
+        self._nbytes = 0
+        for info in self._infos:
+            self._offsets[info.name] = self._nbytes
+            self._nbytes += -(-info.nbytes // ALIGNMENT) * ALIGNMENT
+        path: list[str | None] = [None]
+        if self._rank == 0:
+            self._file = os.memfd_create("rft_cluster_weights")
+            os.ftruncate(self._file, self._nbytes)
+            path = [f"/proc/{os.getpid()}/fd/{self._file}"]
+        dist.broadcast_object_list(path, src=0)
+        assert path[0] is not None
+        self._path = path[0]
+        if self._rank != 0:
+            self._file = os.open(self._path, os.O_RDWR)
+        self._memory = mmap.mmap(self._file, self._nbytes)
+        self._bytes = torch.frombuffer(self._memory, dtype=torch.uint8)
+        if self._rank == 0:
+            client.init_weight_transfer_engine({})
+
+    def send_weights(self) -> None:
+        for name, rows, start in self._source.local_rows():
+            first = self._offsets[name] + start * WIRE_DTYPE.itemsize
+            wire = rows.contiguous().view(-1).view(torch.uint8)
+            self._bytes[first : first + len(wire)].copy_(wire)
+        dist.barrier()  # all shards are written
+        if self._rank == 0:
+            update = SharedMemoryUpdate(
+                path=self._path,
+                nbytes=self._nbytes,
+                names=[info.name for info in self._infos],
+                dtype_names=[str(info.dtype).removeprefix("torch.") for info in self._infos],
+                shapes=[list(info.shape) for info in self._infos],
+                offsets=[self._offsets[info.name] for info in self._infos],
+                digests=[],  # the proving client fills them in
+            )
+            self._client.start_weight_update()
+            self._client.update_weights(asdict(update))
+            self._client.finish_weight_update()
+        dist.barrier()  # nobody writes again before all generators have read
+
+    def shutdown(self) -> None:
+        del self._bytes
+        self._memory.close()
+        os.close(self._file)
+
+
+def nccl_init_infos(init_info: dict[str, Any], tensor_parallel_sizes: list[int]) -> list[dict[str, Any]]:
+    """vLLM's worker init payload for each generator, from the one that its sender makes.
+
+    The sender is rank 0 of the transfer group. Every in-process engine counts its own workers from 0, so each
+    generator gets its own `rank_offset`; vLLM's own Ray client would give all of them the same.
+    """
+    infos, offset = [], 1
+    for size in tensor_parallel_sizes:
+        infos.append({**init_info, "rank_offset": offset})
+        offset += size
+    if offset != init_info["world_size"]:
+        raise ValueError(f"the transfer group has {init_info['world_size']} ranks, but {offset} take part")
+    return infos
+
+
+def nccl_sender(
+    client: WeightClient, source: PolicyWeights, *, address: str, port: int, generator_ranks: int
+) -> WeightSender:
+    """vLLM's NCCL sender over the policy's weights; learner rank 0 is rank 0 of the transfer group."""
+    from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
+    info = NCCLTrainerInitInfo(
+        rank=dist.get_rank(), master_address=address, master_port=port, world_size=1 + generator_ranks
+    )
+    return WeightTransferTrainerFactory.trainer_init(info, client=client, source=source)

@@ -1,0 +1,36 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rft_cluster.baselines import nearest_neighbour_and_regression
+from rft_cluster.config import DataSection
+from rft_cluster.data import load_dataset
+from rft_cluster.data.dataset import FewShotDataset
+from rft_cluster.messages import Example
+
+
+def example(grey: int, label: str) -> Example:
+    file = io.BytesIO()
+    Image.fromarray(np.full((40, 50), grey, dtype=np.uint8)).save(file, "PNG")
+    return Example(f"{label}/{grey}", file.getvalue(), label)
+
+
+def test_greys_by_hand():
+    # Trained on dark 0 and light 100. Nearest: 40 dark, 60 light, 255 light, so the label "dark" of 60 is the
+    # one mistake of three. The regression's border lies half way, at 50, by symmetry: the same mistake.
+    train = [example(0, "dark"), example(100, "light")]
+    test = [example(40, "dark"), example(60, "dark"), example(255, "light")]
+    figures = nearest_neighbour_and_regression(
+        FewShotDataset("greys", ["dark", "light"], train, [], test, [])
+    )
+    assert figures == pytest.approx({"nearest_neighbour": 2 / 3, "logistic_regression": 2 / 3})
+
+
+def test_four_digits_a_class_are_far_above_chance():
+    dataset = load_dataset(DataSection(source="digits", shots=4, validation=0, test=300), 0)
+    figures = nearest_neighbour_and_regression(dataset)
+    assert list(figures) == ["nearest_neighbour", "logistic_regression"]
+    assert all(0.7 < figure < 0.97 for figure in figures.values())
+    assert figures == nearest_neighbour_and_regression(dataset)

@@ -1,0 +1,77 @@
+import pytest
+
+from rft_cluster.errors import UserError
+from rft_cluster.messages import Example
+from rft_cluster.prompts import make_prompts, render_template
+from rft_cluster.rewards.format import LAYOUT
+
+EXAMPLES = [Example("digits/0017", b"png", "seven"), Example("digits/0018", b"png2", "eight")]
+
+
+def test_think_answer_asks_for_the_subject_and_shows_the_layout():
+    text = render_template("think_answer", "flower", ["rose", "tulip"])
+    assert "flower" in text and "{" not in text
+    assert LAYOUT.fullmatch(text.splitlines()[-1])
+    assert "rose" not in text  # the published task does not offer the names
+
+
+def test_a_template_of_ones_own_sees_the_classes(tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text("A {{ subject }}: {{ classes | join(', ') }}?\n")
+    assert render_template(str(path), "flower", ["rose", "tulip"]) == "A flower: rose, tulip?"
+
+
+def test_a_wrong_name_gets_the_nearest():
+    with pytest.raises(UserError, match=r"'think_anwser' is neither .*Did you mean think_answer\?"):
+        render_template("think_anwser", "flower", [])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("Which {{ subjet }}?", "'subjet' is undefined. Its variables are subject and classes"),
+        ("Which {{ subject ?", "cannot be rendered"),
+        ("{{ subject.__class__.__mro__ }}", "unsafe"),
+        ("{{ 1 + subject }}", "unsupported operand"),
+        ("  \n", "empty text"),
+        ("<|image_pad|> Which {{ subject }}?", "special token"),
+    ],
+)
+def test_a_wrong_template_is_explained(tmp_path, content, message):
+    path = tmp_path / "mine.txt"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        render_template(str(path), "flower", [])
+
+
+def test_a_template_that_is_not_text_is_explained(tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="not UTF-8"):
+        render_template(str(path), "flower", [])
+
+
+def test_prompts_carry_their_example_and_a_place():
+    prompts = make_prompts(EXAMPLES, "Which digit?", "train", 12, seed=0)
+    assert [p.prompt_id for p in prompts] == ["train/12/0", "train/12/1"]
+    first = prompts[0]
+    assert (first.example_id, first.image, first.text, first.label) == (
+        "digits/0017",
+        b"png",
+        "Which digit?",
+        "seven",
+    )
+
+
+def test_seeds_depend_on_all_four_and_never_change():
+    assert make_prompts(EXAMPLES, "x", "train", 12, 0) == make_prompts(EXAMPLES, "x", "train", 12, 0)
+    seeds = [
+        p.seed
+        for seed in range(5)
+        for split in ("train", "validation")
+        for step in range(5)
+        for p in make_prompts(EXAMPLES, "x", split, step, seed)
+    ]
+    assert len(set(seeds)) == 5 * 2 * 5 * 2
+    assert all(0 <= seed < 2**31 for seed in seeds)
+    assert seeds[0] == 109515029  # recorded runs hang on it: (0, train, 0, 0)

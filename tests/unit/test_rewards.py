@@ -1,0 +1,184 @@
+import pytest
+
+from rft_cluster.errors import UserError
+from rft_cluster.messages import Completion, Prompt
+from rft_cluster.rewards import load_rewards
+from rft_cluster.rewards.accuracy import accuracy_reward, extract_answer, normalise_label
+from rft_cluster.rewards.format import format_reward
+
+
+def prompt(label: str) -> Prompt:
+    return Prompt("train/0/0", "photos/a.png", b"", "Which flower?", label, 0)
+
+
+def completion(text: str) -> Completion:
+    return Completion([1], [-0.1], text, "stop", 0)
+
+
+def accuracy(text: str, label: str) -> float:
+    return accuracy_reward(prompt(label), completion(text))
+
+
+def of_format(text: str) -> float:
+    return format_reward(prompt("rose"), completion(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think> red petals </think> <answer> rose </answer>",
+        "<think>red petals</think><answer>rose</answer>",
+        "<think>\nred\npetals\n</think>\n\n<answer>\nrose\n</answer>",
+        "<think></think><answer></answer>",
+        "<think>a < b, so <b>red</b></think><answer>rose</answer>",
+    ],
+)
+def test_the_layout_gets_the_format_reward(text):
+    assert of_format(text) == 1.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "rose",
+        "<answer>rose</answer>",
+        "<think>red</think>",
+        "<think>red</think> so <answer>rose</answer>",
+        "It is: <think>red</think><answer>rose</answer>",
+        "<think>red</think><answer>rose</answer>.",
+        " <think>red</think><answer>rose</answer>",
+        "<think>red</think><answer>rose</answer>\n",
+        "<answer>rose</answer><think>red</think>",
+        "<think>red</think><answer>rose",
+        "<think>red</think><answer>rose</answer><answer>tulip</answer>",
+        "<think>red</think><answer>rose<answer></answer>",
+        "<think>red</think><answer>rose</answer></answer>",
+        "<think>red</think><think>petals</think><answer>rose</answer>",
+        "<think><think>red</think></think><answer>rose</answer>",
+        "<think>red<answer>tulip</answer></think><answer>rose</answer>",
+        "<think>red</think><answer><think>rose</answer>",
+        "<THINK>red</THINK><answer>rose</answer>",
+    ],
+)
+def test_everything_else_gets_none(text):
+    assert of_format(text) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "label"),
+    [
+        ("rose", "rose"),
+        (" Rose.\n", "rose"),
+        ("hard leaved pocket orchid", "hard-leaved pocket orchid"),
+        ("Hard-Leaved_Pocket  Orchid", "hard-leaved pocket orchid"),
+        ("hard\u2011leaved pocket orchid", "hard-leaved pocket orchid"),  # a non-breaking hyphen
+        ("colts foot", "colt's foot"),
+        ("\nhard-leaved\npocket orchid\n", "hard-leaved pocket orchid"),
+        ("STRASSE", "straße"),
+        ("ｒｏｓｅ", "rose"),  # full-width letters
+        ("cafe\u0301", "caf\u00e9"),  # an accent as a character of its own
+        ("ro\u200bse", "rose"),  # a zero-width space
+    ],
+)
+def test_the_right_answer_in_another_writing_is_right(answer, label):
+    assert accuracy(f"<think>hm</think><answer>{answer}</answer>", label) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "label"),
+    [
+        ("", "rose"),  # right for every class by containment
+        (" \n ", "rose"),
+        ("-_.", "rose"),
+        ("e", "rose"),  # right for 73 % of the flowers by containment
+        ("rose, tulip, daisy", "rose"),
+        ("rose tulip", "rose"),
+        ("rose", "pink primrose"),
+        ("pink primrose", "rose"),
+        ("petunia", "mexican petunia"),
+        ("mexican petunia", "petunia"),
+        ("a rose", "rose"),
+        ("cafe", "café"),
+        ("C", "C++"),
+    ],
+)
+def test_what_only_contains_or_resembles_the_label_is_wrong(answer, label):
+    assert accuracy(f"<think>hm</think><answer>{answer}</answer>", label) == 0.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "rose",
+        "<think>rose</think>",
+        "<think>a rose or a tulip</think><answer>rose",  # open: the rest is not searched
+        "<think>a rose</think><answer>tulip\nrose",
+        "rose</answer>",
+        "</answer>rose<answer>",
+        "<answer>rose</answer><answer>tulip</answer>",
+        "<answer>tulip</answer><answer>rose</answer>",
+        "<answer>rose</answer><answer>rose</answer>",
+        "<answer><answer>rose</answer></answer>",
+        "<answer>rose</answer></answer>",
+    ],
+)
+def test_no_single_answer_block_is_no_answer(text):
+    assert extract_answer(text) is None
+    assert accuracy(text, "rose") == 0.0
+
+
+def test_the_answer_counts_without_the_layout():
+    assert accuracy("It is <answer>rose</answer>.", "rose") == 1.0
+
+
+def test_the_answer_is_extracted_untouched():
+    assert extract_answer("<answer>\n hard-leaved\n orchid </answer>") == "\n hard-leaved\n orchid "
+
+
+def test_normalising_twice_changes_nothing():
+    for text in ("Hard-Leaved_Pocket Orchid", "ＳＴＲＡßE", "İ", "\u03aa\u0301", "C++"):
+        assert normalise_label(normalise_label(text)) == normalise_label(text)
+    assert normalise_label(" -_.,;:!?'\"()\t\n\u00a0\u200b") == ""
+
+
+@pytest.mark.parametrize("label", ["", "--", " "])
+def test_a_label_that_is_nothing_is_no_label(label):
+    with pytest.raises(ValueError, match="has no letter"):
+        accuracy("<answer></answer>", label)
+
+
+def short(prompt: Prompt, completion: Completion) -> float:
+    return float(len(completion.text) < 10)
+
+
+def test_rewards_are_loaded_by_name_and_path_in_order():
+    loaded = load_rewards({"accuracy": 1.0, f"{__name__}:short": -0.5, "format": 2.0})
+    assert loaded == [
+        ("accuracy", 1.0, accuracy_reward),
+        (f"{__name__}:short", -0.5, short),
+        ("format", 2.0, format_reward),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"acuracy": 1.0}, r"rewards: 'acuracy' is unknown. Did you mean accuracy\?"),
+        ({f"{__name__}.shrt": 1.0}, r"has no function 'shrt'. Did you mean short\?"),
+        ({"nowhere.module:f": 1.0}, "no module 'nowhere'"),
+        ({"rft_cluster.nowhere:f": 1.0}, "no module 'rft_cluster.nowhere'"),
+        ({"format": float("nan")}, "rewards.format: the weight must be a finite number, got nan"),
+        ({}, "none is given"),
+    ],
+)
+def test_a_wrong_reward_is_explained(weights, message):
+    with pytest.raises(UserError, match=message):
+        load_rewards(weights)
+
+
+def test_an_import_error_inside_the_users_module_keeps_its_traceback(tmp_path, monkeypatch):
+    (tmp_path / "broken_reward.py").write_text("import no_such_dependency\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="no_such_dependency"):
+        load_rewards({"broken_reward:f": 1.0})

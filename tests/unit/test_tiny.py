@@ -1,0 +1,163 @@
+"""The tiny model's folder: tokenizer, cache, groups, and what a short warm start already writes."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoProcessor, AutoTokenizer, Qwen2VLForConditionalGeneration
+
+from rft_cluster import tiny
+from rft_cluster.errors import UserError
+
+NAMES = ["zero", "pink primrose", "hard-leaved pocket orchid", "Käsekuchen 🍰", "one", "none"]
+TEXT = "What is this?\nThink in <think> </think>, answer in <answer> </answer>: <think> ... </think><answer>x</answer>"
+
+
+def picture(index: int) -> Image.Image:
+    """One of four plainly different kinds, with noise; every fifth is wider than high."""
+    rng = np.random.default_rng(index)
+    pixels = np.zeros((24, 48 if index % 5 == 0 else 24, 3))
+    rows, columns = np.indices(pixels.shape[:2])
+    kinds = [rows < 12, columns % 24 < 12, rows % 24 < columns % 24, np.abs(rows - 12) < 5]
+    pixels[kinds[index % 4]] = 220
+    return Image.fromarray((pixels + rng.integers(0, 30, pixels.shape)).astype("uint8"))
+
+
+STEPS = 60
+IMAGES = [picture(index) for index in range(40)]
+
+
+def build(cache, steps=1, **changes):
+    inputs = dict(images=IMAGES, class_names=NAMES, prompt_text=TEXT, pixels=56 * 56, seed=0)
+    return tiny.ensure_tiny_model(cache, **{**inputs, **changes}, report=lambda line: None, warm_steps=steps)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny, "BATCH", 12)  # a few seconds instead of a minute
+        yield build(tmp_path_factory.mktemp("tiny"), steps=STEPS)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def processor(folder):
+    return AutoProcessor.from_pretrained(folder)
+
+
+def test_same_inputs_give_the_same_folder_without_building_again(folder, monkeypatch):
+    monkeypatch.setattr(tiny, "warm_start", lambda *a: pytest.fail("built again"))
+    assert build(folder.parent, steps=STEPS) == folder
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name], "no half-built folder left behind"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 1}, {"pixels": 84 * 84}, {"class_names": NAMES[::-1]}, {"prompt_text": "x"}, {"images": IMAGES[1:]}],
+)
+def test_any_other_input_gives_another_folder(folder, tmp_path, monkeypatch, change):
+    monkeypatch.setattr(tiny, "warm_start", lambda *a: None)
+    changed = build(tmp_path, steps=STEPS, **change)
+    assert changed.name != folder.name and (changed / "model.safetensors").exists()
+
+
+def test_the_same_inputs_build_the_same_weights(folder, tmp_path):
+    one, two = build(tmp_path / "one", steps=2), build(tmp_path / "two", steps=2)
+    assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
+
+
+def test_building_leaves_the_callers_random_state_alone(tmp_path):
+    before = torch.get_rng_state()
+    build(tmp_path, steps=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_failed_build_leaves_nothing_that_looks_built(tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("disk full")
+
+    monkeypatch.setattr(tiny.Qwen2VLProcessor, "save_pretrained", fail)
+    with pytest.raises(RuntimeError, match="disk full"):
+        build(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": IMAGES[:15]}, "at least 16"),
+        ({"class_names": []}, "class names"),
+        ({"class_names": ["a", "a"]}, "class names"),
+        ({"class_names": ["a", ""]}, "class names"),
+        ({"class_names": ["a", "b<c"]}, "'b<c'"),
+        ({"pixels": 27 * 28}, "at least 784"),
+    ],
+)
+def test_impossible_inputs_are_refused(tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
+        build(tmp_path, **change)
+
+
+def test_text_round_trips_and_what_is_usual_is_one_token(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for name in NAMES:
+        assert len(tokenizer.encode(name)) == 1
+        text = f"<think>group-01 kind-003</think><answer>{name}</answer>"
+        assert len(tokenizer.encode(text)) == 7
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert tokenizer.decode(tokenizer.encode(text + "<|im_end|>"), skip_special_tokens=True) == text
+    for text in ["", " \t\n\n ", "a < b > c </", "日本語\x00\x7f", "None of zero's <b>tags</b>", "x" * 500]:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_special_tokens_are_special_and_stop_generation(folder, processor):
+    tokenizer = processor.tokenizer
+    assert tokenizer.convert_tokens_to_ids(list(tiny.SPECIAL_TOKENS)) == list(range(8))
+    assert set(tokenizer.all_special_ids) == set(range(8))
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
+    model = Qwen2VLForConditionalGeneration.from_pretrained(folder)
+    assert model.generation_config.eos_token_id == [2, 0] and model.generation_config.pad_token_id == 0
+    assert model.config.image_token_id == 6 and model.config.vision_start_token_id == 3
+    assert model.lm_head.weight is model.model.language_model.embed_tokens.weight
+
+
+def test_chat_template_is_qwen2_vls(processor):
+    part = {"type": "text", "text": "What?"}
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [{"type": "image"}, part]}]
+    assert processor.apply_chat_template(messages, add_generation_prompt=True) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n"
+        "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>What?<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_every_image_gets_the_number_of_tokens_its_pixels_ask_for(processor):
+    for image in (IMAGES[1], IMAGES[1].resize((500, 500))):
+        batch = processor(text=["<|vision_start|><|image_pad|><|vision_end|>"], images=[image], return_tensors="pt")
+        assert batch["input_ids"].tolist() == [[3, 6, 6, 6, 6, 4]] and batch["pixel_values"].shape == (16, 1176)
+
+
+def test_look_alikes_share_their_words():
+    square = [image for index, image in enumerate(picture(i) for i in range(80)) if index % 5]
+    kinds = [index % 4 for index in range(80) if index % 5]
+    places, words = tiny.look_alike_groups(square, classes=4, seed=0)
+    assert places.shape[0] == len(square) and np.isfinite(places).all()
+    for position in (0, 1):
+        owner: dict[str, set[int]] = {}
+        for pair, kind in zip(words, kinds):
+            owner.setdefault(pair[position], set()).add(kind)
+        assert all(len(found) == 1 for found in owner.values()), "a group of two kinds"
+
+
+def test_a_short_warm_start_already_writes_the_format_and_one_answer(folder, processor):
+    model = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    content = [{"type": "image"}, {"type": "text", "text": TEXT}]
+    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    square = [IMAGES[index] for index in (1, 2, 3, 4)]
+    batch = processor(text=[prompt] * 4, images=square, return_tensors="pt")
+    written = model.generate(**batch, max_new_tokens=16, do_sample=False)[:, batch["input_ids"].shape[1] :]
+    texts = processor.batch_decode(written, skip_special_tokens=True)
+    assert all(re.fullmatch(r"<think>group-\d\d kind-\d\d\d</think><answer>zero</answer>", text) for text in texts), texts
