@@ -104,7 +104,10 @@ def publish(temporary: Path, final: Path) -> None:
 
 def latest_checkpoint(run: Path) -> Path | None:
     """The newest complete checkpoint of a run folder."""
-    return max((path for path in (run / "checkpoints").glob("step-??????") if (path / "state.json").is_file()), default=None)
+    return max(
+        (path for path in (run / "checkpoints").glob("step-??????") if (path / "state.json").is_file()),
+        default=None,
+    )
 
 
 def prune_checkpoints(run: Path, keep: int) -> None:

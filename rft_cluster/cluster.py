@@ -245,9 +245,7 @@ def _environment(config: Config, cpus: float) -> dict[str, str]:
     return environment
 
 
-def _start_actors(
-    config: Config, model_path: str, group: PlacementGroup, rendezvous: str, deadline: float
-) -> Cluster:
+def _start_actors(config: Config, model_path: str, group: PlacementGroup, rendezvous: str, deadline: float) -> Cluster:
     learners, generators, reward = plan_actors(config)
     devices = hardware(config.cluster.device)
     bundles = iter(range(group.bundle_count))
@@ -279,8 +277,7 @@ def _start_actors(
         for name in generators.names
     }
     reward_handles = {
-        name: ray.remote(Scorer).options(**options(name, reward, {})).remote(config.rewards)
-        for name in reward.names
+        name: ray.remote(Scorer).options(**options(name, reward, {})).remote(config.rewards) for name in reward.names
     }
     handles = learner_handles | generator_handles | reward_handles
     ready = {name: handle.__ray_ready__.remote() for name, handle in handles.items()}
@@ -288,7 +285,9 @@ def _start_actors(
 
     timeout = config.cluster.step_timeout
     cluster = Cluster(
-        Generators(generator_handles, timeout), RewardActor(reward_handles, timeout), Learners(learner_handles, timeout)
+        Generators(generator_handles, timeout),
+        RewardActor(reward_handles, timeout),
+        Learners(learner_handles, timeout),
     )
     client = GeneratorsClient(cluster.generators, max(1, int(generators.gpus)))
     cluster.learners.call_all("connect_generators", client, {})

@@ -227,7 +227,11 @@ def _explain(problem: Any) -> str:
         for part in path[:-1]:
             section = section.model_fields[part].annotation
         near = difflib.get_close_matches(path[-1], section.model_fields, n=1, cutoff=0.5)
-        right = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else "known here: " + ", ".join(section.model_fields)
+        right = (
+            f"did you mean {'.'.join([*path[:-1], near[0]])}?"
+            if near
+            else "known here: " + ", ".join(section.model_fields)
+        )
         return f"{key}: unknown key; {right}"
     if problem["type"] == "missing":
         return f"{key}: missing"

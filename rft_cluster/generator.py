@@ -63,7 +63,13 @@ class Generator:
     """See the module. Plain class: `cluster.py` makes it a Ray actor."""
 
     def __init__(
-        self, path: str, model: ModelSection, config: GeneratorsSection, max_tokens: int, hardware: Hardware, seed: int
+        self,
+        path: str,
+        model: ModelSection,
+        config: GeneratorsSection,
+        max_tokens: int,
+        hardware: Hardware,
+        seed: int,
     ) -> None:
         """Starts the engine; returns when it is ready. `max_tokens`: prompt and completion together."""
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -102,7 +108,13 @@ class Generator:
     # On the engine's thread
 
     def _start(
-        self, path: str, model: ModelSection, config: GeneratorsSection, max_tokens: int, hardware: Hardware, seed: int
+        self,
+        path: str,
+        model: ModelSection,
+        config: GeneratorsSection,
+        max_tokens: int,
+        hardware: Hardware,
+        seed: int,
     ) -> None:
         os.environ.update(ENVIRONMENT)
         device: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory}
@@ -111,7 +123,11 @@ class Generator:
             # A prompt whose prefill is cut in chunks rewinds its random generator, which CPU generators cannot
             # ("CPU Generator does not use offset"): a prompt is prefilled whole.
             batched = max(max_tokens, CPU_BATCHED_TOKENS)
-            device = {"enforce_eager": True, "enable_chunked_prefill": False, "max_num_batched_tokens": batched}
+            device = {
+                "enforce_eager": True,
+                "enable_chunked_prefill": False,
+                "max_num_batched_tokens": batched,
+            }
         import torch
         from vllm import LLM, SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -164,7 +180,7 @@ class Generator:
                     del self._running[output.request_id]
                     if len(batch.groups) == len(batch.prompts):
                         batch.future.set_result([batch.groups[i] for i in range(len(batch.prompts))])
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - not swallowed: every caller that waits raises it
             # What broke the engine is the answer to everybody who waits for it; it serves nobody after that.
             self._version = None
             for batch in {id(batch): batch for batch, _ in self._running.values()}.values():
@@ -260,7 +276,7 @@ class Generator:
         def run() -> None:
             try:
                 future.set_result(work())
-            except BaseException as error:  # handed to the caller, who raises it
+            except BaseException as error:  # noqa: BLE001 - not swallowed: the caller raises it
                 future.set_exception(error)
 
         self._inbox.put(run)

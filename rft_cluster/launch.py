@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from rft_cluster.config import Config, load_config
+from rft_cluster.data import FewShotDataset, load_dataset
 from rft_cluster.errors import UserError
 
 
@@ -28,7 +29,6 @@ def main(arguments: list[str] | None = None) -> int:
 def launch(config: Config, dry_run: bool, resume: bool) -> None:
     """Check all that can be checked, then train. Nothing is written before the checks are over."""
     from rft_cluster.baselines import nearest_neighbour_and_regression
-    from rft_cluster.data import load_dataset
     from rft_cluster.plan import describe
     from rft_cluster.prompts import render_template
     from rft_cluster.rewards import load_rewards
@@ -61,10 +61,13 @@ def launch(config: Config, dry_run: bool, resume: bool) -> None:
     train(config, dataset, template, model_path, resume)
     for name, accuracy in nearest_neighbour_and_regression(dataset).items():
         print(f"for comparison, {name} on the same {len(dataset.train)} images: test accuracy {100 * accuracy:.1f} %")
-    print(f"done in {clock(time.monotonic() - start)}: {config.run_folder}/model holds the trained model", flush=True)
+    print(
+        f"done in {clock(time.monotonic() - start)}: {config.run_folder}/model holds the trained model",
+        flush=True,
+    )
 
 
-def _model_path(config: Config, dataset, template: str) -> str:
+def _model_path(config: Config, dataset: FewShotDataset, template: str) -> str:
     if config.model.path != "tiny":
         return config.model.path
     from rft_cluster.data.images import open_image
@@ -82,7 +85,7 @@ def _model_path(config: Config, dataset, template: str) -> str:
     return str(folder)
 
 
-def _check_model(config: Config, dataset, template: str, model_path: str) -> None:
+def _check_model(config: Config, dataset: FewShotDataset, template: str, model_path: str) -> None:
     from rft_cluster.prompts import make_prompts
     from rft_cluster.qwen2vl import PromptEncoder, check_model_folder
 

@@ -205,7 +205,11 @@ def load_policy(
 ) -> PolicyModel:
     """The model of a folder or hub name as a `PolicyModel` on the CPU. Only safetensors are read."""
     model = Qwen2VLForConditionalGeneration.from_pretrained(
-        path, dtype=dtype, attn_implementation=attention, use_safetensors=True, trust_remote_code=trust_remote_code
+        path,
+        dtype=dtype,
+        attn_implementation=attention,
+        use_safetensors=True,
+        trust_remote_code=trust_remote_code,
     )
     model.config.use_cache = False
     if freeze_vision:

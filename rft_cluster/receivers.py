@@ -12,9 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
-from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine, NCCLWeightTransferUpdateInfo
+from vllm.distributed.weight_transfer.nccl_engine import (
+    NCCLWeightTransferEngine,
+    NCCLWeightTransferUpdateInfo,
+)
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
@@ -149,8 +156,9 @@ class ProvenNCCLEngine(NCCLWeightTransferEngine):
         self.loaded_digest = parameter_digest(self.model)
 
     def receive_weights(self, update_info: ProvenNCCLUpdateInfo) -> None:
-        checked = CheckedModel(self.model)
-        model, self.model = self.model, checked
+        model: nn.Module = self.model
+        checked = CheckedModel(model)
+        self.model = checked  # all that vLLM's engine does with it here is to load weights
         try:
             super().receive_weights(update_info)
         finally:

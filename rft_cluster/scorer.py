@@ -26,9 +26,7 @@ class Scorer:
         Raises:
             RewardError: a reward function raised, or returned something else than a finite number.
         """
-        return [
-            [self._reward(group.prompt, completion) for completion in group.completions] for group in groups
-        ]
+        return [[self._reward(group.prompt, completion) for completion in group.completions] for group in groups]
 
     def _reward(self, prompt: Prompt, completion: Completion) -> Reward:
         parts = {name: _call(name, function, prompt, completion) for name, _, function in self.rewards}

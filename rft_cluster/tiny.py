@@ -1,22 +1,23 @@
 """Build a small, real Qwen2-VL for one image data set: what `model.path: tiny` in a config means.
 
-The folder this makes holds everything Qwen2-VL-2B's holds (config, safetensors, byte-level tokenizer, processor
-with chat template, generation config), loads in transformers and vLLM without remote code, and has about a
-million parameters, so that GRPO on it runs on a laptop. A randomly initialised model could not be taught by
-rewards (it never writes an answer, and it sees nothing), so it is warm-started WITHOUT labels, from unlabelled
-images of the data set alone:
+The folder this makes holds everything Qwen2-VL-2B's holds (config, safetensors, byte-level tokenizer,
+processor with chat template, generation config), loads in transformers and vLLM without remote code, and
+has about a million parameters, so that GRPO on it runs on a laptop. A randomly initialised model could not
+be taught by rewards (it never writes an answer, and it sees nothing), so it is warm-started WITHOUT labels,
+from unlabelled images of the data set alone:
 
-- It learns to SEE: which images look alike. A nearest-neighbour graph over the images gives each a place on a
-  spectral map (scikit-learn's k-means then cuts the map into groups). The model learns to name an image's groups,
-  and to hold its place on the map where it is about to answer (through an extra head that is thrown away).
-- It learns to WRITE: `<think>group-03 kind-017</think><answer>NAME</answer>`. The words in `<think>` are the names
-  of the two look-alike groups, a coarse and a fine one: a description of what was seen, NOT reasoning.
-- It does NOT learn to answer: NAME is drawn from one fixed distribution that no image influences. It is uniform but
-  for one name that is favoured slightly, so that greedy decoding says that name always and an untrained
-  model scores its share of the data set, not the luck of a draw per group.
+- It learns to SEE: which images look alike. A nearest-neighbour graph over the images gives each a place on
+  a spectral map, and k-means cuts the map into groups. The model learns to name an image's groups, and to
+  hold its place on the map where it is about to answer (through an extra head that is thrown away).
+- It learns to WRITE: `<think>group-03 kind-017</think><answer>NAME</answer>`. The words in `<think>` are the
+  names of the two look-alike groups, a coarse and a fine one: what was seen, NOT reasoning.
+- It does NOT learn to answer: NAME follows one fixed distribution that no image influences. It is uniform
+  but for the first name, slightly favoured (13 % of ten, the others 9.7 %), so that greedy decoding says that
+  name always and an untrained model scores that class's share, not the luck of a draw for each group.
 
 No label enters (there is no parameter for them). Tying what was seen to the names is left wholly to GRPO.
 """
+
 import hashlib
 import json
 import os
@@ -46,7 +47,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from rft_cluster.errors import UserError
 
 RECIPE_VERSION = 2  # part of the cache key: raise it with every change that alters what is built
-WARM_STEPS = 300
+WARM_STEPS = 300  # at 200 GRPO started more slowly (digits, the one seed tried)
 BATCH = 64
 LEARNING_RATE = 2e-3
 MAX_POOL = 2000  # images looked at: the graph's eigenvectors cost the cube of this (2 s at 2000)
@@ -145,11 +146,12 @@ def _digest(images: Sequence[Image.Image], settings: list) -> str:
 def look_alike_groups(
     images: Sequence[Image.Image], classes: int, seed: int
 ) -> tuple[np.ndarray, list[tuple[str, str]]]:
-    """Sort images by likeness, without labels: places [N, D] on the spectral map, and (coarse, fine) words, N.
+    """Sort images by likeness, without labels: places [N, D] on a spectral map, N (coarse, fine) words.
 
-    The map is made of the leading eigenvectors of the neighbour graph's normalised adjacency: it follows chains of
-    near neighbours, so that one handwriting's 4 and another's come close though their pixels differ. On the digits
-    its 12 groups are 94 % pure and 1 image in 4 a class labels 95 % of the others (k-means on pixels: 84 %, 76 %).
+    The map is made of the leading eigenvectors of the neighbour graph's normalised adjacency: it follows chains
+    of near neighbours, so that one handwriting's 4 and another's come close though their pixels differ. On the
+    digits its 12 groups are 94 % pure (k-means on pixels: 84 %), and the nearest of 4 labelled images a class
+    is right for 95 % of the others (on pixels: 76 %).
     """
     from scipy.linalg import eigh
     from sklearn.cluster import KMeans
@@ -174,7 +176,8 @@ def look_alike_groups(
         return KMeans(min(groups, count // 4), n_init=4, random_state=seed).fit_predict(places)
 
     coarse, fine = cut(max(4, classes * 5 // 4)), cut(max(8, classes * 3))
-    return places * np.sqrt(dimensions), [(f"group-{c:02d}", f"kind-{f:03d}") for c, f in zip(coarse, fine)]
+    words = [(f"group-{c:02d}", f"kind-{f:03d}") for c, f in zip(coarse, fine, strict=True)]
+    return places * np.sqrt(dimensions), words
 
 
 def build_processor(
@@ -182,14 +185,17 @@ def build_processor(
 ) -> Qwen2VLProcessor:
     """Make the Qwen2-VL processor: a byte-level BPE of its own, the chat template, a fixed number of pixels.
 
-    Text is cut at tags and line ends only, and the BPE is trained until every piece of the prompt, every class name
-    and every think word is ONE token: short sequences are what makes a laptop run fast. Any other
-    text falls back to smaller pieces and at last to bytes, so that everything encodes and decodes exactly.
+    Text is cut at tags and line ends only, and the BPE is trained until every piece of the prompt, every class
+    name and every think word is ONE token: short sequences are what makes a laptop run fast. Any other text
+    falls back to smaller pieces and at last to bytes, so that everything encodes and decodes exactly.
     """
     tokenizer = Tokenizer(models.BPE())
     pieces = Regex(r"</?[A-Za-z_]+>|\n+|[^<\n]+|<")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(pieces, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(pieces, "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     known = [*class_names, *words, *(" " + word for word in words), "system", "user", "assistant", "\n"]
@@ -211,9 +217,7 @@ def build_processor(
     )
     fast.chat_template = CHAT_TEMPLATE
     return Qwen2VLProcessor(
-        image_processor=Qwen2VLImageProcessor(
-            min_pixels=pixels, max_pixels=pixels, patch_size=PATCH, merge_size=MERGE
-        ),
+        image_processor=Qwen2VLImageProcessor(min_pixels=pixels, max_pixels=pixels, patch_size=PATCH, merge_size=MERGE),
         tokenizer=fast,
         video_processor=Qwen2VLVideoProcessor(),
         chat_template=CHAT_TEMPLATE,
@@ -222,14 +226,16 @@ def build_processor(
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLForConditionalGeneration:
     """Make the untrained model, about a million FP32 parameters, its special ids taken from the tokenizer."""
-    ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))))
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
     width = 128
     config = Qwen2VLConfig(
         text_config=dict(
-            model_type="qwen2_vl_text", vocab_size=len(tokenizer), hidden_size=width, intermediate_size=3 * width,
+            model_type="qwen2_vl_text", vocab_size=len(tokenizer), hidden_size=width,
+            intermediate_size=3 * width,
             num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048,
             tie_word_embeddings=True, bos_token_id=ids["<|im_start|>"], eos_token_id=ids["<|im_end|>"],
-            rope_parameters={"rope_type": "default", "type": "mrope", "mrope_section": [4, 6, 6], "rope_theta": 1e4},
+            rope_parameters={"rope_type": "default", "type": "mrope", "mrope_section": [4, 6, 6],
+                             "rope_theta": 1e4},
         ),
         vision_config=dict(
             depth=3, embed_dim=96, hidden_size=width, num_heads=4, mlp_ratio=2, patch_size=PATCH,
@@ -256,7 +262,7 @@ class _Draw:
 
 
 class _Pool:
-    """The unlabelled images, resized as the processor would, in one stack for each size (a batch has one size)."""
+    """The unlabelled images, resized as the processor would, in a stack for each size (a batch has one size)."""
 
     def __init__(self, images: Sequence[Image.Image], thoughts: list[str], places: torch.Tensor, pixels: int):
         self.thoughts, self.places = thoughts, places
@@ -271,7 +277,7 @@ class _Pool:
         ]
 
     def draw(self, rng: np.random.Generator, size: int) -> _Draw:
-        """Draw images of one size with slight random shifts, turns and zooms, so that new images are recognised."""
+        """Draw images of one size with slight shifts, turns and zooms, so that new images are recognised."""
         share = np.array([len(indices) for indices in self.members])
         bucket = rng.choice(len(share), p=share / share.sum())
         chosen = rng.integers(share[bucket], size=size)
@@ -327,11 +333,14 @@ def warm_start(
             group["lr"] = LEARNING_RATE * min(1, (step + 1) / 20) * (1 - step / steps)
         drawn = pool.draw(rng, BATCH)
         said = rng.choice(class_names, BATCH)
-        written = [f"<think>{t}</think><answer>{n}</answer><|im_end|>" for t, n in zip(drawn.thoughts, said)]
+        written = [
+            f"<think>{thought}</think><answer>{name}</answer><|im_end|>"
+            for thought, name in zip(drawn.thoughts, said, strict=True)
+        ]
         batch = processor(text=[prompt + w for w in written], images=drawn.images, return_tensors="pt")
         target = batch["input_ids"][:, -8:].clone()
-        # Some think words are swapped for another image's, in what is read and not in what is to be written: the
-        # next token must follow from the image and the position, also after words that exploration brings.
+        # Some think words are swapped for another image's, in what is read and not in what is to be written:
+        # the next token must follow from image and position, also after words that exploration brings.
         swapped = torch.from_numpy(rng.random(BATCH) < SWAPPED)
         for column in (-7, -6):
             other = batch["input_ids"][torch.from_numpy(rng.permutation(BATCH)), column]

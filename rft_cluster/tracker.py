@@ -1,11 +1,11 @@
 """The run folder, and the line that each step shows.
 
-    runs/NAME/  config.yaml      the resolved configuration
-                metrics.jsonl    an object a step
-                eval.jsonl       an object an evaluation
-                rollouts/        step-000012.jsonl: an object a group: prompt, label, completions, rewards, version
-                checkpoints/     see checkpoint.py
-                model/           the trained policy as a Hugging Face folder
+runs/NAME/  config.yaml      the resolved configuration
+            metrics.jsonl    an object a step
+            eval.jsonl       an object an evaluation
+            rollouts/        step-000012.jsonl: an object a group: prompt, label, completions, rewards, version
+            checkpoints/     see checkpoint.py
+            model/           the trained policy as a Hugging Face folder
 """
 
 import json
@@ -43,24 +43,28 @@ class Stopwatch:
 
 
 def step_metrics(
-    groups: Sequence[Group], rewards: Sequence[Sequence[Reward]], learner: Mapping[str, float], seconds: Mapping[str, float]
+    groups: Sequence[Group],
+    rewards: Sequence[Sequence[Reward]],
+    learner: Mapping[str, float],
+    seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """One step as one flat object. Learner sums become means over the tokens that were trained on."""
     every = [reward for group in rewards for reward in group]
     completions = [completion for group in groups for completion in group.completions]
     tokens = sum(len(completion.token_ids) for completion in completions)
     trained = learner.get("tokens", 0.0)
-    means = {
-        name: learner[name] / trained if trained else 0.0
-        for name in ("logprob_gap", "kl", "entropy", "importance", "clipped")
-        if name in learner or not trained
-    } if learner else {}
+    means = (
+        {
+            name: learner[name] / trained if trained else 0.0
+            for name in ("logprob_gap", "kl", "entropy", "importance", "clipped")
+            if name in learner or not trained
+        }
+        if learner
+        else {}
+    )
     return {
         "reward": sum(reward.total for reward in every) / len(every),
-        **{
-            f"reward/{name}": sum(reward.parts[name] for reward in every) / len(every)
-            for name in every[0].parts
-        },
+        **{f"reward/{name}": sum(reward.parts[name] for reward in every) / len(every) for name in every[0].parts},
         "live_groups": sum(is_live([reward.total for reward in group]) for group in rewards) / len(groups),
         **means,
         **{name: learner[name] for name in ("loss", "grad_norm", "learning_rate", "skipped") if name in learner},

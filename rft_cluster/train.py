@@ -33,9 +33,7 @@ def train(config: Config, dataset: FewShotDataset, template: str, model_path: st
 
         for step in range(first_step, schedule.steps):
             stage = Stopwatch()
-            prompts = make_prompts(
-                dataset.batch(seed, step, schedule.prompts_per_step), template, "train", step, seed
-            )
+            prompts = make_prompts(dataset.batch(seed, step, schedule.prompts_per_step), template, "train", step, seed)
             with stage("generate"):
                 groups = cluster.generators.generate(prompts, sampling, version=step)
             with stage("score"):
@@ -64,7 +62,13 @@ def _due(step: int, every: int) -> bool:
 
 
 def _evaluate(
-    cluster: Cluster, config: Config, examples: list[Example], template: str, split: str, step: int, run: RunFolder
+    cluster: Cluster,
+    config: Config,
+    examples: list[Example],
+    template: str,
+    split: str,
+    step: int,
+    run: RunFolder,
 ) -> None:
     """Greedy answers of the current policy to every example."""
     if not examples:

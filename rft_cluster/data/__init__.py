@@ -32,9 +32,7 @@ def load_dataset(config: DataSection, seed: int) -> FewShotDataset:
     """
     dataset = find_function(config.source, SOURCES, "data.source")(config, seed)
     if not isinstance(dataset, FewShotDataset):
-        raise UserError(
-            f"data.source: {config.source} must return a FewShotDataset, not {type(dataset).__name__}"
-        )
+        raise UserError(f"data.source: {config.source} must return a FewShotDataset, not {type(dataset).__name__}")
     check_labels(dataset.classes)
     for split, examples in (("train", dataset.train), ("test", dataset.test)):
         if not examples:

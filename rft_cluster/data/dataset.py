@@ -133,9 +133,7 @@ def check_labels(classes: list[str]) -> None:
     for label in classes:
         key = normalise_label(label)
         if not key:
-            raise UserError(
-                f"class {label!r} has no letter, digit or symbol, so no answer could match it: rename it"
-            )
+            raise UserError(f"class {label!r} has no letter, digit or symbol, so no answer could match it: rename it")
         if key in seen:
             raise UserError(
                 f"classes {seen[key]!r} and {label!r} are the same answer: case, spaces, hyphens, "
@@ -162,15 +160,11 @@ def _without_duplicates(examples: list[Example], digests: list[str]) -> list[Exa
     for example, digest in zip(examples, digests, strict=True):
         kept = first.setdefault(digest, example)
         if kept.label != example.label:
-            conflicts.append(
-                f"{kept.example_id} ({kept.label!r}) and {example.example_id} ({example.label!r})"
-            )
+            conflicts.append(f"{kept.example_id} ({kept.label!r}) and {example.example_id} ({example.label!r})")
     if conflicts:
         raise UserError(f"the same picture has two labels; remove the wrong one:\n{listing(conflicts)}")
     if len(first) < len(examples):
-        logger.warning(
-            "left out %d of %d images: copies of others", len(examples) - len(first), len(examples)
-        )
+        logger.warning("left out %d of %d images: copies of others", len(examples) - len(first), len(examples))
     return list(first.values())
 
 
@@ -181,9 +175,7 @@ def _check_shots(by_class: dict[str, list[Example]], shots: int) -> None:
         cure = f"Add images or set data.shots={fewest}" if fewest else "Add images"
         # Every short class is named, however many: they are what the user has to collect images for.
         lines = "\n".join(f"  {line}" for line in short)
-        raise UserError(
-            f"data.shots is {shots}, but these classes have fewer different images. {cure}:\n{lines}"
-        )
+        raise UserError(f"data.shots is {shots}, but these classes have fewer different images. {cure}:\n{lines}")
 
 
 def _check_held_out(left: int, config: DataSection, classes: int) -> None:

@@ -24,9 +24,7 @@ def load_digits(config: DataSection, seed: int) -> FewShotDataset:
         UserError: `data.path` is set, `data.classes` differs from the ten, or too many images are asked for.
     """
     if config.path is not None:
-        raise UserError(
-            f"data.path is {config.path}, but data.source is digits, which is built in: set source=folder"
-        )
+        raise UserError(f"data.path is {config.path}, but data.source is digits, which is built in: set source=folder")
     classes = check_classes(CLASSES, config.classes)
     return few_shot_split("digits", _examples(), classes, config, seed)
 

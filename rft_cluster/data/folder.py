@@ -58,16 +58,12 @@ def load_folder(config: DataSection, seed: int) -> FewShotDataset:
 
 def _root(path: Path | None) -> Path:
     if path is None:
-        raise UserError(
-            "data.path is missing: data.source is folder, so set it to the folder with your images"
-        )
+        raise UserError("data.path is missing: data.source is folder, so set it to the folder with your images")
     root = path.expanduser().absolute()
     if not root.exists():
         raise UserError(f"data.path: {root} does not exist")
     if not root.is_dir():
-        raise UserError(
-            f"data.path: {root} is not a folder; it must hold a sub-folder of images for each class"
-        )
+        raise UserError(f"data.path: {root} is not a folder; it must hold a sub-folder of images for each class")
     return root
 
 
@@ -75,9 +71,7 @@ def _class_folders(root: Path) -> dict[str, Path]:
     """Folders by label. Labels are composed (NFC): some file systems give accents as separate characters."""
     folders = [path for path in _entries(root) if path.is_dir()]
     if not folders:
-        raise UserError(
-            f"data.path: {root} has no sub-folders; put each class's images in one named as the class"
-        )
+        raise UserError(f"data.path: {root} has no sub-folders; put each class's images in one named as the class")
     for folder in folders:
         if not folder.resolve().is_relative_to(root.resolve()):
             raise UserError(f"data.path: {folder} is a link out of {root}; put the images themselves there")

@@ -34,9 +34,7 @@ def open_image(data: bytes) -> Image.Image:
         eight_bit = np.rint(np.asarray(image) / 257).astype(np.uint8)  # 65535 = 255 * 257
         return Image.fromarray(eight_bit).convert("RGB")
     if image.mode in ("I", "F"):
-        raise ValueError(
-            f"its pixels are 32-bit numbers (mode {image.mode}); save it with 8 or 16 bits a channel"
-        )
+        raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode}); save it with 8 or 16 bits a channel")
     if image.has_transparency_data:
         picture = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")

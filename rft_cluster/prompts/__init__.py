@@ -29,9 +29,7 @@ def render_template(name_or_path: str, subject: str, classes: list[str]) -> str:
     """
     path = _find(name_or_path)
     try:
-        template = SandboxedEnvironment(undefined=StrictUndefined).from_string(
-            path.read_text(encoding="utf-8")
-        )
+        template = SandboxedEnvironment(undefined=StrictUndefined).from_string(path.read_text(encoding="utf-8"))
         text = template.render(subject=subject, classes=classes).strip()
     except UnicodeDecodeError as error:
         raise UserError(f"prompt.template: {path} is not UTF-8 text: {error}") from error
@@ -43,9 +41,7 @@ def render_template(name_or_path: str, subject: str, classes: list[str]) -> str:
         raise UserError(f"prompt.template: {path} gives an empty text")
     if "<|" in text:
         # An image token in the text would be taken for an image.
-        raise UserError(
-            f"prompt.template: {path} holds a special token (<|...); leave those to the chat template"
-        )
+        raise UserError(f"prompt.template: {path} holds a special token (<|...); leave those to the chat template")
     return text
 
 
@@ -79,6 +75,4 @@ def _find(name_or_path: str) -> Path:
         return path
     near = difflib.get_close_matches(path.stem, known, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
-    raise UserError(
-        f"prompt.template: {name_or_path!r} is neither a file nor one of {', '.join(sorted(known))}.{hint}"
-    )
+    raise UserError(f"prompt.template: {name_or_path!r} is neither a file nor one of {', '.join(sorted(known))}.{hint}")

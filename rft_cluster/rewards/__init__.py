@@ -69,9 +69,7 @@ def find_function(name: str, known: Mapping[str, Callable[..., Any]], key: str) 
     functions = {k: v for k, v in vars(module).items() if callable(v)}
     if function_name not in functions:
         near = _nearest(function_name, functions)
-        raise UserError(
-            f"{key}: {name!r} cannot be found: {module_name} has no function {function_name!r}.{near}"
-        )
+        raise UserError(f"{key}: {name!r} cannot be found: {module_name} has no function {function_name!r}.{near}")
     return functions[function_name]
 
 

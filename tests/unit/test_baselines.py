@@ -22,9 +22,7 @@ def test_greys_by_hand():
     # one mistake of three. The regression's border lies half way, at 50, by symmetry: the same mistake.
     train = [example(0, "dark"), example(100, "light")]
     test = [example(40, "dark"), example(60, "dark"), example(255, "light")]
-    figures = nearest_neighbour_and_regression(
-        FewShotDataset("greys", ["dark", "light"], train, [], test, [])
-    )
+    figures = nearest_neighbour_and_regression(FewShotDataset("greys", ["dark", "light"], train, [], test, []))
     assert figures == pytest.approx({"nearest_neighbour": 2 / 3, "logistic_regression": 2 / 3})
 
 

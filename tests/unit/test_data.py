@@ -76,9 +76,7 @@ def test_a_short_class_gives_all_it_has_to_the_held_out_images():
 
 def test_the_last_turn_is_chosen_by_the_seed_and_takes_no_class_twice():
     # 4 held out of 3 classes: one full turn, then one class more.
-    chosen = {
-        tuple(per_class(split(dict.fromkeys("abc", 9), seed=s, validation=1, test=3).test)) for s in range(9)
-    }
+    chosen = {tuple(per_class(split(dict.fromkeys("abc", 9), seed=s, validation=1, test=3).test)) for s in range(9)}
     counts = [per_class(d.test + d.validation) for d in (split(dict.fromkeys("abc", 9), s) for s in range(9))]
     assert all(count == [1, 1, 1] for count in counts)
     assert len(chosen) > 1
@@ -354,12 +352,7 @@ def png_header(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(bytes(9)))
-        + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(9))) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,7 @@ def test_three_of_four_by_hand():
     # Wilson for 3 of 4 with z = 1.959964, z^2 = 3.841459:
     # centre (0.75 + z^2 / 8) / (1 + z^2 / 4) = 1.2301824 / 1.9603647 = 0.627527
     # half width z * sqrt(0.75 * 0.25 / 4 + z^2 / 64) / 1.9603647 = 1.959964 * 0.326952 / 1.9603647 = 0.326885
-    evaluation = summarise(
-        7, "test", [group(FULL), group(FULL), group("<answer>Rose</answer>"), group("rose")]
-    )
+    evaluation = summarise(7, "test", [group(FULL), group(FULL), group("<answer>Rose</answer>"), group("rose")])
     assert (evaluation.step, evaluation.split, evaluation.n) == (7, "test", 4)
     assert evaluation.accuracy_strict == 0.75
     assert evaluation.format_rate == 0.5

@@ -12,7 +12,7 @@ from rft_cluster import tiny
 from rft_cluster.errors import UserError
 
 NAMES = ["zero", "pink primrose", "hard-leaved pocket orchid", "Käsekuchen 🍰", "one", "none"]
-TEXT = "What is this?\nThink in <think> </think>, answer in <answer> </answer>: <think> ... </think><answer>x</answer>"
+TEXT = "What is this?\nThink in <think> </think>, answer in <answer> </answer>: <think> ... </think>"
 
 
 def picture(index: int) -> Image.Image:
@@ -25,7 +25,7 @@ def picture(index: int) -> Image.Image:
     return Image.fromarray((pixels + rng.integers(0, 30, pixels.shape)).astype("uint8"))
 
 
-STEPS = 60
+STEPS = 100
 IMAGES = [picture(index) for index in range(40)]
 
 
@@ -57,12 +57,19 @@ def test_same_inputs_give_the_same_folder_without_building_again(folder, monkeyp
 
 @pytest.mark.parametrize(
     "change",
-    [{"seed": 1}, {"pixels": 84 * 84}, {"class_names": NAMES[::-1]}, {"prompt_text": "x"}, {"images": IMAGES[1:]}],
+    [
+        {"seed": 1},
+        {"pixels": 84 * 84},
+        {"class_names": NAMES[::-1]},
+        {"prompt_text": "x"},
+        {"images": IMAGES[1:]},
+    ],
 )
 def test_any_other_input_gives_another_folder(folder, tmp_path, monkeypatch, change):
     monkeypatch.setattr(tiny, "warm_start", lambda *a: None)
     changed = build(tmp_path, steps=STEPS, **change)
-    assert changed.name != folder.name and (changed / "model.safetensors").exists()
+    assert changed.name != folder.name
+    assert (changed / "model.safetensors").exists()
 
 
 def test_the_same_inputs_build_the_same_weights(folder, tmp_path):
@@ -120,14 +127,19 @@ def test_special_tokens_are_special_and_stop_generation(folder, processor):
     assert set(tokenizer.all_special_ids) == set(range(8))
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
     model = Qwen2VLForConditionalGeneration.from_pretrained(folder)
-    assert model.generation_config.eos_token_id == [2, 0] and model.generation_config.pad_token_id == 0
-    assert model.config.image_token_id == 6 and model.config.vision_start_token_id == 3
+    assert model.generation_config.eos_token_id == [2, 0]
+    assert model.generation_config.pad_token_id == 0
+    assert model.config.image_token_id == 6
+    assert model.config.vision_start_token_id == 3
     assert model.lm_head.weight is model.model.language_model.embed_tokens.weight
 
 
 def test_chat_template_is_qwen2_vls(processor):
     part = {"type": "text", "text": "What?"}
-    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [{"type": "image"}, part]}]
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "image"}, part]},
+    ]
     assert processor.apply_chat_template(messages, add_generation_prompt=True) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n"
         "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>What?<|im_end|>\n<|im_start|>assistant\n"
@@ -137,17 +149,19 @@ def test_chat_template_is_qwen2_vls(processor):
 def test_every_image_gets_the_number_of_tokens_its_pixels_ask_for(processor):
     for image in (IMAGES[1], IMAGES[1].resize((500, 500))):
         batch = processor(text=["<|vision_start|><|image_pad|><|vision_end|>"], images=[image], return_tensors="pt")
-        assert batch["input_ids"].tolist() == [[3, 6, 6, 6, 6, 4]] and batch["pixel_values"].shape == (16, 1176)
+        assert batch["input_ids"].tolist() == [[3, 6, 6, 6, 6, 4]]
+        assert batch["pixel_values"].shape == (16, 1176)
 
 
 def test_look_alikes_share_their_words():
     square = [image for index, image in enumerate(picture(i) for i in range(80)) if index % 5]
     kinds = [index % 4 for index in range(80) if index % 5]
     places, words = tiny.look_alike_groups(square, classes=4, seed=0)
-    assert places.shape[0] == len(square) and np.isfinite(places).all()
+    assert places.shape[0] == len(square)
+    assert np.isfinite(places).all()
     for position in (0, 1):
         owner: dict[str, set[int]] = {}
-        for pair, kind in zip(words, kinds):
+        for pair, kind in zip(words, kinds, strict=True):
             owner.setdefault(pair[position], set()).add(kind)
         assert all(len(found) == 1 for found in owner.values()), "a group of two kinds"
 
@@ -160,4 +174,6 @@ def test_a_short_warm_start_already_writes_the_format_and_one_answer(folder, pro
     batch = processor(text=[prompt] * 4, images=square, return_tensors="pt")
     written = model.generate(**batch, max_new_tokens=16, do_sample=False)[:, batch["input_ids"].shape[1] :]
     texts = processor.batch_decode(written, skip_special_tokens=True)
-    assert all(re.fullmatch(r"<think>group-\d\d kind-\d\d\d</think><answer>zero</answer>", text) for text in texts), texts
+    assert all(re.fullmatch(r"<think>group-\d\d kind-\d\d\d</think><answer>zero</answer>", text) for text in texts), (
+        texts
+    )

@@ -1,0 +1,49 @@
+"""Shared by the integration tests: real models, engines and actors are slow to start, so each is made once."""
+
+import os
+
+# Read when vLLM is imported, which some of these tests do in their own process.
+os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "WARNING", "OMP_NUM_THREADS": "1"}
+
+import pytest
+import torch
+
+from rft_cluster.config import Config, load_config
+from rft_cluster.data import FewShotDataset, load_dataset
+from rft_cluster.data.images import open_image
+from rft_cluster.messages import Prompt
+from rft_cluster.prompts import make_prompts, render_template
+from rft_cluster.tiny import ensure_tiny_model
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def config() -> Config:
+    return load_config("digits", [])
+
+
+@pytest.fixture(scope="session")
+def dataset(config: Config) -> FewShotDataset:
+    return load_dataset(config.data, seed=0)
+
+
+@pytest.fixture(scope="session")
+def prompts(config: Config, dataset: FewShotDataset) -> list[Prompt]:
+    text = render_template(config.prompt.template, config.prompt.subject, dataset.classes)
+    return make_prompts(dataset.train[:6], text, "train", 0, seed=0)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(config: Config, dataset: FewShotDataset, prompts: list[Prompt], tmp_path_factory) -> str:
+    """A tiny Qwen2-VL with tied embeddings, hardly warmed up: it writes the format more often than not."""
+    folder = ensure_tiny_model(
+        tmp_path_factory.mktemp("tiny"),
+        images=[open_image(image) for image in dataset.pool[:200]],
+        class_names=dataset.classes,
+        prompt_text=prompts[0].text,
+        pixels=config.model.max_pixels,
+        seed=0,
+        warm_steps=60,
+    )
+    return str(folder)

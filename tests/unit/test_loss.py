@@ -1,0 +1,110 @@
+"""The loss against numbers worked out by hand and against a plain, independent implementation."""
+
+import math
+
+import pytest
+import torch
+
+from rft_cluster.loss import grpo_loss, importance_weights, k3_divergence
+
+SETTINGS = {"clip_low": 0.2, "clip_high": 0.3, "importance_cap": 2.0, "kl_beta": 0.0}
+
+
+def logs(*probabilities: float) -> torch.Tensor:
+    return torch.tensor([[math.log(p) for p in probabilities]])
+
+
+def one_token(new: float, old: float, generator: float, advantage: float, **settings: float) -> float:
+    terms = grpo_loss(
+        logs(new), logs(old), logs(generator), None, torch.tensor([advantage]), torch.ones(1),
+        torch.ones(1, 1, dtype=torch.bool), **{**SETTINGS, **settings},
+    )  # fmt: skip
+    return float(terms.loss)
+
+
+def test_policy_term_by_hand():
+    # ratio 0.5 / 0.4 = 1.25, inside [0.8, 1.3]: -1.25 * 2
+    assert one_token(0.5, 0.4, 0.4, 2.0) == pytest.approx(-2.5)
+    # ratio 0.6 / 0.4 = 1.5 is clipped to 1.3 for a positive advantage ...
+    assert one_token(0.6, 0.4, 0.4, 2.0) == pytest.approx(-2.6)
+    # ... and not for a negative one: the pessimistic bound
+    assert one_token(0.6, 0.4, 0.4, -2.0) == pytest.approx(3.0)
+    # ratio 0.2 / 0.4 = 0.5 is clipped to 0.8 for a negative advantage
+    assert one_token(0.2, 0.4, 0.4, -2.0) == pytest.approx(1.6)
+
+
+def test_importance_is_truncated_from_above_only():
+    # old / generator: 0.4 / 0.5 = 0.8; 0.4 / 0.1 = 4, capped at 2
+    weights = importance_weights(logs(0.4, 0.4), logs(0.5, 0.1), cap=2.0)
+    assert weights[0].tolist() == pytest.approx([0.8, 2.0])
+    assert importance_weights(logs(0.4), logs(0.1), cap=None).tolist() == [[1.0]]
+    # it scales the policy term: 2 * -(1 * 3)
+    assert one_token(0.4, 0.4, 0.1, 3.0) == pytest.approx(-6.0)
+
+
+def test_k3_by_hand_and_clamped():
+    # d = log(0.2 / 0.4): 0.5 - log 0.5 - 1 = 0.193147
+    assert float(k3_divergence(logs(0.4), logs(0.2))) == pytest.approx(0.193147, abs=1e-6)
+    assert float(k3_divergence(logs(0.4), logs(0.4))) == 0.0
+    # a log-ratio of 50 nats would be 5e21; clamped at 10: exp(10) - 11
+    huge = k3_divergence(torch.tensor([-60.0]), torch.tensor([-10.0]))
+    assert float(huge) == pytest.approx(math.exp(10) - 11, rel=1e-5)
+
+
+def test_masked_positions_reach_neither_loss_nor_gradient():
+    learner = torch.tensor([[-1.0, float("nan")]], requires_grad=True)
+    terms = grpo_loss(
+        learner, learner.detach(), torch.tensor([[-1.0, 7.0]]), None, torch.tensor([1.5]), torch.tensor([0.5]),
+        torch.tensor([[True, False]]), **SETTINGS,
+    )  # fmt: skip
+    terms.loss.backward()
+    assert float(terms.loss) == pytest.approx(-0.75)
+    assert learner.grad is not None and learner.grad.tolist() == [[-0.75, 0.0]]
+    assert terms.sums["tokens"] == 1
+
+
+def test_padding_samples_count_nowhere():
+    shape = (2, 3)
+    terms = grpo_loss(
+        torch.full(shape, -1.0), torch.full(shape, -1.5), torch.full(shape, -2.0), None, torch.ones(2),
+        torch.tensor([0.1, 0.0]), torch.ones(shape, dtype=torch.bool), **SETTINGS,
+    )  # fmt: skip
+    assert terms.sums["tokens"] == 3
+    assert terms.sums["logprob_gap"] == pytest.approx(3 * 0.5)
+
+
+def test_gradients_equal_a_plain_implementation():
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return -2 * torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    rows, columns, beta = 5, 7, 0.04
+    learner = draw(rows, columns).requires_grad_()
+    old, sampled, reference = draw(rows, columns), draw(rows, columns), draw(rows, columns)
+    advantages = torch.randn(rows, generator=generator, dtype=torch.float64)
+    lengths = [7, 1, 3, 5, 2]
+    mask = torch.arange(columns) < torch.tensor(lengths)[:, None]
+    weights = 1.0 / (torch.tensor(lengths, dtype=torch.float64) * rows)
+    terms = grpo_loss(
+        learner, old, sampled, reference, advantages, weights, mask,
+        clip_low=0.2, clip_high=0.3, importance_cap=2.0, kl_beta=beta,
+    )  # fmt: skip
+    (gradient,) = torch.autograd.grad(terms.loss, learner)
+
+    plain = learner.detach().clone().requires_grad_()
+    total = torch.zeros((), dtype=torch.float64)
+    for i in range(rows):
+        completion = torch.zeros((), dtype=torch.float64)
+        for j in range(lengths[i]):
+            ratio = torch.exp(plain[i, j] - old[i, j])
+            importance = min(math.exp(old[i, j] - sampled[i, j]), 2.0)
+            bounded = min(max(float(ratio), 0.8), 1.3)
+            inside = float(ratio) == bounded
+            surrogate = torch.minimum(ratio * advantages[i], (ratio if inside else bounded) * advantages[i])
+            difference = reference[i, j] - plain[i, j]
+            completion = completion - importance * surrogate + beta * (torch.exp(difference) - difference - 1)
+        total = total + completion / lengths[i]
+    (expected,) = torch.autograd.grad(total / rows, plain)
+    assert float(terms.loss) == pytest.approx(float(total) / rows, rel=1e-12)
+    torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-12)
