@@ -1,0 +1,135 @@
+"""The update does not depend on how its samples are split: 1, 2 or 3 FSDP2 ranks, any micro-batch, unequal groups.
+
+Real FSDP2 over gloo, in processes forked from a server that has imported everything once. Layers compute in FP32
+here, so that only the split can make a difference; the plain implementation is an unsharded model, one completion
+at a time, with the loss written out.
+"""
+
+import math
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rft_cluster.batching import build_samples, split_work
+from rft_cluster.config import Config, load_config
+from rft_cluster.learner import Learner
+from rft_cluster.messages import Completion, Group, Prompt, TrainingSample
+from rft_cluster.qwen2vl import PromptEncoder, load_policy
+
+BETA, CAP = 0.1, 2.0
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["rft_cluster.learner"])
+Gradients = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def run_config(config: Config) -> Config:
+    return load_config("digits", [f"algorithm.kl_beta={BETA}", "optimizer.max_grad_norm=1000"])
+
+
+@pytest.fixture(scope="module")
+def samples(tiny_model: str, config: Config, prompts: list[Prompt]) -> list[TrainingSample]:
+    """Three groups of 4, 2 and 1 completions, of 1 to 9 tokens, with made-up log-probabilities and advantages."""
+    encoder = PromptEncoder(tiny_model, config.model.min_pixels, config.model.max_pixels)
+    draw = torch.Generator().manual_seed(0)
+
+    def completion(length: int) -> Completion:
+        tokens = torch.randint(300, len(encoder.tokenizer), (length,), generator=draw).tolist()
+        logprobs = (-4 - torch.rand(length, generator=draw)).tolist()
+        return Completion(tokens, logprobs, "", "stop", 0)
+
+    lengths = [[3, 9, 1, 5], [2, 7], [4]]
+    groups = [
+        Group(prompt, encoder.encode(prompt).token_ids, [completion(length) for length in group])
+        for prompt, group in zip(prompts, lengths, strict=False)
+    ]
+    advantages = [[1.0, -0.5, 0.3, -0.8], [0.7, -0.7], [1.2]]
+    return build_samples(groups, advantages, keep_all=True)
+
+
+def rank_gradients(folder: str, path: str, config: Config, rank: int, ranks: int, work: list) -> None:
+    """In a process of its own: one update; rank 0 saves the summed gradients, in full."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    import rft_cluster.learner as module
+
+    module.MixedPrecisionPolicy = lambda **_: MixedPrecisionPolicy(torch.float32, torch.float32)
+    learner = Learner(path, config, rank, ranks, f"file://{folder}/rendezvous", threads=1)
+    reference = learner._reference
+    assert reference is not None
+    reference.float()
+    taken: Gradients = {}
+
+    def take() -> torch.Tensor:
+        for name, parameter in learner._policy.model.named_parameters():
+            taken[name] = parameter.grad.full_tensor()
+        return torch.tensor(1.0)
+
+    learner._clip_gradients = take  # type: ignore[method-assign]
+    sums = learner.update(work, step=30)
+    if rank == 0:
+        save_file(taken, f"{folder}/gradients.safetensors")
+    (Path(folder) / f"sums-{rank}").write_text(f"{sums['loss']} {sums['tokens']} {sums['logprob_gap']}")
+
+
+def gradients_of(
+    tmp_path: Path, path: str, config: Config, samples: list[TrainingSample], ranks: int, micro_batch: int
+) -> tuple[Gradients, list[float]]:
+    work = split_work(samples, ranks, updates=1, micro_batch=micro_batch)
+    arguments = [(str(tmp_path), path, config, rank, ranks, work[rank]) for rank in range(ranks)]
+    processes = [PROCESSES.Process(target=rank_gradients, args=argument) for argument in arguments]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+        assert process.exitcode == 0
+    sums = [[float(word) for word in (tmp_path / f"sums-{rank}").read_text().split()] for rank in range(ranks)]
+    return load_file(tmp_path / "gradients.safetensors"), [sum(column) for column in zip(*sums, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_model: str, config: Config, samples: list[TrainingSample]) -> tuple[Gradients, list[float]]:
+    encoder = PromptEncoder(tiny_model, config.model.min_pixels, config.model.max_pixels)
+    model = load_policy(tiny_model, torch.float32, "eager", [], 1.0).model
+    weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    total, gap = torch.zeros(()), 0.0
+    for sample in samples:
+        encoded = encoder.encode(sample.prompt)
+        ids = torch.tensor([sample.prompt_token_ids + sample.token_ids])
+        logits = model(
+            input_ids=ids,
+            pixel_values=encoded.pixel_values,
+            image_grid_thw=encoded.image_grid_thw,
+            mm_token_type_ids=(ids == encoder.image_token_id).long(),
+        ).logits[0]
+        logits[:, encoder.vision_token_ids] = float("-inf")
+        start = len(sample.prompt_token_ids)
+        for position, token in enumerate(sample.token_ids):
+            learner = logits[start + position - 1].log_softmax(-1)[token]
+            importance = min(math.exp(float(learner) - sample.generator_logprobs[position]), CAP)
+            # On policy the ratio is 1 in value, and the reference is the model itself: k3 is 0, and so is its gradient.
+            ratio = (learner - learner.detach()).exp()
+            total = total - importance * ratio * sample.advantage / len(sample.token_ids) / len(samples)
+            gap += abs(float(learner) - sample.generator_logprobs[position])
+    total.backward()
+    assert all(torch.equal(weights[name], parameter) for name, parameter in model.named_parameters())
+    return {name: parameter.grad for name, parameter in model.named_parameters()}, [
+        float(total), float(sum(len(sample.token_ids) for sample in samples)), gap,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("ranks", "micro_batch"), [(1, 7), (1, 2), (2, 2), (3, 1)])
+def test_gradients_do_not_depend_on_the_split(
+    ranks: int, micro_batch: int, tmp_path: Path, tiny_model: str, run_config: Config, samples: list[TrainingSample],
+    plain: tuple[Gradients, list[float]],
+):  # fmt: skip
+    gradients, sums = gradients_of(tmp_path, tiny_model, run_config, samples, ranks, micro_batch)
+    expected, expected_sums = plain
+    assert sums == pytest.approx(expected_sums, rel=1e-4)
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        distance = (gradient - expected[name]).norm() / (expected[name].norm() + 1e-12)
+        assert distance < 1e-4, name
