@@ -8,7 +8,10 @@ Roles are plain classes; here they become actors with names that the dashboard s
 learner-0. Every wait has a deadline.
 """
 
+import logging
+import math
 import os
+import socket
 import sys
 import tempfile
 import time
@@ -38,6 +41,7 @@ from rft_cluster.weights import nccl_init_infos
 
 # Calls to a generator that may be under way at once: generation, and weights beside it.
 GENERATOR_CALLS = 8
+ADDRESS_TIMEOUT = 10.0  # seconds
 
 
 class ClusterError(RuntimeError):
@@ -160,30 +164,41 @@ class Cluster:
         self.learners.call_all("send_weights", version)
 
 
-def connect(config: ClusterSection, cpus: float) -> None:
+def connect(config: ClusterSection, cpus: float) -> str:
     """Join the cluster that is configured or that RAY_ADDRESS names; without one, start one on this machine.
+
+    Returns one line for people: where to watch it.
 
     Raises:
         UserError: the address does not answer.
     """
-    # The first is for the local cluster's processes: nothing of Ray phones home.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Actors without GPUs keep seeing none, as Ray will do by default.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # It only says, on every start, that tokens are on.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     address = config.address or os.environ.get("RAY_ADDRESS")
+    if address and ":" in address:
+        # Ray would ask a silent address for minutes.
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=ADDRESS_TIMEOUT).close()
+        except (OSError, ValueError) as error:
+            raise UserError(f"no Ray cluster answers at {address!r}: {error}") from error
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
     try:
         if address:
-            ray.init(address=address, log_to_driver=False, logging_level="warning")
-        else:
-            ray.init(
-                # An actor's CPUs are a promise about threads; a laptop with one core still runs the demo.
-                num_cpus=max(os.cpu_count() or 1, int(cpus + 0.999)),
-                include_dashboard=True,
-                dashboard_host="127.0.0.1",
-                log_to_driver=False,
-                logging_level="warning",
-            )
+            url = ray.init(address=address, **quiet).dashboard_url
+            return f"Ray cluster at {address}, dashboard http://{url}"
+        # An actor's CPUs are a promise about threads; a laptop with one core still runs the demo.
+        available = max(os.cpu_count() or 1, math.ceil(cpus))
+        url = ray.init(num_cpus=available, include_dashboard=True, dashboard_host="127.0.0.1", **quiet).dashboard_url
     except ConnectionError as error:
         raise UserError(f"no Ray cluster answers at {address!r}: {error}") from error
+    token = Path.home() / ".ray" / "auth_token"
+    if token.exists():
+        token.chmod(0o600)  # Ray creates it readable for everybody
+    return f"Ray started here, dashboard http://{url} (it asks for a token: ray get-auth-token)"
 
 
 def cluster_nodes() -> list[NodeResources]:
@@ -192,6 +207,21 @@ def cluster_nodes() -> list[NodeResources]:
         for node in ray.nodes()
         if node["Alive"]
     ]
+
+
+def check_cluster(config: Config) -> str:
+    """Hold the plan against a running cluster and start nothing. Returns one line for people.
+
+    Raises:
+        UserError: it does not answer, or cannot hold the actors.
+    """
+    where = connect(config.cluster, cpus=0)
+    try:
+        nodes = cluster_nodes()
+        check_fits(config, nodes)
+        return f"{where}: its {len(nodes)} node(s) can hold the run"
+    finally:
+        ray.shutdown()
 
 
 @contextmanager
@@ -203,7 +233,7 @@ def start_cluster(config: Config, model_path: str) -> Iterator[Cluster]:
         ClusterError: an actor did not become ready in time.
     """
     actors = plan_actors(config)
-    connect(config.cluster, sum(role.count * role.cpus for role in actors))
+    print(connect(config.cluster, sum(role.count * role.cpus for role in actors)), flush=True)
     try:
         check_fits(config, cluster_nodes())
         deadline = time.monotonic() + config.cluster.start_timeout

@@ -52,21 +52,35 @@ class ModelSection(Section):
 
 class DataSection(Section):
     source: str
-    """`digits` (built in), `folder` (a sub-folder of images for each class), or a function's dotted path."""
+    """`digits` (built in), `folder` (a sub-folder of images for each class), `flower102` (the official archive of
+    Oxford 102 Flowers), `huggingface` (a data set of the hub or on disk), or a function's dotted path."""
     path: Path | None = None
+    """The folder, or for `huggingface` also a name on the hub, e.g. `laolao77/ViRFT_CLS_flower_4_shot`."""
+    image_column: str = "image"
+    label_column: str = "label"
+    """Both for `huggingface` only. A set with a column `solution` has its labels there."""
+    held_out: Path | None = None
+    """For `huggingface` only: an official Flower102 archive, from which the validation and test images are drawn
+    when the set has only images to train on."""
     classes: list[str] | None = None
     """The label set. Left out, it is what the source holds."""
     shots: int = Field(4, ge=1)
     """Labelled images a class to learn from."""
     validation: int = Field(200, ge=0)
     """Images for the curves during training, drawn from what is left."""
-    test: int = Field(500, ge=1)
-    """Images for the figures before and after, used for nothing else."""
+    test: int = Field(500, ge=0)
+    """Images for the figures before and after, used for nothing else. 0: train without measuring."""
+
+    @model_validator(mode="after")
+    def _held_out_has_a_reader(self) -> "DataSection":
+        if self.held_out is not None and self.source in ("digits", "folder", "flower102"):
+            raise ValueError(f"held_out is for source huggingface only, source is {self.source}: leave it out")
+        return self
 
 
 class PromptSection(Section):
     template: str = "think_answer"
-    """A file in `rft_cluster/prompts/`, or a path."""
+    """A file in `rft_cluster/prompts/`, a path, or `problem`: the question that the data set itself brings."""
     subject: str = "object"
     """What the images show, e.g. `flower`: the template asks for the class of it."""
 
@@ -75,6 +89,10 @@ class SamplingSection(Section):
     group_size: int = Field(8, ge=2)
     temperature: float = Field(1.0, gt=0)
     max_tokens: int = Field(256, ge=1)
+    top_k: int = Field(0, ge=0)
+    """Sample from the k likeliest tokens; 0 is off. The published recipe had 50, Hugging Face's default. The
+    generators' log-probabilities are then those of the truncated distribution and the learners' are not, so it goes
+    only with `algorithm.importance_cap: null`."""
 
 
 class AlgorithmSection(Section):
@@ -161,6 +179,12 @@ class Config(Section):
                 raise ValueError(f"{name}.gpus is 0 but cluster.device is cuda: give each of the {name} a GPU")
             if self.cluster.device == "cpu" and role.gpus:
                 raise ValueError(f"{name}.gpus is {role.gpus:g} but cluster.device is cpu: set it to 0")
+        if self.sampling.top_k and self.algorithm.importance_cap is not None:
+            raise ValueError(
+                f"sampling.top_k is {self.sampling.top_k} but algorithm.importance_cap is "
+                f"{self.algorithm.importance_cap:g}: the correction compares log-probabilities that top_k makes "
+                f"incomparable. Set sampling.top_k=0 or algorithm.importance_cap=null"
+            )
         if self.optimizer.warmup_steps >= self.schedule.steps:
             raise ValueError(
                 f"optimizer.warmup_steps ({self.optimizer.warmup_steps}) must be below schedule.steps "

@@ -1,6 +1,7 @@
 """Train a classifier: python -m rft_cluster.launch --config digits [section.key=value ...] [--dry-run] [--resume]"""
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -99,23 +100,12 @@ def _check_model(config: Config, dataset: FewShotDataset, template: str, model_p
 
 def _check_running_cluster(config: Config) -> None:
     """Hold the plan against the cluster that the run would join, where one is reachable."""
-    import os
-
-    import ray
-
-    from rft_cluster.cluster import cluster_nodes, connect
-    from rft_cluster.plan import check_fits
-
     if not (config.cluster.address or os.environ.get("RAY_ADDRESS")):
         print("no cluster address is set: the run would start Ray on this machine")
         return
-    connect(config.cluster, cpus=0)
-    try:
-        nodes = cluster_nodes()
-        check_fits(config, nodes)
-        print(f"the cluster at {config.cluster.address or os.environ['RAY_ADDRESS']} can hold it ({len(nodes)} nodes)")
-    finally:
-        ray.shutdown()
+    from rft_cluster.cluster import check_cluster
+
+    print(check_cluster(config))
 
 
 if __name__ == "__main__":

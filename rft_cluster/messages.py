@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A labelled image. `example_id` is unique in its data set, e.g. `Example("digits/17", b"\\x89PNG...", "seven")`."""
+    """A labelled image. `example_id` is unique in its data set, e.g. `Example("digits/17", PNG, "seven")`."""
 
     example_id: str
     image: bytes

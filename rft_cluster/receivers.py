@@ -18,6 +18,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine, IPCWeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.nccl_engine import (
     NCCLWeightTransferEngine,
     NCCLWeightTransferUpdateInfo,
@@ -28,7 +29,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from rft_cluster.weights import WeightTransferError, combined_digest, tensor_digest, wrap_int64
 
 # Names in vLLM's factory, by `Hardware.transfer`.
-ENGINES = {"shared_memory": "rft_shared_memory", "nccl": "rft_nccl"}
+ENGINES = {"shared_memory": "rft_shared_memory", "nccl": "rft_nccl", "ipc": "rft_ipc"}
 
 
 class CheckedModel:
@@ -46,8 +47,8 @@ class CheckedModel:
             self.digests[name] = tensor_digest(tensor)
             yield name, tensor
 
-    def check(self, names: list[str], expected: list[int]) -> int:
-        """The combined digest of what was loaded.
+    def check(self, names: list[str], expected: list[int]) -> None:
+        """Were exactly `names` loaded, with the `expected` digests?
 
         Raises:
             WeightTransferError: names are missing or unknown, or a tensor's bytes differ from those sent.
@@ -59,7 +60,6 @@ class CheckedModel:
             raise WeightTransferError(f"{len(unknown)} tensors arrived that were not announced, first {unknown[0]}")
         if wrong := [name for name in names if self.digests[name] != sent[name]]:
             raise WeightTransferError(f"{len(wrong)} of {len(sent)} tensors arrived with other bytes, first {wrong[0]}")
-        return combined_digest(self.digests)
 
 
 @dataclass
@@ -80,19 +80,49 @@ class SharedMemoryUpdateInfo(WeightTransferUpdateInfo):
     digests: list[int]
 
 
+class ProvesWeights:
+    """Mixed into a vLLM engine: digests every tensor as it is loaded and compares it with what was sent.
+
+    `received_digest` covers all tensors since the update began, which may come in several calls; whether they are
+    all there is seen by the sender, who knows the digest of the whole. `loaded_digest` is of the parameters that
+    the engine then holds.
+    """
+
+    received_digest: int | None = None
+    loaded_digest: int | None = None
+
+    def start_weight_update(self) -> None:
+        self.received_digest = None
+        self._received: dict[str, int] = {}
+        super().start_weight_update()  # type: ignore[misc]
+
+    def receive_weights(self, update_info: Any) -> None:
+        model: nn.Module = self.model  # type: ignore[has-type]
+        checked = CheckedModel(model)
+        self.model = checked  # all that vLLM's engines do with it here is to load weights
+        try:
+            super().receive_weights(update_info)  # type: ignore[misc]
+        finally:
+            self.model = model
+        checked.check(update_info.names, update_info.digests)
+        self._received |= checked.digests
+        self.received_digest = combined_digest(self._received)
+
+    def finish_weight_update(self) -> None:
+        super().finish_weight_update()  # type: ignore[misc]
+        self.loaded_digest = parameter_digest(self.model)
+
+
 class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpdateInfo]):
     """Loads weights from memory that the learners on this host have written."""
 
     init_info_cls = SharedMemoryInit
     update_info_cls = SharedMemoryUpdateInfo
-    received_digest: int | None = None
-    loaded_digest: int | None = None
 
     def init_transfer_engine(self, init_info: SharedMemoryInit) -> None:
         pass
 
     def start_weight_update(self) -> None:
-        self.received_digest = None
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
@@ -107,17 +137,18 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpda
         finally:
             os.close(file)
         # The mapping goes when the last tensor that looks into it goes.
-        model = CheckedModel(self.model)
-        model.load_weights(_tensors(memory, update_info))
-        self.received_digest = model.check(update_info.names, update_info.digests)
+        self.model.load_weights(_tensors(memory, update_info))
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
         repack_output_layers(self.model)
-        self.loaded_digest = parameter_digest(self.model)
 
     def shutdown(self) -> None:
         pass
+
+
+class ProvenSharedMemoryEngine(ProvesWeights, SharedMemoryEngine):
+    """The engine for CPUs."""
 
 
 def repack_output_layers(model: nn.Module) -> None:
@@ -140,30 +171,21 @@ class ProvenNCCLUpdateInfo(NCCLWeightTransferUpdateInfo):
     digests: list[int] = field(default_factory=list)
 
 
-class ProvenNCCLEngine(NCCLWeightTransferEngine):
-    """vLLM's NCCL engine, with each tensor's digest checked as it is loaded."""
+class ProvenNCCLEngine(ProvesWeights, NCCLWeightTransferEngine):
+    """vLLM's engine for GPUs of their own."""
 
     update_info_cls = ProvenNCCLUpdateInfo
-    received_digest: int | None = None
-    loaded_digest: int | None = None
 
-    def start_weight_update(self) -> None:
-        self.received_digest = None
-        super().start_weight_update()
 
-    def finish_weight_update(self) -> None:
-        super().finish_weight_update()
-        self.loaded_digest = parameter_digest(self.model)
+@dataclass
+class ProvenIPCUpdateInfo(IPCWeightTransferUpdateInfo):
+    digests: list[int] = field(default_factory=list)
 
-    def receive_weights(self, update_info: ProvenNCCLUpdateInfo) -> None:
-        model: nn.Module = self.model
-        checked = CheckedModel(model)
-        self.model = checked  # all that vLLM's engine does with it here is to load weights
-        try:
-            super().receive_weights(update_info)
-        finally:
-            self.model = model
-        self.received_digest = checked.check(update_info.names, update_info.digests)
+
+class ProvenIPCEngine(ProvesWeights, IPCWeightTransferEngine):
+    """vLLM's engine for a GPU that generator and learner share."""
+
+    update_info_cls = ProvenIPCUpdateInfo
 
 
 def parameter_digest(model: nn.Module) -> int:
@@ -176,6 +198,11 @@ def parameter_digest(model: nn.Module) -> int:
 
 def register() -> None:
     """Make the engines known to vLLM; harmless when repeated."""
-    for name, engine in ((ENGINES["shared_memory"], SharedMemoryEngine), (ENGINES["nccl"], ProvenNCCLEngine)):
-        if name not in WeightTransferEngineFactory._registry:
-            WeightTransferEngineFactory.register_engine(name, engine)
+    engines = {
+        "shared_memory": ProvenSharedMemoryEngine,
+        "nccl": ProvenNCCLEngine,
+        "ipc": ProvenIPCEngine,
+    }
+    for transfer, engine in engines.items():
+        if ENGINES[transfer] not in WeightTransferEngineFactory._registry:
+            WeightTransferEngineFactory.register_engine(ENGINES[transfer], engine)

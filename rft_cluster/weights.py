@@ -189,7 +189,9 @@ class ProvingClient:
         self._client.start_weight_update()
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        self._client.update_weights({**update_info, "digests": list(self._digests.values())})
+        # A packed transfer comes in several calls, each with some of the names.
+        digests = [self._digests[name] for name in update_info["names"]]
+        self._client.update_weights({**update_info, "digests": digests})
 
     def finish_weight_update(self, weight_version: str | None = None) -> list[WeightRecord]:
         records = self._client.finish_weight_update(weight_version or str(self._version))

@@ -13,7 +13,8 @@ and one seed share their test images (as long as no class runs short) and their 
 import hashlib
 import logging
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -33,7 +34,8 @@ class FewShotDataset:
     """Disjoint splits of a data set.
 
     `validation` is for curves and choices, `test` only for the figures before and after training. `pool`
-    holds the encoded images of everything outside those two, the training images included, without labels.
+    holds encoded images outside those two without labels: the training images, and all others where the source
+    has read them. `problem` is the question that a data set brings along, where it does.
     """
 
     name: str
@@ -42,6 +44,7 @@ class FewShotDataset:
     validation: list[Example]
     test: list[Example]
     pool: list[bytes]
+    problem: str | None = None
 
     def batch(self, seed: int, step: int, size: int) -> list[Example]:
         """The step's `size` training examples; the same for the same arguments, so resuming needs no state.
@@ -100,6 +103,31 @@ def few_shot_split(
     outside = {e.example_id for e in held_out}
     pool = [e.image for e in different if e.example_id not in outside]
     return FewShotDataset(name, list(classes), train, validation, test, pool)
+
+
+def read_examples(examples: list[Example], read: Callable[[str], bytes], where: str) -> list[Example]:
+    """The examples with their images, which `read` gives by example id; for those chosen by ids and digests alone.
+
+    Raises:
+        UserError: images cannot be read (`read` may raise OSError or UserError) or decoded; all are named.
+    """
+    complete, problems = [], []
+    for example in examples:
+        try:
+            image = read(example.example_id)
+            check_image(image, example.example_id)
+        except OSError as error:
+            problems.append(f"{example.example_id}: {error.strerror or error}")
+        except UserError as error:
+            problems.append(str(error))
+        else:
+            complete.append(replace(example, image=image))
+    if problems:
+        raise UserError(
+            f"{len(problems)} of the {len(examples)} images chosen from {where} cannot be used; mend or replace "
+            f"them:\n{listing(problems)}"
+        )
+    return complete
 
 
 def check_classes(found: list[str], wanted: list[str] | None) -> list[str]:

@@ -1,8 +1,10 @@
 """Prompt templates: a text file each, in Jinja2, with the variables `subject` and `classes`.
 
     prompt:
-      template: think_answer      # a file in this folder, or the path of your own
+      template: think_answer      # a file in this folder, the path of your own, or `problem`
       subject: flower
+
+`problem` is no file: it stands for the question that the data set itself brings, word for word.
 
 The image comes before the text in the user's turn, and the model's chat template adds all special tokens.
 """
@@ -18,30 +20,45 @@ from rft_cluster.errors import UserError
 from rft_cluster.messages import Example, Prompt
 
 FOLDER = Path(__file__).parent
+PROBLEM = "problem"
 
 
-def render_template(name_or_path: str, subject: str, classes: list[str]) -> str:
-    """The question that is asked about every image.
+def render_template(name_or_path: str, subject: str, classes: list[str], problem: str | None = None) -> str:
+    """The question that is asked about every image. `problem` is the data set's own, for the template of that name.
 
     Raises:
         UserError: there is no such template, it is not right Jinja2, it uses a variable other than `subject`
-            and `classes`, or its text is empty or holds special tokens.
+            and `classes`, its text is empty or holds special tokens, or the data set has no `problem`.
     """
+    if name_or_path == PROBLEM:
+        if problem is None:
+            raise UserError(
+                "prompt.template is problem, but the data set brings no question (a column problem beside image and "
+                "solution): take another template, e.g. prompt.template=think_answer"
+            )
+        return _checked(problem, "the data set's problem")
     path = _find(name_or_path)
+    return _checked(_rendered(path, subject, classes), str(path))
+
+
+def _rendered(path: Path, subject: str, classes: list[str]) -> str:
     try:
         template = SandboxedEnvironment(undefined=StrictUndefined).from_string(path.read_text(encoding="utf-8"))
-        text = template.render(subject=subject, classes=classes).strip()
+        return template.render(subject=subject, classes=classes).strip()
     except UnicodeDecodeError as error:
         raise UserError(f"prompt.template: {path} is not UTF-8 text: {error}") from error
     except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(
             f"prompt.template: {path} cannot be rendered: {error}. Its variables are subject and classes"
         ) from error
-    if not text:
-        raise UserError(f"prompt.template: {path} gives an empty text")
+
+
+def _checked(text: str, where: str) -> str:
+    if not text.strip():
+        raise UserError(f"prompt.template: {where} gives an empty text")
     if "<|" in text:
         # An image token in the text would be taken for an image.
-        raise UserError(f"prompt.template: {path} holds a special token (<|...); leave those to the chat template")
+        raise UserError(f"prompt.template: {where} holds a special token (<|...); leave those to the chat template")
     return text
 
 
@@ -73,6 +90,6 @@ def _find(name_or_path: str) -> Path:
     path = Path(name_or_path).expanduser()
     if path.is_file():
         return path
-    near = difflib.get_close_matches(path.stem, known, n=1)
+    near = difflib.get_close_matches(path.stem, [*known, PROBLEM], n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
-    raise UserError(f"prompt.template: {name_or_path!r} is neither a file nor one of {', '.join(sorted(known))}.{hint}")
+    raise UserError(f"prompt.template: {name_or_path!r} is neither a file nor one of {', '.join(sorted([*known, PROBLEM]))}.{hint}")

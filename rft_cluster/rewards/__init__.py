@@ -17,11 +17,16 @@ from typing import Any
 from rft_cluster.errors import UserError
 from rft_cluster.messages import Completion, Prompt
 from rft_cluster.rewards.accuracy import accuracy_reward
+from rft_cluster.rewards.containment import containment_reward
 from rft_cluster.rewards.format import format_reward
 
 RewardFunction = Callable[[Prompt, Completion], float]
 
-REWARDS: dict[str, RewardFunction] = {"format": format_reward, "accuracy": accuracy_reward}
+REWARDS: dict[str, RewardFunction] = {
+    "format": format_reward,
+    "accuracy": accuracy_reward,
+    "containment": containment_reward,
+}
 
 
 def load_rewards(weights: dict[str, float]) -> list[tuple[str, float, RewardFunction]]:

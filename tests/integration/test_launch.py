@@ -1,0 +1,129 @@
+"""A whole run as a user starts it: real Ray, vLLM and FSDP2, its folder, its resumption, its export."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
+
+from rft_cluster.config import Config
+from rft_cluster.generator import Sampling
+from rft_cluster.messages import Prompt
+
+SHORT = ["schedule.steps=4", "schedule.save_every=2", "schedule.evaluate_every=2", "schedule.keep_checkpoints=2",
+         "schedule.prompts_per_step=6", "optimizer.warmup_steps=1", "data.validation=20", "data.test=30"]  # fmt: skip
+
+
+def launch(folder: Path, model: str, *more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "rft_cluster.launch", "--config", "digits", f"run.folder={folder}", "run.name=short",
+               f"model.path={model}", *SHORT, *more]  # fmt: skip
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=400, check=False, env=environment)
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_model: str) -> tuple[Path, str]:
+    """The run's folder and what it printed."""
+    folder = tmp_path_factory.mktemp("runs")
+    result = launch(folder, tiny_model)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder / "short", result.stdout
+
+
+def test_it_shows_every_step_and_both_ends(run: tuple[Path, str]):
+    _, printed = run
+    lines = printed.splitlines()
+    steps = [line for line in lines if line.startswith("step ")]
+    assert [line.split()[1] for line in steps] == ["1/4", "2/4", "3/4", "4/4"]
+    for word in ("reward", "format", "accuracy", "live", "gap", "tok/s", "generate", "learn", "transfer", "left"):
+        assert word in steps[-1]
+    assert sum(line.startswith("test accuracy") for line in lines) == 2
+    assert any("nearest_neighbour" in line for line in lines)
+    assert any("logistic_regression" in line for line in lines)
+
+
+def test_the_run_folder_is_whole(run: tuple[Path, str]):
+    folder, _ = run
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["schedule"]["steps"] == 4
+    metrics = rows(folder / "metrics.jsonl")
+    assert [row["step"] for row in metrics] == [1, 2, 3, 4]
+    for row in metrics:
+        assert row["logprob_gap"] <= 0.005, "learner and generator compute the same distribution"
+        assert row["oldest_version"] == row["step"] - 1, "strictly on policy"
+        assert row["skipped"] == 0
+        assert row["grad_norm"] > 0
+        assert row["importance"] == pytest.approx(1.0, abs=0.01)
+    evaluations = rows(folder / "eval.jsonl")
+    assert [(row["step"], row["split"], row["n"]) for row in evaluations] == [
+        (0, "test", 30), (2, "validation", 20), (4, "validation", 20), (4, "test", 30),
+    ]  # fmt: skip
+    for row in evaluations:
+        assert row["interval"][0] <= row["accuracy_strict"] <= row["interval"][1]
+    rollouts = rows(folder / "rollouts" / "step-000003.jsonl")
+    assert len(rollouts) == 6
+    assert all(len(row["completions"]) == len(row["rewards"]) == 8 for row in rollouts)
+    assert {row["policy_version"] for row in rollouts} == {2}
+    files = {path.suffix for path in (folder / "checkpoints").rglob("*") if path.is_file()}
+    assert files == {".safetensors", ".json"}, "no pickle"
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_the_export_loads_in_transformers_and_matches_the_masters(run: tuple[Path, str]):
+    folder, _ = run
+    model = Qwen2VLForConditionalGeneration.from_pretrained(folder / "model", dtype=torch.bfloat16)
+    AutoProcessor.from_pretrained(folder / "model")
+    name = "model.language_model.layers.0.self_attn.q_proj.weight"
+    masters = []
+    for file in sorted((folder / "checkpoints" / "step-000004").glob("*.safetensors")):
+        with safe_open(file, "pt") as shard:
+            masters += [shard.get_tensor(key) for key in shard.keys() if key == f"policy.{name}"]
+    full = torch.cat(masters)
+    assert full.dtype == torch.float32
+    assert torch.equal(dict(model.named_parameters())[name], full.to(torch.bfloat16))
+
+
+def test_the_export_loads_in_vllm(run: tuple[Path, str], config: Config, prompts: list[Prompt]):
+    from tests.integration.test_weight_update import make_generator, send
+
+    folder, _ = run
+    generator = make_generator(str(folder / "model"), config)
+    model = Qwen2VLForConditionalGeneration.from_pretrained(folder / "model", dtype=torch.bfloat16)
+    generator.init_weight_transfer_engine({})
+    send(generator, {name: parameter.detach() for name, parameter in model.named_parameters()}, version=4)
+    groups = generator.generate(prompts, Sampling(8, 1.0, 16), version=4)
+    assert all("<think>" in completion.text for group in groups for completion in group.completions[:1])
+
+
+def test_a_resumed_run_goes_on_from_the_last_complete_step(run: tuple[Path, str], tiny_model: str, tmp_path: Path):
+    whole, _ = run
+    resumed = tmp_path / "short"
+    shutil.copytree(whole, resumed)
+    # As if it had died while it wrote the last checkpoint: steps 3 and 4 are recorded, step 2 is the last complete.
+    (resumed / "checkpoints" / "step-000004").rename(resumed / "checkpoints" / "step-000004.tmp")
+    shutil.rmtree(resumed / "model")
+    refused = launch(tmp_path, tiny_model)
+    assert (refused.returncode, refused.stderr.count("--resume")) == (2, 1)
+    other = launch(tmp_path, tiny_model, "--resume", "optimizer.learning_rate=1e-5")
+    assert other.returncode == 2
+    assert "optimizer" in other.stderr
+    result = launch(tmp_path, tiny_model, "--resume", "learners.count=1", "learners.cpus=1")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert [row["step"] for row in rows(resumed / "metrics.jsonl")] == [1, 2, 3, 4]
+    # The third step asks the same prompts of the same weights with the same seeds, on one rank now instead of two.
+    before, after = (rows(folder / "rollouts" / "step-000003.jsonl") for folder in (whole, resumed))
+    assert [row["prompt_id"] for row in before] == [row["prompt_id"] for row in after]
+    assert [row["completions"] for row in before] == [row["completions"] for row in after]
+    assert (resumed / "model" / "config.json").exists()
+    assert not list(resumed.rglob("*.tmp"))

@@ -1,0 +1,257 @@
+from pathlib import Path
+
+import pytest
+
+from rft_cluster.config import CONFIG_FOLDERS, Config, load_config
+from rft_cluster.errors import UserError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+MINIMAL = """
+run: {name: mine}
+model: {path: tiny}
+data: {source: digits}
+schedule: {steps: 4, prompts_per_step: 2}
+cluster: {device: cpu}
+"""
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch) -> Path:
+    """A working folder without configs."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def load(folder: Path, text: str, *overrides: str) -> Config:
+    (folder / "mine.yaml").write_text(text)
+    return load_config(str(folder / "mine.yaml"), list(overrides))
+
+
+def refusal(folder: Path, *overrides: str, text: str = MINIMAL) -> str:
+    with pytest.raises(UserError) as caught:
+        load(folder, text, *overrides)
+    return str(caught.value)
+
+
+# --- finding the file
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_config_loads(path):
+    assert load_config(str(path), []).run.name == path.stem
+
+
+def test_a_bare_name_is_found_from_any_folder(elsewhere):
+    assert load_config("digits", []) == load_config("digits.yaml", []) == load_config(str(CONFIGS / "digits.yaml"), [])
+
+
+def test_the_working_folder_comes_first(elsewhere):
+    (elsewhere / "digits.yaml").write_text(MINIMAL)
+    assert load_config("digits", []).run.name == "mine"
+    assert CONFIG_FOLDERS[0] == Path()
+
+
+def test_an_unknown_config_gets_the_nearest(elsewhere):
+    with pytest.raises(UserError, match=r"config 'digit' is neither a file nor one of .*Did you mean digits\?"):
+        load_config("digit", [])
+
+
+def test_without_a_near_one_all_are_named(elsewhere):
+    with pytest.raises(UserError, match=r"config 'zzz' is neither a file nor one of .*digits") as caught:
+        load_config("zzz", [])
+    assert "Did you mean" not in str(caught.value)
+
+
+# --- values
+
+
+def test_what_is_left_out_has_its_default(tmp_path):
+    config = load(tmp_path, MINIMAL)
+    assert config.rewards == {"format": 1.0, "accuracy": 1.0}
+    assert config.sampling.group_size == 8
+    assert config.run_folder == Path("runs/mine")
+    assert config.max_model_tokens == 1024 + 256
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "key", "value"),
+    [
+        ("optimizer.learning_rate=1e-4", "optimizer", "learning_rate", 0.0001),
+        ("optimizer.learning_rate=5", "optimizer", "learning_rate", 5.0),
+        ("schedule.steps=10", "schedule", "steps", 10),
+        ("algorithm.importance_cap=null", "algorithm", "importance_cap", None),
+        ("data.path=null", "data", "path", None),
+        ("data.path=~/photos", "data", "path", Path("~/photos")),
+        ("model.freeze_vision=true", "model", "freeze_vision", True),
+        ("model.freeze_vision=false", "model", "freeze_vision", False),
+        ("optimizer.betas=[0.8,0.95]", "optimizer", "betas", (0.8, 0.95)),
+        ("data.classes=[rose,tulip]", "data", "classes", ["rose", "tulip"]),
+        ("prompt.subject=pink primrose", "prompt", "subject", "pink primrose"),
+        ("model.path=Qwen/Qwen2-VL-2B-Instruct", "model", "path", "Qwen/Qwen2-VL-2B-Instruct"),
+        ("prompt.subject=a=b", "prompt", "subject", "a=b"),
+    ],
+)
+def test_an_override_has_its_type(tmp_path, override, section, key, value):
+    found = getattr(getattr(load(tmp_path, MINIMAL, override), section), key)
+    assert (found, type(found)) == (value, type(value))
+
+
+def test_floats_in_a_file_need_no_point(tmp_path):
+    # Plain YAML reads 1e-4 as text.
+    assert load(tmp_path, MINIMAL + "optimizer: {learning_rate: 1e-4}\n").optimizer.learning_rate == 0.0001
+
+
+def test_an_override_beats_the_file_and_the_last_one_wins(tmp_path):
+    config = load(tmp_path, MINIMAL, "schedule.steps=7", "schedule.steps=9")
+    assert (config.schedule.steps, config.schedule.prompts_per_step) == (9, 2)
+
+
+def test_a_reward_section_stands_as_it_is(tmp_path):
+    assert load(tmp_path, MINIMAL + "rewards: {accuracy: 1}\n").rewards == {"accuracy": 1.0}
+    text = MINIMAL + "rewards: {accuracy: 1, my_package.my_module:brevity: 0.1}\n"
+    assert load(tmp_path, text).rewards == {"accuracy": 1.0, "my_package.my_module:brevity": 0.1}
+
+
+def test_overriding_one_reward_leaves_the_others(tmp_path):
+    text = MINIMAL + "rewards: {format: 0.5, accuracy: 1}\n"
+    assert load(tmp_path, text, "rewards.accuracy=2").rewards == {"format": 0.5, "accuracy": 2.0}
+    assert load(tmp_path, MINIMAL, "rewards.accuracy=2").rewards == {"format": 1.0, "accuracy": 2.0}
+
+
+def test_a_config_is_frozen(tmp_path):
+    config = load(tmp_path, MINIMAL)
+    with pytest.raises(ValueError, match="frozen"):
+        config.schedule.steps = 5
+
+
+# --- refusals: the key, the value, what is allowed
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("schedule.stpes=3", "schedule.stpes: unknown key; did you mean schedule.steps?"),
+        ("optimizer.learnin_rate=3", "optimizer.learnin_rate: unknown key; did you mean optimizer.learning_rate?"),
+        ("schedul.steps=3", "schedul: unknown key; did you mean schedule?"),
+        ("sampling.zzz=3", "sampling.zzz: unknown key; known here: group_size, temperature, max_tokens"),
+        ("zzz.zzz=3", "zzz: unknown key; known here: run, model, data,"),
+    ],
+)
+def test_an_unknown_key_in_an_override_gets_the_nearest(tmp_path, override, message):
+    assert message in refusal(tmp_path, override)
+
+
+def test_an_unknown_key_in_the_file_gets_the_nearest(tmp_path):
+    assert "modle: unknown key; did you mean model?" in refusal(tmp_path, text=MINIMAL.replace("model:", "modle:"))
+    message = refusal(tmp_path, text=MINIMAL.replace("prompts_per_step", "prompts_per_stp"))
+    assert "schedule.prompts_per_stp: unknown key; did you mean schedule.prompts_per_step?" in message
+    assert "schedule.prompts_per_step: missing" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("schedule.steps=ten", ["schedule.steps:", "integer", "'ten'"]),
+        ("schedule.steps=1.5", ["schedule.steps:", "integer", "1.5"]),
+        ("schedule.steps=null", ["schedule.steps:", "integer", "None"]),
+        ("schedule.steps=true", ["schedule.steps:", "integer", "True"]),
+        ("schedule.steps=0", ["schedule.steps:", "greater than or equal to 1", "got 0"]),
+        ("schedule.steps.more=3", ["schedule.steps:", "integer", "'more': 3"]),
+        ("sampling.group_size=1", ["sampling.group_size:", "greater than or equal to 2", "got 1"]),
+        ("sampling.temperature=0", ["sampling.temperature:", "greater than 0", "got 0"]),
+        ("algorithm.clip_low=1", ["algorithm.clip_low:", "less than 1", "got 1"]),
+        ("algorithm.kl_beta=-0.1", ["algorithm.kl_beta:", "greater than or equal to 0", "-0.1"]),
+        ("algorithm.importance_cap=0", ["algorithm.importance_cap:", "greater than 0", "got 0"]),
+        ("optimizer.learning_rate=fast", ["optimizer.learning_rate:", "number", "'fast'"]),
+        ("optimizer.learning_rate=.nan", ["optimizer.learning_rate:", "nan"]),
+        ("optimizer.learning_rate=.inf", ["optimizer.learning_rate:", "finite", "inf"]),
+        ("optimizer.betas=[0.9]", ["optimizer.betas.1: missing"]),
+        ("optimizer.betas=[0.9,1.5]", ["optimizer.betas.1:", "less than 1", "1.5"]),
+        ("model.freeze_vision=maybe", ["model.freeze_vision:", "boolean", "'maybe'"]),
+        ("model.path=[a]", ["model.path:", "string", "['a']"]),
+        ("model.max_pixels=100", ["model.max_pixels:", "784", "got 100"]),  # 28 * 28
+        ("data.classes=rose", ["data.classes:", "list", "'rose'"]),
+        ("data.shots=0", ["data.shots:", "greater than or equal to 1", "got 0"]),
+        ("rewards.accuracy=high", ["rewards.accuracy:", "number", "'high'"]),
+        ("run.name=a/b", ["run.name:", "pattern", "'a/b'"]),
+        ("run.name=..", ["run.name:", "pattern", "'..'"]),
+        ("run.seed=-1", ["run.seed:", "greater than or equal to 0", "got -1"]),
+        ("cluster.device=tpu", ["cluster.device:", "'cpu' or 'cuda'", "'tpu'"]),
+        ("generators.gpu_memory=1.1", ["generators.gpu_memory:", "less than or equal to 1", "1.1"]),
+        ("learners.gpus=-1", ["learners.gpus:", "greater than or equal to 0", "got -1"]),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_allowed(tmp_path, override, parts):
+    message = refusal(tmp_path, override)
+    assert all(part in message for part in parts), message
+
+
+def test_every_problem_is_named_at_once(tmp_path):
+    message = refusal(tmp_path, "schedule.steps=0", "data.shots=0", "run.nmae=x")
+    assert len(message.splitlines()) == 1 + 3
+    assert "mine.yaml" in message.splitlines()[0]
+
+
+def test_missing_keys_are_named(tmp_path):
+    message = refusal(tmp_path, text="run: {name: mine}\ndata: {shots: 2}\n")
+    for key in ("model", "schedule", "data.source"):
+        assert f"  {key}: missing" in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.min_pixels=4000", "model.max_pixels=3136"], "min_pixels 4000 is above max_pixels 3136"),
+        (["optimizer.warmup_steps=4"], "optimizer.warmup_steps (4) must be below schedule.steps (4)"),
+        (["cluster.device=cuda"], "generators.gpus is 0 but cluster.device is cuda: give each of the generators a GPU"),
+        (
+            ["cluster.device=cuda", "generators.gpus=1"],
+            "learners.gpus is 0 but cluster.device is cuda: give each of the learners a GPU",
+        ),
+        (["generators.gpus=2"], "generators.gpus is 2 but cluster.device is cpu: set it to 0"),
+        (["learners.gpus=0.5"], "learners.gpus is 0.5 but cluster.device is cpu: set it to 0"),
+    ],
+)
+def test_sections_that_disagree_are_refused(tmp_path, overrides, message):
+    assert message in refusal(tmp_path, *overrides)
+
+
+@pytest.mark.parametrize("override", ["steps=3", "schedule.steps", "schedule.steps:3", "--steps", "=3", ""])
+def test_an_override_of_another_form_is_shown_the_right_one(tmp_path, override):
+    message = refusal(tmp_path, override)
+    assert message == f"override {override!r} must look like section.key=value, e.g. schedule.steps=10"
+
+
+@pytest.mark.parametrize(
+    "override", [".steps=3", "schedule.=3", "schedule..steps=3", "schedule.steps=[1", "run.name=${x}"]
+)
+def test_an_override_that_cannot_be_read_is_refused(tmp_path, override):
+    refusal(tmp_path, override)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("run: [1\n", "cannot be read"),
+        ("run:\n\tname: x\n", "cannot be read"),
+        (MINIMAL + "run: {name: again}\n", "duplicate key run"),
+        ("run: !!python/object/apply:os.getcwd []\n", "cannot be read"),
+        ("run: {name: '${nothing}'}\n", "nothing"),
+        ("- run\n- model\n", "must hold sections"),
+        ("5\n", "must hold sections"),
+        ("", "run: missing"),
+        (MINIMAL.replace("{path: tiny}", ""), "model: "),
+        (MINIMAL.replace("{path: tiny}", "tiny"), "model: "),
+        (MINIMAL + "5: 6\n", "5: "),
+    ],
+)
+def test_a_file_that_is_not_a_configuration_is_refused(tmp_path, text, message):
+    found = refusal(tmp_path, text=text)
+    assert message in found
+    assert "mine.yaml" in found
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path):
+    (tmp_path / "mine.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"mine\.yaml .*cannot be read"):
+        load_config(str(tmp_path / "mine.yaml"), [])

@@ -1,0 +1,169 @@
+"""What the user gets to see before anything starts: one clear message or the plan, and nothing written."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+from PIL import Image
+
+from rft_cluster import launch
+from rft_cluster.data.digits import CLASSES
+from rft_cluster.tiny import build_model, build_processor
+
+PIXELS = 56 * 56
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch):
+    """Nothing here may reach a Ray cluster, of this machine or another."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    yield
+    assert not ray.is_initialized()
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory) -> str:
+    """A tiny Qwen2-VL for the digits that was never trained."""
+    folder = tmp_path_factory.mktemp("model")
+    processor = build_processor(CLASSES, ["group-00", "kind-000"], "Which class of digit?", PIXELS)
+    build_model(processor.tokenizer).to(torch.bfloat16).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+def photos(root: Path, **counts: int) -> Path:
+    """A sub-folder of different pictures for each class."""
+    for number, (label, count) in enumerate(counts.items()):
+        (root / label).mkdir(parents=True)
+        for i in range(count):
+            pixels = np.full((8, 8, 3), 20 * number + i, dtype=np.uint8)
+            Image.fromarray(pixels).save(root / label / f"{i}.png")
+    return root
+
+
+def run(tmp_path: Path, capsys, *arguments: str, config: str = "digits") -> tuple[int, str, str]:
+    """The exit code, what was printed, and the error."""
+    code = launch.main(["--config", config, f"run.folder={tmp_path / 'runs'}", "run.name=mine", *arguments])
+    printed = capsys.readouterr()
+    assert not (tmp_path / "runs").exists(), "a run folder was left"
+    return code, printed.out, printed.err
+
+
+def refusal(tmp_path: Path, capsys, *arguments: str, config: str = "digits") -> str:
+    code, _, error = run(tmp_path, capsys, *arguments, config=config)
+    assert code == 2
+    assert error.startswith("error: ")
+    assert error.count("error:") == 1
+    assert "Traceback" not in error
+    return error
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["schedule.stpes=3"], "schedule.stpes: unknown key; did you mean schedule.steps?"),
+        (["schedule.steps=0"], "schedule.steps: Input should be greater than or equal to 1, got 0"),
+        (["steps=3"], "override 'steps=3' must look like section.key=value"),
+        (["rewards.acuracy=1"], "rewards: 'acuracy' is unknown. Did you mean accuracy?"),
+        (["prompt.template=think_anser"], "'think_anser' is neither a file nor one of"),
+        (["data.source=digit"], "data.source: 'digit' is unknown. Did you mean digits?"),
+        (["data.test=2000"], "(200) and data.test (2000) ask for 2200 images"),
+    ],
+)
+def test_a_mistake_in_the_configuration(tmp_path, capsys, arguments, message):
+    assert message in refusal(tmp_path, capsys, *arguments)
+
+
+def test_an_unknown_config(tmp_path, capsys):
+    assert "config 'digitz' is neither a file" in refusal(tmp_path, capsys, config="digitz")
+
+
+FEW = ("data.source=folder", "data.shots=2", "data.validation=1", "data.test=2")
+
+
+def test_a_data_folder_that_does_not_exist(tmp_path, capsys):
+    path = tmp_path / "photoes"
+    assert f"data.path: {path} does not exist" in refusal(tmp_path, capsys, *FEW, f"data.path={path}")
+    assert "data.path is missing" in refusal(tmp_path, capsys, *FEW)
+
+
+def test_an_image_that_cannot_be_read(tmp_path, capsys):
+    path = photos(tmp_path / "photos", rose=5, tulip=5)
+    (path / "rose" / "broken.jpg").write_bytes(b"not a picture")
+    error = refusal(tmp_path, capsys, *FEW, f"data.path={path}")
+    assert "rose/broken.jpg: not an image in one of the formats" in error
+    assert "1 of the 11 image files" in error
+
+
+def test_a_label_that_is_not_in_the_set(tmp_path, capsys):
+    path = photos(tmp_path / "photos", rose=5, tulip=5)
+    error = refusal(tmp_path, capsys, *FEW, f"data.path={path}", "data.classes=[rose,daisy]")
+    assert "'tulip' has images but is not in data.classes" in error
+    assert "'daisy' is in data.classes but has no images" in error
+
+
+def test_too_few_images_for_the_shots(tmp_path, capsys):
+    path = photos(tmp_path / "photos", rose=5, tulip=1)
+    error = refusal(tmp_path, capsys, *FEW, f"data.path={path}")
+    assert "data.shots is 2, but these classes have fewer different images" in error
+    assert "'tulip': 1" in error
+
+
+@pytest.mark.parametrize("dry_run", [[], ["--dry-run"]], ids=["run", "dry run"])
+def test_a_model_folder_that_is_not_a_qwen2_vl(tmp_path, capsys, dry_run):
+    other = tmp_path / "llama"
+    other.mkdir()
+    (other / "config.json").write_text('{"model_type": "llama"}')
+    message = "is a 'llama', but only 'qwen2_vl' is supported"
+    assert message in refusal(tmp_path, capsys, f"model.path={other}", *dry_run)
+    missing = tmp_path / "nowhere"
+    assert f"there is no folder {missing}" in refusal(tmp_path, capsys, f"model.path={missing}", *dry_run)
+
+
+def test_a_prompt_that_is_longer_than_allowed(tmp_path, capsys, model_folder):
+    error = refusal(tmp_path, capsys, f"model.path={model_folder}", "model.max_prompt_tokens=20")
+    assert "the prompt of digits/" in error
+    assert "(4 of the image, " in error
+    assert "more than model.max_prompt_tokens = 20" in error
+
+
+def test_a_sequence_that_is_longer_than_the_window(tmp_path, capsys, model_folder):
+    error = refusal(tmp_path, capsys, f"model.path={model_folder}", "model.max_prompt_tokens=2040")
+    # 2040 + 16 completion tokens
+    assert "model.max_prompt_tokens + sampling.max_tokens = 2056 is more than the window" in error
+    assert "2048 tokens" in error
+
+
+def test_a_run_that_exists_is_not_begun_again(tmp_path, capsys):
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    code = launch.main(["--config", "digits", f"run.folder={tmp_path / 'runs'}", "run.name=mine"])
+    assert code == 2
+    assert "exists: add --resume" in capsys.readouterr().err
+    assert not list((tmp_path / "runs" / "mine").iterdir())
+
+
+# --- the dry run
+
+
+def test_a_dry_run_prints_the_plan_and_starts_nothing(tmp_path, capsys):
+    code, printed, error = run(tmp_path, capsys, "--dry-run", "generators.count=3")
+    assert (code, error) == (0, "")
+    for text in (
+        "digits: 10 classes, 40 images to learn from, 200 for validation, 500 for the test",
+        *("2 learners", "3 generators", "1 reward", "placement group"),
+        "20 prompts x 8 completions = 160 completions, 80 a learner",
+        "80 steps; an epoch of 40 images is 2 steps",
+    ):
+        assert text in printed
+
+
+def test_options_and_overrides_may_come_in_any_order(tmp_path, capsys):
+    code = launch.main(["data.shots=2", "--dry-run", f"run.folder={tmp_path}", "--config", "digits", "run.name=mine"])
+    assert code == 0
+    assert "20 images to learn from" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
