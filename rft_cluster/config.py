@@ -8,11 +8,12 @@ right one. OmegaConf merges files and overrides, pydantic checks them.
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 from yaml import YAMLError
 
 from rft_cluster.errors import UserError
@@ -20,8 +21,22 @@ from rft_cluster.errors import UserError
 CONFIG_FOLDERS = (Path("."), Path("configs"), Path(__file__).parents[1] / "configs")
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+DEFAULT_REWARDS = {"format": 1.0, "accuracy": 1.0}
+
+
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_values_as_numbers(cls, values: Any) -> Any:
+        """YAML's yes, on and true are numbers to Python; in a field of numbers they are a slip."""
+        for name, field in cls.model_fields.items():
+            if isinstance(values, dict) and isinstance(values.get(name), bool) and field.annotation is not bool:
+                message = "{name}: {value} is a truth value, not an integer or another value"
+                raise PydanticCustomError("truth_value", message, {"name": name, "value": str(values[name])})
+        return values
 
 
 class RunSection(Section):
@@ -110,7 +125,7 @@ class OptimizerSection(Section):
     learning_rate: float = Field(1e-6, gt=0)
     warmup_steps: int = Field(0, ge=0)
     """Linear warm-up; after it, linear decay to 0 at the last step."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
 
@@ -151,6 +166,8 @@ class ClusterSection(Section):
     device: Literal["cpu", "cuda"] = "cuda"
     address: str | None = None
     """A running Ray cluster (`auto` finds it). Left out: RAY_ADDRESS, and without that a local one is started."""
+    interface: str | None = None
+    """Network interface between hosts. Left out: the one that bears the address Ray gave a host."""
     start_timeout: float = Field(600, gt=0)
     """Seconds until every actor must be ready."""
     step_timeout: float = Field(1800, gt=0)
@@ -163,7 +180,7 @@ class Config(Section):
     data: DataSection
     prompt: PromptSection = PromptSection()
     sampling: SamplingSection = SamplingSection()
-    rewards: dict[str, float] = Field({"format": 1.0, "accuracy": 1.0}, min_length=1)
+    rewards: dict[str, float] = Field(DEFAULT_REWARDS, min_length=1)
     """Reward functions with their weights: a name in `rft_cluster/rewards/`, or a function's dotted path."""
     algorithm: AlgorithmSection = AlgorithmSection()
     optimizer: OptimizerSection = OptimizerSection()
@@ -185,12 +202,27 @@ class Config(Section):
                 f"{self.algorithm.importance_cap:g}: the correction compares log-probabilities that top_k makes "
                 f"incomparable. Set sampling.top_k=0 or algorithm.importance_cap=null"
             )
+        shared = self.generators.gpus < 1, self.learners.gpus < 1
+        if self.cluster.device == "cuda" and any(shared):
+            whole = self.generators.gpus + self.learners.gpus <= 1 and self.generators.count == self.learners.count
+            if not (all(shared) and whole):
+                raise ValueError(
+                    f"a GPU is shared by one generator and one learner: with generators.gpus "
+                    f"{self.generators.gpus:g} and learners.gpus {self.learners.gpus:g} both must be below 1, add up "
+                    f"to 1 at most, and generators.count ({self.generators.count}) must equal learners.count "
+                    f"({self.learners.count})"
+                )
         if self.optimizer.warmup_steps >= self.schedule.steps:
             raise ValueError(
                 f"optimizer.warmup_steps ({self.optimizer.warmup_steps}) must be below schedule.steps "
                 f"({self.schedule.steps})"
             )
         return self
+
+    @property
+    def shares_gpus(self) -> bool:
+        """A generator and a learner on each GPU: one sleeps while the other works."""
+        return self.cluster.device == "cuda" and self.generators.gpus < 1
 
     @property
     def run_folder(self) -> Path:
@@ -210,12 +242,18 @@ def load_config(name: str, overrides: list[str]) -> Config:
     """
     path = _find(name)
     try:
-        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(_checked(overrides)))
+        # OmegaConf says OSError of a file that holds a bare number or the like.
+        loaded = OmegaConf.load(path)
+        if not isinstance(loaded, DictConfig):
+            raise UserError(f"{path} must hold sections (run:, model:, ...), not a list")
+        if "rewards" not in loaded:
+            loaded["rewards"] = DEFAULT_REWARDS  # so that an override changes one and leaves the other
+        merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(_checked(overrides)))
         values = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} or an override of it cannot be read: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold sections (run:, model:, ...), not {type(values).__name__}")
+    except OSError as error:
+        raise UserError(f"{path} must hold sections (run:, model:, ...): {error}") from error
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -259,6 +297,8 @@ def _explain(problem: Any) -> str:
         return f"{key}: unknown key; {right}"
     if problem["type"] == "missing":
         return f"{key}: missing"
+    if problem["type"] == "truth_value":
+        return f"{key}.{problem['msg']}"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error" and isinstance(problem["input"], dict):
         return f"{key}: {message}"

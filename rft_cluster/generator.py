@@ -46,6 +46,7 @@ class Sampling:
     group_size: int
     temperature: float
     max_tokens: int
+    top_k: int = 0
 
 
 @dataclass
@@ -98,14 +99,27 @@ class Generator:
     def start_weight_update(self) -> None:
         self._call(self._start_update).result()
 
-    def update_weights(self, update_info: dict[str, Any]) -> None:
-        self._rpc("update_weights", update_info=update_info)
+    def update_weights(self, update_info: dict[str, Any], data: Any = None) -> None:
+        """`data`: the tensors' bytes, where they do not reach this host in another way."""
+        self._rpc("update_weights", update_info=update_info if data is None else {**update_info, "data": data})
 
     def finish_weight_update(self, weight_version: str) -> WeightRecord:
         """Put the received weights into service under `weight_version` and say what is served."""
         return self._call(lambda: self._finish_update(weight_version)).result()
 
+    def sleep(self) -> None:
+        """Give the GPU's memory back, weights included, to the learner that shares it. Weights must follow."""
+        self._call(self._sleep).result()
+
+    def wake_up(self, tags: list[str]) -> None:
+        """Take memory again, in two parts: `["weights"]` before an update, `["kv_cache"]` after it."""
+        self._call(lambda: self._engine.wake_up(tags)).result()
+
     # On the engine's thread
+
+    def _sleep(self) -> None:
+        self._version = None
+        self._engine.sleep(level=2)
 
     def _start(
         self,
@@ -117,7 +131,10 @@ class Generator:
         seed: int,
     ) -> None:
         os.environ.update(ENVIRONMENT)
-        device: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory}
+        device: dict[str, Any] = {
+            "gpu_memory_utilization": config.gpu_memory,
+            "enable_sleep_mode": hardware.transfer == "ipc",
+        }
         if hardware.device == "cpu":
             os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib)
             # A prompt whose prefill is cut in chunks rewinds its random generator, which CPU generators cannot
@@ -212,7 +229,7 @@ class Generator:
             n=sampling.group_size,
             temperature=sampling.temperature,
             top_p=1.0,
-            top_k=0,
+            top_k=sampling.top_k,
             min_p=0.0,
             repetition_penalty=1.0,
             seed=prompt.seed,

@@ -14,10 +14,10 @@ class Hardware:
     attention: str
 
 
-def hardware(device: str) -> Hardware:
-    """The differences for a device, `"cpu"` or `"cuda"`."""
+def hardware(device: str, shares_gpus: bool = False) -> Hardware:
+    """The differences for a device, `"cpu"` or `"cuda"`; `shares_gpus`: a generator and a learner on one GPU."""
     if device == "cpu":
         return Hardware("cpu", "gloo", "shared_memory", "sdpa")
     # gloo beside nccl: checkpoints and weight digests are gathered from CPU tensors.
     attention = "flash_attention_2" if find_spec("flash_attn") else "sdpa"
-    return Hardware("cuda", "cpu:gloo,cuda:nccl", "nccl", attention)
+    return Hardware("cuda", "cpu:gloo,cuda:nccl", "ipc" if shares_gpus else "nccl", attention)

@@ -36,7 +36,7 @@ def launch(config: Config, dry_run: bool, resume: bool) -> None:
     from rft_cluster.tracker import clock, first_step_of
 
     dataset = load_dataset(config.data, config.run.seed)
-    template = render_template(config.prompt.template, config.prompt.subject, dataset.classes)
+    template = render_template(config.prompt.template, config.prompt.subject, dataset.classes, problem=dataset.problem)
     load_rewards(config.rewards)
     first_step, _ = first_step_of(config, resume or dry_run)
     print(
@@ -46,10 +46,14 @@ def launch(config: Config, dry_run: bool, resume: bool) -> None:
     )
     print(describe(config, len(dataset.train)), flush=True)
     if dry_run:
+        if config.model.path != "tiny":
+            from rft_cluster.qwen2vl import check_model_folder
+
+            check_model_folder(config.model.path, config.max_model_tokens)
         _check_running_cluster(config)
         return
-    if first_step >= config.schedule.steps:
-        print(f"{config.run_folder} is complete: all {first_step} steps are done")
+    if first_step >= config.schedule.steps and (config.run_folder / "model").exists():
+        print(f"{config.run_folder} is complete: all {first_step} steps are done, and model/ is there")
         return
 
     start = time.monotonic()
@@ -60,7 +64,7 @@ def launch(config: Config, dry_run: bool, resume: bool) -> None:
 
     print(f"starting the actors (model ready after {clock(time.monotonic() - start)})", flush=True)
     train(config, dataset, template, model_path, resume)
-    for name, accuracy in nearest_neighbour_and_regression(dataset).items():
+    for name, accuracy in nearest_neighbour_and_regression(dataset).items() if dataset.test else ():
         print(f"for comparison, {name} on the same {len(dataset.train)} images: test accuracy {100 * accuracy:.1f} %")
     print(
         f"done in {clock(time.monotonic() - start)}: {config.run_folder}/model holds the trained model",

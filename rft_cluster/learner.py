@@ -6,9 +6,13 @@ The loss is a sum whose weights come with the samples, so gradients are added ov
 """
 
 import os
+import socket
+import tempfile
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -19,10 +23,21 @@ from torch.distributed.tensor import DTensor
 from rft_cluster.batching import Batch, RankWork, collate
 from rft_cluster.checkpoint import export_model, load_shards, save_shards
 from rft_cluster.config import Config
+from rft_cluster.errors import UserError
 from rft_cluster.hardware import hardware
 from rft_cluster.loss import grpo_loss
 from rft_cluster.qwen2vl import PolicyModel, PromptEncoder, load_policy, shard_units
-from rft_cluster.weights import SharedMemorySender, WeightBroadcast, WeightClient, nccl_sender
+from rft_cluster.weights import (
+    PolicyWeights,
+    SharedMemorySender,
+    WeightBroadcast,
+    WeightClient,
+    WeightSender,
+    ipc_sender,
+    nccl_sender,
+)
+
+MEETING_TIME = timedelta(seconds=10)
 
 
 def learning_rate_factor(step: int, warmup_steps: int, steps: int) -> float:
@@ -34,13 +49,12 @@ def learning_rate_factor(step: int, warmup_steps: int, steps: int) -> float:
 class Learner:
     """One rank. `cluster.py` makes it a Ray actor; all ranks are called with the same method at the same time."""
 
-    def __init__(self, path: str, config: Config, rank: int, ranks: int, rendezvous: str, threads: int) -> None:
-        """Joins the process group at `rendezvous` (a URL of torch's) and shards the model over it."""
-        self._config, self._rank = config, rank
-        self._hardware = hardware(config.cluster.device)
+    def __init__(self, path: str, config: Config, rank: int, ranks: int, address: str, threads: int) -> None:
+        """Loads the model on the CPU; `join` makes it one of `ranks`. `address` is this host's, as Ray knows it."""
+        self._config, self._rank, self._ranks, self._address = config, rank, ranks, address
+        self._hardware = hardware(config.cluster.device, config.shares_gpus)
         torch.set_num_threads(threads)
         torch.set_flush_denormal(True)  # denormals slow a small model tenfold on CPUs
-        dist.init_process_group(self._hardware.process_group, init_method=rendezvous, rank=rank, world_size=ranks)
         self._device = torch.device(self._hardware.device)
         model = config.model
         self._encoder = PromptEncoder(path, model.min_pixels, model.max_pixels, model.trust_remote_code)
@@ -48,14 +62,44 @@ class Learner:
         self._reference = None
         if config.algorithm.kl_beta:
             self._reference = self._load(path, torch.bfloat16, freeze_vision=True).requires_grad_(False).eval()
-        settings = config.optimizer
+        self._store: dist.Store | None = None
+        self._broadcast: WeightBroadcast | None = None
+
+    # Becoming one of several ranks
+
+    def offer_rendezvous(self, one_host: bool) -> str:
+        """Rank 0 says where the others meet it: a file on one host, a port of its own choice between hosts."""
+        if one_host:
+            return f"file://{tempfile.mkdtemp(prefix='rft_cluster_')}/learners"
+        self._store = dist.TCPStore(self._address, 0, is_master=True, wait_for_workers=False, timeout=MEETING_TIME)
+        return f"tcp://{self._address}:{self._store.port}"
+
+    def join(self, rendezvous: str, one_host: bool) -> None:
+        """Join the process group at `rendezvous` and shard the model over it.
+
+        Raises:
+            UserError: rank 0's port cannot be reached from here, or no interface bears this host's address.
+        """
+        # On one host nothing listens beyond it; between hosts the interface is the one that Ray uses.
+        interface = "lo" if one_host else self._config.cluster.interface or interface_of(self._address)
+        os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = interface
+        group = {"backend": self._hardware.process_group, "rank": self._rank, "world_size": self._ranks}
+        if one_host:
+            dist.init_process_group(init_method=rendezvous, **group)
+        else:
+            store = self._store or reach_store(rendezvous, self._rank, self._address)
+            dist.init_process_group(store=store, timeout=timedelta(seconds=self._config.cluster.step_timeout), **group)
+        self._one_host = one_host
+        self._shard(self._policy)
+        if self._reference:
+            self._shard(self._reference)
+        settings = self._config.optimizer
         self._optimizer = torch.optim.AdamW(
             [parameter for parameter in self._policy.parameters() if parameter.requires_grad],
             lr=settings.learning_rate,
             betas=settings.betas,
             weight_decay=settings.weight_decay,
         )
-        self._broadcast: WeightBroadcast | None = None
 
     def _load(self, path: str, dtype: torch.dtype, freeze_vision: bool) -> PolicyModel:
         policy = load_policy(
@@ -70,7 +114,10 @@ class Learner:
         policy.train()  # Qwen2-VL has no dropout; transformers checkpoints activations in training mode alone
         if self._config.learners.gradient_checkpointing and dtype == torch.float32:
             policy.model.gradient_checkpointing_enable({"use_reentrant": False})
-        mesh = init_device_mesh(self._device.type, (dist.get_world_size(),))
+        return policy
+
+    def _shard(self, policy: PolicyModel) -> None:
+        mesh = init_device_mesh(self._device.type, (self._ranks,))
         precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         for unit in shard_units(policy):
             fully_shard(unit, mesh=mesh, mp_policy=precision)
@@ -79,7 +126,6 @@ class Learner:
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)  # the loss is a sum
                 module.set_force_sum_reduction_for_comms(True)  # gloo cannot scale while it reduces
-        return policy
 
     # Training
 
@@ -144,13 +190,19 @@ class Learner:
 
     # Weights out
 
-    def connect_generators(self, client: WeightClient, rendezvous: dict[str, Any]) -> None:
-        """Open the way to the generators. `rendezvous`: arguments of the NCCL sender; shared memory needs none."""
+    def connect_generators(self, client: WeightClient) -> None:
+        """Open the way to the generators; called again, with other generators, it is opened anew."""
+        if self._broadcast:
+            self._broadcast.close()
 
-        def make_sender(client: WeightClient, source: Any) -> Any:
-            if self._hardware.transfer == "nccl":
-                return nccl_sender(client, source, **rendezvous)
-            return SharedMemorySender(client, source)
+        def make_sender(proving: WeightClient, weights: PolicyWeights) -> WeightSender:
+            match self._hardware.transfer:
+                case "nccl":
+                    return nccl_sender(proving, weights, self._address, client.ranks)
+                case "ipc":
+                    return ipc_sender(proving, weights)
+                case _:
+                    return SharedMemorySender(proving, weights, self._one_host)
 
         self._broadcast = WeightBroadcast(self._policy, make_sender, client)
 
@@ -158,6 +210,11 @@ class Learner:
         """Bring every generator to the current weights under `version`. Returns their combined digest."""
         assert self._broadcast is not None, "connect_generators comes first"
         return self._broadcast.send(version)
+
+    def free_memory(self) -> None:
+        """Give back what the allocator keeps from the last step, for an engine on the same GPU."""
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     # Files
 
@@ -173,8 +230,39 @@ class Learner:
     def export(self, folder: str) -> None:
         export_model(Path(folder), self._policy, self._encoder, is_writer=self._rank == 0)
 
-    def process_id(self) -> int:
-        return os.getpid()
+
+def interface_of(address: str) -> str:
+    """The network interface that bears an address of this host.
+
+    Raises:
+        UserError: none does (a host behind address translation, say): it has to be configured.
+    """
+    interfaces = psutil.net_if_addrs()
+    for name, addresses in interfaces.items():
+        if any(entry.address == address for entry in addresses):
+            return name
+    raise UserError(
+        f"no network interface here bears {address}, the address that Ray gave this host; name one with "
+        f"cluster.interface (there are {', '.join(interfaces)})"
+    )
+
+
+def reach_store(rendezvous: str, rank: int, address: str) -> dist.Store:
+    """Connect to rank 0's store.
+
+    Raises:
+        UserError: it does not answer in time; says from where to where.
+    """
+    host, _, port = rendezvous.removeprefix("tcp://").rpartition(":")
+    try:
+        # torch would retry a refused or filtered port until its own deadline, and say little.
+        socket.create_connection((host, int(port)), timeout=MEETING_TIME.total_seconds()).close()
+        return dist.TCPStore(host, int(port), is_master=False, timeout=MEETING_TIME)
+    except (OSError, dist.DistError) as error:
+        raise UserError(
+            f"learner {rank} on {address} cannot reach learner 0 at {host}:{port} within "
+            f"{MEETING_TIME.total_seconds():g} s ({error}): the hosts of a cluster must reach each other on all ports"
+        ) from error
 
 
 def _inputs(batch: Batch) -> dict[str, Tensor]:

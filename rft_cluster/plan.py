@@ -1,5 +1,6 @@
 """What a configuration asks of a cluster, worked out before anything starts (pure)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,17 @@ class ActorPlan:
 class NodeResources:
     """What a Ray node has, free or not."""
 
+    node_id: str
+    address: str
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Resources reserved together on one node, for the actors named."""
+
+    actors: tuple[str, ...]
     cpus: float
     gpus: float
 
@@ -50,7 +62,7 @@ def describe(config: Config, train_images: int) -> str:
     completions = schedule.prompts_per_step * config.sampling.group_size
     lines += [
         f"{'in all':<12}{cpus:>12g}{gpus:>7g}",
-        "placement   one placement group (PACK): a bundle for each learner, then for each generator",
+        f"placement   {placement_line(config)}",
         f"each step   {schedule.prompts_per_step} prompts x {config.sampling.group_size} completions = "
         f"{completions} completions, {-(-completions // config.learners.count)} a learner in forwards of "
         f"{config.learners.micro_batch}",
@@ -60,29 +72,112 @@ def describe(config: Config, train_images: int) -> str:
     return "\n".join(lines)
 
 
+def placement_line(config: Config) -> str:
+    if config.shares_gpus:
+        return "each generator shares its GPU with a learner: it sleeps while the learner works"
+    return "learners on as few nodes as possible, generators on what is left"
+
+
 def needed(config: Config) -> tuple[float, float]:
     """CPUs and GPUs of all actors together."""
     actors = plan_actors(config)
     return sum(a.count * a.cpus for a in actors), sum(a.count * a.gpus for a in actors)
 
 
-def check_fits(config: Config, nodes: Sequence[NodeResources]) -> None:
-    """Can the cluster hold the actors at all?
+def bundles(config: Config) -> list[Bundle]:
+    """What is reserved: a bundle for each learner and each generator; one for both where they share a GPU."""
+    learners, generators, _ = plan_actors(config)
+    if config.shares_gpus:
+        pairs = zip(learners.names, generators.names, strict=True)
+        cpus, gpus = learners.cpus + generators.cpus, learners.gpus + generators.gpus
+        return [Bundle(pair, cpus, gpus) for pair in pairs]
+    return [Bundle((name,), actors.cpus, actors.gpus) for actors in (learners, generators) for name in actors.names]
+
+
+def place(config: Config, nodes: Sequence[NodeResources]) -> list[NodeResources]:
+    """The node of each bundle, in the order of `bundles`.
+
+    Learners sit on as few nodes as possible, since they talk at every layer; generators take what is left, the
+    largest node first. Where that leaves no room for a generator over several GPUs, generators choose first.
 
     Raises:
-        UserError: it lacks CPUs or GPUs, or no node is large enough for one actor.
+        UserError: there is not enough of something, or it is scattered over nodes that are too small.
     """
-    cpus, gpus = needed(config)
-    has_cpus, has_gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
-    for name, need, has in (("GPUs", gpus, has_gpus), ("CPUs", cpus, has_cpus)):
+    wanted = bundles(config)
+    _check_totals(config, wanted, nodes)
+    learner_count = config.learners.count
+    learners, generators = list(range(learner_count)), list(range(learner_count, len(wanted)))
+    for first, second in ((learners, generators), (generators, learners)):
+        free = [[node.cpus, node.gpus] for node in nodes]
+        chosen: dict[int, int] = {}
+        for group in (first, second):
+            chosen |= _pack([wanted[index] for index in group], group, free)
+        if len(chosen) == len(wanted):
+            return [nodes[chosen[index]] for index in range(len(wanted))]
+    largest = max(wanted, key=lambda bundle: (bundle.gpus, bundle.cpus))
+    raise UserError(
+        f"the cluster has enough in all, but scattered over its {len(nodes)} nodes it does not hold "
+        f"{len(wanted)} bundles, the largest ({' with '.join(largest.actors)}) of {largest.cpus:g} CPUs and "
+        f"{largest.gpus:g} GPUs: the nodes have " + _listed(nodes)
+    )
+
+
+def _pack(group: Sequence[Bundle], indices: Sequence[int], free: list[list[float]]) -> dict[int, int]:
+    """Node of each bundle of one kind; takes what it uses out of `free` ([cpus, gpus] a node)."""
+    chosen: dict[int, int] = {}
+    rest = list(zip(indices, group, strict=True))
+    while rest:
+        bundle = rest[0][1]
+        rooms = [_room(bundle, cpus, gpus) for cpus, gpus in free]
+        if max(rooms, default=0) == 0:
+            break
+        # The smallest node that holds all that are left, else the one that holds most of them.
+        holding_all = [node for node, room in enumerate(rooms) if room >= len(rest)]
+        node = (
+            min(holding_all, key=lambda n: (rooms[n], n))
+            if holding_all
+            else max(range(len(free)), key=rooms.__getitem__)
+        )
+        for index, placed in rest[: rooms[node]]:
+            chosen[index] = node
+            free[node][0] -= placed.cpus
+            free[node][1] -= placed.gpus
+        rest = rest[rooms[node] :]
+    return chosen
+
+
+def _room(bundle: Bundle, cpus: float, gpus: float) -> int:
+    """How many such bundles fit into what is free on a node."""
+    fits = [math.floor(has / need + 1e-9) for has, need in ((cpus, bundle.cpus), (gpus, bundle.gpus)) if need]
+    return min(fits, default=1_000_000)
+
+
+def _check_totals(config: Config, wanted: Sequence[Bundle], nodes: Sequence[NodeResources]) -> None:
+    for name, need, has in (
+        ("GPUs", sum(bundle.gpus for bundle in wanted), sum(node.gpus for node in nodes)),
+        ("CPUs", sum(bundle.cpus for bundle in wanted), sum(node.cpus for node in nodes)),
+    ):
         if need > has:
             raise UserError(
                 f"the run needs {need:g} {name}, the cluster has {has:g} on {len(nodes)} node(s): lower "
                 f"generators.count, learners.count or their {name.lower()}, or add nodes"
             )
-    for actors in plan_actors(config):
-        if not any(node.cpus >= actors.cpus and node.gpus >= actors.gpus for node in nodes):
+    for bundle in wanted:
+        if not any(_room(bundle, node.cpus, node.gpus) for node in nodes):
             raise UserError(
-                f"no node has {actors.cpus:g} CPUs and {actors.gpus:g} GPUs for one {actors.role}; the largest have "
-                f"{max(node.cpus for node in nodes):g} CPUs and {max(node.gpus for node in nodes):g} GPUs"
+                f"no node has {bundle.cpus:g} CPUs and {bundle.gpus:g} GPUs for {' with '.join(bundle.actors)}: the "
+                f"nodes have {_listed(nodes)}"
             )
+
+
+def _listed(nodes: Sequence[NodeResources]) -> str:
+    shown = [f"{node.address} {node.cpus:g} CPUs and {node.gpus:g} GPUs" for node in nodes[:8]]
+    return "; ".join(shown) + ("; ..." if len(nodes) > 8 else "")
+
+
+def describe_placement(config: Config, nodes: Sequence[NodeResources]) -> str:
+    """One line a node: what would run there."""
+    held: dict[str, list[str]] = {}
+    for bundle, node in zip(bundles(config), place(config, nodes), strict=True):
+        held.setdefault(node.address, []).extend(bundle.actors)
+    return "\n".join(f"  {address}: {', '.join(actors)}" for address, actors in held.items())

@@ -78,6 +78,8 @@ class SharedMemoryUpdateInfo(WeightTransferUpdateInfo):
     shapes: list[list[int]]
     offsets: list[int]
     digests: list[int]
+    data: Any = None
+    """The memory's contents, for a generator on another host: a buffer of bytes, read-only."""
 
 
 class ProvesWeights:
@@ -130,12 +132,14 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpda
         self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update_info: SharedMemoryUpdateInfo) -> None:
-        file = os.open(update_info.path, os.O_RDONLY)
-        try:
-            # Private: nothing written here could reach the learners; torch warns of a read-only buffer.
-            memory = mmap.mmap(file, update_info.nbytes, flags=mmap.MAP_PRIVATE)
-        finally:
-            os.close(file)
+        memory = update_info.data
+        if memory is None:
+            file = os.open(update_info.path, os.O_RDONLY)
+            try:
+                # Private: nothing written here could reach the learners; torch warns of a read-only buffer.
+                memory = mmap.mmap(file, update_info.nbytes, flags=mmap.MAP_PRIVATE)
+            finally:
+                os.close(file)
         # The mapping goes when the last tensor that looks into it goes.
         self.model.load_weights(_tensors(memory, update_info))
 
@@ -159,7 +163,7 @@ def repack_output_layers(model: nn.Module) -> None:
             module.quant_method.process_weights_after_loading(module)
 
 
-def _tensors(memory: mmap.mmap, info: SharedMemoryUpdateInfo) -> Iterator[tuple[str, Tensor]]:
+def _tensors(memory: Any, info: SharedMemoryUpdateInfo) -> Iterator[tuple[str, Tensor]]:
     for name, dtype_name, shape, offset in zip(info.names, info.dtype_names, info.shapes, info.offsets, strict=True):
         dtype = getattr(torch, dtype_name)
         count = torch.Size(shape).numel()

@@ -26,7 +26,7 @@ from rft_cluster.evaluation import Evaluation
 from rft_cluster.messages import Group, Reward
 
 # These say where and how a run runs, not what it computes: they may change when it is resumed.
-MAY_CHANGE = ("run", "cluster", "generators", "learners")
+MAY_CHANGE = ("cluster", "generators", "learners")
 
 
 class Stopwatch:
@@ -111,7 +111,7 @@ class RunFolder:
         (self.path / "rollouts").mkdir(parents=True, exist_ok=True)
         (self.path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         for name in ("metrics.jsonl", "eval.jsonl"):
-            _keep_lines(self.path / name, first_step)
+            _keep_rows(self.path / name, first_step)
 
     def log_step(
         self,
@@ -168,11 +168,11 @@ def first_step_of(config: Config, resume: bool) -> tuple[int, Path | None]:
     if saved_file.is_file():
         saved, ours = yaml.safe_load(saved_file.read_text()), config.model_dump(mode="json")
         for section in ours:
-            if section not in MAY_CHANGE and saved.get(section) != ours[section]:
-                raise UserError(
-                    f"{folder} was begun with another configuration: {section} was {saved.get(section)}, "
-                    f"and is {ours[section]} now"
-                )
+            # A run may move to another folder; another seed would draw other images.
+            then, now = (part["seed"] if section == "run" else part for part in (saved[section], ours[section]))
+            if section not in MAY_CHANGE and then != now:
+                name = "run.seed" if section == "run" else section
+                raise UserError(f"{folder} was begun with another configuration: {name} was {then}, and is {now} now")
     checkpoint = latest_checkpoint(folder)
     if checkpoint is None:
         return 0, None
@@ -184,15 +184,19 @@ def _append(path: Path, row: Mapping[str, Any]) -> None:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _keep_lines(path: Path, last_step: int) -> None:
-    """Keep the lines up to `last_step`; a half-written last line of a crash goes too."""
+def _keep_rows(path: Path, last_step: int) -> None:
+    """Keep what a run that goes on after `last_step` will not write again; a half-written last line goes, too."""
     if not path.exists():
         return
     kept = []
     for line in path.read_text().splitlines(keepends=True):
-        if not line.endswith("\n") or json.loads(line)["step"] > last_step:
+        if not line.endswith("\n"):
             break
-        kept.append(line)
+        row = json.loads(line)
+        # The test is evaluated before the first step, and after the last.
+        again = last_step == 0 or (row.get("split") == "test" and row["step"] > 0)
+        if row["step"] <= last_step and not again:
+            kept.append(line)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("".join(kept))
     temporary.replace(path)

@@ -20,7 +20,7 @@ from rft_cluster.tracker import RunFolder, Stopwatch, first_step_of
 def train(config: Config, dataset: FewShotDataset, template: str, model_path: str, resume: bool) -> None:
     """Run a configuration to its last step. `template` is the rendered prompt text; `model_path` where to start."""
     schedule, algorithm, seed = config.schedule, config.algorithm, config.run.seed
-    sampling = Sampling(config.sampling.group_size, config.sampling.temperature, config.sampling.max_tokens)
+    sampling = Sampling(**config.sampling.model_dump())
     first_step, checkpoint = first_step_of(config, resume)
 
     with start_cluster(config, model_path) as cluster:
@@ -41,9 +41,7 @@ def train(config: Config, dataset: FewShotDataset, template: str, model_path: st
             advantages = [group_advantages([reward.total for reward in group]) for group in rewards]
             samples = build_samples(groups, advantages, keep_all=algorithm.kl_beta > 0)
             with stage("learn"):
-                learned = cluster.learners.update(
-                    samples, step, algorithm.updates_per_step, config.learners.micro_batch
-                )
+                learned = cluster.update(samples, step)
             with stage("transfer"):
                 cluster.broadcast_weights(version=step + 1)
             run.log_step(step + 1, groups, rewards, learned, stage.seconds)

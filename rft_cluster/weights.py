@@ -18,6 +18,7 @@ A digest is a sum over elements, so ranks add up the digests of their shards wit
 import hashlib
 import mmap
 import os
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -42,6 +43,8 @@ class WeightTransferError(RuntimeError):
 
 class WeightClient(Protocol):
     """The generators as the sender sees them: each call reaches all of them and returns when all have answered."""
+
+    ranks: int  # of all generators together: the sum of their tensor-parallel sizes
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None: ...
 
@@ -174,6 +177,7 @@ class ProvingClient:
 
     def __init__(self, client: WeightClient) -> None:
         self._client = client
+        self.ranks = client.ranks
         self._version = 0
         self._digests: dict[str, int] = {}
         self._served: WeightRecord | None = None
@@ -224,14 +228,16 @@ class WeightBroadcast:
 
 
 class SharedMemorySender:
-    """Sends through memory that generators on the same host map: each rank writes its own shard, nothing is gathered.
+    """Sends through memory that generators on the same host map (the client carries it to other hosts).
+
+    Each rank writes its own shard and nothing is gathered, where all ranks are on one host; else rank 0 writes all.
 
     The memory is a memfd: other processes of the user open it under /proc, and it goes with its creator, so a
     crash leaves nothing in /dev/shm (which containers often limit to 64 MB).
     """
 
-    def __init__(self, client: WeightClient, source: PolicyWeights) -> None:
-        self._client, self._source = client, source
+    def __init__(self, client: WeightClient, source: PolicyWeights, one_host: bool) -> None:
+        self._client, self._source, self._one_host = client, source, one_host
         self._rank = dist.get_rank()
         self._infos = source.metadata()
         self._offsets: dict[str, int] = {}
@@ -247,15 +253,20 @@ class SharedMemorySender:
         dist.broadcast_object_list(path, src=0)
         assert path[0] is not None
         self._path = path[0]
-        if self._rank != 0:
-            self._file = os.open(self._path, os.O_RDWR)
-        self._memory = mmap.mmap(self._file, self._nbytes)
-        self._bytes = torch.frombuffer(self._memory, dtype=torch.uint8)
+        self._writes = one_host or self._rank == 0
+        if self._writes:
+            if self._rank != 0:
+                self._file = os.open(self._path, os.O_RDWR)
+            self._memory = mmap.mmap(self._file, self._nbytes)
+            self._bytes = torch.frombuffer(self._memory, dtype=torch.uint8)
         if self._rank == 0:
             client.init_weight_transfer_engine({})
 
     def send_weights(self) -> None:
-        for name, rows, start in self._source.local_rows():
+        whole = ((name, tensor, 0) for name, tensor in self._source)
+        for name, rows, start in self._source.local_rows() if self._one_host else whole:
+            if not self._writes:
+                continue
             first = self._offsets[name] + start * WIRE_DTYPE.itemsize
             wire = rows.contiguous().view(-1).view(torch.uint8)
             self._bytes[first : first + len(wire)].copy_(wire)
@@ -276,9 +287,10 @@ class SharedMemorySender:
         dist.barrier()  # nobody writes again before all generators have read
 
     def shutdown(self) -> None:
-        del self._bytes
-        self._memory.close()
-        os.close(self._file)
+        if self._writes:
+            del self._bytes
+            self._memory.close()
+            os.close(self._file)
 
 
 def nccl_init_infos(init_info: dict[str, Any], tensor_parallel_sizes: list[int]) -> list[dict[str, Any]]:
@@ -296,14 +308,35 @@ def nccl_init_infos(init_info: dict[str, Any], tensor_parallel_sizes: list[int])
     return infos
 
 
-def nccl_sender(
-    client: WeightClient, source: PolicyWeights, *, address: str, port: int, generator_ranks: int
-) -> WeightSender:
-    """vLLM's NCCL sender over the policy's weights; learner rank 0 is rank 0 of the transfer group."""
+def nccl_sender(client: WeightClient, source: PolicyWeights, address: str, generator_ranks: int) -> WeightSender:
+    """vLLM's NCCL sender over the policy's weights; learner rank 0 is rank 0 of the transfer group.
+
+    Each call forms a new group on a new port, as it must when a generator was replaced.
+    """
     from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+
+    info = nccl_info(dist.get_rank(), address, free_port(address) if dist.get_rank() == 0 else 0, generator_ranks)
+    return WeightTransferTrainerFactory.trainer_init(info, client=client, source=source)
+
+
+def nccl_info(rank: int, address: str, port: int, generator_ranks: int) -> Any:
+    """vLLM's `NCCLTrainerInitInfo`: the sender and every generator's workers form one group."""
     from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-    info = NCCLTrainerInitInfo(
-        rank=dist.get_rank(), master_address=address, master_port=port, world_size=1 + generator_ranks
-    )
+    return NCCLTrainerInitInfo(rank=rank, master_address=address, master_port=port, world_size=1 + generator_ranks)
+
+
+def ipc_sender(client: WeightClient, source: PolicyWeights) -> WeightSender:
+    """vLLM's CUDA-IPC sender, in chunks of bounded size, for generators on the learners' own GPUs."""
+    from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+    from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+
+    info = IPCTrainerInitInfo(rank=dist.get_rank(), packed=True)
     return WeightTransferTrainerFactory.trainer_init(info, client=client, source=source)
+
+
+def free_port(address: str) -> int:
+    """A port that is free on this host now."""
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return probe.getsockname()[1]

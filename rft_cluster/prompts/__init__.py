@@ -92,4 +92,6 @@ def _find(name_or_path: str) -> Path:
         return path
     near = difflib.get_close_matches(path.stem, [*known, PROBLEM], n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
-    raise UserError(f"prompt.template: {name_or_path!r} is neither a file nor one of {', '.join(sorted([*known, PROBLEM]))}.{hint}")
+    raise UserError(
+        f"prompt.template: {name_or_path!r} is neither a file nor one of {', '.join(sorted([*known, PROBLEM]))}.{hint}"
+    )

@@ -13,17 +13,21 @@ import yaml
 from safetensors import safe_open
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
+from rft_cluster.batching import build_samples, collate
 from rft_cluster.config import Config
 from rft_cluster.generator import Sampling
+from rft_cluster.learner import _inputs
 from rft_cluster.messages import Prompt
+from rft_cluster.qwen2vl import load_policy
+from tests.integration.test_weight_update import make_generator, send
 
 SHORT = ["schedule.steps=4", "schedule.save_every=2", "schedule.evaluate_every=2", "schedule.keep_checkpoints=2",
          "schedule.prompts_per_step=6", "optimizer.warmup_steps=1", "data.validation=20", "data.test=30"]  # fmt: skip
 
 
 def launch(folder: Path, model: str, *more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "rft_cluster.launch", "--config", "digits", f"run.folder={folder}", "run.name=short",
-               f"model.path={model}", *SHORT, *more]  # fmt: skip
+    command = [sys.executable, "-m", "rft_cluster.launch", "--config", "digits", f"run.folder={folder}",
+               "run.name=short", f"model.path={model}", *SHORT, *more]  # fmt: skip
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     return subprocess.run(command, capture_output=True, text=True, timeout=400, check=False, env=environment)
 
@@ -88,22 +92,25 @@ def test_the_export_loads_in_transformers_and_matches_the_masters(run: tuple[Pat
     masters = []
     for file in sorted((folder / "checkpoints" / "step-000004").glob("*.safetensors")):
         with safe_open(file, "pt") as shard:
-            masters += [shard.get_tensor(key) for key in shard.keys() if key == f"policy.{name}"]
+            masters += [shard.get_tensor(key) for key in shard.keys() if key == f"policy.{name}"]  # noqa: SIM118
     full = torch.cat(masters)
     assert full.dtype == torch.float32
     assert torch.equal(dict(model.named_parameters())[name], full.to(torch.bfloat16))
 
 
-def test_the_export_loads_in_vllm(run: tuple[Path, str], config: Config, prompts: list[Prompt]):
-    from tests.integration.test_weight_update import make_generator, send
-
+def test_the_export_loads_in_vllm_and_computes_the_same(run: tuple[Path, str], config: Config, prompts: list[Prompt]):
     folder, _ = run
     generator = make_generator(str(folder / "model"), config)
-    model = Qwen2VLForConditionalGeneration.from_pretrained(folder / "model", dtype=torch.bfloat16)
+    policy = load_policy(str(folder / "model"), torch.bfloat16, "sdpa", generator._encoder.vision_token_ids, 1.0)
     generator.init_weight_transfer_engine({})
-    send(generator, {name: parameter.detach() for name, parameter in model.named_parameters()}, version=4)
+    send(generator, {name: parameter.detach() for name, parameter in policy.model.named_parameters()}, version=4)
     groups = generator.generate(prompts, Sampling(8, 1.0, 16), version=4)
-    assert all("<think>" in completion.text for group in groups for completion in group.completions[:1])
+    samples = build_samples(groups, [[0.0] * 8] * len(groups), keep_all=True)
+    batch = collate(samples, generator._encoder, 0)
+    with torch.no_grad():
+        logprobs, _ = policy(**_inputs(batch))
+    gap = ((logprobs - batch.generator_logprobs).abs() * batch.mask).sum() / batch.mask.sum()
+    assert gap <= 0.005
 
 
 def test_a_resumed_run_goes_on_from_the_last_complete_step(run: tuple[Path, str], tiny_model: str, tmp_path: Path):

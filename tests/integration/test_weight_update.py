@@ -73,7 +73,7 @@ def fresh_answers(
     fresh = make_generator(str(folder), config)
     fresh.init_weight_transfer_engine({})
     # It already holds these weights; sending them gives it the version, and changes nothing.
-    fresh_from_disk = fresh._call(lambda: receivers.parameter_digest(_model(fresh))).result()
+    fresh_from_disk = parameter_digest_of(fresh)
     record = send(fresh, changed, version=7)
     assert record.loaded == fresh_from_disk
     answers = fresh.generate(prompts, GREEDY, version=7)
@@ -82,8 +82,12 @@ def fresh_answers(
     return answers
 
 
-def _model(generator: Generator) -> torch.nn.Module:
-    return generator._engine.collective_rpc(lambda worker: worker.weight_transfer_engine)[0].model
+def parameter_digest_of(generator: Generator) -> int:
+    def digest() -> int:
+        (engine,) = generator._engine.collective_rpc(lambda worker: worker.weight_transfer_engine)
+        return receivers.parameter_digest(engine.model)
+
+    return generator._call(digest).result()
 
 
 def send(generator: Generator, weights: Weights, version: int, digests: list[int] | None = None) -> WeightRecord:
@@ -166,7 +170,7 @@ def test_groups_keep_order_seed_and_version(generator: Generator, original: Weig
     assert all(len(group.completions) == 8 for group in groups)
     assert len({tuple(completion.token_ids) for completion in groups[0].completions}) > 1
     again = generator.generate(prompts, SAMPLED, version=8)
-    assert [[c.token_ids for c in g.completions] for g in again] == [[c.token_ids for c in g.completions] for g in groups]
+    assert [group.completions for group in again] == [group.completions for group in groups]
     other_seed = generator.generate([replace(prompts[0], seed=prompts[0].seed + 1000)], SAMPLED, version=8)
     assert [c.token_ids for c in other_seed[0].completions] != [c.token_ids for c in groups[0].completions]
     vision = set(generator._encoder.vision_token_ids)

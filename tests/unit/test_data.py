@@ -202,7 +202,7 @@ def test_digits_have_no_path():
 
 
 def test_digits_do_not_take_other_classes():
-    with pytest.raises(UserError, match="'ten' is in data.classes but has no images"):
+    with pytest.raises(UserError, match=r"'ten' is in data\.classes but has no images"):
         load_dataset(section(source="digits", classes=["zero", "ten"]), 0)
 
 

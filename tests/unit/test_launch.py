@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from rft_cluster import launch
-from rft_cluster.data.digits import CLASSES
 from rft_cluster.tiny import build_model, build_processor
 
 PIXELS = 56 * 56
+FEW = ("data.source=folder", "data.shots=2", "data.validation=1", "data.test=2")
 
 
 @pytest.fixture(autouse=True)
@@ -25,9 +25,9 @@ def no_cluster(monkeypatch):
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory) -> str:
-    """A tiny Qwen2-VL for the digits that was never trained."""
+    """A tiny Qwen2-VL that was never trained."""
     folder = tmp_path_factory.mktemp("model")
-    processor = build_processor(CLASSES, ["group-00", "kind-000"], "Which class of digit?", PIXELS)
+    processor = build_processor(["rose", "tulip"], ["group-00", "kind-000"], "Which class of digit?", PIXELS)
     build_model(processor.tokenizer).to(torch.bfloat16).save_pretrained(folder)
     processor.save_pretrained(folder)
     return str(folder)
@@ -41,6 +41,13 @@ def photos(root: Path, **counts: int) -> Path:
             pixels = np.full((8, 8, 3), 20 * number + i, dtype=np.uint8)
             Image.fromarray(pixels).save(root / label / f"{i}.png")
     return root
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> list[str]:
+    """Overrides for a data set that is read in no time."""
+    path = photos(tmp_path_factory.mktemp("data") / "photos", rose=5, tulip=5)
+    return [*FEW, f"data.path={path}"]
 
 
 def run(tmp_path: Path, capsys, *arguments: str, config: str = "digits") -> tuple[int, str, str]:
@@ -72,18 +79,15 @@ def refusal(tmp_path: Path, capsys, *arguments: str, config: str = "digits") -> 
         (["rewards.acuracy=1"], "rewards: 'acuracy' is unknown. Did you mean accuracy?"),
         (["prompt.template=think_anser"], "'think_anser' is neither a file nor one of"),
         (["data.source=digit"], "data.source: 'digit' is unknown. Did you mean digits?"),
-        (["data.test=2000"], "(200) and data.test (2000) ask for 2200 images"),
+        (["data.validation=3", "data.test=5"], "(3) and data.test (5) ask for 8 images, but 6 are left"),
     ],
 )
-def test_a_mistake_in_the_configuration(tmp_path, capsys, arguments, message):
-    assert message in refusal(tmp_path, capsys, *arguments)
+def test_a_mistake_in_the_configuration(tmp_path, capsys, small, arguments, message):
+    assert message in refusal(tmp_path, capsys, *small, *arguments)
 
 
 def test_an_unknown_config(tmp_path, capsys):
     assert "config 'digitz' is neither a file" in refusal(tmp_path, capsys, config="digitz")
-
-
-FEW = ("data.source=folder", "data.shots=2", "data.validation=1", "data.test=2")
 
 
 def test_a_data_folder_that_does_not_exist(tmp_path, capsys):
@@ -115,33 +119,33 @@ def test_too_few_images_for_the_shots(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("dry_run", [[], ["--dry-run"]], ids=["run", "dry run"])
-def test_a_model_folder_that_is_not_a_qwen2_vl(tmp_path, capsys, dry_run):
+def test_a_model_folder_that_is_not_a_qwen2_vl(tmp_path, capsys, small, dry_run):
     other = tmp_path / "llama"
     other.mkdir()
     (other / "config.json").write_text('{"model_type": "llama"}')
     message = "is a 'llama', but only 'qwen2_vl' is supported"
-    assert message in refusal(tmp_path, capsys, f"model.path={other}", *dry_run)
+    assert message in refusal(tmp_path, capsys, *small, f"model.path={other}", *dry_run)
     missing = tmp_path / "nowhere"
-    assert f"there is no folder {missing}" in refusal(tmp_path, capsys, f"model.path={missing}", *dry_run)
+    assert f"there is no folder {missing}" in refusal(tmp_path, capsys, *small, f"model.path={missing}", *dry_run)
 
 
-def test_a_prompt_that_is_longer_than_allowed(tmp_path, capsys, model_folder):
-    error = refusal(tmp_path, capsys, f"model.path={model_folder}", "model.max_prompt_tokens=20")
-    assert "the prompt of digits/" in error
+def test_a_prompt_that_is_longer_than_allowed(tmp_path, capsys, small, model_folder):
+    error = refusal(tmp_path, capsys, *small, f"model.path={model_folder}", "model.max_prompt_tokens=20")
+    assert "the prompt of rose/" in error
     assert "(4 of the image, " in error
     assert "more than model.max_prompt_tokens = 20" in error
 
 
-def test_a_sequence_that_is_longer_than_the_window(tmp_path, capsys, model_folder):
-    error = refusal(tmp_path, capsys, f"model.path={model_folder}", "model.max_prompt_tokens=2040")
+def test_a_sequence_that_is_longer_than_the_window(tmp_path, capsys, small, model_folder):
+    error = refusal(tmp_path, capsys, *small, f"model.path={model_folder}", "model.max_prompt_tokens=2040")
     # 2040 + 16 completion tokens
     assert "model.max_prompt_tokens + sampling.max_tokens = 2056 is more than the window" in error
     assert "2048 tokens" in error
 
 
-def test_a_run_that_exists_is_not_begun_again(tmp_path, capsys):
+def test_a_run_that_exists_is_not_begun_again(tmp_path, capsys, small):
     (tmp_path / "runs" / "mine").mkdir(parents=True)
-    code = launch.main(["--config", "digits", f"run.folder={tmp_path / 'runs'}", "run.name=mine"])
+    code = launch.main(["--config", "digits", f"run.folder={tmp_path / 'runs'}", "run.name=mine", *small])
     assert code == 2
     assert "exists: add --resume" in capsys.readouterr().err
     assert not list((tmp_path / "runs" / "mine").iterdir())
@@ -155,15 +159,15 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(tmp_path, capsys):
     assert (code, error) == (0, "")
     for text in (
         "digits: 10 classes, 40 images to learn from, 200 for validation, 500 for the test",
-        *("2 learners", "3 generators", "1 reward", "placement group"),
+        *("2 learners", "3 generators", "1 reward", "placement"),
         "20 prompts x 8 completions = 160 completions, 80 a learner",
         "80 steps; an epoch of 40 images is 2 steps",
     ):
         assert text in printed
 
 
-def test_options_and_overrides_may_come_in_any_order(tmp_path, capsys):
-    code = launch.main(["data.shots=2", "--dry-run", f"run.folder={tmp_path}", "--config", "digits", "run.name=mine"])
+def test_options_and_overrides_may_come_in_any_order(tmp_path, capsys, small):
+    code = launch.main([*small, "--dry-run", f"run.folder={tmp_path}", "--config", "digits", "run.name=mine"])
     assert code == 0
-    assert "20 images to learn from" in capsys.readouterr().out
+    assert "2 classes, 4 images to learn from" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())

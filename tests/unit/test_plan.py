@@ -2,9 +2,23 @@ import pytest
 
 from rft_cluster.config import load_config
 from rft_cluster.errors import UserError
-from rft_cluster.plan import ActorPlan, NodeResources, check_fits, describe, needed, plan_actors
+from rft_cluster.plan import (
+    ActorPlan,
+    NodeResources,
+    bundles,
+    describe,
+    describe_placement,
+    needed,
+    place,
+    plan_actors,
+)
 
 ON_GPUS = ["cluster.device=cuda", "generators.gpus=1", "learners.gpus=1", "learners.cpus=1"]
+
+
+def cluster_of(*sizes: tuple[float, float]) -> list[NodeResources]:
+    """Nodes of (CPUs, GPUs): n0 at 10.0.0.0, n1 at 10.0.0.1, ..."""
+    return [NodeResources(f"n{i}", f"10.0.0.{i}", cpus, gpus) for i, (cpus, gpus) in enumerate(sizes)]
 
 
 def config(*overrides: str):
@@ -44,17 +58,40 @@ def test_what_all_actors_need_together(overrides, cpus, gpus):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "nodes"),
+    ("overrides", "nodes", "chosen"),
     [
-        ([], [(2, 0)]),
-        ([], [(1, 0), (1, 0)]),
-        ([*ON_GPUS, "generators.count=2"], [(4, 4)]),
-        ([*ON_GPUS, "generators.count=2"], [(16, 2), (2, 2), (8, 0)]),
-        (["learners.cpus=0", "generators.cpus=0"], [(0, 0)]),
+        ([], [(2, 0)], ["n0", "n0", "n0"]),
+        ([], [(1, 0), (1, 0)], ["n0", "n0", "n1"]),
+        # All learners fit on the second node and not on the first: they are not scattered.
+        ([*ON_GPUS, "learners.count=4"], [(8, 2), (8, 4)], ["n1", "n1", "n1", "n1", "n0"]),
+        # The smallest node that holds all learners, so that the large one is left for the large generator.
+        ([*ON_GPUS, "generators.gpus=8"], [(16, 8), (8, 2)], ["n1", "n1", "n0"]),
+        # Learners on the largest node would leave no room for a generator over 4 GPUs: it chooses first.
+        ([*ON_GPUS, "learners.count=3", "generators.gpus=4"], [(16, 4), (8, 2), (8, 1)], ["n1", "n1", "n2", "n0"]),
+        # No node holds all five: the one that holds most, then the rest. The head has no GPU and gets nothing.
+        ([*ON_GPUS, "learners.count=5"], [(64, 0), (8, 2), (8, 4)], ["n2", "n2", "n2", "n2", "n1", "n1"]),
+        # 8 GPUs of two nodes, the recipe's split
+        ([*ON_GPUS, "learners.count=4", "generators.count=4"], [(16, 4), (16, 4)], ["n0"] * 4 + ["n1"] * 4),
+        (["learners.cpus=0", "generators.cpus=0"], [(0, 0)], ["n0", "n0", "n0"]),
     ],
 )
-def test_a_cluster_that_is_large_enough_passes(overrides, nodes):
-    check_fits(config(*overrides), [NodeResources(*node) for node in nodes])
+def test_where_learners_and_generators_go(overrides, nodes, chosen):
+    assert [node.node_id for node in place(config(*overrides), cluster_of(*nodes))] == chosen
+
+
+SHARED = [*ON_GPUS, "generators.gpus=0.4", "learners.gpus=0.6", "learners.count=2", "generators.count=2"]
+
+
+def test_a_shared_gpu_is_one_bundle():
+    pairs = bundles(config(*SHARED))
+    assert [bundle.actors for bundle in pairs] == [("learner-0", "generator-0"), ("learner-1", "generator-1")]
+    assert [(bundle.cpus, bundle.gpus) for bundle in pairs] == [(2, 1), (2, 1)]  # 1 + 1 CPUs, 0.6 + 0.4 GPUs
+    assert [node.node_id for node in place(config(*SHARED), cluster_of((8, 1), (8, 1)))] == ["n0", "n1"]
+
+
+def test_the_placement_for_people():
+    text = describe_placement(config(*ON_GPUS), cluster_of((8, 1), (8, 2)))
+    assert text == "  10.0.0.1: learner-0, learner-1\n  10.0.0.0: generator"
 
 
 @pytest.mark.parametrize(
@@ -87,24 +124,29 @@ def test_a_cluster_that_is_large_enough_passes(overrides, nodes):
         (
             ["generators.cpus=3"],
             [(2, 0), (2, 0)],
-            "no node has 3 CPUs and 0 GPUs for one generator; the largest have 2 CPUs and 0 GPUs",
-        ),
-        (
-            [*ON_GPUS, "generators.gpus=4", "learners.count=1"],
-            [(8, 3), (8, 2)],
-            "no node has 1 CPUs and 4 GPUs for one generator; the largest have 8 CPUs and 3 GPUs",
+            "no node has 3 CPUs and 0 GPUs for generator: the nodes have 10.0.0.0 2 CPUs and 0 GPUs; 10.0.0.1 2 CPUs "
+            "and 0 GPUs",
         ),
         (
             # Enough of each, never on one node.
             [*ON_GPUS, "learners.count=1", "generators.cpus=4"],
             [(8, 0), (1, 2)],
-            "no node has 4 CPUs and 1 GPUs for one generator; the largest have 8 CPUs and 2 GPUs",
+            "no node has 4 CPUs and 1 GPUs for generator: the nodes have 10.0.0.0 8 CPUs and 0 GPUs; 10.0.0.1 1 CPUs "
+            "and 2 GPUs",
+        ),
+        (
+            # 6 GPUs for 6, but two generators over 2 GPUs do not fit between the odd ones.
+            [*ON_GPUS, "generators.count=2", "generators.gpus=2"],
+            [(8, 3), (8, 1), (8, 1), (8, 1)],
+            "the cluster has enough in all, but scattered over its 4 nodes it does not hold 4 bundles, the largest "
+            "(generator-0) of 1 CPUs and 2 GPUs: the nodes have 10.0.0.0 8 CPUs and 3 GPUs; 10.0.0.1 8 CPUs and "
+            "1 GPUs; 10.0.0.2 8 CPUs and 1 GPUs; 10.0.0.3 8 CPUs and 1 GPUs",
         ),
     ],
 )
 def test_a_cluster_that_is_too_small_is_refused(overrides, nodes, message):
     with pytest.raises(UserError) as caught:
-        check_fits(config(*overrides), [NodeResources(*node) for node in nodes])
+        place(config(*overrides), cluster_of(*nodes))
     assert str(caught.value) == message
 
 
@@ -119,7 +161,7 @@ def test_the_plan_for_people():
         ["in", "all", "3", "0"],  # 2 * 0.5 + 2 * 1
     ]
     text = "\n".join(lines)
-    assert "placement group (PACK): a bundle for each learner, then for each generator" in text
+    assert "placement   learners on as few nodes as possible, generators on what is left" in text
     # 15 * 8 completions for 2 learners; 40 / 15 steps an epoch
     assert "15 prompts x 8 completions = 120 completions, 60 a learner in forwards of 80" in text
     assert "80 steps; an epoch of 40 images is 2.66667 steps" in text

@@ -24,6 +24,16 @@ from rft_cluster.weights import (
     wrap_int64,
 )
 
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Two threads on a busy box of two cores spin against each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 # --- digests
 
 
@@ -184,6 +194,7 @@ class Generators:
     """Keeps what it is told, and answers with `records`."""
 
     def __init__(self) -> None:
+        self.ranks = 2
         self.heard: list[Any] = []
         self.records: list[WeightRecord] = []
 

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Submits a run to a Ray cluster as a job:
+#
+#   deploy/submit.sh flower102 [section.key=value ...]
+#
+#   RAY_API_SERVER_ADDRESS  the cluster's dashboard, e.g. http://127.0.0.1:8265 (the default; reach a remote one
+#                           through ssh -L 8265:127.0.0.1:8265 HEAD: it stays on loopback there)
+#   RFT_RUNS                absolute folder for runs on the cluster, on a disk that outlives the job (~/rft_runs there);
+#                           with several nodes one that all of them see
+#   RFT_SUBMIT              more options for `ray job submit`, e.g. "--no-wait --submission-id mine"
+#
+# The job's driver takes one CPU and no GPU, so it may sit on a head node without any. Tokens: `ray get-auth-token
+# --generate` once, then RAY_AUTH_MODE=token for `ray start` and here.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+config=${1:?usage: deploy/submit.sh CONFIG [section.key=value ...]}
+shift
+ray=$(command -v ray || echo .venv/bin/ray)
+export RAY_API_SERVER_ADDRESS=${RAY_API_SERVER_ADDRESS:-http://127.0.0.1:8265}
+# shellcheck disable=SC2086 # several options in one variable
+exec "$ray" job submit --working-dir . --runtime-env deploy/runtime_env.yaml --entrypoint-num-cpus 0.1 ${RFT_SUBMIT:-} -- \
+  python -m rft_cluster.launch --config "$config" run.folder="${RFT_RUNS:-$HOME/rft_runs}" cluster.address=auto "$@"

@@ -1,0 +1,148 @@
+"""Groups of Ray actors as the loop sees them: fan-out, gathering, deadlines, and who is to blame."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from rft_cluster.batching import split_work
+from rft_cluster.checkpoint import publish, temporary_folder
+from rft_cluster.errors import UserError
+from rft_cluster.generator import Sampling
+from rft_cluster.messages import Group, Prompt, Reward, TrainingSample, WeightRecord
+from rft_cluster.weights import nccl_init_infos
+
+
+class ClusterError(RuntimeError):
+    """An actor died or did not answer in time; the message names it and the call."""
+
+
+def wait_for(calls: dict[str, Any], timeout: float, doing: str) -> list[Any]:
+    """The results of `calls` (actor name -> reference), in their order.
+
+    Raises:
+        ClusterError: an actor died, or the deadline passed. What an actor itself raised comes as it is.
+    """
+    try:
+        return ray.get(list(calls.values()), timeout=timeout)
+    except GetTimeoutError as error:
+        ready, _ = ray.wait(list(calls.values()), num_returns=len(calls), timeout=0)
+        late = [name for name, reference in calls.items() if reference not in ready]
+        raise ClusterError(f"{', '.join(late)}: no answer to '{doing}' within {timeout:g} s") from error
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from error  # its message is for the user, without the actor's traceback
+        raise
+    except RayActorError as error:
+        raise ClusterError(f"an actor died while '{doing}': {error}") from error
+
+
+class ActorGroup:
+    """The actors of one role."""
+
+    def __init__(self, handles: dict[str, ActorHandle], timeout: float) -> None:
+        self._handles = handles
+        self._timeout = timeout
+
+    def __len__(self) -> int:
+        return len(self._handles)
+
+    @property
+    def handles(self) -> list[ActorHandle]:
+        return list(self._handles.values())
+
+    def call_all(self, method: str, *arguments: Any) -> list[Any]:
+        """Call a method of every actor with the same arguments; the answers in the actors' order."""
+        return self.call_each(method, [arguments] * len(self))
+
+    def call_each(self, method: str, arguments: Sequence[tuple[Any, ...]], timeout: float | None = None) -> list[Any]:
+        """Call a method of every actor, each with its own arguments."""
+        calls = {
+            name: getattr(handle, method).remote(*own)
+            for (name, handle), own in zip(self._handles.items(), arguments, strict=True)
+        }
+        return wait_for(calls, timeout or self._timeout, method)
+
+
+class Generators(ActorGroup):
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> list[Group]:
+        """Groups in the order of `prompts`, which are dealt to the generators in turns."""
+        shares = [prompts[index :: len(self)] for index in range(len(self))]
+        answers = self.call_each("generate", [(share, sampling, version) for share in shares])
+        groups: list[Group | None] = [None] * len(prompts)
+        for index, answer in enumerate(answers):
+            groups[index :: len(self)] = answer
+        return [group for group in groups if group is not None]
+
+
+class RewardActor(ActorGroup):
+    def score(self, groups: Sequence[Group]) -> list[list[Reward]]:
+        return self.call_all("score", groups)[0]
+
+
+class Learners(ActorGroup):
+    def join(self, addresses: Sequence[str], timeout: float) -> None:
+        """Make the ranks one process group. Rank 0 opens a port on its host and says which; Ray carries the word."""
+        first, one_host = self.handles[0], len(set(addresses)) == 1
+        name = next(iter(self._handles))
+        (rendezvous,) = wait_for({name: first.offer_rendezvous.remote(one_host)}, timeout, "offering a rendezvous")
+        self.call_each("join", [(rendezvous, one_host)] * len(self), timeout)
+
+    def update(self, samples: Sequence[TrainingSample], step: int, updates: int, micro_batch: int) -> dict[str, float]:
+        """One step's optimizer updates on all ranks; sums over all their tokens. No samples: no update."""
+        if not samples:
+            return {}
+        work = split_work(samples, len(self), updates, micro_batch)
+        answers = self.call_each("update", [(share, step) for share in work])
+        same = {name: answers[0].pop(name) for name in ("grad_norm", "learning_rate", "skipped")}
+        return {name: sum(answer[name] for answer in answers) for name in answers[0]} | same
+
+    def save_checkpoint(self, folder: Path) -> Path:
+        """Write a checkpoint's tensors to a temporary folder and return it; `checkpoint.publish` completes it."""
+        temporary = temporary_folder(folder)
+        self.call_all("save_checkpoint", str(temporary))
+        return temporary
+
+    def export(self, folder: Path) -> None:
+        """Write the policy as a Hugging Face folder."""
+        temporary = temporary_folder(folder)
+        self.call_all("export", str(temporary))
+        publish(temporary, folder)
+
+
+class GeneratorsClient:
+    """The generators as the sending learner sees them (see `weights.WeightClient`)."""
+
+    def __init__(
+        self, generators: Generators, addresses: Sequence[str], tensor_parallel: int, sender_address: str
+    ) -> None:
+        """`addresses`: of the generators' hosts, in their order; `sender_address`: of learner 0's host."""
+        self._generators = generators
+        self._tensor_parallel = tensor_parallel
+        self._elsewhere = [address != sender_address for address in addresses]
+        self.ranks = len(generators) * tensor_parallel
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        infos = [init_info] * len(self._generators)
+        if "rank_offset" in init_info:
+            infos = nccl_init_infos(init_info, [self._tensor_parallel] * len(self._generators))
+        self._generators.call_each("init_weight_transfer_engine", [(info,) for info in infos])
+
+    def start_weight_update(self) -> None:
+        self._generators.call_all("start_weight_update")
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Shared memory ends at the host: to others its contents go through Ray's object store, once to each host."""
+        data = None
+        if "path" in update_info and any(self._elsewhere):
+            data = ray.put(np.fromfile(update_info["path"], dtype=np.uint8, count=update_info["nbytes"]))
+        self._generators.call_each(
+            "update_weights", [(update_info, data) if elsewhere else (update_info,) for elsewhere in self._elsewhere]
+        )
+
+    def finish_weight_update(self, weight_version: str | None = None) -> list[WeightRecord]:
+        return self._generators.call_all("finish_weight_update", weight_version)

@@ -1,0 +1,158 @@
+"""The official archive of Oxford 102 Flowers (M-E. Nilsback and A. Zisserman, ICVGIP 2008) on disk.
+
+    flowers/jpg/image_00001.jpg ... image_08189.jpg
+    flowers/imagelabels.mat      `labels`: each image's class, 1 to 102
+    flowers/setid.mat            `trnid`, `valid`, `tstid`: the official splits, image numbers from 1
+
+The official splits serve to check that the archive is whole. Images are chosen by the seed out of all of it, as
+in few-shot work since CoOp (arXiv 2109.01134), whose test list has 2,463 images.
+
+Nothing but what is chosen is decoded. Copies are still found among all images: equal files have equal sizes, so
+only files that share their size with another are read and hashed.
+"""
+
+import hashlib
+import zlib
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rft_cluster.config import DataSection
+from rft_cluster.data.dataset import FewShotDataset, check_classes, few_shot_split, listing, read_examples
+from rft_cluster.data.images import MAX_BYTES
+from rft_cluster.errors import UserError
+from rft_cluster.messages import Example
+
+CLASSES_FILE = Path(__file__).with_name("flowers102_classes.txt")
+HOME = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
+SPLITS = ("trnid", "valid", "tstid")
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An archive that is complete; its `examples` are without their images, which `read` gives."""
+
+    root: Path
+    examples: list[Example]
+    digests: list[str]
+    """Equal for byte-equal image files."""
+
+    def read(self, example_id: str) -> bytes:
+        with (self.root / example_id).open("rb") as file:
+            return file.read(MAX_BYTES + 1)  # one more than `check_image` accepts: never all of a huge file
+
+
+def load_flower102(config: DataSection, seed: int) -> FewShotDataset:
+    """The few-shot splits of the archive in `data.path`. Example ids are paths in it.
+
+    The pool holds the training images only: the others are not read.
+
+    Raises:
+        UserError: the archive is not complete (see `open_archive`), `data.classes` differs from the 102 names,
+            too many images are asked for, or a chosen one cannot be decoded.
+    """
+    archive = open_archive(config.path, "data.path")
+    classes = check_classes(flower_classes(), config.classes)
+    chosen = few_shot_split("flower102", archive.examples, classes, config, seed, archive.digests)
+    train, validation, test = (
+        read_examples(split, archive.read, f"data.path ({archive.root})")
+        for split in (chosen.train, chosen.validation, chosen.test)
+    )
+    return FewShotDataset("flower102", classes, train, validation, test, [example.image for example in train])
+
+
+def flower_classes() -> list[str]:
+    """The 102 names in the order of the archive's labels."""
+    return CLASSES_FILE.read_text(encoding="utf-8").splitlines()
+
+
+def open_archive(path: Path | None, key: str) -> Archive:
+    """Check that an archive is whole, without reading its images. `key` names the config key in the messages.
+
+    Raises:
+        UserError: a file is missing or no .mat file of the documented content, a label is none of the 102
+            classes, or the splits do not name every image once.
+    """
+    root = _root(path, key)
+    classes = flower_classes()
+    labels = _numbers(root / "imagelabels.mat", "labels", key)
+    wrong = [f"image {i}: label {label}" for i, label in enumerate(labels, 1) if not 1 <= label <= len(classes)]
+    if wrong:
+        raise UserError(
+            f"{key}: imagelabels.mat in {root} has labels outside 1 to {len(classes)}; get it again from {HOME}:\n"
+            f"{listing(wrong)}"
+        )
+    named = sorted(number for split in SPLITS for number in _numbers(root / "setid.mat", split, key))
+    if named != list(range(1, len(labels) + 1)):
+        raise UserError(
+            f"{key}: {' '.join(SPLITS)} of setid.mat in {root} do not name each of the {len(labels)} images of "
+            f"imagelabels.mat once: they name {len(named)}, {len(set(named))} of them different. Get both again from "
+            f"{HOME}"
+        )
+    ids = [f"jpg/image_{number:05d}.jpg" for number in range(1, len(labels) + 1)]
+    _check_files(root, ids, key)
+    examples = [Example(i, b"", classes[label - 1]) for i, label in zip(ids, labels, strict=True)]
+    return Archive(root, examples, _digests([root / i for i in ids]))
+
+
+def _root(path: Path | None, key: str) -> Path:
+    if path is None:
+        raise UserError(f"{key} is missing: set it to the folder with the official Flower102 archive ({HOME})")
+    root = path.expanduser().absolute()
+    if not root.is_dir():
+        raise UserError(
+            f"{key}: {root} {'is not a folder' if root.exists() else 'does not exist'}; it must hold jpg/, "
+            f"imagelabels.mat and setid.mat from {HOME}"
+        )
+    return root
+
+
+def _numbers(file: Path, name: str, key: str) -> list[int]:
+    """The whole numbers in variable `name` of a .mat file (of Matlab 4 to 7.2; read without running anything)."""
+    from scipy.io import loadmat  # takes a moment to import
+    from scipy.io.matlab import MatReadError
+
+    if not file.is_file():
+        raise UserError(f"{key}: {file.parent} has no {file.name}; get it from {HOME}")
+    try:
+        values = loadmat(file, variable_names=(name,)).get(name)
+    except (MatReadError, OSError, ValueError, TypeError, LookupError, NotImplementedError, zlib.error) as error:
+        raise UserError(f"{key}: {file} cannot be read ({error}); get it again from {HOME}") from error
+    if values is None:
+        raise UserError(f"{key}: {file} has no variable {name!r}; get it again from {HOME}")
+    if not (isinstance(values, np.ndarray) and values.dtype.kind in "iuf" and np.array_equal(values, np.rint(values))):
+        raise UserError(f"{key}: {name!r} in {file} must hold whole numbers; get it again from {HOME}")
+    return [int(value) for value in values.ravel()]
+
+
+def _check_files(root: Path, ids: list[str], key: str) -> None:
+    inside = root.resolve()
+    problems = []
+    for example_id in ids:
+        path = root / example_id
+        if not path.is_file():  # a folder or a named pipe is none
+            problems.append(f"{example_id}: missing")
+        elif not path.resolve().is_relative_to(inside):
+            problems.append(f"{example_id}: a link out of the folder")
+    if problems:
+        raise UserError(
+            f"{key}: {len(problems)} of the {len(ids)} images that imagelabels.mat names cannot be used; unpack "
+            f"102flowers.tgz from {HOME} into {root}:\n{listing(problems)}"
+        )
+
+
+def _digests(files: list[Path]) -> list[str]:
+    """A text for each file, equal for byte-equal ones: the size where no other file has it, else of the content."""
+    sizes = [file.stat().st_size for file in files]
+    count = Counter(sizes)
+    return [
+        f"{size}" if count[size] == 1 else f"{size} {_content_digest(file)}"
+        for file, size in zip(files, sizes, strict=True)
+    ]
+
+
+def _content_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

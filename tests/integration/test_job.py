@@ -1,0 +1,95 @@
+"""`deploy/submit.sh` against a fresh local head with tokens: a job that succeeds, and one that is stopped."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+PORT = 18265
+SHORT = ["schedule.steps=2", "schedule.evaluate_every=0", "schedule.prompts_per_step=4", "optimizer.warmup_steps=1",
+         "data.validation=0", "data.test=20"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory) -> Iterator[dict[str, str]]:
+    """The environment of a user whose Ray head runs here, with a token and the dashboard on loopback."""
+    home = tmp_path_factory.mktemp("home")
+    token = home / "token"
+    token.write_text("a" * 64)
+    token.chmod(0o600)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{PORT}",
+        "RFT_RUNS": str(home / "runs"),
+    }
+    start = [BIN / "ray", "start", "--head", "--port=16379", f"--dashboard-port={PORT}", "--dashboard-host=127.0.0.1",
+             "--num-cpus=3", "--disable-usage-stats", "--object-store-memory=200000000"]  # fmt: skip
+    subprocess.run(start, env=environment, check=True, capture_output=True, timeout=120)
+    yield environment
+    subprocess.run([BIN / "ray", "stop", "--force"], env=environment, check=True, capture_output=True, timeout=120)
+
+
+def submit(
+    environment: dict[str, str], job: str, *overrides: str, options: str = ""
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [ROOT / "deploy" / "submit.sh", "digits", f"run.name={job}", *SHORT, *overrides],
+        env={**environment, "RFT_SUBMIT": f"--submission-id {job} {options}"},
+        capture_output=True, text=True, timeout=220, check=False,
+    )  # fmt: skip
+
+
+def actors(environment: dict[str, str]) -> dict[str, str]:
+    """Name and state of every actor, from the dashboard's own API."""
+    request = urllib.request.Request(
+        f"{environment['RAY_API_SERVER_ADDRESS']}/api/v0/actors?limit=100",
+        headers={"Authorization": "Bearer " + Path(environment["RAY_AUTH_TOKEN_PATH"]).read_text()},
+    )
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        found = json.load(answer)["data"]["result"]["result"]
+    return {actor["name"]: actor["state"] for actor in found if actor["name"]}
+
+
+def wait_until(condition, seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
+        time.sleep(1)
+
+
+def test_without_the_token_the_dashboard_refuses(head: dict[str, str]):
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{head['RAY_API_SERVER_ADDRESS']}/api/v0/actors", timeout=20)
+
+
+def test_a_submitted_job_succeeds_and_shows_its_steps(head: dict[str, str], tiny_model: str):
+    result = submit(head, "short", f"model.path={tiny_model}")
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert "Job 'short' succeeded" in result.stdout
+    assert "step 1/2" in result.stdout
+    assert "step 2/2" in result.stdout
+    assert (Path(head["RFT_RUNS"]) / "short" / "model" / "config.json").exists()
+
+
+def test_stopping_a_job_stops_its_actors(head: dict[str, str], tiny_model: str):
+    names = {"learner-0", "learner-1", "generator", "reward"}
+    result = submit(head, "long", f"model.path={tiny_model}", "schedule.steps=5000", options="--no-wait")
+    assert result.returncode == 0, result.stdout + result.stderr
+    wait_until(lambda: names <= {n for n, state in actors(head).items() if state == "ALIVE"}, 150, "actors alive")
+    stop = [BIN / "ray", "job", "stop", "long"]
+    subprocess.run(stop, env=head, check=True, capture_output=True, timeout=60)
+    wait_until(lambda: "ALIVE" not in actors(head).values(), 60, "actors gone")
+    status = [BIN / "ray", "job", "status", "long"]
+    said = subprocess.run(status, env=head, check=True, capture_output=True, text=True, timeout=60)
+    assert "stopped" in (said.stdout + said.stderr).lower()

@@ -1,0 +1,224 @@
+import contextlib
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+from rft_cluster.config import DataSection
+from rft_cluster.data import archive, load_dataset
+from rft_cluster.data.archive import flower_classes, open_archive
+from rft_cluster.data.dataset import FewShotDataset
+from rft_cluster.data.images import check_image
+from rft_cluster.errors import UserError
+from rft_cluster.rewards.accuracy import normalise_label
+
+CLASSES = 102
+EACH = 4
+
+
+def save_labels(root: Path, labels: object) -> None:
+    savemat(root / "imagelabels.mat", {"labels": labels}, do_compression=True)
+
+
+def write_archive(root: Path) -> Path:
+    """The official layout with 4 tiny images of each class: image n has label (n - 1) % 102 + 1."""
+    (root / "jpg").mkdir(parents=True)
+    count = CLASSES * EACH
+    for number in range(1, count + 1):
+        picture = Image.new("RGB", (8, 8), (number // 256 * 99, number % 256, 7))
+        # Of nearly equal pictures the compressed bytes may be equal; the comment tells them apart.
+        picture.save(root / "jpg" / f"image_{number:05d}.jpg", comment=f"{number:05d}")
+    save_labels(root, np.arange(count, dtype=np.uint8 if count < 256 else np.uint16)[None] % CLASSES + 1)
+    numbers = np.random.default_rng(0).permutation(count)[None] + 1
+    parts = {"trnid": numbers[:, :50], "valid": numbers[:, 50:99], "tstid": numbers[:, 99:]}
+    savemat(root / "setid.mat", parts, do_compression=True)
+    return root
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory) -> Path:
+    return write_archive(tmp_path_factory.mktemp("original") / "flowers")
+
+
+@pytest.fixture
+def root(original, tmp_path) -> Path:
+    """An archive to change."""
+    return Path(shutil.copytree(original, tmp_path / "flowers"))
+
+
+def load(root: Path | None, seed: int = 0, **values) -> FewShotDataset:
+    section = {"source": "flower102", "path": root, "shots": 1, "validation": 30, "test": 204, **values}
+    return load_dataset(DataSection(**section), seed)
+
+
+def refusal(root: Path | None, **values) -> str:
+    with pytest.raises(UserError) as caught:
+        load(root, **values)
+    return str(caught.value)
+
+
+def test_the_class_names_are_those_of_the_archive_in_its_order():
+    names = flower_classes()
+    assert (len(names), names[0], names[1], names[73], names[101]) == (
+        *(102, "pink primrose", "hard-leaved pocket orchid", "rose"),
+        "blackberry lily",
+    )
+    assert len(set(map(normalise_label, names))) == 102
+
+
+def test_an_archive_is_a_data_set(root):
+    dataset = load(root)
+    assert dataset.name == "flower102" and dataset.classes == flower_classes()
+    assert Counter(e.label for e in dataset.train) == Counter(flower_classes())
+    assert [len(s) for s in (dataset.train, dataset.validation, dataset.test)] == [102, 30, 204]
+    assert dataset.pool == [e.image for e in dataset.train]
+    chosen = [*dataset.train, *dataset.validation, *dataset.test]
+    assert len({e.example_id for e in chosen}) == len(chosen)
+    for example in chosen:
+        number = int(example.example_id.removeprefix("jpg/image_").removesuffix(".jpg"))
+        assert example.image == (root / example.example_id).read_bytes()
+        assert example.label == flower_classes()[(number - 1) % CLASSES]
+
+
+def test_the_seed_alone_decides(root):
+    assert load(root, seed=3) == load(root, seed=3)
+    assert load(root, seed=3).train != load(root, seed=4).train
+
+
+def test_only_the_chosen_images_are_decoded(root, monkeypatch):
+    decoded = []
+
+    def spy(data: bytes, where: str) -> str:
+        decoded.append(where)
+        return check_image(data, where)
+
+    monkeypatch.setattr("rft_cluster.data.dataset.check_image", spy)
+    dataset = load(root, validation=0, test=5)
+    assert sorted(decoded) == sorted(e.example_id for e in [*dataset.train, *dataset.test])
+    # A damaged image that is not chosen does no harm; a chosen one is named.
+    unused = next(e for e in open_archive(root, "").examples if e.example_id not in decoded)
+    (root / unused.example_id).write_bytes(b"not an image")
+    assert load(root, validation=0, test=5) == dataset
+    (root / dataset.test[0].example_id).write_bytes(b"not an image either")
+    message = refusal(root, validation=0, test=5)
+    assert "1 of the 5 images chosen" in message and f"  {dataset.test[0].example_id}: not an image" in message
+
+
+def test_copies_are_left_out_wherever_they_lie(root, caplog):
+    # Images 1, 103, 205 and 307 are the 4 of class 1. With one a copy of another, 3 shots leave none of it.
+    (root / "jpg/image_00307.jpg").write_bytes((root / "jpg/image_00001.jpg").read_bytes())
+    dataset = load(root, shots=3, validation=0, test=101)
+    assert "left out 1 of 408 images" in caplog.text
+    assert flower_classes()[0] not in [e.label for e in dataset.test]
+    assert "jpg/image_00307.jpg" not in [e.example_id for e in dataset.train]
+
+
+def test_only_files_of_equal_size_are_read_to_find_copies(root, monkeypatch):
+    for number, size in ((1, 5000), (2, 5000), (3, 6000)):
+        (root / f"jpg/image_{number:05d}.jpg").write_bytes(bytes([number]) * size)
+    read = []
+    digest = archive._content_digest
+    monkeypatch.setattr(archive, "_content_digest", lambda path: read.append(path.name) or digest(path))
+    digests = open_archive(root, "data.path").digests
+    assert "image_00001.jpg" in read and "image_00002.jpg" in read and "image_00003.jpg" not in read
+    assert digests[2] == "6000"
+    assert digests[0] != digests[1] and digests[0].startswith("5000 ")
+
+
+def test_one_picture_with_two_labels_is_refused(root):
+    (root / "jpg/image_00002.jpg").write_bytes((root / "jpg/image_00001.jpg").read_bytes())
+    assert "the same picture has two labels" in refusal(root)
+
+
+def test_a_missing_path_says_what_belongs_there(tmp_path):
+    (tmp_path / "file").touch()
+    assert "data.path is missing" in refusal(None)
+    assert "does not exist; it must hold jpg/" in refusal(tmp_path / "nowhere")
+    assert "is not a folder" in refusal(tmp_path / "file")
+    assert "has no imagelabels.mat; get it from https" in refusal(tmp_path)
+
+
+def test_missing_images_are_listed_and_the_list_is_cut(root):
+    for number in range(1, 26):
+        (root / f"jpg/image_{number:05d}.jpg").unlink()
+    lines = refusal(root).splitlines()
+    assert "25 of the 408 images" in lines[0] and "unpack 102flowers.tgz" in lines[0]
+    assert lines[1] == "  jpg/image_00001.jpg: missing"
+    assert len(lines) == 1 + 20 + 1 and lines[-1] == "  and 5 more"
+
+
+def test_images_stay_in_the_folder(root, tmp_path):
+    first, second, third = (root / f"jpg/image_{number:05d}.jpg" for number in (1, 2, 3))
+    first.rename(tmp_path / "outside.jpg")
+    first.symlink_to(tmp_path / "outside.jpg")
+    second.unlink()
+    os.mkfifo(second)
+    third.rename(root / "inside.jpg")
+    third.symlink_to(root / "inside.jpg")
+    assert refusal(root).splitlines()[1:] == [
+        "  jpg/image_00001.jpg: a link out of the folder",
+        "  jpg/image_00002.jpg: missing",
+    ]
+
+
+@pytest.mark.parametrize("label", [0, 103, -1])
+def test_labels_out_of_range_are_listed(root, label):
+    labels = np.arange(408, dtype=np.int16)[None] % CLASSES + 1
+    labels[0, 6] = label
+    save_labels(root, labels)
+    message = refusal(root)
+    assert "labels outside 1 to 102" in message and message.endswith(f"\n  image 7: label {label}")
+
+
+@pytest.mark.parametrize("labels", [[[1.5, 2.0]], [["rose"]], [[np.nan]], np.array([[{"a": 1}]], dtype=object)])
+def test_labels_that_are_no_whole_numbers_are_refused(root, labels):
+    save_labels(root, labels)
+    assert "must hold whole numbers" in refusal(root)
+
+
+def test_splits_must_name_every_image_once(root):
+    savemat(root / "setid.mat", {"trnid": [[1, 2]], "valid": [[2]], "tstid": [[3]]})
+    assert "each of the 408 images of imagelabels.mat once: they name 4, 3 of them different" in refusal(root)
+    savemat(root / "setid.mat", {"trnid": [[1, 2]], "valid": [[2]]})
+    assert "no variable 'tstid'" in refusal(root)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", bytes(200), b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x02IM" + b"\xff" * 64]
+)
+def test_a_file_that_is_no_mat_file_is_refused(root, content):
+    (root / "imagelabels.mat").write_bytes(content)
+    assert "imagelabels.mat" in refusal(root)
+
+
+def test_every_cut_of_a_mat_file_is_explained(root):
+    whole = (root / "imagelabels.mat").read_bytes()
+    for length in range(0, len(whole), 11):
+        (root / "imagelabels.mat").write_bytes(whole[:length])
+        assert "imagelabels.mat" in refusal(root)
+
+
+def test_changed_bytes_in_a_mat_file_are_explained_or_do_no_harm(root):
+    whole = (root / "imagelabels.mat").read_bytes()
+    for position in range(0, len(whole), 9):
+        changed = bytearray(whole)
+        changed[position] ^= 0xFF
+        (root / "imagelabels.mat").write_bytes(changed)
+        with contextlib.suppress(UserError):
+            open_archive(root, "data.path")
+
+
+def test_the_order_of_the_classes_can_be_given(root):
+    backwards = flower_classes()[::-1]
+    assert load(root, classes=backwards).classes == backwards
+    assert "'tulip' is in data.classes but has no images" in refusal(root, classes=[*backwards, "tulip"])
+
+
+def test_a_hub_setting_is_refused_here(root):
+    with pytest.raises(ValueError, match="held_out is for source huggingface only, source is flower102"):
+        DataSection(source="flower102", path=root, held_out=root)

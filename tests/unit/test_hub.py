@@ -1,0 +1,347 @@
+import io
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from rft_cluster.config import DataSection
+from rft_cluster.data import hub, load_dataset
+from rft_cluster.data.archive import flower_classes
+from rft_cluster.data.dataset import FewShotDataset
+from rft_cluster.errors import UserError
+from rft_cluster.prompts import render_template
+from tests.unit.test_archive import write_archive
+
+QUESTION = "Which flower?\nThink first. "
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+def encoded(image: Image.Image, file_format: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()
+
+
+def picture(number: int) -> dict:
+    return {"bytes": encoded(Image.new("RGB", (4, 4), (number // 256 * 99, number % 256, 9))), "path": None}
+
+
+def rows(labels: list, label: object = None, start: int = 0, **columns) -> Dataset:
+    """Images numbered from `start`, in columns `image` and `label`."""
+    features = Features(
+        {"image": datasets.Image(), "label": label or Value("string"), **dict.fromkeys(columns, Value("string"))}
+    )
+    images = [picture(start + i) for i in range(len(labels))]
+    return Dataset.from_dict({"image": images, "label": labels, **columns}, features=features)
+
+
+def published(labels: list[str], problems: list[str] | None = None) -> Dataset:
+    """Visual-RFT's layout."""
+    solutions = [f"<answer>{label}</answer>" for label in labels]
+    columns = {"problem": problems or [QUESTION] * len(labels), "solution": solutions}
+    return rows(labels, **columns).remove_columns("label")
+
+
+def save(data: Dataset | DatasetDict, folder: Path) -> Path:
+    data.save_to_disk(str(folder))
+    return folder
+
+
+def load(path: Path | str | None, seed: int = 0, **values) -> FewShotDataset:
+    section = {"source": "huggingface", "path": path, "shots": 2, "validation": 1, "test": 2, **values}
+    return load_dataset(DataSection(**section), seed)
+
+
+def refusal(path: Path | str | None, **values) -> str:
+    with pytest.raises(UserError) as caught:
+        load(path, **values)
+    return str(caught.value)
+
+
+def sizes(dataset: FewShotDataset) -> list[int]:
+    return [len(split) for split in (dataset.train, dataset.validation, dataset.test)]
+
+
+# --- layouts
+
+
+def test_class_labels_keep_their_order(tmp_path):
+    names = ClassLabel(names=["tulip", "rose", "unused"])
+    dataset = load(save(rows([0, 1] * 5, names), tmp_path / "flowers"))
+    assert dataset.name == "flowers" and dataset.classes == ["tulip", "rose"]
+    assert sizes(dataset) == [4, 1, 2] and dataset.problem is None
+    for example in [*dataset.train, *dataset.validation, *dataset.test]:
+        row = int(example.example_id.removeprefix("train/"))
+        assert example.image == picture(row)["bytes"] and example.label == ["tulip", "rose"][row % 2]
+    assert dataset.pool == [e.image for e in dataset.train]
+    assert load(tmp_path / "flowers", seed=0) == dataset
+
+
+def test_columns_can_be_called_otherwise(tmp_path):
+    data = rows(["b", "a "] * 5).rename_columns({"image": "photo", "label": "species"})
+    folder = save(data, tmp_path / "photos")
+    assert load(folder, image_column="photo", label_column="species").classes == ["a", "b"]
+    assert "has no column 'label'; it has photo, species" in refusal(folder, image_column="photo")
+    assert "data.image_column: " in refusal(folder, label_column="species")
+
+
+def test_a_folder_of_parquet_files(tmp_path):
+    (tmp_path / "set/data").mkdir(parents=True)
+    rows(["a", "b"] * 5).to_parquet(tmp_path / "set/data/train-00000-of-00001.parquet")
+    rows(["a", "b"] * 3, start=50).to_parquet(tmp_path / "set/data/test-00000-of-00001.parquet")
+    dataset = load(tmp_path / "set")
+    assert sizes(dataset) == [4, 1, 2]
+    assert all(e.example_id.startswith("test/") for e in dataset.test)
+
+
+def test_parquet_files_of_others_hold_structs(tmp_path):
+    (tmp_path / "set").mkdir()
+    plain = Features({"image": {"bytes": Value("binary"), "path": Value("string")}, "label": Value("string")})
+    images = [picture(i) for i in range(10)]
+    Dataset.from_dict({"image": images, "label": ["a", "b"] * 5}, features=plain).to_parquet(tmp_path / "set/a.parquet")
+    assert sizes(load(tmp_path / "set")) == [4, 1, 2]
+
+
+def test_the_published_layout_is_detected(tmp_path):
+    folder = save(DatasetDict(train=published([" rose ", "tulip"] * 5)), tmp_path / "set")
+    dataset = load(folder)
+    assert dataset.classes == ["rose", "tulip"] and {e.label for e in dataset.train} == {"rose", "tulip"}
+    assert dataset.problem == QUESTION
+    assert render_template("problem", "flower", dataset.classes, problem=dataset.problem) == QUESTION
+
+
+def test_several_questions_are_refused(tmp_path):
+    data = published(["a", "b"] * 5, problems=["Which?", "What?"] * 5)
+    assert "2 different texts" in refusal(save(data, tmp_path / "set"))
+
+
+def test_the_problem_template_needs_a_problem():
+    with pytest.raises(UserError, match="the data set brings no question"):
+        render_template("problem", "flower", [])
+    with pytest.raises(UserError, match="problem holds a special token"):
+        render_template("problem", "flower", [], problem="<|image_pad|> Which?")
+    with pytest.raises(UserError, match="problem gives an empty text"):
+        render_template("problem", "flower", [], problem=" ")
+    with pytest.raises(UserError, match=r"neither a file nor one of problem, .*Did you mean problem\?"):
+        render_template("problm", "flower", [])
+
+
+def test_solutions_without_an_answer_are_listed(tmp_path):
+    data = published(["a", "b"] * 5)
+    solutions = [text if i % 5 else "a" for i, text in enumerate(data["solution"])]
+    folder = save(data.remove_columns("solution").add_column("solution", solutions), tmp_path / "set")
+    message = refusal(folder)
+    assert "2 of the 10 rows of set, split train have no label" in message
+    assert "\n  row 5: solution without one <answer>label</answer>" in message
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "message"),
+    [
+        ([0, 1] * 5, Value("int64"), "must hold names (ClassLabel or text), not Value('int64')"),
+        (["a", None] * 5, None, "row 1: no label"),
+        ([0, -1] * 5, ClassLabel(names=["a", "b"]), "row 1: no label"),
+        (["Rose", "rose"] * 5, None, "'Rose' and 'rose' are the same answer"),
+    ],
+)
+def test_labels_that_will_not_do_are_refused(tmp_path, labels, kind, message):
+    assert message in refusal(save(rows(labels, kind), tmp_path / "set"))
+
+
+# --- images
+
+
+def test_only_the_chosen_images_are_decoded(tmp_path):
+    data = rows(["a", "b"] * 5)
+    good = load(save(data, tmp_path / "good"))
+    chosen = {int(e.example_id[-6:]) for e in [*good.train, *good.validation, *good.test]}
+    unused = next(i for i in range(10) if i not in chosen)
+
+    def broken(*numbers: int) -> Dataset:
+        def damage(row, index):
+            return {"image": {"bytes": b"no image" + bytes([index]), "path": None}} if index in numbers else row
+
+        raw = data.cast_column("image", datasets.Image(decode=False))
+        return raw.map(damage, with_indices=True, features=raw.features)
+
+    assert load(save(broken(unused), tmp_path / "unused")).test == good.test
+    bad = int(good.test[0].example_id[-6:])
+    message = refusal(save(broken(unused, bad), tmp_path / "bad"))
+    assert "1 of the 2 images chosen from bad" in message and f"train/{bad:06d}: not an image" in message
+
+
+def test_a_path_in_a_row_is_not_followed(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "secret.png").write_bytes(picture(1)["bytes"])
+    plain = Features({"image": {"bytes": Value("binary"), "path": Value("string")}, "label": Value("string")})
+    images = [{"bytes": None, "path": str(tmp_path / "secret.png")}, *(picture(i) for i in range(2, 8))]
+    data = Dataset.from_dict({"image": images, "label": ["a", "b", "a", "b", "a", "b", "a"]}, features=plain)
+    data.to_parquet(tmp_path / "set/a.parquet")
+    assert "1 of the 7 rows of set, split train hold no image, at most a path" in refusal(tmp_path / "set")
+    text = Dataset.from_dict({"image": [str(tmp_path / "secret.png")] * 6, "label": ["a", "b"] * 3})
+    assert "'image' of text, split train must hold images" in refusal(save(text, tmp_path / "text"))
+
+
+def test_copies_are_left_out(tmp_path, caplog):
+    data = datasets.concatenate_datasets([rows(["a", "b"] * 5), rows(["a", "b"])])
+    load(save(data, tmp_path / "set"))
+    assert "left out 2 of 12 images" in caplog.text
+
+
+# --- splits
+
+
+def test_a_test_split_serves_the_held_out_images_without_training_images(tmp_path, caplog):
+    names = ClassLabel(names=["a", "b"])
+    test = rows([0, 1] * 4, names, start=8)  # its first two are the last two of train
+    splits = DatasetDict(train=rows([0, 1] * 5, names), validation=rows([0, 1], names, start=90), test=test)
+    dataset = load(save(splits, tmp_path / "set"), validation=2, test=4)
+    held = [e.example_id for e in [*dataset.validation, *dataset.test]]
+    assert sorted(held) == [f"test/{i:06d}" for i in range(2, 8)]
+    assert all(e.example_id.startswith("train/") for e in dataset.train)
+    assert "left out 2 images of split test of set: copies of training images" in caplog.text
+    assert "8 images, but 6 are left" in refusal(tmp_path / "set", validation=2, test=6)
+    assert "has a test split of its own" in refusal(tmp_path / "set", held_out=tmp_path)
+
+
+def test_labels_only_in_the_test_split_are_refused(tmp_path):
+    splits = DatasetDict(train=rows(["a", "b"] * 5), test=rows(["a", "c"] * 5, start=50))
+    assert "labels without a training image:\n  'c'" in refusal(save(splits, tmp_path / "set"))
+
+
+def test_an_only_split_of_another_name_is_drawn_from(tmp_path):
+    assert sizes(load(save(DatasetDict(test=rows(["a", "b"] * 5)), tmp_path / "set"))) == [4, 1, 2]
+    several = DatasetDict(one=rows(["a", "b"] * 5), two=rows(["a", "b"] * 5))
+    assert "no split train to learn from, but one, two" in refusal(save(several, tmp_path / "several"))
+
+
+def test_a_set_of_exactly_its_training_images(tmp_path):
+    folder = save(published(["rose", "tulip"] * 4), tmp_path / "set")
+    dataset = load(folder, shots=4, validation=0, test=0)
+    assert sizes(dataset) == [8, 0, 0] and len(dataset.pool) == 8
+    message = refusal(folder, shots=4, validation=0, test=2)
+    assert "only its 8 training images" in message and "data.held_out" in message
+
+
+# --- held-out images of an archive
+
+
+def flower_set(root: Path, folder: Path, change: dict[str, str] | None = None) -> Path:
+    """The first image of each class of the archive in `root`, encoded anew, in the published layout."""
+    labels, images = [], []
+    for number, label in enumerate(flower_classes(), 1):
+        image = Image.open(root / f"jpg/image_{number:05d}.jpg").convert("RGBA")
+        labels.append((change or {}).get(label, label.replace("-", " ").title()))
+        images.append({"bytes": encoded(image), "path": None})
+    data = published(labels).remove_columns("image")
+    return save(data.add_column("image", images).cast_column("image", datasets.Image()), folder)
+
+
+@pytest.fixture(scope="module")
+def flowers(tmp_path_factory) -> Path:
+    """The archive of `write_archive`, with pictures that can be told apart by sight."""
+    root = write_archive(tmp_path_factory.mktemp("held_out") / "flowers")
+    noise = np.random.default_rng(0)
+    for path in sorted((root / "jpg").iterdir()):
+        small = Image.fromarray(noise.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+        small.resize((48, 32), Image.Resampling.BICUBIC).save(path, quality=90)
+    return root
+
+
+def test_held_out_images_come_from_the_archive_without_the_training_images(flowers, tmp_path, caplog):
+    folder = flower_set(flowers, tmp_path / "set")
+    dataset = load(folder, shots=1, validation=102, test=204, held_out=flowers)
+    assert sizes(dataset) == [102, 102, 204]
+    held = [e.example_id for e in [*dataset.validation, *dataset.test]]
+    # Of 408 images the first 102 are trained on, encoded otherwise; the rest are exactly what was asked for.
+    assert sorted(held) == [f"jpg/image_{number:05d}.jpg" for number in range(103, 409)]
+    assert {e.label for e in dataset.test} <= set(dataset.classes) and "Pink Primrose" in dataset.classes
+    assert "left out 102 images" in caplog.text
+    assert "307 images, but 306 are left" in refusal(folder, shots=1, validation=103, test=204, held_out=flowers)
+
+
+def test_the_archive_is_left_alone_when_nothing_is_wanted_of_it(flowers, tmp_path):
+    folder = flower_set(flowers, tmp_path / "set")
+    assert sizes(load(folder, shots=1, validation=0, test=0, held_out=tmp_path / "nowhere")) == [102, 0, 0]
+
+
+def test_class_names_must_agree_with_the_archive(flowers, tmp_path):
+    folder = flower_set(flowers, tmp_path / "set", {"rose": "Rosa"})
+    message = refusal(folder, shots=1, held_out=flowers)
+    assert "\n  'Rosa' is in set only\n  'rose' is in the archive only" in message
+    assert "data.held_out: " in refusal(folder, shots=1, held_out=tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "encode",
+    [
+        lambda image: encoded(image.convert("RGBA")),
+        lambda image: encoded(image, "JPEG", quality=75),
+        lambda image: encoded(image.resize((image.width // 2, image.height // 2)), "JPEG"),
+        lambda image: encoded(image, "WEBP", quality=80),
+    ],
+)
+def test_a_photograph_is_known_again_in_another_encoding(encode):
+    photos = [Image.fromarray(image) for image in load_sample_images().images]
+    china, flower = (encoded(photo, "JPEG", quality=95) for photo in photos)
+    mirrored = encoded(photos[0].transpose(Image.Transpose.FLIP_LEFT_RIGHT), "JPEG")
+    archive = {"flower": flower, "china": china, "mirrored": mirrored}
+    assert hub._known_pictures([encode(photos[0])], list(archive), archive.__getitem__, "") == [False, True, False]
+
+
+# --- getting at the set
+
+
+def test_a_path_that_is_nothing_is_explained(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    assert "data.path is missing" in refusal(None)
+    assert "neither a folder nor a name on the hub" in refusal(tmp_path / "nowhere")
+    assert "is not a folder" in refusal(tmp_path / "file")
+    assert "cannot be read as a data set" in refusal(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"_data_files": [{}]}'])
+def test_a_damaged_folder_is_explained(tmp_path, content):
+    folder = save(rows(["a", "b"] * 5), tmp_path / "set")
+    (folder / "state.json").write_text(content)
+    assert "cannot be read as a data set" in refusal(folder)
+
+
+def test_damaged_files_are_explained(tmp_path):
+    folder = save(rows(["a", "b"] * 5), tmp_path / "set")
+    next(folder.glob("*.arrow")).write_bytes(b"nonsense")
+    assert "cannot be read as a data set" in refusal(folder)
+    (tmp_path / "parquet").mkdir()
+    (tmp_path / "parquet/train.parquet").write_bytes(b"nonsense")
+    assert "cannot be read as a data set" in refusal(tmp_path / "parquet")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ConnectionError("no route"), r"the hub cannot be reached \(no route\)(.|\n)*save_to_disk"),
+        (datasets.exceptions.DatasetNotFoundError("gone"), "has no such data set .*hf auth login"),
+        (RuntimeError("Dataset scripts are no longer supported"), "cannot be read as a data set .*scripts"),
+    ],
+)
+def test_a_hub_that_does_not_give_the_set_is_explained(monkeypatch, tmp_path, error, message):
+    monkeypatch.chdir(tmp_path)
+    asked = []
+
+    def refuse(*arguments, **options):
+        asked.append((arguments, options))
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(UserError, match=message):
+        load("laolao77/ViRFT_CLS_flower_4_shot")
+    assert asked == [(("laolao77/ViRFT_CLS_flower_4_shot",), {})]
