@@ -1,5 +1,6 @@
 """Groups of Ray actors as the loop sees them: fan-out, gathering, deadlines, and who is to blame."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from rft_cluster.batching import split_work
-from rft_cluster.checkpoint import publish, temporary_folder
+from rft_cluster.checkpoint import publish, temporary_folder, write_json
 from rft_cluster.errors import UserError
 from rft_cluster.generator import Sampling
 from rft_cluster.messages import Group, Prompt, Reward, TrainingSample, WeightRecord
@@ -101,11 +102,16 @@ class Learners(ActorGroup):
         same = {name: answers[0].pop(name) for name in ("grad_norm", "learning_rate", "skipped")}
         return {name: sum(answer[name] for answer in answers) for name in answers[0]} | same
 
-    def save_checkpoint(self, folder: Path) -> Path:
-        """Write a checkpoint's tensors to a temporary folder and return it; `checkpoint.publish` completes it."""
+    def save_checkpoint(self, folder: Path, step: int) -> None:
+        """Write a checkpoint of the state after `step` steps; it has its name when it is complete."""
         temporary = temporary_folder(folder)
-        self.call_all("save_checkpoint", str(temporary))
-        return temporary
+        updates = self.call_all("save_checkpoint", str(temporary))[0]
+        write_json(temporary / "state.json", {"step": step, "optimizer_updates": updates})
+        publish(temporary, folder)
+
+    def restore_checkpoint(self, folder: Path) -> None:
+        updates = json.loads((folder / "state.json").read_text())["optimizer_updates"]
+        self.call_all("restore_checkpoint", str(folder), updates)
 
     def export(self, folder: Path) -> None:
         """Write the policy as a Hugging Face folder."""

@@ -47,10 +47,20 @@ class RunSection(Section):
     """Everything random hangs on it: the choice of images, their order, each completion, the tiny model."""
 
 
+class LoraSection(Section):
+    """Train low-rank adapters of the language model's linear layers instead of the weights (arXiv 2106.09685)."""
+
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    """An adapter's output is scaled by alpha / rank."""
+
+
 class ModelSection(Section):
     path: str
     """A Qwen2-VL folder or hub name, or `tiny`: a small one built here for the configured data set."""
     freeze_vision: bool = False
+    lora: LoraSection | None = None
+    """Generators get the merged weights, by the same transfer; the export is merged, too."""
     min_pixels: int = Field(56 * 56, ge=28 * 28)
     max_pixels: int = Field(401_408, ge=28 * 28)
     """An image is resized to lie between the two; 28x28 pixels make one token."""
@@ -160,6 +170,8 @@ class LearnersSection(Section):
     micro_batch: int = Field(8, ge=1)
     """Completions in one forward of one rank."""
     gradient_checkpointing: bool = False
+    cpu_offload: bool = False
+    """GPU only: keep masters, gradients and optimizer state in host memory."""
 
 
 class ClusterSection(Section):
@@ -194,6 +206,8 @@ class Config(Section):
         for name, role in (("generators", self.generators), ("learners", self.learners)):
             if self.cluster.device == "cuda" and role.gpus == 0:
                 raise ValueError(f"{name}.gpus is 0 but cluster.device is cuda: give each of the {name} a GPU")
+            if role.gpus > 1 and role.gpus % 1:
+                raise ValueError(f"{name}.gpus is {role.gpus:g}: below 1 a GPU is shared, above 1 it counts whole GPUs")
             if self.cluster.device == "cpu" and role.gpus:
                 raise ValueError(f"{name}.gpus is {role.gpus:g} but cluster.device is cpu: set it to 0")
         if self.sampling.top_k and self.algorithm.importance_cap is not None:

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from rft_cluster.batching import Batch, RankWork, collate
@@ -26,7 +26,7 @@ from rft_cluster.config import Config
 from rft_cluster.errors import UserError
 from rft_cluster.hardware import hardware
 from rft_cluster.loss import grpo_loss
-from rft_cluster.qwen2vl import PolicyModel, PromptEncoder, load_policy, shard_units
+from rft_cluster.qwen2vl import PolicyModel, PromptEncoder, base_model, load_policy, load_reference, shard_units
 from rft_cluster.weights import (
     PolicyWeights,
     SharedMemorySender,
@@ -58,10 +58,13 @@ class Learner:
         self._device = torch.device(self._hardware.device)
         model = config.model
         self._encoder = PromptEncoder(path, model.min_pixels, model.max_pixels, model.trust_remote_code)
-        self._policy = self._load(path, torch.float32, model.freeze_vision)
-        self._reference = None
-        if config.algorithm.kl_beta:
-            self._reference = self._load(path, torch.bfloat16, freeze_vision=True).requires_grad_(False).eval()
+        how = (path, model, self._hardware.attention, self._encoder.vision_token_ids, config.sampling.temperature)
+        self._policy = load_policy(*how)
+        if config.learners.gradient_checkpointing:
+            self._policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self._reference: PolicyModel | None = None
+        if config.algorithm.kl_beta and not model.lora:
+            self._reference = load_reference(*how)
         self._store: dist.Store | None = None
         self._broadcast: WeightBroadcast | None = None
 
@@ -101,27 +104,12 @@ class Learner:
             weight_decay=settings.weight_decay,
         )
 
-    def _load(self, path: str, dtype: torch.dtype, freeze_vision: bool) -> PolicyModel:
-        policy = load_policy(
-            path,
-            dtype,
-            self._hardware.attention,
-            self._encoder.vision_token_ids,
-            self._config.sampling.temperature,
-            freeze_vision,
-            self._config.model.trust_remote_code,
-        )
-        policy.train()  # Qwen2-VL has no dropout; transformers checkpoints activations in training mode alone
-        if self._config.learners.gradient_checkpointing and dtype == torch.float32:
-            policy.model.gradient_checkpointing_enable({"use_reentrant": False})
-        return policy
-
     def _shard(self, policy: PolicyModel) -> None:
         mesh = init_device_mesh(self._device.type, (self._ranks,))
         precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        for unit in shard_units(policy):
-            fully_shard(unit, mesh=mesh, mp_policy=precision)
-        fully_shard(policy, mesh=mesh, mp_policy=precision)
+        offload = CPUOffloadPolicy() if self._config.learners.cpu_offload else OffloadPolicy()
+        for unit in [*shard_units(policy), policy]:
+            fully_shard(unit, mesh=mesh, mp_policy=precision, offload_policy=offload)
         for module in policy.modules():
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)  # the loss is a sum
@@ -148,7 +136,7 @@ class Learner:
         sums: dict[str, float] = {"skipped": 0.0, "grad_norm": 0.0}
         for i, update in enumerate(batches):
             for j, batch in enumerate(update):
-                reference = self._logprobs(self._reference, batch) if self._reference else None
+                reference = self._reference_logprobs(batch) if algorithm.kl_beta else None
                 logprobs, entropy = self._policy(**_inputs(batch))
                 terms = grpo_loss(
                     logprobs,
@@ -184,6 +172,12 @@ class Learner:
     def _logprobs(self, policy: PolicyModel, batch: Batch) -> Tensor:
         return policy(**_inputs(batch))[0]
 
+    def _reference_logprobs(self, batch: Batch) -> Tensor:
+        if self._reference:
+            return self._logprobs(self._reference, batch)
+        with base_model(self._policy) as base:
+            return self._logprobs(base, batch)
+
     def _clip_gradients(self) -> Tensor:
         norm = torch.nn.utils.clip_grad_norm_(self._policy.parameters(), self._config.optimizer.max_grad_norm)
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
@@ -218,8 +212,10 @@ class Learner:
 
     # Files
 
-    def save_checkpoint(self, folder: str) -> None:
+    def save_checkpoint(self, folder: str) -> int:
+        """Write this rank's shards. Returns the number of updates that the optimizer has made."""
         save_shards(Path(folder), self._policy, self._optimizer)
+        return max((int(state["step"]) for state in self._optimizer.state.values()), default=0)
 
     def restore_checkpoint(self, folder: str, updates: int) -> None:
         """Continue from a checkpoint that has seen `updates` optimizer updates."""

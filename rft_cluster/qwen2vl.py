@@ -6,18 +6,22 @@ drift apart. `PolicyModel` is the learner's model: it returns log-probabilities 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from PIL import Image
 from qwen_vl_utils import fetch_image
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
+from rft_cluster.config import ModelSection
 from rft_cluster.data.images import open_image
 from rft_cluster.errors import UserError
 from rft_cluster.messages import Prompt
@@ -28,6 +32,8 @@ IMAGE_TOKEN = "<|image_pad|>"
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", IMAGE_TOKEN, "<|video_pad|>")
 # Qwen2-VL ends a turn with the first and a document with the second; a completion stops at either.
 STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
+# The linear layers of the language model (the vision tower's are named otherwise).
+LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # Log-probabilities are computed for so many tokens at once: bounds the FP32 [tokens x vocabulary] tensor.
 LOGPROB_CHUNK = 512
 
@@ -195,26 +201,51 @@ class PolicyModel(nn.Module):
 
 
 def load_policy(
-    path: str,
-    dtype: torch.dtype,
-    attention: str,
-    forbidden: list[int],
-    temperature: float,
-    freeze_vision: bool = False,
-    trust_remote_code: bool = False,
+    path: str, model: ModelSection, attention: str, forbidden: list[int], temperature: float
 ) -> PolicyModel:
-    """The model of a folder or hub name as a `PolicyModel` on the CPU. Only safetensors are read."""
+    """The trainable model of a folder or hub name, on the CPU: FP32 masters, or FP32 adapters on a BF16 base."""
+    dtype = torch.bfloat16 if model.lora else torch.float32
+    policy = PolicyModel(_load(path, dtype, attention, model.trust_remote_code), forbidden, temperature)
+    if model.freeze_vision:
+        policy.model.model.visual.requires_grad_(False)
+    if model.lora:
+        policy.requires_grad_(False)
+        settings = LoraConfig(r=model.lora.rank, lora_alpha=model.lora.alpha, target_modules=LORA_TARGETS)
+        inject_adapter_in_model(settings, policy.model)
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    # Qwen2-VL has no dropout; transformers checkpoints activations in training mode alone.
+    return policy.train()
+
+
+def load_reference(
+    path: str, model: ModelSection, attention: str, forbidden: list[int], temperature: float
+) -> PolicyModel:
+    """The starting model in BF16, not trained. With LoRA none is needed: see `base_model`."""
+    policy = PolicyModel(_load(path, torch.bfloat16, attention, model.trust_remote_code), forbidden, temperature)
+    return policy.requires_grad_(False).eval()
+
+
+def _load(path: str, dtype: torch.dtype, attention: str, trust_remote_code: bool) -> Qwen2VLForConditionalGeneration:
+    """Only safetensors are read."""
     model = Qwen2VLForConditionalGeneration.from_pretrained(
-        path,
-        dtype=dtype,
-        attn_implementation=attention,
-        use_safetensors=True,
-        trust_remote_code=trust_remote_code,
+        path, dtype=dtype, attn_implementation=attention, use_safetensors=True, trust_remote_code=trust_remote_code
     )
     model.config.use_cache = False
-    if freeze_vision:
-        model.model.visual.requires_grad_(False)
-    return PolicyModel(model, forbidden, temperature)
+    return model
+
+
+@contextmanager
+def base_model(policy: PolicyModel) -> Iterator[PolicyModel]:
+    """The policy with its adapters switched off: with LoRA the starting model needs no memory of its own."""
+    layers = [module for module in policy.modules() if isinstance(module, LoraLayer)]
+    scaling = [dict(layer.scaling) for layer in layers]
+    for layer in layers:
+        layer.scaling = dict.fromkeys(layer.scaling, 0.0)
+    yield policy
+    for layer, scales in zip(layers, scaling, strict=True):
+        layer.scaling = scales
 
 
 def shard_units(policy: PolicyModel) -> list[nn.Module]:

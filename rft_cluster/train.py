@@ -6,7 +6,7 @@ and the new weights go back to the generators, which then hold version `step + 1
 
 from rft_cluster.advantages import group_advantages
 from rft_cluster.batching import build_samples
-from rft_cluster.checkpoint import checkpoint_folder, prune_checkpoints, publish, write_json
+from rft_cluster.checkpoint import checkpoint_folder, prune_checkpoints
 from rft_cluster.cluster import Cluster, start_cluster
 from rft_cluster.config import Config
 from rft_cluster.data import FewShotDataset
@@ -26,7 +26,7 @@ def train(config: Config, dataset: FewShotDataset, template: str, model_path: st
     with start_cluster(config, model_path) as cluster:
         run = RunFolder(config, first_step)
         if checkpoint:
-            cluster.learners.call_all("restore_checkpoint", str(checkpoint), first_step * algorithm.updates_per_step)
+            cluster.learners.restore_checkpoint(checkpoint)
         cluster.broadcast_weights(version=first_step)
         if first_step == 0:
             _evaluate(cluster, config, dataset.test, template, "test", 0, run)
@@ -49,7 +49,8 @@ def train(config: Config, dataset: FewShotDataset, template: str, model_path: st
             if _due(step, schedule.evaluate_every):
                 _evaluate(cluster, config, dataset.validation, template, "validation", step + 1, run)
             if _due(step, schedule.save_every) or step + 1 == schedule.steps:
-                _save(cluster, config, step + 1)
+                cluster.learners.save_checkpoint(checkpoint_folder(config.run_folder, step + 1), step + 1)
+                prune_checkpoints(config.run_folder, schedule.keep_checkpoints)
 
         _evaluate(cluster, config, dataset.test, template, "test", schedule.steps, run)
         cluster.learners.export(config.run_folder / "model")
@@ -74,11 +75,3 @@ def _evaluate(
     prompts = make_prompts(examples, template, split, step, config.run.seed)
     greedy = Sampling(1, 0.0, config.sampling.max_tokens)
     run.log_evaluation(summarise(step, split, cluster.generators.generate(prompts, greedy, version=step)))
-
-
-def _save(cluster: Cluster, config: Config, step: int) -> None:
-    final = checkpoint_folder(config.run_folder, step)
-    temporary = cluster.learners.save_checkpoint(final)
-    write_json(temporary / "state.json", {"step": step})
-    publish(temporary, final)
-    prune_checkpoints(config.run_folder, config.schedule.keep_checkpoints)

@@ -109,42 +109,81 @@ def combined_digest(digests: dict[str, int]) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
 
 
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter of one weight: the effective weight is `weight + scale * up @ down`."""
+
+    down: Tensor  # [rank, in], perhaps sharded
+    up: Tensor  # [out, rank], sharded as the weight is
+    scale: float
+
+
 class PolicyWeights:
     """The policy's weights as vLLM's `WeightSource`: full BF16 tensors, one after the other, without gathering
-    more than one. Iteration is a collective: every rank iterates, in the same order."""
+    more than one. Iteration is a collective: every rank iterates, in the same order.
+
+    Adapters are merged on the way: generators and exports see an ordinary Qwen2-VL.
+    """
 
     def __init__(self, policy: PolicyModel) -> None:
-        self._parameters = dict(policy.model.named_parameters())  # a tied weight comes once
+        self._parameters: dict[str, tuple[Tensor, Adapter | None]] = {}
+        for name, parameter in policy.model.named_parameters():  # a tied weight comes once
+            if ".lora_" not in name:
+                self._parameters[name.replace(".base_layer", "")] = (parameter, _adapter_of(policy, name))
 
     def metadata(self) -> list[TensorInfo]:
-        return [TensorInfo(name, WIRE_DTYPE, tuple(p.shape)) for name, p in self._parameters.items()]
+        return [TensorInfo(name, WIRE_DTYPE, tuple(p.shape)) for name, (p, _) in self._parameters.items()]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in self._parameters.items():
-            wire = parameter.detach().to(WIRE_DTYPE)
-            yield name, wire.full_tensor() if isinstance(wire, DTensor) else wire
+        for (name, (parameter, _)), (_, rows, _) in zip(self._parameters.items(), self.local_rows(), strict=True):
+            if isinstance(parameter, DTensor):
+                mesh, placements = parameter.device_mesh, parameter.placements
+                whole = DTensor.from_local(
+                    rows, mesh, placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
+                )
+                yield name, whole.full_tensor()
+            else:
+                yield name, rows
 
     def local_rows(self) -> Iterator[tuple[str, Tensor, int]]:
         """This rank's share: (name, BF16 rows, position of their first element in the flattened whole).
 
         FSDP2 shards the first dimension in even chunks, so that a shard is one run of elements.
         """
-        for name, parameter in self._parameters.items():
-            wire = parameter.detach().to(WIRE_DTYPE)
-            if not isinstance(wire, DTensor):
-                yield name, wire, 0
+        for name, (parameter, adapter) in self._parameters.items():
+            if not isinstance(parameter, DTensor):
+                yield name, _merged(parameter.detach(), adapter), 0
                 continue
-            rows, ranks = wire.shape[0], wire.device_mesh.size()
-            first_row = min(-(-rows // ranks) * wire.device_mesh.get_local_rank(), rows)
-            yield name, wire.to_local(), first_row * (wire.numel() // rows)
+            rows, mesh = parameter.shape[0], parameter.device_mesh
+            first_row = min(-(-rows // mesh.size()) * mesh.get_local_rank(), rows)
+            # Offloaded weights are on the host; what carries them wants them where the ranks compute.
+            local = parameter.detach().to_local().to(mesh.device_type)
+            yield name, _merged(local, adapter), first_row * (parameter.numel() // rows)
 
     def digests(self) -> dict[str, int]:
         """The digest of every full tensor, the same on every rank; a collective of one small message."""
-        names = list(self._parameters)
-        local = {name: tensor_digest(rows, start) for name, rows, start in self.local_rows()}
-        sums = torch.tensor([local[name] for name in names], dtype=torch.int64)
+        sums = torch.tensor([tensor_digest(rows, start) for _, rows, start in self.local_rows()], dtype=torch.int64)
         dist.all_reduce(sums)
-        return dict(zip(names, sums.tolist(), strict=True))
+        return dict(zip(self._parameters, sums.tolist(), strict=True))
+
+
+def _adapter_of(policy: PolicyModel, name: str) -> Adapter | None:
+    """PEFT keeps an adapted layer's weight as `base_layer.weight`, its adapters beside it."""
+    if not name.endswith(".base_layer.weight"):
+        return None
+    layer = policy.model.get_submodule(name.removesuffix(".base_layer.weight"))
+    (adapter,) = layer.lora_A
+    return Adapter(layer.lora_A[adapter].weight, layer.lora_B[adapter].weight, layer.scaling[adapter])
+
+
+def _merged(rows: Tensor, adapter: Adapter | None) -> Tensor:
+    """Rows of a weight as they go onto the wire: [rows, ...] BF16."""
+    if adapter is None:
+        return rows.to(WIRE_DTYPE)
+    down, up = adapter.down.detach(), adapter.up.detach()
+    down = down.full_tensor() if isinstance(down, DTensor) else down
+    up = up.to_local() if isinstance(up, DTensor) else up
+    return (rows.float() + adapter.scale * (up @ down).to(rows.device)).to(WIRE_DTYPE)
 
 
 def check_records(records: list[WeightRecord], version: int, digest: int, previous: WeightRecord | None) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 from ray.util.state import list_actors
 
-from rft_cluster.cluster import Cluster, ClusterError, connect, start_cluster
+from rft_cluster.actors import ClusterError
+from rft_cluster.cluster import Cluster, connect, start_cluster
 from rft_cluster.config import Config, load_config
 from rft_cluster.errors import UserError
 from rft_cluster.generator import Sampling, StaleGenerator

@@ -18,7 +18,7 @@ from rft_cluster.config import Config
 from rft_cluster.generator import Sampling
 from rft_cluster.learner import _inputs
 from rft_cluster.messages import Prompt
-from rft_cluster.qwen2vl import load_policy
+from rft_cluster.qwen2vl import load_reference
 from tests.integration.test_weight_update import make_generator, send
 
 SHORT = ["schedule.steps=4", "schedule.save_every=2", "schedule.evaluate_every=2", "schedule.keep_checkpoints=2",
@@ -101,7 +101,7 @@ def test_the_export_loads_in_transformers_and_matches_the_masters(run: tuple[Pat
 def test_the_export_loads_in_vllm_and_computes_the_same(run: tuple[Path, str], config: Config, prompts: list[Prompt]):
     folder, _ = run
     generator = make_generator(str(folder / "model"), config)
-    policy = load_policy(str(folder / "model"), torch.bfloat16, "sdpa", generator._encoder.vision_token_ids, 1.0)
+    policy = load_reference(str(folder / "model"), config.model, "sdpa", generator._encoder.vision_token_ids, 1.0)
     generator.init_weight_transfer_engine({})
     send(generator, {name: parameter.detach() for name, parameter in policy.model.named_parameters()}, version=4)
     groups = generator.generate(prompts, Sampling(8, 1.0, 16), version=4)

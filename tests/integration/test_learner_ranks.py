@@ -93,7 +93,7 @@ def gradients_of(
 @pytest.fixture(scope="module")
 def plain(tiny_model: str, config: Config, samples: list[TrainingSample]) -> tuple[Gradients, list[float]]:
     encoder = PromptEncoder(tiny_model, config.model.min_pixels, config.model.max_pixels)
-    model = load_policy(tiny_model, torch.float32, "eager", [], 1.0).model
+    model = load_policy(tiny_model, config.model, "eager", [], 1.0).model
     weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     total, gap = torch.zeros(()), 0.0
     for sample in samples:
