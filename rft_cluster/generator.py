@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from rft_cluster.config import GeneratorsSection, ModelSection
 from rft_cluster.hardware import Hardware
 from rft_cluster.messages import Completion, Group, Prompt, WeightRecord
+from rft_cluster.weights import WeightTransferError
 
 # Read by vLLM when it is imported; the engine lives in this process, on the threads that this process has.
 ENVIRONMENT = {
@@ -277,12 +278,15 @@ class Generator:
         if not self._engine.reset_prefix_cache():
             raise RuntimeError("vLLM did not reset its prefix cache: requests still hold blocks of old weights")
         self._engine.reset_encoder_cache()
+        received, loaded, not_loaded = self._engine.collective_rpc(_outcome)[0]
+        if not_loaded:
+            raise WeightTransferError(
+                f"version {weight_version} arrived but {len(not_loaded)} layers did not load theirs, "
+                f"first {not_loaded[0]}"
+            )
         self._engine.set_weight_version(weight_version)
         self._version = int(self._engine.get_weight_version())
-        received = self._engine.collective_rpc(_received_digests)
-        if None in received[0]:
-            raise RuntimeError(f"version {weight_version} was finished, but no weights were received for it")
-        return WeightRecord(self._version, *received[0])
+        return WeightRecord(self._version, received, loaded)
 
     # Between threads
 
@@ -303,6 +307,7 @@ class Generator:
         self._call(lambda: self._engine.collective_rpc(method, kwargs=arguments)).result()
 
 
-def _received_digests(worker: Any) -> tuple[int | None, int | None]:
+def _outcome(worker: Any) -> tuple[int | None, int | None, Sequence[str]]:
+    """How an update ended in a worker of the engine."""
     engine = worker.weight_transfer_engine
-    return engine.received_digest, engine.loaded_digest
+    return engine.received_digest, engine.loaded_digest, engine.not_loaded

@@ -6,7 +6,7 @@ processes of a tensor-parallel engine know them. This file is imported where vLL
 
 import mmap
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,8 +23,9 @@ from vllm.distributed.weight_transfer.nccl_engine import (
     NCCLWeightTransferEngine,
     NCCLWeightTransferUpdateInfo,
 )
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from rft_cluster.weights import WeightTransferError, combined_digest, tensor_digest, wrap_int64
 
@@ -92,6 +93,7 @@ class ProvesWeights:
 
     received_digest: int | None = None
     loaded_digest: int | None = None
+    not_loaded: Sequence[str] = ()
 
     def start_weight_update(self) -> None:
         self.received_digest = None
@@ -111,6 +113,8 @@ class ProvesWeights:
         self.received_digest = combined_digest(self._received)
 
     def finish_weight_update(self) -> None:
+        tied: bool = self.model_config.hf_config.tie_word_embeddings  # type: ignore[attr-defined]
+        self.not_loaded = layers_not_loaded(self.model, tied)
         super().finish_weight_update()  # type: ignore[misc]
         self.loaded_digest = parameter_digest(self.model)
 
@@ -155,6 +159,24 @@ class ProvenSharedMemoryEngine(ProvesWeights, SharedMemoryEngine):
     """The engine for CPUs."""
 
 
+def layers_not_loaded(model: nn.Module, tied: bool) -> list[str]:
+    """The layers that did not take all of their weights. To be asked before the layer-wise reload is finalised.
+
+    vLLM only logs a layer that took nothing, and fills one that took a part with whatever was in memory. A layer
+    that has all is done with and says so (`can_load`); what else may be left waiting is an embedding, whose padding
+    is never sent, and an output layer that is `tied` to it.
+    """
+    waiting = []
+    for name, layer in model.named_modules():
+        info = get_layerwise_info(layer)
+        has_weights = next(layer.parameters(recurse=False), None) is not None
+        padded = isinstance(layer, VocabParallelEmbedding) and info.load_numel > 0
+        exempt = padded or (tied and isinstance(layer, ParallelLMHead))
+        if info.can_load() and has_weights and not exempt:
+            waiting.append(name)
+    return waiting
+
+
 def repack_output_layers(model: nn.Module) -> None:
     """Repack every lm_head. The CPU build computes with a packed copy of it, which the layer-wise reload leaves
     as it was where embeddings are tied: without this the engine samples from old output weights."""
@@ -193,7 +215,10 @@ class ProvenIPCEngine(ProvesWeights, IPCWeightTransferEngine):
 
 
 def parameter_digest(model: nn.Module) -> int:
-    """One digest of all parameters as the engine holds them; equal on all generators of the same layout."""
+    """One digest of all parameters as the engine holds them; equal on all generators of the same layout.
+
+    The CPU build packs the weights of linear layers away from its parameters; the digest is of the others there.
+    """
     total = 0
     for position, (_, parameter) in enumerate(model.named_parameters()):
         total = wrap_int64(total * 31 + position + tensor_digest(parameter.detach().to(torch.bfloat16)))

@@ -208,27 +208,45 @@ def drop_all(monkeypatch: pytest.MonkeyPatch, generator: Generator) -> None:
     monkeypatch.setattr(receivers.CheckedModel, "load_weights", read)
 
 
+def drop_one(monkeypatch: pytest.MonkeyPatch, generator: Generator) -> None:
+    """The engine loads every tensor but one, part of a fused layer."""
+    lost = "model.language_model.layers.1.self_attn.k_proj.weight"
+
+    def load(self: receivers.CheckedModel, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+        self._model.load_weights((name, tensor) for name, tensor in self._digested(weights) if name != lost)
+
+    monkeypatch.setattr(receivers.CheckedModel, "load_weights", load)
+
+
 def drop_call(monkeypatch: pytest.MonkeyPatch, generator: Generator) -> None:
     """The update never reaches the engine."""
     monkeypatch.setattr(generator, "update_weights", lambda update_info: None)
 
 
 @pytest.mark.parametrize(
-    ("drop", "message"), [(drop_all, "arrived but was not loaded"), (drop_call, "no weights were received")]
+    ("drop", "message"),
+    [
+        (drop_all, "arrived but .* layers did not load theirs"),
+        (drop_one, "arrived but 1 layers did not load theirs, first language_model.model.layers.1.self_attn.qkv_proj"),
+        (drop_call, "arrived but .* layers did not load theirs"),
+    ],
 )
 def test_a_dropped_update_is_caught_however_small(
     drop: Callable[[pytest.MonkeyPatch, Generator], None], message: str, generator: Generator, original: Weights,
-    nudged: Weights, monkeypatch: pytest.MonkeyPatch,
+    nudged: Weights, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch,
 ):  # fmt: skip
     changed = sum(int((original[name] != nudged[name]).sum()) for name in original)
     total = sum(tensor.numel() for tensor in original.values())
     assert 0 < changed < 0.03 * total, "few of the BF16 weights change at all (1.8 % when this was written)"
-    previous = send(generator, original, version=11)
-    check_records([send(generator, nudged, version=12)], 12, digest_of(nudged), previous)
-    previous = send(generator, original, version=13)
-    drop(monkeypatch, generator)
-    with pytest.raises((WeightTransferError, RuntimeError), match=message):
-        check_records([send(generator, nudged, version=14)], 14, digest_of(nudged), previous)
+    send(generator, original, version=11)
+    check_records([send(generator, nudged, version=12)], 12, digest_of(nudged))
+    send(generator, original, version=13)
+    with monkeypatch.context() as broken:
+        drop(broken, generator)
+        with pytest.raises(WeightTransferError, match=message):
+            send(generator, nudged, version=14)
+    with pytest.raises(StaleGenerator):
+        generator.generate(prompts, GREEDY, version=14)
 
 
 def test_json_files_are_written_whole(tmp_path: Path):

