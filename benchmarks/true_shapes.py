@@ -298,23 +298,29 @@ def load_by_name(model: torch.nn.Module, exported: dict[str, tuple[int, ...]]) -
     from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
     from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-    # The shapes before the CPU build packed linear weights away; a tied lm_head is the embedding's own module.
+    # The shapes before the CPU build packed linear weights away, and the biases, of which vLLM keeps no such record.
     shapes = {
         f"{prefix}.{name}": tuple(parameter.shape)
         for prefix, module in model.named_modules()
-        for name, parameter in get_layerwise_info(module).restore_metadata[0].items()
+        for name, parameter in {**module._parameters, **get_layerwise_info(module).restore_metadata[0]}.items()
+        if parameter is not None
     }
     zero = torch.zeros(1, dtype=torch.bfloat16)
     initialize_layerwise_reload(model)
     loaded = model.load_weights((name, zero.expand(shape)) for name, shape in exported.items())
-    infos = [get_layerwise_info(module) for module in model.modules()]
-    half_loaded = [info for info in infos if info.can_load() and 0 < info.load_numel < info.load_numel_total]
-    empty = [info for info in infos if info.can_load() and info.load_numel == 0 < info.load_numel_total]
+    # Layers that wait for more; those with buffers alone (tables of positions, attention scales) wait for nothing.
+    waiting = {
+        prefix: info.load_numel
+        for prefix, module in model.named_modules()
+        if (info := get_layerwise_info(module)).can_load() and any(p is not None for p in module._parameters.values())
+    }
     tied = {name for name in shapes if "lm_head" in name}
     assert set(shapes) - set(loaded) <= tied, sorted(set(shapes) - set(loaded))[:5]
     assert set(loaded) <= set(shapes), sorted(set(loaded) - set(shapes))[:5]
-    assert not half_loaded and len(empty) <= len(tied), (len(half_loaded), len(empty))
+    assert not set(waiting) - {name.rpartition(".")[0] for name in tied}, waiting
     assert sum(torch.Size(shapes[name]).numel() for name in set(shapes) - tied) == PARAMETERS
+    other = [name for name, held in model.named_parameters() if not held.is_meta and bool(held.any())]
+    assert not other, f"not overwritten: {other[:5]}"
     return {
         "engine_parameters": len(shapes),
         "engine_loaded": len(loaded),

@@ -23,6 +23,7 @@ from rft_cluster.errors import UserError
 from rft_cluster.plan import bundles, place
 
 ON_GPUS = ["cluster.device=cuda", "learners.gpus=1", "learners.cpus=1", "generators.cpus=1", "generators.count=1"]
+SMALL = {"object_store_memory": 10**8, "include_dashboard": False}
 SIZES = {"head": (16, 0), "four": (8, 4), "two": (8, 2)}  # CPUs and GPUs
 
 
@@ -54,7 +55,7 @@ def nodes(tmp_path_factory) -> Iterator[Nodes]:
         started = RayNodes()
         try:
             ids = {
-                started.add_node(wait=False, num_cpus=cpus, num_gpus=gpus, object_store_memory=10**8).unique_id: name
+                started.add_node(wait=False, num_cpus=cpus, num_gpus=gpus, **SMALL).node_id: name
                 for name, (cpus, gpus) in SIZES.items()
             }
             started.wait_for_nodes(timeout=60)
@@ -75,6 +76,10 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> None:
         def where(self) -> tuple[str, list[int], str]:
             return ray.get_runtime_context().get_node_id(), ray.get_gpu_ids(), os.environ.get("CUDA_VISIBLE_DEVICES")
 
+    class Generator(Role):
+        def sleep(self) -> None:
+            pass
+
     class Learner(Role):
         def offer_rendezvous(self, one_host: bool) -> str:
             return "somewhere"
@@ -85,7 +90,7 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> None:
         def connect_generators(self, client: object) -> None:
             pass
 
-    for name, role in (("Generator", Role), ("Scorer", Role), ("Learner", Learner)):
+    for name, role in (("Generator", Generator), ("Scorer", Role), ("Learner", Learner)):
         monkeypatch.setattr(cluster, name, role)
     monkeypatch.setattr(cluster, "GeneratorsClient", lambda *arguments: None)
 
@@ -122,14 +127,11 @@ def test_actors_are_where_the_plan_says(nodes: Nodes, recorders: None, overrides
     assert len(held) == len(set(held))
 
 
-def test_a_shared_gpu_holds_its_generator_beside_its_learner(nodes: Nodes, recorders: None, monkeypatch):
-    calls = []
-    monkeypatch.setattr(cluster.Generators, "call_all", lambda self, method, *arguments: calls.append(method))
+def test_a_shared_gpu_holds_its_generator_beside_its_learner(nodes: Nodes, recorders: None):
     shared = ["learners.count=4", "learners.gpus=0.5", "generators.count=4", "generators.gpus=0.5"]
     with start_cluster(nodes.config(*shared), "model") as started:
         learner_places = started.learners.call_all("where")
-        generator_places = started.generators.call_each("where", [()] * 4)
-    assert calls == ["sleep"]
+        generator_places = started.generators.call_all("where")
     assert [place[:2] for place in learner_places] == [place[:2] for place in generator_places]
     assert [nodes.names[node] for node, _, _ in learner_places] == ["four"] * 4
     assert sorted(gpus for _, gpus, _ in learner_places) == [[0], [1], [2], [3]]

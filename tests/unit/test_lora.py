@@ -1,0 +1,77 @@
+"""LoRA: what goes onto the wire is the merged model, and the base is still there without a copy."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from rft_cluster.config import LoraSection, ModelSection
+from rft_cluster.qwen2vl import PolicyModel, base_model, load_policy, load_reference
+from rft_cluster.tiny import build_model, build_processor
+from rft_cluster.weights import PolicyWeights
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> str:
+    path: Path = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    processor = build_processor(["rose", "lily"], ["group"], "What is it?", 3136)
+    build_model(processor.tokenizer).to(torch.bfloat16).save_pretrained(path)
+    return str(path)
+
+
+def model(lora: bool = True) -> ModelSection:
+    return ModelSection(path="base", lora=LoraSection(rank=4, alpha=8) if lora else None)
+
+
+@pytest.fixture
+def adapted(folder: str) -> PolicyModel:
+    policy = load_policy(folder, model(), "sdpa", [], 1.0)
+    draw = torch.Generator().manual_seed(1)
+    for name, parameter in policy.named_parameters():
+        if "lora_B" in name:  # they start at 0, where an adapter does nothing
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=draw)
+    return policy
+
+
+def logits(policy: PolicyModel) -> torch.Tensor:
+    with torch.no_grad():
+        return policy.model(input_ids=torch.arange(20, 30)[None]).logits.float()
+
+
+def test_only_the_language_model_s_adapters_are_trained_in_fp32(adapted: PolicyModel):
+    trained = {name: p for name, p in adapted.model.named_parameters() if p.requires_grad}
+    assert len(trained) == 3 * 7 * 2  # layers, linear layers in each, two matrices for each
+    assert all(".lora_" in name and "language_model" in name for name in trained)
+    assert {parameter.dtype for parameter in trained.values()} == {torch.float32}
+
+
+def test_the_wire_has_the_base_s_names_and_the_merged_weights(folder: str, adapted: PolicyModel):
+    base = dict(load_reference(folder, model(lora=False), "sdpa", [], 1.0).model.named_parameters())
+    wire = dict(PolicyWeights(adapted))
+    assert list(wire) == list(base)
+    assert [(info.name, info.shape) for info in PolicyWeights(adapted).metadata()] == [
+        (name, tuple(parameter.shape)) for name, parameter in base.items()
+    ]
+    name = "model.language_model.layers.1.mlp.up_proj"
+    layer = adapted.model.get_submodule(name)
+    update = 8 / 4 * (layer.lora_B["default"].weight @ layer.lora_A["default"].weight)
+    assert torch.equal(wire[f"{name}.weight"], (base[f"{name}.weight"].float() + update).to(torch.bfloat16))
+    assert not torch.equal(wire[f"{name}.weight"], base[f"{name}.weight"])
+    untouched = "model.visual.blocks.0.attn.qkv.weight"
+    assert torch.equal(wire[untouched], base[untouched])
+
+
+def test_the_merged_model_computes_what_the_adapted_one_does(folder: str, adapted: PolicyModel):
+    merged = load_reference(folder, model(lora=False), "sdpa", [], 1.0)
+    merged.model.load_state_dict(dict(PolicyWeights(adapted)), strict=False)
+    difference = (logits(merged) - logits(adapted)).abs().mean()
+    changed = (logits(load_reference(folder, model(lora=False), "sdpa", [], 1.0)) - logits(adapted)).abs().mean()
+    assert difference < 0.1 * changed, "BF16 rounding of merged weights, far below the adapters' effect"
+
+
+def test_the_base_is_the_starting_model_and_the_adapters_come_back(folder: str, adapted: PolicyModel):
+    before = logits(adapted)
+    with base_model(adapted) as base:
+        assert torch.equal(logits(base), logits(load_reference(folder, model(lora=False), "sdpa", [], 1.0)))
+    assert torch.equal(logits(adapted), before)
