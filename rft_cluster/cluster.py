@@ -46,6 +46,7 @@ from rft_cluster.scorer import Scorer
 # Calls to a generator that may be under way at once: generation, and weights beside it.
 GENERATOR_CALLS = 8
 ADDRESS_TIMEOUT = 10.0  # seconds until an address counts as silent
+WAITING_LINE = 10.0  # seconds between lines about actors that are still starting
 RESERVE_TIMEOUT = 60.0  # seconds until resources count as taken by others
 
 
@@ -216,8 +217,18 @@ def _start_actors(
     def left() -> float:
         return max(1.0, deadline - time.monotonic())
 
+    started = time.monotonic()
+
     def ready(handles: dict[str, Any]) -> None:
-        wait_for({name: handle.__ray_ready__.remote() for name, handle in handles.items()}, left(), "starting")
+        calls = {name: handle.__ray_ready__.remote() for name, handle in handles.items()}
+        waiting = dict(calls)
+        while waiting and time.monotonic() < deadline:
+            done, _ = ray.wait(list(waiting.values()), timeout=min(WAITING_LINE, left()))
+            waiting = {name: call for name, call in waiting.items() if call not in done}
+            print(
+                f"{time.monotonic() - started:4.0f} s: waiting for {', '.join(waiting) or 'nothing more'}", flush=True
+            )
+        wait_for(calls, left(), "starting")
 
     def start_generators() -> dict[str, Any]:
         return {

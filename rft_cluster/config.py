@@ -216,6 +216,8 @@ class Config(Section):
                 f"{self.algorithm.importance_cap:g}: the correction compares log-probabilities that top_k makes "
                 f"incomparable. Set sampling.top_k=0 or algorithm.importance_cap=null"
             )
+        if self.cluster.device == "cpu" and self.learners.cpu_offload:
+            raise ValueError("learners.cpu_offload moves what is on GPUs: it needs cluster.device cuda")
         shared = self.generators.gpus < 1, self.learners.gpus < 1
         if self.cluster.device == "cuda" and any(shared):
             whole = self.generators.gpus + self.learners.gpus <= 1 and self.generators.count == self.learners.count

@@ -43,6 +43,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+from transformers.utils import logging as hf_logging
 
 from rft_cluster.errors import UserError
 
@@ -105,6 +106,7 @@ def ensure_tiny_model(
     if folder.exists():
         return folder
     started = time.monotonic()
+    hf_logging.disable_progress_bar()  # saving a few megabytes needs none
     if len(images) > MAX_POOL:
         chosen = np.random.default_rng(seed).choice(len(images), MAX_POOL, replace=False)
         images = [images[i] for i in sorted(chosen)]
