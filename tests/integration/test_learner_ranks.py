@@ -57,7 +57,8 @@ def rank_gradients(folder: str, path: str, config: Config, rank: int, ranks: int
     import rft_cluster.learner as module
 
     module.MixedPrecisionPolicy = lambda **_: MixedPrecisionPolicy(torch.float32, torch.float32)
-    learner = Learner(path, config, rank, ranks, f"file://{folder}/rendezvous", threads=1)
+    learner = Learner(path, config, rank, ranks, "127.0.0.1", threads=1)
+    learner.join(f"file://{folder}/rendezvous", one_host=True)
     reference = learner._reference
     assert reference is not None
     reference.float()
@@ -133,3 +134,26 @@ def test_gradients_do_not_depend_on_the_split(
     for name, gradient in gradients.items():
         distance = (gradient - expected[name]).norm() / (expected[name].norm() + 1e-12)
         assert distance < 1e-4, name
+
+
+def two_updates(folder: str, path: str, config: Config, work: list) -> None:
+    """In a process of its own: a step of two updates, then what the optimizer and the sums say of it."""
+    learner = Learner(path, config, 0, 1, "127.0.0.1", threads=1)
+    learner.join(f"file://{folder}/rendezvous", one_host=True)
+    sums = learner.update(work, step=30)
+    (Path(folder) / "checkpoint").mkdir()
+    updates = learner.save_checkpoint(f"{folder}/checkpoint")
+    (Path(folder) / "sums").write_text(f"{updates} {sums['tokens']} {sums['kl']} {sums['skipped']}")
+
+
+def test_several_updates_on_one_step_s_completions(
+    tmp_path: Path, tiny_model: str, run_config: Config, samples: list[TrainingSample]
+):
+    (work,) = split_work(samples, ranks=1, updates=2, micro_batch=4)
+    process = PROCESSES.Process(target=two_updates, args=(str(tmp_path), tiny_model, run_config, work))
+    process.start()
+    process.join(300)
+    assert process.exitcode == 0
+    updates, tokens, divergence, skipped = (float(word) for word in (tmp_path / "sums").read_text().split())
+    assert (updates, tokens, skipped) == (2, sum(len(sample.token_ids) for sample in samples), 0)
+    assert divergence > 0, "the second update sees a policy that has left the reference"
