@@ -107,7 +107,9 @@ def connect(config: ClusterSection, cpus: float) -> str:
             return f"Ray cluster at {address}, dashboard http://{url}"
         # An actor's CPUs are a promise about threads; a laptop with one core still runs the demo.
         available = max(os.cpu_count() or 1, math.ceil(cpus))
-        url = ray.init(num_cpus=available, include_dashboard=True, dashboard_host="127.0.0.1", **quiet).dashboard_url
+        # "local": a cluster that happens to run on this machine, too, is not joined unasked.
+        local: dict[str, Any] = {"address": "local", "include_dashboard": True, "dashboard_host": "127.0.0.1"}
+        url = ray.init(num_cpus=available, **local, **quiet).dashboard_url
     except ConnectionError as error:
         raise UserError(f"no Ray cluster answers at {address!r}: {error}") from error
     token = Path.home() / ".ray" / "auth_token"

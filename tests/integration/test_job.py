@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-PORT = 18265
+PORT = 8299
 SHORT = ["schedule.steps=2", "schedule.evaluate_every=0", "schedule.prompts_per_step=4", "optimizer.warmup_steps=1",
          "data.validation=0", "data.test=20"]  # fmt: skip
 
@@ -33,9 +33,14 @@ def head(tmp_path_factory) -> Iterator[dict[str, str]]:
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{PORT}",
         "RFT_RUNS": str(home / "runs"),
     }
-    start = [BIN / "ray", "start", "--head", "--port=16379", f"--dashboard-port={PORT}", "--dashboard-host=127.0.0.1",
+    start = [BIN / "ray", "start", "--head", "--port=6399", f"--dashboard-port={PORT}", "--dashboard-host=127.0.0.1",
              "--num-cpus=3", "--disable-usage-stats", "--object-store-memory=200000000"]  # fmt: skip
     subprocess.run(start, env=environment, check=True, capture_output=True, timeout=120)
+    # A head takes jobs a little later than it answers.
+    probe = [BIN / "ray", "job", "submit", "--", "true"]
+    wait_until(
+        lambda: subprocess.run(probe, env=environment, capture_output=True, check=False).returncode == 0, 90, "up"
+    )
     yield environment
     subprocess.run([BIN / "ray", "stop", "--force"], env=environment, check=True, capture_output=True, timeout=120)
 
