@@ -33,7 +33,8 @@ from rft_cluster.qwen2vl import PolicyModel
 
 WIRE_DTYPE = torch.bfloat16
 DIGEST_OFFSET = 0x9E3779B97F4A7C15 - 2**64  # odd, large: small positions, too, change every bit of the sum
-DIGEST_CHUNK = 1 << 22
+DIGEST_CHUNK = 1 << 16  # elements at once: what a core's cache holds as 64-bit integers
+DIGEST_CHUNK_GPU = 1 << 24
 ALIGNMENT = 64  # bytes; a tensor in shared memory starts at a multiple of it
 
 
@@ -90,12 +91,13 @@ class SharedMemoryUpdate:
 def tensor_digest(tensor: Tensor, start: int = 0) -> int:
     """Digest of a BF16 tensor, or of a run of its elements from position `start`; runs' digests add up mod 2^64."""
     bits = tensor.contiguous().view(-1).view(torch.int16)
-    total = 0
-    for first in range(0, bits.numel(), DIGEST_CHUNK):
-        values = bits[first : first + DIGEST_CHUNK].long()
-        positions = torch.arange(start + first, start + first + len(values), device=bits.device)
-        total += int((values * positions).sum()) + DIGEST_OFFSET * int(values.sum())
-    return wrap_int64(total)
+    chunk = DIGEST_CHUNK if bits.device.type == "cpu" else DIGEST_CHUNK_GPU
+    ramp = torch.arange(min(chunk, bits.numel()), device=bits.device)
+    total = torch.zeros((), dtype=torch.int64, device=bits.device)  # sums and products wrap
+    for first in range(0, bits.numel(), chunk):
+        values = bits[first : first + chunk].long()
+        total += (values * ramp[: len(values)]).sum() + values.sum() * (start + first + DIGEST_OFFSET)
+    return int(total)
 
 
 def wrap_int64(value: int) -> int:

@@ -91,7 +91,7 @@ def test_stopping_a_job_stops_its_actors(head: dict[str, str], tiny_model: str):
     names = {"learner-0", "learner-1", "generator", "reward"}
     result = submit(head, "long", f"model.path={tiny_model}", "schedule.steps=5000", options="--no-wait")
     assert result.returncode == 0, result.stdout + result.stderr
-    wait_until(lambda: names <= {n for n, state in actors(head).items() if state == "ALIVE"}, 150, "actors alive")
+    wait_until(lambda: names <= {n for n, state in actors(head).items() if state == "ALIVE"}, 200, "actors alive")
     stop = [BIN / "ray", "job", "stop", "long"]
     subprocess.run(stop, env=head, check=True, capture_output=True, timeout=60)
     wait_until(lambda: "ALIVE" not in actors(head).values(), 60, "actors gone")
