@@ -73,7 +73,7 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> None:
         def __init__(self, *arguments: object) -> None:
             pass
 
-        def where(self) -> tuple[str, list[int], str]:
+        def where(self) -> tuple[str, list[int], str | None]:
             return ray.get_runtime_context().get_node_id(), ray.get_gpu_ids(), os.environ.get("CUDA_VISIBLE_DEVICES")
 
     class Generator(Role):
@@ -102,8 +102,8 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> None:
         (["learners.count=3", "generators.gpus=2"], ["four"] * 3, ["two"]),
         # The smaller node holds both learners, and is taken: two generators of two GPUs each share the larger.
         (["learners.count=2", "generators.gpus=2", "generators.count=2"], ["two"] * 2, ["four"] * 2),
-        # A generator over four GPUs, and a CPU more than its node would have left: it chooses first.
-        (["learners.count=2", "generators.gpus=4", "generators.cpus=8"], ["two"] * 2, ["four"]),
+        # Learners together would leave no three GPUs on a node: the generator chooses first, and two nodes hold them.
+        (["learners.count=3", "generators.gpus=3"], ["two", "two", "four"], ["four"]),
     ],
     ids=["three-learners", "two-generators", "large-generator"],
 )
@@ -128,13 +128,13 @@ def test_actors_are_where_the_plan_says(nodes: Nodes, recorders: None, overrides
 
 
 def test_a_shared_gpu_holds_its_generator_beside_its_learner(nodes: Nodes, recorders: None):
-    shared = ["learners.count=4", "learners.gpus=0.5", "generators.count=4", "generators.gpus=0.5"]
+    shared = ["learners.count=2", "learners.gpus=0.5", "generators.count=2", "generators.gpus=0.5"]
     with start_cluster(nodes.config(*shared), "model") as started:
         learner_places = started.learners.call_all("where")
         generator_places = started.generators.call_all("where")
-    assert [place[:2] for place in learner_places] == [place[:2] for place in generator_places]
-    assert [nodes.names[node] for node, _, _ in learner_places] == ["four"] * 4
-    assert sorted(gpus for _, gpus, _ in learner_places) == [[0], [1], [2], [3]]
+    assert learner_places == generator_places
+    assert [nodes.names[node] for node, _, _ in learner_places] == ["two"] * 2
+    assert sorted(gpus for _, gpus, _ in learner_places) == [[0], [1]]
 
 
 @pytest.fixture
