@@ -491,7 +491,8 @@ def step(folder: Path, micro_batch: int, minutes: float) -> dict[str, Any]:
     samples = build_samples([group], [group_advantages(rewards)], keep_all=False)
 
     began = time.perf_counter()
-    done, seconds, sums, image_tokens = 0, [], {"tokens": 0.0, "logprob_gap": 0.0}, 0
+    done, image_tokens, sums = 0, 0, {"tokens": 0.0, "logprob_gap": 0.0}
+    seconds: list[float] = []
     for first in range(0, len(samples), micro_batch):
         if seconds and time.perf_counter() - began + max(seconds) > 60 * minutes:
             break
