@@ -51,7 +51,7 @@ def submit(
     return subprocess.run(
         [ROOT / "deploy" / "submit.sh", "digits", f"run.name={job}", *SHORT, *overrides],
         env={**environment, "RFT_SUBMIT": f"--submission-id {job} {options}"},
-        capture_output=True, text=True, timeout=220, check=False,
+        capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
 
 
@@ -91,7 +91,7 @@ def test_stopping_a_job_stops_its_actors(head: dict[str, str], tiny_model: str):
     names = {"learner-0", "learner-1", "generator", "reward"}
     result = submit(head, "long", f"model.path={tiny_model}", "schedule.steps=5000", options="--no-wait")
     assert result.returncode == 0, result.stdout + result.stderr
-    wait_until(lambda: names <= living(head), 200, "actors alive")
+    wait_until(lambda: names <= living(head), 400, "actors alive")
     stop = [BIN / "ray", "job", "stop", "long"]
     subprocess.run(stop, env=head, check=True, capture_output=True, timeout=60)
     wait_until(lambda: not living(head), 60, "actors gone")
