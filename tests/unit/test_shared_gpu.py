@@ -34,7 +34,7 @@ class Actors:
         self.bundles: dict[str, int] = {}
         monkeypatch.setattr(actors, "wait_for", self._wait_for)
         monkeypatch.setattr(cluster, "wait_for", self._wait_for)
-        monkeypatch.setattr(cluster, "ray", SimpleNamespace(remote=self._remote))
+        monkeypatch.setattr(cluster, "ray", SimpleNamespace(remote=self._remote, wait=lambda calls, **_: (calls, [])))
         monkeypatch.setattr(cluster, "PlacementGroupSchedulingStrategy", lambda group, index: index)
 
     def actor(self, name: str) -> Any:
