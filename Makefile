@@ -13,7 +13,7 @@ BIN := .venv/bin
 READY := .venv/ready-$(subst $(comma),-,$(EXTRAS))
 comma := ,
 # Intel's OpenMP runtime comes with the CPU build of vLLM; without it the same batch took 1 to 20 times as long.
-OPENMP := $(wildcard $(CURDIR)/.venv/lib/libiomp5.so)
+OPENMP = $$(ls $(CURDIR)/.venv/lib/libiomp5.so 2>/dev/null)
 
 .PHONY: demo test unit slow lint setup clean
 .DEFAULT_GOAL := help
