@@ -25,7 +25,7 @@ def picture(index: int) -> Image.Image:
     return Image.fromarray((pixels + rng.integers(0, 30, pixels.shape)).astype("uint8"))
 
 
-STEPS = 100
+STEPS = 70
 IMAGES = [picture(index) for index in range(40)]
 
 
