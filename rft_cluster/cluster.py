@@ -38,6 +38,7 @@ from rft_cluster.plan import (
     NodeResources,
     bundles,
     describe_placement,
+    needed,
     place,
     plan_actors,
 )
@@ -152,7 +153,7 @@ def start_cluster(config: Config, model_path: str) -> Iterator[Cluster]:
         ClusterError: an actor did not become ready in time.
     """
     deadline = time.monotonic() + config.cluster.start_timeout
-    print(connect(config.cluster, sum(bundle.cpus for bundle in bundles(config))), flush=True)
+    print(connect(config.cluster, needed(config)[0]), flush=True)
     try:
         wanted = bundles(config)
         nodes = place(config, cluster_nodes())
