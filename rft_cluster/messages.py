@@ -12,11 +12,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A labelled image. `example_id` is unique in its data set, e.g. `Example("digits/17", PNG, "seven")`."""
+    """A labelled image. `example_id` is unique in its data set, e.g. `Example("digits/17", PNG, "seven")`.
+
+    `aliases` are other names of the label that are as right as it.
+    """
 
     example_id: str
     image: bytes
     label: str
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,7 @@ class Prompt:
     text: str
     label: str
     seed: int
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,7 @@ def make_prompts(examples: list[Example], text: str, split: str, step: int, seed
             text=text,
             label=example.label,
             seed=_prompt_seed(seed, split, step, index),
+            aliases=example.aliases,
         )
         for index, example in enumerate(examples)
     ]
