@@ -1,7 +1,7 @@
 """Groups of Ray actors as the loop sees them: fan-out, gathering, deadlines, and who is to blame."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from rft_cluster.batching import split_work
-from rft_cluster.checkpoint import publish, temporary_folder, write_json
 from rft_cluster.errors import UserError
+from rft_cluster.files import publish, temporary_folder, write_json
 from rft_cluster.generator import Sampling
 from rft_cluster.messages import Group, Prompt, Reward, TrainingSample, WeightRecord
 from rft_cluster.weights import nccl_init_infos
@@ -102,21 +102,23 @@ class Learners(ActorGroup):
         same = {name: answers[0].pop(name) for name in ("grad_norm", "learning_rate", "skipped")}
         return {name: sum(answer[name] for answer in answers) for name in answers[0]} | same
 
-    def save_checkpoint(self, folder: Path, step: int) -> None:
-        """Write a checkpoint of the state after `step` steps; it has its name when it is complete."""
+    def save_checkpoint(self, folder: Path, state: Mapping[str, Any]) -> None:
+        """Write a checkpoint with what is to be known of it, `state`; it has its name when it is complete."""
         temporary = temporary_folder(folder)
         updates = self.call_all("save_checkpoint", str(temporary))[0]
-        write_json(temporary / "state.json", {"step": step, "optimizer_updates": updates})
+        write_json(temporary / "state.json", {**state, "optimizer_updates": updates})
         publish(temporary, folder)
 
     def restore_checkpoint(self, folder: Path) -> None:
         updates = json.loads((folder / "state.json").read_text())["optimizer_updates"]
         self.call_all("restore_checkpoint", str(folder), updates)
 
-    def export(self, folder: Path) -> None:
-        """Write the policy as a Hugging Face folder."""
+    def export(self, folder: Path, files: Mapping[str, Any]) -> None:
+        """Write the policy as a Hugging Face folder, with JSON files of ours (name -> content) in it."""
         temporary = temporary_folder(folder)
         self.call_all("export", str(temporary))
+        for name, content in files.items():
+            write_json(temporary / name, content)
         publish(temporary, folder)
 
 

@@ -9,7 +9,6 @@ renamed by the driver when every rank is done: what bears the final name is comp
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.optim import Optimizer
 
+from rft_cluster.files import write_json
 from rft_cluster.qwen2vl import PolicyModel, PromptEncoder
 from rft_cluster.weights import PolicyWeights
 
@@ -71,35 +71,8 @@ def export_model(folder: Path, policy: PolicyModel, encoder: PromptEncoder, is_w
     encoder.save(folder)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write, then rename: a reader sees the old file or the whole new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-    os.replace(temporary, path)
-
-
 def checkpoint_folder(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:06d}"
-
-
-def temporary_folder(final: Path) -> Path:
-    """An empty folder beside `final`, to be renamed to it by `publish`. Leftovers of a crash are removed."""
-    folder = final.with_name(final.name + ".tmp")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder
-
-
-def publish(temporary: Path, final: Path) -> None:
-    """Give a finished folder its name, in place of an older one of that name."""
-    if final.exists():
-        old = final.with_name(final.name + ".old")
-        shutil.rmtree(old, ignore_errors=True)
-        final.rename(old)
-        temporary.rename(final)
-        shutil.rmtree(old)
-    else:
-        temporary.rename(final)
 
 
 def latest_checkpoint(run: Path) -> Path | None:

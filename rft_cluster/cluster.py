@@ -12,7 +12,6 @@ import logging
 import math
 import os
 import socket
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +28,7 @@ from rft_cluster.config import ClusterSection, Config
 from rft_cluster.errors import UserError
 from rft_cluster.generator import ENVIRONMENT as GENERATOR_ENVIRONMENT
 from rft_cluster.generator import Generator
-from rft_cluster.hardware import hardware
+from rft_cluster.hardware import hardware, openmp_environment
 from rft_cluster.learner import Learner
 from rft_cluster.messages import TrainingSample
 from rft_cluster.plan import (
@@ -38,7 +37,6 @@ from rft_cluster.plan import (
     NodeResources,
     bundles,
     describe_placement,
-    needed,
     place,
     plan_actors,
 )
@@ -152,13 +150,30 @@ def start_cluster(config: Config, model_path: str) -> Iterator[Cluster]:
         UserError: the cluster lacks resources, or what it has is taken by others.
         ClusterError: an actor did not become ready in time.
     """
+    with _reserved(config, training=True) as reservation:
+        yield _start_actors(reservation, model_path)
+
+
+@contextmanager
+def start_generators(config: Config, model_path: str) -> Iterator[Generators]:
+    """The generators alone, which serve the weights in `model_path` as version 0; errors as of `start_cluster`."""
+    with _reserved(config, training=False) as reservation:
+        handles = reservation.start_generators(model_path)
+        reservation.wait_until_ready(handles)
+        generators = Generators(handles, config.cluster.step_timeout)
+        generators.call_all("serve_loaded", 0)
+        yield generators
+
+
+@contextmanager
+def _reserved(config: Config, training: bool) -> Iterator["_Reservation"]:
     deadline = time.monotonic() + config.cluster.start_timeout
-    print(connect(config.cluster, needed(config)[0]), flush=True)
+    wanted = bundles(config, training)
+    print(connect(config.cluster, sum(bundle.cpus for bundle in wanted)), flush=True)
     try:
-        wanted = bundles(config)
-        nodes = place(config, cluster_nodes())
+        nodes = place(config, cluster_nodes(), training)
         group = _reserve(config, wanted, nodes)
-        yield _start_actors(config, model_path, group, wanted, nodes, deadline)
+        yield _Reservation(config, group, wanted, nodes, deadline)
         remove_placement_group(group)
     finally:
         ray.shutdown()
@@ -186,93 +201,102 @@ def _reserve(config: Config, wanted: Sequence[Bundle], nodes: Sequence[NodeResou
 
 def _environment(config: Config, cpus: float) -> dict[str, str]:
     """Environment of an actor's process, set before it starts."""
-    environment = {"OMP_NUM_THREADS": str(max(1, int(cpus))), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-    openmp = Path(sys.prefix) / "lib" / "libiomp5.so"
-    if config.cluster.device == "cpu" and openmp.is_file():
-        # Without Intel's OpenMP runtime the CPU build of vLLM was seen to take 1.7 to 52 s for the same batch.
-        environment |= {"LD_PRELOAD": str(openmp), "KMP_BLOCKTIME": "0"}
-    return environment
+    threads = {"OMP_NUM_THREADS": str(max(1, int(cpus))), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    return threads | openmp_environment(config.cluster.device)
 
 
-def _start_actors(
-    config: Config,
-    model_path: str,
-    group: PlacementGroup,
-    wanted: Sequence[Bundle],
-    nodes: Sequence[NodeResources],
-    deadline: float,
-) -> Cluster:
-    learners, generators, reward = plan_actors(config)
-    devices = hardware(config.cluster.device, config.shares_gpus)
-    bundle_of = {name: index for index, bundle in enumerate(wanted) for name in bundle.actors}
+class _Reservation:
+    """Resources that are ours, bundle by bundle, and the starting of actors in them until `deadline`."""
 
-    def options(name: str, role: ActorPlan, environment: dict[str, str]) -> dict[str, Any]:
+    def __init__(
+        self,
+        config: Config,
+        group: PlacementGroup,
+        wanted: Sequence[Bundle],
+        nodes: Sequence[NodeResources],
+        deadline: float,
+    ) -> None:
+        self.config, self._group, self._deadline = config, group, deadline
+        self._bundle_of = {name: index for index, bundle in enumerate(wanted) for name in bundle.actors}
+        self._nodes = nodes
+        self._started = time.monotonic()
+
+    def left(self) -> float:
+        return max(1.0, self._deadline - time.monotonic())
+
+    def addresses(self, actors: ActorPlan) -> list[str]:
+        """Of the hosts that a role's actors are on."""
+        return [self._nodes[self._bundle_of[name]].address for name in actors.names]
+
+    def options(self, name: str, role: ActorPlan, environment: dict[str, str]) -> dict[str, Any]:
         chosen: dict[str, Any] = {
             "name": name,
             "num_cpus": role.cpus,
             "num_gpus": role.gpus,
-            "runtime_env": {"env_vars": _environment(config, role.cpus) | environment},
+            "runtime_env": {"env_vars": _environment(self.config, role.cpus) | environment},
         }
-        if name in bundle_of:
-            chosen["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, bundle_of[name])
+        if name in self._bundle_of:
+            chosen["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self._group, self._bundle_of[name])
         return chosen
 
-    def left() -> float:
-        return max(1.0, deadline - time.monotonic())
-
-    started = time.monotonic()
-
-    def ready(handles: dict[str, Any]) -> None:
-        calls = {name: handle.__ray_ready__.remote() for name, handle in handles.items()}
-        waiting = dict(calls)
-        while waiting and time.monotonic() < deadline:
-            done, _ = ray.wait(list(waiting.values()), timeout=min(WAITING_LINE, left()))
-            waiting = {name: call for name, call in waiting.items() if call not in done}
-            print(
-                f"{time.monotonic() - started:4.0f} s: waiting for {', '.join(waiting) or 'nothing more'}", flush=True
-            )
-        wait_for(calls, left(), "starting")
-
-    def start_generators() -> dict[str, Any]:
+    def start_generators(self, model_path: str) -> dict[str, Any]:
+        config = self.config
+        _, generators, _ = plan_actors(config)
+        devices = hardware(config.cluster.device, config.shares_gpus)
         return {
             name: ray.remote(Generator)
-            .options(max_concurrency=GENERATOR_CALLS, **options(name, generators, GENERATOR_ENVIRONMENT))
+            .options(max_concurrency=GENERATOR_CALLS, **self.options(name, generators, GENERATOR_ENVIRONMENT))
             .remote(model_path, config.model, config.generators, config.max_model_tokens, devices, config.run.seed)
             for name in generators.names
         }
 
-    def start_learners() -> dict[str, Any]:
-        threads = max(1, int(learners.cpus))
-        return {
-            name: ray.remote(Learner)
-            .options(**options(name, learners, {}))
-            .remote(model_path, config, rank, learners.count, nodes[bundle_of[name]].address, threads)
-            for rank, name in enumerate(learners.names)
-        }
+    def wait_until_ready(self, handles: dict[str, Any]) -> None:
+        """Say every few seconds who is still starting."""
+        calls = {name: handle.__ray_ready__.remote() for name, handle in handles.items()}
+        waiting = dict(calls)
+        while waiting and time.monotonic() < self._deadline:
+            done, _ = ray.wait(list(waiting.values()), timeout=min(WAITING_LINE, self.left()))
+            waiting = {name: call for name, call in waiting.items() if call not in done}
+            print(
+                f"{time.monotonic() - self._started:4.0f} s: waiting for {', '.join(waiting) or 'nothing more'}",
+                flush=True,
+            )
+        wait_for(calls, self.left(), "starting")
 
-    timeout = config.cluster.step_timeout
-    generator_handles = start_generators()
+
+def _start_actors(reservation: _Reservation, model_path: str) -> Cluster:
+    config = reservation.config
+    learners, generators, reward = plan_actors(config)
+    generator_handles = reservation.start_generators(model_path)
     if config.shares_gpus:
         # An engine measures the memory that is free when it starts; the learner loads into what sleep gives back.
-        ready(generator_handles)
-        Generators(generator_handles, left()).call_all("sleep")
-    learner_handles = start_learners()
-    reward_handles = {
-        name: ray.remote(Scorer).options(**options(name, reward, {})).remote(config.rewards) for name in reward.names
+        reservation.wait_until_ready(generator_handles)
+        Generators(generator_handles, reservation.left()).call_all("sleep")
+    learner_addresses = reservation.addresses(learners)
+    learner_handles = {
+        name: ray.remote(Learner)
+        .options(**reservation.options(name, learners, {}))
+        .remote(model_path, config, rank, learners.count, address, max(1, int(learners.cpus)))
+        for rank, (name, address) in enumerate(zip(learners.names, learner_addresses, strict=True))
     }
-    ready(learner_handles | generator_handles | reward_handles)
+    reward_handles = {
+        name: ray.remote(Scorer).options(**reservation.options(name, reward, {})).remote(config.rewards)
+        for name in reward.names
+    }
+    reservation.wait_until_ready(learner_handles | generator_handles | reward_handles)
+    timeout = config.cluster.step_timeout
     cluster = Cluster(
         Generators(generator_handles, timeout),
         RewardActor(reward_handles, timeout),
         Learners(learner_handles, timeout),
         config,
     )
-    cluster.learners.join([nodes[bundle_of[name]].address for name in learners.names], left())
+    cluster.learners.join(learner_addresses, reservation.left())
     client = GeneratorsClient(
         cluster.generators,
-        [nodes[bundle_of[name]].address for name in generators.names],
+        reservation.addresses(generators),
         max(1, int(generators.gpus)),
-        nodes[bundle_of[learners.names[0]]].address,
+        learner_addresses[0],
     )
     cluster.learners.call_all("connect_generators", client)
     return cluster

@@ -1,10 +1,23 @@
-"""Figures of an evaluation: the first completion of each held-out image, judged strictly."""
+"""Figures of an evaluation: each held-out image's greedy answer, and a vote over several samples (pure).
 
+Strict accuracy is the `accuracy` reward's rule, lenient accuracy the published containment rule: it counts an empty
+answer as right, and stands beside the strict figure only for comparison with published ones.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from rft_cluster.answers import AnswerReader, Vote
+from rft_cluster.errors import UserError
 from rft_cluster.messages import Group
 from rft_cluster.rewards.accuracy import accuracy_reward
+from rft_cluster.rewards.containment import containment_reward
 from rft_cluster.rewards.format import format_reward
+
+FAILURES_SHOWN = 20
+NO_CLASS = "(no class)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,26 +27,177 @@ class Evaluation:
     step: int
     split: str
     accuracy_strict: float
+    accuracy_lenient: float
     format_rate: float
     n: int
     interval: tuple[float, float]
 
 
-def summarise(step: int, split: str, groups: list[Group]) -> Evaluation:
-    """Strict accuracy and format rate of each group's first completion.
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One image's greedy answer, judged. `predicted` is None where the answer is no class."""
 
-    The interval is Wilson's score interval (E. B. Wilson, JASA 22, 1927, p. 209): unlike the textbook one it
-    stays within 0 and 1 and is right for small n and for rates near 0 or 1.
+    example_id: str
+    label: str
+    text: str
+    predicted: str | None
+    strict: bool
+    lenient: bool
+    formatted: bool
+
+
+def wilson(right: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of a rate of `right` in `n`: Wilson's score interval (E. B. Wilson, JASA 22, 1927, p. 209).
+
+    Unlike the textbook one it stays within 0 and 1 and is right for small n and for rates near 0 or 1.
+    """
+    from scipy.stats import binomtest  # takes a second to import
+
+    interval = binomtest(right, n).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def judge(group: Group, reader: AnswerReader) -> Judged:
+    """Judge a group's first completion."""
+    prompt, completion = group.prompt, group.completions[0]
+    return Judged(
+        prompt.example_id,
+        prompt.label,
+        completion.text,
+        reader.label(completion.text),
+        strict=accuracy_reward(prompt, completion) == 1.0,
+        lenient=containment_reward(prompt, completion) == 1.0,
+        formatted=format_reward(prompt, completion) == 1.0,
+    )
+
+
+def summarise(step: int, split: str, groups: Sequence[Group]) -> Evaluation:
+    """Accuracy and format rate of each group's first completion.
 
     Raises:
         ValueError: there are no groups.
     """
     if not groups:
         raise ValueError(f"nothing to evaluate: no groups for split {split!r} at step {step}")
-    from scipy.stats import binomtest  # takes a second to import
-
     n = len(groups)
-    right = sum(int(accuracy_reward(group.prompt, group.completions[0])) for group in groups)
-    formatted = sum(int(format_reward(group.prompt, group.completions[0])) for group in groups)
-    interval = binomtest(right, n).proportion_ci(confidence_level=0.95, method="wilson")
-    return Evaluation(step, split, right / n, formatted / n, n, (float(interval.low), float(interval.high)))
+    first = [(group.prompt, group.completions[0]) for group in groups]
+    right, lenient, formatted = (
+        sum(rule(prompt, completion) == 1.0 for prompt, completion in first)
+        for rule in (accuracy_reward, containment_reward, format_reward)
+    )
+    return Evaluation(step, split, right / n, lenient / n, formatted / n, n, wilson(right, n))
+
+
+def rate(flags: Sequence[bool]) -> dict[str, Any]:
+    """{"right", "n", "rate", "interval"}: a rate with its 95 % interval."""
+    right, n = sum(flags), len(flags)
+    return {"right": right, "n": n, "rate": right / n, "interval": list(wilson(right, n))}
+
+
+def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> dict[str, Any]:
+    """How much more often `second` is right than `first` on the same images, with a 95 % interval.
+
+    The interval is Agresti and Min's (Statistics in Medicine 24, 2005, p. 729): half a pair is added to each of the
+    four kinds of pairs. `p` is McNemar's exact one: the chance of so uneven a split of the pairs that differ.
+
+    Raises:
+        ValueError: not equally many, or none.
+    """
+    from scipy.stats import binomtest
+
+    pairs = list(zip(first, second, strict=True))
+    if not pairs:
+        raise ValueError("nothing to compare")
+    only_first = sum(a and not b for a, b in pairs)
+    only_second = sum(b and not a for a, b in pairs)
+    n = len(pairs) + 2
+    b, c = only_second + 0.5, only_first + 0.5
+    half = 1.959964 * (((b + c) - (b - c) ** 2 / n) ** 0.5) / n
+    centre = (b - c) / n
+    differ = only_first + only_second
+    return {
+        "n": len(pairs),
+        "only_first": only_first,
+        "only_second": only_second,
+        "difference": (only_second - only_first) / len(pairs),
+        "interval": [max(-1.0, centre - half), min(1.0, centre + half)],
+        "p": float(binomtest(only_second, differ).pvalue) if differ else 1.0,
+    }
+
+
+def report(judged: Sequence[Judged], votes: Sequence[Vote], classes: Sequence[str]) -> dict[str, Any]:
+    """All figures of an evaluation as one JSON-able object; `votes` belong to `judged`, one each."""
+    strict = [image.strict for image in judged]
+    voted = [vote.label == image.label for image, vote in zip(judged, votes, strict=True)]
+    columns = [*classes, NO_CLASS]
+    counts: Counter[tuple[str, str]] = Counter((image.label, image.predicted or NO_CLASS) for image in judged)
+    failures = [image for image in judged if not image.formatted]
+    return {
+        "images": len(judged),
+        "greedy": {
+            "strict": rate(strict),
+            "lenient": rate([image.lenient for image in judged]),
+            "format": rate([image.formatted for image in judged]),
+        },
+        "vote": {"strict": rate(voted)},
+        "vote_minus_greedy": paired_difference(strict, voted),
+        "classes": [_class_row(label, judged, counts, columns) for label in classes],
+        "confusion": {"rows": list(classes), "columns": columns, "counts": _matrix(classes, columns, counts)},
+        "format_failures": {
+            "count": len(failures),
+            "examples": [{"id": image.example_id, "text": image.text} for image in failures[:FAILURES_SHOWN]],
+        },
+        "predictions": [
+            {
+                "id": image.example_id,
+                "label": image.label,
+                "predicted": image.predicted,
+                "strict": image.strict,
+                "lenient": image.lenient,
+                "format": image.formatted,
+                "voted": vote.label,
+                "share": vote.share,
+                "text": image.text,
+            }
+            for image, vote in zip(judged, votes, strict=True)
+        ],
+    }
+
+
+def _class_row(
+    label: str, judged: Sequence[Judged], counts: Mapping[tuple[str, str], int], columns: Sequence[str]
+) -> dict[str, Any]:
+    own = [image.strict for image in judged if image.label == label]
+    wrong = {column: counts[label, column] for column in columns if column != label and counts[label, column]}
+    return {
+        "label": label,
+        **(rate(own) if own else {"right": 0, "n": 0, "rate": None, "interval": None}),
+        "predicted_in_all": sum(image.predicted == label for image in judged),
+        "taken_for": dict(sorted(wrong.items(), key=lambda item: -item[1])),
+    }
+
+
+def _matrix(rows: Sequence[str], columns: Sequence[str], counts: Mapping[tuple[str, str], int]) -> list[list[int]]:
+    return [[counts[row, column] for column in columns] for row in rows]
+
+
+def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Strict greedy accuracy and vote of two reports, image by image (see `paired_difference`).
+
+    Raises:
+        UserError: they are not of the same images.
+    """
+    ours, theirs = ({row["id"]: row for row in side["predictions"]} for side in (first, second))
+    if ours.keys() != theirs.keys():
+        shared = len(ours.keys() & theirs.keys())
+        raise UserError(
+            f"the evaluations are not of the same images: {len(ours)} and {len(theirs)}, {shared} of them in both. "
+            f"Evaluate both with the same data settings and seed"
+        )
+    pairs = [(ours[i], theirs[i]) for i in ours]
+    return {
+        "greedy": paired_difference([a["strict"] for a, _ in pairs], [b["strict"] for _, b in pairs]),
+        "vote": paired_difference(
+            [a["voted"] == a["label"] for a, _ in pairs], [b["voted"] == b["label"] for _, b in pairs]
+        ),
+    }

@@ -84,6 +84,10 @@ class Generator:
 
     # What other roles call
 
+    def serve_loaded(self, version: int) -> None:
+        """Put the weights that the engine read from its folder into service, for a policy that is not trained on."""
+        self._call(lambda: self._serve_loaded(version)).result()
+
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> list[Group]:
         """Groups in the order of their prompts, every completion written by weights of `version`.
 
@@ -264,6 +268,10 @@ class Generator:
         if len(completions) != group_size:
             raise RuntimeError(f"{prompt.prompt_id}: {len(completions)} completions came back, {group_size} were asked")
         return Group(prompt, list(output.prompt_token_ids), completions)
+
+    def _serve_loaded(self, version: int) -> None:
+        self._engine.set_weight_version(str(version))
+        self._version = version
 
     def _start_update(self) -> None:
         if self._running:

@@ -4,11 +4,9 @@ import argparse
 import os
 import sys
 import time
-from pathlib import Path
 
 from rft_cluster.config import Config, load_config
-from rft_cluster.data import FewShotDataset, load_dataset
-from rft_cluster.errors import UserError
+from rft_cluster.errors import exit_code
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,26 +17,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
     parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
     options = parser.parse_intermixed_args(arguments)
-    try:
-        launch(load_config(options.config, options.overrides), options.dry_run, options.resume)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: launch(load_config(options.config, options.overrides), options.dry_run, options.resume))
 
 
 def launch(config: Config, dry_run: bool, resume: bool) -> None:
     """Check all that can be checked, then train. Nothing is written before the checks are over."""
     from rft_cluster.baselines import nearest_neighbour_and_regression
+    from rft_cluster.files import write_json
     from rft_cluster.plan import describe
-    from rft_cluster.prompts import render_template
+    from rft_cluster.prepare import base_model_path, check_model, prepare
+    from rft_cluster.qwen2vl import check_model_folder
     from rft_cluster.rewards import load_rewards
     from rft_cluster.tracker import clock, first_step_of
 
-    dataset = load_dataset(config.data, config.run.seed)
-    template = render_template(config.prompt.template, config.prompt.subject, dataset.classes, problem=dataset.problem)
+    task = prepare(config)
+    dataset = task.dataset
     load_rewards(config.rewards)
-    first_step, _ = first_step_of(config, resume or dry_run)
+    first_step, _ = first_step_of(config, task, resume or dry_run)
     print(
         f"{dataset.name}: {len(dataset.classes)} classes, {len(dataset.train)} images to learn from, "
         f"{len(dataset.validation)} for validation, {len(dataset.test)} for the test",
@@ -47,8 +42,6 @@ def launch(config: Config, dry_run: bool, resume: bool) -> None:
     print(describe(config, len(dataset.train)), flush=True)
     if dry_run:
         if config.model.path != "tiny":
-            from rft_cluster.qwen2vl import check_model_folder
-
             check_model_folder(config.model.path, config.max_model_tokens)
         _check_running_cluster(config)
         return
@@ -57,49 +50,25 @@ def launch(config: Config, dry_run: bool, resume: bool) -> None:
         return
 
     start = time.monotonic()
-    model_path = _model_path(config, dataset, template)
-    _check_model(config, dataset, template, model_path)
+    model_path = base_model_path(config, task)
+    check_model(config, task, model_path, [*dataset.train, *dataset.validation, *dataset.test])
 
     from rft_cluster.train import train
 
     print(f"starting the actors (model ready after {clock(time.monotonic() - start)})", flush=True)
-    train(config, dataset, template, model_path, resume)
-    for name, accuracy in nearest_neighbour_and_regression(dataset).items() if dataset.test else ():
-        print(f"for comparison, {name} on the same {len(dataset.train)} images: test accuracy {100 * accuracy:.1f} %")
+    train(config, task, model_path, resume)
+    if dataset.test:
+        baselines = nearest_neighbour_and_regression(dataset)
+        write_json(config.run_folder / "baselines.json", baselines)
+        for name, accuracy in baselines.items():
+            print(
+                f"for comparison, {name} on the same {len(dataset.train)} images: test accuracy {100 * accuracy:.1f} %"
+            )
     print(
-        f"done in {clock(time.monotonic() - start)}: {config.run_folder}/model holds the trained model",
+        f"done in {clock(time.monotonic() - start)}: {config.run_folder}/model holds the trained model; ask it with\n"
+        f"  python -m rft_cluster.predict --checkpoint {config.run_folder} IMAGE_OR_FOLDER",
         flush=True,
     )
-
-
-def _model_path(config: Config, dataset: FewShotDataset, template: str) -> str:
-    if config.model.path != "tiny":
-        return config.model.path
-    from rft_cluster.data.images import open_image
-    from rft_cluster.tiny import ensure_tiny_model
-
-    folder = ensure_tiny_model(
-        Path("~/.cache/rft_cluster/tiny").expanduser(),
-        images=[open_image(image) for image in dataset.pool],
-        class_names=dataset.classes,
-        prompt_text=template,
-        pixels=config.model.max_pixels,
-        seed=config.run.seed,
-        report=lambda line: print(line, flush=True),
-    )
-    return str(folder)
-
-
-def _check_model(config: Config, dataset: FewShotDataset, template: str, model_path: str) -> None:
-    from rft_cluster.prompts import make_prompts
-    from rft_cluster.qwen2vl import PromptEncoder, check_model_folder
-
-    check_model_folder(model_path, config.max_model_tokens)
-    encoder = PromptEncoder(
-        model_path, config.model.min_pixels, config.model.max_pixels, config.model.trust_remote_code
-    )
-    examples = [*dataset.train, *dataset.validation, *dataset.test]
-    encoder.check_lengths(make_prompts(examples, template, "check", 0, config.run.seed), config.model.max_prompt_tokens)
 
 
 def _check_running_cluster(config: Config) -> None:

@@ -84,9 +84,14 @@ def needed(config: Config) -> tuple[float, float]:
     return sum(a.count * a.cpus for a in actors), sum(a.count * a.gpus for a in actors)
 
 
-def bundles(config: Config) -> list[Bundle]:
-    """What is reserved: a bundle for each learner and each generator; one for both where they share a GPU."""
+def bundles(config: Config, training: bool = True) -> list[Bundle]:
+    """What is reserved: a bundle for each learner and each generator; one for both where they share a GPU.
+
+    Without training there are generators alone.
+    """
     learners, generators, _ = plan_actors(config)
+    if not training:
+        return [Bundle((name,), generators.cpus, generators.gpus) for name in generators.names]
     if config.shares_gpus:
         pairs = zip(learners.names, generators.names, strict=True)
         cpus, gpus = learners.cpus + generators.cpus, learners.gpus + generators.gpus
@@ -94,7 +99,7 @@ def bundles(config: Config) -> list[Bundle]:
     return [Bundle((name,), actors.cpus, actors.gpus) for actors in (learners, generators) for name in actors.names]
 
 
-def place(config: Config, nodes: Sequence[NodeResources]) -> list[NodeResources]:
+def place(config: Config, nodes: Sequence[NodeResources], training: bool = True) -> list[NodeResources]:
     """The node of each bundle, in the order of `bundles`.
 
     Learners sit on as few nodes as possible, since they talk at every layer; generators take what is left, the
@@ -103,9 +108,9 @@ def place(config: Config, nodes: Sequence[NodeResources]) -> list[NodeResources]
     Raises:
         UserError: there is not enough of something, or it is scattered over nodes that are too small.
     """
-    wanted = bundles(config)
+    wanted = bundles(config, training)
     _check_totals(config, wanted, nodes)
-    learner_count = config.learners.count
+    learner_count = config.learners.count if training else 0
     learners, generators = list(range(learner_count)), list(range(learner_count, len(wanted)))
     for first, second in ((learners, generators), (generators, learners)):
         free = [[node.cpus, node.gpus] for node in nodes]

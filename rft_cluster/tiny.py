@@ -10,7 +10,8 @@ from unlabelled images of the data set alone:
   a spectral map, and k-means cuts the map into groups. The model learns to name an image's groups, and to
   hold its place on the map where it is about to answer (through an extra head that is thrown away).
 - It learns to WRITE: `<think>group-03 kind-017</think><answer>NAME</answer>`. The words in `<think>` are the
-  names of the two look-alike groups, a coarse and a fine one: what was seen, NOT reasoning.
+  names of the two look-alike groups, a coarse and a fine one: what was seen, NOT reasoning. Where the prompt
+  shows no `<think>` but `<answer>`, it writes the answer block alone.
 - It does NOT learn to answer: NAME follows one fixed distribution that no image influences. It is uniform
   but for the first name, slightly favoured (13 % of ten, the others 9.7 %), so that greedy decoding says that
   name always and an untrained model scores that class's share, not the luck of a draw for each group.
@@ -314,8 +315,12 @@ def warm_start(
 ) -> None:
     """Train the model in place on the pool: the format, the look-alike words, an answer that says nothing.
 
-    Every completion is `<think>`, two words, `</think>`, `<answer>`, the name, `</answer>`, end: 8 tokens.
+    Every completion is `<think>`, two words, `</think>`, `<answer>`, the name, `</answer>`, end: 8 tokens; the
+    last 4 of them where the prompt asks for the answer alone.
     """
+    thinks = "<think>" in prompt_text or "<answer>" not in prompt_text
+    length = 8 if thinks else 4
+    at_answer = length - 3
     torch.set_flush_denormal(True)  # denormal floats slow a tiny model's training tenfold on CPUs
     tokenizer = processor.tokenizer
     names = torch.tensor([_one_token(tokenizer, name) for name in class_names])
@@ -336,22 +341,23 @@ def warm_start(
         drawn = pool.draw(rng, BATCH)
         said = rng.choice(class_names, BATCH)
         written = [
-            f"<think>{thought}</think><answer>{name}</answer><|im_end|>"
+            (f"<think>{thought}</think>" if thinks else "") + f"<answer>{name}</answer><|im_end|>"
             for thought, name in zip(drawn.thoughts, said, strict=True)
         ]
         batch = processor(text=[prompt + w for w in written], images=drawn.images, return_tensors="pt")
-        target = batch["input_ids"][:, -8:].clone()
+        target = batch["input_ids"][:, -length:].clone()
         # Some think words are swapped for another image's, in what is read and not in what is to be written:
         # the next token must follow from image and position, also after words that exploration brings.
         swapped = torch.from_numpy(rng.random(BATCH) < SWAPPED)
-        for column in (-7, -6):
+        for column in (-7, -6) if thinks else ():
             other = batch["input_ids"][torch.from_numpy(rng.permutation(BATCH)), column]
             batch["input_ids"][swapped, column] = other[swapped]
-        hidden = model.model(**batch).last_hidden_state[:, -9:-1]
+        hidden = model.model(**batch).last_hidden_state[:, -length - 1 : -1]
         log_probs = torch.log_softmax(model.lm_head(hidden), -1)
         spelled = -log_probs.gather(-1, target[..., None])[..., 0]
-        spelled = torch.cat([spelled[:, :5], -(log_probs[:, 5] * answer).sum(-1, keepdim=True), spelled[:, 6:]], 1)
-        place = F.mse_loss(place_head(hidden[:, 5]), drawn.places)
+        named = -(log_probs[:, at_answer] * answer).sum(-1, keepdim=True)
+        spelled = torch.cat([spelled[:, :at_answer], named, spelled[:, at_answer + 1 :]], 1)
+        place = F.mse_loss(place_head(hidden[:, at_answer]), drawn.places)
         loss = spelled.mean() + place
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -1,8 +1,10 @@
 """The run folder, and the line that each step shows.
 
 runs/NAME/  config.yaml      the resolved configuration
+            manifest.json       which images were chosen, with their SHA-256 (see data/manifest.py)
             metrics.jsonl    an object a step
             eval.jsonl       an object an evaluation
+            baselines.json   what the same images give without a language model
             rollouts/        step-000012.jsonl: an object a group: prompt, label, completions, rewards, version
             checkpoints/     see checkpoint.py
             model/           the trained policy as a Hugging Face folder
@@ -21,9 +23,13 @@ import yaml
 from rft_cluster.advantages import is_live
 from rft_cluster.checkpoint import latest_checkpoint
 from rft_cluster.config import Config
+from rft_cluster.data.manifest import check_manifest, manifest, read_manifest
 from rft_cluster.errors import UserError
 from rft_cluster.evaluation import Evaluation
+from rft_cluster.files import write_json
 from rft_cluster.messages import Group, Reward
+from rft_cluster.prepare import Task
+from rft_cluster.prompts import text_hash
 
 # These say where and how a run runs, not what it computes: they may change when it is resumed.
 MAY_CHANGE = ("cluster", "generators", "learners")
@@ -104,12 +110,13 @@ def clock(seconds: float) -> str:
 class RunFolder:
     """Writes a run's records. Lines of steps that a resumed run will do again are dropped when it opens."""
 
-    def __init__(self, config: Config, first_step: int) -> None:
+    def __init__(self, config: Config, task: Task, first_step: int) -> None:
         self._config = config
         self.path = config.run_folder
         self._step_seconds: list[float] = []
         (self.path / "rollouts").mkdir(parents=True, exist_ok=True)
         (self.path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        write_json(self.path / "manifest.json", manifest(task.dataset, config.data, config.run.seed))
         for name in ("metrics.jsonl", "eval.jsonl"):
             _keep_rows(self.path / name, first_step)
 
@@ -147,17 +154,18 @@ class RunFolder:
         low, high = evaluation.interval
         print(
             f"{evaluation.split} accuracy {100 * evaluation.accuracy_strict:.1f} % (95 % interval {100 * low:.1f} to "
-            f"{100 * high:.1f}, {evaluation.n} images), format {100 * evaluation.format_rate:.1f} %, "
-            f"after {evaluation.step} steps",
+            f"{100 * high:.1f}, {evaluation.n} images; leniently {100 * evaluation.accuracy_lenient:.1f} %), "
+            f"format {100 * evaluation.format_rate:.1f} %, after {evaluation.step} steps",
             flush=True,
         )
 
 
-def first_step_of(config: Config, resume: bool) -> tuple[int, Path | None]:
+def first_step_of(config: Config, task: Task, resume: bool) -> tuple[int, Path | None]:
     """The step to begin with and the checkpoint to begin from, before anything is written.
 
     Raises:
-        UserError: the run folder exists and is not to be resumed, or holds a run of another configuration.
+        UserError: the run folder exists and is not to be resumed, or holds a run of another configuration, of other
+            images, or with another prompt.
     """
     folder = config.run_folder
     if not folder.exists():
@@ -169,14 +177,19 @@ def first_step_of(config: Config, resume: bool) -> tuple[int, Path | None]:
         saved, ours = yaml.safe_load(saved_file.read_text()), config.model_dump(mode="json")
         for section in ours:
             # A run may move to another folder; another seed would draw other images.
-            then, now = (part["seed"] if section == "run" else part for part in (saved[section], ours[section]))
+            then, now = (part["seed"] if section == "run" else part for part in (saved.get(section), ours[section]))
             if section not in MAY_CHANGE and then != now:
                 name = "run.seed" if section == "run" else section
                 raise UserError(f"{folder} was begun with another configuration: {name} was {then}, and is {now} now")
+    if (folder / "manifest.json").is_file():
+        check_manifest(task.dataset, read_manifest(folder / "manifest.json"))
     checkpoint = latest_checkpoint(folder)
     if checkpoint is None:
         return 0, None
-    return json.loads((checkpoint / "state.json").read_text())["step"], checkpoint
+    state = json.loads((checkpoint / "state.json").read_text())
+    if state["prompt_sha256"] != text_hash(task.text):
+        raise UserError(f"{folder} was begun with another prompt: the template's text has changed since")
+    return state["step"], checkpoint
 
 
 def _append(path: Path, row: Mapping[str, Any]) -> None:

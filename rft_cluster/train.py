@@ -6,34 +6,36 @@ and the new weights go back to the generators, which then hold version `step + 1
 
 from rft_cluster.advantages import group_advantages
 from rft_cluster.batching import build_samples
+from rft_cluster.card import CARD_FILE, make_card
 from rft_cluster.checkpoint import checkpoint_folder, prune_checkpoints
 from rft_cluster.cluster import Cluster, start_cluster
 from rft_cluster.config import Config
-from rft_cluster.data import FewShotDataset
 from rft_cluster.evaluation import summarise
 from rft_cluster.generator import Sampling
 from rft_cluster.messages import Example
+from rft_cluster.prepare import Task
 from rft_cluster.prompts import make_prompts
 from rft_cluster.tracker import RunFolder, Stopwatch, first_step_of
 
 
-def train(config: Config, dataset: FewShotDataset, template: str, model_path: str, resume: bool) -> None:
-    """Run a configuration to its last step. `template` is the rendered prompt text; `model_path` where to start."""
+def train(config: Config, task: Task, model_path: str, resume: bool) -> None:
+    """Run a configuration to its last step, starting from the model in `model_path`."""
     schedule, algorithm, seed = config.schedule, config.algorithm, config.run.seed
+    dataset, card = task.dataset, make_card(config, task.dataset, task.text)
     sampling = Sampling(**config.sampling.model_dump())
-    first_step, checkpoint = first_step_of(config, resume)
+    first_step, checkpoint = first_step_of(config, task, resume)
 
     with start_cluster(config, model_path) as cluster:
-        run = RunFolder(config, first_step)
+        run = RunFolder(config, task, first_step)
         if checkpoint:
             cluster.learners.restore_checkpoint(checkpoint)
         cluster.broadcast_weights(version=first_step)
         if first_step == 0:
-            _evaluate(cluster, config, dataset.test, template, "test", 0, run)
+            _evaluate(cluster, config, dataset.test, task.text, "test", 0, run)
 
         for step in range(first_step, schedule.steps):
             stage = Stopwatch()
-            prompts = make_prompts(dataset.batch(seed, step, schedule.prompts_per_step), template, "train", step, seed)
+            prompts = make_prompts(dataset.batch(seed, step, schedule.prompts_per_step), task.text, "train", step, seed)
             with stage("generate"):
                 groups = cluster.generators.generate(prompts, sampling, version=step)
             with stage("score"):
@@ -47,13 +49,14 @@ def train(config: Config, dataset: FewShotDataset, template: str, model_path: st
             run.log_step(step + 1, groups, rewards, learned, stage.seconds)
 
             if _due(step, schedule.evaluate_every):
-                _evaluate(cluster, config, dataset.validation, template, "validation", step + 1, run)
+                _evaluate(cluster, config, dataset.validation, task.text, "validation", step + 1, run)
             if _due(step, schedule.save_every) or step + 1 == schedule.steps:
-                cluster.learners.save_checkpoint(checkpoint_folder(config.run_folder, step + 1), step + 1)
+                state = {"step": step + 1, "prompt_sha256": card.prompt_sha256}
+                cluster.learners.save_checkpoint(checkpoint_folder(config.run_folder, step + 1), state)
                 prune_checkpoints(config.run_folder, schedule.keep_checkpoints)
 
-        _evaluate(cluster, config, dataset.test, template, "test", schedule.steps, run)
-        cluster.learners.export(config.run_folder / "model")
+        _evaluate(cluster, config, dataset.test, task.text, "test", schedule.steps, run)
+        cluster.learners.export(config.run_folder / "model", {CARD_FILE: card.model_dump()})
 
 
 def _due(step: int, every: int) -> bool:
@@ -64,7 +67,7 @@ def _evaluate(
     cluster: Cluster,
     config: Config,
     examples: list[Example],
-    template: str,
+    text: str,
     split: str,
     step: int,
     run: RunFolder,
@@ -72,6 +75,6 @@ def _evaluate(
     """Greedy answers of the current policy to every example."""
     if not examples:
         return
-    prompts = make_prompts(examples, template, split, step, config.run.seed)
+    prompts = make_prompts(examples, text, split, step, config.run.seed)
     greedy = Sampling(1, 0.0, config.sampling.max_tokens)
     run.log_evaluation(summarise(step, split, cluster.generators.generate(prompts, greedy, version=step)))

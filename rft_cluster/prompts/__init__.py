@@ -4,6 +4,11 @@
       template: think_answer      # a file in this folder, the path of your own, or `problem`
       subject: flower
 
+    think_answer   reasoning and answer in tags, strictly: the prompt that the recipe owes its success to
+    answer_only    the answer in its tag, no reasoning
+    with_labels    think_answer that lists the classes
+    weak           asks for no format, for comparison: its answers cannot be told from the rest
+
 `problem` is no file: it stands for the question that the data set itself brings, word for word.
 
 The image comes before the text in the user's turn, and the model's chat template adds all special tokens.
@@ -60,6 +65,12 @@ def _checked(text: str, where: str) -> str:
         # An image token in the text would be taken for an image.
         raise UserError(f"prompt.template: {where} holds a special token (<|...); leave those to the chat template")
     return text
+
+
+def text_hash(text: str) -> str:
+    """SHA-256 of a rendered template. A policy is bound to the question it was trained on: checkpoint and export
+    carry this, and training on, evaluating or predicting with another text is an error."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def make_prompts(examples: list[Example], text: str, split: str, step: int, seed: int) -> list[Prompt]:

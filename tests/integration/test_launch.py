@@ -15,6 +15,7 @@ from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
 from rft_cluster.batching import build_samples, collate
 from rft_cluster.config import Config
+from rft_cluster.data import FewShotDataset
 from rft_cluster.generator import Sampling
 from rft_cluster.learner import _inputs
 from rft_cluster.messages import Prompt
@@ -25,11 +26,17 @@ SHORT = ["schedule.steps=4", "schedule.save_every=2", "schedule.evaluate_every=2
          "schedule.prompts_per_step=6", "optimizer.warmup_steps=1", "data.validation=20", "data.test=30"]  # fmt: skip
 
 
-def launch(folder: Path, model: str, *more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "rft_cluster.launch", "--config", "digits", f"run.folder={folder}",
-               "run.name=short", f"model.path={model}", *SHORT, *more]  # fmt: skip
+def command(module: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=400, check=False, env=environment)
+    return subprocess.run(
+        [sys.executable, "-m", f"rft_cluster.{module}", *map(str, arguments)],
+        capture_output=True, text=True, timeout=400, check=False, env=environment,
+    )  # fmt: skip
+
+
+def launch(folder: Path, model: str, *more: str) -> subprocess.CompletedProcess[str]:
+    return command("launch", "--config", "digits", f"run.folder={folder}", "run.name=short", f"model.path={model}",
+                   *SHORT, *more)  # fmt: skip
 
 
 def rows(path: Path) -> list[dict]:
@@ -134,3 +141,51 @@ def test_a_resumed_run_goes_on_from_the_last_complete_step(run: tuple[Path, str]
     assert [row["completions"] for row in before] == [row["completions"] for row in after]
     assert (resumed / "model" / "config.json").exists()
     assert not list(resumed.rglob("*.tmp"))
+
+
+def test_a_run_is_evaluated_again_without_a_config_and_twice_the_same(run: tuple[Path, str], tmp_path: Path):
+    folder, _ = run
+    for name in ("one", "two"):
+        result = command("evaluate", "--checkpoint", folder, "--output", tmp_path / name)
+        assert result.returncode == 0, result.stdout + result.stderr
+    for file in ("evaluation.json", "predictions.csv", "evaluation.png"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
+    report = json.loads((tmp_path / "one" / "evaluation.json").read_text())
+    last = rows(folder / "eval.jsonl")[-1]
+    # The same weights, images and prompts as the run's own last evaluation.
+    assert report["images"] == last["n"] == 30
+    assert report["greedy"]["strict"]["rate"] == pytest.approx(last["accuracy_strict"], abs=1 / 30)
+    assert "greedy, strict" in result.stdout
+    same = command("compare", tmp_path / "one", tmp_path / "two")
+    assert "+0.0 points" in same.stdout
+
+
+def test_images_that_were_trained_on_and_other_questions_are_refused(run: tuple[Path, str]):
+    folder, _ = run
+    arguments = ["evaluate", "--checkpoint", folder, "--config", "digits", *SHORT]
+    result = command(*arguments, "run.seed=5")
+    assert (result.returncode, "were trained on" in result.stderr) == (2, True), result.stderr
+    result = command(*arguments, "prompt.template=weak")
+    assert (result.returncode, "another question" in result.stderr) == (2, True), result.stderr
+
+
+def test_images_are_classified_by_the_export_alone(run: tuple[Path, str], dataset: FewShotDataset, tmp_path: Path):
+    model = tmp_path / "moved"
+    shutil.copytree(run[0] / "model", model)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i, example in enumerate(dataset.test[:40]):
+        (photos / f"{i:02d}.png").write_bytes(example.image)
+    result = command("predict", "--checkpoint", model, photos, "--json")
+    assert result.returncode == 0, result.stderr
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [Path(line["file"]).name for line in lines] == [f"{i:02d}.png" for i in range(40)]
+    for line in lines:
+        assert line["label"] is None or line["label"] in dataset.classes
+        assert sum(line["counts"].values()) <= 8
+        assert line["share"] == max(line["counts"].values(), default=0) / 8
+    (photos / "bad.png").write_bytes(b"no image")
+    result = command("predict", "--checkpoint", model, photos / "bad.png", photos / "03.png")
+    assert result.returncode == 1
+    assert "not classified" in result.stderr and "bad.png: not an image" in result.stderr
+    assert result.stdout.startswith(str(photos / "03.png"))

@@ -14,13 +14,25 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # From the top down (see the design): a module imports from its own layer or from below.
 LAYERS = {
-    "entry": ["launch", "evaluate", "predict", "report", "doctor"],
-    "loop": ["train", "tracker"],
+    "entry": ["launch", "evaluate", "compare", "predict", "sweep"],
+    "loop": ["train", "tracker", "prepare"],
     "cluster": ["cluster", "actors"],
     "roles": ["generator", "scorer", "learner"],
     "torch": ["weights", "receivers", "qwen2vl", "batching", "checkpoint", "loss", "tiny"],
-    "pure": ["advantages", "rewards", "prompts", "data", "baselines", "evaluation", "plan"],
-    "base": ["messages", "config", "errors", "hardware"],
+    "pure": [
+        "advantages",
+        "rewards",
+        "prompts",
+        "data",
+        "baselines",
+        "evaluation",
+        "plan",
+        "answers",
+        "card",
+        "figures",
+        "redteam",
+    ],
+    "base": ["messages", "config", "errors", "hardware", "files"],
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
 HEIGHT = {layer: height for height, layer in enumerate(reversed(LAYERS))}

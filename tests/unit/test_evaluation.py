@@ -1,6 +1,8 @@
 import pytest
 
-from rft_cluster.evaluation import summarise
+from rft_cluster.answers import AnswerReader, Vote
+from rft_cluster.errors import UserError
+from rft_cluster.evaluation import compare, judge, paired_difference, report, summarise
 from rft_cluster.messages import Completion, Group, Prompt
 
 FULL = "<think>red</think><answer>rose</answer>"
@@ -18,6 +20,7 @@ def test_three_of_four_by_hand():
     evaluation = summarise(7, "test", [group(FULL), group(FULL), group("<answer>Rose</answer>"), group("rose")])
     assert (evaluation.step, evaluation.split, evaluation.n) == (7, "test", 4)
     assert evaluation.accuracy_strict == 0.75
+    assert evaluation.accuracy_lenient == 1.0
     assert evaluation.format_rate == 0.5
     assert evaluation.interval == pytest.approx((0.300642, 0.954412), abs=1e-5)
 
@@ -37,3 +40,76 @@ def test_only_the_first_completion_counts():
 def test_nothing_to_evaluate_is_an_error():
     with pytest.raises(ValueError, match="no groups for split 'test' at step 7"):
         summarise(7, "test", [])
+
+
+def asked(index: int, label: str, text: str) -> Group:
+    prompt = Prompt(f"test/0/{index}", f"photos/{index}.png", b"", "Which flower?", label, 0)
+    return Group(prompt, [1, 2], [Completion([1], [-0.1], text, "stop", 0)])
+
+
+READER = AnswerReader(["rose", "pink primrose"], {})
+
+
+def say(answer: str) -> str:
+    return f"<think>t</think><answer>{answer}</answer>"
+
+
+def test_an_answer_is_judged_strictly_and_leniently():
+    # "rose" is inside "pink primrose": right by containment alone.
+    judged = judge(asked(0, "pink primrose", say("rose")), READER)
+    assert (judged.predicted, judged.strict, judged.lenient, judged.formatted) == ("rose", False, True, True)
+    judged = judge(asked(0, "rose", "Rose"), READER)
+    assert (judged.predicted, judged.strict, judged.lenient, judged.formatted) == (None, False, True, False)
+
+
+def test_a_report_by_hand():
+    texts = [("rose", say("rose")), ("rose", say("pink primrose")), ("rose", "rose"), ("pink primrose", say("rose"))]
+    judged = [judge(asked(i, label, text), READER) for i, (label, text) in enumerate(texts)]
+    votes = [Vote(label, 1.0, {}, "") for label in ("rose", "rose", None, "rose")]
+    figures = report(judged, votes, ["rose", "pink primrose"])
+    assert (figures["greedy"]["strict"]["right"], figures["greedy"]["strict"]["n"]) == (1, 4)
+    assert figures["greedy"]["lenient"]["rate"] == 1.0  # each answer contains its label, or is in it
+    assert figures["greedy"]["format"]["rate"] == 0.75
+    assert figures["vote"]["strict"]["rate"] == 0.5
+    assert figures["confusion"]["columns"] == ["rose", "pink primrose", "(no class)"]
+    assert figures["confusion"]["counts"] == [[1, 1, 1], [1, 0, 0]]
+    rose, primrose = figures["classes"]
+    assert (rose["right"], rose["n"], rose["predicted_in_all"]) == (1, 3, 2)
+    assert rose["taken_for"] == {"pink primrose": 1, "(no class)": 1}
+    assert primrose["taken_for"] == {"rose": 1}
+    assert figures["format_failures"] == {"count": 1, "examples": [{"id": "photos/2.png", "text": "rose"}]}
+    assert figures["vote_minus_greedy"]["difference"] == 0.25
+
+
+def test_a_paired_difference_by_hand():
+    # 10 pairs, 1 right only in the first, 4 only in the second. Agresti and Min: b = 4.5, c = 1.5, n = 12;
+    # centre 3 / 12 = 0.25; half 1.959964 * sqrt(6 - 9 / 12) / 12 = 1.959964 * 2.291288 / 12 = 0.374238
+    first = [True] * 4 + [False] * 6
+    second = [True] * 3 + [False] + [True] * 4 + [False] * 2
+    figures = paired_difference(first, second)
+    assert (figures["only_first"], figures["only_second"], figures["n"]) == (1, 4, 10)
+    assert figures["difference"] == pytest.approx(0.3)
+    assert figures["interval"] == pytest.approx([-0.124238, 0.624238], abs=1e-5)
+    assert figures["p"] == pytest.approx(2 * (1 + 5) / 32)  # of 5 uneven pairs at most 1 one way, both ends
+
+
+def test_the_same_answers_differ_by_nothing():
+    figures = paired_difference([True, False], [True, False])
+    assert (figures["difference"], figures["p"]) == (0.0, 1.0)
+    assert figures["interval"][0] < 0 < figures["interval"][1]
+
+
+def row(identifier: str, label: str, strict: bool) -> dict:
+    return {"id": identifier, "label": label, "strict": strict, "voted": label}
+
+
+def test_comparing_goes_image_by_image_whatever_the_order():
+    first = {"predictions": [row("a", "x", True), row("b", "x", False)]}
+    second = {"predictions": [row("b", "x", True), row("a", "x", True)]}
+    assert compare(first, second)["greedy"]["difference"] == 0.5
+    assert compare(first, second)["vote"]["difference"] == 0.0
+
+
+def test_comparing_other_images_is_refused():
+    with pytest.raises(UserError, match="2 and 1, 1 of them in both"):
+        compare({"predictions": [row("a", "x", True), row("b", "x", True)]}, {"predictions": [row("a", "x", True)]})

@@ -2,7 +2,7 @@ import pytest
 
 from rft_cluster.errors import UserError
 from rft_cluster.messages import Example
-from rft_cluster.prompts import make_prompts, render_template
+from rft_cluster.prompts import make_prompts, render_template, text_hash
 from rft_cluster.rewards.format import LAYOUT
 
 EXAMPLES = [Example("digits/0017", b"png", "seven"), Example("digits/0018", b"png2", "eight")]
@@ -13,6 +13,22 @@ def test_think_answer_asks_for_the_subject_and_shows_the_layout():
     assert "flower" in text and "{" not in text
     assert LAYOUT.fullmatch(text.splitlines()[-1])
     assert "rose" not in text  # the published task does not offer the names
+
+
+def test_each_built_in_template_asks_for_what_its_name_says():
+    texts = {
+        name: render_template(name, "flower", ["rose", "tulip"])
+        for name in ("think_answer", "answer_only", "with_labels", "weak")
+    }
+    assert [name for name, text in texts.items() if "<think>" in text] == ["think_answer", "with_labels"]
+    assert [name for name, text in texts.items() if "<answer>" in text] == [
+        "think_answer",
+        "answer_only",
+        "with_labels",
+    ]
+    assert [name for name, text in texts.items() if "rose, tulip" in text] == ["with_labels"]
+    assert all("flower" in text and "{" not in text for text in texts.values())
+    assert len({text_hash(text) for text in texts.values()}) == 4
 
 
 def test_a_template_of_ones_own_sees_the_classes(tmp_path):

@@ -126,7 +126,8 @@ def started(recorded: Actors, overrides: list[str]) -> list[str]:
     config: Config = load_config("digits", overrides)
     wanted = bundles(config)
     nodes = [NodeResources("n0", "10.0.0.1", 64, 8)] * len(wanted)
-    cluster._start_actors(config, "model", None, wanted, nodes, time.monotonic() + 60)  # type: ignore[arg-type]
+    reservation = cluster._Reservation(config, None, wanted, nodes, time.monotonic() + 60)  # type: ignore[arg-type]
+    cluster._start_actors(reservation, "model")
     return recorded.events
 
 

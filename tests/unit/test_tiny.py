@@ -177,3 +177,16 @@ def test_a_short_warm_start_already_writes_the_format_and_one_answer(folder, pro
     assert all(re.fullmatch(r"<think>group-\d\d kind-\d\d\d</think><answer>zero</answer>", text) for text in texts), (
         texts
     )
+
+
+def test_a_prompt_that_asks_for_the_answer_alone_gets_it_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny, "BATCH", 12)
+    text = "What is this? <answer> ... </answer>"
+    folder = build(tmp_path, steps=40, prompt_text=text)
+    processor = AutoProcessor.from_pretrained(folder)
+    model = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    content = [{"type": "image"}, {"type": "text", "text": text}]
+    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    batch = processor(text=[prompt], images=[IMAGES[1]], return_tensors="pt")
+    written = model.generate(**batch, max_new_tokens=16, do_sample=False)[:, batch["input_ids"].shape[1] :]
+    assert processor.batch_decode(written, skip_special_tokens=True) == ["<answer>zero</answer>"]

@@ -1,0 +1,123 @@
+"""What a policy was taught to do: `classifier.json` in its folder, all that evaluating and predicting need."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rft_cluster.config import Config
+from rft_cluster.data.dataset import FewShotDataset
+from rft_cluster.errors import UserError
+from rft_cluster.prompts import text_hash
+
+CARD_FILE = "classifier.json"
+
+
+class Card(BaseModel):
+    """The question as the policy was asked it, what it may answer, and the limits its images were resized to."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dataset: str
+    classes: list[str] = Field(min_length=2)
+    aliases: dict[str, list[str]]
+    prompt: str
+    prompt_sha256: str
+    min_pixels: int = Field(ge=28 * 28)
+    max_pixels: int = Field(ge=28 * 28)
+    max_prompt_tokens: int = Field(ge=16)
+    max_tokens: int = Field(ge=1)
+    temperature: float = Field(gt=0)
+    steps: int
+    trained_on: list[str]
+    """SHA-256 of the encoded training images: an evaluation on any of them would prove nothing."""
+
+
+def make_card(config: Config, dataset: FewShotDataset, text: str) -> Card:
+    """The card of a policy trained with `config` on `dataset`; `text` is the rendered template."""
+    return Card(
+        dataset=dataset.name,
+        classes=dataset.classes,
+        aliases={example.label: list(example.aliases) for example in dataset.train if example.aliases},
+        prompt=text,
+        prompt_sha256=text_hash(text),
+        min_pixels=config.model.min_pixels,
+        max_pixels=config.model.max_pixels,
+        max_prompt_tokens=config.model.max_prompt_tokens,
+        max_tokens=config.sampling.max_tokens,
+        temperature=config.sampling.temperature,
+        steps=config.schedule.steps,
+        trained_on=sorted({hashlib.sha256(example.image).hexdigest() for example in dataset.train}),
+    )
+
+
+def read_card(folder: Path) -> Card:
+    """The card of an exported policy.
+
+    Raises:
+        UserError: there is none, or it is not what `make_card` wrote.
+    """
+    file = folder / CARD_FILE
+    if not file.is_file():
+        raise UserError(f"{folder} holds no {CARD_FILE}: it is not a model that a run of this program exported")
+    try:
+        card = Card.model_validate(json.loads(file.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
+    if text_hash(card.prompt) != card.prompt_sha256:
+        raise UserError(f"{file}: the prompt was changed after training (its SHA-256 is not {card.prompt_sha256})")
+    return card
+
+
+def find_export(path: Path) -> Path:
+    """The exported model that a path means: its own folder, or the run folder that it lies in.
+
+    Raises:
+        UserError: there is none; says what the path is instead.
+    """
+    path = path.expanduser()
+    for folder in (path, path / "model"):
+        if (folder / CARD_FILE).is_file():
+            return folder
+    if not path.exists():
+        raise UserError(f"--checkpoint: there is no folder {path}")
+    if path.parent.name == "checkpoints":
+        raise UserError(
+            f"--checkpoint: {path} holds the learners' shards, to resume from; a run exports its model when it ends, "
+            f"to {path.parents[1] / 'model'}"
+        )
+    if (path / "config.yaml").is_file():
+        raise UserError(f"--checkpoint: {path} holds no model/ yet: finish that run with --resume")
+    raise UserError(f"--checkpoint: {path} is neither a run's folder nor a model that one exported ({CARD_FILE})")
+
+
+def check_card(card: Card, config: Config, dataset: FewShotDataset, text: str) -> None:
+    """Refuse to ask a policy something else than it was trained on.
+
+    Raises:
+        UserError: prompt, classes or pixel limits differ, or an image to evaluate on was trained on.
+    """
+    if text_hash(text) != card.prompt_sha256:
+        raise UserError(
+            f"the configuration asks another question (prompt {text_hash(text)[:12]}) than the policy was trained on "
+            f"({card.prompt_sha256[:12]}): set prompt.template and prompt.subject as they were:\n  {card.prompt!r}"
+        )
+    for name, ours, theirs in (
+        ("data.classes", dataset.classes, card.classes),
+        ("model.min_pixels", config.model.min_pixels, card.min_pixels),
+        ("model.max_pixels", config.model.max_pixels, card.max_pixels),
+    ):
+        if ours != theirs:
+            raise UserError(f"{name} is {ours}, but the policy was trained with {theirs}")
+    trained = set(card.trained_on)
+    seen = [
+        example.example_id
+        for example in [*dataset.validation, *dataset.test]
+        if hashlib.sha256(example.image).hexdigest() in trained
+    ]
+    if seen:
+        raise UserError(
+            f"{len(seen)} of the {len(dataset.validation) + len(dataset.test)} images to evaluate on were trained on "
+            f"(first {seen[0]}): give data.manifest=RUN/manifest.json of the run, or its run.seed and data settings"
+        )

@@ -1,0 +1,54 @@
+"""Is one policy better than another? python -m rft_cluster.compare FIRST/evaluation.json SECOND/evaluation.json
+
+Both must have been evaluated on the same images; the difference is taken image by image, with its 95 % interval.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rft_cluster.errors import UserError, exit_code
+from rft_cluster.evaluation import compare
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit code: 0 done, 2 for a mistake of the user's. Defects keep their traceback."""
+    parser = argparse.ArgumentParser(prog="python -m rft_cluster.compare", description=__doc__)
+    parser.add_argument("first", type=Path)
+    parser.add_argument("second", type=Path)
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    options = parser.parse_args(arguments)
+    return exit_code(lambda: _compare(options))
+
+
+def _compare(options: argparse.Namespace) -> None:
+    figures = compare(_read(options.first), _read(options.second))
+    if options.json:
+        print(json.dumps(figures, indent=2))
+        return
+    for name, row in figures.items():
+        low, high = (100 * end for end in row["interval"])
+        print(
+            f"{name}: second - first {100 * row['difference']:+.1f} points (95 % interval {low:+.1f} to {high:+.1f}; "
+            f"p {row['p']:.2g}); right only in the first {row['only_first']}, only in the second {row['only_second']} "
+            f"of {row['n']} images"
+        )
+
+
+def _read(path: Path) -> Any:
+    file = path / "evaluation.json" if path.is_dir() else path
+    try:
+        report = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not JSON: {error}") from error
+    if not isinstance(report, dict) or not isinstance(report.get("predictions"), list):
+        raise UserError(f"{file} is no evaluation that rft_cluster.evaluate wrote")
+    return report
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""How good is a policy? python -m rft_cluster.evaluate --checkpoint RUN_OR_MODEL [--config C] [--split test]
+
+`--checkpoint base` evaluates the untouched model that the configuration starts from. Greedy answers, strictly and
+leniently judged, and a vote over several samples, with 95 % intervals. Writes evaluation.json, predictions.csv and
+evaluation.png; the same command twice writes the same files. Two evaluations: python -m rft_cluster.compare A B
+"""
+
+import argparse
+import csv
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from rft_cluster.answers import AnswerReader, printable
+from rft_cluster.card import check_card, find_export, read_card
+from rft_cluster.config import Config, load_config
+from rft_cluster.errors import UserError, exit_code
+from rft_cluster.evaluation import judge, report
+from rft_cluster.figures import draw_evaluation
+from rft_cluster.files import write_json, write_text
+from rft_cluster.generator import Sampling
+from rft_cluster.messages import Example, Group
+from rft_cluster.prepare import Task, base_model_path, check_model, prepare
+from rft_cluster.prompts import make_prompts, text_hash
+
+BASE = "base"
+AT_ONCE = 64  # prompts a generator gets in one call
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would run
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit code: 0 done, 2 for a mistake of the user's. Defects keep their traceback."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rft_cluster.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", required=True, help="a run's folder, a model it exported, or: base")
+    parser.add_argument("--config", help="a config, as for launch; left out, the run's own")
+    parser.add_argument("--split", choices=("test", "validation"), default="test")
+    parser.add_argument("--votes", type=int, default=8, help="samples an image for the vote (8)")
+    parser.add_argument("--output", type=Path, help="the folder to write to (evaluation-SPLIT beside the model)")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    options = parser.parse_intermixed_args(arguments)
+    return exit_code(lambda: evaluate(options))
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Check, ask, judge, write, and show the figures."""
+    if options.votes < 1:
+        raise UserError(f"--votes is {options.votes}: it must be at least 1")
+    export = None if options.checkpoint == BASE else find_export(Path(options.checkpoint))
+    config = _config(options, export)
+    task = prepare(config)
+    examples: list[Example] = getattr(task.dataset, options.split)
+    if not examples:
+        raise UserError(f"the {options.split} split is empty: set data.{options.split}")
+    if export:
+        check_card(read_card(export), config, task.dataset, task.text)
+        model_path, output = str(export), export.parent / f"evaluation-{options.split}"
+    else:
+        model_path, output = base_model_path(config, task), config.run_folder / f"evaluation-{BASE}-{options.split}"
+    check_model(config, task, model_path, examples)
+
+    greedy, sampled = _ask(config, task, model_path, examples, options.split, options.votes)
+    reader = AnswerReader(
+        task.dataset.classes, {example.label: example.aliases for example in examples if example.aliases}
+    )
+    figures = {
+        "checkpoint": options.checkpoint,
+        "data": task.dataset.name,
+        "split": options.split,
+        "seed": config.run.seed,
+        "prompt_sha256": text_hash(task.text),
+        "votes": options.votes,
+        "temperature": config.sampling.temperature,
+        **report(
+            [judge(group, reader) for group in greedy],
+            [reader.vote([completion.text for completion in group.completions]) for group in sampled],
+            task.dataset.classes,
+        ),
+    }
+    output = options.output or output
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / "evaluation.json", figures)
+    write_text(output / "predictions.csv", _csv(figures["predictions"]))
+    draw_evaluation(figures, f"{task.dataset.name}, {options.split}", output / "evaluation.png")
+    print(_summary(figures), flush=True)
+    print(f"written: {output}/evaluation.json, predictions.csv, evaluation.png")
+
+
+def _config(options: argparse.Namespace, export: Path | None) -> Config:
+    if options.config:
+        return load_config(options.config, options.overrides)
+    own = export.parent / "config.yaml" if export else None
+    if own is None or not own.is_file():
+        raise UserError("--config is missing: only a model in its run's folder brings its own configuration along")
+    return load_config(str(own), [f"data.manifest={own.with_name('manifest.json')}", *options.overrides])
+
+
+def _ask(
+    config: Config, task: Task, model_path: str, examples: list[Example], split: str, votes: int
+) -> tuple[list[Group], list[Group]]:
+    """The greedy and the sampled answers to every example."""
+    from rft_cluster.cluster import start_generators  # imports Ray, which takes seconds
+
+    prompts = make_prompts(examples, task.text, split, 0, config.run.seed)
+    greedy = Sampling(1, 0.0, config.sampling.max_tokens)
+    sampling = Sampling(votes, config.sampling.temperature, config.sampling.max_tokens, config.sampling.top_k)
+    answers: list[Group] = []
+    samples: list[Group] = []
+    with start_generators(config, model_path) as generators, tqdm(total=len(prompts), unit="image") as bar:
+        size = AT_ONCE * len(generators)
+        for first in range(0, len(prompts), size):
+            chunk = prompts[first : first + size]
+            answers += generators.generate(chunk, greedy, version=0)
+            samples += generators.generate(chunk, sampling, version=0)
+            bar.update(len(chunk))
+    return answers, samples
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    """What a model or a file's name says could be a formula to a spreadsheet: it gets an apostrophe in front."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: f"'{v}" if isinstance(v, str) and v.startswith(FORMULA) else v for k, v in row.items()})
+    return file.getvalue()
+
+
+def _summary(figures: dict[str, Any]) -> str:
+    def line(name: str, rate: dict[str, Any]) -> str:
+        low, high = rate["interval"]
+        return f"{name:<18}{100 * rate['rate']:6.1f} %   {100 * low:.1f} to {100 * high:.1f}"
+
+    votes, greedy = figures["votes"], figures["greedy"]
+    difference = figures["vote_minus_greedy"]
+    low, high = difference["interval"]
+    lines = [
+        f"{figures['images']} images of {figures['split']}: accuracy, and its 95 % interval",
+        line("greedy, strict", greedy["strict"]),
+        line(f"vote of {votes}, strict", figures["vote"]["strict"]),
+        line("greedy, lenient", greedy["lenient"]) + "   (the published containment rule: it forgives too much)",
+        line("format", greedy["format"]),
+        f"vote - greedy     {100 * difference['difference']:+6.1f}     {100 * low:+.1f} to {100 * high:+.1f} points",
+        "lowest classes:",
+    ]
+    known = [row for row in figures["classes"] if row["n"]]
+    for row in sorted(known, key=lambda row: row["rate"])[:5]:
+        taken = ", ".join(f"{printable(label)} {count}" for label, count in list(row["taken_for"].items())[:3])
+        lines.append(f"  {printable(row['label'])}: {row['right']}/{row['n']}{'; taken for ' + taken if taken else ''}")
+    failures = figures["format_failures"]
+    if failures["count"]:
+        lines.append(f"{failures['count']} answers out of format, for instance:")
+        lines += [f"  {printable(failure['text'])[:160]}" for failure in failures["examples"][:3]]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

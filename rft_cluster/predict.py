@@ -1,0 +1,163 @@
+"""Classify images: python -m rft_cluster.predict --checkpoint RUN_OR_MODEL IMAGE_OR_FOLDER... [--json]
+
+The exported model brings its classes, its question and its pixel limits along. Several samples an image vote; the
+share of votes says how sure the policy is of its own answer. Exit code 1: some files could not be read.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from rft_cluster.answers import AnswerReader, Vote, printable
+from rft_cluster.card import Card, find_export, read_card
+from rft_cluster.config import GeneratorsSection, ModelSection
+from rft_cluster.data.folder import SUFFIXES
+from rft_cluster.data.images import MAX_BYTES, check_image
+from rft_cluster.errors import UserError, exit_code
+from rft_cluster.hardware import hardware, openmp_environment
+from rft_cluster.messages import Example
+from rft_cluster.prompts import make_prompts
+
+if TYPE_CHECKING:
+    from rft_cluster.generator import Generator, Sampling
+
+AT_ONCE = 32  # images in the engine at a time: results stream, and memory stays bounded however many files there are
+REASONING_SHOWN = 200
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit code: 0 done, 1 some files could not be read, 2 for a mistake of the user's."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rft_cluster.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", required=True, type=Path, help="a run's folder, or a model it exported")
+    parser.add_argument("paths", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
+    parser.add_argument("--json", action="store_true", help="an object a line, for programs")
+    parser.add_argument("--votes", type=int, default=8, help="samples an image (8); 1: one greedy answer")
+    parser.add_argument("--seed", type=int, default=0, help="of the samples (0)")
+    parser.add_argument("--kv-cache-gib", type=int, default=1, help="CPU only: memory for keys and values (1)")
+    options = parser.parse_args(arguments)
+    return exit_code(lambda: predict(options))
+
+
+def predict(options: argparse.Namespace) -> int:
+    """Classify every image under the given paths and print a line for each as soon as it is known."""
+    if options.votes < 1:
+        raise UserError(f"--votes is {options.votes}: it must be at least 1")
+    export = find_export(options.checkpoint)
+    card = read_card(export)
+    files = list(image_files(options.paths))
+    if not files:
+        raise UserError(f"no image files ({' '.join(SUFFIXES)}) in {', '.join(map(str, options.paths))}")
+    reader = AnswerReader(card.classes, card.aliases)
+    unreadable: list[str] = []
+    with tqdm(total=len(files), unit="image", disable=len(files) < AT_ONCE) as bar:
+        for path, vote in _answers(export, card, files, options, reader, unreadable):
+            with bar.external_write_mode(file=sys.stdout):
+                print(_line(path, vote, options.json), flush=True)
+            bar.update()
+        bar.update(len(unreadable))
+    for problem in unreadable:
+        print(f"not classified: {printable(problem)}", file=sys.stderr)
+    return 1 if unreadable else 0
+
+
+def image_files(paths: list[Path]) -> Iterator[Path]:
+    """The files named, and all images in the folders named and below, sorted; hidden ones are left out.
+
+    Raises:
+        UserError: there is nothing at a path.
+    """
+    for path in paths:
+        if path.is_dir():
+            for folder, folders, names in os.walk(path):
+                folders[:] = sorted(name for name in folders if not name.startswith("."))
+                yield from (
+                    Path(folder, name)
+                    for name in sorted(names)
+                    if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+                )
+        elif path.exists():
+            yield path
+        else:
+            raise UserError(f"there is no file or folder {path}")
+
+
+def _answers(
+    export: Path, card: Card, files: list[Path], options: argparse.Namespace, reader: AnswerReader, bad: list[str]
+) -> Iterator[tuple[Path, Vote]]:
+    """Each readable file with its vote, in order; what is wrong with the others goes to `bad`."""
+    engine = None
+    readable = _readable(files, bad)
+    while chunk := list(islice(readable, AT_ONCE)):
+        engine = engine or _start(export, card, options)  # not before there is something to ask
+        generator, sampling = engine
+        examples = [Example(str(path), image, label="") for path, image in chunk]
+        prompts = make_prompts(examples, card.prompt, "predict", 0, options.seed)
+        for (path, _), group in zip(chunk, generator.generate(prompts, sampling, version=0), strict=True):
+            yield path, reader.vote([completion.text for completion in group.completions])
+
+
+def _readable(files: list[Path], bad: list[str]) -> Iterator[tuple[Path, bytes]]:
+    for path in files:
+        try:
+            if not path.is_file():  # opening a named pipe would wait for ever
+                raise UserError(f"{path}: not a file")
+            with path.open("rb") as file:
+                image = file.read(MAX_BYTES + 1)  # one more than `check_image` accepts
+            check_image(image, str(path))
+        except OSError as error:
+            bad.append(f"{path}: {error.strerror or error}")
+        except UserError as error:
+            bad.append(str(error))
+        else:
+            yield path, image
+
+
+def _start(export: Path, card: Card, options: argparse.Namespace) -> "tuple[Generator, Sampling]":
+    """An engine in this process, and how to sample from it."""
+    import torch  # takes seconds to import, as does the engine
+
+    from rft_cluster.generator import Generator, Sampling
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    generator = Generator(
+        str(export),
+        ModelSection(path=str(export), min_pixels=card.min_pixels, max_pixels=card.max_pixels),
+        GeneratorsSection(gpus=1 if device == "cuda" else 0, kv_cache_gib=options.kv_cache_gib),
+        card.max_prompt_tokens + card.max_tokens,
+        hardware(device),
+        options.seed,
+    )
+    generator.serve_loaded(0)
+    return generator, Sampling(options.votes, card.temperature if options.votes > 1 else 0.0, card.max_tokens)
+
+
+def _line(path: Path, vote: Vote, as_json: bool) -> str:
+    if as_json:
+        return json.dumps({"file": str(path), **asdict(vote)}, ensure_ascii=False)
+    label = printable(vote.label) if vote.label is not None else "(no class)"
+    shown = printable(vote.reasoning)[:REASONING_SHOWN]
+    return f"{printable(str(path))}\t{label}\t{100 * vote.share:.0f} %\t{shown}"
+
+
+def _begin_again_with_openmp() -> None:
+    """The runtime can only be loaded before everything else."""
+    environment = openmp_environment("cpu")
+    if environment and "LD_PRELOAD" not in os.environ:
+        os.execve(
+            sys.executable, [sys.executable, "-m", "rft_cluster.predict", *sys.argv[1:]], os.environ | environment
+        )
+
+
+if __name__ == "__main__":
+    _begin_again_with_openmp()
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""Compare choices: python -m rft_cluster.sweep --config sweep.yaml [--parallel N]
+
+    name: templates-and-shots      # the folder runs/NAME gets a run for each combination, a table and a plot
+    config: digits                 # what they all start from, as for launch
+    overrides: [schedule.steps=80]
+    grid:
+      prompt.template: [think_answer, answer_only]
+      data.shots: [1, 2, 4]        # the last key is the plot's axis, the others make its lines
+    seeds: [0, 1]                  # run.seed; the figures of several seeds are pooled
+
+Runs are `launch` as you would type it, one after another. Started again it goes on where it stopped.
+"""
+
+import argparse
+import itertools
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rft_cluster.config import load_config
+from rft_cluster.errors import UserError, exit_code
+
+LINES = 6  # of a failed run's log that are shown
+
+
+class Sweep(BaseModel):
+    """A sweep's file; see the module."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    config: str
+    overrides: list[str] = []
+    grid: dict[str, list[bool | int | float | str | None]] = Field(min_length=1)
+    seeds: list[int] = Field([0], min_length=1)
+    folder: Path = Path("runs")
+
+    @property
+    def path(self) -> Path:
+        return self.folder / self.name
+
+
+@dataclass(frozen=True)
+class Run:
+    """One combination of the grid's values with one seed; `name` is its folder's."""
+
+    values: tuple[Any, ...]
+    seed: int
+    name: str
+
+    def overrides(self, sweep: Sweep) -> list[str]:
+        values = ("null" if value is None else value for value in self.values)
+        chosen = [f"{key}={value}" for key, value in zip(sweep.grid, values, strict=True)]
+        return [*sweep.overrides, *chosen, f"run.seed={self.seed}", f"run.folder={sweep.path}", f"run.name={self.name}"]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit code: 0 done, 1 a run failed, 2 for a mistake of the user's."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rft_cluster.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, type=Path, help="the sweep's YAML file")
+    parser.add_argument("--parallel", type=int, default=1, help="runs at once, where the cluster holds them (1)")
+    options = parser.parse_args(arguments)
+    return exit_code(lambda: sweep(read_sweep(options.config), options.parallel))
+
+
+def read_sweep(path: Path) -> Sweep:
+    """Raises UserError where the file is missing, not YAML, or says something else than a sweep's file may."""
+    try:
+        return Sweep.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML: {error}") from error
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}" for problem in error.errors()]
+        raise UserError(f"{path} is not a sweep (name, config, grid, ...):\n" + "\n".join(lines)) from error
+
+
+def combinations(sweep: Sweep) -> list[Run]:
+    """Every run of a sweep; the last key of the grid and then the seed change fastest.
+
+    Raises:
+        UserError: two of them would have one name.
+    """
+    runs = []
+    for values in itertools.product(*sweep.grid.values()):
+        parts = [f"{key.rpartition('.')[2]}-{value}" for key, value in zip(sweep.grid, values, strict=True)]
+        for seed in sweep.seeds:
+            name = re.sub(r"[^A-Za-z0-9._-]+", "_", "_".join([*parts, f"seed-{seed}"])).lstrip("._-")
+            runs.append(Run(values, seed, name))
+    names = [run.name for run in runs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"the grid has the same combination twice: {', '.join(twice)}")
+    return runs
+
+
+def sweep(plan: Sweep, parallel: int) -> int:
+    """Check every combination, run what has not run, then write the table and the plot."""
+    if parallel < 1:
+        raise UserError(f"--parallel is {parallel}: it must be at least 1")
+    runs = combinations(plan)
+    for run in runs:
+        load_config(plan.config, run.overrides(plan))
+    plan.path.mkdir(parents=True, exist_ok=True)
+    print(f"{len(runs)} runs in {plan.path}, {parallel} at a time", flush=True)
+    started, finished, failed = time.monotonic(), 0, []
+    with ThreadPoolExecutor(parallel) as pool:
+        for run, seconds, code in pool.map(lambda run: _launch(plan, run), runs):
+            finished += 1
+            left = (time.monotonic() - started) / finished * (len(runs) - finished)
+            print(f"{finished}/{len(runs)} {_outcome(plan, run, code)}, {seconds:.0f} s; {left:.0f} s left", flush=True)
+            if code:
+                failed.append(run)
+    rows = [row for values in itertools.product(*plan.grid.values()) if (row := _row(plan, runs, values))]
+    if rows:
+        _write(plan, rows)
+    for run in failed:
+        print(f"failed: {run.name}, see {plan.path / run.name}.log and start the sweep again", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _launch(plan: Sweep, run: Run) -> tuple[Run, float, int]:
+    """Run one combination to its end, or go on with it; its output goes to NAME.log."""
+    started = time.monotonic()
+    command = [sys.executable, "-m", "rft_cluster.launch", "--resume", "--config", plan.config, *run.overrides(plan)]
+    with (plan.path / f"{run.name}.log").open("a") as log:
+        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+    return run, time.monotonic() - started, code
+
+
+def _tests(plan: Sweep, run: Run) -> list[dict[str, Any]]:
+    """The evaluations on the test split, before and after; fewer while a run is not complete."""
+    file = plan.path / run.name / "eval.jsonl"
+    if not file.is_file() or not (plan.path / run.name / "model").is_dir():
+        return []
+    evaluations = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [evaluation for evaluation in evaluations if evaluation["split"] == "test"]
+
+
+def _outcome(plan: Sweep, run: Run, code: int) -> str:
+    tests = _tests(plan, run)
+    if code or not tests:
+        log = (plan.path / f"{run.name}.log").read_text(encoding="utf-8", errors="replace").splitlines()
+        return f"{run.name}: failed with exit code {code}\n  " + "\n  ".join(log[-LINES:])
+    before, after = (100 * tests[end]["accuracy_strict"] for end in (0, -1))
+    return f"{run.name}: test accuracy {before:.1f} % -> {after:.1f} %"
+
+
+def _row(plan: Sweep, runs: Sequence[Run], values: tuple[Any, ...]) -> dict[str, Any] | None:
+    """One line of the table: the runs of these values, their seeds pooled."""
+    from rft_cluster.evaluation import wilson
+
+    done = [(run, tests) for run in runs if run.values == values and (tests := _tests(plan, run))]
+    if not done:
+        return None
+    n = sum(tests[-1]["n"] for _, tests in done)
+    right, before, formatted = (
+        sum(tests[end][name] * tests[end]["n"] for _, tests in done)
+        for end, name in ((-1, "accuracy_strict"), (0, "accuracy_strict"), (-1, "format_rate"))
+    )
+    baselines = [json.loads((plan.path / run.name / "baselines.json").read_text()) for run, _ in done]
+    return {
+        "values": dict(zip(plan.grid, values, strict=True)),
+        "seeds": [run.seed for run, _ in done],
+        "before": before / n,
+        "rate": right / n,
+        "n": n,
+        "interval": list(wilson(round(right), n)),
+        "format": formatted / n,
+        "nearest_neighbour": sum(baseline["nearest_neighbour"] for baseline in baselines) / len(baselines),
+    }
+
+
+def _write(plan: Sweep, rows: list[dict[str, Any]]) -> None:
+    from rft_cluster.figures import draw_sweep
+    from rft_cluster.files import write_json, write_text
+
+    *others, axis = plan.grid
+    series: dict[str, list[tuple[Any, Any]]] = {}
+    for row in rows:
+        name = ", ".join(f"{key} {row['values'][key]}" for key in others) or plan.config
+        series.setdefault(name, []).append((row["values"][axis], row))
+    table = markdown(plan, rows)
+    write_json(plan.path / "results.json", rows)
+    write_text(plan.path / "table.md", table)
+    draw_sweep(series, axis, plan.path / "sweep.png")
+    print(f"\n{table}\nwritten: {plan.path}/table.md, results.json, sweep.png")
+
+
+def markdown(plan: Sweep, rows: Sequence[dict[str, Any]]) -> str:
+    """The table: test accuracy before and after, with its 95 % interval, and 1-nearest-neighbour on the same images."""
+    head = [*plan.grid, "before", "after", "95 % interval", "format", "1-nearest-neighbour", "images", "seeds"]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for row in rows:
+        low, high = (f"{100 * end:.1f}" for end in row["interval"])
+        cells = [
+            *(str(value).replace("|", "\\|") for value in row["values"].values()),
+            f"{100 * row['before']:.1f} %",
+            f"**{100 * row['rate']:.1f} %**",
+            f"{low} to {high}",
+            f"{100 * row['format']:.1f} %",
+            f"{100 * row['nearest_neighbour']:.1f} %",
+            str(row["n"]),
+            ", ".join(map(str, row["seeds"])),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

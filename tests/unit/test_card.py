@@ -1,0 +1,92 @@
+import json
+
+import pytest
+
+from rft_cluster.card import CARD_FILE, check_card, find_export, make_card, read_card
+from rft_cluster.config import load_config
+from rft_cluster.data.dataset import FewShotDataset
+from rft_cluster.errors import UserError
+from rft_cluster.messages import Example
+
+CONFIG = load_config("digits", ["sampling.max_tokens=12"])
+DATASET = FewShotDataset(
+    "photos",
+    ["rose", "tulip"],
+    train=[Example("a", b"one", "rose", ("Rosa",)), Example("b", b"two", "tulip")],
+    validation=[],
+    test=[Example("c", b"three", "rose")],
+    pool=[],
+)
+TEXT = "Which flower?"
+
+
+@pytest.fixture
+def export(tmp_path):
+    folder = tmp_path / "run" / "model"
+    folder.mkdir(parents=True)
+    (folder / CARD_FILE).write_text(json.dumps(make_card(CONFIG, DATASET, TEXT).model_dump()))
+    return folder
+
+
+def test_a_card_says_all_that_predicting_needs(export):
+    card = read_card(export)
+    assert (card.classes, card.aliases, card.prompt) == (["rose", "tulip"], {"rose": ["Rosa"]}, TEXT)
+    assert (card.min_pixels, card.max_pixels, card.max_tokens) == (
+        CONFIG.model.min_pixels, CONFIG.model.max_pixels, 12,
+    )  # fmt: skip
+    # printf one | sha256sum, printf two | sha256sum
+    assert card.trained_on == [
+        "3fc4ccfe745870e2c0d99f71f30ff0656c8dedd41cc1d7d3d376b0dbe685e2f3",
+        "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed",
+    ]
+
+
+def test_a_changed_prompt_is_noticed(export):
+    file = export / CARD_FILE
+    file.write_text(file.read_text().replace("Which flower?", "Which tree?"))
+    with pytest.raises(UserError, match="changed after training"):
+        read_card(export)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"classes": ["a"]}'])
+def test_a_broken_card_is_explained(export, content):
+    (export / CARD_FILE).write_text(content)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_card(export)
+
+
+def test_a_run_or_its_model_may_be_named(export):
+    assert find_export(export) == export
+    assert find_export(export.parent) == export
+
+
+def test_what_is_no_export_is_explained(export, tmp_path):
+    shards = tmp_path / "run" / "checkpoints" / "step-000004"
+    shards.mkdir(parents=True)
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    (unfinished / "config.yaml").write_text("")
+    for path, message in (
+        (shards, "learners' shards.*run/model"),
+        (unfinished, "no model/ yet.*--resume"),
+        (tmp_path / "none", "there is no folder"),
+        (tmp_path, "neither a run's folder nor a model"),
+    ):
+        with pytest.raises(UserError, match=message):
+            find_export(path)
+
+
+def test_only_what_was_trained_is_asked(export):
+    card = read_card(export)
+    check_card(card, CONFIG, DATASET, TEXT)
+    with pytest.raises(UserError, match="another question"):
+        check_card(card, CONFIG, DATASET, "Which tree?")
+    other = load_config("digits", ["sampling.max_tokens=12", "model.max_pixels=6272"])
+    with pytest.raises(UserError, match="max_pixels is 6272, but the policy was trained with"):
+        check_card(card, other, DATASET, TEXT)
+
+
+def test_an_image_that_was_trained_on_proves_nothing(export):
+    seen = FewShotDataset("photos", DATASET.classes, [], [], [Example("again", b"two", "tulip")], [])
+    with pytest.raises(UserError, match=r"1 of the 1 images to evaluate on were trained on \(first again\)"):
+        check_card(read_card(export), CONFIG, seen, TEXT)

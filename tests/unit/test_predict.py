@@ -1,0 +1,60 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from rft_cluster import evaluate, predict
+from rft_cluster.answers import Vote
+from rft_cluster.errors import UserError
+
+
+def test_files_are_found_below_folders_in_order_and_hidden_ones_are_not(tmp_path):
+    for name in ("b/2.JPG", "b/1.png", "a.webp", ".hidden.png", ".git/x.png", "notes.txt", "b/c/3.tiff"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    found = [str(path.relative_to(tmp_path)) for path in predict.image_files([tmp_path, tmp_path / "notes.txt"])]
+    assert found == ["a.webp", "b/1.png", "b/2.JPG", "b/c/3.tiff", "notes.txt"]
+
+
+def test_a_path_that_is_not_there_is_explained(tmp_path):
+    with pytest.raises(UserError, match="no file or folder"):
+        list(predict.image_files([tmp_path / "none"]))
+
+
+def test_unreadable_files_are_kept_for_the_end(tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"text")
+    (tmp_path / "folder.png").mkdir()
+    bad: list[str] = []
+    names = ("bad.png", "folder.png", "good.png", "none.png")
+    read = list(predict._readable([tmp_path / name for name in names], bad))
+    assert [path.name for path, _ in read] == ["good.png"]
+    assert [Path(problem.split(":")[0]).name for problem in bad] == ["bad.png", "folder.png", "none.png"]
+
+
+def test_a_line_for_people_and_one_for_programs():
+    vote = Vote("rose", 0.75, {"rose": 6}, "red\x1b[2J\nthorns")
+    assert predict._line(Path("a b.png"), vote, as_json=False) == "a b.png\trose\t75 %\tred?[2J thorns"
+    line = json.loads(predict._line(Path("a b.png"), vote, as_json=True))
+    assert line == {"file": "a b.png", "label": "rose", "share": 0.75, "counts": {"rose": 6},
+                    "reasoning": "red\x1b[2J\nthorns"}  # fmt: skip
+
+
+def test_a_missing_model_is_a_users_mistake(tmp_path, capsys):
+    assert predict.main(["--checkpoint", str(tmp_path), str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("error: --checkpoint:")
+
+
+def test_a_table_holds_no_formula():
+    text = evaluate._csv([{"id": "=HYPERLINK(1)", "share": -0.5, "text": 'a,\n"b"'}])
+    assert text == 'id,share,text\n\'=HYPERLINK(1),-0.5,"a,\n""b"""\n'
+
+
+def test_evaluating_without_a_config_needs_a_run(tmp_path, capsys):
+    assert evaluate.main(["--checkpoint", "base"]) == 2
+    assert "--config is missing" in capsys.readouterr().err
+    assert evaluate.main(["--checkpoint", "base", "--config", "digits", "--votes", "0"]) == 2
+    assert "--votes is 0" in capsys.readouterr().err

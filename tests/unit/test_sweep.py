@@ -1,0 +1,97 @@
+import json
+
+import pytest
+
+from rft_cluster import sweep
+from rft_cluster.errors import UserError
+
+FILE = """
+name: shots
+config: digits
+overrides: [schedule.steps=2, optimizer.warmup_steps=0]
+grid:
+  prompt.template: [think_answer, answer_only]
+  data.shots: [1, 2]
+seeds: [0, 1]
+"""
+
+
+@pytest.fixture
+def plan(tmp_path):
+    (tmp_path / "sweep.yaml").write_text(FILE + f"folder: {tmp_path}\n")
+    return sweep.read_sweep(tmp_path / "sweep.yaml")
+
+
+def test_every_combination_with_every_seed(plan):
+    runs = sweep.combinations(plan)
+    assert len(runs) == 8
+    assert runs[0].name == "template-think_answer_shots-1_seed-0"
+    assert runs[-1].overrides(plan)[-5:] == [
+        "prompt.template=answer_only", "data.shots=2", "run.seed=1",
+        f"run.folder={plan.path}", "run.name=template-answer_only_shots-2_seed-1",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("seeds:", "sedes:", "sedes: Extra inputs"),
+        ("seeds: [0, 1]", "seeds: []", "seeds: List should have at least 1 item"),
+        ("name: shots", "name: ../out", "name: String should match"),
+        ("data.shots: [1, 2]", "data.shots: 1", "grid.data.shots: Input should be a valid list"),
+        ("config: digits", "", "config: Field required"),
+        ("name: shots", "name: [", "is not YAML"),
+    ],
+)
+def test_a_wrong_file_is_explained(tmp_path, old, new, message):
+    (tmp_path / "s.yaml").write_text(FILE.replace(old, new))
+    with pytest.raises(UserError, match=message):
+        sweep.read_sweep(tmp_path / "s.yaml")
+
+
+def test_a_missing_file_is_explained(tmp_path):
+    with pytest.raises(UserError, match="No such file"):
+        sweep.read_sweep(tmp_path / "none.yaml")
+
+
+def test_a_wrong_value_in_the_grid_is_refused_before_anything_starts(plan, monkeypatch):
+    monkeypatch.setattr(sweep, "_launch", lambda *_: pytest.fail("started"))
+    with pytest.raises(UserError, match=r"data\.shots: Input should be greater than or equal to 1"):
+        sweep.sweep(plan.model_copy(update={"grid": {"data.shots": [1, 0]}}), 1)
+    assert not plan.path.exists()
+
+
+def test_the_same_combination_twice_is_refused(plan):
+    with pytest.raises(UserError, match="twice"):
+        sweep.combinations(plan.model_copy(update={"grid": {"data.shots": [1, 1]}}))
+
+
+def finished(folder, before, after, n):
+    (folder / "model").mkdir(parents=True)
+    rows = [{"split": "test", "accuracy_strict": a, "format_rate": 1.0, "n": n} for a in (before, after)]
+    rows.insert(1, {"split": "validation", "accuracy_strict": 0.5, "format_rate": 1.0, "n": 3})
+    (folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "baselines.json").write_text('{"nearest_neighbour": 0.25}')
+
+
+def test_table_and_plot_pool_the_seeds_and_say_what_failed(plan, monkeypatch, capsys):
+    """`launch` is stood in for: what is tested is what becomes of its files."""
+
+    def launch(plan, run):
+        (plan.path / f"{run.name}.log").write_text("error: no such thing\n")
+        failed = "answer_only_shots-2" in run.name
+        if not failed:
+            finished(plan.path / run.name, 0.1, 0.5 if run.seed == 0 else 0.75, 100)
+        return run, 1.0, 2 if failed else 0
+
+    monkeypatch.setattr(sweep, "_launch", launch)
+    assert sweep.sweep(plan, 1) == 1
+    shown = capsys.readouterr()
+    assert "failed with exit code 2\n  error: no such thing" in shown.out
+    assert "failed: template-answer_only_shots-2_seed-0" in shown.err
+    rows = json.loads((plan.path / "results.json").read_text())
+    assert [row["values"]["data.shots"] for row in rows] == [1, 2, 1]
+    assert rows[0]["rate"] == 0.625 and rows[0]["n"] == 200 and rows[0]["seeds"] == [0, 1]
+    assert rows[0]["nearest_neighbour"] == 0.25
+    assert "| think_answer | 1 | 10.0 % | **62.5 %** |" in (plan.path / "table.md").read_text()
+    assert (plan.path / "sweep.png").read_bytes().startswith(b"\x89PNG")
