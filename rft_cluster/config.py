@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 from yaml import YAMLError
 
@@ -89,12 +89,26 @@ class DataSection(Section):
     when the set has only images to train on."""
     classes: list[str] | None = None
     """The label set. Left out, it is what the source holds."""
+    aliases: dict[str, list[str]] = {}
+    """Other names of a label that are as right as it, e.g. `{t-shirt: [tee]}`."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """With `error` all images that cannot be used are listed and nothing starts; with `skip` they are left out."""
+    manifest: Path | None = None
+    """The `manifest.json` of an earlier run, to use exactly its images. `shots`, `validation` and `test` then follow
+    from it."""
     shots: int = Field(4, ge=1)
     """Labelled images a class to learn from."""
     validation: int = Field(200, ge=0)
     """Images for the curves during training, drawn from what is left."""
     test: int = Field(500, ge=0)
     """Images for the figures before and after, used for nothing else. 0: train without measuring."""
+
+    @field_validator("path", "held_out", "manifest", mode="before")
+    @classmethod
+    def _no_url(cls, value: Any) -> Any:
+        if isinstance(value, str) and "://" in value:
+            raise ValueError("nothing is fetched from a URL: download it, or name a set on the hub as owner/name")
+        return value
 
     @model_validator(mode="after")
     def _held_out_has_a_reader(self) -> "DataSection":

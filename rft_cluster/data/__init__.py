@@ -8,16 +8,24 @@
 To add a built-in one: write the function in a file of this folder and name it in `SOURCES`.
 """
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 from rft_cluster.config import DataSection
 from rft_cluster.data.archive import load_flower102
-from rft_cluster.data.dataset import FewShotDataset, check_labels
+from rft_cluster.data.dataset import FewShotDataset, check_aliases, check_labels, listing
 from rft_cluster.data.digits import load_digits
 from rft_cluster.data.folder import load_folder
 from rft_cluster.data.hub import load_hub
+from rft_cluster.data.images import check_image
+from rft_cluster.data.manifest import check_manifest, manifest, read_manifest
+from rft_cluster.data.split import few_shot_split
 from rft_cluster.errors import UserError
+from rft_cluster.messages import Example
 from rft_cluster.rewards import find_function
+
+__all__ = ["SOURCES", "DataSection", "Example", "FewShotDataset", "few_shot_split", "load_dataset", "manifest"]
 
 SOURCES: dict[str, Callable[[DataSection, int], FewShotDataset]] = {
     "digits": load_digits,
@@ -30,19 +38,37 @@ SOURCES: dict[str, Callable[[DataSection, int], FewShotDataset]] = {
 def load_dataset(config: DataSection, seed: int) -> FewShotDataset:
     """Read the configured data set and choose its few-shot splits; the same for the same config and seed.
 
+    With `data.manifest` the splits are those of the manifest: its seed and its numbers of images stand in for
+    `seed`, `data.shots`, `data.validation` and `data.test`. `data.aliases` are put on the examples.
+
     Raises:
-        UserError: the source is unknown, its data will not do, or a function of the user's own returned a
-            data set that cannot be trained and tested on.
+        UserError: the source is unknown, its data will not do or are not those of the manifest, or a function of the
+            user's own returned a data set that cannot be trained and tested on.
     """
+    earlier = read_manifest(config.manifest) if config.manifest else None
+    if earlier:
+        splits, seed = earlier["splits"], earlier["seed"]
+        shots = min(Counter(entry["label"] for entry in splits["train"]).values())
+        sizes = {"shots": shots, "validation": len(splits["validation"]), "test": len(splits["test"])}
+        config = config.model_copy(update=sizes)
     dataset = find_function(config.source, SOURCES, "data.source")(config, seed)
     if not isinstance(dataset, FewShotDataset):
         raise UserError(f"data.source: {config.source} must return a FewShotDataset, not {type(dataset).__name__}")
     check_labels(dataset.classes)
+    if earlier:
+        check_manifest(dataset, earlier)
+    _check_splits(dataset, config)
+    if config.source not in SOURCES:
+        _check_images(dataset, config.source)
+    return _with_aliases(dataset, config)
+
+
+def _check_splits(dataset: FewShotDataset, config: DataSection) -> None:
     for split, examples, wanted in (("train", dataset.train, config.shots), ("test", dataset.test, config.test)):
         if wanted and not examples:
             raise UserError(f"data.source: {config.source} returned no {split} images")
     ids = set()
-    for example in [*dataset.train, *dataset.validation, *dataset.test]:
+    for example in (e for split in dataset.splits.values() for e in split):
         if example.label not in dataset.classes:
             raise UserError(
                 f"data.source: {example.example_id} of {config.source} has label {example.label!r}, which is "
@@ -51,4 +77,30 @@ def load_dataset(config: DataSection, seed: int) -> FewShotDataset:
         if example.example_id in ids:
             raise UserError(f"data.source: {config.source} has {example.example_id} twice, or in two splits")
         ids.add(example.example_id)
-    return dataset
+
+
+def _check_images(dataset: FewShotDataset, source: str) -> None:
+    """Decode every image of a function of the user's own; the built-in ones have done so."""
+    images = {example.example_id: example.image for split in dataset.splits.values() for example in split}
+    images |= {f"pool[{index}]": image for index, image in enumerate(dataset.pool)}
+    problems = []
+    for where, image in images.items():
+        try:
+            check_image(image, where)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError(
+            f"data.source: {len(problems)} of the {len(images)} images of {source} cannot be used; mend or leave them "
+            f"out:\n{listing(problems)}"
+        )
+
+
+def _with_aliases(dataset: FewShotDataset, config: DataSection) -> FewShotDataset:
+    aliases = check_aliases(dataset.classes, config.aliases)
+    if not aliases:
+        return dataset
+    train, validation, test = (
+        [replace(e, aliases=aliases.get(e.label, e.aliases)) for e in split] for split in dataset.splits.values()
+    )
+    return replace(dataset, train=train, validation=validation, test=test)

@@ -14,34 +14,21 @@ only files that share their size with another are read and hashed.
 import hashlib
 import zlib
 from collections import Counter
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from rft_cluster.config import DataSection
-from rft_cluster.data.dataset import FewShotDataset, check_classes, few_shot_split, listing, read_examples
+from rft_cluster.data.dataset import FewShotDataset, check_classes, listing
 from rft_cluster.data.images import MAX_BYTES
+from rft_cluster.data.split import Unread, split_and_read
 from rft_cluster.errors import UserError
 from rft_cluster.messages import Example
 
 CLASSES_FILE = Path(__file__).with_name("flowers102_classes.txt")
 HOME = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
 SPLITS = ("trnid", "valid", "tstid")
-
-
-@dataclass(frozen=True)
-class Archive:
-    """An archive that is complete; its `examples` are without their images, which `read` gives."""
-
-    root: Path
-    examples: list[Example]
-    digests: list[str]
-    """Equal for byte-equal image files."""
-
-    def read(self, example_id: str) -> bytes:
-        with (self.root / example_id).open("rb") as file:
-            return file.read(MAX_BYTES + 1)  # one more than `check_image` accepts: never all of a huge file
 
 
 def load_flower102(config: DataSection, seed: int) -> FewShotDataset:
@@ -53,14 +40,8 @@ def load_flower102(config: DataSection, seed: int) -> FewShotDataset:
         UserError: the archive is not complete (see `open_archive`), `data.classes` differs from the 102 names,
             too many images are asked for, or a chosen one cannot be decoded.
     """
-    archive = open_archive(config.path, "data.path")
     classes = check_classes(flower_classes(), config.classes)
-    chosen = few_shot_split("flower102", archive.examples, classes, config, seed, archive.digests)
-    train, validation, test = (
-        read_examples(split, archive.read, f"data.path ({archive.root})")
-        for split in (chosen.train, chosen.validation, chosen.test)
-    )
-    return FewShotDataset("flower102", classes, train, validation, test, [example.image for example in train])
+    return split_and_read("flower102", open_archive(config.path, "data.path"), classes, config, seed)
 
 
 def flower_classes() -> list[str]:
@@ -68,8 +49,8 @@ def flower_classes() -> list[str]:
     return CLASSES_FILE.read_text(encoding="utf-8").splitlines()
 
 
-def open_archive(path: Path | None, key: str) -> Archive:
-    """Check that an archive is whole, without reading its images. `key` names the config key in the messages.
+def open_archive(path: Path | None, key: str) -> Unread:
+    """Check that an archive is whole, without decoding its images. `key` names the config key in the messages.
 
     Raises:
         UserError: a file is missing or no .mat file of the documented content, a label is none of the 102
@@ -94,7 +75,7 @@ def open_archive(path: Path | None, key: str) -> Archive:
     ids = [f"jpg/image_{number:05d}.jpg" for number in range(1, len(labels) + 1)]
     _check_files(root, ids, key)
     examples = [Example(i, b"", classes[label - 1]) for i, label in zip(ids, labels, strict=True)]
-    return Archive(root, examples, _digests([root / i for i in ids]))
+    return Unread(examples, _digests([root / i for i in ids]), partial(_read, root), f"{key} ({root})")
 
 
 def _root(path: Path | None, key: str) -> Path:
@@ -141,6 +122,11 @@ def _check_files(root: Path, ids: list[str], key: str) -> None:
             f"{key}: {len(problems)} of the {len(ids)} images that imagelabels.mat names cannot be used; unpack "
             f"102flowers.tgz from {HOME} into {root}:\n{listing(problems)}"
         )
+
+
+def _read(root: Path, example_id: str) -> bytes:
+    with (root / example_id).open("rb") as file:
+        return file.read(MAX_BYTES + 1)  # one more than `check_image` accepts: never all of a huge file
 
 
 def _digests(files: list[Path]) -> list[str]:

@@ -1,32 +1,16 @@
-"""A few-shot data set, and how one is cut from labelled images.
-
-    each class's images, shuffled by (seed, class):
-
-    rose    | shots |  ...  unused  ...  | held out |     front: train
-    tulip   | shots |  ...  unused  ...  | held out |     back: dealt out to validation and test
-            '--------------- pool -------'
-
-Training images are taken from the front and held-out ones from the back, so that runs with 1, 2, 4 or 8 shots
-and one seed share their test images (as long as no class runs short) and their training images are nested.
-"""
+"""A few-shot data set, and what is asked of its labels. `split.py` cuts one from labelled images."""
 
 import hashlib
-import logging
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import unicodedata
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from rft_cluster.config import DataSection
-from rft_cluster.data.images import check_image
 from rft_cluster.errors import UserError
 from rft_cluster.messages import Example
-from rft_cluster.rewards.accuracy import normalise_label
+from rft_cluster.rewards.accuracy import extract_answer, normalise_label
 
-LISTED = 20
-
-logger = logging.getLogger(__name__)
+LISTED = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +19,8 @@ class FewShotDataset:
 
     `validation` is for curves and choices, `test` only for the figures before and after training. `pool`
     holds encoded images outside those two without labels: the training images, and all others where the source
-    has read them. `problem` is the question that a data set brings along, where it does.
+    has read them. `problem` is the question that a data set brings along, where it does. `skipped` are images that
+    cannot be used, with the reason; `copies` are left out as well, with the id of the image that each is equal to.
     """
 
     name: str
@@ -45,6 +30,35 @@ class FewShotDataset:
     test: list[Example]
     pool: list[bytes]
     problem: str | None = None
+    skipped: dict[str, str] = field(default_factory=dict)
+    copies: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def splits(self) -> dict[str, list[Example]]:
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    def with_held_out(self, other: "FewShotDataset", known: dict[str, str]) -> "FewShotDataset":
+        """With the validation and test images of `other`, from which copies of images here (`known`) were left out."""
+        return replace(
+            self,
+            validation=other.validation,
+            test=other.test,
+            skipped=self.skipped | other.skipped,
+            copies=self.copies | known | other.copies,
+        )
+
+    def notes(self) -> list[str]:
+        """What its user should know of images left out: texts of one line or more, none where all is in use."""
+        notes = []
+        if self.copies:
+            first, kept = next(iter(self.copies.items()))
+            more = "copies of other images (first: " if len(self.copies) > 1 else "copy of another image ("
+            notes.append(f"left out {len(self.copies)} {more}{shown(first)} is {shown(kept)})")
+        if self.skipped:
+            images = f"{len(self.skipped)} image{'s' if len(self.skipped) > 1 else ''}"
+            lines = listing([f"{example_id}: {reason}" for example_id, reason in self.skipped.items()])
+            notes.append(f"skipped {images} that cannot be used:\n{lines}")
+        return notes
 
     def batch(self, seed: int, step: int, size: int) -> list[Example]:
         """The step's `size` training examples; the same for the same arguments, so resuming needs no state.
@@ -62,81 +76,14 @@ class FewShotDataset:
         return batch
 
 
-def few_shot_split(
-    name: str,
-    examples: list[Example],
-    classes: list[str],
-    config: DataSection,
-    seed: int,
-    digests: list[str] | None = None,
-) -> FewShotDataset:
-    """Cut labelled examples into a `FewShotDataset`; deterministic in its arguments.
-
-    Train gets `config.shots` images of each class. Validation and test take equally many of each class from
-    the rest, as far as the classes reach, and share each class in proportion to their sizes. Of equal
-    pictures only the first is kept, so none can be on both sides. `digests` are the images' digests from
-    `check_image`, for a caller that has them.
-
-    Raises:
-        UserError: an image cannot be read, a picture has two labels, a class has too few images for the
-            shots, or too few images are left for validation and test.
-        KeyError: an example's label is not one of `classes`.
-    """
-    if digests is None:
-        digests = [check_image(example.image, example.example_id) for example in examples]
-    different = _without_duplicates(examples, digests)
-    by_class: dict[str, list[Example]] = {label: [] for label in classes}
-    for example in different:
-        by_class[example.label].append(example)
-    _check_shots(by_class, config.shots)
-
-    shuffled = {
-        label: [members[i] for i in seeded_generator(seed, "class", label).permutation(len(members))]
-        for label, members in by_class.items()
-    }
-    train = [example for members in shuffled.values() for example in members[: config.shots]]
-    left = {label: members[config.shots :][::-1] for label, members in shuffled.items()}
-    _check_held_out(sum(map(len, left.values())), config, len(classes))
-
-    held_out = _round_robin(left, config.validation + config.test, seed)
-    test, validation = _deal(held_out, config.test)
-    outside = {e.example_id for e in held_out}
-    pool = [e.image for e in different if e.example_id not in outside]
-    return FewShotDataset(name, list(classes), train, validation, test, pool)
-
-
-def read_examples(examples: list[Example], read: Callable[[str], bytes], where: str) -> list[Example]:
-    """The examples with their images, which `read` gives by example id; for those chosen by ids and digests alone.
-
-    Raises:
-        UserError: images cannot be read (`read` may raise OSError or UserError) or decoded; all are named.
-    """
-    complete, problems = [], []
-    for example in examples:
-        try:
-            image = read(example.example_id)
-            check_image(image, example.example_id)
-        except OSError as error:
-            problems.append(f"{example.example_id}: {error.strerror or error}")
-        except UserError as error:
-            problems.append(str(error))
-        else:
-            complete.append(replace(example, image=image))
-    if problems:
-        raise UserError(
-            f"{len(problems)} of the {len(examples)} images chosen from {where} cannot be used; mend or replace "
-            f"them:\n{listing(problems)}"
-        )
-    return complete
-
-
 def check_classes(found: list[str], wanted: list[str] | None) -> list[str]:
-    """The label set of a source that holds the classes `found`, in the order of `wanted` if that is given.
+    """The label set of a source that holds the classes `found` (composed, NFC), in the order of `wanted` if given.
 
     Raises:
         UserError: `data.classes` and the source differ, or the labels will not do (see `check_labels`).
     """
     if wanted is not None:
+        wanted = [composed(label) for label in wanted]
         unlisted = sorted(set(found) - set(wanted))
         absent = sorted(set(wanted) - set(found))
         if unlisted or absent:
@@ -152,16 +99,14 @@ def check_labels(classes: list[str]) -> None:
     """Refuse a label set in which answers cannot be told apart.
 
     Raises:
-        UserError: fewer than two classes, a label without any letter, digit or symbol, or two labels that are
-            the same once case, spaces, hyphens, underscores and punctuation are set aside.
+        UserError: fewer than two classes, a label without any letter, digit or symbol, one that no answer could
+            hold, or two that are the same once case, spaces, hyphens, underscores and punctuation are set aside.
     """
     if len(classes) < 2:
         raise UserError(f"a data set needs at least two classes, got {classes!r}")
     seen: dict[str, str] = {}
     for label in classes:
-        key = normalise_label(label)
-        if not key:
-            raise UserError(f"class {label!r} has no letter, digit or symbol, so no answer could match it: rename it")
+        key = _answer(label, f"class {label!r}")
         if key in seen:
             raise UserError(
                 f"classes {seen[key]!r} and {label!r} are the same answer: case, spaces, hyphens, "
@@ -170,76 +115,62 @@ def check_labels(classes: list[str]) -> None:
         seen[key] = label
 
 
+def check_aliases(classes: list[str], aliases: dict[str, list[str]]) -> dict[str, tuple[str, ...]]:
+    """`data.aliases` by class; a class without any is left out.
+
+    Raises:
+        UserError: a key is none of `classes`, or an alias is empty or the same answer as another class or another
+            class's alias.
+    """
+    owners = {normalise_label(label): (label, f"class {label!r}") for label in classes}
+    checked = {}
+    for key, names in aliases.items():
+        label = composed(key)
+        if label not in classes:
+            near, _ = owners.get(normalise_label(label), (None, None))
+            cure = f"did you mean {near!r}?" if near else f"the classes are {', '.join(map(repr, classes[:LISTED]))}"
+            raise UserError(f"data.aliases: {key!r} is none of the classes; {cure}")
+        for name in names:
+            what = f"{name!r} of {label!r}"
+            owner, theirs = owners.setdefault(_answer(name, f"data.aliases: {what}"), (label, what))
+            if owner != label:
+                raise UserError(
+                    f"data.aliases: {what} is the same answer as {theirs}; leave it out, or ask for one class of both"
+                )
+        if names:
+            checked[label] = tuple(names)
+    return checked
+
+
+def _answer(label: str, what: str) -> str:
+    """The label as answers are compared with it. `what` names it in the message."""
+    key = normalise_label(label)
+    if not key:
+        raise UserError(f"{what} has no letter, digit or symbol, so no answer could match it: rename it")
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in label):
+        raise UserError(f"{what} has a control character or one that is no Unicode: rename it")
+    if extract_answer(f"<answer>{label}</answer>") != label:
+        raise UserError(f"{what} holds an answer tag, so no answer could be it: rename it")
+    return key
+
+
+def composed(label: str) -> str:
+    """Accented letters as one character each (NFC): files and file systems write them in two ways."""
+    return unicodedata.normalize("NFC", label)
+
+
 def listing(lines: list[str]) -> str:
-    """The lines, indented; from the 21st on only their number."""
+    """The lines, indented and safe to print; from the 41st on only their number."""
     rest = [f"and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
-    return "\n".join(f"  {line}" for line in [*lines[:LISTED], *rest])
+    return "\n".join(f"  {shown(line)}" for line in [*lines[:LISTED], *rest])
+
+
+def shown(text: str) -> str:
+    """`text` with control characters and the like written as in Python, so that a file name cannot steer a terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def seeded_generator(*parts: int | str) -> np.random.Generator:
     """A random generator of its own for each combination of parts, the same in every process."""
     digest = hashlib.blake2b("\0".join(map(str, parts)).encode(), digest_size=8).digest()
     return np.random.default_rng(int.from_bytes(digest, "little"))
-
-
-def _without_duplicates(examples: list[Example], digests: list[str]) -> list[Example]:
-    first: dict[str, Example] = {}
-    conflicts = []
-    for example, digest in zip(examples, digests, strict=True):
-        kept = first.setdefault(digest, example)
-        if kept.label != example.label:
-            conflicts.append(f"{kept.example_id} ({kept.label!r}) and {example.example_id} ({example.label!r})")
-    if conflicts:
-        raise UserError(f"the same picture has two labels; remove the wrong one:\n{listing(conflicts)}")
-    if len(first) < len(examples):
-        logger.warning("left out %d of %d images: copies of others", len(examples) - len(first), len(examples))
-    return list(first.values())
-
-
-def _check_shots(by_class: dict[str, list[Example]], shots: int) -> None:
-    short = [f"{label!r}: {len(members)}" for label, members in by_class.items() if len(members) < shots]
-    if short:
-        fewest = min(map(len, by_class.values()))
-        cure = f"Add images or set data.shots={fewest}" if fewest else "Add images"
-        # Every short class is named, however many: they are what the user has to collect images for.
-        lines = "\n".join(f"  {line}" for line in short)
-        raise UserError(f"data.shots is {shots}, but these classes have fewer different images. {cure}:\n{lines}")
-
-
-def _check_held_out(left: int, config: DataSection, classes: int) -> None:
-    wanted = config.validation + config.test
-    if left >= wanted:
-        return
-    test = left * config.test // wanted
-    fitting = f"set data.validation={left - test} data.test={test}"
-    cure = f"Add images, or {fitting}" if test else "Add images, or lower data.shots"
-    raise UserError(
-        f"data.validation ({config.validation}) and data.test ({config.test}) ask for {wanted} images, but "
-        f"{left} are left after {config.shots} shots of each of {classes} classes. {cure}"
-    )
-
-
-def _round_robin(left: dict[str, list[Example]], count: int, seed: int) -> list[Example]:
-    """`count` examples, one of each class in turn, grouped by class. The seed decides a partial turn."""
-    labels = list(left)
-    taken: Counter[str] = Counter()
-    turn = 0
-    while taken.total() < count:
-        able = [label for label in labels if len(left[label]) > turn]
-        missing = count - taken.total()
-        if missing < len(able):
-            chosen = seeded_generator(seed, "last turn").permutation(len(able))[:missing]
-            able = [able[i] for i in chosen]
-        taken.update(able)
-        turn += 1
-    return [example for label in labels for example in left[label][: taken[label]]]
-
-
-def _deal(examples: list[Example], first: int) -> tuple[list[Example], list[Example]]:
-    """Split into `first` examples and the others by even steps, so any run is shared in that proportion."""
-    n = len(examples)
-    is_first = [(i + 1) * first // n > i * first // n for i in range(n)]
-    return (
-        [e for e, chosen in zip(examples, is_first, strict=True) if chosen],
-        [e for e, chosen in zip(examples, is_first, strict=True) if not chosen],
-    )

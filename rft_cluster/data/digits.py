@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 
 from rft_cluster.config import DataSection
-from rft_cluster.data.dataset import FewShotDataset, check_classes, few_shot_split
+from rft_cluster.data.dataset import FewShotDataset, check_classes
+from rft_cluster.data.split import few_shot_split
 from rft_cluster.errors import UserError
 from rft_cluster.messages import Example
 

@@ -15,20 +15,20 @@ Where validation and test images come from:
 
 import hashlib
 import io
-import logging
+import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from rft_cluster.config import DataSection
 from rft_cluster.data.archive import open_archive
-from rft_cluster.data.dataset import FewShotDataset, check_classes, few_shot_split, listing, read_examples
-from rft_cluster.data.images import DECODE_ERRORS, FORMATS, open_image
+from rft_cluster.data.dataset import FewShotDataset, check_classes, composed, listing
+from rft_cluster.data.images import DECODE_ERRORS, FORMATS, open_image, upright
+from rft_cluster.data.split import Unread, copies_of, held_out_only, skip_or_refuse, split_and_read, training_only
 from rft_cluster.errors import UserError
 from rft_cluster.messages import Example
 from rft_cluster.rewards.accuracy import extract_answer, normalise_label
@@ -37,28 +37,12 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+PLAIN_NAME = re.compile(r"\w[\w.-]*")
 SIDE = 16  # of the small copies by which a picture is known again
 # Root of the mean squared difference, in grey levels of 255, up to which two small copies are the same picture. On
 # scikit-learn's two sample photographs encoding anew (JPEG of quality 40, PNG, WebP) and scaling to 224 pixels gave at
 # most 2.0, cutting 1 % off one side 3.7 and more. A picture that is taken for another only leaves the test.
 SAME_PICTURE = 3.0
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """One split. Its `examples` are without their images, which `read` gives."""
-
-    images: "Dataset"
-    column: str
-    examples: list[Example]
-    digests: list[str]
-    """Equal for byte-equal images."""
-
-    def read(self, example_id: str) -> bytes:
-        image: bytes = self.images[int(example_id.rpartition("/")[2])][self.column]["bytes"]
-        return image
 
 
 def load_hub(config: DataSection, seed: int) -> FewShotDataset:
@@ -84,17 +68,12 @@ def load_hub(config: DataSection, seed: int) -> FewShotDataset:
     apart = own_test or config.held_out is not None
     if not apart:
         _check_left_over(name, len(labels), len(classes), config)
-    own = config.model_copy(update={"validation": 0, "test": 0}) if apart else config
-    chosen = few_shot_split(name, rows.examples, classes, own, seed, rows.digests)
-    train, validation, test = (
-        read_examples(split, rows.read, name) for split in (chosen.train, chosen.validation, chosen.test)
-    )
+    dataset = split_and_read(name, rows, classes, training_only(config) if apart else config, seed)
     if own_test:
-        validation, test = _from_test_split(name, splits["test"], set(rows.digests), classes, config, seed)
-    elif config.held_out is not None and config.validation + config.test:
-        validation, test = _from_archive(name, train, classes, config, seed)
-    pool = [example.image for example in train]
-    return FewShotDataset(name, classes, train, validation, test, pool, _problem(splits[source], name))
+        dataset = _with_test_split(dataset, rows, splits["test"], config, seed)
+    elif config.held_out is not None and dataset.train and config.validation + config.test:
+        dataset = _with_archive(dataset, config, seed)
+    return replace(dataset, problem=_problem(splits[source], name))
 
 
 # --- reading
@@ -120,6 +99,7 @@ def _open(path: Path | None) -> tuple[str, "dict[str, Dataset]"]:
         if not folder.exists():
             found = datasets.load_dataset(path.as_posix())
         elif (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            _check_saved(folder)
             found = datasets.load_from_disk(str(folder))
         else:
             found = datasets.load_dataset("parquet", data_dir=str(folder))
@@ -140,7 +120,28 @@ def _open(path: Path | None) -> tuple[str, "dict[str, Dataset]"]:
             f"of parquet files, or a name on the hub"
         ) from error
     splits = found if isinstance(found, dict) else {"train": found}
-    return path.name, {str(split): rows for split, rows in splits.items()}
+    return path.name, {str(split): rows.with_format(None) for split, rows in splits.items()}
+
+
+def _check_saved(folder: Path) -> None:
+    """Refuse a folder of `save_to_disk` whose JSON files lead out of it: `datasets` opens what they name."""
+    whole = folder / "dataset_dict.json"
+    splits = json.loads(whole.read_text(encoding="utf-8"))["splits"] if whole.is_file() else []
+    named = [(folder, split) for split in splits]
+    for part in [folder / split for split in splits] or [folder]:
+        state = json.loads((part / "state.json").read_text(encoding="utf-8"))
+        named += [(part, file["filename"]) for file in state["_data_files"]]
+    root = folder.resolve()
+    wrong = [
+        repr(name)
+        for part, name in named
+        if not (PLAIN_NAME.fullmatch(name) and (part / name).resolve().is_relative_to(root))
+    ]
+    if wrong:
+        raise UserError(
+            f"data.path: {folder} names files or folders that do not lie in it; save the set anew with save_to_disk:\n"
+            f"{listing(wrong)}"
+        )
 
 
 def _training_split(name: str, splits: "dict[str, Dataset]") -> str:
@@ -162,9 +163,9 @@ def _labels(rows: "Dataset", config: DataSection, where: str) -> tuple[list[str]
     column = config.label_column
     feature = _feature(rows, column, "data.label_column", where)
     if isinstance(feature, datasets.ClassLabel):
-        names: list[str] = feature.names
-        numbers = list(rows[column])
-        return _complete([None if n is None or n < 0 else names[n] for n in numbers], "no label", where)[0], names
+        names = [composed(name).strip() for name in feature.names]
+        numbers = [-1 if number is None else number for number in rows[column]]
+        return _complete([names[n] if 0 <= n < len(names) else None for n in numbers], "no label", where)[0], names
     if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
         return _complete(list(rows[column]), "no label", where)
     raise UserError(
@@ -174,8 +175,8 @@ def _labels(rows: "Dataset", config: DataSection, where: str) -> tuple[list[str]
 
 
 def _complete(labels: list[str | None], problem: str, where: str) -> tuple[list[str], list[str]]:
-    """The labels without white space around them, if there are no empty ones; and the different ones, sorted."""
-    stripped = [(label or "").strip() for label in labels]
+    """The labels, composed (NFC) and without white space around them, if none is empty; and each once, sorted."""
+    stripped = [composed(label or "").strip() for label in labels]
     lines = [f"row {index}: {problem}" for index, label in enumerate(stripped) if not label]
     if lines:
         raise UserError(
@@ -190,7 +191,7 @@ def _feature(rows: "Dataset", column: str, key: str, where: str) -> Any:
     return rows.features[column]
 
 
-def _rows(rows: "Dataset", split: str, labels: list[str], config: DataSection, name: str) -> Rows:
+def _rows(rows: "Dataset", split: str, labels: list[str], config: DataSection, name: str) -> Unread:
     import datasets
 
     column, where = config.image_column, f"{name}, split {split}"
@@ -199,20 +200,20 @@ def _rows(rows: "Dataset", split: str, labels: list[str], config: DataSection, n
     if not encoded and not isinstance(feature, datasets.Image):
         raise UserError(f"data.image_column: column {column!r} of {where} must hold images, not {feature}")
     images = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    examples, digests, problems = [], [], []
+    examples, digests, skipped = [], [], {}
     for index, (row, label) in enumerate(zip(images, labels, strict=True)):
         data = row[column] and row[column]["bytes"]
-        if not data:
-            problems.append(f"row {index}")
-            continue
         examples.append(Example(f"{split}/{index:06d}", b"", label))
-        digests.append(hashlib.sha256(data).hexdigest())
-    if problems:
-        raise UserError(
-            f"data.path: {len(problems)} of the {len(labels)} rows of {where} hold no image, at most a path, which is "
-            f"not followed. Save the set with the images in it:\n{listing(problems)}"
-        )
-    return Rows(images, column, examples, digests)
+        digests.append(hashlib.sha256(data).hexdigest() if data else "")
+        if not data:
+            skipped[examples[-1].example_id] = "no image in the row, at most a path, which is not followed"
+    skip_or_refuse(skipped, f"{len(labels)} rows of {where}", config)
+
+    def read(example_id: str) -> bytes:
+        image: bytes = images[int(example_id.rpartition("/")[2])][column]["bytes"]
+        return image
+
+    return Unread(examples, digests, read, name, skipped)
 
 
 def _problem(rows: "Dataset", name: str) -> str | None:
@@ -242,74 +243,59 @@ def _check_left_over(name: str, images: int, classes: int, config: DataSection) 
         )
 
 
-def _from_test_split(
-    name: str, rows: "Dataset", trained: set[str], classes: list[str], config: DataSection, seed: int
-) -> tuple[list[Example], list[Example]]:
+def _with_test_split(
+    dataset: FewShotDataset, trained: Unread, rows: "Dataset", config: DataSection, seed: int
+) -> FewShotDataset:
+    name = dataset.name
     labels, _ = _labels(rows, config, f"{name}, split test")
-    unknown = sorted(set(labels) - set(classes))
+    unknown = sorted(set(labels) - set(dataset.classes))
     if unknown:
         raise UserError(
             f"data.path: split test of {name} has labels without a training image:\n{listing(list(map(repr, unknown)))}"
         )
     test = _rows(rows, "test", labels, config, name)
-    kept = [i for i, digest in enumerate(test.digests) if digest not in trained]
-    _warn_of_copies(len(labels) - len(kept), f"split test of {name}")
-    chosen = _choose(name, [test.examples[i] for i in kept], [test.digests[i] for i in kept], classes, config, seed)
-    return read_examples(chosen.validation, test.read, name), read_examples(chosen.test, test.read, name)
+    known = copies_of(trained.examples, trained.digests, test.examples, test.digests)
+    held_out = split_and_read(name, test.without(known), dataset.classes, held_out_only(config), seed)
+    return dataset.with_held_out(held_out, known)
 
 
-def _from_archive(
-    name: str, train: list[Example], classes: list[str], config: DataSection, seed: int
-) -> tuple[list[Example], list[Example]]:
+def _with_archive(dataset: FewShotDataset, config: DataSection, seed: int) -> FewShotDataset:
+    name = dataset.name
     archive = open_archive(config.held_out, "data.held_out")
-    own_label = {normalise_label(label): label for label in classes}
+    own_label = {normalise_label(label): label for label in dataset.classes}
     theirs = {normalise_label(example.label): example.label for example in archive.examples}
     lines = [f"{own_label[key]!r} is in {name} only" for key in sorted(own_label.keys() - theirs.keys())]
     lines += [f"{theirs[key]!r} is in the archive only" for key in sorted(theirs.keys() - own_label.keys())]
     if lines:
         raise UserError(f"data.held_out: its classes and those of {name} differ:\n{listing(lines)}")
 
-    where = f"data.held_out ({archive.root})"
-    known = _known_pictures([e.image for e in train], [e.example_id for e in archive.examples], archive.read, where)
-    kept = [i for i, copy in enumerate(known) if not copy]
-    _warn_of_copies(len(known) - len(kept), where)
-    examples = [replace(e, label=own_label[normalise_label(e.label)]) for e in (archive.examples[i] for i in kept)]
-    chosen = _choose(name, examples, [archive.digests[i] for i in kept], classes, config, seed)
-    return read_examples(chosen.validation, archive.read, where), read_examples(chosen.test, archive.read, where)
+    known, bad = _known_pictures(dataset.train, archive)
+    skip_or_refuse(bad, f"{len(archive.examples)} images in {archive.where}", config)
+    labelled = [replace(e, label=own_label[normalise_label(e.label)]) for e in archive.examples]
+    left = replace(archive, examples=labelled, skipped=bad).without(known)
+    held_out = split_and_read(name, left, dataset.classes, held_out_only(config), seed)
+    return dataset.with_held_out(held_out, known)
 
 
-def _choose(
-    name: str, examples: list[Example], digests: list[str], classes: list[str], config: DataSection, seed: int
-) -> FewShotDataset:
-    """Validation and test alone: no shots are set aside."""
-    return few_shot_split(name, examples, classes, config.model_copy(update={"shots": 0}), seed, digests)
-
-
-def _warn_of_copies(count: int, where: str) -> None:
-    if count:
-        logger.warning("left out %d images of %s: copies of training images", count, where)
-
-
-def _known_pictures(train: list[bytes], candidates: list[str], read: Callable[[str], bytes], where: str) -> list[bool]:
+def _known_pictures(train: list[Example], candidates: Unread) -> tuple[dict[str, str], dict[str, str]]:
     """Which candidates show a picture of `train`, perhaps encoded or scaled otherwise, so that no digest tells.
 
-    All are held against all by small copies, whose distance changes little by encoding and scaling.
+    All are held against all by small copies, whose distance changes little by encoding and scaling. Returns the ids
+    of such candidates with that of the picture they show, and the ids of those that cannot be read with the reason.
     """
-    small = np.stack([_small_copy(image) for image in train])  # [train, SIDE * SIDE * 3]
-    known, problems = [], []
-    for example_id in candidates:
+    small = np.stack([_small_copy(example.image) for example in train])  # [train, SIDE * SIDE * 3]
+    known, bad = {}, {}
+    for candidate in candidates.examples:
         try:
-            differences = small - _small_copy(read(example_id))
+            differences = small - _small_copy(candidates.read(candidate.example_id))
         except DECODE_ERRORS as error:
-            problems.append(f"{example_id}: {error}")
-        else:
-            known.append(bool((np.square(differences).mean(axis=1) <= SAME_PICTURE**2).any()))
-    if problems:
-        raise UserError(
-            f"{len(problems)} of the {len(candidates)} images in {where} cannot be read; mend or replace them:\n"
-            f"{listing(problems)}"
-        )
-    return known
+            bad[candidate.example_id] = f"damaged or unsupported ({error})"
+            continue
+        distances = np.square(differences).mean(axis=1)
+        nearest = int(distances.argmin())
+        if distances[nearest] <= SAME_PICTURE**2:
+            known[candidate.example_id] = train[nearest].example_id
+    return known, bad
 
 
 def _small_copy(data: bytes) -> np.ndarray:
@@ -317,7 +303,7 @@ def _small_copy(data: bytes) -> np.ndarray:
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     if image.format == "JPEG":
         image.draft("RGB", (4 * SIDE, 4 * SIDE))
-        picture = ImageOps.exif_transpose(image).convert("RGB")
+        picture = upright(image).convert("RGB")
     else:
         picture = open_image(data)
     return np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.float32).ravel()

@@ -97,7 +97,7 @@ def test_only_the_chosen_images_are_decoded(root, monkeypatch):
         decoded.append(where)
         return check_image(data, where)
 
-    monkeypatch.setattr("rft_cluster.data.dataset.check_image", spy)
+    monkeypatch.setattr("rft_cluster.data.split.check_image", spy)
     dataset = load(root, validation=0, test=5)
     assert sorted(decoded) == sorted(e.example_id for e in [*dataset.train, *dataset.test])
     # A damaged image that is not chosen does no harm; a chosen one is named.
@@ -106,14 +106,14 @@ def test_only_the_chosen_images_are_decoded(root, monkeypatch):
     assert load(root, validation=0, test=5) == dataset
     (root / dataset.test[0].example_id).write_bytes(b"not an image either")
     message = refusal(root, validation=0, test=5)
-    assert "1 of the 5 images chosen" in message and f"  {dataset.test[0].example_id}: not an image" in message
+    assert "1 of the 107 images chosen" in message and f"  {dataset.test[0].example_id}: not an image" in message
 
 
-def test_copies_are_left_out_wherever_they_lie(root, caplog):
+def test_copies_are_left_out_wherever_they_lie(root):
     # Images 1, 103, 205 and 307 are the 4 of class 1. With one a copy of another, 3 shots leave none of it.
     (root / "jpg/image_00307.jpg").write_bytes((root / "jpg/image_00001.jpg").read_bytes())
     dataset = load(root, shots=3, validation=0, test=101)
-    assert "left out 1 of 408 images" in caplog.text
+    assert dataset.copies == {"jpg/image_00307.jpg": "jpg/image_00001.jpg"}
     assert flower_classes()[0] not in [e.label for e in dataset.test]
     assert "jpg/image_00307.jpg" not in [e.example_id for e in dataset.train]
 
@@ -144,12 +144,12 @@ def test_a_missing_path_says_what_belongs_there(tmp_path):
 
 
 def test_missing_images_are_listed_and_the_list_is_cut(root):
-    for number in range(1, 26):
+    for number in range(1, 46):
         (root / f"jpg/image_{number:05d}.jpg").unlink()
     lines = refusal(root).splitlines()
-    assert "25 of the 408 images" in lines[0] and "unpack 102flowers.tgz" in lines[0]
+    assert "45 of the 408 images" in lines[0] and "unpack 102flowers.tgz" in lines[0]
     assert lines[1] == "  jpg/image_00001.jpg: missing"
-    assert len(lines) == 1 + 20 + 1 and lines[-1] == "  and 5 more"
+    assert len(lines) == 1 + 40 + 1 and lines[-1] == "  and 5 more"
 
 
 def test_images_stay_in_the_folder(root, tmp_path):

@@ -10,8 +10,9 @@ from PIL import Image
 
 from rft_cluster.config import DataSection
 from rft_cluster.data import load_dataset
-from rft_cluster.data.dataset import FewShotDataset, check_labels, few_shot_split
+from rft_cluster.data.dataset import FewShotDataset, check_labels
 from rft_cluster.data.images import MAX_BYTES, check_image, open_image
+from rft_cluster.data.split import few_shot_split
 from rft_cluster.errors import UserError
 from rft_cluster.messages import Example
 
@@ -128,12 +129,17 @@ def test_too_few_images_left_says_what_fits():
         split({"a": 6, "b": 6}, validation=20, test=30)
 
 
-def test_copies_are_left_out_in_whatever_encoding(caplog):
+def test_copies_are_left_out_in_whatever_encoding():
     several = examples({"a": 5, "b": 5})
     copy = Example("a/copy", encoded(open_image(several[0].image), "BMP"), "a")
     dataset = few_shot_split("toy", [*several, copy], ["a", "b"], section(), 0)
     assert len(dataset.pool) == 10 - 3
-    assert "left out 1 of 11 images" in caplog.text
+    assert dataset.copies == {"a/copy": "a/0"} and dataset.skipped == {}
+    assert dataset.notes() == ["left out 1 copy of another image (a/copy is a/0)"]
+    again = Example("b/copy", encoded(open_image(several[5].image), "BMP"), "b")
+    notes = few_shot_split("toy", [copy, *several, again], ["a", "b"], section(), 0).notes()
+    assert notes == ["left out 2 copies of other images (first: a/0 is a/copy)"]
+    assert split({"a": 5, "b": 5}).notes() == []
 
 
 def test_one_picture_with_two_labels_is_refused():
@@ -284,12 +290,12 @@ def test_all_bad_files_are_listed_at_once(tmp_path):
 
 def test_a_long_list_of_bad_files_is_cut(tmp_path):
     root = write_folder(tmp_path, {"rose": 5, "tulip": 5})
-    for i in range(25):
+    for i in range(45):
         (root / "rose" / f"bad{i:02d}.png").touch()
     with pytest.raises(UserError) as caught:
         load_dataset(section(path=root), 0)
     lines = str(caught.value).splitlines()
-    assert len(lines) == 1 + 20 + 1 and lines[-1] == "  and 5 more"
+    assert len(lines) == 1 + 40 + 1 and lines[-1] == "  and 5 more"
 
 
 def test_a_class_folder_may_not_be_a_link_out(tmp_path):
@@ -358,7 +364,7 @@ def png_header(width: int, height: int) -> bytes:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "not an image"),
+        (b"", "empty, 0 bytes"),
         (b"hello", "not an image"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
         (photo()[:-200], "damaged"),

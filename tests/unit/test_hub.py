@@ -12,7 +12,9 @@ from rft_cluster.config import DataSection
 from rft_cluster.data import hub, load_dataset
 from rft_cluster.data.archive import flower_classes
 from rft_cluster.data.dataset import FewShotDataset
+from rft_cluster.data.split import Unread
 from rft_cluster.errors import UserError
+from rft_cluster.messages import Example
 from rft_cluster.prompts import render_template
 from tests.unit.test_archive import write_archive
 
@@ -175,7 +177,7 @@ def test_only_the_chosen_images_are_decoded(tmp_path):
     assert load(save(broken(unused), tmp_path / "unused")).test == good.test
     bad = int(good.test[0].example_id[-6:])
     message = refusal(save(broken(unused, bad), tmp_path / "bad"))
-    assert "1 of the 2 images chosen from bad" in message and f"train/{bad:06d}: not an image" in message
+    assert "1 of the 7 images chosen from bad" in message and f"train/{bad:06d}: not an image" in message
 
 
 def test_a_path_in_a_row_is_not_followed(tmp_path):
@@ -185,21 +187,26 @@ def test_a_path_in_a_row_is_not_followed(tmp_path):
     images = [{"bytes": None, "path": str(tmp_path / "secret.png")}, *(picture(i) for i in range(2, 8))]
     data = Dataset.from_dict({"image": images, "label": ["a", "b", "a", "b", "a", "b", "a"]}, features=plain)
     data.to_parquet(tmp_path / "set/a.parquet")
-    assert "1 of the 7 rows of set, split train hold no image, at most a path" in refusal(tmp_path / "set")
+    message = refusal(tmp_path / "set")
+    assert message.startswith("1 of the 7 rows of set, split train cannot be used")
+    assert message.endswith("\n  train/000000: no image in the row, at most a path, which is not followed")
+    dataset = load(tmp_path / "set", shots=1, on_bad_image="skip")
+    assert dataset.skipped == {"train/000000": "no image in the row, at most a path, which is not followed"}
+    assert sizes(dataset) == [2, 1, 2]
     text = Dataset.from_dict({"image": [str(tmp_path / "secret.png")] * 6, "label": ["a", "b"] * 3})
     assert "'image' of text, split train must hold images" in refusal(save(text, tmp_path / "text"))
 
 
-def test_copies_are_left_out(tmp_path, caplog):
+def test_copies_are_left_out(tmp_path):
     data = datasets.concatenate_datasets([rows(["a", "b"] * 5), rows(["a", "b"])])
-    load(save(data, tmp_path / "set"))
-    assert "left out 2 of 12 images" in caplog.text
+    dataset = load(save(data, tmp_path / "set"))
+    assert dataset.copies == {"train/000010": "train/000000", "train/000011": "train/000001"}
 
 
 # --- splits
 
 
-def test_a_test_split_serves_the_held_out_images_without_training_images(tmp_path, caplog):
+def test_a_test_split_serves_the_held_out_images_without_training_images(tmp_path):
     names = ClassLabel(names=["a", "b"])
     test = rows([0, 1] * 4, names, start=8)  # its first two are the last two of train
     splits = DatasetDict(train=rows([0, 1] * 5, names), validation=rows([0, 1], names, start=90), test=test)
@@ -207,7 +214,7 @@ def test_a_test_split_serves_the_held_out_images_without_training_images(tmp_pat
     held = [e.example_id for e in [*dataset.validation, *dataset.test]]
     assert sorted(held) == [f"test/{i:06d}" for i in range(2, 8)]
     assert all(e.example_id.startswith("train/") for e in dataset.train)
-    assert "left out 2 images of split test of set: copies of training images" in caplog.text
+    assert dataset.copies == {"test/000000": "train/000008", "test/000001": "train/000009"}
     assert "8 images, but 6 are left" in refusal(tmp_path / "set", validation=2, test=6)
     assert "has a test split of its own" in refusal(tmp_path / "set", held_out=tmp_path)
 
@@ -256,7 +263,7 @@ def flowers(tmp_path_factory) -> Path:
     return root
 
 
-def test_held_out_images_come_from_the_archive_without_the_training_images(flowers, tmp_path, caplog):
+def test_held_out_images_come_from_the_archive_without_the_training_images(flowers, tmp_path):
     folder = flower_set(flowers, tmp_path / "set")
     dataset = load(folder, shots=1, validation=102, test=204, held_out=flowers)
     assert sizes(dataset) == [102, 102, 204]
@@ -264,7 +271,7 @@ def test_held_out_images_come_from_the_archive_without_the_training_images(flowe
     # Of 408 images the first 102 are trained on, encoded otherwise; the rest are exactly what was asked for.
     assert sorted(held) == [f"jpg/image_{number:05d}.jpg" for number in range(103, 409)]
     assert {e.label for e in dataset.test} <= set(dataset.classes) and "Pink Primrose" in dataset.classes
-    assert "left out 102 images" in caplog.text
+    assert dataset.copies == {f"jpg/image_{number:05d}.jpg": f"train/{number - 1:06d}" for number in range(1, 103)}
     assert "307 images, but 306 are left" in refusal(folder, shots=1, validation=103, test=204, held_out=flowers)
 
 
@@ -294,7 +301,9 @@ def test_a_photograph_is_known_again_in_another_encoding(encode):
     china, flower = (encoded(photo, "JPEG", quality=95) for photo in photos)
     mirrored = encoded(photos[0].transpose(Image.Transpose.FLIP_LEFT_RIGHT), "JPEG")
     archive = {"flower": flower, "china": china, "mirrored": mirrored}
-    assert hub._known_pictures([encode(photos[0])], list(archive), archive.__getitem__, "") == [False, True, False]
+    candidates = Unread([Example(name, b"", "x") for name in archive], list(archive), archive.__getitem__, "")
+    train = [Example("0", encode(photos[1].rotate(90)), "x"), Example("1", encode(photos[0]), "x")]
+    assert hub._known_pictures(train, candidates) == ({"china": "1"}, {})
 
 
 # --- getting at the set

@@ -1,0 +1,132 @@
+"""What a run trained and tested on, image by image, and the check that other data are the same.
+
+    {"name": "photos", "seed": 0, "classes": ["rose", "tulip"], "aliases": {"rose": ["dog rose"]},
+     "splits": {"train": [{"id": "rose/a.jpg", "sha256": "9f86...", "label": "rose"}, ...],
+                "validation": [...], "test": [...]},
+     "skipped": {"tulip/cut.png": "damaged or unsupported (...)"}, "copies": {"rose/b.jpg": "rose/a.jpg"}}
+
+`sha256` is that of the encoded bytes, what `sha256sum` gives for a file. An id is compared with others, never opened.
+"""
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from rft_cluster.config import DataSection
+from rft_cluster.data.dataset import FewShotDataset, listing
+from rft_cluster.errors import UserError
+from rft_cluster.messages import Example
+
+
+class _Entry(BaseModel):
+    id: str
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    label: str
+
+
+class _Splits(BaseModel):
+    train: Annotated[list[_Entry], Field(min_length=1)]
+    validation: list[_Entry]
+    test: list[_Entry]
+
+
+class _Manifest(BaseModel):
+    name: str
+    seed: int
+    classes: list[str]
+    aliases: dict[str, list[str]]
+    splits: _Splits
+    skipped: dict[str, str]
+    copies: dict[str, str]
+
+
+def manifest(dataset: FewShotDataset, config: DataSection, seed: int) -> dict[str, Any]:
+    """The manifest of a data set, ready for `json.dumps`; equal data sets give equal ones. `seed` chose the splits."""
+    return {
+        "name": dataset.name,
+        "seed": seed,
+        "classes": list(dataset.classes),
+        "aliases": {label: list(names) for label, names in config.aliases.items()},
+        "splits": {
+            split: [{"id": e.example_id, "sha256": _sha256(e), "label": e.label} for e in examples]
+            for split, examples in dataset.splits.items()
+        },
+        "skipped": dict(dataset.skipped),
+        "copies": dict(dataset.copies),
+    }
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest in a file, of `manifest`'s form; keys beside those are left out.
+
+    Raises:
+        UserError: the file cannot be read, is no manifest, names an image twice, or a label that is not a class.
+    """
+    file = path.expanduser()
+    try:
+        found = _Manifest.model_validate_json(file.read_bytes(), strict=True).model_dump()
+    except OSError as error:
+        raise UserError(f"data.manifest: {file} cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, one['loc'])) or 'file'}: {one['msg']}" for one in error.errors()]
+        raise UserError(
+            f"data.manifest: {file} is not the manifest of a run (its manifest.json):\n{listing(lines)}"
+        ) from error
+    entries = [entry for split in found["splits"].values() for entry in split]
+    lines = [f"{i}: named {n} times" for i, n in Counter(entry["id"] for entry in entries).items() if n > 1]
+    lines += [
+        f"{e['id']}: {e['label']!r} is none of the classes" for e in entries if e["label"] not in found["classes"]
+    ]
+    if lines:
+        raise UserError(f"data.manifest: {file} contradicts itself:\n{listing(lines)}")
+    return found
+
+
+def check_manifest(dataset: FewShotDataset, manifest: dict[str, Any]) -> None:
+    """Hold a data set against a manifest: the same classes and splits, in the same order, of the same bytes.
+
+    Images outside the splits may differ, and so may the name, the seed, and the aliases.
+
+    Raises:
+        UserError: something differs; all of it is listed.
+    """
+    problems = []
+    if dataset.classes != manifest["classes"]:
+        problems += [f"class {label!r} is new" for label in dataset.classes if label not in manifest["classes"]]
+        problems += [f"class {label!r} is gone" for label in manifest["classes"] if label not in dataset.classes]
+        problems = problems or ["the classes stand in another order"]
+    for split, examples in dataset.splits.items():
+        problems += _differences(split, examples, manifest["splits"][split], dataset)
+    if problems:
+        raise UserError(
+            f"data.manifest: the data are not those of the manifest. Bring those back, or leave data.manifest out to "
+            f"draw new splits:\n{listing(problems)}"
+        )
+
+
+def _differences(
+    split: str, examples: list[Example], entries: list[dict[str, str]], dataset: FewShotDataset
+) -> list[str]:
+    found = {example.example_id: example for example in examples}
+    problems = []
+    for entry in entries:
+        where, example = f"{split}: {entry['id']}", found.pop(entry["id"], None)
+        if example is None:
+            skipped, copied = dataset.skipped.get(entry["id"]), dataset.copies.get(entry["id"])
+            reason = f"cannot be used: {skipped}" if skipped else f"now a copy of {copied}" if copied else "missing"
+            problems.append(f"{where}: {reason}")
+        elif example.label != entry["label"]:
+            problems.append(f"{where}: its label was {entry['label']!r} and is {example.label!r}")
+        elif _sha256(example) != entry["sha256"]:
+            problems.append(f"{where}: its bytes have changed (another sha256)")
+    problems += [f"{split}: {example_id}: not in the manifest" for example_id in found]
+    if not problems and [e.example_id for e in examples] != [entry["id"] for entry in entries]:
+        problems.append(f"{split}: the same images in another order")
+    return problems
+
+
+def _sha256(example: Example) -> str:
+    return hashlib.sha256(example.image).hexdigest()
