@@ -39,6 +39,8 @@ def launch(config: Config, dry_run: bool, resume: bool) -> None:
         f"{len(dataset.validation)} for validation, {len(dataset.test)} for the test",
         flush=True,
     )
+    for note in dataset.notes():
+        print(note)
     print(describe(config, len(dataset.train)), flush=True)
     if dry_run:
         if config.model.path != "tiny":

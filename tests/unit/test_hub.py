@@ -132,7 +132,7 @@ def test_the_problem_template_needs_a_problem():
         render_template("problem", "flower", [], problem="<|image_pad|> Which?")
     with pytest.raises(UserError, match="problem gives an empty text"):
         render_template("problem", "flower", [], problem=" ")
-    with pytest.raises(UserError, match=r"neither a file nor one of problem, .*Did you mean problem\?"):
+    with pytest.raises(UserError, match=r"neither a file nor one of .*problem.*Did you mean problem\?"):
         render_template("problm", "flower", [])
 
 

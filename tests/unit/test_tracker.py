@@ -15,7 +15,6 @@ from rft_cluster.prepare import Task
 from rft_cluster.prompts import text_hash
 from rft_cluster.tracker import RunFolder, Stopwatch, clock, first_step_of, step_line, step_metrics
 
-
 EXAMPLES = [Example("a", b"one", "rose"), Example("b", b"two", "tulip")]
 DATASET = FewShotDataset("photos", ["rose", "tulip"], EXAMPLES, [], [], [])
 TASK = Task(DATASET, "Which flower?")
@@ -167,8 +166,10 @@ def test_a_run_s_records(tmp_path, capsys):
     }
     assert second["prompt_id"] == "train/7/1"
     shown = capsys.readouterr().out.splitlines()
-    assert shown[0] == "test accuracy 25.0 % (95 % interval 10.0 to 40.0, 40 images; leniently 30.0 %), "\
+    assert (
+        shown[0] == "test accuracy 25.0 % (95 % interval 10.0 to 40.0, 40 images; leniently 30.0 %), "
         "format 50.0 %, after 0 steps"
+    )
     # 79 steps of 4 s are left; then 78 of (4 + 2) / 2 s
     assert shown[1].endswith(f"{clock(79 * 4)} left")
     assert shown[2].endswith(f"{clock(78 * 3)} left")
