@@ -1,7 +1,9 @@
 """Groups of Ray actors as the loop sees them: fan-out, gathering, deadlines, and who is to blame."""
 
+import heapq
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,20 +71,94 @@ class ActorGroup:
         return wait_for(calls, timeout or self._timeout, method)
 
 
-class Generators(ActorGroup):
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> list[Group]:
-        """Groups in the order of `prompts`, which are dealt to the generators in turns."""
-        shares = [prompts[index :: len(self)] for index in range(len(self))]
-        answers = self.call_each("generate", [(share, sampling, version) for share in shares])
-        groups: list[Group | None] = [None] * len(prompts)
-        for index, answer in enumerate(answers):
-            groups[index :: len(self)] = answer
-        return [group for group in groups if group is not None]
-
-
 class RewardActor(ActorGroup):
-    def score(self, groups: Sequence[Group]) -> list[list[Reward]]:
-        return self.call_all("score", groups)[0]
+    def score(self, groups: Any) -> ray.ObjectRef:
+        """The rewards of groups that may still be under way: scored as soon as they are written."""
+        return self.handles[0].score.remote(groups)
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What one generator writes of a rollout: the prompts at `indices`."""
+
+    generator: str
+    indices: list[int]
+    groups: ray.ObjectRef
+    rewards: ray.ObjectRef | None
+
+
+class Rollout:
+    """Completions under way, and their rewards."""
+
+    def __init__(self, shares: Sequence[_Share], timeout: float) -> None:
+        self._shares, self._timeout = shares, timeout
+
+    def wait(self) -> tuple[list[Group], list[list[Reward]]]:
+        """The groups in the order of their prompts, and the rewards of each; no rewards if none were asked for."""
+        groups = wait_for({share.generator: share.groups for share in self._shares}, self._timeout, "generate")
+        scored = {f"the reward of {share.generator}": share.rewards for share in self._shares if share.rewards}
+        rewards = wait_for(scored, self._timeout, "score")
+        return self._in_order(groups), self._in_order(rewards)
+
+    def _in_order(self, answers: Sequence[Sequence[Any]]) -> list[Any]:
+        placed = {
+            index: part
+            for share, answer in zip(self._shares, answers, strict=False)
+            for index, part in zip(share.indices, answer, strict=True)
+        }
+        return [placed[index] for index in sorted(placed)]
+
+
+class Generators(ActorGroup):
+    def __init__(self, handles: dict[str, ActorHandle], timeout: float) -> None:
+        super().__init__(handles, timeout)
+        self._under_way: dict[ray.ObjectRef, tuple[str, int]] = {}
+
+    def start(
+        self, prompts: Sequence[Prompt], sampling: Sampling, version: int, reward: RewardActor | None = None
+    ) -> Rollout:
+        """Begin to write completions with weights of `version`, and to score them, without waiting.
+
+        Each prompt goes to the generator that has the fewest under way, so that one which is slow gets fewer. Who
+        writes what changes nothing else: seeds hang on prompts, and groups come in their order.
+        """
+        shares = []
+        for name, indices in self._deal(len(prompts)).items():
+            own = [prompts[index] for index in indices]
+            groups = self._handles[name].generate.remote(own, sampling, version)
+            self._under_way[groups] = (name, len(own))
+            shares.append(_Share(name, indices, groups, reward.score(groups) if reward else None))
+        return Rollout(shares, self._timeout)
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> list[Group]:
+        """Groups in the order of `prompts`."""
+        return self.start(prompts, sampling, version).wait()[0]
+
+    def _deal(self, count: int) -> dict[str, list[int]]:
+        """Generator -> indices of its prompts."""
+        if self._under_way:
+            done, _ = ray.wait(list(self._under_way), num_returns=len(self._under_way), timeout=0, fetch_local=False)
+            for reference in done:
+                del self._under_way[reference]
+        busy = dict.fromkeys(self._handles, 0)
+        for name, prompts in self._under_way.values():
+            busy[name] += prompts
+        return deal(busy, count)
+
+
+def deal(busy: dict[str, int], count: int) -> dict[str, list[int]]:
+    """Deal `count` prompts to generators that have `busy` prompts each: always to the least busy, the first of equals.
+
+    Returns the indices of each one's prompts; a generator without any is left out. n log(generators).
+    """
+    heap = [(prompts, position, name) for position, (name, prompts) in enumerate(busy.items())]
+    heapq.heapify(heap)
+    dealt: dict[str, list[int]] = {}
+    for index in range(count):
+        prompts, position, name = heap[0]
+        dealt.setdefault(name, []).append(index)
+        heapq.heapreplace(heap, (prompts + 1, position, name))
+    return dealt
 
 
 class Learners(ActorGroup):

@@ -126,7 +126,7 @@ class PromptSection(Section):
 
 class SamplingSection(Section):
     group_size: int = Field(8, ge=2)
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, gt=0, le=2)
     max_tokens: int = Field(256, ge=1)
     top_k: int = Field(0, ge=0)
     """Sample from the k likeliest tokens; 0 is off. The published recipe had 50, Hugging Face's default. The
@@ -157,6 +157,11 @@ class OptimizerSection(Section):
 class ScheduleSection(Section):
     steps: int = Field(ge=1)
     prompts_per_step: int = Field(ge=1)
+    max_staleness: int = Field(0, ge=0)
+    """Updates that the policy may be ahead of the weights which wrote a completion's oldest token. 0: generators and
+    learners take turns. 1: they write the next step's completions while the learners work on this one's. More evens
+    out steps of different lengths. Above 0 an update may fall into running completions: a run is not reproducible
+    bit for bit then."""
     evaluate_every: int = Field(0, ge=0)
     """Steps between evaluations on the validation images; 0 for none."""
     save_every: int = Field(0, ge=0)
@@ -242,6 +247,11 @@ class Config(Section):
                     f"to 1 at most, and generators.count ({self.generators.count}) must equal learners.count "
                     f"({self.learners.count})"
                 )
+        if self.shares_gpus and self.schedule.max_staleness:
+            raise ValueError(
+                f"schedule.max_staleness is {self.schedule.max_staleness}, but generators and learners share GPUs and "
+                f"so take turns: set it to 0, or give each a GPU of its own"
+            )
         if self.optimizer.warmup_steps >= self.schedule.steps:
             raise ValueError(
                 f"optimizer.warmup_steps ({self.optimizer.warmup_steps}) must be below schedule.steps "

@@ -4,7 +4,10 @@ One thread owns the engine. The methods post work to its inbox and wait, so weig
 steps, never during one, and all calls may come from any thread.
 
     generate(prompts, ...)  ->  inbox  ->  [ engine thread: add_request, step, step, ... ]  ->  list[Group]
-    start/update/finish_weight_update  ->  inbox  ->  the same thread, with no request running
+    start/update/finish_weight_update  ->  inbox  ->  the same thread, which steps no further until the update is over
+
+Requests that an update falls into are pre-empted: their tokens stay, all that old weights computed of them is
+dropped, and the new weights read prompt and tokens again before they write on.
 
 A generator has a version only after an update that was proved (see `weights.py`); without the version that is
 asked of it, it does not generate.
@@ -77,6 +80,7 @@ class Generator:
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._running: dict[str, tuple[_Running, int]] = {}
         self._version: int | None = None
+        self._updating = False
         self._batches = 0
         thread = threading.Thread(target=self._serve, name="engine", daemon=True)
         thread.start()
@@ -89,7 +93,7 @@ class Generator:
         self._call(lambda: self._serve_loaded(version)).result()
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> list[Group]:
-        """Groups in the order of their prompts, every completion written by weights of `version`.
+        """Groups in the order of their prompts, every token written by weights of `version` or newer ones.
 
         Raises:
             StaleGenerator: this generator holds another version, or none.
@@ -185,7 +189,7 @@ class Generator:
 
     def _serve(self) -> None:
         while True:
-            busy = bool(self._running)
+            busy = bool(self._running) and not self._updating
             try:
                 work = self._inbox.get(block=not busy)
             except queue.Empty:
@@ -250,9 +254,10 @@ class Generator:
         version, group_size = batch.version, batch.group_size
         completions = []
         for answer in output.outputs:
-            versions = {span.version for span in answer.weight_versions or ()}
-            if versions != {str(version)}:
-                raise StaleGenerator(f"{prompt.prompt_id}: asked for version {version}, written by {sorted(versions)}")
+            spans = tuple((int(span.version), span.end - span.start) for span in answer.weight_versions)
+            oldest = min(span_version for span_version, _ in spans)
+            if oldest < version:
+                raise StaleGenerator(f"{prompt.prompt_id}: asked for version {version}, written by {oldest}")
             token_ids = list(answer.token_ids)
             completions.append(
                 Completion(
@@ -262,7 +267,8 @@ class Generator:
                     ],
                     text=answer.text,
                     finish_reason=answer.finish_reason,
-                    policy_version=version,
+                    policy_version=oldest,
+                    version_spans=spans if len(spans) > 1 else (),
                 )
             )
         if len(completions) != group_size:
@@ -274,16 +280,14 @@ class Generator:
         self._version = version
 
     def _start_update(self) -> None:
-        if self._running:
-            raise RuntimeError(f"{len(self._running)} requests are running: weights change only between them")
-        self._version = None  # until the update is proved
+        self._version, self._updating = None, True  # until the update is proved
         self._engine.collective_rpc("start_weight_update")
 
     def _finish_update(self, weight_version: str) -> WeightRecord:
         self._engine.collective_rpc("finish_weight_update")
         # Keys, values and image embeddings of the old weights must not outlive them. The prefix reset leaves the
         # encoder cache as it is, on every build (vllm#44910).
-        if not self._engine.reset_prefix_cache():
+        if not self._engine.reset_prefix_cache(reset_running_requests=bool(self._running)):
             raise RuntimeError("vLLM did not reset its prefix cache: requests still hold blocks of old weights")
         self._engine.reset_encoder_cache()
         received, loaded, not_loaded = self._engine.collective_rpc(_outcome)[0]
@@ -293,7 +297,7 @@ class Generator:
                 f"first {not_loaded[0]}"
             )
         self._engine.set_weight_version(weight_version)
-        self._version = int(self._engine.get_weight_version())
+        self._version, self._updating = int(self._engine.get_weight_version()), False
         return WeightRecord(self._version, received, loaded)
 
     # Between threads

@@ -45,7 +45,8 @@ class Completion:
     """One sampled answer. `token_ids` ends with the stop token unless `finish_reason` is "length".
 
     `generator_logprobs` are those of the distribution that was sampled from (tempered, vision tokens forbidden),
-    in nats, one a token. `policy_version` is the version of the weights that wrote the oldest token.
+    in nats, one a token. `policy_version` is the version of the weights that wrote the oldest token; where an update
+    fell into the completion, `version_spans` has all of them in order: (version, number of tokens).
     """
 
     token_ids: list[int]
@@ -53,6 +54,7 @@ class Completion:
     text: str
     finish_reason: str
     policy_version: int
+    version_spans: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,13 @@
 """The loop: one GRPO step on one screen.
 
 Each stage is a role's: generators write completions, the reward actor scores them, learners update the policy,
-and the new weights go back to the generators, which then hold version `step + 1`.
+and the new weights go back to the generators, which then hold version `step + 1`. With `schedule.max_staleness` above
+0 the generators are asked for later steps' completions before the learners have finished this one's.
 """
 
+from collections import deque
+
+from rft_cluster.actors import Rollout
 from rft_cluster.advantages import group_advantages
 from rft_cluster.batching import build_samples
 from rft_cluster.card import CARD_FILE, make_card
@@ -33,13 +37,15 @@ def train(config: Config, task: Task, model_path: str, resume: bool) -> None:
         if first_step == 0:
             _evaluate(cluster, config, dataset.test, task.text, "test", 0, run)
 
+        rollouts: deque[Rollout] = deque()  # of this step and the next `max_staleness`
         for step in range(first_step, schedule.steps):
             stage = Stopwatch()
-            prompts = make_prompts(dataset.batch(seed, step, schedule.prompts_per_step), task.text, "train", step, seed)
+            for asked in range(step + len(rollouts), min(step + schedule.max_staleness + 1, schedule.steps)):
+                examples = dataset.batch(seed, asked, schedule.prompts_per_step)
+                prompts = make_prompts(examples, task.text, "train", asked, seed)
+                rollouts.append(cluster.generators.start(prompts, sampling, step, cluster.reward))
             with stage("generate"):
-                groups = cluster.generators.generate(prompts, sampling, version=step)
-            with stage("score"):
-                rewards = cluster.reward.score(groups)
+                groups, rewards = rollouts.popleft().wait()
             advantages = [group_advantages([reward.total for reward in group]) for group in rewards]
             samples = build_samples(groups, advantages, keep_all=algorithm.kl_beta > 0)
             with stage("learn"):

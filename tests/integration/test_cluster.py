@@ -48,9 +48,8 @@ def test_several_generators_serve_one_version_in_order(cluster: Cluster, prompts
     with pytest.raises(StaleGenerator):
         cluster.generators.generate(prompts, sampling, version=0)
     cluster.broadcast_weights(version=0)
-    groups = cluster.generators.generate(prompts[:5], sampling, version=0)
+    groups, rewards = cluster.generators.start(prompts[:5], sampling, 0, cluster.reward).wait()
     assert [group.prompt.prompt_id for group in groups] == [prompt.prompt_id for prompt in prompts[:5]]
-    rewards = cluster.reward.score(groups)
     assert [len(group) for group in rewards] == [8] * 5
     assert {name for group in rewards for reward in group for name in reward.parts} == {"format", "accuracy"}
 

@@ -5,8 +5,11 @@ comparison would notice: the packed lm_head of the CPU build, and image embeddin
 """
 
 import gc
+import itertools
 import os
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -15,8 +18,8 @@ import torch
 from transformers import Qwen2VLForConditionalGeneration
 
 from rft_cluster import receivers
-from rft_cluster.checkpoint import write_json
 from rft_cluster.config import Config
+from rft_cluster.files import write_json
 from rft_cluster.generator import Generator, Sampling, StaleGenerator
 from rft_cluster.hardware import hardware
 from rft_cluster.messages import Group, Prompt, WeightRecord
@@ -253,3 +256,67 @@ def test_json_files_are_written_whole(tmp_path: Path):
     write_json(tmp_path / "state.json", {"step": 3})
     assert (tmp_path / "state.json").read_text() == '{\n  "step": 3\n}\n'
     assert [path.name for path in tmp_path.iterdir()] == ["state.json"]
+
+
+def token_logprobs(
+    path: str, weights: Weights, group: Group, token_ids: list[int], encoder: PromptEncoder, temperature: float
+) -> torch.Tensor:
+    """Of a completion's tokens under given weights, by transformers alone: [tokens] FP32."""
+    model = Qwen2VLForConditionalGeneration.from_pretrained(path, dtype=WIRE_DTYPE)
+    model.load_state_dict(weights, strict=False)
+    prompt = encoder.encode(group.prompt)
+    ids = torch.tensor([prompt.token_ids + token_ids])
+    with torch.no_grad():
+        logits = model(
+            input_ids=ids,
+            pixel_values=prompt.pixel_values,
+            image_grid_thw=prompt.image_grid_thw,
+            mm_token_type_ids=(ids == encoder.image_token_id).long(),
+        ).logits[0, len(prompt.token_ids) - 1 : -1]
+    logits = logits.float() / temperature
+    logits[:, encoder.vision_token_ids] = float("-inf")
+    return logits.log_softmax(-1)[torch.arange(len(token_ids)), token_ids]
+
+
+def test_an_update_may_fall_into_running_completions(
+    generator: Generator, original: Weights, changed: Weights, prompts: list[Prompt], tiny_model: str,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    further = {name: (2 * changed[name].float() - tensor.float()).to(WIRE_DTYPE) for name, tensor in original.items()}
+    send(generator, changed, version=11)
+    under_way, step, steps = threading.Event(), generator._step, itertools.count()
+
+    def counted() -> None:
+        step()
+        if next(steps) == 8:
+            under_way.set()
+
+    monkeypatch.setattr(generator, "_step", counted)
+    hot = Sampling(8, 2.0, 64)  # with weights full of noise few completions stop early
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(generator.generate, prompts, hot, 11)
+        while not under_way.wait(1):
+            assert not asked.done(), asked.result()
+        send(generator, further, version=12)
+        groups = asked.result(timeout=60)
+    assert [group.prompt for group in groups] == prompts
+
+    spanning = [(group, c) for group in groups for c in group.completions if c.version_spans]
+    assert len(spanning) > len(prompts)
+    group, completion = max(spanning, key=lambda pair: len(pair[1].token_ids))
+    (old, first), (new, second) = completion.version_spans
+    assert (old, new, completion.policy_version) == (11, 12, 11)
+    assert first + second == len(completion.token_ids) and second > 5
+    written = torch.tensor(completion.generator_logprobs)
+    by_old, by_new = (
+        token_logprobs(tiny_model, weights, group, completion.token_ids, generator._encoder, hot.temperature)
+        for weights in (changed, further)
+    )
+    gap = (written - torch.cat([by_old[:first], by_new[first:]])).abs().mean()
+    # Nothing that the old weights computed of the prompt, the image or the first tokens reaches the later ones.
+    stale = (written - by_old)[first:].abs().mean()
+    assert gap <= 0.005 < stale / 4, (gap, stale)
+    # And what was asked afterwards is of the new weights alone.
+    after = generator.generate(prompts, SAMPLED, version=12)
+    assert {c.policy_version for group in after for c in group.completions} == {12}
+    assert not any(c.version_spans for group in after for c in group.completions)
