@@ -109,6 +109,36 @@ def test_only_the_chosen_images_are_decoded(root, monkeypatch):
     assert "1 of the 107 images chosen" in message and f"  {dataset.test[0].example_id}: not an image" in message
 
 
+def test_bad_images_that_are_chosen_are_skipped_and_others_drawn(root):
+    # With 3 shots and 1 held out each class's 4 images are all wanted, so bad ones must come up; with 2 shots there
+    # is one to spare in each class.
+    numbers = [1, 5, 103 + 6, 205 + 40]
+    for number in numbers:
+        (root / f"jpg/image_{number:05d}.jpg").write_bytes(b"not an image" + bytes([number]))
+    bad = [f"jpg/image_{number:05d}.jpg" for number in numbers]
+    with pytest.raises(UserError) as caught:
+        load(root, shots=3, validation=0, test=102)
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith("4 of the 408 images chosen from data.path") and "on_bad_image=skip" in lines[0]
+    assert sorted(line.strip().split(":")[0] for line in lines[1:]) == bad
+    with pytest.raises(UserError) as caught:
+        load(root, shots=4, validation=0, test=0, on_bad_image="skip")
+    short = [flower_classes()[(number - 1) % CLASSES] for number in numbers]
+    expected = [f"  {label!r}: 3, and 1 skipped that cannot be used" for label in flower_classes() if label in short]
+    assert str(caught.value).splitlines()[1:] == expected
+    dataset = load(root, shots=2, validation=50, test=52, on_bad_image="skip")
+    assert set(dataset.skipped) <= set(bad) and dataset.skipped
+    chosen = [e for split in dataset.splits.values() for e in split]
+    assert len(chosen) == 204 + 102 and not {e.example_id for e in chosen} & set(bad)
+    assert Counter(e.label for e in dataset.train) == Counter(flower_classes() * 2)
+    assert all(check_image(e.image, "") for e in chosen)
+    assert load(root, shots=2, validation=50, test=52, on_bad_image="skip") == dataset
+
+
+def test_without_bad_images_skipping_changes_nothing(root):
+    assert load(root, on_bad_image="skip") == load(root)
+
+
 def test_copies_are_left_out_wherever_they_lie(root):
     # Images 1, 103, 205 and 307 are the 4 of class 1. With one a copy of another, 3 shots leave none of it.
     (root / "jpg/image_00307.jpg").write_bytes((root / "jpg/image_00001.jpg").read_bytes())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rft_cluster.config import DataSection
+from rft_cluster.config import DataSection, load_config
 from rft_cluster.data import load_dataset
 from rft_cluster.data.dataset import FewShotDataset, check_labels
 from rft_cluster.data.images import MAX_BYTES, check_image, open_image
@@ -41,7 +41,7 @@ def split(counts: dict[str, int], seed: int = 0, **values) -> FewShotDataset:
     return few_shot_split("toy", examples(counts), list(counts), section(**values), seed)
 
 
-def per_class(chosen: list[Example], classes: str = "abc") -> list[int]:
+def per_class(chosen: list[Example], classes: str | list[str] = "abc") -> list[int]:
     return [sum(e.label == label for e in chosen) for label in classes]
 
 
@@ -163,6 +163,80 @@ def test_one_picture_with_two_labels_is_refused():
 def test_labels_that_answers_could_not_tell_apart_are_refused(labels, message):
     with pytest.raises(UserError, match=message):
         check_labels(labels)
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ("wild\nrose", r"'wild\\nrose' has a control character"),
+        ("ros\udce9", r"'ros\\udce9' has a control character or one that is no Unicode"),
+        ("</answer>", "'</answer>' holds an answer tag"),
+        ("<answer>x", "'<answer>x' holds an answer tag"),
+    ],
+)
+def test_labels_that_no_answer_could_hold_are_refused(label, message):
+    with pytest.raises(UserError, match=message):
+        check_labels(["tulip", label])
+
+
+def test_labels_in_any_script_with_spaces_and_hyphens_are_fine():
+    check_labels(["rosé", "hard-leaved pocket orchid", "人参", "C", "C++", "ลิลลี่", "👍🏽", "7", "a/b"])
+
+
+# --- aliases
+
+
+def aliased(aliases: dict[str, list[str]]) -> FewShotDataset:
+    return load_dataset(section(source=f"{__name__}:clothes", aliases=aliases), 0)
+
+
+def clothes(config: DataSection, seed: int) -> FewShotDataset:
+    return split({"t-shirt": 5, "trouser": 5, "café coat": 5}, seed)
+
+
+def test_aliases_stand_on_every_example_of_their_label():
+    aliases = {"t-shirt": ["tee", "T Shirt"], "trouser": ["pants", "trousers", "Hose"], "café coat": []}
+    dataset = aliased(aliases)
+    everything = [e for part in dataset.splits.values() for e in part]
+    assert len(everything) == 6
+    assert {(e.label, e.aliases) for e in everything} >= {("t-shirt", ("tee", "T Shirt")), ("café coat", ())}
+    assert all(e.aliases == tuple(aliases[e.label]) for e in everything)
+    # In whatever form of Unicode the label is written.
+    decomposed = aliased({"cafe\u0301 coat": ["mantle"]})
+    assert {e.aliases for e in decomposed.train} == {(), ("mantle",)}
+    assert aliased({}) == clothes(section(), 0)
+
+
+@pytest.mark.parametrize(
+    ("aliases", "message"),
+    [
+        ({"tshirt": ["tee"]}, "data.aliases: 'tshirt' is none of the classes; did you mean 't-shirt'?"),
+        ({"hat": ["cap"]}, "'hat' is none of the classes; the classes are 't-shirt', 'trouser', 'café coat'"),
+        ({"t-shirt": ["Trouser."]}, "'Trouser.' of 't-shirt' is the same answer as class 'trouser'"),
+        ({"t-shirt": ["top"], "trouser": ["TOP"]}, "'TOP' of 'trouser' is the same answer as 'top' of 't-shirt'"),
+        ({"t-shirt": ["tee", ""]}, "data.aliases: '' of 't-shirt' has no letter"),
+        ({"t-shirt": ["--"]}, "'--' of 't-shirt' has no letter"),
+        ({"t-shirt": ["<answer>"]}, "'<answer>' of 't-shirt' holds an answer tag"),
+    ],
+)
+def test_aliases_that_say_too_much_or_too_little_are_refused(aliases, message):
+    with pytest.raises(UserError) as caught:
+        aliased(aliases)
+    assert message in str(caught.value)
+
+
+def test_aliases_come_from_yaml(tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "run: {name: mine}\nmodel: {path: tiny}\nschedule: {steps: 1, prompts_per_step: 1}\ncluster: {device: cpu}\n"
+        "data: {source: digits, aliases: {seven: [sept, '7'], one: [ace]}}\n"
+    )
+    config = load_config(str(tmp_path / "mine.yaml"), ["data.aliases.two=[deuce]"])
+    assert config.data.aliases == {"seven": ["sept", "7"], "one": ["ace"], "two": ["deuce"]}
+    (tmp_path / "mine.yaml").write_text(
+        "run: {name: mine}\nmodel: {path: tiny}\ndata: {source: x, aliases: {a: tee}}\n"
+    )
+    with pytest.raises(UserError, match=r"data\.aliases\.a: Input should be a valid list, got 'tee'"):
+        load_config(str(tmp_path / "mine.yaml"), [])
 
 
 # --- batches
@@ -298,6 +372,83 @@ def test_a_long_list_of_bad_files_is_cut(tmp_path):
     assert len(lines) == 1 + 40 + 1 and lines[-1] == "  and 5 more"
 
 
+def test_labels_are_composed_however_the_folder_or_the_config_writes_them(tmp_path):
+    root = write_folder(tmp_path, {"rose\u0301": 5, "hard-leaved pocket orchid": 5})
+    classes = ["ros\u00e9", "hard-leaved pocket orchid"]
+    assert sorted(load_dataset(section(path=root), 0).classes) == sorted(classes)
+    dataset = load_dataset(section(path=root, classes=["rose\u0301", "hard-leaved pocket orchid"]), 0)
+    assert dataset.classes == classes and {e.label for e in dataset.train} == set(classes)
+    (root / "ros\u00e9").mkdir()
+    with pytest.raises(UserError, match="are the same answer"):
+        load_dataset(section(path=root), 0)
+
+
+@pytest.mark.parametrize("key", ["path", "manifest", "held_out"])
+def test_a_url_is_refused(key):
+    for url in ("https://example.org/set.zip", "hf://datasets/owner/name", "file:///etc"):
+        with pytest.raises(ValueError, match="nothing is fetched from a URL"):
+            section(source="huggingface", **{key: url})
+
+
+def apart(root: Path, train: dict[str, int], test: dict[str, int]) -> Path:
+    write_folder(root / "train", train)
+    for i, (label, count) in enumerate(test.items()):
+        (root / "test" / label).mkdir(parents=True)
+        for j in range(count):
+            (root / "test" / label / f"{j}.png").write_bytes(picture(1000 + 50 * i + j))
+    return root
+
+
+def test_test_images_set_apart_stay_apart(tmp_path):
+    root = apart(tmp_path / "photos", {"rose": 6, "tulip": 6}, {"rose": 5, "tulip": 5})
+    (root / "test/rose/known.png").write_bytes((root / "train/rose/000.png").read_bytes())
+    dataset = load_dataset(section(path=root, shots=2, validation=3, test=4), 0)
+    assert dataset.name == "photos" and dataset.classes == ["rose", "tulip"]
+    assert per_class(dataset.train, ["rose", "tulip"]) == [2, 2]
+    assert all(e.example_id.startswith("train/") for e in dataset.train)
+    held = [*dataset.validation, *dataset.test]
+    assert len(dataset.validation) == 3 and len(set(ids(held))) == 7
+    assert all(e.example_id == f"test/{e.label}/{e.example_id[-5:]}" for e in held)
+    assert dataset.copies == {"test/rose/known.png": "train/rose/000.png"}
+    assert set(dataset.pool) == {picture(i) for i in range(12)}  # all of train/, nothing of test/
+    with pytest.raises(UserError, match=r"ask for 11 images, but 10 are left"):
+        load_dataset(section(path=root, validation=5, test=6), 0)
+
+
+def test_a_picture_with_one_label_in_train_and_another_in_test_is_refused(tmp_path):
+    root = apart(tmp_path, {"rose": 6, "tulip": 6}, {"rose": 5, "tulip": 5})
+    (root / "test/tulip/wrong.png").write_bytes((root / "train/rose/000.png").read_bytes())
+    with pytest.raises(UserError, match=r"two labels.*\n  train/rose/000.png \('rose'\) and test/tulip/wrong.png"):
+        load_dataset(section(path=root), 0)
+
+
+def test_bad_images_on_both_sides_are_no_copies_of_each_other(tmp_path):
+    root = apart(tmp_path, {"rose": 6, "tulip": 6}, {"rose": 5, "tulip": 5})
+    (root / "train/rose/bad.png").touch()
+    (root / "test/tulip/bad.png").touch()
+    dataset = load_dataset(section(path=root, on_bad_image="skip"), 0)
+    assert sorted(dataset.skipped) == ["test/tulip/bad.png", "train/rose/bad.png"] and dataset.copies == {}
+
+
+def test_classes_of_the_test_folder_must_be_those_of_train(tmp_path):
+    root = apart(tmp_path, {"rose": 6, "tulip": 6}, {"rose": 5, "lily": 5})
+    with pytest.raises(UserError, match=r"test has classes that .*train has not:\n  'lily'$"):
+        load_dataset(section(path=root), 0)
+
+
+def test_folders_of_folders_are_explained(tmp_path):
+    three = apart(tmp_path / "three", {"rose": 5, "tulip": 5}, {"rose": 5, "tulip": 5})
+    (three / "val").mkdir()
+    with pytest.raises(UserError, match=r"but test/, train/ hold folders of images. Set data.path to the one"):
+        load_dataset(section(path=three), 0)
+    one = write_folder(tmp_path / "one/photos", {"rose": 5, "tulip": 5}).parent
+    with pytest.raises(UserError, match=rf"the classes lie in it: set data.path={one}/photos$"):
+        load_dataset(section(path=one), 0)
+    # Two classes may well be called train and test.
+    toys = write_folder(tmp_path / "toys", {"train": 5, "test": 5})
+    assert load_dataset(section(path=toys), 0).classes == ["test", "train"]
+
+
 def test_a_class_folder_may_not_be_a_link_out(tmp_path):
     root = write_folder(tmp_path / "photos", {"rose": 5})
     outside = write_folder(tmp_path / "other", {"tulip": 5})
@@ -315,6 +466,45 @@ def toy(config: DataSection, seed: int) -> FewShotDataset:
 
 def number(config: DataSection, seed: int) -> int:
     return seed
+
+
+def twice(config: DataSection, seed: int) -> FewShotDataset:
+    several = examples({"a": 5, "b": 5})
+    return few_shot_split("toy", [*several, Example("a/0", picture(99), "a")], ["a", "b"], config, seed)
+
+
+def unreadable(config: DataSection, seed: int) -> FewShotDataset:
+    train = [Example("one", b"text", "a"), Example("two", picture(1), "b")]
+    return FewShotDataset(
+        "unreadable", ["a", "b"], train, [], [Example("three", picture(2)[:40], "a")], [b"", picture(1)]
+    )
+
+
+def partly_unreadable(config: DataSection, seed: int) -> FewShotDataset:
+    bad = [Example("bad", b"text", "a"), Example("worse", b"", "b")]
+    return few_shot_split("partly", [*examples({"a": 5, "b": 5}), *bad], ["a", "b"], config, seed)
+
+
+def test_images_of_ones_own_source_are_checked_as_well():
+    with pytest.raises(UserError) as caught:
+        load_dataset(section(source=f"{__name__}:unreadable"), 0)
+    first, *lines = str(caught.value).splitlines()
+    assert "3 of the 5 images of" in first
+    assert [line.split(": ")[0] for line in lines] == ["  one", "  three", "  pool[0]"]
+
+
+def test_a_source_of_ones_own_may_leave_bad_images_to_the_split():
+    with pytest.raises(
+        UserError, match=r"^2 of the 12 images of partly cannot be used(.|\n)*bad: not(.|\n)*worse: empty"
+    ):
+        load_dataset(section(source=f"{__name__}:partly_unreadable"), 0)
+    dataset = load_dataset(section(source=f"{__name__}:partly_unreadable", on_bad_image="skip"), 0)
+    assert list(dataset.skipped) == ["bad", "worse"] and dataset.splits == split({"a": 5, "b": 5}).splits
+    assert dataset.notes()[0].splitlines() == [
+        "skipped 2 images that cannot be used:",
+        "  bad: not an image in one of the formats PNG, JPEG, WEBP, BMP, GIF, TIFF",
+        "  worse: empty, 0 bytes",
+    ]
 
 
 def mixed_up(config: DataSection, seed: int) -> FewShotDataset:
@@ -336,6 +526,7 @@ def test_a_dotted_path_names_a_source(separator):
         (f"{__name__}:toyy", "Did you mean toy?"),
         (f"{__name__}:number", "must return a FewShotDataset, not int"),
         (f"{__name__}:mixed_up", "a/0 twice, or in two splits"),
+        (f"{__name__}:twice", "toy has several images of one id; give each its own:\n  a/0"),
         (":toy", "not a dotted path"),
         ("my-module.py:toy", "not a dotted path"),
     ],

@@ -1,4 +1,7 @@
 import io
+import json
+import shutil
+import struct
 from pathlib import Path
 
 import datasets
@@ -167,17 +170,92 @@ def test_only_the_chosen_images_are_decoded(tmp_path):
     chosen = {int(e.example_id[-6:]) for e in [*good.train, *good.validation, *good.test]}
     unused = next(i for i in range(10) if i not in chosen)
 
-    def broken(*numbers: int) -> Dataset:
-        def damage(row, index):
-            return {"image": {"bytes": b"no image" + bytes([index]), "path": None}} if index in numbers else row
-
-        raw = data.cast_column("image", datasets.Image(decode=False))
-        return raw.map(damage, with_indices=True, features=raw.features)
-
-    assert load(save(broken(unused), tmp_path / "unused")).test == good.test
+    assert load(save(damaged(data, unused), tmp_path / "unused")).test == good.test
     bad = int(good.test[0].example_id[-6:])
-    message = refusal(save(broken(unused, bad), tmp_path / "bad"))
+    message = refusal(save(damaged(data, unused, bad), tmp_path / "bad"))
     assert "1 of the 7 images chosen from bad" in message and f"train/{bad:06d}: not an image" in message
+
+
+def damaged(data: Dataset, *numbers: int) -> Dataset:
+    def damage(row, index):
+        return {"image": {"bytes": b"no image" + bytes([index]), "path": None}} if index in numbers else row
+
+    raw = data.cast_column("image", datasets.Image(decode=False))
+    return raw.map(damage, with_indices=True, features=raw.features)
+
+
+def test_bad_images_are_skipped_in_each_split(tmp_path):
+    train, test = damaged(rows(["a", "b"] * 5), 0, 3), damaged(rows(["a", "b"] * 5, start=50), 1, 4, 8)
+    folder = save(DatasetDict(train=train, test=test), tmp_path / "set")
+    wanted = {"shots": 4, "validation": 3, "test": 4}
+    assert "train/000000: not an image" in refusal(folder, **wanted)
+    dataset = load(folder, **wanted, on_bad_image="skip")
+    assert sorted(e.example_id for e in dataset.train) == [f"train/{i:06d}" for i in (1, 2, 4, 5, 6, 7, 8, 9)]
+    held = sorted(e.example_id for e in [*dataset.validation, *dataset.test])
+    assert held == [f"test/{i:06d}" for i in (0, 2, 3, 5, 6, 7, 9)]
+    # Those that no draw came upon are not known to be bad.
+    assert set(dataset.skipped) <= {*(f"test/{i:06d}" for i in (1, 4, 8)), "train/000000", "train/000003"}
+    assert "train/000000" in dataset.skipped and "test/000004" in dataset.skipped
+    message = refusal(folder, shots=4, validation=4, test=4, on_bad_image="skip")
+    assert "but 7 are left" in message and "without the 3 skipped that cannot be used" in message
+
+
+def test_bad_images_of_the_archive_are_skipped(flowers, tmp_path):
+    root = Path(shutil.copytree(flowers, tmp_path / "archive"))
+    folder = flower_set(flowers, tmp_path / "set")
+    (root / "jpg/image_00200.jpg").write_bytes(b"no image")
+    (root / "jpg/image_00300.jpg").write_bytes((root / "jpg/image_00300.jpg").read_bytes()[:300])
+    bomb = (
+        b"GIF89a" + struct.pack("<HHBBB", 60_000, 60_000, 0, 0, 0) + b",\0\0\0\0" + struct.pack("<HH", 60_000, 60_000)
+    )
+    (root / "jpg/image_00400.jpg").write_bytes(bomb + b"\0\x02\x02\x4c\x01\0;")
+    values = {"shots": 1, "validation": 100, "held_out": root}
+    message = refusal(folder, test=203, **values)
+    assert message.startswith("3 of the 408 images in data.held_out") and message.count("\n  jpg/") == 3
+    dataset = load(folder, test=203, on_bad_image="skip", **values)
+    assert sorted(dataset.skipped) == [f"jpg/image_00{n}00.jpg" for n in (2, 3, 4)]
+    assert "but 303 are left" in refusal(folder, test=204, on_bad_image="skip", **values)
+
+
+def test_a_picture_with_one_label_in_train_and_another_in_test_is_refused(tmp_path):
+    splits = DatasetDict(train=rows(["a", "b"] * 5), test=rows(["b", "a"] * 4, start=8))
+    message = refusal(save(splits, tmp_path / "set"))
+    assert "two labels" in message and "\n  train/000008 ('a') and test/000000 ('b')" in message
+
+
+@pytest.mark.parametrize("name", ["../../other/data-00000-of-00001.arrow", "/{other}", "link.arrow", "a::b", ".."])
+def test_a_saved_set_may_not_name_files_outside(tmp_path, name):
+    other = save(rows(["a", "b"] * 5), tmp_path / "other") / "data-00000-of-00001.arrow"
+    folder = save(DatasetDict(train=rows(["a", "b"] * 5)), tmp_path / "set")
+    (folder / "train/link.arrow").symlink_to(other)
+    state = json.loads((folder / "train/state.json").read_text())
+    state["_data_files"] = [{"filename": name.format(other=str(other)[1:])}]
+    (folder / "train/state.json").write_text(json.dumps(state))
+    assert "names files or folders that do not lie in it" in refusal(folder)
+
+
+def test_a_saved_set_may_not_name_splits_outside(tmp_path):
+    save(rows(["a", "b"] * 5), tmp_path / "other")
+    folder = save(DatasetDict(train=rows(["a", "b"] * 5)), tmp_path / "set")
+    (folder / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "../other"]}))
+    assert "do not lie in it; save the set anew with save_to_disk:\n  '../other'" in refusal(folder)
+
+
+def test_a_format_that_was_saved_does_not_matter(tmp_path):
+    data = rows([0, 1] * 5, ClassLabel(names=["a", "b"]))
+    assert load(save(data.with_format("numpy"), tmp_path / "numpy/x")) == load(save(data, tmp_path / "plain/x"))
+
+
+def test_class_labels_are_cleaned_and_wrong_numbers_are_no_labels(tmp_path):
+    names = ClassLabel(names=[" ros\u00e9 ", "cafe\u0301"])
+    assert load(save(rows([0, 1] * 5, names), tmp_path / "set")).classes == ["ros\u00e9", "caf\u00e9"]
+    table = rows([0, 1, 7] * 4, Value("int64")).data.table.replace_schema_metadata(None)
+    folder = tmp_path / "parquet"
+    folder.mkdir()
+    labelled = Dataset(table).cast_column("image", datasets.Image())
+    labelled.info.features["label"] = ClassLabel(names=["a", "b"])
+    labelled.to_parquet(folder / "train.parquet")
+    assert "row 2: no label" in refusal(folder)
 
 
 def test_a_path_in_a_row_is_not_followed(tmp_path):
