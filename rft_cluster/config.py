@@ -316,11 +316,12 @@ def _find(name: str) -> Path:
 def _override(override: str) -> DictConfig:
     """`section.key=value` as a configuration of this one value. A reward's name is a key with its dots."""
     key, equals, value = override.partition("=")
-    if not equals or "." not in key:
+    if not equals or "." not in key or key.endswith("."):
         raise UserError(f"override {override!r} must look like section.key=value, e.g. schedule.steps=10")
     section, _, name = key.partition(".")
-    if section == "rewards" and name:
-        read = OmegaConf.create({section: {name: OmegaConf.to_container(OmegaConf.from_dotlist([f"x={value}"]))["x"]}})
+    if section == "rewards":
+        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"x={value}"]))["x"]
+        read = OmegaConf.create({section: {name: value}})
     else:
         read = OmegaConf.from_dotlist([override])
     if OmegaConf.missing_keys(read):

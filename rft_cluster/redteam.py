@@ -109,9 +109,10 @@ def red_team(
     attacks = list(_attacks(classes, always, prompt_text))
     first = {example.label: example for example in reversed(examples)}
     scorer = WeightedRewards(weights, time_limit)
-    deadline = time.monotonic() + seconds
     trials = []
     try:
+        scorer.wait_until_ready()
+        deadline = time.monotonic() + seconds
         for label in chosen:
             example = first.get(label, Example(f"red-team/{label}", b"", label))
             prompt = Prompt("red-team", example.example_id, example.image, prompt_text, label, 0, example.aliases)

@@ -52,27 +52,12 @@ class IsolatedFunction:
             answers += self._until_killed(prompt, completions[len(answers) :])
         return answers
 
-    def close(self) -> None:
-        """Kill the child and what it started."""
-        with suppress(ProcessLookupError):  # it is gone, or has not made its group yet
-            os.killpg(self._pid, signal.SIGKILL)
-        self._process.kill()
-        self._process.join()
-        self._pipe.close()
+    def wait_until_ready(self) -> None:
+        """Until the child has imported the function; it does so anew where it died since the last group.
 
-    def _start(self) -> None:
-        # A fork would copy the locks of this process's threads, of Ray and torch, as they happen to be held.
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        arguments = (self._name, theirs, self._time_limit)
-        self._process = context.Process(target=_serve, args=arguments, name=f"reward {self._name}", daemon=True)
-        self._process.start()
-        assert self._process.pid
-        self._pid = self._process.pid
-        theirs.close()
-        self._ready = False
-
-    def _wait_until_ready(self) -> None:
+        Raises:
+            UserError: it cannot be imported.
+        """
         if self._ready and self._pipe.poll(0):  # nothing is due, so this is its end, since the last group
             self._restart()
         if self._ready:
@@ -86,13 +71,33 @@ class IsolatedFunction:
             raise UserError(f"rewards: {self._name!r} cannot be loaded: {problem}")
         self._ready = True
 
+    def close(self) -> None:
+        """Kill the child and what it started."""
+        with suppress(ProcessLookupError):  # it is gone, or has not made its group yet
+            os.killpg(self._pid, signal.SIGKILL)
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
+
+    def _start(self) -> None:
+        self._ready: bool = False  # whether the import is done
+        # A fork would copy the locks of this process's threads, of Ray and torch, as they happen to be held.
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        arguments = (self._name, theirs, self._time_limit)
+        self._process = context.Process(target=_serve, args=arguments, name=f"reward {self._name}", daemon=True)
+        self._process.start()
+        assert self._process.pid
+        self._pid = self._process.pid
+        theirs.close()
+
     def _restart(self) -> None:
         self.close()
         self._start()
 
     def _until_killed(self, prompt: Prompt, completions: Sequence[Completion]) -> list[float | str]:
         """The answers, at most up to the first completion for which the child had to be replaced."""
-        self._wait_until_ready()
+        self.wait_until_ready()
         answers: list[float | str] = []
         try:
             self._pipe.send((prompt, completions))

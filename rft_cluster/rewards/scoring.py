@@ -33,6 +33,15 @@ class WeightedRewards:
         values = {name: self._functions[name](prompt, completions) for name in self.weights}
         return [self._weigh({name: values[name][index] for name in values}) for index in range(len(completions))]
 
+    def wait_until_ready(self) -> None:
+        """Until the user's own functions are imported.
+
+        Raises:
+            UserError: one cannot be.
+        """
+        for function in self._isolated.values():
+            function.wait_until_ready()
+
     def close(self) -> None:
         for function in self._isolated.values():
             function.close()
