@@ -39,14 +39,15 @@ class Batch:
 
 
 def build_samples(
-    groups: Sequence[Group], advantages: Sequence[Sequence[float]], keep_all: bool
+    groups: Sequence[Group], advantages: Sequence[Sequence[float | None]], keep_all: bool
 ) -> list[TrainingSample]:
     """Samples whose weights make the loss a mean over each completion's tokens, then over all completions.
 
     A group without variance has advantages of 0: it pulls nothing but the KL. With `keep_all` false (no KL) its
-    samples are left out, but still count in the mean.
+    samples are left out, but still count in the mean. A masked completion (advantage None) is left out always, and
+    does not count.
     """
-    total = sum(len(group.completions) for group in groups)
+    total = sum(advantage is not None for group_advantages in advantages for advantage in group_advantages)
     return [
         TrainingSample(
             prompt=group.prompt,
@@ -59,7 +60,7 @@ def build_samples(
         )
         for group, group_advantages in zip(groups, advantages, strict=True)
         for completion, advantage in zip(group.completions, group_advantages, strict=True)
-        if keep_all or advantage != 0.0
+        if advantage is not None and (keep_all or advantage != 0.0)
     ]
 
 

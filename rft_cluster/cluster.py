@@ -280,7 +280,7 @@ def _start_actors(reservation: _Reservation, model_path: str) -> Cluster:
         for rank, (name, address) in enumerate(zip(learners.names, learner_addresses, strict=True))
     }
     reward_handles = {
-        name: ray.remote(Scorer).options(**reservation.options(name, reward, {})).remote(config.rewards)
+        name: ray.remote(Scorer).options(**reservation.options(name, reward, {})).remote(config.rewards, config.scoring)
         for name in reward.names
     }
     reservation.wait_until_ready(learner_handles | generator_handles | reward_handles)

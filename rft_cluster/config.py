@@ -134,6 +134,16 @@ class SamplingSection(Section):
     only with `algorithm.importance_cap: null`."""
 
 
+class ScoringSection(Section):
+    time_limit: float = Field(10.0, gt=0)
+    """Seconds for one call of a reward function of your own. Past it the completion has no reward: it is masked."""
+    failure_budget: float = Field(0.1, ge=0, lt=1)
+    """Share of a step's completions that may be without a reward; more stops the run."""
+    red_team: Literal["refuse", "warn", "off"] = "refuse"
+    """Before training the rewards are tried against answers that know nothing of the image. Where one pays: `refuse`
+    to train, or `warn` and go on; `off` does not try. See docs/rewards.md."""
+
+
 class AlgorithmSection(Section):
     kl_beta: float = Field(0.04, ge=0)
     """Weight of the KL to the starting model. 0 keeps no reference model."""
@@ -213,6 +223,7 @@ class Config(Section):
     sampling: SamplingSection = SamplingSection()
     rewards: dict[str, float] = Field(DEFAULT_REWARDS, min_length=1)
     """Reward functions with their weights: a name in `rft_cluster/rewards/`, or a function's dotted path."""
+    scoring: ScoringSection = ScoringSection()
     algorithm: AlgorithmSection = AlgorithmSection()
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection
@@ -288,8 +299,8 @@ def load_config(name: str, overrides: list[str]) -> Config:
             raise UserError(f"{path} must hold sections (run:, model:, ...), not a list")
         if "rewards" not in loaded:
             loaded["rewards"] = DEFAULT_REWARDS  # so that an override changes one and leaves the other
-        merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(_checked(overrides)))
-        values = OmegaConf.to_container(merged, resolve=True)
+        merged = OmegaConf.merge(loaded, *map(_override, overrides))
+        values = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} or an override of it cannot be read: {error}") from error
     except OSError as error:
@@ -312,12 +323,20 @@ def _find(name: str) -> Path:
     raise UserError(f"config {name!r} is neither a file nor one of {', '.join(known) or 'configs/'}.{hint}")
 
 
-def _checked(overrides: list[str]) -> list[str]:
-    for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals or "." not in key:
-            raise UserError(f"override {override!r} must look like section.key=value, e.g. schedule.steps=10")
-    return overrides
+def _override(override: str) -> DictConfig:
+    """`section.key=value` as a configuration of this one value. A reward's name is a key with its dots."""
+    key, equals, value = override.partition("=")
+    if not equals or "." not in key or key.endswith("."):
+        raise UserError(f"override {override!r} must look like section.key=value, e.g. schedule.steps=10")
+    section, _, name = key.partition(".")
+    if section == "rewards":
+        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"x={value}"]))["x"]
+        read = OmegaConf.create({section: {name: value}})
+    else:
+        read = OmegaConf.from_dotlist([override])
+    if OmegaConf.missing_keys(read):
+        raise UserError(f"override {override!r}: ??? only marks a value that is missing; give one")
+    return read
 
 
 def _explain(problem: Any) -> str:

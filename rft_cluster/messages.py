@@ -7,7 +7,7 @@ its boundary. A group owns its completions: no shuffle can separate them. Images
 bytes (PNG or JPEG), never as pixel tensors. `Batch` holds tensors and lives with the learner, in `batching.py`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +68,15 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """A completion's reward: `parts` by reward name, unweighted; `total` is their weighted sum."""
+    """A completion's reward: `parts` by reward name, unweighted; `total` is their weighted sum.
 
-    total: float
+    A reward that failed on the completion is in `failures`, with a short reason, and not in `parts`. Then there is no
+    total: the completion is masked, which means that nothing is learned from it. 0 would be a false label.
+    """
+
+    total: float | None
     parts: dict[str, float]
+    failures: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

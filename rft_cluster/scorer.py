@@ -1,44 +1,57 @@
 """The reward actor's work: score groups of completions with the configured reward functions.
 
-scorer = Scorer({"format": 1.0, "accuracy": 1.0})
+scorer = Scorer({"format": 1.0, "accuracy": 1.0}, ScoringSection())
 rewards = scorer.score(groups)      # rewards[i][j] is of groups[i].completions[j]
 """
 
-import math
+from collections import Counter
 
-from rft_cluster.messages import Completion, Group, Prompt, Reward
-from rft_cluster.rewards import RewardFunction, load_rewards
-
-
-class RewardError(RuntimeError):
-    """A reward function failed. That is never a reward of 0, which would teach the policy something false."""
+from rft_cluster.config import ScoringSection
+from rft_cluster.errors import UserError
+from rft_cluster.messages import Group, Reward
+from rft_cluster.rewards.scoring import WeightedRewards
 
 
 class Scorer:
     """Scores completions; the weights of the rewards are by name or dotted path (see `load_rewards`)."""
 
-    def __init__(self, rewards: dict[str, float]):
-        self.rewards = load_rewards(rewards)
+    def __init__(self, rewards: dict[str, float], scoring: ScoringSection) -> None:
+        self._rewards = WeightedRewards(rewards, scoring.time_limit)
+        self._budget = scoring.failure_budget
 
     def score(self, groups: list[Group]) -> list[list[Reward]]:
-        """One reward for each completion, in order.
+        """One reward for each completion of a step, in order. Where a user's function failed there is no total.
 
         Raises:
-            RewardError: a reward function raised, or returned something else than a finite number.
+            UserError: more of the step's completions than the budget allows are without a reward (as soon as that
+                is sure), or a function cannot be imported.
         """
-        return [[self._reward(group.prompt, completion) for completion in group.completions] for group in groups]
+        allowed = self._budget * sum(len(group.completions) for group in groups)
+        scored: list[list[Reward]] = []
+        for group in groups:
+            scored.append(self._rewards.score(group.prompt, group.completions))
+            if sum(bool(reward.failures) for rewards in scored for reward in rewards) > allowed:
+                raise UserError(_over_budget(groups, scored, self._budget))
+        return scored
 
-    def _reward(self, prompt: Prompt, completion: Completion) -> Reward:
-        parts = {name: _call(name, function, prompt, completion) for name, _, function in self.rewards}
-        return Reward(total=math.fsum(weight * parts[name] for name, weight, _ in self.rewards), parts=parts)
+    def close(self) -> None:
+        """End the processes of the user's own functions."""
+        self._rewards.close()
 
 
-def _call(name: str, function: RewardFunction, prompt: Prompt, completion: Completion) -> float:
-    at = f"for {prompt.prompt_id} ({prompt.example_id}) on the completion {completion.text!r}"
-    try:
-        value = float(function(prompt, completion))
-    except Exception as error:  # a user's function may raise anything; none of it is swallowed
-        raise RewardError(f"reward {name!r} failed {at}: {type(error).__name__}: {error}") from error
-    if not math.isfinite(value):
-        raise RewardError(f"reward {name!r} returned {value} {at}; it must be finite")
-    return value
+def _over_budget(groups: list[Group], scored: list[list[Reward]], budget: float) -> str:
+    """`scored` may end before `groups` does."""
+    failed = [
+        (group.prompt, reward)
+        for group, rewards in zip(groups, scored, strict=False)
+        for reward in rewards
+        if reward.failures
+    ]
+    name, count = Counter(name for _, reward in failed for name in reward.failures).most_common(1)[0]
+    prompt, reason = next((prompt, reward.failures[name]) for prompt, reward in failed if name in reward.failures)
+    return (
+        f"rewards.{name} failed on {count} of the {sum(map(len, scored))} completions that were scored, of "
+        f"{sum(len(group.completions) for group in groups)} in the step; scoring.failure_budget allows "
+        f"{100 * budget:g} % of a step. The first failure: {reason}, on {prompt.prompt_id} ({prompt.example_id}). "
+        f"Mend the function, or raise scoring.time_limit or scoring.failure_budget"
+    )

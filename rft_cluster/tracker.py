@@ -12,6 +12,7 @@ runs/NAME/  config.yaml      the resolved configuration
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -32,7 +33,7 @@ from rft_cluster.prepare import Task
 from rft_cluster.prompts import text_hash
 
 # These say where and how a run runs, not what it computes: they may change when it is resumed.
-MAY_CHANGE = ("cluster", "generators", "learners")
+MAY_CHANGE = ("cluster", "generators", "learners", "scoring")
 
 
 class Stopwatch:
@@ -54,8 +55,12 @@ def step_metrics(
     learner: Mapping[str, float],
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
-    """One step as one flat object. Learner sums become means over the tokens that were trained on."""
+    """One step as one flat object. Learner sums become means over the tokens that were trained on, rewards means
+    over the completions that have one; one at least must. `reward_failures` counts the others."""
     every = [reward for group in rewards for reward in group]
+    totals = [reward.total for reward in every if reward.total is not None]
+    valid = [reward.parts for reward in every if not reward.failures]
+    failures = Counter(name for reward in every for name in reward.failures)
     completions = [completion for group in groups for completion in group.completions]
     tokens = sum(len(completion.token_ids) for completion in completions)
     trained = learner.get("tokens", 0.0)
@@ -69,8 +74,10 @@ def step_metrics(
         else {}
     )
     return {
-        "reward": sum(reward.total for reward in every) / len(every),
-        **{f"reward/{name}": sum(reward.parts[name] for reward in every) / len(every) for name in every[0].parts},
+        "reward": sum(totals) / len(totals),
+        **{f"reward/{name}": sum(parts[name] for parts in valid) / len(valid) for name in valid[0]},
+        "reward_failures": len(every) - len(valid),
+        **{f"reward_failures/{name}": count for name, count in failures.items()},
         "live_groups": sum(is_live([reward.total for reward in group]) for group in rewards) / len(groups),
         **means,
         **{name: learner[name] for name in ("loss", "grad_norm", "learning_rate", "skipped") if name in learner},
@@ -92,6 +99,13 @@ def step_line(step: int, steps: int, metrics: Mapping[str, Any], seconds_left: f
     parts = " ".join(
         f"{name.removeprefix('reward/')} {value:.2f}" for name, value in metrics.items() if name.startswith("reward/")
     )
+    if metrics["reward_failures"]:
+        failed = " ".join(
+            f"{name.removeprefix('reward_failures/')} {value}"
+            for name, value in metrics.items()
+            if name.startswith("reward_failures/")
+        )
+        parts += f"; {metrics['reward_failures']} completions without: {failed} failed"
     gap = f"gap {metrics['logprob_gap']:.4f}" if "logprob_gap" in metrics else "no live group: no update"
     return (
         f"step {step:>{len(str(steps))}}/{steps}  reward {metrics['reward']:.2f} ({parts})  "

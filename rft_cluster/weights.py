@@ -196,8 +196,10 @@ def check_records(records: list[WeightRecord], version: int, digest: int) -> Non
 
     Raises:
         WeightTransferError: a generator reports another version, received other bytes, or holds other parameters
-            than its peers.
+            than its peers; or none reports at all.
     """
+    if not records:
+        raise WeightTransferError(f"no generator reports that it serves version {version}")
     for index, record in enumerate(records):
         if record.version != version:
             raise WeightTransferError(f"generator {index} serves version {record.version} instead of {version}")

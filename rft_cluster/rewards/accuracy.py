@@ -1,4 +1,4 @@
-"""Accuracy reward: is the answer the label?
+"""Accuracy reward: is the answer the label, or another name of it?
 
 Strict equality, unlike the containment rule of the original recipe, by which an empty answer, a single letter
 or a list of classes was right. Writing does not count: `Hard leaved_Pocket orchid.` is `hard-leaved pocket
@@ -17,16 +17,18 @@ IGNORED_CATEGORIES = "PZC"
 
 
 def accuracy_reward(prompt: Prompt, completion: Completion) -> float:
-    """1.0 if the text has exactly one answer block and it holds the label, as `normalise_label` sees both.
+    """1.0 if the text has exactly one answer block and it holds the label or one of its aliases.
+
+    Answer and names are compared as `normalise_label` sees them.
 
     Raises:
-        ValueError: the label itself normalises to nothing, so that no answer could be told from an empty one.
+        ValueError: a name normalises to nothing, so that no answer could be told from an empty one.
     """
-    label = normalise_label(prompt.label)
-    if not label:
-        raise ValueError(f"label {prompt.label!r} of {prompt.example_id} has no letter, digit or symbol")
+    names = {normalise_label(name): name for name in (prompt.label, *prompt.aliases)}
+    if "" in names:
+        raise ValueError(f"label {names['']!r} of {prompt.example_id} has no letter, digit or symbol")
     answer = extract_answer(completion.text)
-    return 1.0 if answer is not None and normalise_label(answer) == label else 0.0
+    return 1.0 if answer is not None and normalise_label(answer) in names else 0.0
 
 
 def extract_answer(text: str) -> str | None:

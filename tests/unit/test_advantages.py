@@ -49,3 +49,25 @@ def test_small_but_real_differences_are_live():
 def test_rewards_that_are_none_are_refused(rewards):
     with pytest.raises(ValueError, match="finite and at least one"):
         group_advantages(rewards)
+
+
+def test_a_masked_completion_is_in_neither_mean_nor_deviation():
+    # Of [1, 0]: as test_two_completions_by_hand.
+    expected = 0.5 / (math.sqrt(0.5) + 1e-4)
+    assert group_advantages([None, 1.0, None, 0.0]) == [
+        None,
+        pytest.approx(expected, rel=1e-12),
+        None,
+        pytest.approx(-expected, rel=1e-12),
+    ]
+
+
+@pytest.mark.parametrize("rewards", [[None, None], [None, 1.0], [1.0, None, 1.0]])
+def test_a_group_with_fewer_than_two_different_rewards_is_not_live(rewards):
+    assert not is_live(rewards)
+    assert group_advantages(rewards) == [None if reward is None else 0.0 for reward in rewards]
+
+
+def test_a_masked_completion_hides_no_reward_that_is_none():
+    with pytest.raises(ValueError, match="finite and at least one"):
+        group_advantages([None, math.nan])

@@ -58,6 +58,15 @@ def test_dead_groups_are_left_out_without_kl_but_count_in_the_mean():
     assert [one.weight for one in built] == pytest.approx([1 / 8, 1 / 20])  # a quarter each, not a half
 
 
+@pytest.mark.parametrize("keep_all", [True, False])
+def test_masked_completions_are_left_out_and_do_not_count(keep_all):
+    # Two completions count: a half each, shared by 2 and 4 tokens.
+    built = build_samples([group("a", 2, 5), group("b", 4, 3)], [[1.0, None], [-1.0, None]], keep_all)
+    assert [(one.prompt.prompt_id, len(one.token_ids)) for one in built] == [("a", 2), ("b", 4)]
+    assert [one.weight for one in built] == pytest.approx([1 / 4, 1 / 8])
+    assert build_samples([group("a", 2, 5)], [[None, None]], keep_all) == []
+
+
 def test_without_a_live_group_there_are_no_samples():
     assert build_samples([group("a", 2, 5)], [[0.0, 0.0]], keep_all=False) == []
 

@@ -118,6 +118,15 @@ def test_overriding_one_reward_leaves_the_others(tmp_path):
     assert load(tmp_path, MINIMAL, "rewards.accuracy=2").rewards == {"format": 1.0, "accuracy": 2.0}
 
 
+@pytest.mark.parametrize("name", ["my_package.my_module:brevity", "my_package.my_module.brevity", "module:f"])
+def test_a_reward_of_ones_own_is_added_by_an_override(tmp_path, name):
+    """Its dots are its own, and no sections."""
+    added = {"format": 1.0, "accuracy": 1.0, name: 0.1}
+    assert load(tmp_path, MINIMAL, f"rewards.{name}=0.1").rewards == added
+    text = MINIMAL + f"rewards: {{accuracy: 1, {name}: 0.5}}\n"
+    assert load(tmp_path, text, f"rewards.{name}=0.2", f"rewards.{name}=1e-1").rewards == {"accuracy": 1.0, name: 0.1}
+
+
 def test_a_config_is_frozen(tmp_path):
     config = load(tmp_path, MINIMAL)
     with pytest.raises(ValueError, match="frozen"):
@@ -173,6 +182,11 @@ def test_an_unknown_key_in_the_file_gets_the_nearest(tmp_path):
         ("data.classes=rose", ["data.classes:", "list", "'rose'"]),
         ("data.shots=0", ["data.shots:", "greater than or equal to 1", "got 0"]),
         ("rewards.accuracy=high", ["rewards.accuracy:", "number", "'high'"]),
+        ("rewards.accuracy=[1]", ["rewards.accuracy:", "number", "[1]"]),
+        ("rewards.my.module:f=high", ["rewards.my.module:f:", "number", "'high'"]),
+        ("scoring.time_limit=0", ["scoring.time_limit:", "greater than 0", "got 0"]),
+        ("scoring.failure_budget=1", ["scoring.failure_budget:", "less than 1", "got 1"]),
+        ("scoring.red_team=maybe", ["scoring.red_team:", "'refuse', 'warn' or 'off'", "'maybe'"]),
         ("run.name=a/b", ["run.name:", "pattern", "'a/b'"]),
         ("run.name=..", ["run.name:", "pattern", "'..'"]),
         ("run.seed=-1", ["run.seed:", "greater than or equal to 0", "got -1"]),
@@ -222,8 +236,20 @@ def test_an_override_of_another_form_is_shown_the_right_one(tmp_path, override):
     assert message == f"override {override!r} must look like section.key=value, e.g. schedule.steps=10"
 
 
+@pytest.mark.parametrize("override", ["schedule.steps=???", "schedule.steps='???'", "rewards.my.module:f=???"])
+def test_a_value_that_is_marked_as_missing_is_refused(tmp_path, override):
+    assert refusal(tmp_path, override) == f"override {override!r}: ??? only marks a value that is missing; give one"
+
+
+@pytest.mark.parametrize("text", [MINIMAL.replace("steps: 4", "steps: '???'"), MINIMAL + "rewards:\n  accuracy: ???\n"])
+def test_a_value_that_the_file_marks_as_missing_is_named(tmp_path, text):
+    message = refusal(tmp_path, text=text)
+    assert "Missing mandatory value" in message and ("schedule.steps" in message or "rewards.accuracy" in message)
+    assert load(tmp_path, text, "schedule.steps=4", "rewards.accuracy=1").schedule.steps == 4
+
+
 @pytest.mark.parametrize(
-    "override", [".steps=3", "schedule.=3", "schedule..steps=3", "schedule.steps=[1", "run.name=${x}"]
+    "override", ["rewards.=3", ".steps=3", "schedule.=3", "schedule..steps=3", "schedule.steps=[1", "run.name=${x}"]
 )
 def test_an_override_that_cannot_be_read_is_refused(tmp_path, override):
     refusal(tmp_path, override)

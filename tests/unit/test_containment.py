@@ -100,8 +100,9 @@ def test_the_original_differs_from_the_recipe_in_its_named_departures_only():
     }
     assert different == {
         *("run.name", "prompt.template", "prompt.subject", "sampling.top_k", "algorithm.importance_cap"),
-        *("rewards.accuracy", "rewards.containment"),
+        *("rewards.accuracy", "rewards.containment", "scoring.red_team"),
     }
+    assert (theirs["scoring"]["red_team"], ours["scoring"]["red_team"]) == ("warn", "refuse")
 
 
 def test_top_k_goes_only_without_the_importance_correction():

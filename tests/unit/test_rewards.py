@@ -2,13 +2,14 @@ import pytest
 
 from rft_cluster.errors import UserError
 from rft_cluster.messages import Completion, Prompt
+from rft_cluster.prompts import render_template
 from rft_cluster.rewards import load_rewards
 from rft_cluster.rewards.accuracy import accuracy_reward, extract_answer, normalise_label
 from rft_cluster.rewards.format import format_reward
 
 
-def prompt(label: str) -> Prompt:
-    return Prompt("train/0/0", "photos/a.png", b"", "Which flower?", label, 0)
+def prompt(label: str, *aliases: str, text: str = "Which flower?") -> Prompt:
+    return Prompt("train/0/0", "photos/a.png", b"", text, label, 0, aliases)
 
 
 def completion(text: str) -> Completion:
@@ -63,6 +64,62 @@ def test_the_layout_gets_the_format_reward(text):
 )
 def test_everything_else_gets_none(text):
     assert of_format(text) == 0.0
+
+
+ANSWER_ONLY = "Put it in <answer> </answer>."
+BOTH = "Put it in <think> </think> and <answer> </answer>."
+
+
+@pytest.mark.parametrize("question", ["Which flower?", BOTH])
+def test_thinking_is_asked_for_unless_only_an_answer_is(question):
+    for text, reward in (
+        ("<think>red</think> <answer>rose</answer>", 1.0),
+        ("<answer>rose</answer>", 0.0),
+    ):
+        assert format_reward(prompt("rose", text=question), completion(text)) == reward
+
+
+@pytest.mark.parametrize(
+    ("text", "reward"),
+    [
+        ("<answer>rose</answer>", 1.0),
+        ("<answer>\n rose \n</answer>", 1.0),
+        ("<answer></answer>", 1.0),
+        ("<think>red</think><answer>rose</answer>", 0.0),
+        ("<answer><think>red</think>rose</answer>", 0.0),
+        ("<answer>rose</think></answer>", 0.0),
+        ("<answer>rose</answer> ", 0.0),
+        ("It is <answer>rose</answer>", 0.0),
+        ("<answer>rose</answer><answer>rose</answer>", 0.0),
+        ("<answer>rose", 0.0),
+        ("</answer>rose<answer>", 0.0),
+        ("rose", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_a_prompt_that_shows_an_answer_block_alone_wants_that_alone(text, reward):
+    assert format_reward(prompt("rose", text=ANSWER_ONLY), completion(text)) == reward
+
+
+@pytest.mark.parametrize("template", ["think_answer", "answer_only", "weak", "with_labels"])
+def test_each_template_of_ours_gets_its_layout(template):
+    text = render_template(template, "flower", ["rose", "tulip"])
+    right = "<answer>rose</answer>" if template == "answer_only" else "<think>red</think><answer>rose</answer>"
+    assert format_reward(prompt("rose", text=text), completion(right)) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [("thorn apple", 1.0), ("Datura_", 1.0), ("jimson-weed", 1.0), ("datura, jimson weed", 0.0), ("", 0.0)],
+)
+def test_an_alias_is_as_right_as_the_label(answer, right):
+    asked = prompt("thorn apple", "datura", "jimson weed")
+    assert accuracy_reward(asked, completion(f"<think>hm</think><answer>{answer}</answer>")) == right
+
+
+def test_an_alias_that_is_nothing_would_make_an_empty_answer_right():
+    with pytest.raises(ValueError, match=r"label '--' of photos/a\.png has no letter"):
+        accuracy_reward(prompt("rose", "--"), completion("<answer></answer>"))
 
 
 @pytest.mark.parametrize(

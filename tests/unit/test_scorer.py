@@ -1,9 +1,16 @@
+import os
 import pickle
+import time
 
 import pytest
 
+from rft_cluster.config import ScoringSection
+from rft_cluster.errors import UserError
 from rft_cluster.messages import Completion, Group, Prompt
-from rft_cluster.scorer import RewardError, Scorer
+from rft_cluster.scorer import Scorer
+
+FULL = "<think>red</think><answer>rose</answer>"
+MOODY = f"{__name__}:moody"
 
 
 def group(label: str, *texts: str) -> Group:
@@ -11,26 +18,37 @@ def group(label: str, *texts: str) -> Group:
     return Group(prompt, [1, 2], [Completion([1], [-0.1], text, "stop", 3) for text in texts])
 
 
-def fails(prompt: Prompt, completion: Completion) -> float:
-    raise KeyError(completion.text)
+def moody(prompt: Prompt, completion: Completion) -> float:
+    """Fails as the completion says."""
+    match completion.text:
+        case "raise":
+            raise KeyError("petal")
+        case "nan":
+            return float("nan")
+        case "die":
+            os._exit(7)
+        case "hang":
+            time.sleep(3600)
+    return 0.5
 
 
-def not_a_number(prompt: Prompt, completion: Completion) -> float:
-    return float("nan")
+@pytest.fixture
+def scorer(request):
+    """One with the weights and limits of the test, and its processes ended after it."""
+    made = []
+
+    def make(weights: dict[str, float], **limits: float) -> Scorer:
+        made.append(Scorer(weights, ScoringSection(**limits)))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
 
 
-def nothing(prompt: Prompt, completion: Completion) -> None:
-    return None
-
-
-def yes(prompt: Prompt, completion: Completion) -> bool:
-    return True
-
-
-def test_totals_are_weighted_and_parts_are_not():
-    full = "<think>red</think><answer>rose</answer>"
-    groups = [group("rose", full, "<answer>rose</answer>", "rose"), group("tulip", full)]
-    rewards = Scorer({"format": 0.5, "accuracy": 2.0}).score(groups)
+def test_totals_are_weighted_and_parts_are_not(scorer):
+    groups = [group("rose", FULL, "<answer>rose</answer>", "rose"), group("tulip", FULL)]
+    rewards = scorer({"format": 0.5, "accuracy": 2.0}).score(groups)
     # 0.5 * 1 + 2 * 1; 0.5 * 0 + 2 * 1; nothing; the format alone.
     assert [[r.total for r in of_group] for of_group in rewards] == [[2.5, 2.0, 0.0], [0.5]]
     assert [r.parts for r in rewards[0]] == [
@@ -38,25 +56,66 @@ def test_totals_are_weighted_and_parts_are_not():
         {"format": 0.0, "accuracy": 1.0},
         {"format": 0.0, "accuracy": 0.0},
     ]
+    assert not any(r.failures for of_group in rewards for r in of_group)
 
 
-def test_a_reward_of_ones_own_is_a_part_under_its_path():
-    name = f"{__name__}:yes"
-    (reward,) = Scorer({name: 0.25}).score([group("rose", "x")])[0]
-    assert (reward.total, reward.parts) == (0.25, {name: 1.0})
+def test_a_reward_of_ones_own_is_a_part_under_its_path(scorer):
+    (reward,) = scorer({MOODY: 0.25, "format": 1.0}).score([group("rose", FULL)])[0]
+    assert (reward.total, reward.parts, reward.failures) == (1.125, {MOODY: 0.5, "format": 1.0}, {})
 
 
-@pytest.mark.parametrize(
-    ("function", "message"),
-    [
-        ("fails", "failed for .*KeyError"),
-        ("not_a_number", "returned nan for"),
-        ("nothing", "failed for .*TypeError"),
-    ],
-)
-def test_a_failed_reward_is_never_zero(function, message):
-    scorer = Scorer({"format": 1.0, f"{__name__}:{function}": 1.0})
-    with pytest.raises(RewardError, match=message) as caught:
-        scorer.score([group("rose", "the text")])
-    assert all(part in str(caught.value) for part in (function, "train/3/rose", "'the text'"))
-    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)  # noqa: S301 - it crosses to the driver
+def test_a_failure_masks_its_own_completion_and_is_never_zero(scorer):
+    weights = {"format": 1.0, MOODY: 1.0}
+    rewards = scorer(weights, time_limit=1.0, failure_budget=0.5).score(
+        [group("rose", FULL, "raise", "x", "nan"), group("tulip", "die", FULL, "hang", "x")]
+    )
+    assert [[r.total for r in of_group] for of_group in rewards] == [[1.5, None, 0.5, None], [None, 1.5, None, 0.5]]
+    masked = [r for of_group in rewards for r in of_group if r.total is None]
+    assert [r.parts for r in masked] == [{"format": 0.0}] * 4
+    reasons = [r.failures[MOODY] for r in masked]
+    assert reasons[0].startswith("KeyError: 'petal' (test_scorer.py, line ")
+    assert reasons[1:] == [
+        "returned nan, not a finite number",
+        "its process died (exit code 7)",
+        "no answer within 1 s",
+    ]
+
+
+@pytest.mark.parametrize(("budget", "failed"), [(0.25, 2), (0.0, 0), (0.13, 1)])
+def test_as_many_may_fail_as_the_budget_says(scorer, budget, failed):
+    texts = ["raise"] * failed + ["x"] * (8 - failed)  # of 8: a share of 0.125 each
+    one = scorer({MOODY: 1.0}, failure_budget=budget)
+    rewards = one.score([group("rose", *texts[:4]), group("tulip", *texts[4:])])
+    assert sum(r.total is None for of_group in rewards for r in of_group) == failed
+    with pytest.raises(UserError):
+        one.score([group("rose", "raise", *texts[:3]), group("tulip", *texts[4:])])
+
+
+def test_more_stop_the_run_at_once_and_say_why(scorer):
+    groups = [group("rose", "x", "raise", "nan", "x"), group("tulip", "x", "x", "hang", "hang")]
+    start = time.monotonic()
+    with pytest.raises(UserError) as caught:
+        scorer({"format": 1.0, MOODY: 1.0}, time_limit=60.0).score(groups)
+    assert time.monotonic() - start < 30, "the second group is not scored any more"
+    message = str(caught.value)
+    assert f"rewards.{MOODY} failed on 2 of the 4 completions that were scored, of 8 in the step" in message
+    assert "allows 10 % of a step" in message
+    assert "The first failure: KeyError: 'petal'" in message and "on train/3/rose (photos/a.png)" in message
+    assert str(pickle.loads(pickle.dumps(caught.value))) == message  # noqa: S301 - it crosses to the driver
+
+
+def test_what_fails_on_everything_cannot_stay_within_a_budget(scorer):
+    with pytest.raises(ValueError, match="less than 1"):
+        ScoringSection(failure_budget=1.0)
+    with pytest.raises(UserError, match="failed on 2 of the 2"):
+        scorer({MOODY: 1.0}, failure_budget=0.99).score([group("rose", "raise", "nan")])
+
+
+def test_a_fault_of_a_built_in_reward_is_ours_and_is_raised(scorer):
+    with pytest.raises(ValueError, match="has no letter"):
+        scorer({"accuracy": 1.0}).score([group("--", "x")])
+
+
+def test_a_name_that_is_none_is_refused_with_the_nearest(scorer):
+    with pytest.raises(UserError, match=r"'acuracy' is unknown. Did you mean accuracy\?"):
+        scorer({"acuracy": 1.0}).score([group("rose", "x")])

@@ -63,6 +63,7 @@ def test_a_step_by_hand():
             "reward": 0.75,  # (1 + 2 + 0 + 0) / 4
             "reward/format": 0.5,
             "reward/accuracy": 0.25,
+            "reward_failures": 0,
             "live_groups": 0.5,
             "logprob_gap": 0.05,  # 0.4 / 8 tokens, as the next four
             "kl": 0.1,
@@ -92,6 +93,27 @@ def test_a_step_without_an_update_has_no_learner_figures():
     assert metrics["tokens_trained"] == 0
     assert metrics["reward"] == 0.75
     assert not {"logprob_gap", "kl", "loss", "learning_rate"} & set(metrics)
+
+
+# The second group's rewards: one of one's own failed on the one, both on the other.
+MASKED = [
+    REWARDS[0],
+    [
+        Reward(None, {"format": 1.0}, {"accuracy": "no answer within 10 s"}),
+        Reward(None, {}, {"accuracy": "returned nan", "format": "KeyError"}),
+    ],
+]
+
+
+def test_masked_completions_are_counted_and_in_no_mean():
+    metrics = step_metrics(GROUPS, MASKED, LEARNER, SECONDS)
+    assert (metrics["reward"], metrics["reward/format"], metrics["reward/accuracy"]) == (1.5, 1.0, 0.5)
+    assert metrics["live_groups"] == 0.5
+    failures = {name: value for name, value in metrics.items() if name.startswith("reward_failures")}
+    assert failures == {"reward_failures": 2, "reward_failures/accuracy": 2, "reward_failures/format": 1}
+    line = step_line(8, 120, metrics, seconds_left=5)
+    assert "reward 1.50 (format 1.00 accuracy 0.50; 2 completions without: accuracy 2 format 1 failed)" in line
+    assert "without" not in step_line(8, 120, step_metrics(GROUPS, REWARDS, LEARNER, SECONDS), seconds_left=5)
 
 
 def test_every_figure_is_finite_json():
@@ -160,8 +182,8 @@ def test_a_run_s_records(tmp_path, capsys):
         "label": "seven",
         "completions": ["<think>ä</think>"] * 2,
         "rewards": [
-            {"total": 1, "parts": {"format": 1, "accuracy": 0}},
-            {"total": 2, "parts": {"format": 1, "accuracy": 1}},
+            {"total": 1, "parts": {"format": 1, "accuracy": 0}, "failures": {}},
+            {"total": 2, "parts": {"format": 1, "accuracy": 1}, "failures": {}},
         ],
     }
     assert second["prompt_id"] == "train/7/1"

@@ -167,6 +167,7 @@ def test_records_that_agree_pass():
         ([NEXT, NEXT, replace(NEXT, received=11)], "generator 2 received other weights for version 5 than were sent"),
         ([NEXT, replace(NEXT, loaded=223)], "generators 0 and 1 hold different parameters for version 5"),
         ([replace(NEXT, received=None)], "generator 0 received other weights for version 5 than were sent"),
+        ([], "no generator reports that it serves version 5"),
     ],
 )
 def test_records_that_do_not_agree_are_refused(records, message):

@@ -1,0 +1,255 @@
+"""Before training: the configured rewards, tried against answers that know nothing of the image (pure).
+
+A reward that pays for such an answer teaches the policy that answer. For each of the user's labels
+
+    s = (R(attack) - R(wrong)) / (R(right) - R(wrong)),    at least 0
+
+where R is the total reward, R(right) that of the label in the layout that the prompt asks for, and R(wrong) the median
+of the other classes in that layout. An attack's score is the mean of s over n labels. Under a sound reward a class
+that is always answered has 1/n, chance, and everything else about 0.
+"""
+
+import random
+import re
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from string import ascii_lowercase
+
+from rft_cluster.answers import printable
+from rft_cluster.config import ScoringSection
+from rft_cluster.errors import UserError
+from rft_cluster.messages import Completion, Example, Prompt, Reward
+from rft_cluster.rewards.format import asks_for_thinking
+from rft_cluster.rewards.scoring import WeightedRewards
+
+MARGIN = 0.10  # above chance; a small reward for brevity, say, pays for an empty answer and does no harm
+MOST = 200  # labels, and classes to answer always
+TIME = 60.0  # seconds after which no further label is begun
+SHOWN = 12  # attacks in the table
+AT_ONCE = 8  # completions between two looks at the clock
+REASONING = "This is what the image shows."
+
+
+@dataclass(frozen=True, slots=True)
+class Attack:
+    """`score` is the mean of s over the labels, `parts` that of each reward, unweighted (None: it failed on all)."""
+
+    name: str
+    score: float
+    parts: dict[str, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class RedTeam:
+    """What the attacks got, the worst first; none where no label counts. `labels` says how many do, `chance` is 1
+    over it, and `notes` are what to know about the figures."""
+
+    attacks: list[Attack]
+    labels: int
+    chance: float
+    notes: list[str]
+
+    @property
+    def paid(self) -> list[Attack]:
+        """The attacks that the rewards pay for."""
+        return [attack for attack in self.attacks if attack.score > self.chance + MARGIN + 1e-9]
+
+
+def check_rewards(
+    weights: Mapping[str, float],
+    scoring: ScoringSection,
+    classes: Sequence[str],
+    examples: Sequence[Example],
+    prompt_text: str,
+    seed: int,
+) -> str:
+    """Red-team the rewards as `scoring.red_team` says. Returns what it found, for people; nothing when it is off.
+
+    Raises:
+        UserError: an attack pays and the configuration says to refuse that, or a reward cannot be imported.
+    """
+    if scoring.red_team == "off":
+        return ""
+    found = red_team(weights, classes, examples, prompt_text, scoring.time_limit, seed)
+    if not found.paid or scoring.red_team == "warn":
+        return render(found)
+    raise UserError(
+        f"the rewards pay for answers that know nothing of the image, and a policy would learn to give them:\n"
+        f"{render(found)}\nTake rewards.accuracy in place of the one that pays, or weigh it down; "
+        f"scoring.red_team=warn trains on it all the same"
+    )
+
+
+def red_team(
+    weights: Mapping[str, float],
+    classes: Sequence[str],
+    examples: Sequence[Example],
+    prompt_text: str,
+    time_limit: float,
+    seed: int,
+    seconds: float = TIME,
+) -> RedTeam:
+    """Try the rewards against every class, or a seeded choice of at most `MOST`.
+
+    Args:
+        weights: as configured, by name or dotted path.
+        examples: labelled images, for a reward that looks at one, and for a label's aliases; the first of a label is
+            taken. A class without one has an empty image.
+        prompt_text: the rendered question, which says what layout an answer has.
+        time_limit: seconds for one call of a user's own function.
+        seconds: after these no further label is begun, however slow the functions are.
+
+    Raises:
+        UserError: a function cannot be imported.
+    """
+    chosen = random.Random(f"{seed}/red-team").sample(list(classes), min(MOST, len(classes)))
+    always = [label for label in classes if label in set(chosen)]
+    attacks = list(_attacks(classes, always, prompt_text))
+    first = {example.label: example for example in reversed(examples)}
+    scorer = WeightedRewards(weights, time_limit)
+    trials = []
+    try:
+        scorer.wait_until_ready()
+        deadline = time.monotonic() + seconds
+        for label in chosen:
+            example = first.get(label, Example(f"red-team/{label}", b"", label))
+            prompt = Prompt("red-team", example.example_id, example.image, prompt_text, label, 0, example.aliases)
+            own = always.index(label) - len(always)
+            trial = _try(scorer, prompt, [text for _, text in attacks], own, len(always), deadline)
+            if trial is None:
+                break
+            trials.append(trial)
+    finally:
+        scorer.close()
+    if trials and all(trial.right is None for trial in trials):
+        raise UserError(
+            f"{_failure(trials[0].rewards[0])} That was a right answer, and so it went with all {len(trials)} labels "
+            f"that were tried before training. Mend the function, or raise scoring.time_limit"
+        )
+    counting = [trial for trial in trials if trial.tells]
+    scored = [_attack(name, index, list(weights), counting) for index, (name, _) in enumerate(attacks) if counting]
+    return RedTeam(
+        sorted(scored, key=lambda attack: -attack.score),
+        len(counting),
+        1 / len(counting) if counting else 0.0,
+        _notes(trials, len(chosen), len(classes), seconds),
+    )
+
+
+def render(found: RedTeam) -> str:
+    """The worst attacks as a table, and the verdict."""
+    lines = [f"the rewards against answers that know nothing of the image, on {found.labels} labels:"]
+    if found.attacks:
+        names = list(found.attacks[0].parts)
+        head = "".join(f"{_short(re.split('[:.]', name)[-1], 15):>16}" for name in names)
+        lines.append(f"  {'':<36}{'score':>9}{'chance':>9}{head}")
+        for attack in found.attacks[:SHOWN]:
+            means = ("failed" if mean is None else f"{mean:.2f}" for mean in attack.parts.values())
+            parts = "".join(f"{mean:>16}" for mean in means)
+            score, chance = (f"{100 * share:.1f} %" for share in (attack.score, found.chance))
+            lines.append(f"  {_short(attack.name, 35):<36}{score:>9}{chance:>9}{parts}")
+        if len(found.attacks) > SHOWN:
+            lines.append(f"  and {len(found.attacks) - SHOWN} more, which get no more")
+        too_much = f"score more than {100 * MARGIN:.0f} % above chance (a right answer has 100 %)"
+        lines.append(f"  {len(found.paid)} of {len(found.attacks)} {too_much}")
+    return "\n".join([*lines, *(f"  {note}" for note in found.notes)])
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """One label: the reward of each attack, and what a right and a wrong answer are worth.
+
+    Where the rewards fail on a right answer, `right` is None, and `rewards` holds that failure alone.
+    """
+
+    rewards: list[Reward]
+    right: float | None
+    wrong: float | None
+
+    @property
+    def tells(self) -> bool:
+        """Whether a right answer is worth more than a wrong one. Only such labels count."""
+        return self.right is not None and self.wrong is not None and self.right > self.wrong
+
+
+def _attacks(classes: Sequence[str], always: Sequence[str], prompt_text: str) -> Iterator[tuple[str, str]]:
+    """Name and text of each completion that is tried against every label; those of `always` are the last ones."""
+    think = f"<think>{REASONING}</think>" if asks_for_thinking(prompt_text) else ""
+    everything = ", ".join(classes)
+    yield "an empty completion", ""
+    yield "an empty answer", f"{think}<answer></answer>"
+    for letter in ascii_lowercase:
+        yield f"the letter {letter}", f"{think}<answer>{letter}</answer>"
+    yield "all classes", f"{think}<answer>{everything}</answer>"
+    yield "all classes, no tags", everything
+    yield "all classes, an answer each", think + "".join(f"<answer>{label}</answer>" for label in classes)
+    yield "all classes, in the reasoning", f"<think>{everything}</think><answer></answer>"
+    yield "all classes, an open answer", f"{think}<answer>{everything}"
+    yield "the prompt", prompt_text
+    for line in [line for line in prompt_text.splitlines() if line.lstrip().startswith(("<think>", "<answer>"))][-1:]:
+        yield "the prompt's example line", line
+    for label in always:
+        yield f"always {printable(label)}", f"{think}<answer>{label}</answer>"
+
+
+def _try(
+    scorer: WeightedRewards, prompt: Prompt, texts: Sequence[str], own: int, constant: int, deadline: float
+) -> _Trial | None:
+    """Score all `texts` for one label; None where the time runs out.
+
+    The last `constant` texts are a class each, and the one at `own`, counted from the end, is right.
+    """
+    if time.monotonic() > deadline:
+        return None
+    completions = [Completion([], [], text, "stop", 0) for text in texts]
+    (right,) = scorer.score(prompt, [completions[own]])
+    if right.total is None:
+        return _Trial([right], None, None)
+    rewards: list[Reward] = []
+    for start in range(0, len(completions), AT_ONCE):
+        if time.monotonic() > deadline:
+            return None
+        rewards += scorer.score(prompt, completions[start : start + AT_ONCE])
+    wrong = [reward.total for reward in rewards[-constant:] if reward is not rewards[own] and reward.total is not None]
+    return _Trial(rewards, right.total, statistics.median(wrong) if wrong else None)
+
+
+def _attack(name: str, index: int, rewards: Sequence[str], trials: Sequence[_Trial]) -> Attack:
+    """One attack over all labels that count. Where a reward fails on it, it gets nothing."""
+    scores = []
+    for trial in trials:
+        total = trial.rewards[index].total
+        assert trial.right is not None and trial.wrong is not None
+        scores.append(0.0 if total is None else max(0.0, (total - trial.wrong) / (trial.right - trial.wrong)))
+    of_part = {
+        part: [t.rewards[index].parts[part] for t in trials if part in t.rewards[index].parts] for part in rewards
+    }
+    parts = {part: statistics.fmean(values) if values else None for part, values in of_part.items()}
+    return Attack(name, statistics.fmean(scores), parts)
+
+
+def _notes(trials: Sequence[_Trial], chosen: int, classes: int, seconds: float) -> list[str]:
+    notes = []
+    if chosen < classes:
+        notes.append(f"labels and constant answers: {chosen} of the {classes} classes, chosen by run.seed")
+    if len(trials) < chosen:
+        notes.append(f"after {seconds:g} s {len(trials)} of {chosen} labels had been tried: the rewards are slow")
+    silent = sum(not trial.tells for trial in trials)
+    if silent:
+        notes.append(f"{silent} labels do not count: the rewards give a right answer no more than a wrong one")
+    failed = [reward for trial in trials for reward in trial.rewards if reward.failures]
+    if failed:
+        tried = sum(len(trial.rewards) for trial in trials)
+        notes.append(f"{len(failed)} of {tried} completions are without a reward. {_failure(failed[0])}")
+    return notes
+
+
+def _failure(reward: Reward) -> str:
+    name, reason = next(iter(reward.failures.items()))
+    return f"rewards.{name} failed: {reason}."
+
+
+def _short(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 3]}..."

@@ -1,0 +1,158 @@
+"""A reward function of the user's own, in a process of its own.
+
+    brevity = IsolatedFunction("my_package.my_module:brevity", time_limit=10.0)
+    values = brevity(prompt, completions)       # for each a float, or a text that says why there is none
+
+There it may raise, return what is no number, hang (in native code, too), or take the interpreter down: each costs the
+one completion that it happened on. A group crosses to the process once, and so does its image; answers come back one
+by one, each with the whole time limit. After a hang or a crash the process is killed with all that it started, and a
+new one goes on with the next completion.
+
+Not a library's process pool: there a task has one answer and one limit, so an image would cross for each completion;
+pebble's, otherwise fit, is broken for good by a worker that dies between two tasks.
+"""
+
+import faulthandler
+import multiprocessing
+import os
+import signal
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
+
+from rft_cluster.errors import UserError
+from rft_cluster.messages import Completion, Prompt
+from rft_cluster.rewards import REWARDS, RewardFunction, find_function
+
+LOAD_LIMIT = 300.0  # seconds that the import of the user's module may take
+ORPHAN_GRACE = 3.0  # seconds past the time limit after which a process without a parent to kill it ends itself
+LARGEST = 1e100  # sums of squares of larger ones overflow
+LONGEST = 200  # characters of a reason
+
+
+class IsolatedFunction:
+    """Calls the function of a dotted path in a child process, which starts at once and imports it there.
+
+    The child has this process's sys.path, working directory and environment, so it finds what `find_function` finds.
+    """
+
+    def __init__(self, name: str, time_limit: float) -> None:
+        self._name, self._time_limit = name, time_limit
+        self._start()
+
+    def __call__(self, prompt: Prompt, completions: Sequence[Completion]) -> list[float | str]:
+        """For each completion, in order, the function's value, or why there is none.
+
+        Raises:
+            UserError: the child cannot import the function.
+        """
+        answers: list[float | str] = []
+        while len(answers) < len(completions):
+            answers += self._until_killed(prompt, completions[len(answers) :])
+        return answers
+
+    def wait_until_ready(self) -> None:
+        """Until the child has imported the function; it does so anew where it died since the last group.
+
+        Raises:
+            UserError: it cannot be imported.
+        """
+        if self._ready and self._pipe.poll(0):  # nothing is due, so this is its end, since the last group
+            self._restart()
+        if self._ready:
+            return
+        try:
+            problem = self._pipe.recv() if self._pipe.poll(LOAD_LIMIT) else f"not imported within {LOAD_LIMIT:g} s"
+        except (EOFError, OSError):
+            problem = f"the import ends the process ({self._exit()})"
+        if problem:
+            self.close()
+            raise UserError(f"rewards: {self._name!r} cannot be loaded: {problem}")
+        self._ready = True
+
+    def close(self) -> None:
+        """Kill the child and what it started."""
+        with suppress(ProcessLookupError):  # it is gone, or has not made its group yet
+            os.killpg(self._pid, signal.SIGKILL)
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
+
+    def _start(self) -> None:
+        self._ready: bool = False  # whether the import is done
+        # A fork would copy the locks of this process's threads, of Ray and torch, as they happen to be held.
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        arguments = (self._name, theirs, self._time_limit)
+        self._process = context.Process(target=_serve, args=arguments, name=f"reward {self._name}", daemon=True)
+        self._process.start()
+        assert self._process.pid
+        self._pid = self._process.pid
+        theirs.close()
+
+    def _restart(self) -> None:
+        self.close()
+        self._start()
+
+    def _until_killed(self, prompt: Prompt, completions: Sequence[Completion]) -> list[float | str]:
+        """The answers, at most up to the first completion for which the child had to be replaced."""
+        self.wait_until_ready()
+        answers: list[float | str] = []
+        try:
+            self._pipe.send((prompt, completions))
+            while len(answers) < len(completions):
+                if not self._pipe.poll(self._time_limit):
+                    answers.append(f"no answer within {self._time_limit:g} s")
+                    self._restart()
+                    return answers
+                answers.append(self._pipe.recv())
+        except (EOFError, OSError):
+            answers.append(f"its process died ({self._exit()})")
+            self._restart()
+        return answers
+
+    def _exit(self) -> str:
+        self._process.join(timeout=1)  # its pipe is closed a moment before it has ended
+        code = self._process.exitcode
+        return signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
+
+
+def _serve(name: str, pipe: Connection, time_limit: float) -> None:
+    """The child: import the function, then answer a group at a time until the parent is gone."""
+    os.setsid()  # a group, to be killed as a whole; and Ctrl-C is the parent's alone
+    try:
+        function = find_function(name, REWARDS, "rewards")
+    except BaseException as error:  # noqa: BLE001 - the parent raises it
+        traceback.print_exc()
+        pipe.send(str(error) if isinstance(error, UserError) else _reason(error))
+        return
+    pipe.send("")
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone
+        while True:
+            prompt, completions = pipe.recv()
+            for completion in completions:
+                # Needs no lock of the interpreter's, so it ends what hangs in native code, should the parent be gone.
+                faulthandler.dump_traceback_later(time_limit + ORPHAN_GRACE, exit=True)
+                answer = _call(function, prompt, completion)
+                faulthandler.cancel_dump_traceback_later()
+                pipe.send(answer)
+
+
+def _call(function: RewardFunction, prompt: Prompt, completion: Completion) -> float | str:
+    try:
+        value = function(prompt, completion)
+        try:
+            number = float("nan") if isinstance(value, str | bytes | bytearray) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = float("nan")
+        return number if abs(number) <= LARGEST else f"returned {value!r}, not a finite number"[:LONGEST]
+    except BaseException as error:  # noqa: BLE001 - a user's function may raise anything, and the reason is recorded
+        return _reason(error)
+
+
+def _reason(error: BaseException) -> str:
+    """Kind, message and place of an exception, on one line."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    text = " ".join(traceback.format_exception_only(error)[-1].split())
+    return f"{text[:LONGEST]} ({os.path.basename(place.filename)}, line {place.lineno})"

@@ -1,0 +1,199 @@
+"""A user's reward function in a process of its own: what it breaks is one completion's reward, and never a 0."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rft_cluster.errors import UserError
+from rft_cluster.messages import Completion, Prompt
+from rft_cluster.rewards.isolation import IsolatedFunction
+
+PROMPT = Prompt("train/3/0", "photos/a.png", b"an image", "Which flower?", "rose", 0, ("rosa",))
+LIMIT = 2.0
+
+
+def completions(*texts: str) -> list[Completion]:
+    return [Completion([1, 2], [-0.1, -0.2], text, "stop", 3) for text in texts]
+
+
+def obeys(prompt: Prompt, completion: Completion):
+    """Does what the completion says."""
+    match completion.text.split():
+        case ["raise"]:
+            raise KeyError("petal")
+        case ["exit"]:
+            sys.exit("enough")
+        case ["hang"]:
+            time.sleep(3600)
+        case ["native"]:
+            ctypes.PyDLL(None).sleep(3600)  # PyDLL keeps the interpreter's lock: no Python thread runs meanwhile
+        case ["die"]:
+            os._exit(7)
+        case ["segfault"]:
+            ctypes.string_at(0)
+        case ["die", "later"]:
+            subprocess.Popen(["sh", "-c", f"sleep 0.2; kill -9 {os.getpid()}"])
+        case ["spawn", path]:
+            child = subprocess.Popen(["sleep", "3600"])
+            Path(path).write_text(str(child.pid))
+            time.sleep(3600)
+        case ["nothing"]:
+            return None
+        case ["text"]:
+            return "0.5"
+        case ["list"]:
+            return [0.5]
+        case ["number", value]:
+            return float(value)
+        case ["whole"]:
+            return 10**400
+        case ["true"]:
+            return True
+        case ["pid"]:
+            return os.getpid()
+        case ["prompt"]:
+            return float(prompt == PROMPT and completion == completions("prompt")[0])
+    return 0.25
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended, or does within seconds."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.fixture(scope="module")
+def function():
+    isolated = IsolatedFunction(f"{__name__}:obeys", LIMIT)
+    yield isolated
+    isolated.close()
+
+
+def test_values_come_in_order_and_from_one_other_process(function):
+    first, value, second, true = function(PROMPT, completions("pid", "number -1.5", "pid", "true"))
+    assert first == second != os.getpid()
+    assert (value, true) == (-1.5, 1.0)
+    assert function(PROMPT, completions("pid")) == [first]
+    assert function(PROMPT, []) == []
+
+
+def test_prompt_and_completion_arrive_whole(function):
+    assert function(PROMPT, completions("prompt")) == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("raise", "KeyError: 'petal' (test_isolation.py, line "),
+        ("exit", "SystemExit: enough (test_isolation.py, line "),
+        ("nothing", "returned None, not a finite number"),
+        ("text", "returned '0.5', not a finite number"),
+        ("list", "returned [0.5], not a finite number"),
+        ("number nan", "returned nan, not a finite number"),
+        ("number inf", "returned inf, not a finite number"),
+        ("number -inf", "returned -inf, not a finite number"),
+        ("number 1e200", "returned 1e+200, not a finite number"),
+        ("whole", "returned 1000"),
+    ],
+)
+def test_what_is_no_number_is_said_and_the_process_lives(function, text, reason):
+    before, answer, after = function(PROMPT, completions("pid", text, "pid"))
+    assert isinstance(answer, str) and answer.startswith(reason)
+    assert len(answer) < 300
+    assert before == after
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("hang", "no answer within 2 s"),
+        ("native", "no answer within 2 s"),
+        ("die", "its process died (exit code 7)"),
+        ("segfault", "its process died (SIGSEGV)"),
+    ],
+)
+def test_a_hang_or_a_crash_costs_its_own_completion(function, text, reason):
+    start = time.monotonic()
+    before, answer, after, last = function(PROMPT, completions("pid", text, "pid", "number 3"))
+    assert (answer, last) == (reason, 3.0)
+    assert before != after, "a new process"
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(before), 0)
+    assert time.monotonic() - start < LIMIT + 15  # two would hang 4 s, a group of four 8
+
+
+def test_several_in_a_group_each_have_their_own_limit(function):
+    reasons = function(PROMPT, completions("die", "hang", "", "raise", "die"))
+    assert reasons[:3] == ["its process died (exit code 7)", "no answer within 2 s", 0.25]
+    assert reasons[3].startswith("KeyError") and reasons[4] == "its process died (exit code 7)"
+
+
+def test_a_death_between_two_groups_costs_nothing(function):
+    (before,) = function(PROMPT, completions("pid"))
+    assert function(PROMPT, completions("die later")) == [0.25]
+    assert gone(int(before))
+    assert function(PROMPT, completions("number 1", "number 2")) == [1.0, 2.0]
+
+
+def test_what_it_started_is_killed_with_it(function, tmp_path):
+    (answer,) = function(PROMPT, completions(f"spawn {tmp_path / 'pid'}"))
+    assert answer == "no answer within 2 s"
+    assert gone(int((tmp_path / "pid").read_text()))
+
+
+def test_the_module_is_found_as_here(tmp_path, monkeypatch):
+    """In a folder that only this process has in sys.path, from the working directory of this process."""
+    (tmp_path / "my_reward.py").write_text("import os\ndef f(p, c): return float(os.getcwd() == p.example_id)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    function = IsolatedFunction("my_reward:f", LIMIT)
+    here = Prompt("train/0/0", str(tmp_path), b"", "Which?", "rose", 0)
+    assert function(here, completions("x")) == [1.0]
+    function.close()
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("import no_such_dependency\n", "ModuleNotFoundError: No module named 'no_such_dependency'"),
+        ("import os\nos._exit(5)\n", r"the import ends the process \(exit code 5\)"),
+        ("def g(p, c): return 1\n", "has no function 'f'"),
+    ],
+)
+def test_what_cannot_be_imported_is_the_users_to_mend(tmp_path, monkeypatch, source, message):
+    (tmp_path / "broken_reward.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    function = IsolatedFunction("broken_reward:f", LIMIT)
+    with pytest.raises(UserError, match=message):
+        function(PROMPT, completions("x"))
+
+
+@pytest.mark.parametrize("busy", ["", "native"])
+def test_a_process_whose_parent_was_killed_ends(busy):
+    """Idle, at once; while it hangs in native code, after its own time limit and a grace."""
+    script = f"""
+import os, sys, threading
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import test_isolation as t
+f = t.IsolatedFunction("test_isolation:obeys", 1.0)
+print(int(f(t.PROMPT, t.completions("pid"))[0]), flush=True)
+threading.Timer(0.3, os.kill, (os.getpid(), 9)).start()
+f(t.PROMPT, t.completions({busy!r}))
+threading.Event().wait()
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == -signal.SIGKILL, result.stderr
+    assert gone(int(result.stdout))

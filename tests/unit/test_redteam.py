@@ -1,0 +1,217 @@
+"""The configured rewards against answers that know nothing, on the names of the 102 flowers and on small sets."""
+
+import time
+
+import pytest
+
+from rft_cluster.config import ScoringSection
+from rft_cluster.data.archive import flower_classes
+from rft_cluster.errors import UserError
+from rft_cluster.messages import Completion, Example, Prompt
+from rft_cluster.prompts import render_template
+from rft_cluster.redteam import RedTeam, check_rewards, red_team, render
+
+FLOWERS = flower_classes()
+THREE = ["rose", "tulip", "daisy"]
+
+
+def question(template: str = "think_answer", classes: list[str] = FLOWERS) -> str:
+    return render_template(template, "flower", classes)
+
+
+def tried(weights: dict[str, float], classes: list[str] = FLOWERS, template: str = "think_answer", **more) -> RedTeam:
+    return red_team(weights, classes, [], question(template, classes), time_limit=5.0, seed=0, **more)
+
+
+def scores(found: RedTeam) -> dict[str, float]:
+    return {attack.name: attack.score for attack in found.attacks}
+
+
+def brevity(prompt: Prompt, completion: Completion) -> float:
+    return max(0.0, 1 - len(completion.text) / 100)
+
+
+def constant(prompt: Prompt, completion: Completion) -> float:
+    return 1.0
+
+
+def contained(prompt: Prompt, completion: Completion) -> float:
+    """A reward as one writes it quickly."""
+    return float(prompt.label in completion.text)
+
+
+def only_with_its_image(prompt: Prompt, completion: Completion) -> float:
+    return float(prompt.image == b"the " + prompt.label.encode() and prompt.label in completion.text)
+
+
+def fails_on_empty(prompt: Prompt, completion: Completion) -> float:
+    return float(completion.text.split("<answer>")[1].split("<")[0] == prompt.label)
+
+
+def fails(prompt: Prompt, completion: Completion) -> float:
+    raise KeyError("petal")
+
+
+def slow(prompt: Prompt, completion: Completion) -> float:
+    time.sleep(0.05)
+    return contained(prompt, completion)
+
+
+# --- the flowers
+
+
+def test_containment_is_refused_on_the_flowers():
+    found = tried({"containment": 1.0})
+    of = scores(found)
+    assert (found.labels, found.chance) == (102, 1 / 102)
+    assert of["an empty answer"] == of["an empty completion"] == 1.0
+    assert of["the letter e"] == pytest.approx(74 / 102)
+    for everything in ("all classes", "all classes, no tags", "all classes, in the reasoning"):
+        assert of[everything] == 1.0
+    assert of["the prompt"] == 1.0, "its first answer block is empty"
+    assert of["always rose"] == 4 / 102  # itself, lenten rose, desert-rose and pink primrose
+    assert {"an empty answer", "the letter e", "all classes"} <= {attack.name for attack in found.paid}
+    assert found.attacks[0].score == max(of.values())
+
+
+def test_format_beside_it_changes_nothing_for_what_keeps_the_layout():
+    of = scores(tried({"format": 1.0, "containment": 1.0}))
+    assert (of["an empty answer"], of["all classes"], of["the letter e"]) == (1.0, 1.0, pytest.approx(74 / 102))
+    assert of["an empty completion"] == 0.0  # 0 + 1, as much as a wrong answer's 1 + 0
+
+
+@pytest.mark.parametrize("template", ["think_answer", "answer_only", "weak", "with_labels"])
+@pytest.mark.parametrize("weights", [{"accuracy": 1.0}, {"format": 1.0, "accuracy": 1.0}])
+def test_accuracy_passes_on_the_flowers_with_every_constant_at_chance(weights, template):
+    found = tried(weights, template=template)
+    assert found.labels == 102
+    assert found.paid == [] and found.notes == []
+    assert {attack.name: attack.score for attack in found.attacks if attack.score} == {
+        f"always {name}": 1 / 102 for name in FLOWERS
+    }
+
+
+# --- small sets, and rewards of one's own
+
+
+def test_two_classes_by_hand():
+    found = tried({"format": 1.0, "accuracy": 1.0}, ["crack", "no crack"])
+    of = scores(found)
+    assert (found.labels, found.chance, found.paid) == (2, 0.5, [])
+    assert of.pop("always crack") == of.pop("always no crack") == 0.5
+    assert set(of.values()) == {0.0}
+    # By containment "crack" is right for both, and "no crack" for neither more nor less: no label tells.
+    assert tried({"containment": 1.0}, ["crack", "no crack"]).labels == 0
+
+
+def test_the_measure_by_hand():
+    """Right: 1 + 0.5; wrong, the median of two: 0.5 * share; an attack's s is on that scale, and not below 0."""
+    name = f"{__name__}:brevity"
+    found = tried({"accuracy": 1.0, name: 0.5}, THREE)
+    think = "<think>This is what the image shows.</think>"
+
+    def total(answer: str, right: bool) -> float:
+        return right + 0.5 * max(0.0, 1 - len(f"{think}<answer>{answer}</answer>") / 100)
+
+    expected = []
+    for label in THREE:
+        a, b = (total(other, False) for other in THREE if other != label)
+        wrong, right = (a + b) / 2, total(label, True)
+        expected.append((0.5 * 1.0 - wrong) / (right - wrong))
+    assert scores(found)["an empty completion"] == pytest.approx(sum(expected) / 3)
+    assert scores(found)["the prompt"] == 0.0
+    (empty,) = [attack for attack in found.attacks if attack.name == "an empty completion"]
+    assert empty.parts == {"accuracy": 0.0, name: 1.0}
+
+
+@pytest.mark.parametrize("classes", [["crack", "no crack"], THREE, FLOWERS])
+def test_a_little_for_brevity_passes(classes):
+    assert tried({"accuracy": 1.0, f"{__name__}:brevity": 0.1}, classes).paid == []
+
+
+def test_much_for_brevity_does_not():
+    assert tried({"accuracy": 1.0, f"{__name__}:brevity": 1.0}, THREE).paid[0].name == "an empty completion"
+
+
+def test_a_reward_that_tells_nothing_is_said_to(capsys):
+    for weights in ({f"{__name__}:constant": 1.0}, {"format": 1.0}):
+        found = tried(weights, THREE)
+        assert (found.labels, found.attacks, found.paid) == (0, [], [])
+        assert "3 labels do not count: the rewards give a right answer no more than a wrong one" in render(found)
+    assert tried({"accuracy": 1.0, f"{__name__}:constant": 1.0}, THREE).paid == []
+
+
+def test_a_quick_reward_of_ones_own_is_found_out():
+    found = tried({"format": 1.0, f"{__name__}:contained": 1.0}, THREE)
+    assert [attack.name for attack in found.paid] == ["all classes", "all classes, in the reasoning"]
+
+
+def test_images_and_aliases_are_the_examples_own():
+    examples = [Example(f"{name}/{i}", b"the " + name.encode(), name, (f"a {name}",)) for name in THREE for i in "01"]
+    found = red_team({f"{__name__}:only_with_its_image": 1.0}, THREE, examples, question(), 5.0, 0)
+    assert found.labels == 3
+    # "a rose" is right for rose now, so as a class of its own it is right for two.
+    classes = [*THREE, "a rose"]
+    assert scores(red_team({"accuracy": 1.0}, classes, examples, question(), 5.0, 0))["always a rose"] == 2 / 4
+
+
+def test_many_classes_are_sampled_by_the_seed():
+    classes = [f"kind {number}" for number in range(1000)]
+    found = tried({"format": 1.0, "accuracy": 1.0}, classes)
+    assert (found.labels, found.chance, found.paid) == (200, 1 / 200, [])
+    assert "200 of the 1000 classes, chosen by run.seed" in render(found)
+    assert {attack.score for attack in found.attacks if attack.name.startswith("always")} == {1 / 200}
+    assert found == tried({"format": 1.0, "accuracy": 1.0}, classes)
+
+
+# --- functions that fail or are slow
+
+
+def test_where_a_reward_fails_it_pays_nothing_and_that_is_said():
+    found = tried({f"{__name__}:fails_on_empty": 1.0}, THREE)
+    assert found.paid == []
+    (empty,) = [attack for attack in found.attacks if attack.name == "an empty completion"]
+    assert (empty.score, empty.parts) == (0.0, {f"{__name__}:fails_on_empty": None})
+    (note,) = found.notes
+    assert "6 of 114 completions are without a reward" in note and "IndexError" in note
+    assert "failed" not in render(found).split("\n")[2]
+
+
+def test_one_that_always_fails_is_refused():
+    with pytest.raises(UserError, match=r"test_redteam:fails failed: KeyError: 'petal' .*That was a right answer"):
+        tried({"accuracy": 1.0, f"{__name__}:fails": 1.0}, THREE)
+
+
+def test_slow_ones_are_cut_short():
+    start = time.monotonic()
+    found = tried({f"{__name__}:slow": 1.0}, THREE, seconds=3.0)  # 39 calls a label: 2 s
+    assert time.monotonic() - start < 10
+    assert found.labels == 1
+    assert "after 3 s 1 of 3 labels had been tried: the rewards are slow" in render(found)
+
+
+# --- for people
+
+
+def test_the_table_and_the_refusal():
+    arguments = (FLOWERS, [], question(), 0)
+    with pytest.raises(UserError) as caught:
+        check_rewards({"format": 1.0, "containment": 1.0}, ScoringSection(), *arguments)
+    message = str(caught.value)
+    assert "pay for answers that know nothing" in message and "scoring.red_team=warn" in message
+    rows = [line.split() for line in message.splitlines()]
+    assert ["an", "empty", "answer", "100.0", "%", "1.0", "%", "1.00", "1.00"] in rows
+    assert ["the", "letter", "e", "72.5", "%", "1.0", "%", "1.00", "0.73"] in rows
+    assert "23 of 137 score more than 10 % above chance" in message
+    warned = check_rewards({"format": 1.0, "containment": 1.0}, ScoringSection(red_team="warn"), *arguments)
+    assert warned in message
+    assert check_rewards({"containment": 1.0}, ScoringSection(red_team="off"), *arguments) == ""
+    passed = check_rewards({"format": 1.0, "accuracy": 1.0}, ScoringSection(), *arguments)
+    assert "0 of 137 score more than 10 % above chance" in passed
+    assert len(passed.splitlines()) == 2 + 12 + 2
+
+
+def test_names_of_classes_are_shown_harmlessly():
+    shown = render(tried({"accuracy": 1.0}, ["ro\x1b[31mse", "tu\u202elip\nx"]))
+    assert "\x1b" not in shown and "\u202e" not in shown
+    assert "always tu?lip x" in shown
