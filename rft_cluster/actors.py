@@ -93,14 +93,17 @@ class Learners(ActorGroup):
         (rendezvous,) = wait_for({name: first.offer_rendezvous.remote(one_host)}, timeout, "offering a rendezvous")
         self.call_each("join", [(rendezvous, one_host)] * len(self), timeout)
 
-    def update(self, samples: Sequence[TrainingSample], step: int, updates: int, micro_batch: int) -> dict[str, float]:
+    def update(
+        self, samples: Sequence[TrainingSample], step: int, updates: int, micro_batch_tokens: int
+    ) -> dict[str, float]:
         """One step's optimizer updates on all ranks; sums over all their tokens. No samples: no update."""
         if not samples:
             return {}
-        work = split_work(samples, len(self), updates, micro_batch)
+        work = split_work(samples, len(self), updates, micro_batch_tokens)
         answers = self.call_each("update", [(share, step) for share in work])
-        same = {name: answers[0].pop(name) for name in ("grad_norm", "learning_rate", "skipped")}
-        return {name: sum(answer[name] for answer in answers) for name in answers[0]} | same
+        memory = max(answer["memory_gib"] for answer in answers)
+        same = {name: answers[0][name] for name in ("grad_norm", "learning_rate", "skipped")}
+        return {name: sum(answer[name] for answer in answers) for name in answers[0]} | same | {"memory_gib": memory}
 
     def save_checkpoint(self, folder: Path, step: int) -> None:
         """Write a checkpoint of the state after `step` steps; it has its name when it is complete."""

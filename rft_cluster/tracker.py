@@ -67,7 +67,11 @@ def step_metrics(
         **{f"reward/{name}": sum(reward.parts[name] for reward in every) / len(every) for name in every[0].parts},
         "live_groups": sum(is_live([reward.total for reward in group]) for group in rewards) / len(groups),
         **means,
-        **{name: learner[name] for name in ("loss", "grad_norm", "learning_rate", "skipped") if name in learner},
+        **{
+            name: learner[name]
+            for name in ("loss", "grad_norm", "learning_rate", "skipped", "memory_gib")
+            if name in learner
+        },
         "completion_tokens": tokens / len(completions),
         "cut_short": sum(completion.finish_reason == "length" for completion in completions) / len(completions),
         "oldest_version": min(completion.policy_version for completion in completions),
