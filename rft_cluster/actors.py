@@ -1,7 +1,7 @@
 """Groups of Ray actors as the loop sees them: fan-out, gathering, deadlines, and who is to blame."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,15 @@ class RewardActor(ActorGroup):
         return self.call_all("score", groups)[0]
 
 
+def combined(answers: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What all ranks say of a step, as one: sums over tokens, what they have in common, the fullest rank's memory."""
+    return {
+        **{name: sum(answer[name] for answer in answers) for name in answers[0]},
+        **{name: answers[0][name] for name in ("grad_norm", "learning_rate", "skipped")},
+        "memory_gib": max(answer["memory_gib"] for answer in answers),
+    }
+
+
 class Learners(ActorGroup):
     def join(self, addresses: Sequence[str], timeout: float) -> None:
         """Make the ranks one process group. Rank 0 opens a port on its host and says which; Ray carries the word."""
@@ -100,10 +109,7 @@ class Learners(ActorGroup):
         if not samples:
             return {}
         work = split_work(samples, len(self), updates, micro_batch_tokens)
-        answers = self.call_each("update", [(share, step) for share in work])
-        memory = max(answer["memory_gib"] for answer in answers)
-        same = {name: answers[0][name] for name in ("grad_norm", "learning_rate", "skipped")}
-        return {name: sum(answer[name] for answer in answers) for name in answers[0]} | same | {"memory_gib": memory}
+        return combined(self.call_each("update", [(share, step) for share in work]))
 
     def save_checkpoint(self, folder: Path, step: int) -> None:
         """Write a checkpoint of the state after `step` steps; it has its name when it is complete."""

@@ -46,6 +46,11 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         return Batch(**{name: getattr(self, name).to(device) for name in self.__dataclass_fields__})
 
+    def inputs(self) -> dict[str, Any]:
+        """The arguments of `PolicyModel.forward`."""
+        names = ("input_ids", "position_ids", "layout", "pixel_values", "image_grid_thw")
+        return {name: getattr(self, name) for name in (*names, "predictor_index", "completion_ids")}
+
 
 def build_samples(
     groups: Sequence[Group], advantages: Sequence[Sequence[float]], keep_all: bool

@@ -11,7 +11,6 @@ import socket
 import tempfile
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -143,7 +142,7 @@ class Learner:
         for i, update in enumerate(batches):
             for j, batch in enumerate(update):
                 reference = self._reference_logprobs(batch) if algorithm.kl_beta else None
-                logprobs, entropy = self._policy(**_inputs(batch))
+                logprobs, entropy = self._policy(**batch.inputs())
                 terms = grpo_loss(
                     logprobs,
                     old[i][j] if old else logprobs.detach(),
@@ -181,7 +180,7 @@ class Learner:
 
     @torch.no_grad()
     def _logprobs(self, policy: PolicyModel, batch: Batch) -> Tensor:
-        return policy(**_inputs(batch))[0]
+        return policy(**batch.inputs())[0]
 
     def _reference_logprobs(self, batch: Batch) -> Tensor:
         if self._reference:
@@ -270,16 +269,3 @@ def reach_store(rendezvous: str, rank: int, address: str) -> dist.Store:
             f"learner {rank} on {address} cannot reach learner 0 at {host}:{port} within "
             f"{MEETING_TIME.total_seconds():g} s ({error}): the hosts of a cluster must reach each other on all ports"
         ) from error
-
-
-def _inputs(batch: Batch) -> dict[str, Any]:
-    names = (
-        "input_ids",
-        "position_ids",
-        "layout",
-        "pixel_values",
-        "image_grid_thw",
-        "predictor_index",
-        "completion_ids",
-    )
-    return {name: getattr(batch, name) for name in names}

@@ -186,10 +186,7 @@ def forward(policy: PolicyModel, samples: list[TrainingSample]) -> tuple[list[Te
     # Weights number the samples, so that the packed row's order can be undone.
     numbered = [replace(sample, weight=float(i)) for i, sample in enumerate(samples)]
     batch = collate(numbered, ENCODER, policy.prompt_positions)
-    results = policy(
-        batch.input_ids, batch.position_ids, batch.layout, batch.pixel_values, batch.image_grid_thw,
-        batch.predictor_index, batch.completion_ids,
-    )  # fmt: skip
+    results = policy(**batch.inputs())
     logprobs, entropy = ([values[batch.weights == i] for i in range(len(samples))] for values in results)
     return logprobs, entropy
 
