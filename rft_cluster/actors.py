@@ -161,6 +161,15 @@ def deal(busy: dict[str, int], count: int) -> dict[str, list[int]]:
     return dealt
 
 
+def combined(answers: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What all ranks say of a step, as one: sums over tokens, what they have in common, the fullest rank's memory."""
+    return {
+        **{name: sum(answer[name] for answer in answers) for name in answers[0]},
+        **{name: answers[0][name] for name in ("grad_norm", "learning_rate", "skipped")},
+        "memory_gib": max(answer["memory_gib"] for answer in answers),
+    }
+
+
 class Learners(ActorGroup):
     def join(self, addresses: Sequence[str], timeout: float) -> None:
         """Make the ranks one process group. Rank 0 opens a port on its host and says which; Ray carries the word."""
@@ -169,14 +178,14 @@ class Learners(ActorGroup):
         (rendezvous,) = wait_for({name: first.offer_rendezvous.remote(one_host)}, timeout, "offering a rendezvous")
         self.call_each("join", [(rendezvous, one_host)] * len(self), timeout)
 
-    def update(self, samples: Sequence[TrainingSample], step: int, updates: int, micro_batch: int) -> dict[str, float]:
+    def update(
+        self, samples: Sequence[TrainingSample], step: int, updates: int, micro_batch_tokens: int
+    ) -> dict[str, float]:
         """One step's optimizer updates on all ranks; sums over all their tokens. No samples: no update."""
         if not samples:
             return {}
-        work = split_work(samples, len(self), updates, micro_batch)
-        answers = self.call_each("update", [(share, step) for share in work])
-        same = {name: answers[0].pop(name) for name in ("grad_norm", "learning_rate", "skipped")}
-        return {name: sum(answer[name] for answer in answers) for name in answers[0]} | same
+        work = split_work(samples, len(self), updates, micro_batch_tokens)
+        return combined(self.call_each("update", [(share, step) for share in work]))
 
     def save_checkpoint(self, folder: Path, state: Mapping[str, Any]) -> None:
         """Write a checkpoint with what is to be known of it, `state`; it has its name when it is complete."""

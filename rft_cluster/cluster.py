@@ -61,7 +61,7 @@ class Cluster:
         if self._config.shares_gpus:
             self.generators.call_all("sleep")
         return self.learners.update(
-            samples, step, self._config.algorithm.updates_per_step, self._config.learners.micro_batch
+            samples, step, self._config.algorithm.updates_per_step, self._config.learners.micro_batch_tokens
         )
 
     def broadcast_weights(self, version: int) -> None:

@@ -8,20 +8,22 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Hardware:
-    """`transfer` is the backend that carries the weights, `attention` the learner's attention implementation."""
+    """`transfer` is the backend that carries the weights; `attention` names the learner's implementation for each part
+    of the model, as transformers takes it (the text's are in `shared_prefix.py`)."""
 
     device: str
     process_group: str
     transfer: str
-    attention: str
+    attention: dict[str, str]
 
 
 def hardware(device: str, shares_gpus: bool = False) -> Hardware:
     """The differences for a device, `"cpu"` or `"cuda"`; `shares_gpus`: a generator and a learner on one GPU."""
     if device == "cpu":
-        return Hardware("cpu", "gloo", "shared_memory", "sdpa")
+        return Hardware("cpu", "gloo", "shared_memory", {"text_config": "shared_prefix_sdpa", "vision_config": "sdpa"})
     # gloo beside nccl: checkpoints and weight digests are gathered from CPU tensors.
-    attention = "flash_attention_2" if find_spec("flash_attn") else "sdpa"
+    vision = "flash_attention_2" if find_spec("flash_attn") else "sdpa"
+    attention = {"text_config": "shared_prefix_varlen", "vision_config": vision}
     return Hardware("cuda", "cpu:gloo,cuda:nccl", "ipc" if shares_gpus else "nccl", attention)
 
 

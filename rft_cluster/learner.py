@@ -6,11 +6,11 @@ The loss is a sum whose weights come with the samples, so gradients are added ov
 """
 
 import os
+import resource
 import socket
 import tempfile
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -20,12 +20,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from rft_cluster.batching import Batch, RankWork, collate
+from rft_cluster.batching import Batch, PromptCache, RankWork, collate
 from rft_cluster.checkpoint import export_model, load_shards, save_shards
 from rft_cluster.config import Config
 from rft_cluster.errors import UserError
 from rft_cluster.hardware import hardware
 from rft_cluster.loss import grpo_loss
+from rft_cluster.messages import TrainingSample
 from rft_cluster.qwen2vl import PolicyModel, PromptEncoder, base_model, load_policy, load_reference, shard_units
 from rft_cluster.weights import (
     PolicyWeights,
@@ -37,6 +38,7 @@ from rft_cluster.weights import (
     nccl_sender,
 )
 
+GIB = 2**30
 MEETING_TIME = timedelta(seconds=10)
 
 
@@ -59,6 +61,7 @@ class Learner:
         model = config.model
         self._encoder = PromptEncoder(path, model.min_pixels, model.max_pixels, model.trust_remote_code)
         how = (path, model, self._hardware.attention, self._encoder.vision_token_ids, config.sampling.temperature)
+        self._prompts = PromptCache(self._encoder, config.learners.prompt_cache_gib * GIB)
         self._policy = load_policy(*how)
         if config.learners.gradient_checkpointing:
             self._policy.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -120,9 +123,11 @@ class Learner:
     def update(self, work: RankWork, step: int) -> dict[str, float]:
         """The optimizer updates of one step on this rank's share of its samples.
 
-        Returns sums over this rank's tokens (see `loss.LossTerms`), and `grad_norm`, `learning_rate` and `skipped`
-        (updates whose gradient was not finite), which are the same on all ranks.
+        Returns sums over this rank's tokens (see `loss.LossTerms`), `memory_gib` (see `_peak_memory`), and `grad_norm`,
+        `learning_rate` and `skipped` (updates whose gradient was not finite), which are the same on all ranks.
         """
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         settings, algorithm = self._config.optimizer, self._config.algorithm
         factor = learning_rate_factor(step, settings.warmup_steps, self._config.schedule.steps)
         for group in self._optimizer.param_groups:
@@ -137,7 +142,7 @@ class Learner:
         for i, update in enumerate(batches):
             for j, batch in enumerate(update):
                 reference = self._reference_logprobs(batch) if algorithm.kl_beta else None
-                logprobs, entropy = self._policy(**_inputs(batch))
+                logprobs, entropy = self._policy(**batch.inputs())
                 terms = grpo_loss(
                     logprobs,
                     old[i][j] if old else logprobs.detach(),
@@ -145,15 +150,14 @@ class Learner:
                     reference,
                     batch.advantages,
                     batch.weights,
-                    batch.mask,
                     clip_low=algorithm.clip_low,
                     clip_high=algorithm.clip_high,
                     importance_cap=algorithm.importance_cap,
                     kl_beta=algorithm.kl_beta,
                 )
                 terms.loss.backward()
-                counted = batch.mask & (batch.weights[:, None] > 0)
-                for name, value in {**terms.sums, "entropy": float((entropy * counted).sum())}.items():
+                summed = {**terms.sums, "entropy": float(entropy[batch.weights > 0].sum())}
+                for name, value in summed.items():
                     sums[name] = sums.get(name, 0.0) + value
             norm = self._clip_gradients()
             if torch.isfinite(norm):
@@ -163,14 +167,20 @@ class Learner:
                 # The norm is a sum over all ranks: all of them skip, or none.
                 sums["skipped"] += 1
             self._optimizer.zero_grad()
-        return {**sums, "learning_rate": settings.learning_rate * factor}
+        return {**sums, "learning_rate": settings.learning_rate * factor, "memory_gib": self._peak_memory()}
 
-    def _collate(self, samples: list[Any]) -> Batch:
-        return collate(samples, self._encoder, self._encoder.stop_token_ids[-1]).to(self._device)
+    def _peak_memory(self) -> float:
+        """GiB: of the GPU's memory in this step, or of a CPU process in all its life."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated() / GIB
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+
+    def _collate(self, samples: list[TrainingSample]) -> Batch:
+        return collate(samples, self._prompts, self._policy.prompt_positions).to(self._device)
 
     @torch.no_grad()
     def _logprobs(self, policy: PolicyModel, batch: Batch) -> Tensor:
-        return policy(**_inputs(batch))[0]
+        return policy(**batch.inputs())[0]
 
     def _reference_logprobs(self, batch: Batch) -> Tensor:
         if self._reference:
@@ -259,15 +269,3 @@ def reach_store(rendezvous: str, rank: int, address: str) -> dist.Store:
             f"learner {rank} on {address} cannot reach learner 0 at {host}:{port} within "
             f"{MEETING_TIME.total_seconds():g} s ({error}): the hosts of a cluster must reach each other on all ports"
         ) from error
-
-
-def _inputs(batch: Batch) -> dict[str, Tensor]:
-    names = (
-        "input_ids",
-        "attention_mask",
-        "pixel_values",
-        "image_grid_thw",
-        "predictor_index",
-        "completion_ids",
-    )
-    return {name: getattr(batch, name) for name in names}

@@ -22,7 +22,7 @@ MAX_LOG_RATIO = 10.0
 
 @dataclass(frozen=True)
 class LossTerms:
-    """`loss`: scalar with gradient. `sums`: sums over real tokens, to be added up over micro-batches and ranks."""
+    """`loss`: scalar with gradient. `sums`: sums over the tokens, to be added up over micro-batches and ranks."""
 
     loss: Tensor
     sums: dict[str, float]
@@ -49,48 +49,41 @@ def grpo_loss(
     reference_logprobs: Tensor | None,
     advantages: Tensor,
     weights: Tensor,
-    mask: Tensor,
     *,
     clip_low: float,
     clip_high: float,
     importance_cap: float | None,
     kl_beta: float,
 ) -> LossTerms:
-    """The loss of one micro-batch.
+    """The loss of one micro-batch of C completion tokens.
 
     Args:
-        learner_logprobs, old_logprobs, generator_logprobs: [B, R] FP32 in nats; gradient flows into the first.
+        learner_logprobs, old_logprobs, generator_logprobs: [C] FP32 in nats; gradient flows into the first.
             The old policy is the learner's at the start of the step.
-        reference_logprobs: [B, R], or None where `kl_beta` is 0.
-        advantages, weights: [B].
-        mask: [B, R] bool, true for completion tokens.
+        reference_logprobs: [C], or None where `kl_beta` is 0.
+        advantages, weights: [C], the same for all tokens of a completion.
     """
-    # Masked positions hold arbitrary numbers; zeros there keep exp() finite, so 0 * inf cannot make a NaN.
-    learner = learner_logprobs.masked_fill(~mask, 0.0)
-    old = old_logprobs.detach().masked_fill(~mask, 0.0)
-    generator = generator_logprobs.masked_fill(~mask, 0.0)
-
-    ratio = (learner - old).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
-    advantage = advantages[:, None]
+    old = old_logprobs.detach()
+    ratio = (learner_logprobs - old).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    importance = importance_weights(old, generator, importance_cap)
-    token_loss = -importance * torch.minimum(ratio * advantage, clipped * advantage)
+    importance = importance_weights(old, generator_logprobs, importance_cap)
+    token_loss = -importance * torch.minimum(ratio * advantages, clipped * advantages)
 
-    divergence = torch.zeros_like(learner)
+    divergence = torch.zeros_like(learner_logprobs)
     if kl_beta:
         assert reference_logprobs is not None, "kl_beta needs reference_logprobs"
-        divergence = k3_divergence(learner, reference_logprobs.detach().masked_fill(~mask, 0.0))
+        divergence = k3_divergence(learner_logprobs, reference_logprobs.detach())
         token_loss = token_loss + kl_beta * divergence
 
-    loss = (token_loss * weights[:, None] * mask).sum()
+    loss = (token_loss * weights).sum()
     # Padding samples have weight 0 and count nowhere.
-    counted = mask & (weights[:, None] > 0)
-    is_clipped = (ratio * advantage) > (clipped * advantage)
+    counted = weights > 0
+    is_clipped = (ratio * advantages) > (clipped * advantages)
     sums = {
         "tokens": counted.sum(),
         "loss": loss.detach(),
         "kl": (divergence.detach() * counted).sum(),
-        "logprob_gap": ((old - generator).abs() * counted).sum(),
+        "logprob_gap": ((old - generator_logprobs).abs() * counted).sum(),
         "importance": (importance * counted).sum(),
         "clipped": (is_clipped & counted).sum(),
     }

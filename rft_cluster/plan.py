@@ -65,7 +65,7 @@ def describe(config: Config, train_images: int) -> str:
         f"placement   {placement_line(config)}",
         f"each step   {schedule.prompts_per_step} prompts x {config.sampling.group_size} completions = "
         f"{completions} completions, {-(-completions // config.learners.count)} a learner in forwards of "
-        f"{config.learners.micro_batch}",
+        f"{config.learners.micro_batch_tokens} tokens at most",
         f"schedule    {schedule.steps} steps; an epoch of {train_images} images is "
         f"{train_images / schedule.prompts_per_step:g} steps",
     ]

@@ -1,8 +1,8 @@
 """Every fact about Qwen2-VL that the project relies on: its tokens, its images, its shape.
 
 Generators and learners encode a prompt with the same `PromptEncoder`, so pixel limits and token counts cannot
-drift apart. `PolicyModel` is the learner's model: it returns log-probabilities of completion tokens, never a
-[tokens x vocabulary] tensor for the whole sequence.
+drift apart. `PolicyModel` is the learner's model: it reads each prompt and image once for all its completions and
+returns log-probabilities of completion tokens, never a [tokens x vocabulary] tensor for the whole sequence.
 """
 
 import json
@@ -25,6 +25,7 @@ from rft_cluster.config import ModelSection
 from rft_cluster.data.images import open_image
 from rft_cluster.errors import UserError
 from rft_cluster.messages import Prompt
+from rft_cluster.shared_prefix import PackLayout
 
 IMAGE_TOKEN = "<|image_pad|>"
 # Sampled, any of these would make a completion that the model cannot read again ("Image features and image
@@ -147,47 +148,53 @@ class PolicyModel(nn.Module):
         self.temperature = temperature
         self.forbidden = forbidden
 
+    def prompt_positions(self, prompt: EncodedPrompt) -> Tensor:
+        """The prompt's M-RoPE positions [3, P] int64 (time, height, width), by the model's own rule."""
+        ids = torch.tensor([prompt.token_ids])
+        is_image = (ids == self.model.config.image_token_id).int()
+        positions, _ = self.model.model.get_rope_index(ids, is_image, prompt.image_grid_thw)
+        return positions[:, 0]
+
     def forward(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor,
+        position_ids: Tensor,
+        layout: PackLayout,
         pixel_values: Tensor,
         image_grid_thw: Tensor,
         predictor_index: Tensor,
         completion_ids: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of completion tokens under the sampled distribution, and its entropy.
+        """Log-probabilities of C completion tokens under the sampled distribution, and its entropy.
 
         Args:
-            input_ids: [B, T] int64, prompt and completion, padded on the right.
-            attention_mask: [B, T] int64.
-            pixel_values: [all patches of B images, 1176].
-            image_grid_thw: [B, 3] int64.
-            predictor_index: [B, R] int64, position in T whose output predicts each completion token.
-            completion_ids: [B, R] int64; padding is arbitrary.
+            input_ids: [1, T] int64: prompts, then completions, as `layout` says.
+            position_ids: [3, 1, T] int64.
+            layout: what of the row attends to what.
+            pixel_values: [patches of the prompts' images, 1176].
+            image_grid_thw: [prompts, 3] int64.
+            predictor_index: [C] int64, the position in T whose output predicts each completion token.
+            completion_ids: [C] int64.
 
         Returns:
-            log-probabilities [B, R] FP32 in nats, and entropy [B, R] FP32 without gradient.
+            log-probabilities [C] FP32 in nats, and entropy [C] FP32 without gradient.
         """
-        image_token_id = self.model.config.image_token_id
+        # Apart from the language model's call, so that the vision tower never sees the layout.
+        images = self.model.model.get_image_features(pixel_values, image_grid_thw, return_dict=True)
         hidden = self.model.model(
             input_ids=input_ids,
-            attention_mask=attention_mask,
-            pixel_values=pixel_values,
-            image_grid_thw=image_grid_thw,
-            mm_token_type_ids=(input_ids == image_token_id).long() * attention_mask,
+            position_ids=position_ids,
+            mm_encoder_outputs={"image": images},
             use_cache=False,
+            layout=layout,
         ).last_hidden_state
-        rows = torch.arange(len(input_ids), device=input_ids.device)[:, None]
-        selected = hidden[rows, predictor_index].flatten(0, 1)  # [B*R, hidden size]
-        tokens = completion_ids.flatten()
+        selected = hidden[0].index_select(0, predictor_index)  # [C, hidden size]
         pieces = [
             checkpoint(self._token_logprobs, states, ids, use_reentrant=False)
-            for states, ids in zip(selected.split(LOGPROB_CHUNK), tokens.split(LOGPROB_CHUNK), strict=True)
+            for states, ids in zip(selected.split(LOGPROB_CHUNK), completion_ids.split(LOGPROB_CHUNK), strict=True)
         ]
-        logprobs = torch.cat([piece[0] for piece in pieces]).view(completion_ids.shape)
-        entropy = torch.cat([piece[1] for piece in pieces]).view(completion_ids.shape)
-        return logprobs, entropy
+        logprobs, entropy = zip(*pieces, strict=True)
+        return torch.cat(logprobs), torch.cat(entropy)
 
     def _token_logprobs(self, states: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
         """[N, hidden size], [N] -> log-probabilities [N] and entropy [N], FP32."""
@@ -201,7 +208,7 @@ class PolicyModel(nn.Module):
 
 
 def load_policy(
-    path: str, model: ModelSection, attention: str, forbidden: list[int], temperature: float
+    path: str, model: ModelSection, attention: dict[str, str], forbidden: list[int], temperature: float
 ) -> PolicyModel:
     """The trainable model of a folder or hub name, on the CPU: FP32 masters, or FP32 adapters on a BF16 base."""
     dtype = torch.bfloat16 if model.lora else torch.float32
@@ -220,14 +227,16 @@ def load_policy(
 
 
 def load_reference(
-    path: str, model: ModelSection, attention: str, forbidden: list[int], temperature: float
+    path: str, model: ModelSection, attention: dict[str, str], forbidden: list[int], temperature: float
 ) -> PolicyModel:
     """The starting model in BF16, not trained. With LoRA none is needed: see `base_model`."""
     policy = PolicyModel(_load(path, torch.bfloat16, attention, model.trust_remote_code), forbidden, temperature)
     return policy.requires_grad_(False).eval()
 
 
-def _load(path: str, dtype: torch.dtype, attention: str, trust_remote_code: bool) -> Qwen2VLForConditionalGeneration:
+def _load(
+    path: str, dtype: torch.dtype, attention: dict[str, str], trust_remote_code: bool
+) -> Qwen2VLForConditionalGeneration:
     """Only safetensors are read."""
     model = Qwen2VLForConditionalGeneration.from_pretrained(
         path, dtype=dtype, attn_implementation=attention, use_safetensors=True, trust_remote_code=trust_remote_code

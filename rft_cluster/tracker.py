@@ -80,7 +80,11 @@ def step_metrics(
         **{f"reward_failures/{name}": count for name, count in failures.items()},
         "live_groups": sum(is_live([reward.total for reward in group]) for group in rewards) / len(groups),
         **means,
-        **{name: learner[name] for name in ("loss", "grad_norm", "learning_rate", "skipped") if name in learner},
+        **{
+            name: learner[name]
+            for name in ("loss", "grad_norm", "learning_rate", "skipped", "memory_gib")
+            if name in learner
+        },
         "completion_tokens": tokens / len(completions),
         "cut_short": sum(completion.finish_reason == "length" for completion in completions) / len(completions),
         "oldest_version": min(completion.policy_version for completion in completions),

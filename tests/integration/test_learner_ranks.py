@@ -1,4 +1,5 @@
-"""The update does not depend on how its samples are split: 1, 2 or 3 FSDP2 ranks, any micro-batch, unequal groups.
+"""The update does not depend on how its samples are split: 1, 2 or 3 FSDP2 ranks, any micro-batch, unequal groups,
+a prompt that is read once for all its completions or on two ranks for some of them.
 
 Real FSDP2 over gloo, in processes forked from a server that has imported everything once. Layers compute in FP32
 here, so that only the split can make a difference; the plain implementation is an unsharded model, one completion
@@ -25,9 +26,12 @@ PROCESSES.set_forkserver_preload(["rft_cluster.learner"])
 Gradients = dict[str, torch.Tensor]
 
 
-@pytest.fixture(scope="module")
-def run_config(config: Config) -> Config:
-    return load_config("digits", [f"algorithm.kl_beta={BETA}", "optimizer.max_grad_norm=1000"])
+def run_config(checkpointing: bool = False) -> Config:
+    return load_config(
+        "digits",
+        [f"algorithm.kl_beta={BETA}", "optimizer.max_grad_norm=1000",
+         f"learners.gradient_checkpointing={checkpointing}"],
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +81,9 @@ def rank_gradients(folder: str, path: str, config: Config, rank: int, ranks: int
 
 
 def gradients_of(
-    tmp_path: Path, path: str, config: Config, samples: list[TrainingSample], ranks: int, micro_batch: int
+    tmp_path: Path, path: str, config: Config, samples: list[TrainingSample], ranks: int, tokens: int
 ) -> tuple[Gradients, list[float]]:
-    work = split_work(samples, ranks, updates=1, micro_batch=micro_batch)
+    work = split_work(samples, ranks, updates=1, micro_batch_tokens=tokens)
     arguments = [(str(tmp_path), path, config, rank, ranks, work[rank]) for rank in range(ranks)]
     processes = [PROCESSES.Process(target=rank_gradients, args=argument) for argument in arguments]
     for process in processes:
@@ -94,7 +98,7 @@ def gradients_of(
 @pytest.fixture(scope="module")
 def plain(tiny_model: str, config: Config, samples: list[TrainingSample]) -> tuple[Gradients, list[float]]:
     encoder = PromptEncoder(tiny_model, config.model.min_pixels, config.model.max_pixels)
-    model = load_policy(tiny_model, config.model, "eager", [], 1.0).model
+    model = load_policy(tiny_model, config.model, {"text_config": "eager", "vision_config": "eager"}, [], 1.0).model
     weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     total, gap = torch.zeros(()), 0.0
     for sample in samples:
@@ -122,12 +126,21 @@ def plain(tiny_model: str, config: Config, samples: list[TrainingSample]) -> tup
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("ranks", "micro_batch"), [(1, 7), (1, 2), (2, 2), (3, 1)])
+@pytest.mark.parametrize(
+    ("ranks", "tokens", "checkpointing"),
+    [
+        (1, 4096, False),  # one forward
+        (1, 1, False),  # one for each completion
+        (2, 4096, True),
+        (2, 30, False),
+        (3, 4096, False),
+    ],
+)
 def test_gradients_do_not_depend_on_the_split(
-    ranks: int, micro_batch: int, tmp_path: Path, tiny_model: str, run_config: Config, samples: list[TrainingSample],
+    ranks: int, tokens: int, checkpointing: bool, tmp_path: Path, tiny_model: str, samples: list[TrainingSample],
     plain: tuple[Gradients, list[float]],
 ):  # fmt: skip
-    gradients, sums = gradients_of(tmp_path, tiny_model, run_config, samples, ranks, micro_batch)
+    gradients, sums = gradients_of(tmp_path, tiny_model, run_config(checkpointing), samples, ranks, tokens)
     expected, expected_sums = plain
     assert sums == pytest.approx(expected_sums, rel=1e-4)
     assert gradients.keys() == expected.keys()
@@ -146,11 +159,9 @@ def two_updates(folder: str, path: str, config: Config, work: list) -> None:
     (Path(folder) / "sums").write_text(f"{updates} {sums['tokens']} {sums['kl']} {sums['skipped']}")
 
 
-def test_several_updates_on_one_step_s_completions(
-    tmp_path: Path, tiny_model: str, run_config: Config, samples: list[TrainingSample]
-):
-    (work,) = split_work(samples, ranks=1, updates=2, micro_batch=4)
-    process = PROCESSES.Process(target=two_updates, args=(str(tmp_path), tiny_model, run_config, work))
+def test_several_updates_on_one_step_s_completions(tmp_path: Path, tiny_model: str, samples: list[TrainingSample]):
+    (work,) = split_work(samples, ranks=1, updates=2, micro_batch_tokens=60)
+    process = PROCESSES.Process(target=two_updates, args=(str(tmp_path), tiny_model, run_config(), work))
     process.start()
     process.join(300)
     assert process.exitcode == 0

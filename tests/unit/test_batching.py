@@ -1,9 +1,11 @@
-from itertools import product
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import chain, product
 
 import pytest
 import torch
 
-from rft_cluster.batching import build_samples, collate, split_work
+from rft_cluster.batching import PromptCache, build_samples, collate, split_work
 from rft_cluster.messages import Completion, Group, Prompt, TrainingSample
 from rft_cluster.qwen2vl import EncodedPrompt
 
@@ -81,40 +83,115 @@ def test_advantages_must_fit_the_groups():
 # --- from samples to ranks
 
 
+def asked(prompt_tokens: int, *lengths: int, name: str = "p") -> list[TrainingSample]:
+    """Samples of one prompt, which adds `prompt_tokens` to a row; each completion adds its length less one."""
+    return [
+        TrainingSample(prompt(name), [1] * prompt_tokens, [number] * length, [-0.5] * length, 1.0, 0.125, 7)
+        for number, length in enumerate(lengths)
+    ]
+
+
+def joined(groups: Iterable[list[TrainingSample]]) -> list[TrainingSample]:
+    return list(chain.from_iterable(groups))
+
+
+def row_tokens(batch: list[TrainingSample]) -> int:
+    prompts = {one.prompt.prompt_id: len(one.prompt_token_ids) for one in batch}
+    return sum(prompts.values()) + sum(len(one.token_ids) - 1 for one in batch)
+
+
+def shape(batch: list[TrainingSample]) -> list[tuple[str, int]]:
+    return [(one.prompt.prompt_id, len(one.token_ids)) for one in batch]
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize("updates", [1, 2, 3])
 def test_every_sample_is_dealt_once_in_equal_numbers_of_forwards(ranks, updates):
-    for count, micro_batch in product([1, 2, 3, 7, 8, 16, 17], [1, 3, 100]):
-        work = split_work(samples(count), ranks, updates, micro_batch)
+    for count, group_size, limit in product([1, 2, 3, 7, 8, 17], [1, 3, 8], [1, 9, 10_000]):
+        given = [replace(one, prompt=prompt(f"p{number // group_size}")) for number, one in enumerate(samples(count))]
+        work = split_work(given, ranks, updates, limit)
         assert len(work) == ranks
         # Each forward is a collective: all ranks make as many, in each update.
         assert len({tuple(len(update) for update in share) for share in work}) == 1
-        batches = [batch for share in work for update in share for batch in update]
-        assert all(0 < len(batch) <= micro_batch for batch in batches)
-        assert sorted(number for batch in batches for number in numbers(batch)) == list(range(count))
+        for update in range(updates):
+            batches = [batch for share in work for batch in share[update]]
+            assert all(batches)
+            assert all(row_tokens(batch) <= limit or len(batch) == 1 for batch in batches)
+            dealt = sorted(number for batch in batches for number in numbers(batch))
+            assert dealt == list(range(update * count // updates, (update + 1) * count // updates))
+            for share in work:
+                padded = any(one.weight == 0 for batch in share[update] for one in batch)
+                assert not padded or all(len(batch) == 1 for batch in share[update]), "what it has is divided first"
 
 
-def test_three_samples_over_two_ranks_by_hand():
-    work = split_work(samples(3), ranks=2, updates=1, micro_batch=1)
-    assert [[numbers(batch) for batch in share[0]] for share in work] == [[[0], []], [[1], [2]]]
-    (padding,) = work[0][0][1]
+def test_whole_groups_are_dealt_where_there_are_enough():
+    # 6 + 8 = 14, 5 + 8, 4 + 7, 9 + 1 tokens: the largest with the smallest
+    groups = [asked(6, 5, 5, name="a"), asked(5, 9, name="b"), asked(4, 8, name="c"), asked(9, 2, name="d")]
+    ((first,),), ((second,),) = split_work(joined(groups), ranks=2, updates=1, micro_batch_tokens=100)
+    assert shape(first) == [("a", 5), ("a", 5), ("d", 2)]
+    assert shape(second) == [("b", 9), ("c", 8)]
+
+
+def test_a_group_is_divided_where_that_lowers_the_largest_share():
+    # Whole: 30 tokens for one rank, none for the other. Halved: 10 + 2 * 5 each.
+    ((first,),), ((second,),) = split_work(asked(10, 6, 6, 6, 6), ranks=2, updates=1, micro_batch_tokens=100)
+    assert [numbers(first), numbers(second)] == [[0, 1], [2, 3]]
+    # Two groups for four ranks.
+    work = split_work(asked(4, 6, 6, name="a") + asked(4, 6, 6, name="b"), ranks=4, updates=1, micro_batch_tokens=100)
+    assert sorted(row_tokens(share[0][0]) for share in work) == [9, 9, 9, 9]
+    # Three groups of 8 + 4 * 8 for two ranks: 80 and 40 whole, 64 and 64 with the third halved.
+    work = split_work(
+        asked(8, 9, 9, 9, 9, name="a") + asked(8, 9, 9, 9, 9, name="b") + asked(8, 9, 9, 9, 9, name="c"),
+        ranks=2, updates=1, micro_batch_tokens=100,
+    )  # fmt: skip
+    assert [row_tokens(share[0][0]) for share in work] == [64, 64]
+
+
+def test_a_group_is_not_divided_where_reading_its_prompt_twice_costs_more():
+    # Two groups of 100 + 2 * 1 and one of 100 + 1: 203 tokens at most; halved ones would make it 302.
+    groups = [asked(100, 2, 2, name="a"), asked(100, 2, 2, name="b"), asked(100, 2, name="c")]
+    work = split_work(joined(groups), ranks=2, updates=1, micro_batch_tokens=1000)
+    assert sorted(row_tokens(share[0][0]) for share in work) == [102, 203]
+
+
+def test_a_forward_holds_so_many_tokens():
+    # 10 tokens each: two in a forward of 20, and a rank with one forward would have to wait in the second.
+    given = joined(asked(6, 3, 3, name=name) for name in "abcdef")
+    work = split_work(given, ranks=2, updates=1, micro_batch_tokens=20)
+    assert [[row_tokens(batch) for batch in share[0]] for share in work] == [[20, 10], [20, 10]]
+
+
+def test_a_group_larger_than_a_forward_is_cut_and_a_completion_never():
+    ((forwards,),) = split_work(asked(6, 9, 9, 9, 9), ranks=1, updates=1, micro_batch_tokens=25)
+    assert [numbers(batch) for batch in forwards] == [[0, 1], [2, 3]]
+    ((forwards,),) = split_work(asked(6, 9, 9), ranks=1, updates=1, micro_batch_tokens=1)
+    assert [numbers(batch) for batch in forwards] == [[0], [1]]
+
+
+def test_a_rank_with_too_few_forwards_divides_its_own():
+    # The first rank's 36 tokens are cut into two forwards of 4 + 16; the second rank's 18 would fit one.
+    given = asked(4, 17, 17, name="a") + asked(2, 9, 9, name="b")
+    work = split_work(given, ranks=2, updates=1, micro_batch_tokens=20)
+    assert [[row_tokens(batch) for batch in share[0]] for share in work] == [[20, 20], [10, 10]]
+
+
+def test_three_completions_over_two_ranks_by_hand():
+    given = [replace(one, prompt=prompt("p")) for one in samples(3)]
+    work = split_work(given, ranks=2, updates=1, micro_batch_tokens=1)
+    assert [[numbers(batch) for batch in share[0]] for share in work] == [[[1], [2]], [[0], []]]
+    (padding,) = work[1][0][1]
     assert padding.weight == 0.0
     assert (padding.token_ids, padding.advantage) == ([0, 0], 1.0)  # a real sample, so the forward is a usual one
 
 
-def test_a_micro_batch_holds_so_many():
-    work = split_work(samples(8), ranks=2, updates=1, micro_batch=3)
-    assert [[numbers(batch) for batch in share[0]] for share in work] == [[[0, 1, 2], [3]], [[4, 5, 6], [7]]]
-
-
 def test_one_update_leaves_the_weights():
-    work = split_work(samples(3), ranks=2, updates=1, micro_batch=8)
+    work = split_work(samples(3), ranks=2, updates=1, micro_batch_tokens=100)
     assert [one.weight for share in work for batch in share[0] for one in batch] == [0.125] * 3
 
 
 def test_each_of_several_updates_weighs_as_much_as_a_step():
     # 5 samples of 1/5 in 2 updates: 2 scaled by 5/2, 3 scaled by 5/3; either sums to 1.
-    work = split_work([sample(number, 0.2) for number in range(5)], ranks=1, updates=2, micro_batch=8)
+    work = split_work([sample(number, 0.2) for number in range(5)], ranks=1, updates=2, micro_batch_tokens=100)
     assert [[numbers(batch) for batch in update] for update in work[0]] == [[[0, 1]], [[2, 3, 4]]]
     weights = [[one.weight for batch in update for one in batch] for update in work[0]]
     assert weights[0] == pytest.approx([0.5, 0.5])
@@ -122,11 +199,10 @@ def test_each_of_several_updates_weighs_as_much_as_a_step():
 
 
 def test_the_split_changes_no_weight():
-    for ranks in (1, 2, 3):
-        for micro_batch in (1, 2, 5):
-            work = split_work(samples(7), ranks, 1, micro_batch)
-            dealt = [one.weight for share in work for batch in share[0] for one in batch]
-            assert sum(dealt) == pytest.approx(7 * 0.125)
+    for ranks, limit in product([1, 2, 3], [1, 8, 100]):
+        work = split_work(samples(7), ranks, 1, limit)
+        dealt = [one.weight for share in work for batch in share[0] for one in batch]
+        assert sum(dealt) == pytest.approx(7 * 0.125)
 
 
 # --- from samples to tensors
@@ -146,51 +222,48 @@ class Encoder:
         return EncodedPrompt(PROMPTS[prompt.prompt_id], pixels, torch.tensor([[1, 1, patches]]))
 
 
+def positions(prompt: EncodedPrompt) -> torch.Tensor:
+    """Image tokens (9) share a place in time, and the text goes on after them; [3, P]."""
+    return torch.tensor({4: [[0, 1, 1, 2], [0, 1, 1, 2], [0, 1, 2, 3]], 3: [[0, 1, 2]] * 3}[len(prompt.token_ids)])
+
+
 def test_a_batch_by_hand():
     first = TrainingSample(prompt("a"), PROMPTS["a"], [11, 12], [-0.1, -0.2], 1.5, 0.25, 7)
     second = TrainingSample(prompt("b"), PROMPTS["b"], [13, 14, 15, 16], [-0.3, -0.4, -0.5, -0.6], -0.5, 0.125, 7)
     third = TrainingSample(prompt("a"), PROMPTS["a"], [17], [-0.7], 0.0, 0.5, 7)
     encoder = Encoder()
-    batch = collate([first, second, third], encoder, pad_id=8)
-    assert batch.input_ids.tolist() == [
-        [1, 9, 9, 2, 11, 12, 8],
-        [1, 9, 3, 13, 14, 15, 16],
-        [1, 9, 9, 2, 17, 8, 8],
+    batch = collate([first, second, third], encoder, positions)
+    # Prompt b, which is shorter, prompt a, then their completions, the shorter first, without their last tokens:
+    # those of the second; nothing of the third; those of the first.
+    assert batch.input_ids.tolist() == [[1, 9, 3, 1, 9, 9, 2, 13, 14, 15, 11]]
+    # Completions of b go on after place 2, those of a after place 3.
+    assert batch.position_ids[:, 0].tolist() == [
+        [0, 1, 2, 0, 1, 1, 2, 3, 4, 5, 4],
+        [0, 1, 2, 0, 1, 1, 2, 3, 4, 5, 4],
+        [0, 1, 2, 0, 1, 2, 3, 3, 4, 5, 4],
     ]
-    assert batch.attention_mask.tolist() == [
-        [1, 1, 1, 1, 1, 1, 0],
-        [1, 1, 1, 1, 1, 1, 1],
-        [1, 1, 1, 1, 1, 0, 0],
-    ]
-    assert batch.mask.tolist() == [
-        [True, True, False, False],
-        [True, True, True, True],
-        [True, False, False, False],
-    ]
-    # The last prompt token predicts the first completion token.
-    assert batch.predictor_index[batch.mask].tolist() == [3, 4, 2, 3, 4, 5, 3]
-    assert batch.predictor_index.max() < batch.input_ids.shape[1]
-    assert batch.completion_ids[batch.mask].tolist() == [11, 12, 13, 14, 15, 16, 17]
-    assert batch.input_ids.gather(1, (batch.predictor_index + 1).clamp(max=6))[batch.mask].tolist() == [
-        *(11, 12, 13, 14, 15, 16, 17)
-    ]
-    assert batch.generator_logprobs[batch.mask].tolist() == pytest.approx([-0.1, -0.2, -0.3, -0.4, -0.5, -0.6, -0.7])
-    assert batch.generator_logprobs.isfinite().all()
-    assert batch.advantages.tolist() == [1.5, -0.5, 0.0]
-    assert batch.weights.tolist() == [0.25, 0.125, 0.5]
-    # Images in the order of the rows: a, b, a.
-    assert batch.pixel_values[:, 0].tolist() == [0, 0, 1, 0, 0]
-    assert batch.image_grid_thw.tolist() == [[1, 1, 2], [1, 1, 1], [1, 1, 2]]
+    assert batch.layout.segments == ((3, 3), (4, 4), (3, 6), (1, 5))
+    assert batch.layout.key_rows[7:].tolist() == [0, 1, 2, 7, 8, 9, 3, 4, 5, 6, 10]
+    # The prompt's last token predicts the first token of each of its completions.
+    assert batch.completion_ids.tolist() == [13, 14, 15, 16, 17, 11, 12]
+    assert batch.predictor_index.tolist() == [2, 7, 8, 9, 6, 6, 10]
+    assert batch.generator_logprobs.tolist() == pytest.approx([-0.3, -0.4, -0.5, -0.6, -0.7, -0.1, -0.2])
+    assert batch.advantages.tolist() == [-0.5] * 4 + [0.0] + [1.5] * 2
+    assert batch.weights.tolist() == [0.125] * 4 + [0.5] + [0.25] * 2
+    # Images once a prompt, in the order of the prompts: b, a.
+    assert batch.pixel_values[:, 0].tolist() == [1, 0, 0]
+    assert batch.image_grid_thw.tolist() == [[1, 1, 1], [1, 1, 2]]
     assert encoder.asked == ["a", "b"], "each prompt is encoded once"
 
 
 def test_the_dtypes_are_as_documented():
-    batch = collate(build_samples([group("a", 2, 5)], [[1.0, -1.0]], keep_all=True), Encoder(), pad_id=8)
-    whole = (batch.input_ids, batch.attention_mask, batch.image_grid_thw, batch.predictor_index, batch.completion_ids)
+    batch = collate(build_samples([group("a", 2, 5)], [[1.0, -1.0]], keep_all=True), Encoder(), positions)
+    whole = (batch.input_ids, batch.position_ids, batch.image_grid_thw, batch.predictor_index, batch.completion_ids)
     assert {tensor.dtype for tensor in whole} == {torch.int64}
     real = (batch.pixel_values, batch.generator_logprobs, batch.advantages, batch.weights)
     assert {tensor.dtype for tensor in real} == {torch.float32}
-    assert batch.mask.dtype == torch.bool
+    assert batch.input_ids.shape == (1, 4 + 1 + 4)
+    assert batch.position_ids.shape == (3, 1, 4 + 1 + 4)
 
 
 @pytest.mark.parametrize(
@@ -198,6 +271,36 @@ def test_the_dtypes_are_as_documented():
     [([1, 9, 9, 9, 2], "into 4 tokens, the generator saw 5"), ([1, 9, 9, 3], "into 4 tokens, the generator saw 4")],
 )
 def test_other_prompt_tokens_than_the_generator_s_are_refused(seen, counts):
-    odd = TrainingSample(prompt("a"), seen, [11], [-0.1], 1.0, 1.0, 7)
-    with pytest.raises(ValueError, match=f"a: the learner encodes the prompt {counts}"):
-        collate([odd], Encoder(), pad_id=8)
+    right = TrainingSample(prompt("a"), PROMPTS["a"], [11], [-0.1], 1.0, 1.0, 7)
+    odd = replace(right, prompt_token_ids=seen)
+    for given in ([odd], [right, odd]):
+        with pytest.raises(ValueError, match=f"a: the learner encodes the prompt {counts}"):
+            collate(given, Encoder(), positions)
+
+
+# --- prompts that come again
+
+
+def seen(name: str, image: bytes, text: str = "Which?") -> Prompt:
+    return replace(prompt(name), image=image, text=text)
+
+
+def test_what_comes_again_is_encoded_once():
+    encoder = Encoder()
+    cache = PromptCache(encoder, 1e6)
+    first = cache.encode(seen("a", b"1"))
+    assert cache.encode(replace(seen("a", b"1"), prompt_id="b", seed=3)) is first, "by content, not by name"
+    assert encoder.asked == ["a"]
+    cache.encode(seen("b", b"2"))
+    cache.encode(seen("b", b"1", text="Which flower?"))
+    assert encoder.asked == ["a", "b", "b"]
+
+
+def test_the_cache_keeps_what_came_first_within_its_bytes():
+    encoder = Encoder()
+    cache = PromptCache(encoder, 3 * 1176 * 4)  # a has two patches, b one
+    order = [seen("a", b"1"), seen("a", b"2"), seen("b", b"3")]
+    for _ in range(3):
+        for one in order:
+            cache.encode(one)
+    assert encoder.asked == ["a", "a", "b", "a", "a"], "only the second has no room"

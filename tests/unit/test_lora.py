@@ -5,10 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.plain_forward import plain_logprobs
+from rft_cluster.batching import collate
 from rft_cluster.config import LoraSection, ModelSection
-from rft_cluster.qwen2vl import PolicyModel, base_model, load_policy, load_reference
+from rft_cluster.hardware import hardware
+from rft_cluster.messages import Prompt, TrainingSample
+from rft_cluster.qwen2vl import EncodedPrompt, PolicyModel, base_model, load_policy, load_reference
 from rft_cluster.tiny import build_model, build_processor
 from rft_cluster.weights import PolicyWeights
+
+PLAIN = {"text_config": "sdpa", "vision_config": "sdpa"}
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +32,7 @@ def model(lora: bool = True) -> ModelSection:
 
 @pytest.fixture
 def adapted(folder: str) -> PolicyModel:
-    policy = load_policy(folder, model(), "sdpa", [], 1.0)
+    policy = load_policy(folder, model(), PLAIN, [], 1.0)
     draw = torch.Generator().manual_seed(1)
     for name, parameter in policy.named_parameters():
         if "lora_B" in name:  # they start at 0, where an adapter does nothing
@@ -47,7 +53,7 @@ def test_only_the_language_model_s_adapters_are_trained_in_fp32(adapted: PolicyM
 
 
 def test_the_wire_has_the_base_s_names_and_the_merged_weights(folder: str, adapted: PolicyModel):
-    base = dict(load_reference(folder, model(lora=False), "sdpa", [], 1.0).model.named_parameters())
+    base = dict(load_reference(folder, model(lora=False), PLAIN, [], 1.0).model.named_parameters())
     wire = dict(PolicyWeights(adapted))
     assert list(wire) == list(base)
     assert [(info.name, info.shape) for info in PolicyWeights(adapted).metadata()] == [
@@ -63,15 +69,49 @@ def test_the_wire_has_the_base_s_names_and_the_merged_weights(folder: str, adapt
 
 
 def test_the_merged_model_computes_what_the_adapted_one_does(folder: str, adapted: PolicyModel):
-    merged = load_reference(folder, model(lora=False), "sdpa", [], 1.0)
+    merged = load_reference(folder, model(lora=False), PLAIN, [], 1.0)
     merged.model.load_state_dict(dict(PolicyWeights(adapted)), strict=False)
     difference = (logits(merged) - logits(adapted)).abs().mean()
-    changed = (logits(load_reference(folder, model(lora=False), "sdpa", [], 1.0)) - logits(adapted)).abs().mean()
+    changed = (logits(load_reference(folder, model(lora=False), PLAIN, [], 1.0)) - logits(adapted)).abs().mean()
     assert difference < 0.1 * changed, "BF16 rounding of merged weights, far below the adapters' effect"
 
 
 def test_the_base_is_the_starting_model_and_the_adapters_come_back(folder: str, adapted: PolicyModel):
     before = logits(adapted)
     with base_model(adapted) as base:
-        assert torch.equal(logits(base), logits(load_reference(folder, model(lora=False), "sdpa", [], 1.0)))
+        assert torch.equal(logits(base), logits(load_reference(folder, model(lora=False), PLAIN, [], 1.0)))
     assert torch.equal(logits(adapted), before)
+
+
+class Encoder:
+    """An image of 2 x 2 tokens between three words."""
+
+    def encode(self, prompt: Prompt) -> EncodedPrompt:
+        pixels = torch.randn(16, 1176, generator=torch.Generator().manual_seed(2))
+        return EncodedPrompt([1, 20, 3, 6, 6, 6, 6, 4, 21, 22], pixels, torch.tensor([[1, 4, 4]]))
+
+
+def test_adapters_and_their_base_share_a_prefix_as_any_model(adapted: PolicyModel):
+    policy = adapted.float()  # so that only the way of computing could differ
+    asked = Prompt("train/0/0", "photos/a.png", b"", "Which?", "rose", 0)
+    tokens = Encoder().encode(asked).token_ids
+    samples = [TrainingSample(asked, tokens, [30 + n] * n, [-1.0] * n, 1.0, 0.5, 0) for n in (1, 3, 4)]
+    batch = collate(samples, Encoder(), policy.prompt_positions)
+
+    def both() -> tuple[torch.Tensor, torch.Tensor]:
+        policy.model.set_attn_implementation(PLAIN)
+        plain = torch.cat(plain_logprobs(policy.model, samples, Encoder(), [], 1.0))
+        policy.model.set_attn_implementation(hardware("cpu").attention)
+        return policy(**batch.inputs())[0], plain
+
+    found, expected = both()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    names, trained = zip(*((n, p) for n, p in policy.named_parameters() if p.requires_grad), strict=True)
+    for name, ours, theirs in zip(
+        names, torch.autograd.grad(found.sum(), trained), torch.autograd.grad(expected.sum(), trained), strict=True
+    ):
+        assert (ours - theirs).norm() <= 1e-4 * theirs.norm(), name
+    with base_model(policy), torch.no_grad():
+        base, base_expected = both()
+    torch.testing.assert_close(base, base_expected, rtol=0, atol=1e-5)
+    assert (base - found).abs().max() > 0.01

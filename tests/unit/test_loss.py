@@ -11,13 +11,13 @@ SETTINGS = {"clip_low": 0.2, "clip_high": 0.3, "importance_cap": 2.0, "kl_beta":
 
 
 def logs(*probabilities: float) -> torch.Tensor:
-    return torch.tensor([[math.log(p) for p in probabilities]])
+    return torch.tensor([math.log(p) for p in probabilities])
 
 
 def one_token(new: float, old: float, generator: float, advantage: float, **settings: float) -> float:
     terms = grpo_loss(
         logs(new), logs(old), logs(generator), None, torch.tensor([advantage]), torch.ones(1),
-        torch.ones(1, 1, dtype=torch.bool), **{**SETTINGS, **settings},
+        **{**SETTINGS, **settings},
     )  # fmt: skip
     return float(terms.loss)
 
@@ -36,8 +36,8 @@ def test_policy_term_by_hand():
 def test_importance_is_truncated_from_above_only():
     # old / generator: 0.4 / 0.5 = 0.8; 0.4 / 0.1 = 4, capped at 2
     weights = importance_weights(logs(0.4, 0.4), logs(0.5, 0.1), cap=2.0)
-    assert weights[0].tolist() == pytest.approx([0.8, 2.0])
-    assert importance_weights(logs(0.4), logs(0.1), cap=None).tolist() == [[1.0]]
+    assert weights.tolist() == pytest.approx([0.8, 2.0])
+    assert importance_weights(logs(0.4), logs(0.1), cap=None).tolist() == [1.0]
     # it scales the policy term: 2 * -(1 * 3)
     assert one_token(0.4, 0.4, 0.1, 3.0) == pytest.approx(-6.0)
 
@@ -51,24 +51,17 @@ def test_k3_by_hand_and_clamped():
     assert float(huge) == pytest.approx(math.exp(10) - 11, rel=1e-5)
 
 
-def test_masked_positions_reach_neither_loss_nor_gradient():
-    learner = torch.tensor([[-1.0, float("nan")]], requires_grad=True)
+def test_padding_counts_nowhere():
+    learner = torch.full((5,), -1.0, requires_grad=True)
+    weights = torch.tensor([0.1, 0.1, 0.1, 0.0, 0.0])
     terms = grpo_loss(
-        learner, learner.detach(), torch.tensor([[-1.0, 7.0]]), None, torch.tensor([1.5]), torch.tensor([0.5]),
-        torch.tensor([[True, False]]), **SETTINGS,
+        learner, learner.detach(), torch.full((5,), -1.5), None, torch.full((5,), 2.0), weights,
+        **{**SETTINGS, "importance_cap": None},
     )  # fmt: skip
     terms.loss.backward()
-    assert float(terms.loss) == pytest.approx(-0.75)
-    assert learner.grad is not None and learner.grad.tolist() == [[-0.75, 0.0]]
-    assert terms.sums["tokens"] == 1
-
-
-def test_padding_samples_count_nowhere():
-    shape = (2, 3)
-    terms = grpo_loss(
-        torch.full(shape, -1.0), torch.full(shape, -1.5), torch.full(shape, -2.0), None, torch.ones(2),
-        torch.tensor([0.1, 0.0]), torch.ones(shape, dtype=torch.bool), **SETTINGS,
-    )  # fmt: skip
+    assert terms.sums["loss"] == pytest.approx(-0.6)
+    assert learner.grad is not None
+    assert learner.grad.tolist() == pytest.approx([-0.2, -0.2, -0.2, 0.0, 0.0])
     assert terms.sums["tokens"] == 3
     assert terms.sums["logprob_gap"] == pytest.approx(3 * 0.5)
 
@@ -79,15 +72,15 @@ def test_gradients_equal_a_plain_implementation():
     def draw(*shape: int) -> torch.Tensor:
         return -2 * torch.rand(*shape, generator=generator, dtype=torch.float64)
 
-    rows, columns, beta = 5, 7, 0.04
-    learner = draw(rows, columns).requires_grad_()
-    old, sampled, reference = draw(rows, columns), draw(rows, columns), draw(rows, columns)
+    lengths, beta = [7, 1, 3, 5, 2], 0.04
+    rows, tokens = len(lengths), sum(lengths)
+    learner = draw(tokens).requires_grad_()
+    old, sampled, reference = draw(tokens), draw(tokens), draw(tokens)
     advantages = torch.randn(rows, generator=generator, dtype=torch.float64)
-    lengths = [7, 1, 3, 5, 2]
-    mask = torch.arange(columns) < torch.tensor(lengths)[:, None]
-    weights = 1.0 / (torch.tensor(lengths, dtype=torch.float64) * rows)
+    count = torch.tensor(lengths)
+    weights = (1.0 / (count.double() * rows)).repeat_interleave(count)
     terms = grpo_loss(
-        learner, old, sampled, reference, advantages, weights, mask,
+        learner, old, sampled, reference, advantages.repeat_interleave(count), weights,
         clip_low=0.2, clip_high=0.3, importance_cap=2.0, kl_beta=beta,
     )  # fmt: skip
     (gradient,) = torch.autograd.grad(terms.loss, learner)
@@ -96,13 +89,13 @@ def test_gradients_equal_a_plain_implementation():
     total = torch.zeros((), dtype=torch.float64)
     for i in range(rows):
         completion = torch.zeros((), dtype=torch.float64)
-        for j in range(lengths[i]):
-            ratio = torch.exp(plain[i, j] - old[i, j])
-            importance = min(math.exp(old[i, j] - sampled[i, j]), 2.0)
+        for j in range(sum(lengths[:i]), sum(lengths[: i + 1])):
+            ratio = torch.exp(plain[j] - old[j])
+            importance = min(math.exp(old[j] - sampled[j]), 2.0)
             bounded = min(max(float(ratio), 0.8), 1.3)
             inside = float(ratio) == bounded
             surrogate = torch.minimum(ratio * advantages[i], (ratio if inside else bounded) * advantages[i])
-            difference = reference[i, j] - plain[i, j]
+            difference = reference[j] - plain[j]
             completion = completion - importance * surrogate + beta * (torch.exp(difference) - difference - 1)
         total = total + completion / lengths[i]
     (expected,) = torch.autograd.grad(total / rows, plain)

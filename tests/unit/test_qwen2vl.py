@@ -1,6 +1,7 @@
+import copy
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import Qwen2VLForConditionalGeneration
 
+from benchmarks.plain_forward import plain_logprobs
 from rft_cluster import qwen2vl
+from rft_cluster.batching import collate
 from rft_cluster.errors import UserError
-from rft_cluster.messages import Prompt
-from rft_cluster.qwen2vl import PolicyModel, PromptEncoder, check_model_folder, shard_units
+from rft_cluster.hardware import hardware
+from rft_cluster.messages import Prompt, TrainingSample
+from rft_cluster.qwen2vl import EncodedPrompt, PolicyModel, PromptEncoder, check_model_folder, shard_units
 from rft_cluster.tiny import build_model, build_processor
 
 START, END, IMAGE_PAD = 3, 4, 6  # vision_start, vision_end, image_pad of the tiny tokenizer
@@ -123,16 +127,42 @@ def test_vision_tokens_are_forbidden_and_both_stop_tokens_known(encoder):
 # --- log-probabilities
 
 
-@dataclass
-class Sequence:
-    prompt: list[int]
-    completion: list[int]
-    pixels: Tensor  # [patches, 1176]
-    grid: list[int]
+class Encoder:
+    """A prompt's seed says its image's height in patches and so all the rest of it."""
+
+    def encode(self, prompt: Prompt) -> EncodedPrompt:
+        height, width, words = prompt.seed, 4 + 2 * (prompt.seed % 3), 1 + prompt.seed // 2
+        draw = torch.Generator().manual_seed(prompt.seed)
+        image = [START, *[IMAGE_PAD] * (height * width // 4), END]
+        text = torch.randint(10, 250, (words,), generator=draw).tolist()
+        pixels = torch.randn(height * width, 1176, generator=draw)
+        return EncodedPrompt([1, 20, *image, *text], pixels, torch.tensor([[1, height, width]]))
+
+
+ENCODER = Encoder()
+# Prompts (by height) with the lengths of their completions.
+PACKS = {
+    "groups and images of several sizes": {4: [5, 2, 1, 5], 6: [3], 8: [1, 1, 7]},
+    "one group": {4: [4, 4, 6]},
+    "one completion": {6: [5]},
+    "completions of one token": {6: [1, 1]},
+    "one completion of one token": {4: [1]},
+}
+
+
+def drawn(pack: dict[int, list[int]]) -> list[TrainingSample]:
+    draw = torch.Generator().manual_seed(1)
+
+    def sample(height: int, length: int) -> TrainingSample:
+        asked = Prompt(f"train/0/{height}", "photos/a.png", b"", "Which?", "zero", height)
+        tokens = torch.randint(10, 250, (length,), generator=draw).tolist()
+        return TrainingSample(asked, ENCODER.encode(asked).token_ids, tokens, [-1.0] * length, 1.0, 0.5, 0)
+
+    return [sample(height, length) for height, lengths in pack.items() for length in lengths]
 
 
 @pytest.fixture(scope="module")
-def model(processor) -> Qwen2VLForConditionalGeneration:
+def plain(processor) -> Qwen2VLForConditionalGeneration:
     """Random, tied, in FP32, its weights large enough for log-probabilities that differ."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
@@ -143,118 +173,138 @@ def model(processor) -> Qwen2VLForConditionalGeneration:
     return model
 
 
-@pytest.fixture(scope="module")
-def sequences() -> list[Sequence]:
-    """Prompts with images of 4, 6 and 4 tokens; completions of 5, 2 and 1 tokens."""
-    draw = torch.Generator().manual_seed(1)
-
-    def made(grid: list[int], text: int, length: int) -> Sequence:
-        patches = grid[1] * grid[2]
-        words = torch.randint(10, 250, (text + length,), generator=draw).tolist()
-        prompt = [1, 20, START, *[IMAGE_PAD] * (patches // 4), END, *words[:text]]
-        return Sequence(prompt, words[text:], torch.randn(patches, 1176, generator=draw), grid)
-
-    return [made([1, 4, 4], 3, 5), made([1, 4, 6], 6, 2), made([1, 4, 4], 1, 1)]
+@pytest.fixture
+def policy(plain) -> PolicyModel:
+    """The same weights as `plain`."""
+    model = copy.deepcopy(plain)
+    model.set_attn_implementation(hardware("cpu").attention)
+    return PolicyModel(model, FORBIDDEN, TEMPERATURE)
 
 
-def inputs(sequences: list[Sequence], pad: int = 0, completion_pad: int = 0) -> dict[str, Tensor]:
-    rows = [one.prompt + one.completion for one in sequences]
-    width, longest = max(map(len, rows)), max(len(one.completion) for one in sequences)
-    return {
-        "input_ids": torch.tensor([row + [pad] * (width - len(row)) for row in rows]),
-        "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows]),
-        "pixel_values": torch.cat([one.pixels for one in sequences]),
-        "image_grid_thw": torch.tensor([one.grid for one in sequences]),
-        "predictor_index": torch.tensor(
-            [[min(len(one.prompt) - 1 + i, width - 1) for i in range(longest)] for one in sequences]
-        ),
-        "completion_ids": torch.tensor(
-            [one.completion + [completion_pad] * (longest - len(one.completion)) for one in sequences]
-        ),
-    }
+def forward(policy: PolicyModel, samples: list[TrainingSample]) -> tuple[list[Tensor], list[Tensor]]:
+    """Log-probabilities and entropies of each sample's tokens, in the order of `samples`."""
+    # Weights number the samples, so that the packed row's order can be undone.
+    numbered = [replace(sample, weight=float(i)) for i, sample in enumerate(samples)]
+    batch = collate(numbered, ENCODER, policy.prompt_positions)
+    results = policy(**batch.inputs())
+    logprobs, entropy = ([values[batch.weights == i] for i in range(len(samples))] for values in results)
+    return logprobs, entropy
 
 
-def alone(model: Qwen2VLForConditionalGeneration, one: Sequence) -> tuple[Tensor, Tensor]:
+def expected(plain: Qwen2VLForConditionalGeneration, samples: list[TrainingSample]) -> list[Tensor]:
+    return plain_logprobs(plain, samples, ENCODER, FORBIDDEN, TEMPERATURE)
+
+
+def gradients(model: Qwen2VLForConditionalGeneration, logprobs: list[Tensor]) -> dict[str, Tensor]:
+    """Of a sum in which each token has a factor of its own."""
+    model.zero_grad()
+    flat = torch.cat(logprobs)
+    (flat * torch.linspace(-1, 2, len(flat))).sum().backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def alone(model: Qwen2VLForConditionalGeneration, sample: TrainingSample) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies of one sequence by itself, from the logits of all its positions."""
-    ids = torch.tensor([one.prompt + one.completion])
+    prompt = ENCODER.encode(sample.prompt)
+    ids = torch.tensor([prompt.token_ids + sample.token_ids])
     logits = model(
         input_ids=ids,
-        pixel_values=one.pixels,
-        image_grid_thw=torch.tensor([one.grid]),
+        pixel_values=prompt.pixel_values,
+        image_grid_thw=prompt.image_grid_thw,
         mm_token_type_ids=(ids == IMAGE_PAD).long(),
-    ).logits[0, len(one.prompt) - 1 : -1]
+    ).logits[0, len(prompt.token_ids) - 1 : -1]
     allowed = torch.ones(logits.shape[-1], dtype=torch.bool)
     allowed[FORBIDDEN] = False
     logprobs = torch.log_softmax(torch.where(allowed, logits / TEMPERATURE, -torch.inf), -1)
-    chosen = logprobs.gather(-1, torch.tensor(one.completion)[:, None])[:, 0]
+    chosen = logprobs.gather(-1, torch.tensor(sample.token_ids)[:, None])[:, 0]
     kept = logprobs[:, allowed]
     return chosen, -(kept.exp() * kept).sum(-1)
 
 
-@pytest.fixture
-def policy(model) -> PolicyModel:
-    model.zero_grad()
-    return PolicyModel(model, FORBIDDEN, TEMPERATURE)
-
-
-def real(sequences: list[Sequence]) -> Tensor:
-    """[B, R] bool: a real completion token."""
-    longest = max(len(one.completion) for one in sequences)
-    return torch.tensor([[i < len(one.completion) for i in range(longest)] for one in sequences])
-
-
 @pytest.mark.parametrize("chunk", [3, 512])
-def test_log_probabilities_are_those_of_each_sequence_alone(policy, model, sequences, monkeypatch, chunk):
-    monkeypatch.setattr(qwen2vl, "LOGPROB_CHUNK", chunk)  # 3 sequences x 5 tokens make 5 chunks of 3
+def test_log_probabilities_are_those_of_each_sequence_alone(policy, plain, monkeypatch, chunk):
+    monkeypatch.setattr(qwen2vl, "LOGPROB_CHUNK", chunk)  # 25 tokens make 9 chunks of 3
+    samples = drawn(PACKS["groups and images of several sizes"])
     with torch.no_grad():
-        expected = [alone(model, one) for one in sequences]
-        logprobs, entropy = policy(**inputs(sequences))
-    assert logprobs.shape == entropy.shape == (3, 5)
-    assert logprobs.dtype == entropy.dtype == torch.float32
-    assert torch.cat([chosen for chosen, _ in expected]).std() > 0.5, "a test of equal numbers would be blind"
-    mask = real(sequences)
-    assert logprobs[mask].tolist() == pytest.approx(torch.cat([chosen for chosen, _ in expected]).tolist(), abs=2e-5)
-    assert entropy[mask].tolist() == pytest.approx(
-        torch.cat([entropies for _, entropies in expected]).tolist(), abs=2e-5
-    )
+        logprobs, entropy = forward(policy, samples)
+        assert torch.cat(logprobs).std() > 0.5, "a test of equal numbers would be blind"
+        for sample, found, spread in zip(samples, logprobs, entropy, strict=True):
+            chosen, entropies = alone(plain, sample)
+            assert found.dtype == spread.dtype == torch.float32
+            torch.testing.assert_close(found, chosen, rtol=0, atol=1e-5)
+            torch.testing.assert_close(spread, entropies, rtol=0, atol=1e-5)
 
 
-def test_padding_does_not_matter(policy, sequences):
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("pack", PACKS.values(), ids=PACKS.keys())
+def test_the_shared_prefix_changes_neither_log_probabilities_nor_gradients(policy, plain, pack, checkpointing):
+    if checkpointing:
+        policy.train().model.gradient_checkpointing_enable({"use_reentrant": False})
+    samples = drawn(pack)
+    logprobs, entropy = forward(policy, samples)
+    reference = expected(plain, samples)
+    assert not any(one.requires_grad for one in entropy)
+    for found, wanted in zip(logprobs, reference, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+    ours, theirs = gradients(policy.model, logprobs), gradients(plain, reference)
+    assert ours.keys() == theirs.keys()
+    for name, gradient in ours.items():
+        assert (gradient - theirs[name]).norm() <= 1e-4 * theirs[name].norm(), name
+
+
+def test_gradient_checkpointing_computes_each_layer_again(policy):
+    policy.train().model.gradient_checkpointing_enable({"use_reentrant": False})
+    layer, calls = policy.model.model.language_model.layers[1].mlp, []
+    layer.register_forward_pre_hook(lambda *_: calls.append(1))
+    logprobs, _ = forward(policy, drawn(PACKS["one group"]))
+    torch.cat(logprobs).sum().backward()
+    assert len(calls) == 2
+
+
+def test_completions_do_not_see_each_other(policy):
+    samples = drawn(PACKS["groups and images of several sizes"])
+    changed = replace(samples[0], token_ids=[200 - token // 2 for token in samples[0].token_ids])
     with torch.no_grad():
-        one = policy(**inputs(sequences))
-        other = policy(**inputs(sequences, pad=99, completion_pad=IMAGE_PAD))
-    for first, second in zip(one, other, strict=True):
-        assert first[real(sequences)].tolist() == pytest.approx(second[real(sequences)].tolist(), abs=2e-5)
+        before, _ = forward(policy, samples)
+        after, _ = forward(policy, [changed, *samples[1:]])
+    assert not torch.allclose(before[0], after[0], atol=1e-2)
+    assert all(torch.equal(one, other) for one, other in zip(before[1:], after[1:], strict=True))
 
 
-@pytest.mark.parametrize("chunk", [3, 512])
-def test_gradients_are_those_of_each_sequence_alone(policy, model, sequences, monkeypatch, chunk):
-    monkeypatch.setattr(qwen2vl, "LOGPROB_CHUNK", chunk)
-    factors = torch.linspace(-1, 1, 15).view(3, 5)  # another for each token
-    names = [
-        "model.language_model.embed_tokens.weight",  # tied: also the output layer
-        "model.language_model.layers.0.self_attn.q_proj.weight",
-        "model.visual.blocks.0.attn.qkv.weight",
+def test_a_completion_does_not_depend_on_who_else_is_in_the_row(policy):
+    samples = drawn(PACKS["groups and images of several sizes"])
+    with torch.no_grad():
+        together, _ = forward(policy, samples)
+        for kept in ([0, 3], [7], [1, 2, 4, 6], [7, 0, 4]):  # parts of groups, whole groups, another order
+            apart, _ = forward(policy, [samples[i] for i in kept])
+            for i, found in zip(kept, apart, strict=True):
+                torch.testing.assert_close(found, together[i], rtol=0, atol=1e-5)
+
+
+def test_each_image_is_seen_once(policy):
+    rows = []
+    policy.model.model.visual.patch_embed.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    samples = drawn({4: [3] * 8, 6: [2] * 8})
+    forward(policy, samples)
+    assert rows == [4 * 6 + 6 * 4]
+
+
+def test_prompt_positions_are_the_model_s_own(policy):
+    encoded = ENCODER.encode(drawn({4: [1]})[0].prompt)  # 2 x 3 image tokens, then the end of the image and 3 words
+    positions = policy.prompt_positions(encoded)
+    assert positions.tolist() == [
+        [0, 1, 2, 3, 3, 3, 3, 3, 3, 6, 7, 8, 9],
+        [0, 1, 2, 3, 3, 3, 4, 4, 4, 6, 7, 8, 9],
+        [0, 1, 2, 3, 4, 5, 3, 4, 5, 6, 7, 8, 9],
     ]
-    parameters = [model.get_parameter(name) for name in names]
-    logprobs, entropy = policy(**inputs(sequences))
-    assert not entropy.requires_grad
-    found = torch.autograd.grad((logprobs * factors)[real(sequences)].sum(), parameters)
-    total = sum(
-        (alone(model, one)[0] * row[: len(one.completion)]).sum() for one, row in zip(sequences, factors, strict=True)
-    )
-    for ours, theirs in zip(found, torch.autograd.grad(total, parameters), strict=True):
-        assert theirs.abs().max() > 1e-3
-        assert (ours - theirs).norm() < 1e-4 * theirs.norm()
 
 
-def test_a_forbidden_token_has_no_probability(policy, sequences):
-    batch = inputs(sequences[:1])
-    batch["completion_ids"] = torch.tensor([FORBIDDEN])
+def test_a_forbidden_token_has_no_probability(policy):
+    samples = [replace(sample, token_ids=FORBIDDEN[:2]) for sample in drawn({4: [2]})]
     with torch.no_grad():
-        logprobs, entropy = policy(**batch)
-    assert logprobs.tolist() == [[-torch.inf] * 5]
-    assert entropy.isfinite().all()
+        logprobs, entropy = forward(policy, samples)
+    assert logprobs[0].tolist() == [-torch.inf] * 2
+    assert entropy[0].isfinite().all()
 
 
 def test_layers_are_gathered_one_at_a_time_and_the_tied_weight_with_the_root(policy):

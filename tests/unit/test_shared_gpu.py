@@ -55,7 +55,7 @@ class Actors:
 
     def _wait_for(self, calls: dict[str, "Call"], timeout: float, doing: str) -> list[Any]:
         self.events += [f"{name} {call.method}{call.shown}" for name, call in calls.items()]
-        return [{"grad_norm": 1.0, "learning_rate": 1.0, "skipped": 0.0} for _ in calls]
+        return [{"grad_norm": 1.0, "learning_rate": 1.0, "skipped": 0.0, "memory_gib": 1.0} for _ in calls]
 
 
 class Call:

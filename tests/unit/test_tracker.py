@@ -294,7 +294,7 @@ def test_a_run_is_resumed_with_its_own_prompt_and_images(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "override", ["learners.count=1", "learners.micro_batch=4", "generators.count=2", "cluster.step_timeout=60"]
+    "override", ["learners.count=1", "learners.micro_batch_tokens=400", "generators.count=2", "cluster.step_timeout=60"]
 )
 def test_where_it_runs_may_change(tmp_path, override):
     run = begun(tmp_path)
