@@ -27,6 +27,7 @@ def launch(config: Config, dry_run: bool, resume: bool) -> None:
     from rft_cluster.plan import describe
     from rft_cluster.prepare import base_model_path, check_model, prepare
     from rft_cluster.qwen2vl import check_model_folder
+    from rft_cluster.redteam import check_rewards
     from rft_cluster.rewards import load_rewards
     from rft_cluster.tracker import clock, first_step_of
 
@@ -39,9 +40,13 @@ def launch(config: Config, dry_run: bool, resume: bool) -> None:
         f"{len(dataset.validation)} for validation, {len(dataset.test)} for the test",
         flush=True,
     )
+    examples = [*dataset.train, *dataset.validation, *dataset.test]
+    red_team = check_rewards(config.rewards, config.scoring, dataset.classes, examples, task.text, config.run.seed)
     for note in dataset.notes():
         print(note)
     print(describe(config, len(dataset.train)), flush=True)
+    if red_team:
+        print(red_team, flush=True)
     if dry_run:
         if config.model.path != "tiny":
             check_model_folder(config.model.path, config.max_model_tokens)
@@ -53,7 +58,7 @@ def launch(config: Config, dry_run: bool, resume: bool) -> None:
 
     start = time.monotonic()
     model_path = base_model_path(config, task)
-    check_model(config, task, model_path, [*dataset.train, *dataset.validation, *dataset.test])
+    check_model(config, task, model_path, examples)
 
     from rft_cluster.train import train
 

@@ -47,6 +47,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from transformers.utils import logging as hf_logging
 
 from rft_cluster.errors import UserError
+from rft_cluster.rewards.format import asks_for_thinking
 
 RECIPE_VERSION = 2  # part of the cache key: raise it with every change that alters what is built
 WARM_STEPS = 300  # at 200 GRPO started more slowly (digits, the one seed tried)
@@ -318,7 +319,7 @@ def warm_start(
     Every completion is `<think>`, two words, `</think>`, `<answer>`, the name, `</answer>`, end: 8 tokens; the
     last 4 of them where the prompt asks for the answer alone.
     """
-    thinks = "<think>" in prompt_text or "<answer>" not in prompt_text
+    thinks = asks_for_thinking(prompt_text)
     length = 8 if thinks else 4
     at_answer = length - 3
     torch.set_flush_denormal(True)  # denormal floats slow a tiny model's training tenfold on CPUs

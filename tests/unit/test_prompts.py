@@ -3,7 +3,7 @@ import pytest
 from rft_cluster.errors import UserError
 from rft_cluster.messages import Example
 from rft_cluster.prompts import make_prompts, render_template, text_hash
-from rft_cluster.rewards.format import LAYOUT
+from rft_cluster.rewards.format import THINK_ANSWER
 
 EXAMPLES = [Example("digits/0017", b"png", "seven"), Example("digits/0018", b"png2", "eight")]
 
@@ -11,7 +11,7 @@ EXAMPLES = [Example("digits/0017", b"png", "seven"), Example("digits/0018", b"pn
 def test_think_answer_asks_for_the_subject_and_shows_the_layout():
     text = render_template("think_answer", "flower", ["rose", "tulip"])
     assert "flower" in text and "{" not in text
-    assert LAYOUT.fullmatch(text.splitlines()[-1])
+    assert THINK_ANSWER.fullmatch(text.splitlines()[-1])
     assert "rose" not in text  # the published task does not offer the names
 
 
