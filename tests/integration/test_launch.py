@@ -1,10 +1,13 @@
 """A whole run as a user starts it: real Ray, vLLM and FSDP2, its folder, its resumption, its export."""
 
+import base64
 import json
 import os
 import shutil
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -13,10 +16,11 @@ import yaml
 from safetensors import safe_open
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
+from rft_cluster.answers import AnswerReader
 from rft_cluster.batching import build_samples, collate
 from rft_cluster.config import Config
 from rft_cluster.data import FewShotDataset
-from rft_cluster.generator import Sampling
+from rft_cluster.generator import ENVIRONMENT, Sampling
 from rft_cluster.hardware import hardware
 from rft_cluster.messages import Prompt
 from rft_cluster.qwen2vl import load_reference
@@ -190,3 +194,41 @@ def test_images_are_classified_by_the_export_alone(run: tuple[Path, str], datase
     assert result.returncode == 1
     assert "not classified" in result.stderr and "bad.png: not an image" in result.stderr
     assert result.stdout.startswith(str(photos / "03.png"))
+
+
+@pytest.mark.slow
+def test_vllm_serves_the_export(run: tuple[Path, str], dataset: FewShotDataset, config: Config, tmp_path: Path):
+    model, port = run[0] / "model", 8377
+    card = json.loads((model / "classifier.json").read_text())
+    served = subprocess.Popen(
+        [Path(sys.executable).with_name("vllm"), "serve", model, "--port", str(port), "--host", "127.0.0.1",
+         "--served-model-name", "digits", "--max-model-len", "256", "--enforce-eager",
+         "--limit-mm-per-prompt", '{"image": 1, "video": 0}', "--generation-config", "vllm"],
+        env={**os.environ, **ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE": "1"},
+        stdout=(tmp_path / "log").open("w"), stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        url = f"http://127.0.0.1:{port}"
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(f"{url}/health", timeout=2).close()
+                break
+            except OSError:
+                assert served.poll() is None, (tmp_path / "log").read_text()[-3000:]
+                time.sleep(1)
+        image = base64.b64encode(dataset.test[0].image).decode()
+        content = [
+            {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}},
+            {"type": "text", "text": card["prompt"]},
+        ]
+        question = {"model": "digits", "messages": [{"role": "user", "content": content}], "max_tokens": 16,
+                    "temperature": 0}  # fmt: skip
+        request = urllib.request.Request(
+            f"{url}/v1/chat/completions", json.dumps(question).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            text = json.load(answer)["choices"][0]["message"]["content"]
+        assert AnswerReader(card["classes"], card["aliases"]).label(text) in card["classes"], text
+    finally:
+        served.terminate()
+        served.wait(60)

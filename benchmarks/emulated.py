@@ -1,0 +1,150 @@
+"""Roles that take time as devices would, but compute nothing: they sleep. Everything else is real.
+
+The loop, Ray's actors and queues, prompts with images, groups, rewards, samples and calls are the ones of a run; only
+vLLM's, FSDP's and the transfer's own work is a sleep of known length. So what a step takes beyond that is the
+service's own cost, and overlap can be shown on two cores, on which real roles would only take turns.
+"""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from rft_cluster.config import Config
+from rft_cluster.messages import Completion, Example, Group, Prompt, WeightRecord
+
+TICK = 0.005  # seconds: what an engine's step takes, between two of which an update may begin
+PROMPT_TOKENS, COMPLETION_TOKENS = 600, 64  # of the published recipe
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """What each role's own work takes, a step."""
+
+    generate: float
+    learn: float
+    transfer: float
+
+
+class EmulatedGenerator:
+    """One engine: what it is asked for runs at once, for as long as the longest; an update holds all of it up."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._version, self._updating = seconds, 0, threading.Event()
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Any, version: int) -> list[Group]:
+        if version != self._version:
+            raise RuntimeError(f"asked for version {version}, holds {self._version}")
+        left = self._seconds
+        while left > 0:
+            pause = min(left, TICK)
+            time.sleep(pause)
+            if not self._updating.is_set():
+                left -= pause
+        return [_group(prompt, sampling.group_size, version) for prompt in prompts]
+
+    def start_weight_update(self) -> None:
+        self._updating.set()
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        pass
+
+    def finish_weight_update(self, weight_version: str) -> WeightRecord:
+        self._version = int(weight_version)
+        self._updating.clear()
+        return WeightRecord(self._version, 0, 0)
+
+
+def _group(prompt: Prompt, size: int, version: int) -> Group:
+    draw = random.Random(prompt.seed)
+    completions = [
+        Completion(
+            [draw.randrange(150_000) for _ in range(COMPLETION_TOKENS)],
+            [-draw.random() for _ in range(COMPLETION_TOKENS)],
+            f"<think>petals</think><answer>{draw.choice(['rose', 'tulip'])}</answer>",
+            "stop",
+            version,
+        )
+        for _ in range(size)
+    ]
+    return Group(prompt, list(range(PROMPT_TOKENS)), completions)
+
+
+class EmulatedLearner:
+    def __init__(self, rank: int, seconds: Seconds) -> None:
+        self._rank, self._seconds, self._client = rank, seconds, None
+
+    def update(self, work: Any, step: int) -> dict[str, float]:
+        time.sleep(self._seconds.learn)
+        tokens = sum(len(sample.token_ids) for update in work for batch in update for sample in batch)
+        sums = {"tokens": tokens, "loss": 0.0, "logprob_gap": 0.0, "kl": 0.0, "entropy": 0.0, "importance": tokens,
+                "clipped": 0.0}  # fmt: skip
+        return {**sums, "grad_norm": 1.0, "learning_rate": 1e-6, "skipped": 0.0, "memory_gib": 0.0}
+
+    def connect_generators(self, client: Any) -> None:
+        self._client = client
+
+    def send_weights(self, version: int) -> int:
+        if self._rank == 0 and self._client:
+            self._client.start_weight_update()
+            time.sleep(self._seconds.transfer)
+            self._client.update_weights({})
+            self._client.finish_weight_update(str(version))
+        return 0
+
+    def save_checkpoint(self, folder: str) -> int:
+        return 0
+
+    def export(self, folder: str) -> None:
+        Path(folder, "nothing").touch()
+
+
+def emulated_cluster(seconds: Seconds) -> Callable[..., Any]:
+    """A `start_cluster` whose generators and learners sleep; rewards are scored as ever."""
+
+    @contextmanager
+    def start(config: Config, model_path: str) -> Iterator[Any]:
+        from rft_cluster.actors import Generators, GeneratorsClient, Learners, RewardActor
+        from rft_cluster.cluster import Cluster
+        from rft_cluster.plan import plan_actors
+        from rft_cluster.scorer import Scorer
+
+        learners, generators, _ = plan_actors(config)
+        light = {"num_cpus": 0, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
+        generator_handles = {
+            name: ray.remote(EmulatedGenerator).options(max_concurrency=8, **light).remote(seconds.generate)
+            for name in generators.names
+        }
+        learner_handles = {
+            name: ray.remote(EmulatedLearner).options(**light).remote(rank, seconds)
+            for rank, name in enumerate(learners.names)
+        }
+        reward = ray.remote(Scorer).options(**light).remote(config.rewards, config.scoring)
+        handles = [*generator_handles.values(), *learner_handles.values(), reward]
+        ray.get([handle.__ray_ready__.remote() for handle in handles], timeout=600)
+        cluster = Cluster(
+            Generators(generator_handles, 600),
+            RewardActor({"reward": reward}, 600),
+            Learners(learner_handles, 600),
+            config,
+        )
+        client = GeneratorsClient(cluster.generators, ["here"] * len(generator_handles), 1, "here")
+        cluster.learners.call_all("connect_generators", client)
+        yield cluster
+        for handle in handles:
+            ray.kill(handle)
+
+    return start
+
+
+def examples(count: int, image_bytes: int) -> list[Example]:
+    """Examples with incompressible bytes where images would be."""
+    return [
+        Example(f"photos/{i}", random.Random(i).randbytes(image_bytes), ("rose", "tulip")[i % 2]) for i in range(count)
+    ]
