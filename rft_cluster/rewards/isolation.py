@@ -58,11 +58,10 @@ class IsolatedFunction:
         Raises:
             UserError: it cannot be imported.
         """
-        if self._child.ready and self._child.pipe.poll(0):  # nothing is due, so this is its end
+        if self._child.problem == "" and self._child.pipe.poll(0):  # nothing is due, so this is its end
             self._replace_child()
-        problem = self._child.load()
-        if problem:
-            raise UserError(f"rewards: {self._name!r} cannot be loaded: {problem}")
+        if self._child.load():
+            raise UserError(f"rewards: {self._name!r} cannot be loaded: {self._child.problem}")
 
     def close(self) -> None:
         """End the child and what it started."""
@@ -98,7 +97,7 @@ class _Child:
         # A fork would copy the locks of this process's threads, of Ray and torch, as they happen to be held.
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.ready = False  # whether it has imported the function
+        self.problem: str | None = None  # with the import: none if empty, and None while it is not over
         self._process = context.Process(
             target=_serve, args=(name, theirs, time_limit), name=f"reward {name}", daemon=True
         )
@@ -106,17 +105,16 @@ class _Child:
         theirs.close()
 
     def load(self) -> str:
-        """Wait for the import; what is wrong with it, or nothing."""
-        if not self.ready:
+        """Wait for the import. Returns `problem`; a child that has one is of no use and was killed."""
+        if self.problem is None:
             try:
-                problem = self.pipe.recv() if self.pipe.poll(LOAD_LIMIT) else f"not imported within {LOAD_LIMIT:g} s"
+                late = f"not imported within {LOAD_LIMIT:g} s"
+                self.problem = self.pipe.recv() if self.pipe.poll(LOAD_LIMIT) else late
             except (EOFError, OSError):
-                problem = f"the import ends the process ({self.ending()})"
-            if problem:
+                self.problem = f"the import ends the process ({self.ending()})"
+            if self.problem:
                 self.kill()
-                return problem
-            self.ready = True
-        return ""
+        return self.problem or ""
 
     def kill(self) -> None:
         assert self._process.pid
