@@ -39,7 +39,7 @@ class IsolatedFunction:
 
     def __init__(self, name: str, time_limit: float) -> None:
         self._name, self._time_limit = name, time_limit
-        self._start()
+        self._child = _Child(name, time_limit)
 
     def __call__(self, prompt: Prompt, completions: Sequence[Completion]) -> list[float | str]:
         """For each completion, in order, the function's value, or why there is none.
@@ -53,67 +53,80 @@ class IsolatedFunction:
         return answers
 
     def wait_until_ready(self) -> None:
-        """Until the child has imported the function; it does so anew where it died since the last group.
+        """Until the child has imported the function; where it died since the last group, until a new one has.
 
         Raises:
             UserError: it cannot be imported.
         """
-        if self._ready and self._pipe.poll(0):  # nothing is due, so this is its end, since the last group
-            self._restart()
-        if self._ready:
-            return
-        try:
-            problem = self._pipe.recv() if self._pipe.poll(LOAD_LIMIT) else f"not imported within {LOAD_LIMIT:g} s"
-        except (EOFError, OSError):
-            problem = f"the import ends the process ({self._exit()})"
-        if problem:
-            self.close()
-            raise UserError(f"rewards: {self._name!r} cannot be loaded: {problem}")
-        self._ready = True
+        if self._child.problem == "" and self._child.pipe.poll(0):  # nothing is due, so this is its end
+            self._replace_child()
+        if self._child.load():
+            raise UserError(f"rewards: {self._name!r} cannot be loaded: {self._child.problem}")
 
     def close(self) -> None:
-        """Kill the child and what it started."""
-        with suppress(ProcessLookupError):  # it is gone, or has not made its group yet
-            os.killpg(self._pid, signal.SIGKILL)
-        self._process.kill()
-        self._process.join()
-        self._pipe.close()
+        """End the child and what it started."""
+        self._child.kill()
 
-    def _start(self) -> None:
-        self._ready: bool = False  # whether the import is done
-        # A fork would copy the locks of this process's threads, of Ray and torch, as they happen to be held.
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        arguments = (self._name, theirs, self._time_limit)
-        self._process = context.Process(target=_serve, args=arguments, name=f"reward {self._name}", daemon=True)
-        self._process.start()
-        assert self._process.pid
-        self._pid = self._process.pid
-        theirs.close()
-
-    def _restart(self) -> None:
-        self.close()
-        self._start()
+    def _replace_child(self) -> None:
+        self._child.kill()
+        self._child = _Child(self._name, self._time_limit)
 
     def _until_killed(self, prompt: Prompt, completions: Sequence[Completion]) -> list[float | str]:
         """The answers, at most up to the first completion for which the child had to be replaced."""
         self.wait_until_ready()
+        pipe = self._child.pipe
         answers: list[float | str] = []
         try:
-            self._pipe.send((prompt, completions))
+            pipe.send((prompt, completions))
             while len(answers) < len(completions):
-                if not self._pipe.poll(self._time_limit):
+                if not pipe.poll(self._time_limit):
                     answers.append(f"no answer within {self._time_limit:g} s")
-                    self._restart()
-                    return answers
-                answers.append(self._pipe.recv())
+                    self._replace_child()
+                    break
+                answers.append(pipe.recv())
         except (EOFError, OSError):
-            answers.append(f"its process died ({self._exit()})")
-            self._restart()
+            answers.append(f"its process died ({self._child.ending()})")
+            self._replace_child()
         return answers
 
-    def _exit(self) -> str:
-        self._process.join(timeout=1)  # its pipe is closed a moment before it has ended
+
+class _Child:
+    """A process that serves one function; see `_serve`."""
+
+    def __init__(self, name: str, time_limit: float) -> None:
+        # A fork would copy the locks of this process's threads, of Ray and torch, as they happen to be held.
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.problem: str | None = None  # with the import: none if empty, and None while it is not over
+        self._process = context.Process(
+            target=_serve, args=(name, theirs, time_limit), name=f"reward {name}", daemon=True
+        )
+        self._process.start()
+        theirs.close()
+
+    def load(self) -> str:
+        """Wait for the import. Returns `problem`; a child that has one is of no use and was killed."""
+        if self.problem is None:
+            try:
+                late = f"not imported within {LOAD_LIMIT:g} s"
+                self.problem = self.pipe.recv() if self.pipe.poll(LOAD_LIMIT) else late
+            except (EOFError, OSError):
+                self.problem = f"the import ends the process ({self.ending()})"
+            if self.problem:
+                self.kill()
+        return self.problem or ""
+
+    def kill(self) -> None:
+        assert self._process.pid
+        with suppress(ProcessLookupError):  # it is gone, or has not made its group yet
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.kill()
+        self._process.join()
+        self.pipe.close()
+
+    def ending(self) -> str:
+        """How it ended, after its pipe did."""
+        self._process.join(timeout=1)  # the pipe is closed a moment earlier
         code = self._process.exitcode
         return signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
 

@@ -177,8 +177,10 @@ def test_what_cannot_be_imported_is_the_users_to_mend(tmp_path, monkeypatch, sou
     (tmp_path / "broken_reward.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     function = IsolatedFunction("broken_reward:f", LIMIT)
-    with pytest.raises(UserError, match=message):
-        function(PROMPT, completions("x"))
+    for _ in range(2):
+        with pytest.raises(UserError, match=message):
+            function(PROMPT, completions("x"))
+    function.close()
 
 
 @pytest.mark.parametrize("busy", ["", "native"])

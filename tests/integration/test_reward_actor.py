@@ -1,0 +1,72 @@
+"""The reward actor with a function of the user's own, in a real Ray actor, which has child processes there."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from rft_cluster.actors import RewardActor
+from rft_cluster.config import ScoringSection
+from rft_cluster.errors import UserError
+from rft_cluster.messages import Completion, Group, Prompt
+from rft_cluster.scorer import Scorer
+
+MODULE = """
+import os, time
+
+def moody(prompt, completion):
+    match completion.text:
+        case "die": os._exit(7)
+        case "hang": time.sleep(3600)
+        case "raise": raise KeyError("petal")
+        case "pids": return os.getppid() * 1e7 + os.getpid()
+    return len(prompt.image)
+"""
+NAME = "my_moody_reward:moody"
+
+
+def groups(*texts: str) -> list[Group]:
+    prompt = Prompt("train/0/0", "photos/a.png", b"x" * 300, "Which?", "rose", 0)
+    return [Group(prompt, [1, 2], [Completion([1], [-0.1], text, "stop", 0) for text in texts])]
+
+
+@pytest.fixture(scope="module")
+def actor(tmp_path_factory) -> Iterator[RewardActor]:
+    """Its module lies in the driver's working folder."""
+    folder: Path = tmp_path_factory.mktemp("own")
+    (folder / "my_moody_reward.py").write_text(MODULE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="warning")
+        scoring = ScoringSection(time_limit=2.0, failure_budget=0.6)
+        handle = ray.remote(Scorer).options(num_cpus=0).remote({"format": 1.0, NAME: 1.0}, scoring)
+        yield RewardActor({"reward": handle}, timeout=120)
+        ray.shutdown()
+
+
+def test_what_fails_is_masked_and_the_actor_lives(actor: RewardActor):
+    (rewards,) = actor.score(groups("x", "die", "raise", "hang", "x"))
+    assert [reward.total for reward in rewards] == [300.0, None, None, None, 300.0]
+    reasons = [reward.failures[NAME] for reward in rewards[1:4]]
+    assert reasons[0] == "its process died (exit code 7)"
+    assert reasons[1].startswith("KeyError: 'petal' (my_moody_reward.py, line ")
+    assert reasons[2] == "no answer within 2 s"
+
+
+def test_over_budget_is_the_users_error_without_the_actors_traceback(actor: RewardActor):
+    with pytest.raises(UserError, match=rf"^rewards\.{NAME} failed on 2 of the 3 completions .*KeyError: 'petal'"):
+        actor.score(groups("raise", "x", "raise"))
+    assert actor.score(groups("x"))[0][0].total == 300.0, "it would go on"
+
+
+def test_a_killed_actor_leaves_no_process_behind(actor: RewardActor):
+    parent, child = divmod(round(actor.score(groups("pids"))[0][0].parts[NAME]), 10_000_000)
+    assert Path(f"/proc/{child}").exists()
+    ray.kill(actor.handles[0])
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in (parent, child)):
+        time.sleep(0.1)
+    assert not Path(f"/proc/{parent}").exists()
+    assert not Path(f"/proc/{child}").exists()
