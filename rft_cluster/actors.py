@@ -72,9 +72,9 @@ class ActorGroup:
 
 
 class RewardActor(ActorGroup):
-    def score(self, groups: Any) -> ray.ObjectRef:
-        """The rewards of groups that may still be under way: scored as soon as they are written."""
-        return self.handles[0].score.remote(groups)
+    def score(self, groups: ray.ObjectRef, completions: int) -> ray.ObjectRef:
+        """The rewards of groups that are under way, of a step of `completions`: scored as soon as they are written."""
+        return self.handles[0].score.remote(groups, completions)
 
 
 @dataclass(frozen=True)
@@ -122,12 +122,12 @@ class Generators(ActorGroup):
         Each prompt goes to the generator that has the fewest under way, so that one which is slow gets fewer. Who
         writes what changes nothing else: seeds hang on prompts, and groups come in their order.
         """
-        shares = []
+        shares, completions = [], len(prompts) * sampling.group_size
         for name, indices in self._deal(len(prompts)).items():
             own = [prompts[index] for index in indices]
             groups = self._handles[name].generate.remote(own, sampling, version)
             self._under_way[groups] = (name, len(own))
-            shares.append(_Share(name, indices, groups, reward.score(groups) if reward else None))
+            shares.append(_Share(name, indices, groups, reward.score(groups, completions) if reward else None))
         return Rollout(shares, self._timeout)
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> list[Group]:

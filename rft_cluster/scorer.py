@@ -5,6 +5,7 @@ rewards = scorer.score(groups)      # rewards[i][j] is of groups[i].completions[
 """
 
 from collections import Counter
+from collections.abc import Sequence
 
 from rft_cluster.config import ScoringSection
 from rft_cluster.errors import UserError
@@ -19,19 +20,21 @@ class Scorer:
         self._rewards = WeightedRewards(rewards, scoring.time_limit)
         self._budget = scoring.failure_budget
 
-    def score(self, groups: list[Group]) -> list[list[Reward]]:
-        """One reward for each completion of a step, in order. Where a user's function failed there is no total.
+    def score(self, groups: list[Group], completions: int | None = None) -> list[list[Reward]]:
+        """One reward for each completion, in order. Where a user's function failed there is no total.
+
+        Args:
+            completions: the whole step's, of which the budget is a share, where `groups` are a part of a step.
 
         Raises:
-            UserError: more of the step's completions than the budget allows are without a reward (as soon as that
-                is sure), or a function cannot be imported.
+            UserError: more than the budget allows are without a reward (as soon as that is sure), or a function
+                cannot be imported.
         """
-        allowed = self._budget * sum(len(group.completions) for group in groups)
+        completions = completions or sum(len(group.completions) for group in groups)
         scored: list[list[Reward]] = []
         for group in groups:
             scored.append(self._rewards.score(group.prompt, group.completions))
-            if sum(bool(reward.failures) for rewards in scored for reward in rewards) > allowed:
-                raise UserError(_over_budget(groups, scored, self._budget))
+            check_failures(groups, scored, completions, self._budget)
         return scored
 
     def close(self) -> None:
@@ -39,19 +42,27 @@ class Scorer:
         self._rewards.close()
 
 
-def _over_budget(groups: list[Group], scored: list[list[Reward]], budget: float) -> str:
-    """`scored` may end before `groups` does."""
+def check_failures(
+    groups: Sequence[Group], scored: Sequence[Sequence[Reward]], completions: int, budget: float
+) -> None:
+    """Have more than a `budget` share of a step's `completions` failed? `scored` may end before `groups` does.
+
+    Raises:
+        UserError: they have; names the reward that fails most, with its first reason.
+    """
     failed = [
         (group.prompt, reward)
         for group, rewards in zip(groups, scored, strict=False)
         for reward in rewards
         if reward.failures
     ]
+    if len(failed) <= budget * completions:
+        return
     name, count = Counter(name for _, reward in failed for name in reward.failures).most_common(1)[0]
     prompt, reason = next((prompt, reward.failures[name]) for prompt, reward in failed if name in reward.failures)
-    return (
+    raise UserError(
         f"rewards.{name} failed on {count} of the {sum(map(len, scored))} completions that were scored, of "
-        f"{sum(len(group.completions) for group in groups)} in the step; scoring.failure_budget allows "
+        f"{completions} in the step; scoring.failure_budget allows "
         f"{100 * budget:g} % of a step. The first failure: {reason}, on {prompt.prompt_id} ({prompt.example_id}). "
         f"Mend the function, or raise scoring.time_limit or scoring.failure_budget"
     )

@@ -19,6 +19,7 @@ from rft_cluster.generator import Sampling
 from rft_cluster.messages import Example
 from rft_cluster.prepare import Task
 from rft_cluster.prompts import make_prompts
+from rft_cluster.scorer import check_failures
 from rft_cluster.tracker import RunFolder, Stopwatch, first_step_of
 
 
@@ -46,6 +47,7 @@ def train(config: Config, task: Task, model_path: str, resume: bool) -> None:
                 rollouts.append(cluster.generators.start(prompts, sampling, step, cluster.reward))
             with stage("generate"):
                 groups, rewards = rollouts.popleft().wait()
+            check_failures(groups, rewards, len(groups) * sampling.group_size, config.scoring.failure_budget)
             advantages = [group_advantages([reward.total for reward in group]) for group in rewards]
             samples = build_samples(groups, advantages, keep_all=algorithm.kl_beta > 0)
             with stage("learn"):

@@ -7,7 +7,7 @@ import pytest
 from rft_cluster.config import ScoringSection
 from rft_cluster.errors import UserError
 from rft_cluster.messages import Completion, Group, Prompt
-from rft_cluster.scorer import Scorer
+from rft_cluster.scorer import Scorer, check_failures
 
 FULL = "<think>red</think><answer>rose</answer>"
 MOODY = f"{__name__}:moody"
@@ -89,6 +89,14 @@ def test_as_many_may_fail_as_the_budget_says(scorer, budget, failed):
     assert sum(r.total is None for of_group in rewards for r in of_group) == failed
     with pytest.raises(UserError):
         one.score([group("rose", "raise", *texts[:3]), group("tulip", *texts[4:])])
+
+
+def test_a_part_of_a_step_is_held_against_the_whole_step(scorer):
+    one = scorer({MOODY: 1.0}, failure_budget=0.25)
+    part = [group("rose", "raise", "raise", "x", "x")]
+    first, second = one.score(part, completions=8), one.score(part, completions=8)  # 2 of 8 each
+    with pytest.raises(UserError, match="on 4 of the 8 completions"):
+        check_failures([*part, *part], [*first, *second], 8, 0.25)
 
 
 def test_more_stop_the_run_at_once_and_say_why(scorer):
