@@ -1,5 +1,6 @@
 """A few-shot data set, and what is asked of its labels. `split.py` cuts one from labelled images."""
 
+import difflib
 import hashlib
 import unicodedata
 from dataclasses import dataclass, field, replace
@@ -127,8 +128,9 @@ def check_aliases(classes: list[str], aliases: dict[str, list[str]]) -> dict[str
     for key, names in aliases.items():
         label = composed(key)
         if label not in classes:
-            near, _ = owners.get(normalise_label(label), (None, None))
-            cure = f"did you mean {near!r}?" if near else f"the classes are {', '.join(map(repr, classes[:LISTED]))}"
+            near = difflib.get_close_matches(normalise_label(label), owners, n=1)
+            known = ", ".join(map(repr, classes[:LISTED]))
+            cure = f"did you mean {owners[near[0]][0]!r}?" if near else f"the classes are {known}"
             raise UserError(f"data.aliases: {key!r} is none of the classes; {cure}")
         for name in names:
             what = f"{name!r} of {label!r}"

@@ -211,6 +211,7 @@ def test_aliases_stand_on_every_example_of_their_label():
     ("aliases", "message"),
     [
         ({"tshirt": ["tee"]}, "data.aliases: 'tshirt' is none of the classes; did you mean 't-shirt'?"),
+        ({"Trousers": ["pants"]}, "'Trousers' is none of the classes; did you mean 'trouser'?"),
         ({"hat": ["cap"]}, "'hat' is none of the classes; the classes are 't-shirt', 'trouser', 'café coat'"),
         ({"t-shirt": ["Trouser."]}, "'Trouser.' of 't-shirt' is the same answer as class 'trouser'"),
         ({"t-shirt": ["top"], "trouser": ["TOP"]}, "'TOP' of 'trouser' is the same answer as 'top' of 't-shirt'"),
