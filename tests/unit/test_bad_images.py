@@ -288,6 +288,7 @@ def test_a_class_that_skipping_leaves_too_small_says_so(corpus):
         load_dataset(section(root, on_bad_image="skip", test=1000), 0)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow says so, and the picture is shown all the same
 @pytest.mark.parametrize("name", GOOD)
 def test_every_good_kind_has_its_colours_in_their_places(name):
     data, colours = GOOD[name]
