@@ -466,13 +466,13 @@ def bf16_policy(folder: Path) -> Any:
 # Stage 4
 
 
-def step(folder: Path, micro_batch: int, minutes: float) -> dict[str, Any]:
+def step(folder: Path, micro_batch_tokens: int, minutes: float) -> dict[str, Any]:
     """One GRPO step on the sampled group: BF16 masters, gradient checkpointing, plain SGD.
 
     Micro-batches that would not begin within `minutes` are left out; the result says how many were done.
     """
     from rft_cluster.advantages import group_advantages
-    from rft_cluster.batching import build_samples, collate
+    from rft_cluster.batching import build_samples, collate, split_work
     from rft_cluster.loss import grpo_loss
     from rft_cluster.qwen2vl import PromptEncoder
     from rft_cluster.weights import tensor_digest
@@ -491,31 +491,26 @@ def step(folder: Path, micro_batch: int, minutes: float) -> dict[str, Any]:
     samples = build_samples([group], [group_advantages(rewards)], keep_all=False)
 
     began = time.perf_counter()
-    done, image_tokens, sums = 0, 0, {"tokens": 0.0, "logprob_gap": 0.0}
+    done, tokens, image_tokens, sums = 0, 0, 0, {"tokens": 0.0, "logprob_gap": 0.0}
     seconds: list[float] = []
-    for first in range(0, len(samples), micro_batch):
+    ((forwards,),) = split_work(samples, ranks=1, updates=1, micro_batch_tokens=micro_batch_tokens)
+    for micro_batch in forwards:
         if seconds and time.perf_counter() - began + max(seconds) > 60 * minutes:
             break
         started = time.perf_counter()
-        batch = collate(samples[first : first + micro_batch], encoder, encoder.stop_token_ids[-1])
-        logprobs, _ = policy(
-            batch.input_ids,
-            batch.attention_mask,
-            batch.pixel_values,
-            batch.image_grid_thw,
-            batch.predictor_index,
-            batch.completion_ids,
-        )
+        batch = collate(micro_batch, encoder, policy.prompt_positions)
+        logprobs, _ = policy(**batch.inputs())
         forward = time.perf_counter() - started
         terms = grpo_loss(
-            logprobs, logprobs.detach(), batch.generator_logprobs, None, batch.advantages, batch.weights, batch.mask,
+            logprobs, logprobs.detach(), batch.generator_logprobs, None, batch.advantages, batch.weights,
             clip_low=0.2, clip_high=0.2, importance_cap=2.0, kl_beta=0.0,
         )  # fmt: skip
         terms.loss.backward()
         seconds.append(time.perf_counter() - started)
-        done += len(batch.input_ids)
+        done += len(micro_batch)
+        tokens += batch.input_ids.shape[1]
         sums = {name: sums[name] + terms.sums[name] for name in sums}
-        image_tokens = int((batch.input_ids[0] == encoder.image_token_id).sum())
+        image_tokens = int((batch.input_ids == encoder.image_token_id).sum())
         print(f"  {done} of {len(samples)} completions: {seconds[-1]:.1f} s, forward {forward:.1f} s", flush=True)
     without = [name for name, parameter in policy.named_parameters() if parameter.grad is None]
     assert not without, f"no gradient: {without[:5]}"
@@ -527,9 +522,9 @@ def step(folder: Path, micro_batch: int, minutes: float) -> dict[str, Any]:
     return {
         "completions": done,
         "of_completions": len(samples),
-        "micro_batch": micro_batch,
+        "micro_batch_tokens": micro_batch_tokens,
         "image_tokens": image_tokens,
-        "tokens_forward": done * (len(group.prompt_token_ids) + COMPLETION_TOKENS),
+        "tokens_forward": tokens,
         "completion_tokens": int(sums["tokens"]),
         "logprob_gap": sums["logprob_gap"] / sums["tokens"],
         "grad_norm": norm,
@@ -557,7 +552,7 @@ def run_stage(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Run a stage in a process of its own; its result with `seconds` and `peak_gib`."""
     output = arguments.folder / f"{name}.json"
     command = [sys.executable, __file__, "--folder", str(arguments.folder), "--stage", name]
-    command += ["--micro-batch", str(arguments.micro_batch), "--minutes", str(arguments.minutes)]
+    command += ["--micro-batch-tokens", str(arguments.micro_batch_tokens), "--minutes", str(arguments.minutes)]
     started = time.perf_counter()
     process = subprocess.Popen(command)
     finished, peak = threading.Event(), [0]
@@ -598,7 +593,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="for 4.4 GB of weights; removed at the end")
     parser.add_argument("--keep", action="store_true", help="keep the folder, and use it if it is there")
-    parser.add_argument("--micro-batch", type=int, default=2, help="completions in one forward of stage step")
+    parser.add_argument("--micro-batch-tokens", type=int, default=4096, help="tokens in one forward of stage step")
     parser.add_argument("--minutes", type=float, default=9.0, help="no micro-batch is begun that would end later")
     parser.add_argument("--stages", nargs="+", default=["build", "names", "transfer", "step"])
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -611,7 +606,7 @@ def main() -> None:
             "build": lambda: build(arguments.folder),
             "names": lambda: names(arguments.folder),
             "transfer": lambda: transfer(arguments.folder),
-            "step": lambda: step(arguments.folder, arguments.micro_batch, arguments.minutes),
+            "step": lambda: step(arguments.folder, arguments.micro_batch_tokens, arguments.minutes),
         }
         result = stages[arguments.stage]()
         (arguments.folder / f"{arguments.stage}.json").write_text(json.dumps(result))

@@ -109,8 +109,7 @@ def test_neighbours_of_one_shape_go_together(monkeypatch):
     attention = F.scaled_dot_product_attention
     monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
     layout = pack_layout([5, 5], [3, 3, 3, 4], [0, 0, 1, 1])
-    sizes = (sum((5, 5, 3, 3, 3, 4)), len(layout.key_rows))
-    query, key, value = (draw(rows, 2, SIZE, seed=0) for rows in (sizes[0], sizes[1], sizes[1]))
+    query, key, value = (draw(sum((5, 5, 3, 3, 3, 4)), 2, SIZE, seed=0) for _ in range(3))
     shared_prefix.sdpa_segments(query, key, value, layout, SCALING)
     assert calls == [(2, 2, 5, SIZE), (3, 2, 3, SIZE), (1, 2, 4, SIZE)]
 
