@@ -18,7 +18,7 @@ LAYERS = {
     "loop": ["train", "tracker"],
     "cluster": ["cluster", "actors"],
     "roles": ["generator", "scorer", "learner"],
-    "torch": ["weights", "receivers", "qwen2vl", "batching", "checkpoint", "loss", "tiny"],
+    "torch": ["weights", "receivers", "qwen2vl", "batching", "checkpoint", "loss", "tiny", "rendezvous"],
     "pure": ["advantages", "rewards", "prompts", "data", "baselines", "evaluation", "plan"],
     "base": ["messages", "config", "errors", "hardware"],
 }
