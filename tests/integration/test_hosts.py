@@ -178,7 +178,7 @@ import sys
 from rft_cluster import rendezvous
 from rft_cluster.errors import UserError
 rank, address, *where = sys.argv[1:]
-rendezvous.REACH_TIMEOUT = 3.0
+rendezvous.REACH_TIMEOUT = 2.0
 try:
     if where:
         store = rendezvous.reach_store(where[0], int(rank), address)
@@ -230,7 +230,7 @@ def test_learners_behind_a_firewall_that_lets_only_the_meeting_through_say_so(ho
         for pref in ("10", "11", "100"):
             hosts[2].must(*ip, "delete", "pref", pref)
     # Answers to host 2 vanish, too.
-    reach = r"cannot reach learner {} at 10\.77\.0\.{}:\d+ within 3 s \(timed out\): " + ALL_PORTS
+    reach = r"cannot reach learner {} at 10\.77\.0\.{}:\d+ within 2 s \(timed out\): " + ALL_PORTS
     assert re.fullmatch(r"learner 0 on 10\.77\.0\.2 \(eth0\) " + reach.format(1, 3), first)
     assert re.fullmatch(r"learner 1 on 10\.77\.0\.3 \(eth0\) " + reach.format(0, 2), second)
 
@@ -246,8 +246,8 @@ def test_learners_that_do_not_meet_at_all_say_so(hosts: dict[int, Host]):
         first, second = meet(hosts, lose)
     finally:
         hosts[3].must("ip", "neighbour", "delete", *neighbour)
-    assert first == "learner 0 on 10.77.0.2 (eth0) waited 6 s for learner 1, which did not come"
-    reach = r"cannot reach learner 0 at 10\.77\.0\.2:\d+ within 3 s \(timed out\): "
+    assert first == "learner 0 on 10.77.0.2 (eth0) waited 4 s for learner 1, which did not come"
+    reach = r"cannot reach learner 0 at 10\.77\.0\.2:\d+ within 2 s \(timed out\): "
     assert re.fullmatch(r"learner 1 on 10\.77\.0\.3 " + reach + ALL_PORTS, second)
 
 
