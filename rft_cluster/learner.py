@@ -7,12 +7,10 @@ The loss is a sum whose weights come with the samples, so gradients are added ov
 
 import os
 import resource
-import socket
 import tempfile
 from datetime import timedelta
 from pathlib import Path
 
-import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -23,11 +21,11 @@ from torch.distributed.tensor import DTensor
 from rft_cluster.batching import Batch, PromptCache, RankWork, collate
 from rft_cluster.checkpoint import export_model, load_shards, save_shards
 from rft_cluster.config import Config
-from rft_cluster.errors import UserError
 from rft_cluster.hardware import hardware
 from rft_cluster.loss import grpo_loss
 from rft_cluster.messages import TrainingSample
 from rft_cluster.qwen2vl import PolicyModel, PromptEncoder, base_model, load_policy, load_reference, shard_units
+from rft_cluster.rendezvous import connections, interface_of, open_store, reach_store
 from rft_cluster.weights import (
     PolicyWeights,
     SharedMemorySender,
@@ -39,7 +37,6 @@ from rft_cluster.weights import (
 )
 
 GIB = 2**30
-MEETING_TIME = timedelta(seconds=10)
 
 
 def learning_rate_factor(step: int, warmup_steps: int, steps: int) -> float:
@@ -68,7 +65,7 @@ class Learner:
         self._reference: PolicyModel | None = None
         if config.algorithm.kl_beta and not model.lora:
             self._reference = load_reference(*how)
-        self._store: dist.Store | None = None
+        self._store: dist.TCPStore | None = None
         self._broadcast: WeightBroadcast | None = None
 
     # Becoming one of several ranks
@@ -77,14 +74,14 @@ class Learner:
         """Rank 0 says where the others meet it: a file on one host, a port of its own choice between hosts."""
         if one_host:
             return f"file://{tempfile.mkdtemp(prefix='rft_cluster_')}/learners"
-        self._store = dist.TCPStore(self._address, 0, is_master=True, wait_for_workers=False, timeout=MEETING_TIME)
+        self._store = open_store(self._address)
         return f"tcp://{self._address}:{self._store.port}"
 
     def join(self, rendezvous: str, one_host: bool) -> None:
         """Join the process group at `rendezvous` and shard the model over it.
 
         Raises:
-            UserError: rank 0's port cannot be reached from here, or no interface bears this host's address.
+            UserError: another rank cannot be reached from here, or no interface bears this host's address.
         """
         # On one host nothing listens beyond it; between hosts the interface is the one that Ray uses.
         interface = "lo" if one_host else self._config.cluster.interface or interface_of(self._address)
@@ -94,7 +91,9 @@ class Learner:
             dist.init_process_group(init_method=rendezvous, **group)
         else:
             store = self._store or reach_store(rendezvous, self._rank, self._address)
-            dist.init_process_group(store=store, timeout=timedelta(seconds=self._config.cluster.step_timeout), **group)
+            timeout = timedelta(seconds=self._config.cluster.step_timeout)
+            with connections(store, self._rank, self._ranks, interface):
+                dist.init_process_group(store=store, timeout=timeout, **group)
         self._one_host = one_host
         self._shard(self._policy)
         if self._reference:
@@ -235,37 +234,3 @@ class Learner:
 
     def export(self, folder: str) -> None:
         export_model(Path(folder), self._policy, self._encoder, is_writer=self._rank == 0)
-
-
-def interface_of(address: str) -> str:
-    """The network interface that bears an address of this host.
-
-    Raises:
-        UserError: none does (a host behind address translation, say): it has to be configured.
-    """
-    interfaces = psutil.net_if_addrs()
-    for name, addresses in interfaces.items():
-        if any(entry.address == address for entry in addresses):
-            return name
-    raise UserError(
-        f"no network interface here bears {address}, the address that Ray gave this host; name one with "
-        f"cluster.interface (there are {', '.join(interfaces)})"
-    )
-
-
-def reach_store(rendezvous: str, rank: int, address: str) -> dist.Store:
-    """Connect to rank 0's store.
-
-    Raises:
-        UserError: it does not answer in time; says from where to where.
-    """
-    host, _, port = rendezvous.removeprefix("tcp://").rpartition(":")
-    try:
-        # torch would retry a refused or filtered port until its own deadline, and say little.
-        socket.create_connection((host, int(port)), timeout=MEETING_TIME.total_seconds()).close()
-        return dist.TCPStore(host, int(port), is_master=False, timeout=MEETING_TIME)
-    except (OSError, dist.DistError) as error:
-        raise UserError(
-            f"learner {rank} on {address} cannot reach learner 0 at {host}:{port} within "
-            f"{MEETING_TIME.total_seconds():g} s ({error}): the hosts of a cluster must reach each other on all ports"
-        ) from error

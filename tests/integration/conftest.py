@@ -1,6 +1,8 @@
 """Shared by the integration tests: real models, engines and actors are slow to start, so each is made once."""
 
 import os
+import sys
+from pathlib import Path
 
 # Read when vLLM is imported, which some of these tests do in their own process.
 os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "WARNING", "OMP_NUM_THREADS": "1"}
@@ -16,11 +18,26 @@ from rft_cluster.prompts import make_prompts, render_template
 from rft_cluster.tiny import ensure_tiny_model
 
 torch.set_num_threads(1)
+BIN = Path(sys.executable).parent
 
 
 @pytest.fixture(scope="session")
 def config() -> Config:
     return load_config("digits", [])
+
+
+@pytest.fixture(scope="session")
+def token_environment(tmp_path_factory) -> dict[str, str]:
+    """The environment of a user with a token, for commands that start or reach a Ray cluster of their own."""
+    token = tmp_path_factory.mktemp("token") / "token"
+    token.write_text("a" * 64)
+    token.chmod(0o600)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return environment | {
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+    }
 
 
 @pytest.fixture(scope="session")

@@ -3,46 +3,64 @@
 import json
 import os
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
+from tests.integration.conftest import BIN
+
 ROOT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
 PORT = 8299
 SHORT = ["schedule.steps=2", "schedule.evaluate_every=0", "schedule.prompts_per_step=4", "optimizer.warmup_steps=1",
          "data.validation=0", "data.test=20"]  # fmt: skip
 
 
+def session_of(leader: int) -> list[psutil.Process]:
+    """All processes of a session: what its leader started, and what they started."""
+    return [process for process in psutil.process_iter() if getsid(process.pid) == leader]
+
+
+def getsid(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:  # it has ended since it was listed
+        return None
+
+
 @pytest.fixture(scope="module")
-def head(tmp_path_factory) -> Iterator[dict[str, str]]:
+def head(token_environment: dict[str, str], tmp_path_factory) -> Iterator[dict[str, str]]:
     """The environment of a user whose Ray head runs here, with a token and the dashboard on loopback."""
     home = tmp_path_factory.mktemp("home")
-    token = home / "token"
-    token.write_text("a" * 64)
-    token.chmod(0o600)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
-        "PATH": f"{BIN}:{os.environ['PATH']}",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
+    environment = token_environment | {
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{PORT}",
         "RFT_RUNS": str(home / "runs"),
     }
-    start = [BIN / "ray", "start", "--head", "--port=6399", f"--dashboard-port={PORT}", "--dashboard-host=127.0.0.1",
-             "--num-cpus=3", "--disable-usage-stats", "--object-store-memory=200000000"]  # fmt: skip
-    subprocess.run(start, env=environment, check=True, capture_output=True, timeout=120)
-    # A head takes jobs a little later than it answers.
-    probe = [BIN / "ray", "job", "submit", "--", "true"]
-    wait_until(
-        lambda: subprocess.run(probe, env=environment, capture_output=True, check=False).returncode == 0, 90, "up"
-    )
-    yield environment
-    subprocess.run([BIN / "ray", "stop", "--force"], env=environment, check=True, capture_output=True, timeout=120)
+    start = [BIN / "ray", "start", "--head", "--block", "--port=6399", f"--dashboard-port={PORT}",
+             "--dashboard-host=127.0.0.1", "--num-cpus=3", "--disable-usage-stats",
+             "--object-store-memory=200000000"]  # fmt: skip
+    with (home / "head.log").open("w") as log:
+        process = subprocess.Popen(start, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        # A head takes jobs a little later than it answers.
+        probe = [BIN / "ray", "job", "submit", "--", "true"]
+        wait_until(
+            lambda: subprocess.run(probe, env=environment, capture_output=True, check=False).returncode == 0, 90, "up"
+        )
+        yield environment
+    finally:
+        # Not `ray stop`, which stops every Ray on the machine.
+        process.terminate()
+        try:
+            process.wait(timeout=60)
+            wait_until(lambda: not session_of(process.pid), 10, "all processes of the head have ended")
+        finally:
+            for left in session_of(process.pid):
+                left.kill()
 
 
 def submit(

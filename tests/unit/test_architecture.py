@@ -18,7 +18,17 @@ LAYERS = {
     "loop": ["train", "tracker", "prepare"],
     "cluster": ["cluster", "actors"],
     "roles": ["generator", "scorer", "learner"],
-    "torch": ["weights", "receivers", "qwen2vl", "shared_prefix", "batching", "checkpoint", "loss", "tiny"],
+    "torch": [
+        "weights",
+        "receivers",
+        "qwen2vl",
+        "shared_prefix",
+        "batching",
+        "checkpoint",
+        "loss",
+        "tiny",
+        "rendezvous",
+    ],
     "pure": [
         "advantages",
         "rewards",

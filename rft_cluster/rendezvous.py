@@ -1,0 +1,114 @@
+"""How learners on several hosts find each other, and who is named when they do not.
+
+    rank 0   store = open_store(address)                     a port of its own choice; Ray tells the others
+    others   store = reach_store("tcp://HOST:PORT", ...)
+    all      with connections(store, ...):                   each rank has reached each other rank
+                 init_process_group(store=store, ...)        gloo and NCCL open ports of their own, too
+
+gloo waits for a filtered port until the deadline of the whole group, and then names neither host.
+"""
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import psutil
+import torch.distributed as dist
+
+from rft_cluster.errors import UserError
+
+REACH_TIMEOUT = 10.0  # seconds until a port that does not answer counts as closed
+
+
+def interface_of(address: str) -> str:
+    """The network interface that bears an address of this host.
+
+    Raises:
+        UserError: none does (a host behind address translation, say): it has to be configured.
+    """
+    interfaces = psutil.net_if_addrs()
+    for name, addresses in interfaces.items():
+        if any(entry.address == address for entry in addresses):
+            return name
+    raise UserError(
+        f"no network interface here bears {address}, the address that Ray gave this host; name one with "
+        f"cluster.interface (there are {', '.join(interfaces)})"
+    )
+
+
+def address_on(interface: str) -> str:
+    """This host's address on an interface: the first one, which gloo takes, too.
+
+    Raises:
+        UserError: there is no such interface, or it has no address.
+    """
+    interfaces = psutil.net_if_addrs()
+    for entry in interfaces.get(interface, ()):
+        if entry.family in (socket.AF_INET, socket.AF_INET6):
+            return entry.address
+    raise UserError(
+        f"cluster.interface: {interface!r} is no interface with an address on {socket.gethostname()} (there are "
+        f"{', '.join(interfaces)})"
+    )
+
+
+def open_store(address: str) -> dist.TCPStore:
+    """Rank 0's store, on a free port of this host."""
+    return dist.TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=REACH_TIMEOUT))
+
+
+def reach_store(rendezvous: str, rank: int, address: str) -> dist.TCPStore:
+    """Connect to rank 0's store at `tcp://HOST:PORT`; `address` is this host's.
+
+    Raises:
+        UserError: it does not answer in time; says from where to where.
+    """
+    host, _, port = rendezvous.removeprefix("tcp://").rpartition(":")
+    try:
+        # torch would retry a refused or filtered port until its own deadline, and say little.
+        socket.create_connection((host, int(port)), timeout=REACH_TIMEOUT).close()
+        return dist.TCPStore(host, int(port), is_master=False, timeout=timedelta(seconds=REACH_TIMEOUT))
+    except (OSError, dist.DistError) as error:
+        raise UserError(_unreachable(f"learner {rank} on {address}", f"learner 0 at {host}:{port}", error)) from error
+
+
+@contextmanager
+def connections(store: dist.Store, rank: int, ranks: int, interface: str) -> Iterator[None]:
+    """Connect to a port of each other rank, on the interface that the group will use, and listen inside the block.
+
+    The kernel completes the connections: nothing is accepted, read or written.
+
+    Raises:
+        UserError: a rank cannot be reached, or did not come; says from where to where.
+    """
+    address = address_on(interface)
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, 0), family=family, backlog=ranks) as listener:
+        port = listener.getsockname()[1]
+        store.set(f"listener {rank}", f"{address} {port}")
+        for other in range(ranks):
+            if other != rank:
+                _reach(store, other, f"learner {rank} on {address} ({interface})")
+        yield
+
+
+def _reach(store: dist.Store, other: int, name: str) -> None:
+    key = f"listener {other}"
+    try:
+        # Twice as long: a rank that cannot reach the store says so itself, and first.
+        store.wait([key], timedelta(seconds=2 * REACH_TIMEOUT))
+    except dist.DistError as error:
+        raise UserError(f"{name} waited {2 * REACH_TIMEOUT:g} s for learner {other}, which did not come") from error
+    host, port = store.get(key).decode().split()
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH_TIMEOUT).close()
+    except OSError as error:
+        raise UserError(_unreachable(name, f"learner {other} at {host}:{port}", error)) from error
+
+
+def _unreachable(one: str, other: str, error: Exception) -> str:
+    return (
+        f"{one} cannot reach {other} within {REACH_TIMEOUT:g} s ({error}): the hosts of a cluster must reach each "
+        "other on all ports"
+    )
