@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_lowercase
+from typing import Any
 
 from rft_cluster.answers import printable
 from rft_cluster.config import ScoringSection
@@ -29,6 +30,7 @@ MOST = 200  # labels, and classes to answer always
 TIME = 60.0  # seconds after which no further label is begun
 SHOWN = 12  # attacks in the table
 AT_ONCE = 8  # completions between two looks at the clock
+ALWAYS = "always "  # begins the name of an attack that answers one class
 REASONING = "This is what the image shows."
 
 
@@ -139,22 +141,30 @@ def red_team(
 
 
 def render(found: RedTeam) -> str:
-    """The worst attacks as a table, and the verdict."""
+    """The worst attacks as a table, constant answers that fare alike on one line, and the verdict."""
     lines = [f"the rewards against answers that know nothing of the image, on {found.labels} labels:"]
     if found.attacks:
-        names = list(found.attacks[0].parts)
-        head = "".join(f"{_short(re.split('[:.]', name)[-1], 15):>16}" for name in names)
-        lines.append(f"  {'':<36}{'score':>9}{'chance':>9}{head}")
-        for attack in found.attacks[:SHOWN]:
-            means = ("failed" if mean is None else f"{mean:.2f}" for mean in attack.parts.values())
-            parts = "".join(f"{mean:>16}" for mean in means)
-            score, chance = (f"{100 * share:.1f} %" for share in (attack.score, found.chance))
-            lines.append(f"  {_short(attack.name, 35):<36}{score:>9}{chance:>9}{parts}")
-        if len(found.attacks) > SHOWN:
-            lines.append(f"  and {len(found.attacks) - SHOWN} more, which get no more")
+        heads = "".join(f"{_short(re.split('[:.]', name)[-1], 15):>16}" for name in found.attacks[0].parts)
+        lines.append(f"  {'':<36}{'score':>9}{'chance':>9}{heads}")
+        rows: dict[Any, list[Attack]] = {}
+        for attack in found.attacks:
+            alike = (attack.score, *attack.parts.values()) if attack.name.startswith(ALWAYS) else attack.name
+            rows.setdefault(alike, []).append(attack)
+        shown = [row for row in rows.values() if row[0].score > 0][:SHOWN]
+        lines += [_row(row, found.chance) for row in shown]
+        if rest := len(found.attacks) - sum(map(len, shown)):
+            lines.append(f"  and {rest} more, which score no more")
         too_much = f"score more than {100 * MARGIN:.0f} % above chance (a right answer has 100 %)"
         lines.append(f"  {len(found.paid)} of {len(found.attacks)} {too_much}")
     return "\n".join([*lines, *(f"  {note}" for note in found.notes)])
+
+
+def _row(alike: Sequence[Attack], chance: float) -> str:
+    first = alike[0]
+    others = f" and {len(alike) - 1} alike" if len(alike) > 1 else ""
+    shares = "".join(f"{f'{100 * share:.1f} %':>9}" for share in (first.score, chance))
+    means = "".join(f"{'failed' if mean is None else f'{mean:.2f}':>16}" for mean in first.parts.values())
+    return f"  {_short(first.name, 35 - len(others)) + others:<36}{shares}{means}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +201,7 @@ def _attacks(classes: Sequence[str], always: Sequence[str], prompt_text: str) ->
     for line in [line for line in prompt_text.splitlines() if line.lstrip().startswith(("<think>", "<answer>"))][-1:]:
         yield "the prompt's example line", line
     for label in always:
-        yield f"always {printable(label)}", f"{think}<answer>{label}</answer>"
+        yield f"{ALWAYS}{printable(label)}", f"{think}<answer>{label}</answer>"
 
 
 def _try(

@@ -1,13 +1,14 @@
 """The configured rewards against answers that know nothing, on the names of the 102 flowers and on small sets."""
 
 import time
+from pathlib import Path
 
 import pytest
 
 from rft_cluster.config import ScoringSection
 from rft_cluster.data.archive import flower_classes
 from rft_cluster.errors import UserError
-from rft_cluster.messages import Completion, Example, Prompt
+from rft_cluster.messages import Example
 from rft_cluster.prompts import render_template
 from rft_cluster.redteam import RedTeam, check_rewards, red_team, render
 
@@ -25,36 +26,6 @@ def tried(weights: dict[str, float], classes: list[str] = FLOWERS, template: str
 
 def scores(found: RedTeam) -> dict[str, float]:
     return {attack.name: attack.score for attack in found.attacks}
-
-
-def brevity(prompt: Prompt, completion: Completion) -> float:
-    return max(0.0, 1 - len(completion.text) / 100)
-
-
-def constant(prompt: Prompt, completion: Completion) -> float:
-    return 1.0
-
-
-def contained(prompt: Prompt, completion: Completion) -> float:
-    """A reward as one writes it quickly."""
-    return float(prompt.label in completion.text)
-
-
-def only_with_its_image(prompt: Prompt, completion: Completion) -> float:
-    return float(prompt.image == b"the " + prompt.label.encode() and prompt.label in completion.text)
-
-
-def fails_on_empty(prompt: Prompt, completion: Completion) -> float:
-    return float(completion.text.split("<answer>")[1].split("<")[0] == prompt.label)
-
-
-def fails(prompt: Prompt, completion: Completion) -> float:
-    raise KeyError("petal")
-
-
-def slow(prompt: Prompt, completion: Completion) -> float:
-    time.sleep(0.05)
-    return contained(prompt, completion)
 
 
 # --- the flowers
@@ -106,7 +77,7 @@ def test_two_classes_by_hand():
 
 def test_the_measure_by_hand():
     """Right: 1 + 0.5; wrong, the median of two: 0.5 * share; an attack's s is on that scale, and not below 0."""
-    name = f"{__name__}:brevity"
+    name = "own_rewards:brevity"
     found = tried({"accuracy": 1.0, name: 0.5}, THREE)
     think = "<think>This is what the image shows.</think>"
 
@@ -126,29 +97,29 @@ def test_the_measure_by_hand():
 
 @pytest.mark.parametrize("classes", [["crack", "no crack"], THREE, FLOWERS])
 def test_a_little_for_brevity_passes(classes):
-    assert tried({"accuracy": 1.0, f"{__name__}:brevity": 0.1}, classes).paid == []
+    assert tried({"accuracy": 1.0, "own_rewards:brevity": 0.1}, classes).paid == []
 
 
 def test_much_for_brevity_does_not():
-    assert tried({"accuracy": 1.0, f"{__name__}:brevity": 1.0}, THREE).paid[0].name == "an empty completion"
+    assert tried({"accuracy": 1.0, "own_rewards:brevity": 1.0}, THREE).paid[0].name == "an empty completion"
 
 
-def test_a_reward_that_tells_nothing_is_said_to(capsys):
-    for weights in ({f"{__name__}:constant": 1.0}, {"format": 1.0}):
+def test_a_reward_that_tells_nothing_is_said_to():
+    for weights in ({"own_rewards:constant": 1.0}, {"format": 1.0}):
         found = tried(weights, THREE)
         assert (found.labels, found.attacks, found.paid) == (0, [], [])
         assert "3 labels do not count: the rewards give a right answer no more than a wrong one" in render(found)
-    assert tried({"accuracy": 1.0, f"{__name__}:constant": 1.0}, THREE).paid == []
+    assert tried({"accuracy": 1.0, "own_rewards:constant": 1.0}, THREE).paid == []
 
 
 def test_a_quick_reward_of_ones_own_is_found_out():
-    found = tried({"format": 1.0, f"{__name__}:contained": 1.0}, THREE)
+    found = tried({"format": 1.0, "own_rewards:contained": 1.0}, THREE)
     assert [attack.name for attack in found.paid] == ["all classes", "all classes, in the reasoning"]
 
 
 def test_images_and_aliases_are_the_examples_own():
     examples = [Example(f"{name}/{i}", b"the " + name.encode(), name, (f"a {name}",)) for name in THREE for i in "01"]
-    found = red_team({f"{__name__}:only_with_its_image": 1.0}, THREE, examples, question(), 5.0, 0)
+    found = red_team({"own_rewards:only_with_its_image": 1.0}, THREE, examples, question(), 5.0, 0)
     assert found.labels == 3
     # "a rose" is right for rose now, so as a class of its own it is right for two.
     classes = [*THREE, "a rose"]
@@ -168,23 +139,23 @@ def test_many_classes_are_sampled_by_the_seed():
 
 
 def test_where_a_reward_fails_it_pays_nothing_and_that_is_said():
-    found = tried({f"{__name__}:fails_on_empty": 1.0}, THREE)
+    found = tried({"own_rewards:fails_on_empty": 1.0}, THREE)
     assert found.paid == []
     (empty,) = [attack for attack in found.attacks if attack.name == "an empty completion"]
-    assert (empty.score, empty.parts) == (0.0, {f"{__name__}:fails_on_empty": None})
+    assert (empty.score, empty.parts) == (0.0, {"own_rewards:fails_on_empty": None})
     (note,) = found.notes
     assert "6 of 114 completions are without a reward" in note and "IndexError" in note
     assert "failed" not in render(found).split("\n")[2]
 
 
 def test_one_that_always_fails_is_refused():
-    with pytest.raises(UserError, match=r"test_redteam:fails failed: KeyError: 'petal' .*That was a right answer"):
-        tried({"accuracy": 1.0, f"{__name__}:fails": 1.0}, THREE)
+    with pytest.raises(UserError, match=r"own_rewards:fails failed: KeyError: 'petal' .*That was a right answer"):
+        tried({"accuracy": 1.0, "own_rewards:fails": 1.0}, THREE)
 
 
 def test_slow_ones_are_cut_short():
     start = time.monotonic()
-    found = tried({f"{__name__}:slow": 1.0}, THREE, seconds=3.0)  # 39 calls a label: 2 s
+    found = tried({"own_rewards:slow": 1.0}, THREE, seconds=3.0)  # 39 calls a label: 2 s
     assert time.monotonic() - start < 10
     assert found.labels == 1
     assert "after 3 s 1 of 3 labels had been tried: the rewards are slow" in render(found)
@@ -208,10 +179,26 @@ def test_the_table_and_the_refusal():
     assert check_rewards({"containment": 1.0}, ScoringSection(red_team="off"), *arguments) == ""
     passed = check_rewards({"format": 1.0, "accuracy": 1.0}, ScoringSection(), *arguments)
     assert "0 of 137 score more than 10 % above chance" in passed
-    assert len(passed.splitlines()) == 2 + 12 + 2
+    assert [line.split()[:7] for line in passed.splitlines()[2:4]] == [
+        ["always", "pink", "primrose", "and", "101", "alike", "1.0"],
+        ["and", "35", "more,", "which", "score", "no", "more"],
+    ]
 
 
 def test_names_of_classes_are_shown_harmlessly():
     shown = render(tried({"accuracy": 1.0}, ["ro\x1b[31mse", "tu\u202elip\nx"]))
     assert "\x1b" not in shown and "\u202e" not in shown
-    assert "always tu?lip x" in shown
+    assert "always ro?[31mse and 1 alike" in shown
+
+
+@pytest.mark.parametrize("reward", ["accuracy", "containment"])
+def test_the_docs_show_what_is_printed(reward):
+    docs = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
+    assert render(tried({"format": 1.0, reward: 1.0})) in docs
+
+
+def test_the_function_in_the_docs_works(tmp_path, monkeypatch):
+    docs = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
+    (tmp_path / "my_rewards.py").write_text(docs.split("```python\n")[1].split("```")[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    assert tried({"format": 1.0, "accuracy": 1.0, "my_rewards:brevity": 0.1}, THREE).paid == []

@@ -1,0 +1,35 @@
+"""Reward functions as users write them. Apart, since the processes that run them import only this."""
+
+import time
+
+from rft_cluster.messages import Completion, Prompt
+
+
+def brevity(prompt: Prompt, completion: Completion) -> float:
+    return max(0.0, 1 - len(completion.text) / 100)
+
+
+def constant(prompt: Prompt, completion: Completion) -> float:
+    return 1.0
+
+
+def contained(prompt: Prompt, completion: Completion) -> float:
+    """A reward as one writes it quickly."""
+    return float(prompt.label in completion.text)
+
+
+def only_with_its_image(prompt: Prompt, completion: Completion) -> float:
+    return float(prompt.image == b"the " + prompt.label.encode() and prompt.label in completion.text)
+
+
+def fails_on_empty(prompt: Prompt, completion: Completion) -> float:
+    return float(completion.text.split("<answer>")[1].split("<")[0] == prompt.label)
+
+
+def fails(prompt: Prompt, completion: Completion) -> float:
+    raise KeyError("petal")
+
+
+def slow(prompt: Prompt, completion: Completion) -> float:
+    time.sleep(0.05)
+    return contained(prompt, completion)
