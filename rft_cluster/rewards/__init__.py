@@ -5,7 +5,8 @@
       accuracy: 1.0
       my_package.my_module:brevity: 0.1     # a function of your own
 
-To add a built-in one: write the function in a file of this folder and name it in `REWARDS`.
+To add a built-in one: write the function in a file of this folder and name it in `REWARDS`. Those run in the reward
+actor's process, a user's own in one that may break (`isolation.py`, docs/rewards.md).
 """
 
 import difflib
