@@ -1,0 +1,8 @@
+"""A reward for benchmarks of speed: every group's rewards differ, so that no step is skipped and no group left out."""
+
+from rft_cluster.messages import Completion, Prompt
+
+
+def spread(prompt: Prompt, completion: Completion) -> float:
+    """The completion's mean token id."""
+    return sum(completion.token_ids) / len(completion.token_ids)

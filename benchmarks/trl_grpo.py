@@ -1,0 +1,179 @@
+"""TRL's GRPOTrainer on a configuration of this project: the same data, question, model, rewards and hyper-parameters.
+
+    python benchmarks/trl_grpo.py --config digits                     (needs the extra `bench`)
+
+It prints a line a step, and evaluates with the same images, question and rules as a run of ours, so that `common.run`
+reads both alike. What has no counterpart stays as TRL has it: warm-up that begins at 0, the order of the images, log-
+probabilities without the vision tokens taken out, no importance weights (TRL samples with the model that it trains).
+Gradient checkpointing, TRL's default, is off: it saves memory, which nothing here lacks, for time.
+"""
+
+import argparse
+import io
+import tempfile
+from typing import Any
+
+import torch
+from datasets import Dataset, Features, Image, Value
+from PIL import Image as PillowImage
+from transformers import AutoProcessor, Qwen2VLForConditionalGeneration, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from rft_cluster.config import Config, load_config
+from rft_cluster.evaluation import summarise
+from rft_cluster.messages import Completion, Example, Group, Prompt
+from rft_cluster.prepare import Task, base_model_path, prepare
+from rft_cluster.prompts import make_prompts
+from rft_cluster.rewards import load_rewards
+
+EVALUATION_ROWS = 100
+
+
+def trainer_arguments(config: Config, rows: int, weights: str, folder: str) -> GRPOConfig:
+    """The configuration in TRL's words. `rows`: completions in one forward of the learning."""
+    completions = config.schedule.prompts_per_step * config.sampling.group_size
+    return GRPOConfig(
+        output_dir=folder,
+        seed=config.run.seed,
+        use_cpu=True,
+        bf16=weights == "mixed",
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=completions // rows,
+        num_generations=config.sampling.group_size,
+        max_completion_length=config.sampling.max_tokens,
+        temperature=config.sampling.temperature,
+        top_p=1.0,
+        top_k=config.sampling.top_k,
+        beta=config.algorithm.kl_beta,
+        epsilon=config.algorithm.clip_low,
+        epsilon_high=config.algorithm.clip_high,
+        num_iterations=config.algorithm.updates_per_step,
+        loss_type="grpo",
+        reward_weights=list(config.rewards.values()),
+        learning_rate=config.optimizer.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=config.optimizer.warmup_steps,
+        adam_beta1=config.optimizer.betas[0],
+        adam_beta2=config.optimizer.betas[1],
+        weight_decay=config.optimizer.weight_decay,
+        max_grad_norm=config.optimizer.max_grad_norm,
+        max_steps=config.schedule.steps,
+        gradient_checkpointing=False,
+        dataloader_pin_memory=False,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+    )
+
+
+def as_dataset(examples: list[Example], text: str) -> Dataset:
+    turn = [{"role": "user", "content": text}]
+    rows = [{"prompt": turn, "image": {"bytes": e.image, "path": None}, "example_id": e.example_id} for e in examples]
+    turns = [{"role": Value("string"), "content": Value("string")}]
+    return Dataset.from_list(
+        rows, features=Features({"prompt": turns, "image": Image(), "example_id": Value("string")})
+    )
+
+
+def as_trl_rewards(config: Config, prompts: dict[str, Prompt]) -> list[Any]:
+    """The configured rewards as TRL calls them."""
+
+    def wrapped(name: str, function: Any) -> Any:
+        def reward(completions: Any, completion_ids: Any, example_id: list[str], **_: Any) -> list[float]:
+            return [
+                function(prompts[example], as_completion(ids, completion[0]["content"]))
+                for completion, ids, example in zip(completions, completion_ids, example_id, strict=True)
+            ]
+
+        reward.__name__ = name
+        return reward
+
+    return [wrapped(name, function) for name, _, function in load_rewards(config.rewards)]
+
+
+def as_completion(token_ids: list[int], text: str) -> Completion:
+    return Completion(token_ids, [0.0] * len(token_ids), text, "stop", 0)
+
+
+class Steps(TrainerCallback):
+    """Says each step, and evaluates when a run of ours would."""
+
+    def __init__(self, config: Config, task: Task, processor: Any) -> None:
+        self._config, self._task, self._processor = config, task, processor
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        self._evaluate(model, self._task.dataset.test, "test", 0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        step, every = state.global_step, self._config.schedule.evaluate_every
+        print(f"step {step}/{self._config.schedule.steps}", flush=True)
+        if every and step % every == 0:
+            self._evaluate(model, self._task.dataset.validation, "validation", step)
+
+    @torch.no_grad()
+    def _evaluate(self, model: Any, examples: list[Example], split: str, step: int) -> None:
+        if not examples:
+            return
+        was_training = model.training
+        model.eval()
+        prompts = make_prompts(examples, self._task.text, split, step, self._config.run.seed)
+        turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": self._task.text}]}]
+        chat = self._processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+        groups = []
+        for start in range(0, len(prompts), EVALUATION_ROWS):
+            part = prompts[start : start + EVALUATION_ROWS]
+            images = [PillowImage.open(io.BytesIO(prompt.image)).convert("RGB") for prompt in part]
+            inputs = self._processor(
+                text=[chat] * len(part), images=images, return_tensors="pt", padding=True, padding_side="left"
+            )
+            length = inputs["input_ids"].shape[1]
+            output = model.generate(**inputs, do_sample=False, max_new_tokens=self._config.sampling.max_tokens)
+            texts = self._processor.batch_decode(output[:, length:], skip_special_tokens=True)
+            groups += [
+                Group(prompt, [], [as_completion([], text)]) for prompt, text in zip(part, texts, strict=True)
+            ]
+        model.train(was_training)
+        said = summarise(step, split, groups)
+        print(f"{split} accuracy {100 * said.accuracy_strict:.1f} % after {step} steps", flush=True)
+
+
+def make_trainer(config: Config, rows: int, weights: str, folder: str) -> GRPOTrainer:
+    task = prepare(config)
+    path = base_model_path(config, task)
+    dtype = torch.bfloat16 if weights == "bf16" else torch.float32
+    model = Qwen2VLForConditionalGeneration.from_pretrained(path, dtype=dtype)
+    if config.model.freeze_vision:
+        model.model.visual.requires_grad_(False)
+    processor = AutoProcessor.from_pretrained(path, padding_side="left")
+    prompts = {p.example_id: p for p in make_prompts(task.dataset.train, task.text, "train", 0, config.run.seed)}
+    rewards = as_trl_rewards(config, prompts)
+    return GRPOTrainer(
+        model=model,
+        reward_funcs=rewards,
+        args=trainer_arguments(config, rows, weights, folder),
+        train_dataset=as_dataset(task.dataset.train, task.text),
+        processing_class=processor,
+        callbacks=[Steps(config, task, processor)],
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--rows", type=int, default=8, help="completions in one forward of the learning")
+    parser.add_argument(
+        "--weights",
+        choices=("mixed", "bf16", "fp32"),
+        default="mixed",
+        help="mixed: FP32 weights, BF16 computation; bf16, fp32: all in that type",
+    )
+    options = parser.parse_intermixed_args()
+    torch.set_flush_denormal(True)  # denormals slow a small model tenfold on CPUs
+    with tempfile.TemporaryDirectory() as folder:
+        make_trainer(load_config(options.config, options.overrides), options.rows, options.weights, folder).train()
+
+
+if __name__ == "__main__":
+    main()
