@@ -38,7 +38,9 @@ NOISE_LIMIT = 3  # runs thrown away for one that counts
 
 def machine() -> dict[str, Any]:
     """What a figure depends on: processor, memory, versions, the OpenMP runtime."""
-    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    names = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
     flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")).split()
     return {
         "processor": names[0],

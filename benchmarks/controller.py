@@ -10,12 +10,12 @@ the cost a prompt and a generator that was measured.
 
 import argparse
 import json
-import statistics
 import tempfile
+from dataclasses import asdict
 
 import ray
-from benchmarks.common import machine, write_result
 
+from benchmarks.common import save, spread
 from benchmarks.emulated import Seconds
 from benchmarks.overlap import run_steps
 from rft_cluster.config import load_config
@@ -38,12 +38,11 @@ def main() -> None:
             cpu, beyond = ([1000 * cost[i] for cost in costs] for i in (0, 1))
             row = {
                 "generators": generators, "learners": options.learners, "prompts": prompts,
-                "beyond_roles_ms": statistics.median(beyond), "beyond_roles_range": [min(beyond), max(beyond)],
-                "driver_cpu_ms": statistics.median(cpu), "driver_cpu_range": [min(cpu), max(cpu)],
+                "beyond_roles_ms": asdict(spread(beyond)), "driver_cpu_ms": asdict(spread(cpu)),
             }  # fmt: skip
             rows.append(row)
             print(json.dumps(row), flush=True)
-    write_result("controller", {"machine": machine(), "role_seconds": 1.0, "steps": STEPS, "rows": rows})
+    save("controller", {"role_seconds": 1.0, "steps": STEPS, "rows": rows})
 
 
 def step_cost(generators: int, learners: int, prompts: int) -> tuple[float, float]:

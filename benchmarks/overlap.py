@@ -7,13 +7,13 @@
 
 import argparse
 import json
-import statistics
 import tempfile
-from pathlib import Path
+import time
+from dataclasses import asdict
 
 import ray
-from benchmarks.common import machine, write_result
 
+from benchmarks.common import save, spread
 from benchmarks.emulated import Seconds, emulated_cluster, examples
 from rft_cluster import train as loop
 from rft_cluster.config import Config, load_config
@@ -39,15 +39,10 @@ def main() -> None:
                 wall = step_seconds(seconds, staleness, options.steps, repeat)
                 measured[staleness].append(max(seconds.generate, seconds.learn) / wall)
         for staleness, ratios in measured.items():
-            row = {"case": name, **vars_of(seconds), "max_staleness": staleness, "ratio": statistics.median(ratios),
-                   "range": [min(ratios), max(ratios)]}  # fmt: skip
+            row = {"case": name, **asdict(seconds), "max_staleness": staleness, "ratio": asdict(spread(ratios))}
             rows.append(row)
             print(json.dumps(row), flush=True)
-    write_result("overlap", {"machine": machine(), "steps": options.steps, "repeats": options.repeats, "rows": rows})
-
-
-def vars_of(seconds: Seconds) -> dict[str, float]:
-    return {"generate": seconds.generate, "learn": seconds.learn, "transfer": seconds.transfer}
+    save("overlap", {"steps": options.steps, "repeats": options.repeats, "rows": rows})
 
 
 def step_seconds(seconds: Seconds, staleness: int, steps: int, seed: int) -> float:
@@ -65,8 +60,6 @@ def step_seconds(seconds: Seconds, staleness: int, steps: int, seed: int) -> flo
 
 def run_steps(config: Config, seconds: Seconds) -> tuple[float, float]:
     """The driver's CPU seconds and the wall seconds a step, from when the pipeline is full to the last step."""
-    import time
-
     train_set = examples(64, 100_000)
     task = Task(FewShotDataset("emulated", ["rose", "tulip"], train_set, [], [], []), "Which flower?")
     ends: list[tuple[float, float]] = []
@@ -88,5 +81,4 @@ def run_steps(config: Config, seconds: Seconds) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    Path("benchmarks/results").mkdir(exist_ok=True)
     main()

@@ -71,11 +71,13 @@ def _points(
     errors = [np.maximum(middle - low, 0), np.maximum(high - middle, 0)]
     axes.errorbar(at, middle, errors, fmt="o-" if line else "o", capsize=4, color=color, label=label)
     if not line:
-        for place, value in enumerate(middle):
-            axes.annotate(f" {value:.1f} %", (place, value), xytext=(4, 0), textcoords="offset points", fontsize=8)
-        axes.set_xlim(-0.5, len(at) - 0.1)
+        for place, (value, top) in enumerate(zip(middle, high, strict=True)):
+            above = axes.annotate(f"{value:.1f}", (place, top), (0, 3), textcoords="offset points", ha="center")
+            above.set_fontsize(8)
+        axes.tick_params(axis="x", rotation=60)
+        axes.set_xlim(-0.5, len(at) - 0.5)
         axes.set_ylabel("%")
-    axes.set_ylim(-2, 102)
+    axes.set_ylim(-2, 106)
     axes.grid(axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -29,7 +29,6 @@ from rft_cluster.weights import WeightTransferError
 # Read by vLLM when it is imported; the engine lives in this process, on the threads that this process has.
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_NO_USAGE_STATS": "1",
 }
@@ -140,6 +139,7 @@ class Generator:
         seed: int,
     ) -> None:
         os.environ.update(ENVIRONMENT)
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         device: dict[str, Any] = {
             "gpu_memory_utilization": config.gpu_memory,
             "enable_sleep_mode": hardware.transfer == "ipc",

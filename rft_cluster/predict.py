@@ -128,6 +128,7 @@ def _start(export: Path, card: Card, options: argparse.Namespace) -> "tuple[Gene
 
     from rft_cluster.generator import Generator, Sampling
 
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # results and what is wrong with files are shown here
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = Generator(
         str(export),
