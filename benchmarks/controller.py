@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--learners", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    ray.init(num_cpus=128, log_to_driver=False, logging_level="warning", include_dashboard=False)
+    ray.init(address="local", num_cpus=128, log_to_driver=False, logging_level="warning", include_dashboard=False)
     rows = []
     for generators in map(int, options.generators.split(",")):
         for prompts in sorted({16, 4 * generators}):

@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    ray.init(num_cpus=8, log_to_driver=False, logging_level="warning", include_dashboard=False)
+    ray.init(address="local", num_cpus=8, log_to_driver=False, logging_level="warning", include_dashboard=False)
     rows = []
     for name, seconds in CASES.items():
         measured: dict[int, list[float]] = {0: [], 1: [], 2: []}
