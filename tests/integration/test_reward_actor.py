@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import ray
 
-from rft_cluster.actors import RewardActor
+from rft_cluster.actors import RewardActor, wait_for
 from rft_cluster.config import ScoringSection
 from rft_cluster.errors import UserError
-from rft_cluster.messages import Completion, Group, Prompt
+from rft_cluster.messages import Completion, Group, Prompt, Reward
 from rft_cluster.scorer import Scorer
 
 MODULE = """
@@ -27,9 +27,12 @@ def moody(prompt, completion):
 NAME = "my_moody_reward:moody"
 
 
-def groups(*texts: str) -> list[Group]:
+def score(actor: RewardActor, *texts: str) -> list[Reward]:
+    """The rewards of one group of these completions, which is the whole step."""
     prompt = Prompt("train/0/0", "photos/a.png", b"x" * 300, "Which?", "rose", 0)
-    return [Group(prompt, [1, 2], [Completion([1], [-0.1], text, "stop", 0) for text in texts])]
+    groups = [Group(prompt, [1, 2], [Completion([1], [-0.1], text, "stop", 0) for text in texts])]
+    ((rewards,),) = wait_for({"reward": actor.score(ray.put(groups), len(texts))}, 120, "score")
+    return rewards
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,7 @@ def actor(tmp_path_factory) -> Iterator[RewardActor]:
 
 
 def test_what_fails_is_masked_and_the_actor_lives(actor: RewardActor):
-    (rewards,) = actor.score(groups("x", "die", "raise", "hang", "x"))
+    rewards = score(actor, "x", "die", "raise", "hang", "x")
     assert [reward.total for reward in rewards] == [300.0, None, None, None, 300.0]
     reasons = [reward.failures[NAME] for reward in rewards[1:4]]
     assert reasons[0] == "its process died (exit code 7)"
@@ -57,12 +60,12 @@ def test_what_fails_is_masked_and_the_actor_lives(actor: RewardActor):
 
 def test_over_budget_is_the_users_error_without_the_actors_traceback(actor: RewardActor):
     with pytest.raises(UserError, match=rf"^rewards\.{NAME} failed on 2 of the 3 completions .*KeyError: 'petal'"):
-        actor.score(groups("raise", "x", "raise"))
-    assert actor.score(groups("x"))[0][0].total == 300.0, "it would go on"
+        score(actor, "raise", "x", "raise")
+    assert score(actor, "x")[0].total == 300.0, "it would go on"
 
 
 def test_a_killed_actor_leaves_no_process_behind(actor: RewardActor):
-    parent, child = divmod(round(actor.score(groups("pids"))[0][0].parts[NAME]), 10_000_000)
+    parent, child = divmod(round(score(actor, "pids")[0].parts[NAME]), 10_000_000)
     assert Path(f"/proc/{child}").exists()
     ray.kill(actor.handles[0])
     deadline = time.monotonic() + 20
