@@ -237,10 +237,16 @@ def load_reference(
 def _load(
     path: str, dtype: torch.dtype, attention: dict[str, str], trust_remote_code: bool
 ) -> Qwen2VLForConditionalGeneration:
-    """Only safetensors are read."""
+    """Only safetensors are read.
+
+    Raises:
+        UserError: its attention sees only a window of the sequence, which no published Qwen2-VL's does.
+    """
     model = Qwen2VLForConditionalGeneration.from_pretrained(
         path, dtype=dtype, attn_implementation=attention, use_safetensors=True, trust_remote_code=trust_remote_code
     )
+    if "sliding_attention" in model.config.text_config.layer_types:
+        raise UserError(f"model.path: {path} has use_sliding_window set, which this program's attention does not do")
     model.config.use_cache = False
     return model
 

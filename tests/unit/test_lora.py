@@ -1,5 +1,7 @@
 """LoRA: what goes onto the wire is the merged model, and the base is still there without a copy."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from benchmarks.plain_forward import plain_logprobs
 from rft_cluster.batching import collate
 from rft_cluster.config import LoraSection, ModelSection
+from rft_cluster.errors import UserError
 from rft_cluster.hardware import hardware
 from rft_cluster.messages import Prompt, TrainingSample
 from rft_cluster.qwen2vl import EncodedPrompt, PolicyModel, base_model, load_policy, load_reference
@@ -43,6 +46,16 @@ def adapted(folder: str) -> PolicyModel:
 def logits(policy: PolicyModel) -> torch.Tensor:
     with torch.no_grad():
         return policy.model(input_ids=torch.arange(20, 30)[None]).logits.float()
+
+
+def test_a_sliding_window_is_refused(folder: str, tmp_path: Path):
+    config = json.loads((Path(folder) / "config.json").read_text())
+    config["text_config"] |= {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}
+    config["text_config"].pop("layer_types")
+    shutil.copytree(folder, tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="use_sliding_window"):
+        load_policy(str(tmp_path / "model"), model(), PLAIN, [], 1.0)
 
 
 def test_only_the_language_model_s_adapters_are_trained_in_fp32(adapted: PolicyModel):
