@@ -3,6 +3,7 @@
 #   make demo    the main job on this machine's CPU: real Ray, vLLM and FSDP2, real images; it learns in minutes
 #   make test    lint, types, unit and integration tests
 #   make unit    the unit tests alone
+#   make slow    the tests that take long and that no other depends on
 #   make setup   the environment in .venv alone (EXTRAS=gpu,dev for a GPU machine)
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ comma := ,
 # Intel's OpenMP runtime comes with the CPU build of vLLM; without it the same batch took 1 to 20 times as long.
 OPENMP = $$(ls $(CURDIR)/.venv/lib/libiomp5.so 2>/dev/null)
 
-.PHONY: demo test unit lint setup clean
+.PHONY: demo test unit slow lint setup clean
 .DEFAULT_GOAL := help
 
 help:
@@ -36,6 +37,9 @@ test: setup lint
 
 unit: setup
 	$(BIN)/python -m pytest tests/unit
+
+slow: setup
+	LD_PRELOAD=$(OPENMP) $(BIN)/python -m pytest tests/integration -m slow
 
 lint: setup
 	$(BIN)/ruff check .

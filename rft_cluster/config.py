@@ -7,12 +7,13 @@ right one. OmegaConf merges files and overrides, pydantic checks them.
 """
 
 import difflib
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 from yaml import YAMLError
 
@@ -42,7 +43,7 @@ class Section(BaseModel):
 class RunSection(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """The run's folder is `folder/name`."""
-    folder: Path = Path("runs")
+    folder: Annotated[Path, AfterValidator(lambda folder: Path(os.path.expanduser(folder)))] = Path("runs")
     seed: int = Field(0, ge=0)
     """Everything random hangs on it: the choice of images, their order, each completion, the tiny model."""
 
@@ -56,7 +57,7 @@ class LoraSection(Section):
 
 
 class ModelSection(Section):
-    path: str
+    path: Annotated[str, AfterValidator(os.path.expanduser)]
     """A Qwen2-VL folder or hub name, or `tiny`: a small one built here for the configured data set."""
     freeze_vision: bool = False
     lora: LoraSection | None = None

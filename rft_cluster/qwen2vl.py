@@ -120,12 +120,14 @@ def check_model_folder(path: str, longest_sequence: int) -> None:
     if not config_file.is_file():
         raise UserError(f"model.path: {path} holds no config.json, so it is not a model folder")
     try:
-        config = json.loads(config_file.read_text())
-    except json.JSONDecodeError as error:
+        config = json.loads(config_file.read_bytes())
+    except ValueError as error:  # of JSON or of UTF-8
         raise UserError(f"model.path: {config_file} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"model.path: {config_file} holds a {type(config).__name__}, not an object")
     if config.get("model_type") != "qwen2_vl":
         raise UserError(f"model.path: {path} is a {config.get('model_type')!r}, but only 'qwen2_vl' is supported")
-    window = config.get("text_config", config).get("max_position_embeddings")
+    window = (config.get("text_config") or config).get("max_position_embeddings")
     if window is not None and longest_sequence > window:
         raise UserError(
             f"model.max_prompt_tokens + sampling.max_tokens = {longest_sequence} is more than the window of "

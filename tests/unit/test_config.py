@@ -96,6 +96,12 @@ def test_an_override_has_its_type(tmp_path, override, section, key, value):
     assert (found, type(found)) == (value, type(value))
 
 
+def test_the_home_folder_in_paths(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = load(tmp_path, MINIMAL, "model.path=~/x", "run.folder=~/runs")
+    assert (config.model.path, config.run_folder) == ("/home/me/x", Path("/home/me/runs/mine"))
+
+
 def test_floats_in_a_file_need_no_point(tmp_path):
     # Plain YAML reads 1e-4 as text.
     assert load(tmp_path, MINIMAL + "optimizer: {learning_rate: 1e-4}\n").optimizer.learning_rate == 0.0001

@@ -27,9 +27,11 @@ TEMPERATURE = 0.7
 # --- folders that are no model
 
 
-def write_folder(folder: Path, config: dict | str | None, *files: str) -> str:
+def write_folder(folder: Path, config: dict | str | bytes | None, *files: str) -> str:
     folder.mkdir(exist_ok=True)
-    if config is not None:
+    if isinstance(config, bytes):
+        (folder / "config.json").write_bytes(config)
+    elif config is not None:
         (folder / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
     for name in files:
         (folder / name).write_bytes(b"")
@@ -44,6 +46,9 @@ QWEN = {"model_type": "qwen2_vl", "max_position_embeddings": 2048}
     [
         (None, [], "holds no config.json, so it is not a model folder"),
         ("{", [], "config.json is not JSON"),
+        (b"\xff{}", [], "config.json is not JSON"),
+        ("[]", ["model.safetensors"], "config.json holds a list, not an object"),
+        ("null", ["model.safetensors"], "config.json holds a NoneType, not an object"),
         ({"model_type": "llama"}, ["model.safetensors"], "is a 'llama', but only 'qwen2_vl' is supported"),
         ({"model_type": "qwen2_5_vl"}, ["model.safetensors"], "is a 'qwen2_5_vl', but only 'qwen2_vl' is supported"),
         ({}, ["model.safetensors"], "is a None, but only 'qwen2_vl' is supported"),
@@ -73,7 +78,11 @@ def test_a_path_that_does_not_exist_is_refused(path):
 
 @pytest.mark.parametrize(
     "config",
-    [{**QWEN, "max_position_embeddings": 1024}, {"model_type": "qwen2_vl", "text_config": {}}],
+    [
+        {**QWEN, "max_position_embeddings": 1024},
+        {"model_type": "qwen2_vl", "text_config": {}},
+        {**QWEN, "text_config": None},
+    ],
 )
 def test_a_model_folder_passes(tmp_path, config):
     check_model_folder(write_folder(tmp_path / "model", config, "model-00001-of-00002.safetensors"), 1024)
