@@ -14,8 +14,8 @@ import statistics
 import tempfile
 
 import ray
-from benchmarks.common import machine, write_result
 
+from benchmarks.common import machine, write_result
 from benchmarks.emulated import Seconds
 from benchmarks.overlap import run_steps
 from rft_cluster.config import load_config

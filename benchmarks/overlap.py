@@ -12,8 +12,8 @@ import tempfile
 from pathlib import Path
 
 import ray
-from benchmarks.common import machine, write_result
 
+from benchmarks.common import machine, write_result
 from benchmarks.emulated import Seconds, emulated_cluster, examples
 from rft_cluster import train as loop
 from rft_cluster.config import Config, load_config

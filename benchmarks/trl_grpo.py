@@ -130,9 +130,7 @@ class Steps(TrainerCallback):
             length = inputs["input_ids"].shape[1]
             output = model.generate(**inputs, do_sample=False, max_new_tokens=self._config.sampling.max_tokens)
             texts = self._processor.batch_decode(output[:, length:], skip_special_tokens=True)
-            groups += [
-                Group(prompt, [], [as_completion([], text)]) for prompt, text in zip(part, texts, strict=True)
-            ]
+            groups += [Group(prompt, [], [as_completion([], text)]) for prompt, text in zip(part, texts, strict=True)]
         model.train(was_training)
         said = summarise(step, split, groups)
         print(f"{split} accuracy {100 * said.accuracy_strict:.1f} % after {step} steps", flush=True)
