@@ -2,10 +2,10 @@
 
     python -m benchmarks.digits [--seeds 0,1,2] [--goal 60]
 
-Both start from the same small model and run `configs/digits.yaml`: same images, question, rewards, group size, learning
-rate and schedule. Every `--every` steps 500 validation images are answered greedily, off the clock; the clock begins with
-the first step, when all has started, and stops with the step whose policy has reached the goal. A step during which
-other programs took more than 5 % of the machine counts as the median of its run's other steps.
+Both start from the same small model and run `configs/digits.yaml`: same images, question, rewards, group size,
+learning rate and schedule. Every `--every` steps 500 validation images are answered greedily, off the clock; the clock
+begins with the first step, when all has started, and stops with the step whose policy has reached the goal. A step
+during which other programs took more than 5 % of the machine counts as the median of its run's other steps.
 """
 
 import argparse

@@ -29,7 +29,7 @@ from rft_cluster.prepare import prepare
 from rft_cluster.prompts import make_prompts
 from rft_cluster.qwen2vl import PromptEncoder, load_policy
 
-LIMIT = 1e-4  # of the gradient's norm: FP32, summed in another order through 8 layers
+LIMIT = 1e-5  # of the gradient's norm: FP32, summed in another order
 LEARNING_RATE = 1e-3  # so that one step leads away from the reference and the KL has a gradient
 
 

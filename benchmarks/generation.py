@@ -5,7 +5,7 @@
 The service is the real one: prompts travel to a vLLM actor through Ray, completions to the reward actor and back. The
 other side is `LLM.generate` in a process that does nothing else. Both are up all the while and take turns batch by
 batch, first one, then the other. Each batch comes after a weight update in the service, off the clock; the other side
-forgets its earlier prompts as an update makes the service forget them. Pairs that other programs disturbed do not count.
+forgets its earlier prompts as an update makes the service forget. Pairs that other programs disturbed do not count.
 """
 
 import argparse
