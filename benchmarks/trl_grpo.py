@@ -45,6 +45,7 @@ def trainer_arguments(config: Config, rows: int, weights: str, folder: str) -> G
         top_p=1.0,
         top_k=config.sampling.top_k,
         beta=config.algorithm.kl_beta,
+        use_bias_correction_kl=False,  # on by default: another gradient than the published k3's
         epsilon=config.algorithm.clip_low,
         epsilon_high=config.algorithm.clip_high,
         num_iterations=config.algorithm.updates_per_step,

@@ -1,0 +1,154 @@
+"""Before anything is timed against TRL: are its gradient and ours the same, on the same batch?
+
+    python -m benchmarks.gate [--sides 448,112]
+
+TRL makes two steps in FP32. Before the second, in which the policy has left the reference, its weights are taken; after
+it the completions and advantages that it made, and its gradient. Ours is then computed with the learner's model,
+packing and loss from the same weights, images (as our own encoder reads them) and tokens. Both are FP32, for in BF16 no
+two orders of summation agree; TRL does not take the vision tokens out of the distribution, so here we do not either.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+from benchmarks.bench_model import bench_images, bench_model
+from benchmarks.common import CACHE, machine, write_result
+from benchmarks.trl_grpo import make_trainer
+from rft_cluster.batching import collate, split_work
+from rft_cluster.config import Config, load_config
+from rft_cluster.hardware import hardware
+from rft_cluster.loss import grpo_loss
+from rft_cluster.messages import Prompt, TrainingSample
+from rft_cluster.prepare import prepare
+from rft_cluster.prompts import make_prompts
+from rft_cluster.qwen2vl import PromptEncoder, load_policy
+
+LIMIT = 1e-5  # of the gradient's norm: FP32, summed in another order
+LEARNING_RATE = 1e-3  # so that one step leads away from the reference and the KL has a gradient
+
+
+class Second(TrainerCallback):
+    """Takes the policy before the second step, and its gradient before the optimizer sees it."""
+
+    def __init__(self) -> None:
+        self.weights: dict[str, Tensor] = {}
+        self.gradient: dict[str, Tensor] = {}
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if state.global_step == 1:
+            self.weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if state.global_step == 1:
+            self.gradient = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sides", default="448,112")
+    parser.add_argument("--prompts", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_flush_denormal(True)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    result: dict[str, Any] = {"machine": machine(), "limit": LIMIT, "sides": {}}
+    for side in map(int, options.sides.split(",")):
+        config = load_config(
+            "benchmarks/speed.yaml",
+            [
+                f"model.path={bench_model(CACHE)}",
+                f"data.path={bench_images(CACHE, side)}",
+                "schedule.steps=2",
+                f"schedule.prompts_per_step={options.prompts}",
+                f"optimizer.learning_rate={LEARNING_RATE}",
+                "optimizer.max_grad_norm=1e9",  # TRL clips before it can be looked at
+            ],
+        )
+        found = compare(config)
+        result["sides"][side] = found
+        print(side, found, flush=True)
+        if found["relative_difference"] > LIMIT:
+            raise SystemExit(f"the gradients differ by {found['relative_difference']:.1e} of their norm: time nothing")
+    write_result("gate", result)
+
+
+def compare(config: Config) -> dict[str, float]:
+    seen = Second()
+    rows = config.schedule.prompts_per_step * config.sampling.group_size
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(config, rows, "fp32", folder)
+        trainer.add_callback(seen)
+        trainer.train()
+    (batch,) = trainer._buffered_inputs
+    samples = as_samples(config, batch)
+    ours = gradient(config, samples, seen.weights)
+    names = {name.removeprefix("module."): name for name in seen.gradient}
+    difference = sum(float((ours[name] - seen.gradient[theirs]).square().sum()) for name, theirs in names.items())
+    norm = sum(float(tensor.square().sum()) for tensor in seen.gradient.values())
+    if ours.keys() != names.keys():
+        raise SystemExit(f"gradients of other parameters: {sorted(ours.keys() ^ names.keys())[:3]}")
+    return {
+        "relative_difference": (difference / norm) ** 0.5,
+        "norm": norm**0.5,
+        "parameters": len(names),
+        "completions": len(samples),
+        "prompt_tokens": len(samples[0].prompt_token_ids),
+        "completion_tokens": sum(len(sample.token_ids) for sample in samples),
+    }
+
+
+def as_samples(config: Config, batch: dict[str, Any]) -> list[TrainingSample]:
+    """TRL's rows as ours: each image is found by its pixels, which our own encoder must make equal to the last bit."""
+    task = prepare(config)
+    encoder = PromptEncoder(str(config.model.path), config.model.min_pixels, config.model.max_pixels)
+    asked = make_prompts(task.dataset.train, task.text, "train", 0, config.run.seed)
+    known: list[tuple[Prompt, Any]] = [(prompt, encoder.encode(prompt)) for prompt in asked]
+    patches = batch["image_grid_thw"].prod(-1).tolist()
+    samples = []
+    for row, pixels in enumerate(batch["pixel_values"].split(patches)):
+        prompt, encoded = next(pair for pair in known if torch.equal(pair[1].pixel_values, pixels))
+        prompt_ids = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()].tolist()
+        if prompt_ids != encoded.token_ids:
+            raise SystemExit(f"TRL reads {len(prompt_ids)} prompt tokens, the learner {len(encoded.token_ids)}")
+        tokens = batch["completion_ids"][row][batch["completion_mask"][row].bool()].tolist()
+        weight = 1.0 / (len(tokens) * len(patches))
+        advantage = float(batch["advantages"][row])
+        samples.append(TrainingSample(prompt, prompt_ids, tokens, [0.0] * len(tokens), advantage, weight, 0))
+    return samples
+
+
+def gradient(config: Config, samples: Sequence[TrainingSample], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The gradient of the learner's loss in FP32, by the parameter's name."""
+    encoder = PromptEncoder(str(config.model.path), config.model.min_pixels, config.model.max_pixels)
+    how = (str(config.model.path), config.model, hardware("cpu").attention, [], config.sampling.temperature)
+    reference, policy = load_policy(*how), load_policy(*how)
+    policy.model.load_state_dict(weights)
+    algorithm = config.algorithm
+    ((forwards,),) = split_work(samples, 1, 1, config.learners.micro_batch_tokens)
+    for work in forwards:
+        batch = collate(work, encoder, policy.prompt_positions)
+        with torch.no_grad():
+            starting = reference(**batch.inputs())[0]
+        logprobs, _ = policy(**batch.inputs())
+        grpo_loss(
+            logprobs,
+            logprobs.detach(),
+            batch.generator_logprobs,
+            starting,
+            batch.advantages,
+            batch.weights,
+            clip_low=algorithm.clip_low,
+            clip_high=algorithm.clip_high,
+            importance_cap=None,
+            kl_beta=algorithm.kl_beta,
+        ).loss.backward()
+    return {name: p.grad for name, p in policy.model.named_parameters() if p.grad is not None}
+
+
+if __name__ == "__main__":
+    main()

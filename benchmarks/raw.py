@@ -1,0 +1,214 @@
+"""A step's work without a service: plain vLLM, a plain forward and backward, a plain copy, in one process.
+
+    python -m benchmarks.raw --config benchmarks/speed.yaml model.path=... data.path=...
+
+What a careful script would do, and nothing besides: `LLM.generate` with the sampling of `generator.py`; the learner's
+own shared-prefix model, reference model and loss in BF16 with FP32 masters and AdamW, without FSDP, Ray or any proof;
+and one memcpy of the BF16 weights. The wall time of the service's step is measured against the sum of the three.
+"""
+
+import argparse
+import copy
+import os
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+
+from rft_cluster.advantages import group_advantages
+from rft_cluster.batching import build_samples, collate, split_work
+from rft_cluster.config import Config, load_config
+from rft_cluster.generator import CPU_BATCHED_TOKENS, ENVIRONMENT, FORBIDDEN_BIAS, MM_CACHE_GIB
+from rft_cluster.hardware import hardware
+from rft_cluster.loss import grpo_loss
+from rft_cluster.messages import Completion, Group, Prompt
+from rft_cluster.prepare import base_model_path, prepare
+from rft_cluster.prompts import make_prompts
+from rft_cluster.qwen2vl import PolicyModel, PromptEncoder, load_policy, load_reference
+from rft_cluster.rewards import load_rewards
+
+
+class RawGenerator:
+    """`LLM.generate`, with what `Generator` sets."""
+
+    def __init__(self, config: Config, path: str, encoder: PromptEncoder) -> None:
+        os.environ.update(ENVIRONMENT)
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.generators.kv_cache_gib)
+        from vllm import LLM, SamplingParams
+
+        self._params, self._encoder, self._sampling = SamplingParams, encoder, config.sampling
+        self._llm = LLM(
+            model=path,
+            dtype="bfloat16",
+            seed=config.run.seed,
+            max_model_len=config.max_model_tokens,
+            max_num_seqs=config.generators.max_concurrent,
+            limit_mm_per_prompt={"image": 1, "video": 0},
+            mm_processor_kwargs=encoder.image_limits(),
+            mm_processor_cache_gb=MM_CACHE_GIB,
+            enable_prefix_caching=True,
+            logprobs_mode="processed_logprobs",
+            generation_config="vllm",
+            disable_log_stats=True,
+            enforce_eager=True,
+            enable_chunked_prefill=False,
+            max_num_batched_tokens=max(config.max_model_tokens, CPU_BATCHED_TOKENS),
+        )
+
+    def forget(self) -> None:
+        """As after an update: nothing of earlier prompts is kept."""
+        self._llm.reset_prefix_cache()
+        self._llm.llm_engine.reset_encoder_cache()
+
+    def generate(self, prompts: Sequence[Prompt]) -> list[Any]:
+        inputs = [
+            {"prompt": self._encoder.chat(p.text), "multi_modal_data": {"image": self._encoder.image(p.image)}}
+            for p in prompts
+        ]
+        return self._llm.generate(inputs, [self._sampling_of(prompt) for prompt in prompts], use_tqdm=False)
+
+    def _sampling_of(self, prompt: Prompt) -> Any:
+        return self._params(
+            n=self._sampling.group_size,
+            temperature=self._sampling.temperature,
+            top_p=1.0,
+            top_k=self._sampling.top_k,
+            seed=prompt.seed,
+            max_tokens=self._sampling.max_tokens,
+            stop_token_ids=self._encoder.stop_token_ids,
+            logprobs=0,
+            logit_bias=dict.fromkeys(self._encoder.vision_token_ids, FORBIDDEN_BIAS),
+        )
+
+
+def as_groups(prompts: Sequence[Prompt], outputs: Sequence[Any]) -> list[Group]:
+    groups = []
+    for prompt, output in zip(prompts, outputs, strict=True):
+        completions = [
+            Completion(
+                list(answer.token_ids),
+                [step[token].logprob for step, token in zip(answer.logprobs, answer.token_ids, strict=True)],
+                answer.text,
+                answer.finish_reason,
+                0,
+            )
+            for answer in output.outputs
+        ]
+        groups.append(Group(prompt, list(output.prompt_token_ids), completions))
+    return groups
+
+
+class RawLearner:
+    """Forward, backward and update in plain torch: BF16 weights compute, FP32 masters are updated."""
+
+    def __init__(self, config: Config, path: str, encoder: PromptEncoder) -> None:
+        self._config, self._encoder = config, encoder
+        how = (path, config.model, hardware("cpu").attention, encoder.vision_token_ids, config.sampling.temperature)
+        self._masters = load_policy(*how)
+        self.policy = in_bf16(self._masters)
+        self._reference = load_reference(*how) if config.algorithm.kl_beta else None
+        settings = config.optimizer
+        self._optimizer = torch.optim.AdamW(
+            self._masters.parameters(),
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+        )
+
+    def update(self, groups: Sequence[Group]) -> float:
+        """One update. Returns the mean gap between the engine's log-probabilities and the learner's, in nats."""
+        rewards = load_rewards(self._config.rewards)
+        algorithm, gap, tokens = self._config.algorithm, 0.0, 0.0
+        advantages = [
+            group_advantages([sum(w * f(group.prompt, c) for _, w, f in rewards) for c in group.completions])
+            for group in groups
+        ]
+        samples = build_samples(groups, advantages, keep_all=algorithm.kl_beta > 0)
+        ((forwards,),) = split_work(samples, 1, 1, self._config.learners.micro_batch_tokens)
+        for work in forwards:
+            batch = collate(work, self._encoder, self.policy.prompt_positions)
+            reference = None
+            if self._reference:
+                with torch.no_grad():
+                    reference = self._reference(**batch.inputs())[0]
+            logprobs, _ = self.policy(**batch.inputs())
+            terms = grpo_loss(
+                logprobs,
+                logprobs.detach(),
+                batch.generator_logprobs,
+                reference,
+                batch.advantages,
+                batch.weights,
+                clip_low=algorithm.clip_low,
+                clip_high=algorithm.clip_high,
+                importance_cap=algorithm.importance_cap,
+                kl_beta=algorithm.kl_beta,
+            )
+            terms.loss.backward()
+            gap, tokens = gap + terms.sums["logprob_gap"], tokens + terms.sums["tokens"]
+        pairs = list(zip(self._masters.parameters(), self.policy.parameters(), strict=True))
+        for master, computing in pairs:
+            master.grad, computing.grad = computing.grad.float(), None
+        torch.nn.utils.clip_grad_norm_(self._masters.parameters(), self._config.optimizer.max_grad_norm)
+        self._optimizer.step()
+        with torch.no_grad():
+            for master, computing in pairs:
+                computing.copy_(master)
+                master.grad = None
+        return gap / tokens
+
+
+def in_bf16(masters: PolicyModel) -> PolicyModel:
+    """A copy whose parameters are BF16; buffers (the rotary frequencies) stay FP32, as under FSDP."""
+    policy = copy.deepcopy(masters)
+    for parameter in policy.parameters():
+        parameter.data = parameter.data.bfloat16()
+    return policy
+
+
+def wire_bytes(policy: PolicyModel) -> tuple[np.ndarray, np.ndarray]:
+    """As many bytes as the policy's weights have in BF16, twice."""
+    size = 2 * sum(parameter.numel() for parameter in policy.parameters())
+    return np.ones(size, np.uint8), np.zeros(size, np.uint8)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("overrides", nargs="*")
+    options = parser.parse_intermixed_args()
+    config = load_config(options.config, options.overrides)
+    torch.set_flush_denormal(True)
+    task = prepare(config)
+    path = base_model_path(config, task)
+    encoder = PromptEncoder(path, config.model.min_pixels, config.model.max_pixels)
+    generator = RawGenerator(config, path, encoder)
+    learner = RawLearner(config, path, encoder)
+    source, target = wire_bytes(learner.policy)
+    steps = config.schedule.steps
+    for step in range(steps):
+        examples = task.dataset.batch(config.run.seed, step, config.schedule.prompts_per_step)
+        prompts = make_prompts(examples, task.text, "train", step, config.run.seed)
+        generator.forget()
+        times = [time.perf_counter()]
+        outputs = generator.generate(prompts)
+        times.append(time.perf_counter())
+        groups = as_groups(prompts, outputs)
+        gap = learner.update(groups)
+        times.append(time.perf_counter())
+        np.copyto(target, source)
+        times.append(time.perf_counter())
+        tokens = sum(len(c.token_ids) for group in groups for c in group.completions)
+        generate, learn, copied = (after - before for before, after in pairwise(times))
+        print(
+            f"step {step + 1}/{steps} generate {generate:.4f} learn {learn:.4f} copy {copied:.4f} gap {gap:.4f} "
+            f"tokens {tokens}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
