@@ -2,30 +2,32 @@
 
     python -m benchmarks.controller [--generators 4,16,64] [--learners 8]
 
-Each role sleeps; what is left of a step's wall time is the driver, Ray, and, where more processes than cores must be
-woken, the machine itself. So the driver's own CPU time stands beside it. 16 prompts of 100 kB and 8 completions each,
-and the same with 4 prompts a generator. For more generators than can be started here, the step is simulated from
-the cost a prompt and a generator that was measured.
+What is left of a step's wall time is the driver, Ray, and, where more processes than cores must be woken, the machine
+itself. So the driver's own CPU time stands beside it. 16 prompts with 100 kB of image and 8 completions each, and the
+same with 4 prompts a generator. Beyond the generators that can be started here a step is simulated: the driver's calls
+one after another, at the cost for each prompt and each generator that was measured.
 """
 
 import argparse
 import json
-import tempfile
 from dataclasses import asdict
+from typing import Any
 
+import numpy as np
 import ray
 
-from benchmarks.common import save, spread
-from benchmarks.emulated import Seconds
-from benchmarks.overlap import run_steps
+from benchmarks.common import spread, write_result
+from benchmarks.emulated import EmulatedCluster, Seconds
+from benchmarks.overlap import ROLES, run_steps
 from rft_cluster.config import load_config
 
 SECONDS = Seconds(0.5, 0.5, 0.0)
 STEPS = 10
+SIMULATED = (128, 256, 512, 1000)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--generators", default="4,16,64")
     parser.add_argument("--learners", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
@@ -33,29 +35,35 @@ def main() -> None:
     ray.init(address="local", num_cpus=128, log_to_driver=False, logging_level="warning", include_dashboard=False)
     rows = []
     for generators in map(int, options.generators.split(",")):
+        roles = [*ROLES, f"generators.count={generators}", f"learners.count={options.learners}"]
+        cluster = EmulatedCluster(load_config("digits", roles), SECONDS)
         for prompts in sorted({16, 4 * generators}):
-            costs = [step_cost(generators, options.learners, prompts) for _ in range(options.repeats)]
-            cpu, beyond = ([1000 * cost[i] for cost in costs] for i in (0, 1))
+            changes = [f"schedule.prompts_per_step={prompts}", f"schedule.steps={STEPS}"]
+            costs = [run_steps([*roles, *changes], cluster) for _ in range(options.repeats)]
+            beyond = [1000 * (wall - SECONDS.generate - SECONDS.learn - SECONDS.transfer) for _, wall in costs]
             row = {
                 "generators": generators, "learners": options.learners, "prompts": prompts,
-                "beyond_roles_ms": asdict(spread(beyond)), "driver_cpu_ms": asdict(spread(cpu)),
+                "beyond_roles_ms": asdict(spread(beyond)),
+                "driver_cpu_ms": asdict(spread([1000 * cpu for cpu, _ in costs])),
             }  # fmt: skip
             rows.append(row)
             print(json.dumps(row), flush=True)
-    save("controller", {"role_seconds": 1.0, "steps": STEPS, "rows": rows})
+        cluster.close()
+    simulated = simulate(rows)
+    for row in simulated:
+        print(json.dumps(row))
+    write_result("controller", {"role_seconds": 1.0, "steps": STEPS, "rows": rows, "simulated": simulated})
 
 
-def step_cost(generators: int, learners: int, prompts: int) -> tuple[float, float]:
-    """The driver's CPU seconds a step, and the wall seconds beyond what the roles sleep."""
-    with tempfile.TemporaryDirectory() as folder:
-        config = load_config(
-            "digits",
-            [f"run.folder={folder}", "run.name=controller", f"schedule.steps={STEPS}", "schedule.evaluate_every=0",
-             "schedule.save_every=0", "optimizer.warmup_steps=0", f"schedule.prompts_per_step={prompts}",
-             "data.test=0", "data.validation=0", f"generators.count={generators}", f"learners.count={learners}"],
-        )  # fmt: skip
-        cpu, wall = run_steps(config, SECONDS)
-    return cpu, wall - SECONDS.generate - SECONDS.learn - SECONDS.transfer
+def simulate(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The driver's CPU time, fitted as fixed + a * generators + b * prompts by least squares, for more generators."""
+    known = np.array([[1, row["generators"], row["prompts"]] for row in rows], dtype=float)
+    cost = np.array([row["driver_cpu_ms"]["median"] for row in rows])
+    fit, *_ = np.linalg.lstsq(known, cost, rcond=None)
+    return [
+        {"generators": count, "prompts": 4 * count, "driver_cpu_ms": float(fit @ np.array([1, count, 4 * count]))}
+        for count in SIMULATED
+    ]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ service's own cost, and overlap can be shown on two cores, on which real roles w
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,11 +105,10 @@ class EmulatedLearner:
         Path(folder, "nothing").touch()
 
 
-def emulated_cluster(seconds: Seconds) -> Callable[..., Any]:
-    """A `start_cluster` whose generators and learners sleep; rewards are scored as ever."""
+class EmulatedCluster:
+    """Stands in for `start_cluster`: generators and learners sleep, rewards are scored as ever. Started once."""
 
-    @contextmanager
-    def start(config: Config, model_path: str) -> Iterator[Any]:
+    def __init__(self, config: Config, seconds: Seconds) -> None:
         from rft_cluster.actors import Generators, GeneratorsClient, Learners, RewardActor
         from rft_cluster.cluster import Cluster
         from rft_cluster.plan import plan_actors
@@ -126,21 +125,24 @@ def emulated_cluster(seconds: Seconds) -> Callable[..., Any]:
             for rank, name in enumerate(learners.names)
         }
         reward = ray.remote(Scorer).options(**light).remote(config.rewards, config.scoring)
-        handles = [*generator_handles.values(), *learner_handles.values(), reward]
-        ray.get([handle.__ray_ready__.remote() for handle in handles], timeout=600)
-        cluster = Cluster(
+        self._handles = [*generator_handles.values(), *learner_handles.values(), reward]
+        ray.get([handle.__ray_ready__.remote() for handle in self._handles], timeout=600)
+        self._cluster = Cluster(
             Generators(generator_handles, 600),
             RewardActor({"reward": reward}, 600),
             Learners(learner_handles, 600),
             config,
         )
-        client = GeneratorsClient(cluster.generators, ["here"] * len(generator_handles), 1, "here")
-        cluster.learners.call_all("connect_generators", client)
-        yield cluster
-        for handle in handles:
-            ray.kill(handle)
+        client = GeneratorsClient(self._cluster.generators, ["here"] * len(generator_handles), 1, "here")
+        self._cluster.learners.call_all("connect_generators", client)
 
-    return start
+    @contextmanager
+    def __call__(self, config: Config, model_path: str) -> Iterator[Any]:
+        yield self._cluster
+
+    def close(self) -> None:
+        for handle in self._handles:
+            ray.kill(handle)
 
 
 def examples(count: int, image_bytes: int) -> list[Example]:

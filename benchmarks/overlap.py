@@ -1,6 +1,6 @@
 """G3: max(generate, learn) / wall with `schedule.max_staleness`, on roles that sleep (see emulated.py).
 
-    python -m benchmarks.overlap [--steps 12] [--repeats 5]
+    python -m benchmarks.overlap [--steps 6] [--repeats 5]
 
 1 would be a step in which the slower role never waits. Beside it the same with strictly alternating roles.
 """
@@ -13,68 +13,64 @@ from dataclasses import asdict
 
 import ray
 
-from benchmarks.common import save, spread
-from benchmarks.emulated import Seconds, emulated_cluster, examples
+from benchmarks.common import spread, write_result
+from benchmarks.emulated import EmulatedCluster, Seconds, examples
 from rft_cluster import train as loop
 from rft_cluster.config import Config, load_config
 from rft_cluster.data.dataset import FewShotDataset
 from rft_cluster.prepare import Task
 
-CASES = {"equal": Seconds(2.0, 2.0, 0.02), "learning longer": Seconds(1.0, 2.0, 0.02),
-         "generating longer": Seconds(2.0, 1.0, 0.02)}  # fmt: skip
+# Roles' seconds a step, and the values of max_staleness to measure.
+CASES = {
+    "equal": (Seconds(2.0, 2.0, 0.02), (0, 1, 2)),
+    "learning longer": (Seconds(1.0, 2.0, 0.02), (1,)),
+    "generating longer": (Seconds(2.0, 1.0, 0.02), (1,)),
+}
 SKIPPED = 2  # steps until the pipeline is full
+ROLES = ["schedule.evaluate_every=0", "schedule.save_every=0", "optimizer.warmup_steps=0", "data.test=0",
+         "data.validation=0", "generators.count=4", "learners.count=2", "schedule.prompts_per_step=16"]  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=8)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     ray.init(address="local", num_cpus=8, log_to_driver=False, logging_level="warning", include_dashboard=False)
     rows = []
-    for name, seconds in CASES.items():
-        measured: dict[int, list[float]] = {0: [], 1: [], 2: []}
+    for name, (seconds, values) in CASES.items():
+        cluster = EmulatedCluster(load_config("digits", ROLES), seconds)
+        measured: dict[int, list[float]] = {value: [] for value in values}
         for repeat in range(options.repeats):
-            for staleness in measured:  # in turns
-                wall = step_seconds(seconds, staleness, options.steps, repeat)
-                measured[staleness].append(max(seconds.generate, seconds.learn) / wall)
-        for staleness, ratios in measured.items():
-            row = {"case": name, **asdict(seconds), "max_staleness": staleness, "ratio": asdict(spread(ratios))}
-            rows.append(row)
-            print(json.dumps(row), flush=True)
-    save("overlap", {"steps": options.steps, "repeats": options.repeats, "rows": rows})
+            for value in values:  # in turns
+                changes = [f"run.seed={repeat}", f"schedule.steps={options.steps}", f"schedule.max_staleness={value}"]
+                _, wall = run_steps([*ROLES, *changes], cluster)
+                measured[value].append(max(seconds.generate, seconds.learn) / wall)
+        cluster.close()
+        for value, ratios in measured.items():
+            rows.append({"case": name, **asdict(seconds), "max_staleness": value, "ratio": asdict(spread(ratios))})
+            print(json.dumps(rows[-1]), flush=True)
+    write_result("overlap", {"steps": options.steps, "rows": rows})
 
 
-def step_seconds(seconds: Seconds, staleness: int, steps: int, seed: int) -> float:
-    """Wall seconds of a step in the middle of a run, from the times at which its lines are written."""
-    with tempfile.TemporaryDirectory() as folder:
-        config = load_config(
-            "digits",
-            [f"run.folder={folder}", "run.name=overlap", f"run.seed={seed}", f"schedule.steps={steps}",
-             f"schedule.max_staleness={staleness}", "schedule.evaluate_every=0", "schedule.save_every=0",
-             "optimizer.warmup_steps=0", "schedule.prompts_per_step=16", "data.test=0", "data.validation=0",
-             "generators.count=4", "learners.count=2"],
-        )  # fmt: skip
-        return run_steps(config, seconds)[1]
-
-
-def run_steps(config: Config, seconds: Seconds) -> tuple[float, float]:
-    """The driver's CPU seconds and the wall seconds a step, from when the pipeline is full to the last step."""
+def run_steps(overrides: list[str], cluster: EmulatedCluster) -> tuple[float, float]:
+    """The driver's CPU seconds and the wall seconds a step of `train`, from when the pipeline is full to its end."""
     train_set = examples(64, 100_000)
     task = Task(FewShotDataset("emulated", ["rose", "tulip"], train_set, [], [], []), "Which flower?")
     ends: list[tuple[float, float]] = []
-    log_step = loop.RunFolder.log_step
+    start_cluster, log_step = loop.start_cluster, loop.RunFolder.log_step
 
     def timed(self: loop.RunFolder, *arguments: object) -> None:
         log_step(self, *arguments)  # type: ignore[arg-type]
         ends.append((time.process_time(), time.monotonic()))
 
-    original = loop.start_cluster
-    loop.start_cluster, loop.RunFolder.log_step = emulated_cluster(seconds), timed  # type: ignore[assignment,method-assign]
-    try:
-        loop.train(config, task, "nothing", resume=False)
-    finally:
-        loop.start_cluster, loop.RunFolder.log_step = original, log_step  # type: ignore[method-assign]
+    with tempfile.TemporaryDirectory() as folder:
+        config: Config = load_config("digits", [f"run.folder={folder}", "run.name=emulated", *overrides])
+        loop.start_cluster, loop.RunFolder.log_step = cluster, timed  # type: ignore[assignment,method-assign]
+        try:
+            loop.train(config, task, "nothing", resume=False)
+        finally:
+            loop.start_cluster, loop.RunFolder.log_step = start_cluster, log_step  # type: ignore[method-assign]
     (cpu_first, first), (cpu_last, last) = ends[SKIPPED - 1], ends[-1]
     steps = len(ends) - SKIPPED
     return (cpu_last - cpu_first) / steps, (last - first) / steps
