@@ -4,6 +4,7 @@
 #   make test    lint, types, unit and integration tests
 #   make unit    the unit tests alone
 #   make slow    the tests that take long and that no other depends on
+#   make bench   all benchmarks, an hour on a quiet machine; EXTRAS=cpu,dev,bench brings TRL (docs/performance.md)
 #   make setup   the environment in .venv alone (EXTRAS=gpu,dev for a GPU machine)
 
 PYTHON ?= python3
@@ -12,10 +13,11 @@ SEED ?= 0
 BIN := .venv/bin
 READY := .venv/ready-$(subst $(comma),-,$(EXTRAS))
 comma := ,
+BENCHMARKS := bench-trl bench-digits bench-generation bench-forward bench-transfer bench-overlap bench-controller
 # Intel's OpenMP runtime comes with the CPU build of vLLM; without it the same batch took 1 to 20 times as long.
 OPENMP = $$(ls $(CURDIR)/.venv/lib/libiomp5.so 2>/dev/null)
 
-.PHONY: demo test unit slow lint setup clean
+.PHONY: demo test unit slow lint setup clean $(BENCHMARKS) bench bench-report
 .DEFAULT_GOAL := help
 
 help:
@@ -40,6 +42,33 @@ unit: setup
 
 slow: setup
 	LD_PRELOAD=$(OPENMP) $(BIN)/python -m pytest tests/integration -m slow
+
+bench: $(BENCHMARKS) bench-report
+
+bench-trl: setup
+	LD_PRELOAD=$(OPENMP) $(BIN)/python -m benchmarks.gate
+	$(BIN)/python -m benchmarks.speed
+
+bench-digits: setup
+	$(BIN)/python -m benchmarks.digits
+
+bench-generation: setup
+	$(BIN)/python -m benchmarks.generation
+
+bench-forward: setup
+	LD_PRELOAD=$(OPENMP) $(BIN)/python benchmarks/learner_forward.py
+
+bench-transfer: setup
+	LD_PRELOAD=$(OPENMP) $(BIN)/python -m benchmarks.weight_transfer
+
+bench-overlap: setup
+	$(BIN)/python -m benchmarks.overlap
+
+bench-controller: setup
+	$(BIN)/python -m benchmarks.controller
+
+bench-report: setup
+	$(BIN)/python -m benchmarks.report
 
 lint: setup
 	$(BIN)/ruff check .

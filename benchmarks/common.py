@@ -98,10 +98,12 @@ def environment(threads: int) -> dict[str, str]:
 
 @dataclass
 class Line:
-    """`seconds` since the line before it; `foreign`: the share of the machine that other programs took meanwhile."""
+    """`seconds` since the line before it; `cpu`: the run's own processor seconds in them; `foreign`: the share of the
+    machine that other programs took meanwhile."""
 
     text: str
     seconds: float
+    cpu: float
     foreign: float
 
     @property
@@ -143,8 +145,7 @@ def run(command: Sequence[str], threads: int, timeout: float, log: Path) -> Run:
             file.write(text)
             file.flush()
             if STEP.match(text) or EVALUATION.match(text):
-                seconds, foreign = usage.since_last()
-                result.lines.append(Line(text.rstrip(), seconds, foreign))
+                result.lines.append(Line(text.rstrip(), *usage.since_last()))
         code = process.wait()
         watchdog.cancel()
     if code:
@@ -171,13 +172,13 @@ class Usage:
                 continue
         return time.monotonic(), busy, own
 
-    def since_last(self) -> tuple[float, float]:
-        """Seconds, and the others' share of all processors in them."""
+    def since_last(self) -> tuple[float, float, float]:
+        """Seconds, the run's own processor seconds, and the others' share of all processors."""
         then, self._last = self._last, self._now()
         seconds = self._last[0] - then[0]
         own = sum(used - then[2].get(pid, 0.0) for pid, used in self._last[2].items())
         foreign = (self._last[1] - then[1] - own) / (seconds * (os.cpu_count() or 1))
-        return seconds, max(0.0, foreign)
+        return seconds, own, max(0.0, foreign)
 
 
 def quiet(lines: Sequence[Line]) -> list[Line]:

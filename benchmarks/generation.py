@@ -77,7 +77,7 @@ def in_turns(config: Config, repeats: int) -> dict[str, Any]:
                     ours.send(prompts)
                     tokens, seconds = ours.recv()
                 pair[side], pair["tokens"] = seconds, tokens
-            pair["foreign"] = usage.since_last()[1]
+            pair["foreign"] = usage.since_last()[2]
             if index >= WARM:
                 pairs.append(pair)
     ours.send(None)

@@ -10,6 +10,7 @@ Gradient checkpointing, TRL's default, is off: it saves memory, which nothing he
 
 import argparse
 import io
+import os
 import tempfile
 from typing import Any
 
@@ -21,6 +22,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from rft_cluster.config import Config, load_config
 from rft_cluster.evaluation import summarise
+from rft_cluster.generator import ENVIRONMENT
 from rft_cluster.messages import Completion, Example, Group, Prompt
 from rft_cluster.prepare import Task, base_model_path, prepare
 from rft_cluster.prompts import make_prompts
@@ -29,10 +31,13 @@ from rft_cluster.rewards import load_rewards
 EVALUATION_ROWS = 100
 
 
-def trainer_arguments(config: Config, rows: int, weights: str, folder: str) -> GRPOConfig:
+def trainer_arguments(config: Config, rows: int, weights: str, folder: str, vllm: bool = False) -> GRPOConfig:
     """The configuration in TRL's words. `rows`: completions in one forward of the learning."""
     completions = config.schedule.prompts_per_step * config.sampling.group_size
     return GRPOConfig(
+        use_vllm=vllm,
+        vllm_mode="colocate",
+        vllm_max_model_length=config.max_model_tokens,
         output_dir=folder,
         seed=config.run.seed,
         use_cpu=True,
@@ -137,7 +142,7 @@ class Steps(TrainerCallback):
         print(f"{split} accuracy {100 * said.accuracy_strict:.1f} % after {step} steps", flush=True)
 
 
-def make_trainer(config: Config, rows: int, weights: str, folder: str) -> GRPOTrainer:
+def make_trainer(config: Config, rows: int, weights: str, folder: str, vllm: bool = False) -> GRPOTrainer:
     task = prepare(config)
     path = base_model_path(config, task)
     dtype = torch.bfloat16 if weights == "bf16" else torch.float32
@@ -150,7 +155,7 @@ def make_trainer(config: Config, rows: int, weights: str, folder: str) -> GRPOTr
     return GRPOTrainer(
         model=model,
         reward_funcs=rewards,
-        args=trainer_arguments(config, rows, weights, folder),
+        args=trainer_arguments(config, rows, weights, folder, vllm),
         train_dataset=as_dataset(task.dataset.train, task.text),
         processing_class=processor,
         callbacks=[Steps(config, task, processor)],
@@ -168,10 +173,14 @@ def main() -> None:
         default="mixed",
         help="mixed: FP32 weights, BF16 computation; bf16, fp32: all in that type",
     )
+    parser.add_argument("--vllm", action="store_true", help="generate with vLLM in the trainer's process")
     options = parser.parse_intermixed_args()
     torch.set_flush_denormal(True)  # denormals slow a small model tenfold on CPUs
+    config = load_config(options.config, options.overrides)
+    if options.vllm:
+        os.environ.update({**ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE": str(config.generators.kv_cache_gib)})
     with tempfile.TemporaryDirectory() as folder:
-        make_trainer(load_config(options.config, options.overrides), options.rows, options.weights, folder).train()
+        make_trainer(config, options.rows, options.weights, folder, options.vllm).train()
 
 
 if __name__ == "__main__":
