@@ -144,6 +144,14 @@ class ScoringSection(Section):
     """Before training the rewards are tried against answers that know nothing of the image. Where one pays: `refuse`
     to train, or `warn` and go on; `off` does not try. See docs/rewards.md."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _off_is_a_word(cls, values: Any) -> Any:
+        """YAML reads a bare off as false."""
+        if isinstance(values, dict) and values.get("red_team") is False:
+            return {**values, "red_team": "off"}
+        return values
+
 
 class AlgorithmSection(Section):
     kl_beta: float = Field(0.04, ge=0)

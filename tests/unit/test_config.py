@@ -133,6 +133,15 @@ def test_a_reward_of_ones_own_is_added_by_an_override(tmp_path, name):
     assert load(tmp_path, text, f"rewards.{name}=0.2", f"rewards.{name}=1e-1").rewards == {"accuracy": 1.0, name: 0.1}
 
 
+@pytest.mark.parametrize("value", ["refuse", "warn", "off"])
+def test_each_way_to_red_team_can_be_written_bare(tmp_path, value):
+    """Though YAML reads off as false."""
+    assert load(tmp_path, MINIMAL, f"scoring.red_team={value}").scoring.red_team == value
+    config = load(tmp_path, MINIMAL + f"scoring: {{red_team: {value}}}\n")
+    assert config.scoring.red_team == value
+    assert Config.model_validate(config.model_dump(mode="json")) == config
+
+
 def test_a_config_is_frozen(tmp_path):
     config = load(tmp_path, MINIMAL)
     with pytest.raises(ValueError, match="frozen"):
@@ -192,6 +201,7 @@ def test_an_unknown_key_in_the_file_gets_the_nearest(tmp_path):
         ("rewards.my.module:f=high", ["rewards.my.module:f:", "number", "'high'"]),
         ("scoring.time_limit=0", ["scoring.time_limit:", "greater than 0", "got 0"]),
         ("scoring.failure_budget=1", ["scoring.failure_budget:", "less than 1", "got 1"]),
+        ("scoring.red_team=on", ["scoring.red_team", "True is a truth value"]),
         ("scoring.red_team=maybe", ["scoring.red_team:", "'refuse', 'warn' or 'off'", "'maybe'"]),
         ("run.name=a/b", ["run.name:", "pattern", "'a/b'"]),
         ("run.name=..", ["run.name:", "pattern", "'..'"]),
