@@ -254,6 +254,7 @@ def machine() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=[*DTYPES], help="others keep their results")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--stage", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -273,8 +274,8 @@ def main() -> None:
     tokens = row_tokens()
     token_ratio = tokens["plain_tokens"] / tokens["shared_tokens"]
     patch_ratio = tokens["plain_patches"] / tokens["shared_patches"]
-    results: dict[str, Any] = {
-        "machine": machine(),
+    results: dict[str, Any] = json.loads(arguments.results.read_text()) if arguments.results.exists() else {}
+    results |= {
         "parameters": sum(parameter.numel() for parameter in build_model().parameters()),
         "rows": tokens | {"token_ratio": token_ratio, "patch_ratio": patch_ratio},
     }
@@ -282,10 +283,11 @@ def main() -> None:
     print(f"tokens {token_ratio:.2f} times fewer, patches {patch_ratio:.2f} times", flush=True)
     results["gate"] = child("gate")
     print(f"gate: {results['gate']}", flush=True)
-    for dtype in DTYPES:
+    for dtype in arguments.dtypes:
         seconds = child("time", dtype, str(arguments.repeats))
         mib = {side: child("memory", side, dtype) for side in SIDES}
         results[dtype] = {
+            "machine": machine(),
             "seconds": seconds,
             "time_ratio": {
                 clock: {side: statistics.median(own["plain"]) / statistics.median(own[side]) for side in SIDES}
