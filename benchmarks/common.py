@@ -90,6 +90,12 @@ def write_result(name: str, result: Any) -> None:
     write_json(RESULTS / f"{name}.json", json.loads(json.dumps(result, default=asdict)))
 
 
+def read_result(name: str) -> Any:
+    """What was written under that name; None if nothing was."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
 def environment(threads: int) -> dict[str, str]:
     """Both sides' environment: the same OpenMP runtime, the same number of threads, nothing fetched."""
     own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}

@@ -21,6 +21,7 @@ from benchmarks.common import (
     Run,
     machine,
     quiet,
+    read_result,
     run,
     spread,
     write_result,
@@ -40,9 +41,10 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=4)
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--name", default="digits")
+    parser.add_argument("--add", action="store_true", help="add the runs to those in the results")
     options = parser.parse_args()
     arms, seeds = options.arms.split(","), [int(seed) for seed in options.seeds.split(",")]
-    runs: list[dict[str, Any]] = []
+    runs: list[dict[str, Any]] = (read_result(options.name) or {"runs": []})["runs"] if options.add else []
     for index, seed in enumerate(seeds):
         overrides = [
             f"run.seed={seed}",

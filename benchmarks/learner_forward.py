@@ -11,8 +11,9 @@ tokens, then the gradients of every parameter. Both sides use this project's chu
     packed    the same, all groups in one forward, as the learner does it
 
 First the gate: log-probabilities and the gradients of every parameter must agree in FP32. Then the time, in turns, in
-FP32 and in BF16 (in which learners compute). Then the memory, each side in a process of its own: peak resident memory
-during a forward and backward less what was resident before, with gradients already allocated.
+FP32 and in BF16 (in which learners compute), by the clock and in the process's own CPU seconds, which other programs on
+the same cores disturb less. Then the memory, each side in a process of its own: peak resident memory during a forward
+and backward less what was resident before, with gradients already allocated.
 """
 
 import argparse
@@ -45,6 +46,7 @@ VISION_START, VISION_END, IMAGE_PAD = 3, 4, 6
 FORBIDDEN = [3, 4, 5, 6, 7]
 GAP, GRADIENT_GAP = 1e-4, 1e-4  # what the gate lets pass
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+SIDES = ("plain", "shared", "packed")
 PLAIN = {"text_config": "sdpa", "vision_config": "sdpa"}
 
 
@@ -169,18 +171,21 @@ def gate() -> dict[str, Any]:
     return result
 
 
-def times(dtype: torch.dtype, repeats: int) -> dict[str, list[float]]:
+def times(dtype: torch.dtype, repeats: int) -> dict[str, dict[str, list[float]]]:
+    """Seconds of each repeat: `result["clock"][side]` and `result["cpu"][side]`."""
     sides = Sides(dtype)
-    seconds: dict[str, list[float]] = {"plain": [], "shared": [], "packed": []}
+    clocks = {"clock": time.perf_counter, "cpu": time.process_time}
+    seconds: dict[str, dict[str, list[float]]] = {name: {side: [] for side in SIDES} for name in clocks}
     for repeat in range(-1, repeats):  # the first is not counted
-        for side, own in seconds.items():
+        for side in SIDES:
             sides.clear()
-            sides.use(side)
-            started = time.perf_counter()
+            started = {name: clock() for name, clock in clocks.items()}
             sides.step(side)
+            took = {name: clock() - started[name] for name, clock in clocks.items()}
+            print(f"  {dtype} {side} {took['clock']:.2f} s, CPU {took['cpu']:.2f} s", flush=True)
             if repeat >= 0:
-                own.append(time.perf_counter() - started)
-                print(f"  {dtype} {side} {own[-1]:.2f} s", flush=True)
+                for name in clocks:
+                    seconds[name][side].append(took[name])
     return seconds
 
 
@@ -220,10 +225,6 @@ def child(*stage: str) -> Any:
     return json.loads(last)
 
 
-def summary(seconds: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(seconds), "low": min(seconds), "high": max(seconds)}
-
-
 def row_tokens() -> dict[str, int]:
     """What each side reads of the four groups: tokens of the language model, and patches of the vision tower."""
     groups = build_groups()
@@ -253,6 +254,7 @@ def machine() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=[*DTYPES], help="others keep their results")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--stage", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -272,8 +274,8 @@ def main() -> None:
     tokens = row_tokens()
     token_ratio = tokens["plain_tokens"] / tokens["shared_tokens"]
     patch_ratio = tokens["plain_patches"] / tokens["shared_patches"]
-    results: dict[str, Any] = {
-        "machine": machine(),
+    results: dict[str, Any] = json.loads(arguments.results.read_text()) if arguments.results.exists() else {}
+    results |= {
         "parameters": sum(parameter.numel() for parameter in build_model().parameters()),
         "rows": tokens | {"token_ratio": token_ratio, "patch_ratio": patch_ratio},
     }
@@ -281,25 +283,28 @@ def main() -> None:
     print(f"tokens {token_ratio:.2f} times fewer, patches {patch_ratio:.2f} times", flush=True)
     results["gate"] = child("gate")
     print(f"gate: {results['gate']}", flush=True)
-    for dtype in DTYPES:
+    for dtype in arguments.dtypes:
         seconds = child("time", dtype, str(arguments.repeats))
-        mib = {side: child("memory", side, dtype) for side in ("plain", "shared", "packed")}
-        plain = statistics.median(seconds["plain"])
+        mib = {side: child("memory", side, dtype) for side in SIDES}
         results[dtype] = {
+            "machine": machine(),
             "seconds": seconds,
-            "summary": {side: summary(own) for side, own in seconds.items()},
-            "time_ratio": {side: plain / statistics.median(seconds[side]) for side in ("shared", "packed")},
+            "time_ratio": {
+                clock: {side: statistics.median(own["plain"]) / statistics.median(own[side]) for side in SIDES}
+                for clock, own in seconds.items()
+            },
             "memory_mib": mib,
             "memory_ratio": mib["plain"]["step"] / mib["shared"]["step"],
         }
-        for side, own in results[dtype]["summary"].items():
-            ratio = plain / own["median"]
-            print(
-                f"{dtype} {side:7} {own['median']:7.2f} s ({own['low']:.2f} to {own['high']:.2f})  {ratio:5.2f} times "
-                f"as fast, {ratio / token_ratio:.2f} of the token ratio; {mib[side]['step']:6.0f} MiB a forward",
-                flush=True,
-            )
-        print(f"{dtype} memory of a group: {results[dtype]['memory_ratio']:.2f} times less", flush=True)
+        for clock, by_side in seconds.items():
+            for side, own in by_side.items():
+                ratio = results[dtype]["time_ratio"][clock][side]
+                print(
+                    f"{dtype} {clock:5} {side:6} {statistics.median(own):7.2f} s ({min(own):.2f} to {max(own):.2f})  "
+                    f"{ratio:5.2f} times as fast, {ratio / token_ratio:.2f} of the token ratio",
+                    flush=True,
+                )
+        print(f"{dtype} memory of a group: {results[dtype]['memory_ratio']:.2f} times less: {mib}", flush=True)
         arguments.results.parent.mkdir(parents=True, exist_ok=True)
         arguments.results.write_text(json.dumps(results, indent=2) + "\n")
 

@@ -50,10 +50,15 @@ def plain_logprobs(
     )  # [C, hidden size]
     tokens = torch.cat([torch.tensor(sample.token_ids) for sample in samples])
 
+    entropies: list[Tensor] = []
+
     def token_logprobs(states: Tensor, token_ids: Tensor) -> Tensor:
-        logits = model.lm_head(states).float() / temperature
+        logits = model.lm_head(states).float().div_(temperature)
         logits[:, forbidden] = float("-inf")
-        return logits.log_softmax(-1).gather(-1, token_ids[:, None]).squeeze(-1)
+        logprobs = logits.log_softmax(-1)
+        with torch.no_grad():  # a learner reports it, on either side
+            entropies.append(-logprobs.clamp(min=-1e4).mul_(logprobs.exp()).sum(-1))
+        return logprobs.gather(-1, token_ids[:, None]).squeeze(-1)
 
     pieces = [
         checkpoint(token_logprobs, *piece, use_reentrant=False)

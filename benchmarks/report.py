@@ -5,12 +5,11 @@
 Reads `benchmarks/results/*.json`; what has not been measured is said to be so.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.common import RESULTS, ROOT
+from benchmarks.common import ROOT, read_result
 from rft_cluster.files import write_text
 
 PAGE, PLOT = ROOT / "docs" / "performance.md", ROOT / "docs" / "performance.svg"
@@ -35,7 +34,7 @@ class Goal:
     read: Callable[[Results], tuple[float, float, float]]
 
     def row(self) -> str:
-        found = load(self.file)
+        found = read_result(self.file)
         try:
             median, low, high = self.read(found) if found else (None, None, None)
         except (KeyError, TypeError):
@@ -44,11 +43,6 @@ class Goal:
             return f"| {self.name} | {self.what} | {self.least:g} | not measured | |"
         verdict = "met" if median >= self.least else "**missed**"
         return f"| {self.name} | {self.what} | {self.least:g} | {median:.3g} ({low:.3g} to {high:.3g}) | {verdict} |"
-
-
-def load(name: str) -> Results | None:
-    path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 def three(found: Results) -> tuple[float, float, float]:
@@ -99,7 +93,7 @@ def goals_table() -> str:
 
 
 def speed_table() -> str:
-    found = load("speed")
+    found = read_result("speed")
     if not found:
         return "Not measured."
     lines = ["| Images | Program | Seconds a step | Samples a second | generate | learn | transfer |", "|" + "---|" * 7]
@@ -116,7 +110,7 @@ def speed_table() -> str:
 
 
 def digits_table() -> str:
-    found = load("digits")
+    found = read_result("digits")
     if not found:
         return "Not measured."
     lines = ["| Seed | Program | Step at 60 % | Seconds to it | Seconds a step | Last accuracy |", "|" + "---|" * 6]
@@ -130,7 +124,7 @@ def digits_table() -> str:
 
 
 def machine_lines() -> str:
-    found = load("speed") or load("digits")
+    found = read_result("speed") or read_result("digits")
     if not found:
         return "Not measured."
     box = found["machine"]
@@ -152,7 +146,7 @@ def plot() -> None:
     import matplotlib.pyplot as plt
 
     matplotlib.rcParams["svg.hashsalt"] = "rft_cluster"  # the same figures give the same file
-    speed, learned = load("speed"), load("digits")
+    speed, learned = read_result("speed"), read_result("digits")
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
     if speed:
         for index, measured in enumerate(speed["sides"].values()):
@@ -184,7 +178,7 @@ def main() -> None:
     for name, make in parts.items():
         start, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
         head, rest = text.split(start)
-        text = head + start + make() + end + rest.split(end)[1]
+        text = head + start + make() + end + rest.partition(end.strip())[2]
     write_text(PAGE, text)
     plot()
     print(goals_table())

@@ -17,7 +17,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.bench_model import bench_images, bench_model
-from benchmarks.common import CACHE, NOISE_LIMIT, Line, machine, quiet, run, spread, write_result
+from benchmarks.common import CACHE, NOISE_LIMIT, Line, machine, quiet, read_result, run, spread, write_result
 
 CONFIG = "benchmarks/speed.yaml"
 COMPLETIONS = 32
@@ -40,10 +40,14 @@ def main() -> None:
     parser.add_argument("--arms", default=",".join(["service", "raw", *TRL]))
     parser.add_argument("--beta", type=float, default=0.04)
     parser.add_argument("--name", default="speed")
+    parser.add_argument("--add", action="store_true", help="add the repeats to those in the results")
     options = parser.parse_args()
     folder, arms = CACHE, options.arms.split(",")
     folder.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = {"machine": machine(), "kl_beta": options.beta, "sides": {}}
+    result: dict[str, Any] = {"sides": {}}
+    if options.add:
+        result = read_result(options.name) or result
+    result |= {"machine": machine(), "kl_beta": options.beta}
     for side in map(int, options.sides.split(",")):
         overrides = [
             f"model.path={bench_model(folder)}",
@@ -51,12 +55,12 @@ def main() -> None:
             f"schedule.steps={options.steps}",
             f"algorithm.kl_beta={options.beta}",
         ]
-        repeats: list[dict[str, Any]] = []
-        result["sides"][side] = {"repeats": repeats}
-        for repeat in range(options.repeats):
+        measured = result["sides"].setdefault(str(side), {"repeats": []})
+        repeats: list[dict[str, Any]] = measured["repeats"]
+        for repeat in range(len(repeats), len(repeats) + options.repeats):
             order = arms if repeat % 2 == 0 else arms[::-1]
             repeats.append({arm: measure(arm, overrides, folder / "logs" / f"{side}-{repeat}-{arm}") for arm in order})
-            result["sides"][side] |= summary(repeats)
+            measured |= summary(repeats)
             write_result(options.name, result)
             print(side, repeat, {arm: round(found["seconds"], 2) for arm, found in repeats[-1].items()}, flush=True)
 

@@ -89,6 +89,8 @@ def connect(config: ClusterSection, cpus: float) -> str:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Actors without GPUs keep seeing none, as Ray will do by default.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Of actors that fail together the first is raised; Ray would print the others' tracebacks beside it.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     # It only says, on every start, that tokens are on.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     address = config.address or os.environ.get("RAY_ADDRESS")

@@ -18,8 +18,10 @@ from peft.tuners.lora import LoraLayer
 from PIL import Image
 from qwen_vl_utils import fetch_image
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
+from transformers.models.qwen2_vl.modeling_qwen2_vl import PatchEmbed
 
 from rft_cluster.config import ModelSection
 from rft_cluster.data.images import open_image
@@ -137,6 +139,16 @@ def check_model_folder(path: str, longest_sequence: int) -> None:
         raise UserError(f"model.path: {path} holds no .safetensors file (pickled weights are not loaded)")
 
 
+class MatrixPatchEmbed(PatchEmbed):
+    """A convolution whose stride is its kernel is one matrix product. As a convolution, forward and backward took 8
+    times as long on a CPU in FP32, and 150 times in BF16: a sixth of a learner's time."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[patches, 1176] -> [patches, width]."""
+        weight = self.proj.weight
+        return F.linear(hidden_states.to(weight.dtype), weight.flatten(1))
+
+
 class PolicyModel(nn.Module):
     """Qwen2-VL whose forward gives the log-probabilities of given completion tokens.
 
@@ -146,6 +158,7 @@ class PolicyModel(nn.Module):
 
     def __init__(self, model: Qwen2VLForConditionalGeneration, forbidden: list[int], temperature: float) -> None:
         super().__init__()
+        model.model.visual.patch_embed.__class__ = MatrixPatchEmbed
         self.model = model
         self.temperature = temperature
         self.forbidden = forbidden
@@ -200,12 +213,13 @@ class PolicyModel(nn.Module):
 
     def _token_logprobs(self, states: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
         """[N, hidden size], [N] -> log-probabilities [N] and entropy [N], FP32."""
-        logits = self.model.lm_head(states).float() / self.temperature
+        logits = self.model.lm_head(states).float().div_(self.temperature)
         # The generator samples from the same restricted, tempered distribution.
         logits[:, self.forbidden] = float("-inf")
         logprobs = logits.log_softmax(-1)
         with torch.no_grad():
-            entropy = torch.special.entr(logprobs.exp()).sum(-1)
+            # The bound makes 0 of a forbidden token's 0 * -inf.
+            entropy = -logprobs.clamp(min=-1e4).mul_(logprobs.exp()).sum(-1)
         return logprobs.gather(-1, token_ids[:, None]).squeeze(-1), entropy
 
 

@@ -290,6 +290,13 @@ def test_a_completion_does_not_depend_on_who_else_is_in_the_row(policy):
                 torch.testing.assert_close(found, together[i], rtol=0, atol=1e-5)
 
 
+def test_patches_are_embedded_as_by_the_convolution(policy, plain):
+    patches = torch.randn(12, 1176, generator=torch.Generator().manual_seed(3))
+    embed, convolution = policy.model.model.visual.patch_embed, plain.model.visual.patch_embed
+    assert type(embed) is not type(convolution)
+    torch.testing.assert_close(embed(patches), convolution(patches), rtol=0, atol=1e-5)
+
+
 def test_each_image_is_seen_once(policy):
     rows = []
     policy.model.model.visual.patch_embed.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
