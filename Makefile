@@ -56,7 +56,7 @@ bench-generation: setup
 	$(BIN)/python -m benchmarks.generation
 
 bench-forward: setup
-	LD_PRELOAD=$(OPENMP) $(BIN)/python benchmarks/learner_forward.py
+	LD_PRELOAD=$(OPENMP) $(BIN)/python -m benchmarks.learner_forward
 
 bench-transfer: setup
 	LD_PRELOAD=$(OPENMP) $(BIN)/python -m benchmarks.weight_transfer

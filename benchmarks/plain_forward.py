@@ -55,10 +55,12 @@ def plain_logprobs(
     def token_logprobs(states: Tensor, token_ids: Tensor) -> Tensor:
         logits = model.lm_head(states).float().div_(temperature)
         logits[:, forbidden] = float("-inf")
-        logprobs = logits.log_softmax(-1)
-        with torch.no_grad():  # a learner reports it, on either side
-            entropies.append(-logprobs.clamp(min=-1e4).mul_(logprobs.exp()).sum(-1))
-        return logprobs.gather(-1, token_ids[:, None]).squeeze(-1)
+        logits = logits.log_softmax(-1)
+        with torch.no_grad():  # a learner reports the entropy, on either side
+            terms = logits.exp().mul_(logits)
+            terms[:, forbidden] = 0.0
+            entropies.append(-terms.sum(-1))
+        return logits.gather(-1, token_ids[:, None]).squeeze(-1)
 
     pieces = [
         checkpoint(token_logprobs, *piece, use_reentrant=False)

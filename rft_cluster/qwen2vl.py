@@ -216,11 +216,11 @@ class PolicyModel(nn.Module):
         logits = self.model.lm_head(states).float().div_(self.temperature)
         # The generator samples from the same restricted, tempered distribution.
         logits[:, self.forbidden] = float("-inf")
-        logprobs = logits.log_softmax(-1)
+        logits = logits.log_softmax(-1)  # under the old name: two tensors of this size are the peak
         with torch.no_grad():
-            # The bound makes 0 of a forbidden token's 0 * -inf.
-            entropy = -logprobs.clamp(min=-1e4).mul_(logprobs.exp()).sum(-1)
-        return logprobs.gather(-1, token_ids[:, None]).squeeze(-1), entropy
+            terms = logits.exp().mul_(logits)
+            terms[:, self.forbidden] = 0.0  # not 0 * -inf
+        return logits.gather(-1, token_ids[:, None]).squeeze(-1), -terms.sum(-1)
 
 
 def load_policy(
