@@ -237,5 +237,8 @@ class GeneratorsClient:
             "update_weights", [(update_info, data) if elsewhere else (update_info,) for elsewhere in self._elsewhere]
         )
 
-    def finish_weight_update(self, weight_version: str | None = None) -> list[WeightRecord]:
-        return self._generators.call_all("finish_weight_update", weight_version)
+    def finish_weight_update(self, weight_version: str) -> None:
+        self._generators.call_all("finish_weight_update", weight_version)
+
+    def prove_weights(self, weight_version: str, digests: dict[str, int]) -> list[WeightRecord]:
+        return self._generators.call_all("prove_weights", weight_version, digests)

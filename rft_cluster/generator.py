@@ -9,8 +9,8 @@ steps, never during one, and all calls may come from any thread.
 Requests that an update falls into are pre-empted: their tokens stay, all that old weights computed of them is
 dropped, and the new weights read prompt and tokens again before they write on.
 
-A generator has a version only after an update that was proved (see `weights.py`); without the version that is
-asked of it, it does not generate.
+A generator has a version only after an update that was whole; without the version that is asked of it, it does not
+generate. The proof of an update (see `weights.py`) may come while it generates: no group leaves before.
 """
 
 import os
@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from rft_cluster.config import GeneratorsSection, ModelSection
@@ -34,6 +35,7 @@ ENVIRONMENT = {
 }
 FORBIDDEN_BIAS = -100.0  # the lowest that vLLM takes: exp(-100) is never sampled
 MM_CACHE_GIB = 1.0
+PROOF_TIMEOUT = 600.0  # seconds from the last token to the proof of the weights that wrote it
 CPU_BATCHED_TOKENS = 8192
 Result = TypeVar("Result")
 
@@ -59,8 +61,16 @@ class _Running:
     prompts: Sequence[Prompt]
     version: int
     group_size: int
-    future: "Future[list[Group]]"
+    future: "Future[_Written]"
     groups: dict[int, Group] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Written:
+    """Groups, and the proof of the newest weights that wrote them."""
+
+    groups: list[Group]
+    proof: "Future[None]"
 
 
 class Generator:
@@ -80,6 +90,7 @@ class Generator:
         self._running: dict[str, tuple[_Running, int]] = {}
         self._version: int | None = None
         self._updating = False
+        self._proof: Future[None] = Future()  # of the weights that are served
         self._batches = 0
         thread = threading.Thread(target=self._serve, name="engine", daemon=True)
         thread.start()
@@ -96,10 +107,16 @@ class Generator:
 
         Raises:
             StaleGenerator: this generator holds another version, or none.
+            WeightTransferError: the weights that wrote them turned out not to be those that were sent.
         """
-        future: Future[list[Group]] = Future()
+        future: Future[_Written] = Future()
         self._call(lambda: self._submit(prompts, sampling, version, future)).result()
-        return future.result()
+        written = future.result()
+        try:
+            written.proof.result(PROOF_TIMEOUT)
+        except TimeoutError as error:
+            raise WeightTransferError(f"no proof of version {version} came within {PROOF_TIMEOUT} s") from error
+        return written.groups
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         self._rpc("init_weight_transfer_engine", init_info=init_info)
@@ -111,9 +128,29 @@ class Generator:
         """`data`: the tensors' bytes, where they do not reach this host in another way."""
         self._rpc("update_weights", update_info=update_info if data is None else {**update_info, "data": data})
 
-    def finish_weight_update(self, weight_version: str) -> WeightRecord:
-        """Put the received weights into service under `weight_version` and say what is served."""
-        return self._call(lambda: self._finish_update(weight_version)).result()
+    def finish_weight_update(self, weight_version: str) -> None:
+        """Put the received weights into service under `weight_version`."""
+        self._call(lambda: self._finish_update(weight_version)).result()
+
+    def prove_weights(self, weight_version: str, digests: dict[str, int]) -> WeightRecord:
+        """Compare what was received with the digests of what was sent, and say what is served.
+
+        Raises:
+            WeightTransferError: they differ; all that waits for completions by these weights raises it, too.
+        """
+        try:
+            if self._version != int(weight_version):
+                raise WeightTransferError(f"asked to prove version {weight_version}, but it holds {self._version}")
+            prove = partial(_prove, digests=digests)
+            if self._worker:  # here, in the caller's thread, beside generation
+                received, loaded = prove(self._worker)
+            else:
+                received, loaded = self._call(lambda: self._engine.collective_rpc(prove)[0]).result()
+        except BaseException as error:  # not swallowed: raised here and by all that wait for completions
+            self._call(partial(self._give_up, error)).result()
+            raise
+        self._proof.set_result(None)
+        return WeightRecord(int(weight_version), received, loaded)
 
     def sleep(self) -> None:
         """Give the GPU's memory back, weights included, to the learner that shares it. Weights must follow."""
@@ -186,6 +223,8 @@ class Generator:
             **device,
         )
         self._engine = self._llm.llm_engine
+        # On a CPU the engine's one worker is in this process.
+        self._worker = self._engine.collective_rpc(_itself)[0] if hardware.device == "cpu" else None
 
     def _serve(self) -> None:
         while True:
@@ -205,23 +244,25 @@ class Generator:
                     batch.groups[index] = self._group(batch.prompts[index], output, batch)
                     del self._running[output.request_id]
                     if len(batch.groups) == len(batch.prompts):
-                        batch.future.set_result([batch.groups[i] for i in range(len(batch.prompts))])
+                        groups = [batch.groups[i] for i in range(len(batch.prompts))]
+                        batch.future.set_result(_Written(groups, self._proof))
         except BaseException as error:  # noqa: BLE001 - not swallowed: every caller that waits raises it
             # What broke the engine is the answer to everybody who waits for it; it serves nobody after that.
             self._version = None
-            for batch in {id(batch): batch for batch, _ in self._running.values()}.values():
-                batch.future.set_exception(error)
-            self._running.clear()
+            self._fail(error)
 
-    def _submit(
-        self, prompts: Sequence[Prompt], sampling: Sampling, version: int, future: "Future[list[Group]]"
-    ) -> None:
+    def _fail(self, error: BaseException) -> None:
+        for batch in {id(batch): batch for batch, _ in self._running.values()}.values():
+            batch.future.set_exception(error)
+        self._running.clear()
+
+    def _submit(self, prompts: Sequence[Prompt], sampling: Sampling, version: int, future: "Future[_Written]") -> None:
         if self._version != version:
             raise StaleGenerator(f"asked for version {version}, but this generator holds version {self._version}")
         batch = _Running(prompts, version, sampling.group_size, future)
         self._batches += 1
         if not prompts:
-            future.set_result([])
+            future.set_result(_Written([], self._proof))
         for index, prompt in enumerate(prompts):
             request_id = f"{self._batches}-{index}"
             inputs = {
@@ -277,28 +318,39 @@ class Generator:
 
     def _serve_loaded(self, version: int) -> None:
         self._engine.set_weight_version(str(version))
-        self._version = version
+        self._version, self._proof = version, Future()
+        self._proof.set_result(None)
 
     def _start_update(self) -> None:
-        self._version, self._updating = None, True  # until the update is proved
+        self._version, self._updating = None, True  # until the update is whole
+        if not self._proof.done():
+            self._proof.set_exception(WeightTransferError("another update began before this one was proved"))
+        self._proof = Future()
         self._engine.collective_rpc("start_weight_update")
 
-    def _finish_update(self, weight_version: str) -> WeightRecord:
+    def _finish_update(self, weight_version: str) -> None:
         self._engine.collective_rpc("finish_weight_update")
         # Keys, values and image embeddings of the old weights must not outlive them. The prefix reset leaves the
         # encoder cache as it is, on every build (vllm#44910).
         if not self._engine.reset_prefix_cache(reset_running_requests=bool(self._running)):
             raise RuntimeError("vLLM did not reset its prefix cache: requests still hold blocks of old weights")
         self._engine.reset_encoder_cache()
-        received, loaded, not_loaded = self._engine.collective_rpc(_outcome)[0]
-        if not_loaded:
+        if not_loaded := self._engine.collective_rpc(_not_loaded)[0]:
             raise WeightTransferError(
                 f"version {weight_version} arrived but {len(not_loaded)} layers did not load theirs, "
                 f"first {not_loaded[0]}"
             )
         self._engine.set_weight_version(weight_version)
         self._version, self._updating = int(self._engine.get_weight_version()), False
-        return WeightRecord(self._version, received, loaded)
+
+    def _give_up(self, error: BaseException) -> None:
+        """Serve nobody with weights that are not those that were sent, until an update that is."""
+        self._version, self._updating = None, True
+        if self._proof.done():
+            self._proof = Future()
+        self._proof.set_exception(error)
+        self._engine.abort_request(list(self._running))
+        self._fail(error)
 
     # Between threads
 
@@ -319,7 +371,16 @@ class Generator:
         self._call(lambda: self._engine.collective_rpc(method, kwargs=arguments)).result()
 
 
-def _outcome(worker: Any) -> tuple[int | None, int | None, Sequence[str]]:
-    """How an update ended in a worker of the engine."""
-    engine = worker.weight_transfer_engine
-    return engine.received_digest, engine.loaded_digest, engine.not_loaded
+# In a worker of the engine
+
+
+def _itself(worker: Any) -> Any:
+    return worker
+
+
+def _not_loaded(worker: Any) -> Sequence[str]:
+    return worker.weight_transfer_engine.not_loaded
+
+
+def _prove(worker: Any, digests: dict[str, int]) -> tuple[int, int]:
+    return worker.weight_transfer_engine.prove(digests)

@@ -29,6 +29,7 @@ from rft_cluster.rendezvous import connections, interface_of, open_store, reach_
 from rft_cluster.weights import (
     PolicyWeights,
     SharedMemorySender,
+    VersioningClient,
     WeightBroadcast,
     WeightClient,
     WeightSender,
@@ -198,21 +199,21 @@ class Learner:
         if self._broadcast:
             self._broadcast.close()
 
-        def make_sender(proving: WeightClient, weights: PolicyWeights) -> WeightSender:
+        def make_sender(versioning: VersioningClient, weights: PolicyWeights) -> WeightSender:
             match self._hardware.transfer:
                 case "nccl":
-                    return nccl_sender(proving, weights, self._address, client.ranks)
+                    return nccl_sender(versioning, weights, self._address, client.ranks)
                 case "ipc":
-                    return ipc_sender(proving, weights)
+                    return ipc_sender(versioning, weights)
                 case _:
-                    return SharedMemorySender(proving, weights, self._one_host)
+                    return SharedMemorySender(versioning, weights, self._one_host)
 
         self._broadcast = WeightBroadcast(self._policy, make_sender, client)
 
-    def send_weights(self, version: int) -> int:
-        """Bring every generator to the current weights under `version`. Returns their combined digest."""
+    def send_weights(self, version: int) -> None:
+        """Bring every generator to the current weights under `version`; the proof may follow (see `weights.py`)."""
         assert self._broadcast is not None, "connect_generators comes first"
-        return self._broadcast.send(version)
+        self._broadcast.send(version)
 
     def free_memory(self) -> None:
         """Give back what the allocator keeps from the last step, for an engine on the same GPU."""

@@ -6,8 +6,8 @@ processes of a tensor-parallel engine know them. This file is imported where vLL
 
 import mmap
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,22 +18,152 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
-from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine, IPCWeightTransferUpdateInfo
-from vllm.distributed.weight_transfer.nccl_engine import (
-    NCCLWeightTransferEngine,
-    NCCLWeightTransferUpdateInfo,
-)
+from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
+from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
-from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-from rft_cluster.weights import WeightTransferError, combined_digest, tensor_digest, wrap_int64
+from rft_cluster.digests import combined_digest, tensor_digest, wrap_int64
+from rft_cluster.loader import DirectLoader
+from rft_cluster.weights import WIRE_DTYPE, WeightTransferError
 
 # Names in vLLM's factory, by `Hardware.transfer`.
 ENGINES = {"shared_memory": "rft_shared_memory", "nccl": "rft_nccl", "ipc": "rft_ipc"}
 
 
-class CheckedModel:
+def check_digests(received: Mapping[str, int], sent: Mapping[str, int]) -> None:
+    """Did exactly the tensors that were sent arrive, with the same bytes?
+
+    Raises:
+        WeightTransferError: tensors are missing or unknown, or their digests differ.
+    """
+    if missing := sorted(set(sent) - set(received)):
+        raise WeightTransferError(f"{len(missing)} of {len(sent)} tensors never arrived, first {missing[0]}")
+    if unknown := sorted(set(received) - set(sent)):
+        raise WeightTransferError(f"{len(unknown)} tensors arrived that were not announced, first {unknown[0]}")
+    if wrong := [name for name in sent if received[name] != sent[name]]:
+        raise WeightTransferError(f"{len(wrong)} of {len(sent)} tensors arrived with other bytes, first {wrong[0]}")
+
+
+@dataclass
+class SharedMemoryInit(WeightTransferInitInfo):
+    """See `weights.SharedMemoryLayout`."""
+
+    names: list[str]
+    shapes: list[list[int]]
+    offsets: list[int]
+    nbytes: int
+
+
+@dataclass
+class SharedMemoryUpdateInfo(WeightTransferUpdateInfo):
+    """`path` is a file of `nbytes`, the learners' memory, which is theirs again when `prove` has returned."""
+
+    path: str
+    nbytes: int
+    data: Any = None
+    """The memory's contents, for a generator on another host: a buffer of bytes, read-only."""
+
+
+class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpdateInfo]):
+    """The engine for CPUs: loads weights from memory that the learners on this host have written."""
+
+    init_info_cls = SharedMemoryInit
+    update_info_cls = SharedMemoryUpdateInfo
+
+    def init_transfer_engine(self, init_info: SharedMemoryInit) -> None:
+        self._layout = init_info
+        self._tensors: dict[str, Tensor] = {}
+        self._mapped = ""
+        shapes = {name: tuple(shape) for name, shape in zip(init_info.names, init_info.shapes, strict=True)}
+        self._loader = DirectLoader(self.model, shapes)
+
+    def start_weight_update(self) -> None:
+        self._loader.start()
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        # The base class ends with an accelerator's synchronisation; a CPU has none.
+        self.receive_weights(self.parse_update_info(update_info))
+
+    def receive_weights(self, update_info: SharedMemoryUpdateInfo) -> None:
+        if update_info.data is not None:
+            self._tensors = self._tensors_in(update_info.data)
+        elif self._mapped != update_info.path:
+            # Mapped once: each page costs at its first touch. What the learners write later is seen here (Linux).
+            self._tensors = self._tensors_in(_mapping(update_info.path, update_info.nbytes))
+            self._mapped = update_info.path
+        self._loader.load(self._tensors)
+
+    def finish_weight_update(self) -> None:
+        repack_output_layers(self.model)
+        self.not_loaded = self._loader.not_loaded()
+
+    def prove(self, digests: dict[str, int]) -> tuple[int, int]:
+        """Compare what lies in the memory, and what the engine holds unpacked, with what was sent.
+
+        Returns the combined digest of all tensors, and the digest of the engine's parameters.
+
+        Raises:
+            WeightTransferError: they differ.
+        """
+        received = {name: tensor_digest(tensor) for name, tensor in self._tensors.items()}
+        check_digests(received, digests)
+        held = {name: tensor_digest(rows.to(WIRE_DTYPE)) for name, rows in self._loader.unpacked()}
+        check_digests({**received, **held}, digests)
+        return combined_digest(received), parameter_digest(self.model)
+
+    def shutdown(self) -> None:
+        pass
+
+    def _tensors_in(self, memory: Any) -> dict[str, Tensor]:
+        layout, elements = self._layout, torch.frombuffer(memory, dtype=WIRE_DTYPE)
+        tensors = {}
+        for name, shape, offset in zip(layout.names, layout.shapes, layout.offsets, strict=True):
+            first = offset // WIRE_DTYPE.itemsize
+            tensors[name] = elements[first : first + torch.Size(shape).numel()].view(shape)
+        return tensors
+
+
+def _mapping(path: str, nbytes: int) -> mmap.mmap:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        # Private: nothing written here could reach the learners; torch warns of a read-only buffer.
+        return mmap.mmap(file, nbytes, flags=mmap.MAP_PRIVATE)
+    finally:
+        os.close(file)
+
+
+class ProvesWeights:
+    """Mixed into a vLLM engine for GPUs: digests every tensor as it is loaded, for what was received is gone then."""
+
+    not_loaded: Sequence[str] = ()
+
+    def start_weight_update(self) -> None:
+        self._received: dict[str, int] = {}
+        super().start_weight_update()  # type: ignore[misc]
+
+    def receive_weights(self, update_info: Any) -> None:
+        model: nn.Module = self.model  # type: ignore[has-type]
+        digesting = DigestingModel(model)
+        self.model = digesting  # all that vLLM's engines do with it here is to load weights
+        try:
+            super().receive_weights(update_info)  # type: ignore[misc]
+        finally:
+            self.model = model
+        self._received |= digesting.digests  # an update may come in several calls
+
+    def finish_weight_update(self) -> None:
+        tied: bool = self.model_config.hf_config.tie_word_embeddings  # type: ignore[attr-defined]
+        self.not_loaded = layers_not_loaded(self.model, tied)
+        super().finish_weight_update()  # type: ignore[misc]
+
+    def prove(self, digests: dict[str, int]) -> tuple[int, int]:
+        """As `SharedMemoryEngine.prove`; the engine's parameters are compared among generators alone."""
+        check_digests(self._received, digests)
+        return combined_digest(self._received), parameter_digest(self.model)
+
+
+class DigestingModel:
     """Stands in for a model while it loads: digests every tensor on its way into `load_weights`."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -48,115 +178,13 @@ class CheckedModel:
             self.digests[name] = tensor_digest(tensor)
             yield name, tensor
 
-    def check(self, names: list[str], expected: list[int]) -> None:
-        """Were exactly `names` loaded, with the `expected` digests?
 
-        Raises:
-            WeightTransferError: names are missing or unknown, or a tensor's bytes differ from those sent.
-        """
-        sent = dict(zip(names, expected, strict=True))
-        if missing := sorted(set(sent) - set(self.digests)):
-            raise WeightTransferError(f"{len(missing)} of {len(sent)} tensors never arrived, first {missing[0]}")
-        if unknown := sorted(set(self.digests) - set(sent)):
-            raise WeightTransferError(f"{len(unknown)} tensors arrived that were not announced, first {unknown[0]}")
-        if wrong := [name for name in names if self.digests[name] != sent[name]]:
-            raise WeightTransferError(f"{len(wrong)} of {len(sent)} tensors arrived with other bytes, first {wrong[0]}")
+class ProvenNCCLEngine(ProvesWeights, NCCLWeightTransferEngine):
+    """vLLM's engine for GPUs of their own."""
 
 
-@dataclass
-class SharedMemoryInit(WeightTransferInitInfo):
-    pass
-
-
-@dataclass
-class SharedMemoryUpdateInfo(WeightTransferUpdateInfo):
-    """See `weights.SharedMemoryUpdate`."""
-
-    path: str
-    nbytes: int
-    names: list[str]
-    dtype_names: list[str]
-    shapes: list[list[int]]
-    offsets: list[int]
-    digests: list[int]
-    data: Any = None
-    """The memory's contents, for a generator on another host: a buffer of bytes, read-only."""
-
-
-class ProvesWeights:
-    """Mixed into a vLLM engine: digests every tensor as it is loaded and compares it with what was sent.
-
-    `received_digest` covers all tensors since the update began, which may come in several calls; whether they are
-    all there is seen by the sender, who knows the digest of the whole. `loaded_digest` is of the parameters that
-    the engine then holds.
-    """
-
-    received_digest: int | None = None
-    loaded_digest: int | None = None
-    not_loaded: Sequence[str] = ()
-
-    def start_weight_update(self) -> None:
-        self.received_digest = None
-        self._received: dict[str, int] = {}
-        super().start_weight_update()  # type: ignore[misc]
-
-    def receive_weights(self, update_info: Any) -> None:
-        model: nn.Module = self.model  # type: ignore[has-type]
-        checked = CheckedModel(model)
-        self.model = checked  # all that vLLM's engines do with it here is to load weights
-        try:
-            super().receive_weights(update_info)  # type: ignore[misc]
-        finally:
-            self.model = model
-        checked.check(update_info.names, update_info.digests)
-        self._received |= checked.digests
-        self.received_digest = combined_digest(self._received)
-
-    def finish_weight_update(self) -> None:
-        tied: bool = self.model_config.hf_config.tie_word_embeddings  # type: ignore[attr-defined]
-        self.not_loaded = layers_not_loaded(self.model, tied)
-        super().finish_weight_update()  # type: ignore[misc]
-        self.loaded_digest = parameter_digest(self.model)
-
-
-class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpdateInfo]):
-    """Loads weights from memory that the learners on this host have written."""
-
-    init_info_cls = SharedMemoryInit
-    update_info_cls = SharedMemoryUpdateInfo
-
-    def init_transfer_engine(self, init_info: SharedMemoryInit) -> None:
-        pass
-
-    def start_weight_update(self) -> None:
-        initialize_layerwise_reload(self.model)
-
-    def update_weights(self, update_info: dict[str, Any]) -> None:
-        # The base class ends with an accelerator's synchronisation; a CPU has none.
-        self.receive_weights(self.parse_update_info(update_info))
-
-    def receive_weights(self, update_info: SharedMemoryUpdateInfo) -> None:
-        memory = update_info.data
-        if memory is None:
-            file = os.open(update_info.path, os.O_RDONLY)
-            try:
-                # Private: nothing written here could reach the learners; torch warns of a read-only buffer.
-                memory = mmap.mmap(file, update_info.nbytes, flags=mmap.MAP_PRIVATE)
-            finally:
-                os.close(file)
-        # The mapping goes when the last tensor that looks into it goes.
-        self.model.load_weights(_tensors(memory, update_info))
-
-    def finish_weight_update(self) -> None:
-        finalize_layerwise_reload(self.model, self.model_config)
-        repack_output_layers(self.model)
-
-    def shutdown(self) -> None:
-        pass
-
-
-class ProvenSharedMemoryEngine(ProvesWeights, SharedMemoryEngine):
-    """The engine for CPUs."""
+class ProvenIPCEngine(ProvesWeights, IPCWeightTransferEngine):
+    """vLLM's engine for a GPU that generator and learner share."""
 
 
 def layers_not_loaded(model: nn.Module, tied: bool) -> list[str]:
@@ -185,35 +213,6 @@ def repack_output_layers(model: nn.Module) -> None:
             module.quant_method.process_weights_after_loading(module)
 
 
-def _tensors(memory: Any, info: SharedMemoryUpdateInfo) -> Iterator[tuple[str, Tensor]]:
-    for name, dtype_name, shape, offset in zip(info.names, info.dtype_names, info.shapes, info.offsets, strict=True):
-        dtype = getattr(torch, dtype_name)
-        count = torch.Size(shape).numel()
-        yield name, torch.frombuffer(memory, dtype=dtype, count=count, offset=offset).view(shape)
-
-
-@dataclass
-class ProvenNCCLUpdateInfo(NCCLWeightTransferUpdateInfo):
-    digests: list[int] = field(default_factory=list)
-
-
-class ProvenNCCLEngine(ProvesWeights, NCCLWeightTransferEngine):
-    """vLLM's engine for GPUs of their own."""
-
-    update_info_cls = ProvenNCCLUpdateInfo
-
-
-@dataclass
-class ProvenIPCUpdateInfo(IPCWeightTransferUpdateInfo):
-    digests: list[int] = field(default_factory=list)
-
-
-class ProvenIPCEngine(ProvesWeights, IPCWeightTransferEngine):
-    """vLLM's engine for a GPU that generator and learner share."""
-
-    update_info_cls = ProvenIPCUpdateInfo
-
-
 def parameter_digest(model: nn.Module) -> int:
     """One digest of all parameters as the engine holds them; equal on all generators of the same layout.
 
@@ -221,14 +220,14 @@ def parameter_digest(model: nn.Module) -> int:
     """
     total = 0
     for position, (_, parameter) in enumerate(model.named_parameters()):
-        total = wrap_int64(total * 31 + position + tensor_digest(parameter.detach().to(torch.bfloat16)))
+        total = wrap_int64(total * 31 + position + tensor_digest(parameter.detach().to(WIRE_DTYPE)))
     return total
 
 
 def register() -> None:
     """Make the engines known to vLLM; harmless when repeated."""
     engines = {
-        "shared_memory": ProvenSharedMemoryEngine,
+        "shared_memory": SharedMemoryEngine,
         "nccl": ProvenNCCLEngine,
         "ipc": ProvenIPCEngine,
     }

@@ -1,25 +1,25 @@
 """The learners' end of the weight transfer, and the proof that it arrived. The other end is `receivers.py`.
 
-    learner ranks                          client (calls all generators)            each generator's engine
-    digest of every BF16 tensor  ----->    update_weights(names, digests, ...) -->  receives, recomputes digests
-    tensors: shared memory / NCCL --------------------------------------------->    loads; refuses a mismatch
-                                           finish_weight_update(version)       -->  version written and read back
+    learner ranks                          client (calls all generators)       each generator's engine
+    tensors: shared memory / NCCL -------> start, update_weights(...) -------> loads them
+                                           finish_weight_update(version) ----> serves them, and may generate
+    digests of what was sent ------------> prove_weights(version, digests) --> compares with what it received;
+                                                                               until they agree no group leaves it
+
+The proof is off the clock: through shared memory it runs beside generation, and the memory belongs to the
+generators until it is in. No update begins before that.
 
 The interface is vLLM's: a sender has `trainer_init` and `send_weights` and drives a client of four methods. For
 GPUs the sender is vLLM's own NCCL engine, fed by `PolicyWeights`, which casts the FP32 masters to BF16 (vLLM's
 `ModuleSource` would ship the masters). For CPUs it is ours: every rank casts its own shard straight into memory
 that the generators map.
-
-A digest is a sum over elements, so ranks add up the digests of their shards without gathering a tensor:
-
-    digest(t) = sum_i bits(t_i) * (i + OFFSET)  mod 2^64        with i the position in the whole, flattened tensor
 """
 
-import hashlib
 import mmap
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -28,13 +28,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from rft_cluster.digests import combined_digest, tensor_digest
 from rft_cluster.messages import WeightRecord
 from rft_cluster.qwen2vl import PolicyModel
 
 WIRE_DTYPE = torch.bfloat16
-DIGEST_OFFSET = 0x9E3779B97F4A7C15 - 2**64  # odd, large: small positions, too, change every bit of the sum
-DIGEST_CHUNK = 1 << 16  # elements at once: what a core's cache holds as 64-bit integers
-DIGEST_CHUNK_GPU = 1 << 24
 ALIGNMENT = 64  # bytes; a tensor in shared memory starts at a multiple of it
 
 
@@ -53,7 +51,9 @@ class WeightClient(Protocol):
 
     def update_weights(self, update_info: dict[str, Any]) -> None: ...
 
-    def finish_weight_update(self, weight_version: str | None = None) -> list[WeightRecord]: ...
+    def finish_weight_update(self, weight_version: str) -> None: ...
+
+    def prove_weights(self, weight_version: str, digests: dict[str, int]) -> list[WeightRecord]: ...
 
 
 class WeightSender(Protocol):
@@ -76,39 +76,27 @@ class TensorInfo:
 
 
 @dataclass(frozen=True)
-class SharedMemoryUpdate:
-    """What a generator needs to read an update: `path` is a file of `nbytes`, tensors at `offsets` in it."""
+class SharedMemoryLayout:
+    """Where a generator finds each tensor, in bytes from the start of the memory."""
 
-    path: str
-    nbytes: int
     names: list[str]
-    dtype_names: list[str]
     shapes: list[list[int]]
     offsets: list[int]
-    digests: list[int]
+    nbytes: int
 
 
-def tensor_digest(tensor: Tensor, start: int = 0) -> int:
-    """Digest of a BF16 tensor, or of a run of its elements from position `start`; runs' digests add up mod 2^64."""
-    bits = tensor.contiguous().view(-1).view(torch.int16)
-    chunk = DIGEST_CHUNK if bits.device.type == "cpu" else DIGEST_CHUNK_GPU
-    ramp = torch.arange(min(chunk, bits.numel()), device=bits.device)
-    total = torch.zeros((), dtype=torch.int64, device=bits.device)  # sums and products wrap
-    for first in range(0, bits.numel(), chunk):
-        values = bits[first : first + chunk].long()
-        total += (values * ramp[: len(values)]).sum() + values.sum() * (start + first + DIGEST_OFFSET)
-    return int(total)
+def memory_layout(infos: Sequence[TensorInfo]) -> SharedMemoryLayout:
+    """Every tensor at a multiple of `ALIGNMENT`, matrices first.
 
-
-def wrap_int64(value: int) -> int:
-    """An integer mod 2^64 as a signed 64-bit one, as tensor sums wrap."""
-    return (value + 2**63) % 2**64 - 2**63
-
-
-def combined_digest(digests: dict[str, int]) -> int:
-    """One 64-bit number for named digests, whatever their order."""
-    text = "\n".join(f"{name} {digests[name]}" for name in sorted(digests))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
+    An engine fuses some matrices (query, key and value, say). Without the biases between them they are one run of
+    memory, which it can pack as it is.
+    """
+    offsets, end = {}, 0
+    for info in sorted(infos, key=lambda info: len(info.shape) == 1):
+        offsets[info.name] = end
+        end += -(-info.nbytes // ALIGNMENT) * ALIGNMENT
+    names = [info.name for info in infos]
+    return SharedMemoryLayout(names, [list(info.shape) for info in infos], [offsets[name] for name in names], end)
 
 
 @dataclass(frozen=True)
@@ -138,6 +126,7 @@ class PolicyWeights:
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         for (name, (parameter, _)), (_, rows, _) in zip(self._parameters.items(), self.local_rows(), strict=True):
+            rows = rows.to(WIRE_DTYPE)
             if isinstance(parameter, DTensor):
                 mesh, placements = parameter.device_mesh, parameter.placements
                 whole = DTensor.from_local(
@@ -148,9 +137,9 @@ class PolicyWeights:
                 yield name, rows
 
     def local_rows(self) -> Iterator[tuple[str, Tensor, int]]:
-        """This rank's share: (name, BF16 rows, position of their first element in the flattened whole).
+        """This rank's share: (name, rows, position of their first element in the flattened whole).
 
-        FSDP2 shards the first dimension in even chunks, so that a shard is one run of elements.
+        Rows have the masters' dtype; FSDP2 shards the first dimension in even chunks, so that a shard is one run.
         """
         for name, (parameter, adapter) in self._parameters.items():
             if not isinstance(parameter, DTensor):
@@ -163,10 +152,16 @@ class PolicyWeights:
             yield name, _merged(local, adapter), first_row * (parameter.numel() // rows)
 
     def digests(self) -> dict[str, int]:
-        """The digest of every full tensor, the same on every rank; a collective of one small message."""
-        sums = torch.tensor([tensor_digest(rows, start) for _, rows, start in self.local_rows()], dtype=torch.int64)
-        dist.all_reduce(sums)
-        return dict(zip(self._parameters, sums.tolist(), strict=True))
+        """The digest of every full BF16 tensor, the same on every rank; a collective of one small message."""
+        sums = [tensor_digest(rows.to(WIRE_DTYPE), start) for _, rows, start in self.local_rows()]
+        return added_up(dict(zip(self._parameters, sums, strict=True)))
+
+
+def added_up(digests: dict[str, int], group: dist.ProcessGroup | None = None) -> dict[str, int]:
+    """The digests of whole tensors from those of each rank's runs; every rank has all names, in the same order."""
+    sums = torch.tensor(list(digests.values()), dtype=torch.int64)
+    dist.all_reduce(sums, group=group)
+    return dict(zip(digests, sums.tolist(), strict=True))
 
 
 def _adapter_of(policy: PolicyModel, name: str) -> Adapter | None:
@@ -179,13 +174,13 @@ def _adapter_of(policy: PolicyModel, name: str) -> Adapter | None:
 
 
 def _merged(rows: Tensor, adapter: Adapter | None) -> Tensor:
-    """Rows of a weight as they go onto the wire: [rows, ...] BF16."""
+    """Rows of a weight with its adapter in them: [rows, ...]."""
     if adapter is None:
-        return rows.to(WIRE_DTYPE)
+        return rows
     down, up = adapter.down.detach(), adapter.up.detach()
     down = down.full_tensor() if isinstance(down, DTensor) else down
     up = up.to_local() if isinstance(up, DTensor) else up
-    return (rows.float() + adapter.scale * (up @ down).to(rows.device)).to(WIRE_DTYPE)
+    return rows.float() + adapter.scale * (up @ down).to(rows.device)
 
 
 def check_records(records: list[WeightRecord], version: int, digest: int) -> None:
@@ -209,21 +204,13 @@ def check_records(records: list[WeightRecord], version: int, digest: int) -> Non
             raise WeightTransferError(f"generators 0 and {index} hold different parameters for version {version}")
 
 
-class ProvingClient:
-    """A client that adds to each update what its receiver needs to prove it, and checks what comes back.
-
-    vLLM's senders know neither digests nor versions; they call the four methods and pass on their own fields.
-    """
+class VersioningClient:
+    """A client that gives each update its `version`: vLLM's senders know none."""
 
     def __init__(self, client: WeightClient) -> None:
         self._client = client
         self.ranks = client.ranks
-        self._version = 0
-        self._digests: dict[str, int] = {}
-
-    def prepare(self, version: int, digests: dict[str, int]) -> None:
-        """Set what the next update sends; `digests` by tensor name, in the order of sending."""
-        self._version, self._digests = version, digests
+        self.version = 0
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         self._client.init_weight_transfer_engine(init_info)
@@ -232,14 +219,19 @@ class ProvingClient:
         self._client.start_weight_update()
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        # A packed transfer comes in several calls, each with some of the names.
-        digests = [self._digests[name] for name in update_info["names"]]
-        self._client.update_weights({**update_info, "digests": digests})
+        self._client.update_weights(update_info)
 
-    def finish_weight_update(self, weight_version: str | None = None) -> list[WeightRecord]:
-        records = self._client.finish_weight_update(weight_version or str(self._version))
-        check_records(records, self._version, combined_digest(self._digests))
-        return records
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        self._client.finish_weight_update(weight_version or str(self.version))
+
+    def prove(self, digests: dict[str, int]) -> None:
+        """Hold what all generators received against what was sent.
+
+        Raises:
+            WeightTransferError: they differ.
+        """
+        records = self._client.prove_weights(str(self.version), digests)
+        check_records(records, self.version, combined_digest(digests))
 
 
 class WeightBroadcast:
@@ -247,86 +239,113 @@ class WeightBroadcast:
 
     def __init__(self, policy: PolicyModel, make_sender: Callable[..., WeightSender], client: WeightClient) -> None:
         self._weights = PolicyWeights(policy)
-        self._client = ProvingClient(client)
+        self._client = VersioningClient(client)
         self._sender = make_sender(self._client, self._weights)
+        self._thread = ThreadPoolExecutor(1, "proof")
+        self._proof: Future[None] | None = None
 
-    def send(self, version: int) -> int:
-        """Bring all generators to `version`. Returns the combined digest of what was sent.
+    def send(self, version: int) -> None:
+        """Bring all generators to `version`. They may generate when this returns; see `wait` for the proof.
+
+        Raises:
+            WeightTransferError: the update before this one was never proved, or this one failed.
+        """
+        self.wait()
+        self._client.version = version
+        self._sender.send_weights()
+        if isinstance(self._sender, SharedMemorySender):
+            self._proof = self._thread.submit(self._sender.prove)
+        else:
+            digests = self._weights.digests()
+            if dist.get_rank() == 0:
+                self._client.prove(digests)
+
+    def wait(self) -> None:
+        """Wait for the proof of the last update: from then on the memory that it went through is ours again.
 
         Raises:
             WeightTransferError: a generator found other bytes or names than were sent.
         """
-        digests = self._weights.digests()
-        self._client.prepare(version, digests)
-        self._sender.send_weights()
-        return combined_digest(digests)
+        if self._proof:
+            self._proof.result()
 
     def close(self) -> None:
+        self._thread.shutdown()  # a proof that failed has told the generators' callers, who are gone
         self._sender.shutdown()
 
 
 class SharedMemorySender:
     """Sends through memory that generators on the same host map (the client carries it to other hosts).
 
-    Each rank writes its own shard and nothing is gathered, where all ranks are on one host; else rank 0 writes all.
+    Each rank casts its own shard into it and nothing is gathered, where all ranks are on one host; else rank 0 writes
+    all. Nobody writes before the generators have proved what they read (`WeightBroadcast.send` waits).
 
     The memory is a memfd: other processes of the user open it under /proc, and it goes with its creator, so a
     crash leaves nothing in /dev/shm (which containers often limit to 64 MB).
     """
 
-    def __init__(self, client: WeightClient, source: PolicyWeights, one_host: bool) -> None:
+    def __init__(self, client: VersioningClient, source: PolicyWeights, one_host: bool) -> None:
         self._client, self._source, self._one_host = client, source, one_host
         self._rank = dist.get_rank()
-        self._infos = source.metadata()
-        self._offsets: dict[str, int] = {}
-        self._nbytes = 0
-        for info in self._infos:
-            self._offsets[info.name] = self._nbytes
-            self._nbytes += -(-info.nbytes // ALIGNMENT) * ALIGNMENT
+        # The proof runs in a thread of its own: its collective must not fall among those of the training.
+        self._group = dist.new_group(backend="gloo")
+        infos = source.metadata()
+        layout = memory_layout(infos)
+        self._names = layout.names
         path: list[str | None] = [None]
         if self._rank == 0:
             self._file = os.memfd_create("rft_cluster_weights")
-            os.ftruncate(self._file, self._nbytes)
+            os.ftruncate(self._file, layout.nbytes)
             path = [f"/proc/{os.getpid()}/fd/{self._file}"]
         dist.broadcast_object_list(path, src=0)
         assert path[0] is not None
-        self._path = path[0]
+        self._update = {"path": path[0], "nbytes": layout.nbytes}
         self._writes = one_host or self._rank == 0
+        self._tensors: dict[str, Tensor] = {}  # flat, in the memory
+        self._runs: dict[str, tuple[Tensor, int]] = {}  # this rank's part of each, and its first element's position
         if self._writes:
             if self._rank != 0:
-                self._file = os.open(self._path, os.O_RDWR)
-            self._memory = mmap.mmap(self._file, self._nbytes)
-            self._bytes = torch.frombuffer(self._memory, dtype=torch.uint8)
+                self._file = os.open(path[0], os.O_RDWR)
+            self._memory = mmap.mmap(self._file, layout.nbytes)
+            for info, offset in zip(infos, layout.offsets, strict=True):
+                count = info.nbytes // WIRE_DTYPE.itemsize
+                self._tensors[info.name] = torch.frombuffer(self._memory, dtype=WIRE_DTYPE, count=count, offset=offset)
         if self._rank == 0:
-            client.init_weight_transfer_engine({})
+            client.init_weight_transfer_engine(asdict(layout))
 
     def send_weights(self) -> None:
         whole = ((name, tensor, 0) for name, tensor in self._source)
+        self._runs = {}
         for name, rows, start in self._source.local_rows() if self._one_host else whole:
-            if not self._writes:
-                continue
-            first = self._offsets[name] + start * WIRE_DTYPE.itemsize
-            wire = rows.contiguous().view(-1).view(torch.uint8)
-            self._bytes[first : first + len(wire)].copy_(wire)
+            if self._writes:
+                run = self._tensors[name][start : start + rows.numel()]
+                run.copy_(rows.reshape(-1))  # casts on the way
+                self._runs[name] = (run, start)
         dist.barrier()  # all shards are written
         if self._rank == 0:
-            update = SharedMemoryUpdate(
-                path=self._path,
-                nbytes=self._nbytes,
-                names=[info.name for info in self._infos],
-                dtype_names=[str(info.dtype).removeprefix("torch.") for info in self._infos],
-                shapes=[list(info.shape) for info in self._infos],
-                offsets=[self._offsets[info.name] for info in self._infos],
-                digests=[],  # the proving client fills them in
-            )
             self._client.start_weight_update()
-            self._client.update_weights(asdict(update))
+            self._client.update_weights(self._update)
             self._client.finish_weight_update()
-        dist.barrier()  # nobody writes again before all generators have read
+        dist.barrier()
+
+    def prove(self) -> None:
+        """Have the generators compare what they received with what was written here; a collective.
+
+        Raises:
+            WeightTransferError: on rank 0, if they differ.
+        """
+        own = {name: tensor_digest(*self._runs[name]) if name in self._runs else 0 for name in self._names}
+        digests = added_up(own, self._group)
+        try:
+            if self._rank == 0:
+                self._client.prove(digests)
+        finally:
+            dist.barrier(self._group)  # no rank writes before all generators have read
 
     def shutdown(self) -> None:
+        dist.destroy_process_group(self._group)
         if self._writes:
-            del self._bytes
+            self._tensors, self._runs = {}, {}
             self._memory.close()
             os.close(self._file)
 
@@ -346,7 +365,7 @@ def nccl_init_infos(init_info: dict[str, Any], tensor_parallel_sizes: list[int])
     return infos
 
 
-def nccl_sender(client: WeightClient, source: PolicyWeights, address: str, generator_ranks: int) -> WeightSender:
+def nccl_sender(client: VersioningClient, source: PolicyWeights, address: str, generator_ranks: int) -> WeightSender:
     """vLLM's NCCL sender over the policy's weights; learner rank 0 is rank 0 of the transfer group.
 
     Each call forms a new group on a new port, as it must when a generator was replaced.
@@ -364,7 +383,7 @@ def nccl_info(rank: int, address: str, port: int, generator_ranks: int) -> Any:
     return NCCLTrainerInitInfo(rank=rank, master_address=address, master_port=port, world_size=1 + generator_ranks)
 
 
-def ipc_sender(client: WeightClient, source: PolicyWeights) -> WeightSender:
+def ipc_sender(client: VersioningClient, source: PolicyWeights) -> WeightSender:
     """vLLM's CUDA-IPC sender, in chunks of bounded size, for generators on the learners' own GPUs."""
     from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
     from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo

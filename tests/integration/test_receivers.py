@@ -1,18 +1,14 @@
 """vLLM's end of the weight transfer with vLLM's real dataclasses, without an engine."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from rft_cluster.weights import (
-    combined_digest,
-    nccl_init_infos,
-    tensor_digest,
-)
+from rft_cluster.digests import tensor_digest
+from rft_cluster.weights import nccl_init_infos
 
 
 def bf16(*values: float) -> Tensor:
@@ -77,16 +73,6 @@ def test_a_group_of_another_size_is_refused(receivers, sizes, world_size, messag
         nccl_init_infos(payload(world_size), sizes)
 
 
-def test_vllm_s_update_with_digests_is_ours(receivers):
-    from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferUpdateInfo
-
-    theirs = asdict(NCCLWeightTransferUpdateInfo(["a", "b"], ["bfloat16"] * 2, [[2, 3], [4]]))
-    ours = receivers.ProvenNCCLUpdateInfo(**theirs | {"digests": [1, -2]})
-    assert (ours.names, ours.dtype_names, ours.shapes) == (["a", "b"], ["bfloat16", "bfloat16"], [[2, 3], [4]])
-    assert ours.digests == [1, -2]
-    assert receivers.ProvenNCCLEngine.update_info_cls is receivers.ProvenNCCLUpdateInfo
-
-
 class Model(nn.Module):
     """Takes what it is given, as vLLM's models do."""
 
@@ -100,17 +86,17 @@ class Model(nn.Module):
 
 
 SENT = {"a": bf16(1, 2), "b": bf16(3)}
-DIGESTS = [tensor_digest(tensor) for tensor in SENT.values()]
+DIGESTS = {name: tensor_digest(tensor) for name, tensor in SENT.items()}
 
 
-def test_weights_that_arrive_whole_pass_and_reach_the_model(receivers):
+def test_weights_that_pass_through_reach_the_model_and_are_digested(receivers):
     model = Model()
-    checked = receivers.CheckedModel(model)
-    checked.load_weights([("b", SENT["b"])])  # in pieces and in any order, as packed buffers come
-    assert checked.load_weights([("a", SENT["a"])]) == {"a", "b"}
-    checked.check(["a", "b"], DIGESTS)
-    assert combined_digest(checked.digests) == combined_digest(dict(zip("ab", DIGESTS, strict=True)))
+    digesting = receivers.DigestingModel(model)
+    digesting.load_weights([("b", SENT["b"])])  # in pieces and in any order, as packed buffers come
+    assert digesting.load_weights([("a", SENT["a"])]) == {"a", "b"}
+    assert digesting.digests == DIGESTS
     assert {name: tensor.tolist() for name, tensor in model.loaded.items()} == {"a": [1, 2], "b": [3]}
+    receivers.check_digests(digesting.digests, DIGESTS)
 
 
 @pytest.mark.parametrize(
@@ -125,10 +111,10 @@ def test_weights_that_arrive_whole_pass_and_reach_the_model(receivers):
     ],
 )
 def test_weights_that_do_not_arrive_whole_are_refused(receivers, arrived, message):
-    checked = receivers.CheckedModel(Model())
-    checked.load_weights(arrived.items())
+    digesting = receivers.DigestingModel(Model())
+    digesting.load_weights(arrived.items())
     with pytest.raises(receivers.WeightTransferError, match=message):
-        checked.check(["a", "b"], DIGESTS)
+        receivers.check_digests(digesting.digests, DIGESTS)
 
 
 def test_a_model_that_skips_a_tensor_is_found_out(receivers):
@@ -136,7 +122,87 @@ def test_a_model_that_skips_a_tensor_is_found_out(receivers):
         def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
             return {name for name, _ in [next(iter(weights))]}
 
-    checked = receivers.CheckedModel(Lazy())
-    checked.load_weights(SENT.items())
+    digesting = receivers.DigestingModel(Lazy())
+    digesting.load_weights(SENT.items())
     with pytest.raises(receivers.WeightTransferError, match="1 of 2 tensors never arrived, first b"):
-        checked.check(["a", "b"], DIGESTS)
+        receivers.check_digests(digesting.digests, DIGESTS)
+
+
+# --- which tensors make up which of the engine's parameters
+
+
+class Layer(nn.Module):
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(shape))
+
+
+class Mapper:
+    """As vLLM's: names in, names out."""
+
+    def apply_list(self, names: list[str]) -> list[str]:
+        return [name.removeprefix("model.") for name in names]
+
+
+class Engine(nn.Module):
+    """Two parameters: one made of two tensors, one of one."""
+
+    hf_to_vllm_mapper = Mapper()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.language_model = nn.Module()
+        self.language_model.gate_up_proj = Layer(5, 2)
+        self.language_model.norm = Layer(2)
+        self.language_model.packed_modules_mapping = {"gate_up_proj": ["gate_proj", "up_proj"]}
+
+
+UP, GATE = "model.language_model.up_proj.weight", "model.language_model.gate_proj.weight"
+NORM = "model.language_model.norm.weight"
+SHAPES = {UP: (2, 2), GATE: (3, 2), NORM: (2,)}
+
+
+def test_fused_parameters_are_filled_in_the_engine_s_order_whatever_that_of_the_wire(receivers):
+    from rft_cluster.loader import DirectLoader
+
+    engine = Engine()
+    loader = DirectLoader(engine, SHAPES)
+    tensors = {UP: bf16(1, 2, 3, 4).view(2, 2), GATE: bf16(*range(5, 11)).view(3, 2), NORM: bf16(11, 12)}
+    loader.start()
+    loader.load(tensors)
+    assert engine.language_model.gate_up_proj.weight.tolist() == [[5, 6], [7, 8], [9, 10], [1, 2], [3, 4]]
+    assert engine.language_model.norm.weight.tolist() == [11, 12]
+    held = dict(loader.unpacked())
+    assert held.keys() == tensors.keys() and all(torch.equal(held[name], tensors[name].float()) for name in held)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({UP: (2, 2), GATE: (3, 2)}, "1 of the engine's parameters are not sent, first language_model.norm.weight"),
+        (
+            {GATE: (3, 2), NORM: (2,)},
+            r"gate_up_proj.weight is \[5, 2\], but what is sent is .*gate_proj.weight \[3, 2\]",
+        ),
+        ({**SHAPES, UP: (3, 2)}, r"gate_up_proj.weight is \[5, 2\], but what is sent is "),
+        ({**SHAPES, UP: (2, 3)}, r"gate_up_proj.weight is \[5, 2\], but what is sent is "),
+        ({**SHAPES, "model.other.weight": (2,)}, "the engine has no parameter for model.other.weight"),
+    ],
+)
+def test_a_model_that_does_not_fit_the_engine_is_refused(receivers, shapes, message):
+    from rft_cluster.loader import engine_parameters
+
+    with pytest.raises(receivers.WeightTransferError, match=message):
+        engine_parameters(Engine(), shapes)
+
+
+def test_tensors_that_lie_one_after_the_other_are_joined_without_a_copy(receivers):
+    from rft_cluster.loader import joined
+
+    memory = torch.arange(24.0).bfloat16()
+    first, second, third = memory[:6].view(3, 2), memory[6:10].view(2, 2), memory[12:14].view(1, 2)
+    together = joined([first, second])
+    assert together.tolist() == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
+    assert together.data_ptr() == memory.data_ptr()
+    for apart in ([second, third], [second, first], [first, second.clone()]):
+        assert joined(apart).tolist() == torch.cat(apart).tolist()

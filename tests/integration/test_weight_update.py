@@ -8,30 +8,25 @@ import gc
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import Qwen2VLForConditionalGeneration
 
-from rft_cluster import receivers
+from rft_cluster import loader, receivers
 from rft_cluster.config import Config
+from rft_cluster.digests import combined_digest, tensor_digest
 from rft_cluster.files import write_json
 from rft_cluster.generator import Generator, Sampling, StaleGenerator
 from rft_cluster.hardware import hardware
 from rft_cluster.messages import Group, Prompt, WeightRecord
 from rft_cluster.qwen2vl import PromptEncoder
-from rft_cluster.weights import (
-    WIRE_DTYPE,
-    SharedMemoryUpdate,
-    WeightTransferError,
-    check_records,
-    combined_digest,
-    tensor_digest,
-)
+from rft_cluster.weights import WIRE_DTYPE, TensorInfo, WeightTransferError, check_records, memory_layout
 
 GREEDY = Sampling(1, 0.0, 12)
 SAMPLED = Sampling(8, 1.0, 12)
@@ -44,9 +39,7 @@ def make_generator(path: str, config: Config) -> Generator:
 
 @pytest.fixture(scope="module")
 def generator(tiny_model: str, config: Config) -> Generator:
-    generator = make_generator(tiny_model, config)
-    generator.init_weight_transfer_engine({})
-    return generator
+    return make_generator(tiny_model, config)
 
 
 @pytest.fixture(scope="module")
@@ -68,21 +61,21 @@ def changed(original: Weights) -> Weights:
 def fresh_answers(
     tiny_model: str, changed: Weights, config: Config, prompts: list[Prompt], tmp_path_factory
 ) -> list[Group]:
-    """What an engine answers that was loaded from an export of the changed weights."""
+    """What an engine answers that vLLM itself loaded from an export of the changed weights."""
     folder = tmp_path_factory.mktemp("export")
     model = Qwen2VLForConditionalGeneration.from_pretrained(tiny_model, dtype=WIRE_DTYPE)
     model.save_pretrained(folder, state_dict=changed)
     PromptEncoder(tiny_model, config.model.min_pixels, config.model.max_pixels).save(folder)
     fresh = make_generator(str(folder), config)
-    fresh.init_weight_transfer_engine({})
-    # It already holds these weights; sending them gives it the version, and changes nothing.
-    fresh_from_disk = parameter_digest_of(fresh)
-    record = send(fresh, changed, version=7)
-    assert record.loaded == fresh_from_disk
-    answers = fresh.generate(prompts, GREEDY, version=7)
+    fresh.serve_loaded(7)
+    from_disk = fresh.generate(prompts, GREEDY, version=7)
+    # It already holds these weights: sending them changes nothing.
+    digest = parameter_digest_of(fresh)
+    assert send(fresh, changed, version=8).loaded == digest
+    assert answers(fresh.generate(prompts, GREEDY, version=8)) == answers(from_disk)
     del fresh
     gc.collect()
-    return answers
+    return from_disk
 
 
 def parameter_digest_of(generator: Generator) -> int:
@@ -93,35 +86,45 @@ def parameter_digest_of(generator: Generator) -> int:
     return generator._call(digest).result()
 
 
-def send(generator: Generator, weights: Weights, version: int, digests: list[int] | None = None) -> WeightRecord:
-    """One update by shared memory, as the learners' sender does it."""
-    offsets, end = [], 0
-    for tensor in weights.values():
-        offsets.append(end)
-        end += -(-tensor.nbytes // 64) * 64
+def write(generator: Generator, weights: Weights) -> tuple[int, dict[str, Any]]:
+    """Write weights into memory, as the learners' sender does it: (file, what `update_weights` takes)."""
+    layout = memory_layout([TensorInfo(name, WIRE_DTYPE, tuple(tensor.shape)) for name, tensor in weights.items()])
     file = os.memfd_create("test_weights")
-    os.ftruncate(file, end)
-    for offset, tensor in zip(offsets, weights.values(), strict=True):
+    os.ftruncate(file, layout.nbytes)
+    for offset, tensor in zip(layout.offsets, weights.values(), strict=True):
         os.pwrite(file, tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes(), offset)
-    update = SharedMemoryUpdate(
-        path=f"/proc/{os.getpid()}/fd/{file}",
-        nbytes=end,
-        names=list(weights),
-        dtype_names=["bfloat16"] * len(weights),
-        shapes=[list(tensor.shape) for tensor in weights.values()],
-        offsets=offsets,
-        digests=digests or [tensor_digest(tensor) for tensor in weights.values()],
-    )
+    generator.init_weight_transfer_engine(asdict(layout))
+    return file, {"path": f"/proc/{os.getpid()}/fd/{file}", "nbytes": layout.nbytes}
+
+
+def load(generator: Generator, weights: Weights, version: int) -> int:
+    """An update without its proof; the file that holds the memory."""
+    file, update = write(generator, weights)
     try:
         generator.start_weight_update()
-        generator.update_weights(asdict(update))
-        return generator.finish_weight_update(str(version))
+        generator.update_weights(update)
+        generator.finish_weight_update(str(version))
+    except BaseException:
+        os.close(file)
+        raise
+    return file
+
+
+def send(generator: Generator, weights: Weights, version: int, digests: dict[str, int] | None = None) -> WeightRecord:
+    """One update by shared memory and its proof."""
+    file = load(generator, weights, version)
+    try:
+        return generator.prove_weights(str(version), digests or digests_of(weights))
     finally:
         os.close(file)
 
 
+def digests_of(weights: Weights) -> dict[str, int]:
+    return {name: tensor_digest(tensor) for name, tensor in weights.items()}
+
+
 def digest_of(weights: Weights) -> int:
-    return combined_digest({name: tensor_digest(tensor) for name, tensor in weights.items()})
+    return combined_digest(digests_of(weights))
 
 
 def answers(groups: list[Group]) -> list[tuple[list[int], list[float]]]:
@@ -182,13 +185,71 @@ def test_groups_keep_order_seed_and_version(generator: Generator, original: Weig
 
 
 def test_wrong_bytes_are_refused(generator: Generator, original: Weights, prompts: list[Prompt]):
-    digests = [tensor_digest(tensor) for tensor in original.values()]
-    digests[3] += 1
+    digests = digests_of(original)
+    digests[list(digests)[3]] += 1
     with pytest.raises(WeightTransferError, match=f"1 of {len(digests)} tensors arrived with other bytes"):
         send(generator, original, version=9, digests=digests)
     with pytest.raises(StaleGenerator):
         generator.generate(prompts, GREEDY, version=9)
     send(generator, original, version=10)  # and it is mended by the next update
+
+
+def test_no_group_leaves_before_the_proof(generator: Generator, original: Weights, prompts: list[Prompt]):
+    file = load(generator, original, version=11)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(generator.generate, prompts, GREEDY, 11)
+        with pytest.raises(TimeoutError):
+            asked.result(timeout=5)
+        assert not generator._running, "all is written and only the proof is waited for"
+        generator.prove_weights("11", digests_of(original))
+        assert [group.prompt for group in asked.result(timeout=5)] == prompts
+    os.close(file)
+
+
+@pytest.mark.parametrize("waiting", [True, False], ids=["written", "being written"])
+def test_groups_of_weights_that_fail_their_proof_are_refused(
+    waiting: bool, generator: Generator, original: Weights, prompts: list[Prompt]
+):
+    file = load(generator, original, version=12)
+    os.pwrite(file, bytes(64), 4096)  # after the engine read it: what it holds is right, and cannot be shown to be
+    sampling = GREEDY if waiting else Sampling(8, 2.0, 64)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(generator.generate, prompts, sampling, 12)
+        while bool(generator._running) == waiting:
+            assert not asked.done(), asked.result()
+        with pytest.raises(WeightTransferError, match=r"1 of \d+ tensors arrived with other bytes"):
+            generator.prove_weights("12", digests_of(original))
+        with pytest.raises(WeightTransferError, match=r"1 of \d+ tensors arrived with other bytes"):
+            asked.result(timeout=30)
+    os.close(file)
+    with pytest.raises(StaleGenerator):
+        generator.generate(prompts, GREEDY, version=12)
+    send(generator, original, version=13)
+    assert len(generator.generate(prompts, SAMPLED, version=13)) == len(prompts)
+
+
+def test_an_update_that_follows_on_one_without_proof_refuses_its_groups(
+    generator: Generator, original: Weights, prompts: list[Prompt]
+):
+    file = load(generator, original, version=14)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(generator.generate, prompts, GREEDY, 14)
+        with pytest.raises(TimeoutError):
+            asked.result(timeout=2)
+        send(generator, original, version=15)
+        with pytest.raises(WeightTransferError, match="another update began before this one was proved"):
+            asked.result(timeout=5)
+    os.close(file)
+
+
+def test_the_engine_keeps_nothing_in_the_learners_memory(
+    generator: Generator, changed: Weights, prompts: list[Prompt], fresh_answers: list[Group]
+):
+    file = load(generator, changed, version=16)
+    generator.prove_weights("16", digests_of(changed))
+    os.pwrite(file, os.urandom(sum(tensor.nbytes for tensor in changed.values())), 0)
+    assert answers(generator.generate(prompts, GREEDY, version=16)) == answers(fresh_answers)
+    os.close(file)
 
 
 @pytest.fixture
@@ -202,23 +263,25 @@ def nudged(original: Weights) -> Weights:
 
 
 def drop_all(monkeypatch: pytest.MonkeyPatch, generator: Generator) -> None:
-    """The engine reads every tensor off the wire and loads none."""
-
-    def read(self: receivers.CheckedModel, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
-        for _ in self._digested(weights):
-            pass
-
-    monkeypatch.setattr(receivers.CheckedModel, "load_weights", read)
+    """The engine loads nothing."""
+    monkeypatch.setattr(loader, "load_parameter", lambda parameter, tensors: None)
 
 
-def drop_one(monkeypatch: pytest.MonkeyPatch, generator: Generator) -> None:
-    """The engine loads every tensor but one, part of a fused layer."""
-    lost = "model.language_model.layers.1.self_attn.k_proj.weight"
+def drop(monkeypatch: pytest.MonkeyPatch, lost: str) -> None:
+    kept = loader.load_parameter
+    monkeypatch.setattr(
+        loader, "load_parameter", lambda parameter, tensors: parameter.name == lost or kept(parameter, tensors)
+    )
 
-    def load(self: receivers.CheckedModel, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
-        self._model.load_weights((name, tensor) for name, tensor in self._digested(weights) if name != lost)
 
-    monkeypatch.setattr(receivers.CheckedModel, "load_weights", load)
+def drop_matrix(monkeypatch: pytest.MonkeyPatch, generator: Generator) -> None:
+    """The engine loads every parameter but one, which it packs."""
+    drop(monkeypatch, "language_model.model.layers.1.self_attn.qkv_proj.weight")
+
+
+def drop_vector(monkeypatch: pytest.MonkeyPatch, generator: Generator) -> None:
+    """The engine loads every parameter but one, which it holds as it came."""
+    drop(monkeypatch, "language_model.model.layers.1.self_attn.qkv_proj.bias")
 
 
 def drop_call(monkeypatch: pytest.MonkeyPatch, generator: Generator) -> None:
@@ -230,7 +293,8 @@ def drop_call(monkeypatch: pytest.MonkeyPatch, generator: Generator) -> None:
     ("drop", "message"),
     [
         (drop_all, "arrived but .* layers did not load theirs"),
-        (drop_one, "arrived but 1 layers did not load theirs, first language_model.model.layers.1.self_attn.qkv_proj"),
+        (drop_matrix, "arrived but 1 layers did not load theirs, first language_model.model.layers.1.self_attn.qkv_p"),
+        (drop_vector, "3 of .* arrived with other bytes, first model.language_model.layers.1.self_attn.q_proj.bias"),
         (drop_call, "arrived but .* layers did not load theirs"),
     ],
 )
@@ -241,15 +305,15 @@ def test_a_dropped_update_is_caught_however_small(
     changed = sum(int((original[name] != nudged[name]).sum()) for name in original)
     total = sum(tensor.numel() for tensor in original.values())
     assert 0 < changed < 0.03 * total, "few of the BF16 weights change at all (1.8 % when this was written)"
-    send(generator, original, version=11)
-    check_records([send(generator, nudged, version=12)], 12, digest_of(nudged))
-    send(generator, original, version=13)
+    send(generator, original, version=17)
+    check_records([send(generator, nudged, version=18)], 18, digest_of(nudged))
+    send(generator, original, version=19)
     with monkeypatch.context() as broken:
         drop(broken, generator)
         with pytest.raises(WeightTransferError, match=message):
-            send(generator, nudged, version=14)
+            send(generator, nudged, version=20)
     with pytest.raises(StaleGenerator):
-        generator.generate(prompts, GREEDY, version=14)
+        generator.generate(prompts, GREEDY, version=20)
 
 
 def test_json_files_are_written_whole(tmp_path: Path):
@@ -283,7 +347,7 @@ def test_an_update_may_fall_into_running_completions(
     monkeypatch: pytest.MonkeyPatch,
 ):  # fmt: skip
     further = {name: (2 * changed[name].float() - tensor.float()).to(WIRE_DTYPE) for name, tensor in original.items()}
-    send(generator, changed, version=11)
+    send(generator, changed, version=21)
     under_way, step, steps = threading.Event(), generator._step, itertools.count()
 
     def counted() -> None:
@@ -294,10 +358,10 @@ def test_an_update_may_fall_into_running_completions(
     monkeypatch.setattr(generator, "_step", counted)
     hot = Sampling(8, 2.0, 64)  # with weights full of noise few completions stop early
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(generator.generate, prompts, hot, 11)
+        asked = pool.submit(generator.generate, prompts, hot, 21)
         while not under_way.wait(1):
             assert not asked.done(), asked.result()
-        send(generator, further, version=12)
+        send(generator, further, version=22)
         groups = asked.result(timeout=60)
     assert [group.prompt for group in groups] == prompts
 
@@ -305,7 +369,7 @@ def test_an_update_may_fall_into_running_completions(
     assert len(spanning) > len(prompts)
     group, completion = max(spanning, key=lambda pair: len(pair[1].token_ids))
     (old, first), (new, second) = completion.version_spans
-    assert (old, new, completion.policy_version) == (11, 12, 11)
+    assert (old, new, completion.policy_version) == (21, 22, 21)
     assert first + second == len(completion.token_ids) and second > 5
     written = torch.tensor(completion.generator_logprobs)
     by_old, by_new = (
@@ -317,6 +381,6 @@ def test_an_update_may_fall_into_running_completions(
     stale = (written - by_old)[first:].abs().mean()
     assert gap <= 0.005 < stale / 4, (gap, stale)
     # And what was asked afterwards is of the new weights alone.
-    after = generator.generate(prompts, SAMPLED, version=12)
-    assert {c.policy_version for group in after for c in group.completions} == {12}
+    after = generator.generate(prompts, SAMPLED, version=22)
+    assert {c.policy_version for group in after for c in group.completions} == {22}
     assert not any(c.version_spans for group in after for c in group.completions)

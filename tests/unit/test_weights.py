@@ -1,110 +1,26 @@
+import threading
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
-from rft_cluster import weights
+from rft_cluster.digests import combined_digest, tensor_digest
 from rft_cluster.messages import WeightRecord
 from rft_cluster.qwen2vl import PolicyModel
 from rft_cluster.tiny import build_model, build_processor
 from rft_cluster.weights import (
-    DIGEST_OFFSET,
+    ALIGNMENT,
     PolicyWeights,
-    ProvingClient,
+    SharedMemorySender,
+    TensorInfo,
+    VersioningClient,
+    WeightBroadcast,
     WeightTransferError,
     check_records,
-    combined_digest,
-    tensor_digest,
-    wrap_int64,
+    memory_layout,
 )
-
-# --- digests
-
-
-def bf16(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.bfloat16)
-
-
-def random_tensor(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(torch.bfloat16)
-
-
-@pytest.mark.parametrize(
-    ("value", "wrapped"),
-    [
-        *((0, 0), (5, 5), (-5, -5), (2**63 - 1, 2**63 - 1), (-(2**63), -(2**63))),
-        *((2**63, -(2**63)), (-(2**63) - 1, 2**63 - 1), (2**64, 0), (3 * 2**64 - 7, -7)),
-    ],
-)
-def test_wrapping_is_that_of_signed_64_bits(value, wrapped):
-    assert wrap_int64(value) == wrapped
-
-
-def test_a_digest_by_hand():
-    # 1 is 0x3F80 = 16256, 2 is 0x4000 = 16384, -1 is 0xBF80, as a signed 16-bit number 49024 - 65536 = -16512
-    expected = 16256 * (0 + DIGEST_OFFSET) + 16384 * (1 + DIGEST_OFFSET) - 16512 * (2 + DIGEST_OFFSET)
-    assert tensor_digest(bf16(1, 2, -1)) == (expected + 2**63) % 2**64 - 2**63
-    assert tensor_digest(bf16(1, 2, -1).view(3, 1)) == tensor_digest(bf16(1, 2, -1))
-    # From position 7 on.
-    assert tensor_digest(bf16(2), 7) == wrap_int64(16384 * (7 + DIGEST_OFFSET))
-
-
-def test_a_digest_is_of_the_rows_in_order_whatever_the_memory_layout():
-    tensor = random_tensor(6, 4)
-    assert tensor_digest(tensor.t().contiguous().t()) == tensor_digest(tensor)
-    assert tensor_digest(tensor.t()) != tensor_digest(tensor)
-
-
-def test_digests_of_rows_add_up():
-    tensor = random_tensor(7, 5)
-    for cuts in ([3], [1, 2, 6], [0, 7], range(8)):
-        bounds = [0, *cuts, 7]
-        total = sum(tensor_digest(tensor[a:b], start=5 * a) for a, b in pairwise(bounds))
-        assert wrap_int64(total) == tensor_digest(tensor)
-
-
-def test_chunks_of_a_digest_add_up(monkeypatch):
-    tensor = random_tensor(50)
-    whole = tensor_digest(tensor, 9)
-    monkeypatch.setattr(weights, "DIGEST_CHUNK", 7)
-    assert tensor_digest(tensor, 9) == whole
-
-
-def test_a_digest_sees_every_bit_of_every_element():
-    tensor = random_tensor(20)
-    digests = {tensor_digest(tensor)}
-    for position in range(20):
-        for bit in range(16):
-            changed = tensor.clone()
-            changed.view(torch.int16)[position] ^= torch.tensor(1 << bit).to(torch.int16)
-            digests.add(tensor_digest(changed))
-    assert len(digests) == 1 + 20 * 16
-
-
-def test_a_digest_sees_any_two_elements_swapped():
-    tensor = torch.arange(1, 13).to(torch.bfloat16)
-    for i in range(12):
-        for j in range(i):
-            swapped = tensor.clone()
-            swapped[i], swapped[j] = tensor[j], tensor[i]
-            assert tensor_digest(swapped) != tensor_digest(tensor)
-    assert tensor_digest(tensor.roll(1)) != tensor_digest(tensor)
-
-
-def test_a_digest_sees_the_sign_of_zero():
-    assert tensor_digest(bf16(0.0)) != tensor_digest(bf16(-0.0))
-
-
-def test_a_combined_digest_has_no_order_but_names():
-    one = combined_digest({"a": 1, "b": -2})
-    assert combined_digest({"b": -2, "a": 1}) == one
-    assert len({one, combined_digest({"a": -2, "b": 1}), combined_digest({"a": 1}), combined_digest({})}) == 4
-    assert -(2**63) <= one < 2**63
-
 
 # --- the policy's weights
 
@@ -140,14 +56,17 @@ def test_a_tied_weight_comes_once(policy):
     assert len(names) == len(set(names)) == len(list(policy.parameters()))
 
 
-def test_the_digests_of_one_rank_are_those_of_the_tensors(policy, tmp_path, monkeypatch):
+@pytest.fixture
+def one_rank(tmp_path, monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
-    try:
-        source = PolicyWeights(policy)
-        assert source.digests() == {name: tensor_digest(tensor) for name, tensor in source}
-    finally:
-        dist.destroy_process_group()
+    yield
+    dist.destroy_process_group()
+
+
+def test_the_digests_of_one_rank_are_those_of_the_tensors(policy, one_rank):
+    source = PolicyWeights(policy)
+    assert source.digests() == {name: tensor_digest(tensor) for name, tensor in source}
 
 
 # --- what the generators answer
@@ -176,12 +95,14 @@ def test_records_that_do_not_agree_are_refused(records, message):
 
 
 class Generators:
-    """Keeps what it is told, and answers with `records`."""
+    """Keeps what it is told; proves at once, or when `prove` is set, and answers with `records`."""
 
     def __init__(self) -> None:
         self.ranks = 2
         self.heard: list[Any] = []
-        self.records: list[WeightRecord] = []
+        self.records: list[WeightRecord] | None = None
+        self.prove = threading.Event()
+        self.prove.set()
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         self.heard.append(init_info)
@@ -192,43 +113,111 @@ class Generators:
     def update_weights(self, update_info: dict[str, Any]) -> None:
         self.heard.append(update_info)
 
-    def finish_weight_update(self, weight_version: str | None = None) -> list[WeightRecord]:
+    def finish_weight_update(self, weight_version: str) -> None:
         self.heard.append(weight_version)
-        return self.records
+
+    def prove_weights(self, weight_version: str, digests: dict[str, int]) -> list[WeightRecord]:
+        assert self.prove.wait(10)
+        self.heard.append(digests)
+        return self.records or [WeightRecord(int(weight_version), combined_digest(digests), 222)] * 2
 
 
-def test_the_client_adds_digests_and_version_and_checks():
+def test_the_client_adds_the_version_and_checks_the_proof():
     generators, digests = Generators(), {"a": 1, "b": -2}
-    client = ProvingClient(generators)
+    client = VersioningClient(generators)
     client.init_weight_transfer_engine({"port": 5})
-    client.prepare(5, digests)
+    client.version = 5
     client.start_weight_update()
     client.update_weights({"names": ["a", "b"], "more": 3})
-    generators.records = [WeightRecord(5, combined_digest(digests), 222)] * 2
-    assert client.finish_weight_update() == generators.records
-    assert generators.heard == [
-        *({"port": 5}, "start", {"names": ["a", "b"], "more": 3, "digests": [1, -2]}, "5"),
-    ]
-
-
-def test_digests_follow_the_names_of_each_call():
-    generators = Generators()
-    client = ProvingClient(generators)
-    client.prepare(5, {"a": 1, "b": -2, "c": 3})
-    for names in (["c"], ["b", "a"]):
-        client.update_weights({"names": names})
-    assert [update["digests"] for update in generators.heard] == [[3], [-2, 1]]
+    client.finish_weight_update()
+    client.prove(digests)
+    assert generators.heard == [{"port": 5}, "start", {"names": ["a", "b"], "more": 3}, "5", digests]
 
 
 def test_the_client_refuses_what_does_not_agree():
     generators, digests = Generators(), {"a": 1}
-    client = ProvingClient(generators)
-    client.prepare(5, digests)
+    client = VersioningClient(generators)
+    client.version = 5
     generators.records = [WeightRecord(4, combined_digest(digests), 222)]
     with pytest.raises(WeightTransferError, match="serves version 4 instead of 5"):
-        client.finish_weight_update()
+        client.prove(digests)
     generators.records = [WeightRecord(5, combined_digest({"a": 2}), 222)]
     with pytest.raises(WeightTransferError, match="received other weights"):
-        client.finish_weight_update()
+        client.prove(digests)
     generators.records = [WeightRecord(5, combined_digest(digests), 222)]
-    client.finish_weight_update()
+    client.prove(digests)
+
+
+# --- shared memory
+
+
+def test_the_memory_holds_every_tensor_once_and_matrices_first():
+    shapes = {"q.w": (6, 5), "q.b": (6,), "k.w": (3, 5), "k.b": (3,), "patch": (2, 3, 2, 2, 2)}
+    infos = [TensorInfo(name, torch.bfloat16, shape) for name, shape in shapes.items()]
+    layout = memory_layout(infos)
+    assert layout.names == list(shapes)
+    assert [tuple(shape) for shape in layout.shapes] == list(shapes.values())
+    offset = dict(zip(layout.names, layout.offsets, strict=True))
+    # 60, 30 and 96 bytes, then 12 and 6, each from a multiple of 64 on
+    assert offset == {"q.w": 0, "k.w": 64, "patch": 128, "q.b": 256, "k.b": 320}
+    assert (layout.nbytes, ALIGNMENT) == (384, 64)
+
+
+def broadcast(policy: PolicyModel, generators: Generators) -> WeightBroadcast:
+    return WeightBroadcast(policy, lambda client, source: SharedMemorySender(client, source, True), generators)
+
+
+def in_memory(update: dict[str, Any], layout: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """What a generator would read."""
+    with open(update["path"], "rb") as file:
+        data = bytearray(file.read(update["nbytes"]))
+    return {
+        name: torch.frombuffer(data, dtype=torch.bfloat16, count=torch.Size(shape).numel(), offset=offset).view(shape)
+        for name, shape, offset in zip(layout["names"], layout["shapes"], layout["offsets"], strict=True)
+    }
+
+
+def test_the_memory_holds_the_masters_in_bf16_and_the_proof_is_of_them(policy, one_rank):
+    generators = Generators()
+    sending = broadcast(policy, generators)
+    sending.send(3)
+    sending.wait()
+    layout, start, update, version, digests = generators.heard
+    assert (start, version) == ("start", "3")
+    expected = dict(PolicyWeights(policy))
+    found = in_memory(update, layout)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert digests == {name: tensor_digest(tensor) for name, tensor in expected.items()}
+    sending.close()
+
+
+def test_the_memory_is_not_written_before_the_last_update_is_proved(policy, one_rank):
+    generators = Generators()
+    sending = broadcast(policy, generators)
+    generators.prove.clear()
+    sending.send(3)  # returns without the proof: generators may work
+    assert generators.heard[-1] == "3"
+    parameter = next(policy.parameters())
+    try:
+        parameter.data.add_(1)
+        before = in_memory(generators.heard[2], generators.heard[0])
+        threading.Timer(0.3, generators.prove.set).start()
+        sending.send(4)
+        first, _, second = generators.heard[4:7]
+        assert first == {name: tensor_digest(tensor) for name, tensor in before.items()}
+        assert second == generators.heard[2], "only now the next update"
+    finally:
+        parameter.data.sub_(1)
+    sending.close()
+
+
+def test_an_update_that_failed_its_proof_stops_the_next(policy, one_rank):
+    generators = Generators()
+    sending = broadcast(policy, generators)
+    generators.records = [WeightRecord(3, 1, 222)]
+    sending.send(3)
+    with pytest.raises(WeightTransferError, match="received other weights for version 3"):
+        sending.send(4)
+    assert "4" not in generators.heard
+    sending.close()
