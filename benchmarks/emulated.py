@@ -55,10 +55,12 @@ class EmulatedGenerator:
     def update_weights(self, update_info: dict[str, Any]) -> None:
         pass
 
-    def finish_weight_update(self, weight_version: str) -> WeightRecord:
+    def finish_weight_update(self, weight_version: str) -> None:
         self._version = int(weight_version)
         self._updating.clear()
-        return WeightRecord(self._version, 0, 0)
+
+    def prove_weights(self, weight_version: str, digests: dict[str, int]) -> WeightRecord:
+        return WeightRecord(int(weight_version), 0, 0)
 
 
 def _group(prompt: Prompt, size: int, version: int) -> Group:
@@ -96,6 +98,7 @@ class EmulatedLearner:
             time.sleep(self._seconds.transfer)
             self._client.update_weights({})
             self._client.finish_weight_update(str(version))
+            self._client.prove_weights(str(version), {})
         return 0
 
     def save_checkpoint(self, folder: str) -> int:
