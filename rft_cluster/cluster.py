@@ -42,7 +42,8 @@ from rft_cluster.plan import (
 )
 from rft_cluster.scorer import Scorer
 
-# Calls to a generator that may be under way at once: generation, and weights beside it.
+# Calls to a generator that may be under way at once: a step's completions, and weights beside them. Each step that is
+# asked for ahead has a call of its own, which waits for its last completion.
 GENERATOR_CALLS = 8
 ADDRESS_TIMEOUT = 10.0  # seconds until an address counts as silent
 WAITING_LINE = 10.0  # seconds between lines about actors that are still starting
@@ -245,9 +246,10 @@ class _Reservation:
         config = self.config
         _, generators, _ = plan_actors(config)
         devices = hardware(config.cluster.device, config.shares_gpus)
+        calls = GENERATOR_CALLS + config.schedule.max_staleness
         return {
             name: ray.remote(Generator)
-            .options(max_concurrency=GENERATOR_CALLS, **self.options(name, generators, GENERATOR_ENVIRONMENT))
+            .options(max_concurrency=calls, **self.options(name, generators, GENERATOR_ENVIRONMENT))
             .remote(model_path, config.model, config.generators, config.max_model_tokens, devices, config.run.seed)
             for name in generators.names
         }
