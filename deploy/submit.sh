@@ -9,7 +9,7 @@
 #                           with several nodes one that all of them see
 #   RFT_SUBMIT              more options for `ray job submit`, e.g. "--no-wait --submission-id mine"
 #
-# The job's driver takes one CPU and no GPU, so it may sit on a head node without any. Tokens: `ray get-auth-token
+# The job's driver takes a tenth of a CPU and no GPU, so it may sit on a head node without any. Tokens: `ray get-auth-token
 # --generate` once, then RAY_AUTH_MODE=token for `ray start` and here.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,6 +17,8 @@ config=${1:?usage: deploy/submit.sh CONFIG [section.key=value ...]}
 shift
 ray=$(command -v ray || echo .venv/bin/ray)
 export RAY_API_SERVER_ADDRESS=${RAY_API_SERVER_ADDRESS:-http://127.0.0.1:8265}
+# shellcheck disable=SC2088 # the home folder of the cluster, not of this machine
+runs=${RFT_RUNS:-'~/rft_runs'}
 # shellcheck disable=SC2086 # several options in one variable
 exec "$ray" job submit --working-dir . --runtime-env deploy/runtime_env.yaml --entrypoint-num-cpus 0.1 ${RFT_SUBMIT:-} -- \
-  python -m rft_cluster.launch --config "$config" run.folder="${RFT_RUNS:-$HOME/rft_runs}" cluster.address=auto "$@"
+  python -m rft_cluster.launch --config "$config" run.folder="$runs" cluster.address=auto "$@"
