@@ -1,26 +1,25 @@
 """A step's work without a service: plain vLLM, a plain forward and backward, a plain copy, in one process.
 
-    python -m benchmarks.raw --config benchmarks/speed.yaml model.path=... data.path=...
-
 What a careful script would do, and nothing besides: `LLM.generate` with the sampling of `generator.py`; the learner's
 own shared-prefix model, reference model and loss in BF16 with FP32 masters and AdamW, without FSDP, Ray or any proof;
 and one memcpy of the BF16 weights. The wall time of the service's step is measured against the sum of the three.
 """
 
-import argparse
 import copy
 import os
 import time
 from collections.abc import Sequence
 from itertools import pairwise
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.turns import serve_steps
 from rft_cluster.advantages import group_advantages
 from rft_cluster.batching import build_samples, collate, split_work
-from rft_cluster.config import Config, load_config
+from rft_cluster.config import Config
 from rft_cluster.generator import CPU_BATCHED_TOKENS, ENVIRONMENT, FORBIDDEN_BIAS, MM_CACHE_GIB
 from rft_cluster.hardware import hardware
 from rft_cluster.loss import grpo_loss
@@ -175,23 +174,18 @@ def wire_bytes(policy: PolicyModel) -> tuple[np.ndarray, np.ndarray]:
     return np.ones(size, np.uint8), np.zeros(size, np.uint8)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True)
-    parser.add_argument("overrides", nargs="*")
-    options = parser.parse_intermixed_args()
-    config = load_config(options.config, options.overrides)
+def serve(connection: Connection, config: Config) -> None:
+    """An arm (see turns.py): each step's prompts are those that the service has in it."""
     torch.set_flush_denormal(True)
     task = prepare(config)
     path = base_model_path(config, task)
     encoder = PromptEncoder(path, config.model.min_pixels, config.model.max_pixels)
-    generator = RawGenerator(config, path, encoder)
-    learner = RawLearner(config, path, encoder)
+    generator, learner = RawGenerator(config, path, encoder), RawLearner(config, path, encoder)
     source, target = wire_bytes(learner.policy)
-    steps = config.schedule.steps
-    for step in range(steps):
-        examples = task.dataset.batch(config.run.seed, step, config.schedule.prompts_per_step)
-        prompts = make_prompts(examples, task.text, "train", step, config.run.seed)
+
+    def step(number: int) -> dict[str, Any]:
+        examples = task.dataset.batch(config.run.seed, number, config.schedule.prompts_per_step)
+        prompts = make_prompts(examples, task.text, "train", number, config.run.seed)
         generator.forget()
         times = [time.perf_counter()]
         outputs = generator.generate(prompts)
@@ -201,14 +195,9 @@ def main() -> None:
         times.append(time.perf_counter())
         np.copyto(target, source)
         times.append(time.perf_counter())
-        tokens = sum(len(c.token_ids) for group in groups for c in group.completions)
         generate, learn, copied = (after - before for before, after in pairwise(times))
-        print(
-            f"step {step + 1}/{steps} generate {generate:.4f} learn {learn:.4f} copy {copied:.4f} gap {gap:.4f} "
-            f"tokens {tokens}",
-            flush=True,
-        )
+        tokens = sum(len(c.token_ids) for group in groups for c in group.completions)
+        parts = {"generate": generate, "learn": learn, "copy": copied}
+        return {"seconds": sum(parts.values()), **parts, "gap": gap, "tokens": tokens}
 
-
-if __name__ == "__main__":
-    main()
+    serve_steps(connection, step)

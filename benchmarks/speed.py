@@ -1,140 +1,104 @@
 """G1, G2: a step of the service, of TRL's GRPOTrainer, and of a plain script without a service, on the same work.
 
-    python -m benchmarks.speed [--sides 448,112] [--repeats 5]
+    python -m benchmarks.speed [--sides 448,112] [--rounds 6]
 
-4 images x 8 completions x 64 tokens, one update, an 87 M model (see bench_model.py, speed.yaml): each arm in a process
-of its own, in turns, from the first to the last and back. Steps that warm up, and steps during which other programs
-took more than 5 % of the machine, do not count.
+4 images x 8 completions x 64 tokens, one update, an 87 M model (see bench_model.py, speed.yaml), in turns (turns.py). A
+round is a repeat; those that other programs disturbed, by more than 5 % of the machine, do not count.
 """
 
 import argparse
 import json
-import re
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import asdict
 from statistics import median
 from typing import Any
 
-from benchmarks.bench_model import bench_images, bench_model
-from benchmarks.common import CACHE, NOISE_LIMIT, Line, machine, quiet, read_result, run, spread, write_result
+from benchmarks.bench_model import SIDES, bench_images, bench_model
+from benchmarks.common import CACHE, machine, read_result, spread, write_result
+from benchmarks.turns import SERVICE, Arm, Turn, pairs, run_rounds
+from rft_cluster.config import Config, load_config
+from rft_cluster.prepare import prepare
 
-CONFIG = "benchmarks/speed.yaml"
 COMPLETIONS = 32
-THREADS = 2
-TIMEOUT = 900.0
-SKIP = {"service": 2, "raw": 2}  # vLLM's first two batches are slow; of the others one
+WARM = 2  # rounds: vLLM's first two batches are slow
 GAP_LIMIT = 0.02  # nats a token between BF16 kernels; stale weights were 0.17
-# TRL's learning in all the ways that may suit this machine; the fastest is what the service is held against.
-TRL = {
-    "trl": ("--weights", "mixed", "--rows", "8"),
-    "trl-bf16": ("--weights", "bf16", "--rows", "8"),
-}
+RAW = "plain"
+# TRL with our precision, and with the one that is fastest here: the faster is what the service is held against.
+TRL = {"trl": ("mixed", 8), "trl-bf16": ("bf16", 32)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sides", default="448,112")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--arms", default=",".join(["service", "raw", *TRL]))
-    parser.add_argument("--beta", type=float, default=0.04)
+    parser.add_argument("--sides", default=",".join(map(str, SIDES)))
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--arms", default=",".join([RAW, *TRL]), help="what the service is compared with")
     parser.add_argument("--name", default="speed")
-    parser.add_argument("--add", action="store_true", help="add the repeats to those in the results")
+    parser.add_argument("--add", action="store_true", help="add the rounds to those in the results")
     options = parser.parse_args()
-    folder, arms = CACHE, options.arms.split(",")
-    folder.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = {"sides": {}}
-    if options.add:
-        result = read_result(options.name) or result
-    result |= {"machine": machine(), "kl_beta": options.beta}
+    CACHE.mkdir(parents=True, exist_ok=True)
+    result: dict[str, Any] = (read_result(options.name) if options.add else None) or {"sides": {}}
+    result["machine"] = machine()
     for side in map(int, options.sides.split(",")):
-        overrides = [
-            f"model.path={bench_model(folder)}",
-            f"data.path={bench_images(folder, side)}",
-            f"schedule.steps={options.steps}",
-            f"algorithm.kl_beta={options.beta}",
-        ]
-        measured = result["sides"].setdefault(str(side), {"repeats": []})
-        repeats: list[dict[str, Any]] = measured["repeats"]
-        for repeat in range(len(repeats), len(repeats) + options.repeats):
-            order = arms if repeat % 2 == 0 else arms[::-1]
-            repeats.append({arm: measure(arm, overrides, folder / "logs" / f"{side}-{repeat}-{arm}") for arm in order})
-            measured |= summary(repeats)
-            write_result(options.name, result)
-            print(side, repeat, {arm: round(found["seconds"], 2) for arm, found in repeats[-1].items()}, flush=True)
+        measured = result["sides"].setdefault(str(side), {"rounds": []})
+        config = make_config(side, WARM + options.rounds)
+        for turns in measure(config, options.arms.split(","), options.rounds):
+            measured["rounds"].append({name: asdict(turn) for name, turn in turns.items()})
+        rounds = [{name: Turn(**turn) for name, turn in turns.items()} for turns in measured["rounds"]]
+        measured |= summary(rounds)
+        write_result(options.name, result)
+        print(side, json.dumps({name: value for name, value in measured.items() if name != "rounds"}), flush=True)
 
 
-def measure(arm: str, overrides: Sequence[str], log: Path) -> dict[str, Any]:
-    """One run of an arm: `seconds` is the median of its steps that nobody disturbed. Disturbed runs are done again."""
-    for attempt in range(NOISE_LIMIT):
-        scratch = log.parent / "run"
-        shutil.rmtree(scratch, ignore_errors=True)
-        done = run(command(arm, overrides, scratch), THREADS, TIMEOUT, log.with_suffix(".log"))
-        steps = done.steps(SKIP.get(arm, 1))
-        if calm := quiet(steps):
-            parts = [numbers(arm, line, scratch) for line in calm]
-            check(arm, parts)
-            return {
-                "seconds": median(line.seconds for line in calm),
-                "steps": [vars(line) for line in steps],
-                "disturbed_runs": attempt,
-                **{name: median(part[name] for part in parts) for name in parts[0]},
-            }
-        others = [round(line.foreign, 2) for line in steps]
-        print(f"{log.name}: other programs took {others} of the machine in every step: again", flush=True)
-    raise RuntimeError(f"{NOISE_LIMIT} runs of {log.name} were disturbed: measure when the machine is quiet")
+def make_config(side: int, steps: int) -> Config:
+    return load_config(
+        "benchmarks/speed.yaml",
+        [
+            f"run.folder={CACHE / 'run'}",
+            f"model.path={bench_model(CACHE)}",
+            f"data.path={bench_images(CACHE, side)}",
+            f"schedule.steps={steps + 1}",  # the last is never made: the rounds are over when it begins
+        ],
+    )
 
 
-def command(arm: str, overrides: Sequence[str], scratch: Path) -> list[str]:
-    match arm:
-        case "service":
-            return ["-m", "rft_cluster.launch", "--config", CONFIG, f"run.folder={scratch}", *overrides]
-        case "raw":
-            return ["-m", "benchmarks.raw", "--config", CONFIG, *overrides]
-        case _:
-            return ["-m", "benchmarks.trl_grpo", "--config", CONFIG, *TRL[arm], *overrides]
-
-
-def numbers(arm: str, line: Line, scratch: Path) -> dict[str, float]:
-    """What a step says of its parts: seconds of each, and the gap of its log-probabilities."""
-    if arm == "raw":
-        found = {name: float(value) for name, value in re.findall(r"(\w+) (\d+\.\d+)", line.text)}
-        return {name: found[name] for name in ("generate", "learn", "copy", "gap")}
-    if arm == "service":
-        rows = [json.loads(row) for row in (scratch / "speed" / "metrics.jsonl").read_text().splitlines()]
-        row = rows[line.step - 1]
-        seconds = {name.removeprefix("seconds/"): row[name] for name in row if name.startswith("seconds/")}
-        return {**seconds, "gap": row["logprob_gap"], "tokens": row["tokens"]}
-    return {}
-
-
-def check(arm: str, parts: Sequence[dict[str, float]]) -> None:
-    """Nothing is timed whose log-probabilities are not those of the engine."""
-    worst = max((part["gap"] for part in parts if "gap" in part), default=0.0)
+def measure(config: Config, arms: Sequence[str], rounds: int) -> list[dict[str, Turn]]:
+    """What all said of their counted rounds; of the service, the stages that its metrics tell of."""
+    shutil.rmtree(config.run.folder, ignore_errors=True)
+    others = {}
+    for arm in arms:
+        serving = ("benchmarks.raw:serve", config) if arm == RAW else ("benchmarks.trl_grpo:serve", config, *TRL[arm])
+        others[arm] = Arm(*serving)
+    done = run_rounds(config, prepare(config), str(config.model.path), others, rounds, WARM)
+    for turns, row in zip(done.rounds, (config.run_folder / "metrics.jsonl").read_text().splitlines(), strict=False):
+        metrics = json.loads(row)
+        stages = {name.removeprefix("seconds/"): metrics[name] for name in metrics if name.startswith("seconds/")}
+        turns[SERVICE].said = {**stages, "gap": metrics["logprob_gap"], "tokens": metrics["tokens"]}
+    worst = max(turn.said.get("gap", 0.0) for turns in done.counted for turn in turns.values())
     if worst > GAP_LIMIT:
-        raise RuntimeError(f"{arm}: learner and generator differ by {worst} nats a token: the timing means nothing")
+        raise SystemExit(f"learner and generator differ by {worst} nats a token: the times mean nothing")
+    return done.counted
 
 
-def summary(repeats: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Every arm's samples a second, and the ratios of arms that ran in the same turn."""
-    found: dict[str, Any] = {
-        "samples_per_second": {
-            arm: spread([COMPLETIONS / repeat[arm]["seconds"] for repeat in repeats]) for arm in repeats[0]
-        }
-    }
-    peers = [arm for arm in repeats[0] if arm in TRL]
-    if peers and "service" in repeats[0]:
-        found["speedup"] = {
-            arm: spread([repeat[arm]["seconds"] / repeat["service"]["seconds"] for repeat in repeats]) for arm in peers
-        }
+def summary(rounds: Sequence[dict[str, Turn]]) -> dict[str, Any]:
+    """Samples a second of each, and the ratios, of rounds that nobody disturbed."""
+    found: dict[str, Any] = {"undisturbed": {}, "speedup": {}}
+    for name in rounds[0]:
+        calm = pairs(rounds, name, SERVICE)
+        found["undisturbed"][name] = len(calm)
+        if not calm or name == SERVICE:
+            continue
+        ratios = spread([other.seconds / ours.seconds for other, ours in calm])
+        found["g2" if name == RAW else "speedup"] = ratios if name == RAW else {**found["speedup"], name: ratios}
+    if found["speedup"]:
         found["g1"] = min(found["speedup"].values(), key=lambda one: one.median)
-    if {"service", "raw"} <= set(repeats[0]):
-        floor = [sum(repeat["raw"][part] for part in ("generate", "learn", "copy")) for repeat in repeats]
-        found["raw_floor"] = spread(floor)
-        found["g2"] = spread(
-            [seconds / repeat["service"]["seconds"] for seconds, repeat in zip(floor, repeats, strict=True)]
-        )
+    for name in rounds[0]:
+        calm_turns = [own for own, _ in pairs(rounds, name, SERVICE)]
+        if calm_turns:
+            found.setdefault("seconds", {})[name] = spread([turn.seconds for turn in calm_turns])
+            parts = {part: median(turn.said[part] for turn in calm_turns) for part in calm_turns[0].said}
+            idle = median(turn.idle / turn.seconds for turn in calm_turns)
+            found.setdefault("parts", {})[name] = {**parts, "idle_processors": idle}
     return found
 
 

@@ -1,17 +1,19 @@
 """TRL's GRPOTrainer on a configuration of this project: the same data, question, model, rewards and hyper-parameters.
 
-    python benchmarks/trl_grpo.py --config digits                     (needs the extra `bench`)
+    python -m benchmarks.trl_grpo --config digits                     (needs the extra `bench`)
 
-It prints a line a step, and evaluates with the same images, question and rules as a run of ours, so that `common.run`
-reads both alike. What has no counterpart stays as TRL has it: warm-up that begins at 0, the order of the images, log-
-probabilities without the vision tokens taken out, no importance weights (TRL samples with the model that it trains).
-Gradient checkpointing, TRL's default, is off: it saves memory, which nothing here lacks, for time.
+As an arm of a comparison it waits for its turns, see turns.py. What has no counterpart stays as TRL has it: warm-up
+that begins at 0, the order of the images, log-probabilities without the vision tokens taken out, no importance weights
+(TRL samples with the model that it trains). Gradient checkpointing, TRL's default, is off: it saves memory, which
+nothing here lacks, for time.
 """
 
 import argparse
 import io
 import os
 import tempfile
+import time
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -103,46 +105,56 @@ def as_completion(token_ids: list[int], text: str) -> Completion:
 
 
 class Steps(TrainerCallback):
-    """Says each step, and evaluates when a run of ours would."""
+    """Waits for its turn before each step, and says after it how long it took and, when it is due, the accuracy."""
 
-    def __init__(self, config: Config, task: Task, processor: Any) -> None:
-        self._config, self._task, self._processor = config, task, processor
+    def __init__(self, connection: Connection, config: Config, task: Task, processor: Any) -> None:
+        self._connection, self._config, self._task, self._processor = connection, config, task, processor
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        self._evaluate(model, self._task.dataset.test, "test", 0)
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._connection.send(None)
+        self._wait()
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        step, every = state.global_step, self._config.schedule.evaluate_every
-        print(f"step {step}/{self._config.schedule.steps}", flush=True)
-        if every and step % every == 0:
-            self._evaluate(model, self._task.dataset.validation, "validation", step)
+        said: dict[str, Any] = {"seconds": time.perf_counter() - self._began}
+        every = self._config.schedule.evaluate_every
+        if every and state.global_step % every == 0:
+            said["accuracy"] = self._accuracy(model)
+        self._connection.send(said)
+        if state.global_step < args.max_steps:
+            self._wait()
+
+    def _wait(self) -> None:
+        try:
+            self._connection.recv()
+        except EOFError:  # the other end is done
+            raise SystemExit from None
+        self._began = time.perf_counter()
 
     @torch.no_grad()
-    def _evaluate(self, model: Any, examples: list[Example], split: str, step: int) -> None:
-        if not examples:
-            return
+    def _accuracy(self, model: Any) -> float:
+        """Strict accuracy of greedy answers to the validation images, as a run of ours has it."""
         was_training = model.training
         model.eval()
-        prompts = make_prompts(examples, self._task.text, split, step, self._config.run.seed)
+        prompts = make_prompts(self._task.dataset.validation, self._task.text, "validation", 0, self._config.run.seed)
         turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": self._task.text}]}]
         chat = self._processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
         groups = []
         for start in range(0, len(prompts), EVALUATION_ROWS):
             part = prompts[start : start + EVALUATION_ROWS]
             images = [PillowImage.open(io.BytesIO(prompt.image)).convert("RGB") for prompt in part]
-            inputs = self._processor(
-                text=[chat] * len(part), images=images, return_tensors="pt", padding=True, padding_side="left"
-            )
+            inputs = self._processor(text=[chat] * len(part), images=images, return_tensors="pt", padding=True)
             length = inputs["input_ids"].shape[1]
             output = model.generate(**inputs, do_sample=False, max_new_tokens=self._config.sampling.max_tokens)
             texts = self._processor.batch_decode(output[:, length:], skip_special_tokens=True)
             groups += [Group(prompt, [], [as_completion([], text)]) for prompt, text in zip(part, texts, strict=True)]
         model.train(was_training)
-        said = summarise(step, split, groups)
-        print(f"{split} accuracy {100 * said.accuracy_strict:.1f} % after {step} steps", flush=True)
+        return summarise(0, "validation", groups).accuracy_strict
 
 
-def make_trainer(config: Config, rows: int, weights: str, folder: str, vllm: bool = False) -> GRPOTrainer:
+def make_trainer(
+    config: Config, rows: int, weights: str, folder: str, vllm: bool = False, connection: Connection | None = None
+) -> GRPOTrainer:
+    """`connection`: waits for turns at its other end, see `Steps`."""
     task = prepare(config)
     path = base_model_path(config, task)
     dtype = torch.bfloat16 if weights == "bf16" else torch.float32
@@ -158,8 +170,15 @@ def make_trainer(config: Config, rows: int, weights: str, folder: str, vllm: boo
         args=trainer_arguments(config, rows, weights, folder, vllm),
         train_dataset=as_dataset(task.dataset.train, task.text),
         processing_class=processor,
-        callbacks=[Steps(config, task, processor)],
+        callbacks=[Steps(connection, config, task, processor)] if connection else [],
     )
+
+
+def serve(connection: Connection, config: Config, weights: str, rows: int) -> None:
+    """An arm (see turns.py)."""
+    torch.set_flush_denormal(True)  # denormals slow a small model tenfold on CPUs
+    with tempfile.TemporaryDirectory() as folder:
+        make_trainer(config, rows, weights, folder, connection=connection).train()
 
 
 def main() -> None:
@@ -175,7 +194,6 @@ def main() -> None:
     )
     parser.add_argument("--vllm", action="store_true", help="generate with vLLM in the trainer's process")
     options = parser.parse_intermixed_args()
-    torch.set_flush_denormal(True)  # denormals slow a small model tenfold on CPUs
     config = load_config(options.config, options.overrides)
     if options.vllm:
         os.environ.update({**ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE": str(config.generators.kv_cache_gib)})

@@ -1,0 +1,190 @@
+"""Programs that are compared, all up at once, each at work only when it is its turn.
+
+    step 0:  service | plain script | TRL        step 1:  TRL | plain script | service        ...
+
+The service is the real training loop, in this process, on the real actors; the others are processes of their own that
+wait on a pipe. Whatever else the machine does meets all of them alike, and a round, one turn of each, is a repeat. The
+loop asks its data set for a batch when a step begins: that is where the others get their turn, so that the loop itself
+stays as it is, and a step's time is all that lies between two such questions.
+"""
+
+import importlib
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from multiprocessing.connection import Connection
+from typing import Any
+
+from benchmarks.common import ROOT, Usage
+from rft_cluster import train as loop
+from rft_cluster.config import Config
+from rft_cluster.data.dataset import FewShotDataset
+from rft_cluster.hardware import openmp_environment
+from rft_cluster.messages import Example
+from rft_cluster.prepare import Task
+
+THREADS = 2
+FOREIGN_LIMIT = 0.05  # share of the machine that others may take in a turn that counts
+START_TIMEOUT = 300.0
+SERVICE = "service"
+
+
+class Arm:
+    """A process that works on demand. A function `package.module:name` runs in it with a connection and `arguments`: it
+    sends None when it is ready, then answers each number of a step with a dict: `seconds`, and what else it says."""
+
+    def __init__(self, function: str, *arguments: Any) -> None:
+        self._connection, theirs = multiprocessing.get_context("spawn").Pipe()
+        # The same OpenMP runtime and number of threads as the service's actors have; nothing is fetched.
+        own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1"}
+        with changed_environment({**openmp_environment("cpu"), **own}):
+            process = multiprocessing.get_context("spawn").Process(
+                target=_run, args=(function, theirs, *arguments), daemon=True
+            )
+            process.start()
+        theirs.close()
+        assert process.pid is not None
+        self.pid = process.pid
+
+    def wait_until_ready(self) -> None:
+        if not self._connection.poll(START_TIMEOUT):
+            raise RuntimeError(f"a program to compare with was not ready within {START_TIMEOUT:g} s")
+        self._connection.recv()
+
+    def turn(self, step: Any) -> dict[str, Any]:
+        self._connection.send(step)
+        return self._connection.recv()
+
+
+def _run(function: str, connection: Connection, *arguments: Any) -> None:
+    """Imports it here: what a program needs is not to weigh on the process of another."""
+    module, _, name = function.partition(":")
+    getattr(importlib.import_module(module), name)(connection, *arguments)
+
+
+@contextmanager
+def changed_environment(changes: Mapping[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(changes)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+class Enough(Exception):
+    """All rounds are over: ends the training loop."""
+
+
+@dataclass
+class Turn:
+    """`foreign`: the share of the machine that other programs took. `idle`: processor seconds of our programs that
+    waited, Ray's own among them. `said`: what the program itself reports."""
+
+    seconds: float
+    foreign: float
+    idle: float
+    said: dict[str, Any] = field(default_factory=dict)
+
+
+class Rounds:
+    """Lets everybody take their turns, `count` rounds after `warm` that do not count."""
+
+    def __init__(self, others: dict[str, Arm], count: int, warm: int) -> None:
+        self._others, self._count, self._warm = others, count, warm
+        self._usage = Usage()
+        self._began: float | None = None
+        self._off_the_clock = 0.0
+        self.rounds: list[dict[str, Turn]] = [{} for _ in range(warm + count)]
+
+    @property
+    def counted(self) -> list[dict[str, Turn]]:
+        return [turns for turns in self.rounds[self._warm :] if len(turns) == len(self._others) + 1]
+
+    def step_begins(self, step: int) -> None:
+        """The service's last step is over, and its next one waits until the others have had theirs.
+
+        Raises:
+            Enough: there is no next one.
+        """
+        if self._began is not None:
+            seconds = time.perf_counter() - self._began - self._off_the_clock
+            others = {arm.pid for arm in self._others.values()}
+            self._note(step - 1, SERVICE, seconds, lambda pid: pid not in others, {})
+        if step == len(self.rounds):
+            raise Enough
+        names = list(self._others) if step % 2 == 0 else list(self._others)[::-1]
+        for name in names:
+            arm = self._others[name]
+            self._usage.since_last()
+            said = arm.turn(step)
+            self._note(step, name, said.pop("seconds"), lambda pid, own=arm.pid: pid == own, said)
+        self._usage.since_last()
+        self._off_the_clock = 0.0
+        self._began = time.perf_counter()
+
+    def _note(self, step: int, name: str, seconds: float, at_work: Callable[[int], bool], said: dict[str, Any]) -> None:
+        own, foreign = self._usage.since_last()
+        idle = sum(used for pid, used in own.items() if not at_work(pid))
+        self.rounds[step][name] = Turn(seconds, foreign, idle, said)
+        print(f"round {step} {name}: {seconds:.2f} s, others {100 * foreign:.0f} %", file=sys.stderr, flush=True)
+
+    def off_the_clock(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, whose time is not the service's step's."""
+
+        def untimed(*arguments: Any) -> Any:
+            start = time.perf_counter()
+            result = function(*arguments)
+            self._off_the_clock += time.perf_counter() - start
+            return result
+
+        return untimed
+
+
+@dataclass(frozen=True, slots=True)
+class TurnTaking(FewShotDataset):
+    """A data set that says when a step begins."""
+
+    step_begins: Callable[[int], None] = lambda step: None
+
+    def batch(self, seed: int, step: int, size: int) -> list[Example]:
+        self.step_begins(step)
+        return FewShotDataset.batch(self, seed, step, size)
+
+
+def run_rounds(config: Config, task: Task, model_path: str, others: dict[str, Arm], count: int, warm: int) -> Rounds:
+    """Train with the service while the others take their turns, until all rounds are over."""
+    rounds = Rounds(others, count, warm)
+    parts = {one.name: getattr(task.dataset, one.name) for one in fields(FewShotDataset)}
+    dataset = TurnTaking(**parts, step_begins=rounds.step_begins)
+    for arm in others.values():
+        arm.wait_until_ready()
+    evaluate = loop._evaluate
+    loop._evaluate = rounds.off_the_clock(evaluate)
+    try:
+        loop.train(config, Task(dataset, task.text), model_path, resume=False)
+    except Enough:
+        return rounds
+    finally:
+        loop._evaluate = evaluate
+    raise RuntimeError(f"training ended before {warm + count} rounds: schedule.steps is {config.schedule.steps}")
+
+
+def pairs(rounds: Sequence[Mapping[str, Turn]], first: str, second: str) -> list[tuple[Turn, Turn]]:
+    """The turns of two programs in the same round, without rounds in which either was disturbed."""
+    found = [(turns[first], turns[second]) for turns in rounds]
+    return [pair for pair in found if max(turn.foreign for turn in pair) <= FOREIGN_LIMIT]
+
+
+def serve_steps(connection: Connection, step: Callable[[int], dict[str, Any]]) -> None:
+    """The loop of an arm: `step` does a step's work, timing what is to be timed."""
+    connection.send(None)
+    while True:
+        try:
+            number = connection.recv()
+        except EOFError:
+            return
+        connection.send(step(number))
