@@ -128,7 +128,9 @@ def _start(export: Path, card: Card, options: argparse.Namespace) -> "tuple[Gene
 
     from rft_cluster.generator import Generator, Sampling
 
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # results and what is wrong with files are shown here
+    # On stdout results alone; on stderr what is wrong with files, and nothing of vLLM's that is not an error.
+    os.environ["VLLM_LOGGING_STREAM"] = "ext://sys.stderr"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = Generator(
         str(export),

@@ -25,7 +25,7 @@ from rft_cluster.generator import ENVIRONMENT, Sampling
 from rft_cluster.hardware import hardware
 from rft_cluster.messages import Prompt
 from rft_cluster.qwen2vl import load_reference
-from tests.integration.test_weight_update import make_generator, send
+from tests.integration.test_weight_update import make_generator
 
 SHORT = ["schedule.steps=4", "schedule.save_every=2", "schedule.evaluate_every=2", "schedule.keep_checkpoints=2",
          "schedule.prompts_per_step=6", "optimizer.warmup_steps=1", "data.validation=20", "data.test=30"]  # fmt: skip
@@ -116,8 +116,7 @@ def test_the_export_loads_in_vllm_and_computes_the_same(run: tuple[Path, str], c
     policy = load_reference(
         str(folder / "model"), config.model, hardware("cpu").attention, generator._encoder.vision_token_ids, 1.0
     )
-    generator.init_weight_transfer_engine({})
-    send(generator, {name: parameter.detach() for name, parameter in policy.model.named_parameters()}, version=4)
+    generator.serve_loaded(version=4)
     groups = generator.generate(prompts, Sampling(8, 1.0, 16), version=4)
     samples = build_samples(groups, [[0.0] * 8] * len(groups), keep_all=True)
     batch = collate(samples, generator._encoder, policy.prompt_positions)
