@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+import ray
 from ray.util.state import list_actors
 
 from rft_cluster.actors import ClusterError
@@ -39,7 +40,9 @@ def cluster(two_generators: Config, tiny_model: str) -> Iterator[Cluster]:
 
 
 def test_actors_bear_their_roles_in_the_dashboard(cluster: Cluster):
-    alive = {actor.name for actor in list_actors() if actor.state == "ALIVE"}
+    alive = {
+        actor.name for actor in list_actors(address=ray.get_runtime_context().gcs_address) if actor.state == "ALIVE"
+    }
     assert alive == {"learner", "generator-0", "generator-1", "reward"}
 
 
@@ -55,8 +58,6 @@ def test_several_generators_serve_one_version_in_order(cluster: Cluster, prompts
 
 
 def test_a_dead_actor_is_named(cluster: Cluster, prompts: list[Prompt]):
-    import ray
-
     ray.kill(cluster.generators.handles[1])
     with pytest.raises(ClusterError, match="an actor died while 'generate'"):
         cluster.generators.generate(prompts, Sampling(8, 1.0, 16), version=0)
