@@ -122,6 +122,26 @@ def digits_table() -> str:
     return "\n".join(lines)
 
 
+def forward_table() -> str:
+    """Of the shared prefix: processor seconds, times as fast within a round, and peak memory."""
+    found = read_result("learner_forward")
+    if not found:
+        return "Not measured."
+    lines = ["| Computation | Side | Processor seconds | Times as fast | MiB, of a forward |", "|" + "---|" * 5]
+    for dtype in ("bf16", "fp32"):
+        if dtype not in found:
+            continue
+        measured = found[dtype]
+        for side, seconds in measured["cpu"]["seconds"].items():
+            ratio = measured["cpu"]["times_as_fast"].get(side)
+            times = f"{ratio['median']:.3g} ({ratio['low']:.3g} to {ratio['high']:.3g})" if ratio else ""
+            lines.append(
+                f"| {dtype.upper()} | {side} | {seconds['median']:.3g} ({seconds['low']:.3g} to {seconds['high']:.3g}) "
+                f"| {times} | {measured['memory_mib'][side]['step']:.0f} |"
+            )
+    return "\n".join(lines)
+
+
 def machine_lines() -> str:
     found = read_result("speed") or read_result("digits")
     if not found:
@@ -173,7 +193,8 @@ def plot() -> None:
 
 def main() -> None:
     text = PAGE.read_text()
-    parts = {"goals": goals_table, "speed": speed_table, "digits": digits_table, "machine": machine_lines}
+    parts = {"goals": goals_table, "speed": speed_table, "forward": forward_table, "digits": digits_table}
+    parts["machine"] = machine_lines
     for name, make in parts.items():
         start, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
         head, rest = text.split(start)
