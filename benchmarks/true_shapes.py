@@ -280,7 +280,6 @@ def make_generator(path: str) -> Any:
 
     model = ModelSection(path=path, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
     generator = Generator(path, model, GeneratorsSection(max_concurrent=GROUP_SIZE), MAX_TOKENS, hardware("cpu"), SEED)
-    generator.init_weight_transfer_engine({})
     return generator
 
 
@@ -359,8 +358,11 @@ class PipeClient:
     def update_weights(self, update_info: dict[str, Any]) -> None:
         self.call("update_weights", update_info)
 
-    def finish_weight_update(self, weight_version: str | None = None) -> list[WeightRecord]:
-        return [self.call("finish_weight_update", weight_version)]
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        self.call("finish_weight_update", weight_version)
+
+    def prove_weights(self, weight_version: str, digests: dict[str, int]) -> list[WeightRecord]:
+        return [self.call("prove_weights", weight_version, digests)]
 
 
 def serve_generator(path: str, connection: Any) -> None:
@@ -382,7 +384,7 @@ def transfer(folder: Path) -> dict[str, Any]:
     import torch.distributed as dist
 
     from rft_cluster.generator import Sampling
-    from rft_cluster.weights import PolicyWeights, ProvingClient, SharedMemorySender, combined_digest
+    from rft_cluster.weights import SharedMemorySender, WeightBroadcast
 
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -396,10 +398,9 @@ def transfer(folder: Path) -> dict[str, Any]:
     (folder / "rendezvous").unlink(missing_ok=True)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=0, world_size=1)
     policy = bf16_policy(folder)
-    weights, client = PolicyWeights(policy), PipeClient(ours)
-    proving = ProvingClient(client)
-    sender = SharedMemorySender(proving, weights, one_host=True)
-    gigabytes = sum(info.nbytes for info in weights.metadata()) / GB
+    client = PipeClient(ours)
+    broadcast = WeightBroadcast(policy, lambda c, source: SharedMemorySender(c, source, one_host=True), client)
+    gigabytes = sum(parameter.numel() * 2 for parameter in policy.model.parameters()) / GB
     result["gigabytes"] = gigabytes
 
     # Doubling and halving are exact: version 1 is not the folder's weights, version 2 is.
@@ -408,24 +409,19 @@ def transfer(folder: Path) -> dict[str, Any]:
             for parameter in policy.parameters():
                 parameter.mul_(factor)
         started = time.perf_counter()
-        digests = weights.digests()
-        digested = time.perf_counter()
-        proving.prepare(number, digests)
-        sender.send_weights()
+        broadcast.send(number)
+        served = time.perf_counter()
+        broadcast.wait()
         times, done = client.times, time.perf_counter()
         seconds = {
-            "digest": digested - started,
-            "write": times["start_weight_update"][0] - digested,
+            "write": times["start_weight_update"][0] - started,
             "start": times["update_weights"][0] - times["start_weight_update"][0],
             "load": times["update_weights"][1] - times["update_weights"][0],
             "finish": times["finish_weight_update"][1] - times["finish_weight_update"][0],
-            "all": done - started,
+            "all": served - started,
+            "proof, beside generation": done - served,
         }
-        result[f"update_{number}"] = {
-            "seconds": seconds,
-            "gb_per_second": gigabytes / seconds["all"],
-            "digest": f"{combined_digest(digests):x}",
-        }
+        result[f"update_{number}"] = {"seconds": seconds, "gb_per_second": gigabytes / seconds["all"]}
         print(f"  update {number}: {result[f'update_{number}']}", flush=True)
 
     started = time.perf_counter()
@@ -443,7 +439,7 @@ def transfer(folder: Path) -> dict[str, Any]:
     }
     (folder / "group.json").write_text(json.dumps(saved))
     ours.send(None)
-    sender.shutdown()
+    broadcast.close()
     process.join()
     dist.destroy_process_group()
     return result
@@ -473,9 +469,9 @@ def step(folder: Path, micro_batch_tokens: int, minutes: float) -> dict[str, Any
     """
     from rft_cluster.advantages import group_advantages
     from rft_cluster.batching import build_samples, collate, split_work
+    from rft_cluster.digests import tensor_digest
     from rft_cluster.loss import grpo_loss
     from rft_cluster.qwen2vl import PromptEncoder
-    from rft_cluster.weights import tensor_digest
 
     torch.set_flush_denormal(True)
     encoder = PromptEncoder(str(folder), MIN_PIXELS, MAX_PIXELS)
