@@ -17,7 +17,7 @@ from typing import Any
 import ray
 
 from rft_cluster.config import Config
-from rft_cluster.messages import Completion, Example, Group, Prompt, WeightRecord
+from rft_cluster.messages import Completion, Example, Group, Prompt
 
 TICK = 0.005  # seconds: what an engine's step takes, between two of which an update may begin
 PROMPT_TOKENS, COMPLETION_TOKENS = 600, 64  # of the published recipe
@@ -55,10 +55,9 @@ class EmulatedGenerator:
     def update_weights(self, update_info: dict[str, Any]) -> None:
         pass
 
-    def finish_weight_update(self, weight_version: str) -> WeightRecord:
+    def finish_weight_update(self, weight_version: str) -> None:
         self._version = int(weight_version)
         self._updating.clear()
-        return WeightRecord(self._version, 0, 0)
 
 
 def _group(prompt: Prompt, size: int, version: int) -> Group:
@@ -90,13 +89,12 @@ class EmulatedLearner:
     def connect_generators(self, client: Any) -> None:
         self._client = client
 
-    def send_weights(self, version: int) -> int:
+    def send_weights(self, version: int) -> None:
         if self._rank == 0 and self._client:
             self._client.start_weight_update()
             time.sleep(self._seconds.transfer)
             self._client.update_weights({})
             self._client.finish_weight_update(str(version))
-        return 0
 
     def save_checkpoint(self, folder: str) -> int:
         return 0

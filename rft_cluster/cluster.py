@@ -26,8 +26,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from rft_cluster.actors import Generators, GeneratorsClient, Learners, RewardActor, wait_for
 from rft_cluster.config import ClusterSection, Config
 from rft_cluster.errors import UserError
-from rft_cluster.generator import ENVIRONMENT as GENERATOR_ENVIRONMENT
 from rft_cluster.generator import Generator
+from rft_cluster.generator import environment as generator_environment
 from rft_cluster.hardware import hardware, openmp_environment
 from rft_cluster.learner import Learner
 from rft_cluster.messages import TrainingSample
@@ -243,9 +243,10 @@ class _Reservation:
         config = self.config
         _, generators, _ = plan_actors(config)
         devices = hardware(config.cluster.device, config.shares_gpus)
+        environment = generator_environment(config.cluster.device)
         return {
             name: ray.remote(Generator)
-            .options(max_concurrency=GENERATOR_CALLS, **self.options(name, generators, GENERATOR_ENVIRONMENT))
+            .options(max_concurrency=GENERATOR_CALLS, **self.options(name, generators, environment))
             .remote(model_path, config.model, config.generators, config.max_model_tokens, devices, config.run.seed)
             for name in generators.names
         }

@@ -33,11 +33,19 @@ ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_NO_USAGE_STATS": "1",
 }
+# On a CPU an update replaces all packed weights, matrix by matrix. Freed memory stays with the process, for the next
+# of its size: pages that come back from the system cost as much as packing does.
+CPU_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**62)}
 FORBIDDEN_BIAS = -100.0  # the lowest that vLLM takes: exp(-100) is never sampled
 MM_CACHE_GIB = 1.0
 PROOF_TIMEOUT = 600.0  # seconds from the last token to the proof of the weights that wrote it
 CPU_BATCHED_TOKENS = 8192
 Result = TypeVar("Result")
+
+
+def environment(device: str) -> dict[str, str]:
+    """What a generator's process needs in its environment from the start."""
+    return ENVIRONMENT | (CPU_ENVIRONMENT if device == "cpu" else {})
 
 
 class StaleGenerator(RuntimeError):
@@ -91,6 +99,7 @@ class Generator:
         self._version: int | None = None
         self._updating = False
         self._proof: Future[None] = Future()  # of the weights that are served
+        self._in_process = hardware.device == "cpu"  # where the engine's one worker is, too
         self._batches = 0
         thread = threading.Thread(target=self._serve, name="engine", daemon=True)
         thread.start()
@@ -142,10 +151,10 @@ class Generator:
             if self._version != int(weight_version):
                 raise WeightTransferError(f"asked to prove version {weight_version}, but it holds {self._version}")
             prove = partial(_prove, digests=digests)
-            if self._worker:  # here, in the caller's thread, beside generation
-                received, loaded = prove(self._worker)
-            else:
-                received, loaded = self._call(lambda: self._engine.collective_rpc(prove)[0]).result()
+            # What takes time is done in the caller's thread, beside generation.
+            work = _itself if self._in_process else prove
+            answer = self._call(lambda: self._engine.collective_rpc(work)[0]).result()
+            received, loaded = prove(answer) if self._in_process else answer
         except BaseException as error:  # not swallowed: raised here and by all that wait for completions
             self._call(partial(self._give_up, error)).result()
             raise
@@ -223,8 +232,6 @@ class Generator:
             **device,
         )
         self._engine = self._llm.llm_engine
-        # On a CPU the engine's one worker is in this process.
-        self._worker = self._engine.collective_rpc(_itself)[0] if hardware.device == "cpu" else None
 
     def _serve(self) -> None:
         while True:

@@ -198,6 +198,7 @@ def test_a_generator_that_slept_has_no_version(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Generator, "_start", lambda self, *arguments: setattr(self, "_engine", engine))
     sleeper = generator_on(hardware("cuda", shares_gpus=True))
     sleeper._version = 4
+    sleeper._proof.set_result(None)
     assert sleeper.generate([], Sampling(8, 1.0, 16), version=4) == []
     sleeper.sleep()
     with pytest.raises(StaleGenerator, match="asked for version 4, but this generator holds version None"):
