@@ -34,7 +34,7 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 # On a CPU an update replaces all packed weights, matrix by matrix. Freed memory stays with the process, for the next
-# one of that size: pages that come back from the system cost twice what packing does.
+# of its size: pages that come back from the system cost as much as packing does.
 CPU_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**62)}
 FORBIDDEN_BIAS = -100.0  # the lowest that vLLM takes: exp(-100) is never sampled
 MM_CACHE_GIB = 1.0

@@ -1,0 +1,358 @@
+"""How fast weights go from the learners' FP32 shards into a vLLM engine that serves them, against plain memcpy.
+
+    LD_PRELOAD=.venv/lib/libiomp5.so python -m benchmarks.weight_transfer --sizes tiny medium
+
+Two learner ranks (FSDP2 over gloo, FP32 masters, one thread each) send through shared memory to the project's
+generator, each in a process of its own, on CPUs. An update and a memcpy of as many bytes take turns. The clock runs
+from the ranks' call to its return, when the engine may generate; the proof follows off the clock, and is timed apart.
+
+First a gate: what the engine computes with is read back after an update, the packed matrices through products with the
+identity, and must be the BF16 masters in every bit.
+"""
+
+import argparse
+import ctypes
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from benchmarks.common import CACHE, as_json, environment, save, spread
+from rft_cluster.generator import environment as generator_environment
+
+RANKS = 2
+# Of the language model and of the vision tower: width, layers, inner width.
+SIZES = {"tiny": ((128, 3, 384), (96, 3, 192)), "medium": ((1024, 12, 4096), (512, 8, 1024))}
+PIXELS = 56 * 56
+MEMCPY_LIMIT = 1 << 30  # bytes; larger models are compared with a copy of this size
+GOAL = 0.30
+SEED = 0
+HEAD = "the output layer, tied to the embedding"
+EMBEDDING = "model.language_model.embed_tokens.weight"
+
+
+def build(folder: Path, size: str) -> None:
+    """A Qwen2-VL of this size with random weights."""
+    from transformers import Qwen2VLForConditionalGeneration
+
+    from rft_cluster.tiny import build_model, build_processor
+
+    processor = build_processor(["rose"], ["group-00"], "Which?", PIXELS)
+    small = build_model(processor.tokenizer)
+    config, (text, vision) = small.config, SIZES[size]
+    width, layers, inner = text
+    config.text_config.update({"hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers})
+    heads = max(4, width // 64)
+    config.text_config.update({"num_attention_heads": heads, "num_key_value_heads": heads // 2})
+    config.text_config.layer_types = ["full_attention"] * layers
+    sections = [width // heads // 8, 3 * width // heads // 16, 3 * width // heads // 16]
+    config.text_config.rope_parameters["mrope_section"] = sections
+    config.vision_config.update({"hidden_size": width, "embed_dim": vision[0], "depth": vision[1]})
+    config.vision_config.update({"num_heads": max(4, vision[0] // 64), "mlp_ratio": vision[2] // vision[0]})
+    torch.manual_seed(SEED)
+    model = Qwen2VLForConditionalGeneration(config)
+    model.generation_config = small.generation_config
+    model.to(torch.bfloat16).save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+# The engine's process
+
+
+def serve(folder: str, max_tokens: int, max_pixels: int, connections: list[Connection]) -> None:
+    """Calls of a generator's methods, or of functions here with it, from several connections until one sends None."""
+    from rft_cluster.config import GeneratorsSection, ModelSection
+    from rft_cluster.generator import Generator
+    from rft_cluster.hardware import hardware
+
+    torch.set_num_threads(1)
+    model = ModelSection(path=folder, min_pixels=min(PIXELS, max_pixels), max_pixels=max_pixels)
+    generator = Generator(folder, model, GeneratorsSection(max_concurrent=8), max_tokens, hardware("cpu"), SEED)
+
+    def answer(connection: Connection) -> None:
+        connection.send("ready")
+        while (call := connection.recv()) is not None:
+            method, arguments = call
+            try:
+                done = partial(method, generator) if callable(method) else getattr(generator, method)
+                connection.send(done(*arguments))
+            except Exception as error:  # noqa: BLE001 - not swallowed: the other process raises it
+                connection.send(error)
+        os._exit(0)  # the engine has nothing to save
+
+    with ThreadPoolExecutor(len(connections)) as pool:
+        list(pool.map(answer, connections))
+
+
+def call(connection: Connection, method: Any, *arguments: Any) -> Any:
+    connection.send((method, arguments))
+    answer = connection.recv()
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
+
+
+def read_back(generator: Any) -> dict[str, int]:
+    """Digests of the weights that the engine computes with, by their names on the wire, and of the output layer's."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    from rft_cluster.digests import tensor_digest
+
+    def unpacked(layer: Any, inputs: int) -> torch.Tensor:
+        """[outputs, inputs]: products with the identity are exact, all but one of their terms being 0."""
+        rows = torch.eye(inputs, dtype=torch.bfloat16).split(1024)
+        return torch.cat([layer.cpu_linear(part, layer.weight, None) for part in rows]).t().contiguous()
+
+    def digests() -> dict[str, int]:
+        (engine,) = generator._engine.collective_rpc(lambda worker: worker.weight_transfer_engine)
+        found = {name: tensor_digest(rows.bfloat16()) for name, rows in engine._loader.unpacked()}
+        for parameter in engine._loader._parameters:
+            if parameter.packed:
+                weight = unpacked(parameter.layer, parameter.shape[1])
+                for name, rows in zip(parameter.sources, weight.split(list(parameter.sources.values())), strict=True):
+                    found[name] = tensor_digest(rows)
+        (head,) = [module for module in engine.model.modules() if isinstance(module, ParallelLMHead)]
+        found[HEAD] = tensor_digest(unpacked(head, head.weight.shape[1])[: head.org_vocab_size])
+        return found
+
+    return generator._call(digests).result()
+
+
+# A learner rank's process
+
+
+class PipeClient:
+    """The engine's process as the sender sees it; keeps when each call began and ended."""
+
+    ranks = 1
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.times: dict[str, tuple[float, float]] = {}
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return call(self._connection, method, *arguments)
+        finally:
+            self.times[method] = (started, time.perf_counter())
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        self._call("init_weight_transfer_engine", init_info)
+
+    def start_weight_update(self) -> None:
+        self._call("start_weight_update")
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        self._call("update_weights", update_info)
+
+    def finish_weight_update(self, weight_version: str) -> None:
+        self._call("finish_weight_update", weight_version)
+
+    def prove_weights(self, weight_version: str, digests: dict[str, int]) -> list[Any]:
+        return [self._call("prove_weights", weight_version, digests)]
+
+
+def rank_process(rank: int, ranks: int, folder: str, meeting: str, engine: Connection, parent: Connection) -> None:
+    """One FSDP2 rank: change, send and prove its masters as the parent says."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from transformers import Qwen2VLForConditionalGeneration
+
+    from rft_cluster.qwen2vl import PolicyModel, shard_units
+    from rft_cluster.weights import PolicyWeights, SharedMemorySender, WeightBroadcast
+
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks)
+    policy = PolicyModel(Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16), [], 1.0)
+    for unit in [*shard_units(policy), policy]:
+        fully_shard(unit, mesh=init_device_mesh("cpu", (ranks,)))
+    policy.float()  # after sharding: whole FP32 masters of a large model would not fit, once for each rank
+    assert {parameter.dtype for parameter in policy.parameters()} == {torch.float32}
+    parent.send("sharded")
+    parent.recv()
+    if rank == 0:
+        assert engine.recv() == "ready"
+    client = PipeClient(engine)
+    weights = PolicyWeights(policy)
+    broadcast = WeightBroadcast(policy, lambda c, source: SharedMemorySender(c, source, one_host=True), client)
+    parent.send(sum(info.nbytes for info in weights.metadata()))
+
+    def change() -> None:
+        for parameter in policy.parameters():
+            parameter.detach().to_local().neg_()  # every weight is another
+
+    def send(version: int) -> dict[str, float]:
+        client.times.clear()
+        dist.barrier()
+        began = time.perf_counter()
+        broadcast.send(version)
+        done = time.perf_counter()
+        if rank:
+            return {"all": done - began}
+        start, load, finish = (client.times[f"{name}_weight{s}"] for name, s in CALLS)
+        return {
+            "write": start[0] - began,
+            "load": load[1] - load[0],
+            "finish": finish[1] - finish[0],
+            "between": (done - began) - (start[0] - began) - (load[1] - load[0]) - (finish[1] - finish[0]),
+            "all": done - began,
+        }
+
+    def prove() -> float:
+        began = time.perf_counter()
+        broadcast.wait()
+        return time.perf_counter() - began
+
+    does: dict[str, Callable[..., Any]] = {"change": change, "send": send, "prove": prove, "digests": weights.digests}
+    while (order := parent.recv()) is not None:
+        parent.send(does[order[0]](*order[1]))
+    os._exit(0)
+
+
+CALLS = (("start", "_update"), ("update", "s"), ("finish", "_update"))
+
+
+# The parent
+
+
+class Service:
+    """Ranks and an engine under way, from the weights in a folder."""
+
+    def __init__(self, engine: Connection, ranks: list[Connection]) -> None:
+        self.engine, self._ranks, self.version = engine, ranks, 0
+        self.nbytes = max(rank.recv() for rank in ranks)
+
+    def all_ranks(self, order: str, *arguments: Any) -> Any:
+        """What rank 0 answers when all have done it."""
+        for rank in self._ranks:
+            rank.send((order, arguments))
+        answers = [rank.recv() for rank in self._ranks]
+        return answers[0]
+
+    def update(self) -> dict[str, float]:
+        """Other weights, sent and proved: seconds of each part."""
+        self.version += 1
+        self.all_ranks("change")
+        seconds = self.all_ranks("send", self.version)
+        return {**seconds, "proof, off the clock": self.all_ranks("prove")}
+
+    def gate(self) -> None:
+        """Hold what the engine computes with against the masters, bit by bit."""
+        sent = self.all_ranks("digests")
+        held = call(self.engine, read_back)
+        wrong = [name for name in sent if held[name] != sent[name]]
+        assert not wrong, f"{len(wrong)} of {len(sent)} tensors in the engine are not the masters, first {wrong[0]}"
+        assert held.keys() - sent.keys() == {HEAD} and held[HEAD] == sent[EMBEDDING]
+
+
+@contextmanager
+def service(folder: Path, ranks: int = RANKS, max_tokens: int = 256, max_pixels: int = PIXELS) -> Iterator[Service]:
+    context = multiprocessing.get_context("spawn")
+    own, theirs = context.Pipe()
+    senders, engines = context.Pipe()
+    parents = [context.Pipe() for _ in range(ranks)]
+    meeting = folder / f"meeting-{os.getpid()}"
+    meeting.unlink(missing_ok=True)
+    os.environ.update(environment(threads=1))
+    workers = [
+        context.Process(target=rank_process, args=(rank, ranks, str(folder), str(meeting), senders, parents[rank][1]))
+        for rank in range(ranks)
+    ]
+    for worker in workers:
+        worker.start()
+    for connection, _ in parents:
+        assert connection.recv() == "sharded"
+    os.environ.update(generator_environment("cpu"))
+    engine = context.Process(target=serve, args=(str(folder), max_tokens, max_pixels, [theirs, engines]))
+    engine.start()
+    assert own.recv() == "ready"
+    for connection, _ in parents:
+        connection.send("connect")
+    try:
+        yield Service(own, [connection for connection, _ in parents])
+    finally:
+        for connection in (*(connection for connection, _ in parents), own):
+            connection.send(None)
+        for worker in (*workers, engine):
+            worker.join()
+        meeting.unlink(missing_ok=True)
+
+
+class Memcpy:
+    """libc's, one thread, between two buffers whose pages are there."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = min(nbytes, MEMCPY_LIMIT)
+        self._source, self._target = (torch.ones(self.nbytes, dtype=torch.uint8) for _ in range(2))
+
+    def __call__(self) -> float:
+        """Bytes a second."""
+        began = time.perf_counter()
+        ctypes.memmove(self._target.data_ptr(), self._source.data_ptr(), self.nbytes)
+        return self.nbytes / (time.perf_counter() - began)
+
+
+def compare(running: Service, repeats: int, warm_up: int = 2) -> dict[str, Any]:
+    """Updates and copies in turns."""
+    for _ in range(warm_up):
+        running.update()
+    running.gate()
+    memcpy = Memcpy(running.nbytes)
+    memcpy()
+    updates, copies = [], []
+    for _ in range(repeats):
+        copies.append(memcpy())
+        updates.append(running.update())
+    copies.append(memcpy())
+    rates = [running.nbytes / update["all"] for update in updates]
+    # Each update against the copies before and after it.
+    ratios = [rate / ((copies[i] + copies[i + 1]) / 2) for i, rate in enumerate(rates)]
+    return {
+        "bytes": running.nbytes,
+        "gate": "all weights that the engine computes with are the BF16 masters, bit by bit",
+        "gb_per_second": spread([rate / 1e9 for rate in rates]),
+        "memcpy_gb_per_second": spread([rate / 1e9 for rate in copies]),
+        "ratio": spread(ratios),
+        "milliseconds": {name: spread([1000 * update[name] for update in updates]) for name in updates[0]},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--json", action="store_true", help="write benchmarks/results/weight_transfer.json")
+    arguments = parser.parse_args()
+    results: dict[str, Any] = {}
+    for size in arguments.sizes:
+        folder = CACHE / f"weight-transfer-{size}"
+        if not (folder / "config.json").exists():
+            build(folder, size)
+        load_average = os.getloadavg()[0]
+        with service(folder) as running:
+            results[size] = {"load_average_before": load_average, **compare(running, arguments.repeats)}
+        show(size, results[size])
+    if arguments.json:
+        save("weight_transfer", as_json({"goal": GOAL, "ranks": RANKS, "sizes": results}))
+
+
+def show(size: str, result: dict[str, Any]) -> None:
+    print(f"{size}: {result['bytes'] / 1e6:.1f} MB, {result['gb_per_second']} GB/s, memcpy "
+          f"{result['memcpy_gb_per_second']} GB/s, ratio {result['ratio']}, goal {GOAL}")  # fmt: skip
+    for name, milliseconds in result["milliseconds"].items():
+        print(f"    {name:22} {milliseconds} ms")
+
+
+if __name__ == "__main__":
+    main()
