@@ -207,7 +207,7 @@ class LearnersSection(Section):
     gpus: float = Field(0, ge=0)
     micro_batch_tokens: int = Field(4096, ge=1)
     """Tokens in one forward of one rank: prompts, each once, and their completions. A larger group is divided."""
-    prompt_cache_gib: float = Field(4, ge=0)
+    prompt_cache_gib: float = Field(1, ge=0)
     """Memory of each rank for images that are ready for the model, so that each is decoded once, not every epoch."""
     gradient_checkpointing: bool = False
     cpu_offload: bool = False
