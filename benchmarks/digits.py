@@ -99,7 +99,7 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Seconds to the goal of each program, and the others' over ours: of the medians over seeds, and of each seed."""
     names = [name for name in runs[0] if name != "seed"]
     seconds = {name: [run[name]["reached_seconds"] for run in runs] for name in names}
-    if None in sum(seconds.values(), []):
+    if any(None in values for values in seconds.values()):
         return {"seconds": seconds}
     medians = {name: median(values) for name, values in seconds.items()}
     return {
