@@ -82,7 +82,9 @@ def measure(config: Config, arms: Sequence[str], rounds: int) -> list[dict[str, 
 
 def summary(rounds: Sequence[dict[str, Turn]]) -> dict[str, Any]:
     """Each program against the service: see `turns.comparison`. `g1`, `g2`: the goals' ratios."""
-    against = {name: comparison(rounds, name, SERVICE) for name in rounds[0] if name != SERVICE}
+    against = {
+        name: comparison(rounds, name, SERVICE) for name in (RAW, *TRL) if any(name in turns for turns in rounds)
+    }
     found: dict[str, Any] = {"completions": COMPLETIONS, "against": against}
     if RAW in against:
         found["g2"] = against[RAW]["ratio"]

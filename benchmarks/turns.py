@@ -180,7 +180,7 @@ def pairs(rounds: Sequence[Mapping[str, Turn]], first: str, second: str) -> tupl
 
     Rounds in which either was disturbed are left out, unless fewer than `REPEATS` would remain: then all are in.
     """
-    found = [(turns[first], turns[second]) for turns in rounds]
+    found = [(turns[first], turns[second]) for turns in rounds if first in turns]
     calm = [pair for pair in found if max(turn.foreign for turn in pair) <= FOREIGN_LIMIT]
     return (calm, True) if len(calm) >= REPEATS else (found, False)
 
