@@ -33,7 +33,7 @@ from rft_cluster.tiny import CHAT_TEMPLATE, SPECIAL_TOKENS
 
 VOCABULARY = 16_384
 QUESTION = Path(__file__).parent / "question.txt"
-IMAGES = 64  # of each size: no step of a run sees one again
+IMAGES = 128  # of each size: no step of a run sees one again
 SIDES = (448, 112)  # pixels: 256 and 16 image tokens
 CONSTANT = 0.3  # of hidden unit 0 at the output, in the units of the other 767, which have about 0.6
 NEVER = -50.0  # the stop tokens' weight for it: about 20 nats
@@ -53,7 +53,7 @@ def bench_model(folder: Path) -> Path:
 
 def bench_images(folder: Path, side: int) -> Path:
     """A folder of two classes, each of `IMAGES / 2` square photographs: random cuts of scikit-learn's two samples."""
-    path = folder / f"photos-{side}"
+    path = folder / f"photos-{IMAGES}-{side}"
     if not path.exists():
         building = temporary_folder(path)
         rng = np.random.default_rng(0)

@@ -55,7 +55,7 @@ def measure(seed: int, rounds: int, every: int, goal: float, arms: Sequence[str]
             f"schedule.evaluate_every={every}",
             "schedule.save_every=0",
             "data.validation=500",
-            "data.test=0",
+            "data.test=200",  # as many are left for the small model's warm start as in the configuration
         ],
     )
     shutil.rmtree(config.run.folder, ignore_errors=True)

@@ -9,7 +9,6 @@ prompts as an update makes the service forget. Pairs that other programs disturb
 """
 
 import argparse
-import json
 import shutil
 import time
 from dataclasses import asdict
@@ -17,9 +16,9 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from benchmarks.bench_model import SIDES
-from benchmarks.common import CACHE, Usage, machine, read_result, spread, write_result
+from benchmarks.common import CACHE, Usage, machine, read_result, write_result
 from benchmarks.speed import RAW, make_config
-from benchmarks.turns import SERVICE, Arm, Turn, pairs, serve_steps
+from benchmarks.turns import SERVICE, Arm, Turn, comparison, serve_steps
 from rft_cluster.cluster import start_cluster
 from rft_cluster.config import Config
 from rft_cluster.generator import Sampling
@@ -45,16 +44,10 @@ def main() -> None:
         for turns in in_turns(make_config(side, WARM + options.rounds), options.rounds):
             measured["rounds"].append({name: asdict(turn) for name, turn in turns.items()})
         rounds = [{name: Turn(**turn) for name, turn in turns.items()} for turns in measured["rounds"]]
-        calm = pairs(rounds, RAW, SERVICE)
-        measured["undisturbed"] = len(calm)
-        if calm:
-            measured["tokens_per_second"] = {
-                RAW: spread([TOKENS / plain.seconds for plain, _ in calm]),
-                SERVICE: spread([TOKENS / ours.seconds for _, ours in calm]),
-            }
-            measured["ratio"] = spread([plain.seconds / ours.seconds for plain, ours in calm])
+        measured |= comparison(rounds, RAW, SERVICE)
+        measured["tokens"] = TOKENS
         write_result("generation", result)
-        print(side, json.dumps({name: measured[name] for name in measured if name != "rounds"}, default=asdict))
+        print(side, {name: measured[name] for name in measured if name != "rounds"}, flush=True)
 
 
 def in_turns(config: Config, rounds: int) -> list[dict[str, Turn]]:

@@ -13,76 +13,73 @@ from benchmarks.common import ROOT, read_result
 from rft_cluster.files import write_text
 
 PAGE, PLOT = ROOT / "docs" / "performance.md", ROOT / "docs" / "performance.svg"
-ARMS = {
+NAMES = {
     "service": "rft_cluster",
-    "raw": "plain script, no service",
+    "plain": "plain script, no service",
     "trl": "TRL, FP32 weights, BF16 computation",
     "trl-bf16": "TRL, all BF16",
-    "trl-fp32": "TRL, FP32",
 }
 Results = dict[str, Any]
+Three = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A row of the table. `read` takes the file's content and gives median, low and high, or raises KeyError."""
+    """A row of the table. `read` takes the file's content and gives median, low and high."""
 
     name: str
     what: str
     least: float
     file: str
-    read: Callable[[Results], tuple[float, float, float]]
+    read: Callable[[Results], Three]
 
     def row(self) -> str:
         found = read_result(self.file)
         try:
-            median, low, high = self.read(found) if found else (None, None, None)
-        except (KeyError, TypeError):
-            median = None
-        if median is None:
+            median, low, high = self.read(found)
+        except (KeyError, TypeError):  # no such file, or that part was not measured
             return f"| {self.name} | {self.what} | {self.least:g} | not measured | |"
         verdict = "met" if median >= self.least else "**missed**"
         return f"| {self.name} | {self.what} | {self.least:g} | {median:.3g} ({low:.3g} to {high:.3g}) | {verdict} |"
 
 
-def three(found: Results) -> tuple[float, float, float]:
+def three(found: Results) -> Three:
     return found["median"], found["low"], found["high"]
 
 
-def digits(found: Results) -> tuple[float, float, float]:
-    """TRL over ours, of the medians; the range is of the seeds."""
-    ours = found["seconds"]["service"]
-    theirs = min((found["seconds"][arm] for arm in found["seconds"] if arm != "service"), key=lambda one: one["median"])
-    return theirs["median"] / ours["median"], theirs["low"] / ours["high"], theirs["high"] / ours["low"]
+def speed(name: str, side: int) -> Callable[[Results], Three]:
+    return lambda found: three(found["sides"][str(side)][name])
 
 
-def overlap(found: Results) -> tuple[float, float, float]:
-    """The worst case of the emulated ones, one step off."""
-    rows = [row for row in found["rows"] if row["max_staleness"] == 1]
-    worst = min(rows, key=lambda row: row["ratio"])
-    return worst["ratio"], *worst["range"]
+def digits(found: Results) -> Three:
+    """Of the medians over the seeds; the range is the seeds'."""
+    (name,) = found["ratio_of_medians"]
+    return found["ratio_of_medians"][name], found["ratios"][name]["low"], found["ratios"][name]["high"]
 
 
-def forward(found: Results) -> tuple[float, float, float]:
-    """Plain over packed in BF16, in processor seconds of one thread, as a share of the ratio of their tokens."""
-    tokens, ratio = found["rows"]["token_ratio"], found["bf16"]["cpu"]["times_as_fast"]["packed"]
-    return tuple(ratio[name] / tokens for name in ("median", "low", "high"))
+def overlap(found: Results) -> Three:
+    """The worst of the emulated cases, one step off."""
+    worst = min((row for row in found["rows"] if row["max_staleness"] == 1), key=lambda row: row["ratio"])
+    return worst["ratio"], worst["range"][0], worst["range"][1]
 
 
-def side(name: str, pixels: int) -> Callable[[Results], tuple[float, float, float]]:
-    return lambda found: three(found["sides"][str(pixels)][name])
+def forward(found: Results) -> Three:
+    """Plain over packed in BF16, as a share of the ratio of their tokens."""
+    plain, packed = (found["bf16"]["summary"][name] for name in ("plain", "packed"))
+    tokens = found["rows"]["token_ratio"]
+    return tuple(plain["median"] / packed[name] / tokens for name in ("median", "high", "low"))
 
 
 GOALS = [
-    Goal("G1", "samples a second / TRL's, images of 448 x 448", 4.0, "speed", side("g1", 448)),
-    Goal("G1", "samples a second / TRL's, images of 112 x 112", 1.2, "speed", side("g1", 112)),
-    Goal("G2", "plain script / wall time of a step, 448 x 448", 0.90, "speed", side("g2", 448)),
-    Goal("G2", "plain script / wall time of a step, 112 x 112", 0.90, "speed", side("g2", 112)),
+    Goal("G1", "samples a second / TRL's, images of 448 x 448", 4.0, "speed", speed("g1", 448)),
+    Goal("G1", "samples a second / TRL's, images of 112 x 112", 1.2, "speed", speed("g1", 112)),
+    Goal("G2", "plain script / wall time of a step, 448 x 448", 0.90, "speed", speed("g2", 448)),
+    Goal("G2", "plain script / wall time of a step, 112 x 112", 0.90, "speed", speed("g2", 112)),
     Goal("G3", "longer role / wall time of a step, one step off, emulated devices", 0.97, "overlap", overlap),
-    Goal("G4", "sampled tokens a second / plain `LLM.generate`, 448 x 448", 0.97, "generation", side("ratio", 448)),
-    Goal("G4", "sampled tokens a second / plain `LLM.generate`, 112 x 112", 0.97, "generation", side("ratio", 112)),
+    Goal("G4", "sampled tokens a second / plain `LLM.generate`, 448 x 448", 0.97, "generation", speed("ratio", 448)),
+    Goal("G4", "sampled tokens a second / plain `LLM.generate`, 112 x 112", 0.97, "generation", speed("ratio", 112)),
     Goal("G5", "learner's gain by the shared prefix / its gain in tokens, BF16", 0.85, "learner_forward", forward),
-    Goal("G7", "TRL's time to 60 % on the digits / ours", 2.0, "digits", digits),
+    Goal("G7", "TRL's time to 60 % on the digits / ours, three seeds", 2.0, "digits", digits),
 ]
 
 
@@ -95,16 +92,17 @@ def speed_table() -> str:
     found = read_result("speed")
     if not found:
         return "Not measured."
-    lines = ["| Images | Program | Seconds a step | Samples a second | generate | learn | transfer |", "|" + "---|" * 7]
-    for pixels, measured in found["sides"].items():
-        for arm, rate in measured["samples_per_second"].items():
-            repeats = [repeat[arm] for repeat in measured["repeats"]]
-            parts = [middle([r[name] for r in repeats if name in r]) for name in ("generate", "learn", "transfer")]
-            seconds = middle([r["seconds"] for r in repeats])
-            lines.append(
-                f"| {pixels} x {pixels} | {ARMS[arm]} | {seconds} | {rate['median']:.3g} ({rate['low']:.3g} to "
-                f"{rate['high']:.3g}) | {' | '.join(parts)} |"
-            )
+    lines = ["| Images | Program | Seconds a step | Ratio | Rounds | Others | Parts, seconds |", "|" + "---|" * 7]
+    for side, measured in found["sides"].items():
+        for name, against in measured["against"].items():
+            for program in (name, "service"):
+                seconds, ratio = against["seconds"][program], against["ratio"]
+                parts = against["parts"][program]
+                stages = ", ".join(f"{part} {parts[part]:.2f}" for part in parts if part not in ("gap", "tokens"))
+                factor = f"{ratio['median']:.3g} ({ratio['low']:.3g} to {ratio['high']:.3g})" if program == name else ""
+                spent = f"{seconds['median']:.2f} ({seconds['low']:.2f} to {seconds['high']:.2f})"
+                repeats = f"{seconds['n']} | {100 * against['foreign']:.0f} %"
+                lines.append(f"| {side} x {side} | {NAMES[program]} | {spent} | {factor} | {repeats} | {stages} |")
     return "\n".join(lines)
 
 
@@ -112,13 +110,16 @@ def digits_table() -> str:
     found = read_result("digits")
     if not found:
         return "Not measured."
-    lines = ["| Seed | Program | Step at 60 % | Seconds to it | Seconds a step | Last accuracy |", "|" + "---|" * 6]
+    lines = ["| Seed | Program | Step at 60 % | Seconds to it | Seconds a step | Best accuracy |", "|" + "---|" * 6]
     for run in found["runs"]:
-        seconds = f"{run['reached_seconds']:.1f}" if run["reached_seconds"] else "not reached"
-        lines.append(
-            f"| {run['seed']} | {ARMS[run['arm']]} | {run['reached_step'] or '-'} | {seconds} | "
-            f"{run['step_seconds']:.2f} | {run['curve'][-1]['accuracy']:.1f} % |"
-        )
+        for name, own in run.items():
+            if name != "seed":
+                seconds = f"{own['reached_seconds']:.1f}" if own["reached_seconds"] else "not reached"
+                best = max(point["accuracy"] for point in own["curve"])
+                lines.append(
+                    f"| {run['seed']} | {NAMES[name]} | {own['reached_step'] or '-'} | {seconds} | "
+                    f"{own['step_seconds']:.2f} | {100 * best:.1f} % |"
+                )
     return "\n".join(lines)
 
 
@@ -150,12 +151,8 @@ def machine_lines() -> str:
     versions = ", ".join(f"{name} {number}" for name, number in box["versions"].items())
     return (
         f"{box['cores']} cores ({box['processor']}; {', '.join(box['instructions'])}), {box['memory_gib']:g} GiB, "
-        f"Python {box['python']}, {versions}."
+        f"{box['openmp']}, Python {box['python']}, {versions}."
     )
-
-
-def middle(values: list[float]) -> str:
-    return f"{sorted(values)[len(values) // 2]:.2f}" if values else ""
 
 
 def plot() -> None:
@@ -165,28 +162,36 @@ def plot() -> None:
     import matplotlib.pyplot as plt
 
     matplotlib.rcParams["svg.hashsalt"] = "rft_cluster"  # the same figures give the same file
-    speed, learned = read_result("speed"), read_result("digits")
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
-    if speed:
-        for index, measured in enumerate(speed["sides"].values()):
-            for place, (arm, rate) in enumerate(measured["samples_per_second"].items()):
-                error = [[rate["median"] - rate["low"]], [rate["high"] - rate["median"]]]
-                label = ARMS[arm] if index == 0 else None
-                left.bar(index + 0.2 * place, rate["median"], 0.18, yerr=error, color=f"C{place}", label=label)
-        left.set_xticks([0.3 + i for i in range(len(speed["sides"]))], [f"{p} x {p} pixels" for p in speed["sides"]])
-        left.set_ylabel("samples a second")
-        left.legend(fontsize=7)
-    if learned:
-        for place, arm in enumerate(dict.fromkeys(run["arm"] for run in learned["runs"])):
-            own = [run for run in learned["runs"] if run["arm"] == arm]
-            for run in own:
-                points = [(0.0, None), *((point["seconds"], point["accuracy"]) for point in run["curve"])][1:]
-                label = ARMS[arm] if run is own[0] else None
-                right.plot(*zip(*points, strict=True), color=f"C{place}", label=label, linewidth=1)
-        right.axhline(learned["goal"], color="grey", linewidth=0.5)
-        right.set_xlabel("seconds of training")
-        right.set_ylabel("digits read, %")
-        right.legend(fontsize=7)
+    colours = {name: f"C{place}" for place, name in enumerate(NAMES)}
+    for index, measured in enumerate((read_result("speed") or {"sides": {}})["sides"].values()):
+        seconds = {name: against["seconds"][name] for name, against in measured["against"].items()}
+        seconds["service"] = next(iter(measured["against"].values()))["seconds"]["service"]
+        for place, name in enumerate(name for name in NAMES if name in seconds):
+            low, middle, high = (measured["completions"] / seconds[name][key] for key in ("high", "median", "low"))
+            left.bar(
+                index + 0.2 * place,
+                middle,
+                0.18,
+                yerr=[[middle - low], [high - middle]],
+                color=colours[name],
+                label=NAMES[name] if index == 0 else None,
+            )
+    sides = list((read_result("speed") or {"sides": {}})["sides"])
+    left.set_xticks([0.3 + index for index in range(len(sides))], [f"{side} x {side} pixels" for side in sides])
+    left.set_ylabel("samples a second")
+    for index, run in enumerate((read_result("digits") or {"runs": []})["runs"]):
+        for name in (name for name in run if name != "seed"):
+            seconds = [point["seconds"] for point in run[name]["curve"]]
+            accuracy = [100 * point["accuracy"] for point in run[name]["curve"]]
+            label = NAMES[name] if index == 0 else None
+            right.plot(seconds, accuracy, color=colours[name], label=label, linewidth=1)
+    right.axhline(60, color="grey", linewidth=0.5)
+    right.set_xlabel("seconds of training")
+    right.set_ylabel("digits read, %")
+    for axes in (left, right):
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(PLOT, metadata={"Date": None})
 

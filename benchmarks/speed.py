@@ -11,12 +11,11 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
-from statistics import median
 from typing import Any
 
 from benchmarks.bench_model import SIDES, bench_images, bench_model
-from benchmarks.common import CACHE, machine, read_result, spread, write_result
-from benchmarks.turns import SERVICE, Arm, Turn, pairs, run_rounds
+from benchmarks.common import CACHE, machine, read_result, write_result
+from benchmarks.turns import SERVICE, Arm, Turn, comparison, run_rounds
 from rft_cluster.config import Config, load_config
 from rft_cluster.prepare import prepare
 
@@ -47,7 +46,8 @@ def main() -> None:
         rounds = [{name: Turn(**turn) for name, turn in turns.items()} for turns in measured["rounds"]]
         measured |= summary(rounds)
         write_result(options.name, result)
-        print(side, json.dumps({name: value for name, value in measured.items() if name != "rounds"}), flush=True)
+        for name, found in measured["against"].items():
+            print(f"{side} {name} / service: {found}", flush=True)
 
 
 def make_config(side: int, steps: int) -> Config:
@@ -81,24 +81,15 @@ def measure(config: Config, arms: Sequence[str], rounds: int) -> list[dict[str, 
 
 
 def summary(rounds: Sequence[dict[str, Turn]]) -> dict[str, Any]:
-    """Samples a second of each, and the ratios, of rounds that nobody disturbed."""
-    found: dict[str, Any] = {"undisturbed": {}, "speedup": {}}
-    for name in rounds[0]:
-        calm = pairs(rounds, name, SERVICE)
-        found["undisturbed"][name] = len(calm)
-        if not calm or name == SERVICE:
-            continue
-        ratios = spread([other.seconds / ours.seconds for other, ours in calm])
-        found["g2" if name == RAW else "speedup"] = ratios if name == RAW else {**found["speedup"], name: ratios}
-    if found["speedup"]:
-        found["g1"] = min(found["speedup"].values(), key=lambda one: one.median)
-    for name in rounds[0]:
-        calm_turns = [own for own, _ in pairs(rounds, name, SERVICE)]
-        if calm_turns:
-            found.setdefault("seconds", {})[name] = spread([turn.seconds for turn in calm_turns])
-            parts = {part: median(turn.said[part] for turn in calm_turns) for part in calm_turns[0].said}
-            idle = median(turn.idle / turn.seconds for turn in calm_turns)
-            found.setdefault("parts", {})[name] = {**parts, "idle_processors": idle}
+    """Each program against the service: see `turns.comparison`. `g1`, `g2`: the goals' ratios."""
+    against = {
+        name: comparison(rounds, name, SERVICE) for name in (RAW, *TRL) if any(name in turns for turns in rounds)
+    }
+    found: dict[str, Any] = {"completions": COMPLETIONS, "against": against}
+    if RAW in against:
+        found["g2"] = against[RAW]["ratio"]
+    if peers := [against[name]["ratio"] for name in against if name in TRL]:
+        found["g1"] = min(peers, key=lambda ratio: ratio.median)
     return found
 
 

@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from multiprocessing.connection import Connection
+from statistics import median
 from typing import Any
 
-from benchmarks.common import ROOT, Usage
+from benchmarks.common import ROOT, Usage, spread
 from rft_cluster import train as loop
 from rft_cluster.config import Config
 from rft_cluster.data.dataset import FewShotDataset
@@ -29,6 +30,7 @@ from rft_cluster.prepare import Task
 
 THREADS = 2
 FOREIGN_LIMIT = 0.05  # share of the machine that others may take in a turn that counts
+REPEATS = 5
 START_TIMEOUT = 300.0
 SERVICE = "service"
 
@@ -173,10 +175,31 @@ def run_rounds(config: Config, task: Task, model_path: str, others: dict[str, Ar
     raise RuntimeError(f"training ended before {warm + count} rounds: schedule.steps is {config.schedule.steps}")
 
 
-def pairs(rounds: Sequence[Mapping[str, Turn]], first: str, second: str) -> list[tuple[Turn, Turn]]:
-    """The turns of two programs in the same round, without rounds in which either was disturbed."""
-    found = [(turns[first], turns[second]) for turns in rounds]
-    return [pair for pair in found if max(turn.foreign for turn in pair) <= FOREIGN_LIMIT]
+def pairs(rounds: Sequence[Mapping[str, Turn]], first: str, second: str) -> tuple[list[tuple[Turn, Turn]], bool]:
+    """The turns of two programs in the same round; true if none of them was disturbed.
+
+    Rounds in which either was disturbed are left out, unless fewer than `REPEATS` would remain: then all are in.
+    """
+    found = [(turns[first], turns[second]) for turns in rounds if first in turns]
+    calm = [pair for pair in found if max(turn.foreign for turn in pair) <= FOREIGN_LIMIT]
+    return (calm, True) if len(calm) >= REPEATS else (found, False)
+
+
+def comparison(rounds: Sequence[Mapping[str, Turn]], first: str, second: str) -> dict[str, Any]:
+    """Seconds of both in the rounds that count, and first / second; what they said of their parts."""
+    chosen, undisturbed = pairs(rounds, first, second)
+    sides = dict(zip((first, second), zip(*chosen, strict=True), strict=True))
+    return {
+        "ratio": spread([one.seconds / other.seconds for one, other in chosen]),
+        "seconds": {name: spread([turn.seconds for turn in turns]) for name, turns in sides.items()},
+        "parts": {
+            name: {part: median(turn.said[part] for turn in turns) for part in turns[0].said}
+            for name, turns in sides.items()
+        },
+        "idle_processors": {name: median(turn.idle / turn.seconds for turn in turns) for name, turns in sides.items()},
+        "undisturbed": undisturbed,
+        "foreign": median(turn.foreign for pair in chosen for turn in pair),
+    }
 
 
 def serve_steps(connection: Connection, step: Callable[[int], dict[str, Any]]) -> None:
