@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from benchmarks.common import spread, write_result
+from benchmarks.common import machine, spread, write_result
 from benchmarks.emulated import EmulatedCluster, Seconds
 from benchmarks.overlap import ROLES, run_steps
 from rft_cluster.config import load_config
@@ -52,7 +52,9 @@ def main() -> None:
     simulated = simulate(rows)
     for row in simulated:
         print(json.dumps(row))
-    write_result("controller", {"role_seconds": 1.0, "steps": STEPS, "rows": rows, "simulated": simulated})
+    write_result(
+        "controller", {"machine": machine(), "role_seconds": 1.0, "steps": STEPS, "rows": rows, "simulated": simulated}
+    )
 
 
 def simulate(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from dataclasses import asdict
 
 import ray
 
-from benchmarks.common import spread, write_result
+from benchmarks.common import machine, spread, write_result
 from benchmarks.emulated import EmulatedCluster, Seconds, examples
 from rft_cluster import train as loop
 from rft_cluster.config import Config, load_config
@@ -50,7 +50,7 @@ def main() -> None:
         for value, ratios in measured.items():
             rows.append({"case": name, **asdict(seconds), "max_staleness": value, "ratio": asdict(spread(ratios))})
             print(json.dumps(rows[-1]), flush=True)
-    write_result("overlap", {"steps": options.steps, "rows": rows})
+    write_result("overlap", {"machine": machine(), "steps": options.steps, "rows": rows})
 
 
 def run_steps(overrides: list[str], cluster: EmulatedCluster) -> tuple[float, float]:
