@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from benchmarks.common import CACHE, machine, read_result, spread, write_result
-from benchmarks.turns import FOREIGN_LIMIT, SERVICE, Arm, Turn, run_rounds
+from benchmarks.common import CACHE, FOREIGN_LIMIT, machine, read_result, spread, write_result
+from benchmarks.turns import SERVICE, Arm, Turn, run_rounds
 from rft_cluster.config import load_config
 from rft_cluster.prepare import base_model_path, prepare
 

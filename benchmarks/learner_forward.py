@@ -22,6 +22,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,10 @@ from torch import Tensor
 from transformers import Qwen2VLForConditionalGeneration
 
 from benchmarks.bench_model import bench_images, bench_model
-from benchmarks.common import CACHE, FOREIGN_LIMIT, RESULTS, ROOT, Usage, environment, machine, spread, write_result
+from benchmarks.common import CACHE, FOREIGN_LIMIT, ROOT, Usage, machine, read_result, spread, write_result
 from benchmarks.plain_forward import plain_logprobs
 from rft_cluster.batching import PromptCache, collate
-from rft_cluster.hardware import hardware
+from rft_cluster.hardware import hardware, openmp_environment
 from rft_cluster.messages import Prompt, TrainingSample
 from rft_cluster.qwen2vl import PolicyModel, PromptEncoder
 
@@ -135,15 +136,17 @@ def gate() -> dict[str, Any]:
 def times(dtype: torch.dtype, repeats: int) -> list[dict[str, dict[str, float]]]:
     """Each round's seconds by the clock, own processor seconds, and the share that others took, of each side."""
     sides = Sides(dtype)
-    usage = Usage(os.getpid())
+    usage = Usage()
     rounds = []
     for _ in range(repeats + 1):
         measured = {}
         for side in SIDES:
             sides.model.zero_grad(set_to_none=True)
             usage.since_last()
+            clock, cpu = time.perf_counter(), time.process_time()
             sides.step(side)
-            measured[side] = dict(zip(("clock", "cpu", "foreign"), usage.since_last(), strict=True))
+            clock, cpu = time.perf_counter() - clock, time.process_time() - cpu
+            measured[side] = {"clock": clock, "cpu": cpu, "foreign": usage.since_last()[1]}
             print(f"  {side} {measured[side]}", flush=True)
         rounds.append(measured)
     return rounds[1:]  # the first warms up
@@ -194,7 +197,9 @@ def rows() -> dict[str, int | float]:
 def child(*stage: str) -> Any:
     """Run a stage in a process of its own; its last line is its result."""
     command = [sys.executable, "-m", "benchmarks.learner_forward", "--stage", *stage]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment(THREADS), stdout=subprocess.PIPE, text=True)
+    own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, **openmp_environment("cpu"), **own}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     last = "null"
     for last in process.stdout:
@@ -245,8 +250,7 @@ def main() -> None:
         print(json.dumps(run_stage(options.stage[0], options.stage[1:])))
         return
 
-    file = RESULTS / "learner_forward.json"
-    result: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    result: dict[str, Any] = read_result("learner_forward") or {}
     result |= {"rows": child("rows"), "gate": child("gate")}
     print({"rows": result["rows"], "gate": result["gate"]}, flush=True)
     for dtype in options.dtypes.split(","):

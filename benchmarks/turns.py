@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection
 from statistics import median
 from typing import Any
 
-from benchmarks.common import ROOT, Usage, spread
+from benchmarks.common import FOREIGN_LIMIT, ROOT, Usage, spread
 from rft_cluster import train as loop
 from rft_cluster.config import Config
 from rft_cluster.data.dataset import FewShotDataset
@@ -29,7 +29,6 @@ from rft_cluster.messages import Example
 from rft_cluster.prepare import Task
 
 THREADS = 2
-FOREIGN_LIMIT = 0.05  # share of the machine that others may take in a turn that counts
 REPEATS = 5
 START_TIMEOUT = 300.0
 SERVICE = "service"
