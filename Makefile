@@ -73,7 +73,7 @@ bench-report: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy rft_cluster
+	$(BIN)/mypy -p rft_cluster -p benchmarks
 
 clean:
 	rm -rf .venv runs

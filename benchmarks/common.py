@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from rft_cluster.files import write_json
-from rft_cluster.hardware import openmp_environment
+from rft_cluster.hardware import native_dtype, openmp_environment
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -33,6 +33,7 @@ def machine() -> dict[str, Any]:
         "processor": cpu.get("model name", platform.processor()),
         "cores": os.cpu_count(),
         "instructions": [name for name in INSTRUCTIONS if name in cpu.get("flags", "").split()],
+        "dtype": native_dtype("cpu"),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},

@@ -82,6 +82,9 @@ class EmulatedLearner:
     def __init__(self, rank: int, seconds: Seconds) -> None:
         self._rank, self._seconds, self._client = rank, seconds, None
 
+    def read_ahead(self, prompts: Sequence[Prompt], step: int) -> None:
+        pass
+
     def update(self, work: Any, step: int) -> dict[str, float]:
         time.sleep(self._seconds.learn)
         tokens = sum(len(sample.token_ids) for update in work for batch in update for sample in batch)

@@ -125,7 +125,13 @@ def as_samples(config: Config, batch: dict[str, Any]) -> list[TrainingSample]:
 def gradient(config: Config, samples: Sequence[TrainingSample], weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The gradient of the learner's loss in FP32, by the parameter's name."""
     encoder = PromptEncoder(str(config.model.path), config.model.min_pixels, config.model.max_pixels)
-    how = (str(config.model.path), config.model, hardware("cpu").attention, [], config.sampling.temperature)
+    how: tuple[Any, ...] = (
+        str(config.model.path),
+        config.model,
+        hardware("cpu").attention,
+        [],
+        config.sampling.temperature,
+    )
     reference, policy = load_policy(*how), load_policy(*how)
     policy.model.load_state_dict(weights)
     algorithm = config.algorithm

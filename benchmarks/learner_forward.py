@@ -24,6 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from transformers import Qwen2VLForConditionalGeneration
 from benchmarks.bench_model import bench_images, bench_model
 from benchmarks.common import CACHE, FOREIGN_LIMIT, ROOT, Usage, machine, read_result, spread, write_result
 from benchmarks.plain_forward import plain_logprobs
-from rft_cluster.batching import PromptCache, collate
+from rft_cluster.batching import Batch, PromptCache, collate
 from rft_cluster.hardware import hardware, openmp_environment
 from rft_cluster.messages import Prompt, TrainingSample
 from rft_cluster.qwen2vl import PolicyModel, PromptEncoder
@@ -84,11 +85,14 @@ class Sides:
     def forwards(self, side: str) -> list[Callable[[], Tensor]]:
         """A function for each forward of a step; it returns the log-probabilities of its completions' tokens."""
         if side == "plain":
-            return [
-                lambda group=group: torch.cat(plain_logprobs(self.model, group, self.encoder, self.forbidden, 1.0))
-                for group in self.groups
-            ]
-        return [lambda batch=batch: self.policy(**batch.inputs())[0] for batch in self.batches[side]]
+            return [partial(self._plain, group) for group in self.groups]
+        return [partial(self._shared, batch) for batch in self.batches[side]]
+
+    def _plain(self, group: list[TrainingSample]) -> Tensor:
+        return torch.cat(plain_logprobs(self.model, group, self.encoder, self.forbidden, 1.0))
+
+    def _shared(self, batch: Batch) -> Tensor:
+        return self.policy(**batch.inputs())[0]
 
     def step(self, side: str) -> Tensor:
         """Forward and backward of all groups; gradients add up. Returns the log-probabilities."""

@@ -1,7 +1,7 @@
 """A step's work without a service: plain vLLM, a plain forward and backward, a plain copy, in one process.
 
 What a careful script would do, and nothing besides: `LLM.generate` with the sampling of `generator.py`; the learner's
-own shared-prefix model, reference model and loss in BF16 with FP32 masters and AdamW, without FSDP, Ray or any proof;
+own shared-prefix model, reference model and loss with FP32 masters and AdamW, without FSDP, Ray or any proof;
 and one memcpy of the BF16 weights. The wall time of the service's step is measured against the sum of the three.
 """
 
@@ -41,7 +41,7 @@ class RawGenerator:
         self._params, self._encoder, self._sampling = SamplingParams, encoder, config.sampling
         self._llm = LLM(
             model=path,
-            dtype="bfloat16",
+            dtype=config.cluster.dtype,
             seed=config.run.seed,
             max_model_len=config.max_model_tokens,
             max_num_seqs=config.generators.max_concurrent,
@@ -101,14 +101,15 @@ def as_groups(prompts: Sequence[Prompt], outputs: Sequence[Any]) -> list[Group]:
 
 
 class RawLearner:
-    """Forward, backward and update in plain torch: BF16 weights compute, FP32 masters are updated."""
+    """Forward, backward and update in plain torch. Where layers compute in BF16, a copy of the FP32 masters does."""
 
     def __init__(self, config: Config, path: str, encoder: PromptEncoder) -> None:
         self._config, self._encoder = config, encoder
         how = (path, config.model, hardware("cpu").attention, encoder.vision_token_ids, config.sampling.temperature)
         self._masters = load_policy(*how)
-        self.policy = in_bf16(self._masters)
-        self._reference = load_reference(*how) if config.algorithm.kl_beta else None
+        compute = getattr(torch, config.cluster.dtype)
+        self.policy = self._masters if compute == torch.float32 else computing_in(compute, copy.deepcopy(self._masters))
+        self._reference = computing_in(compute, load_reference(*how)) if config.algorithm.kl_beta else None
         settings = config.optimizer
         self._optimizer = torch.optim.AdamW(
             self._masters.parameters(),
@@ -149,22 +150,23 @@ class RawLearner:
             terms.loss.backward()
             gap, tokens = gap + terms.sums["logprob_gap"], tokens + terms.sums["tokens"]
         pairs = list(zip(self._masters.parameters(), self.policy.parameters(), strict=True))
-        for master, computing in pairs:
-            master.grad, computing.grad = computing.grad.float(), None
+        if self.policy is not self._masters:
+            for master, computing in pairs:
+                master.grad, computing.grad = computing.grad.float(), None
         torch.nn.utils.clip_grad_norm_(self._masters.parameters(), self._config.optimizer.max_grad_norm)
         self._optimizer.step()
-        with torch.no_grad():
-            for master, computing in pairs:
-                computing.copy_(master)
-                master.grad = None
+        self._optimizer.zero_grad()
+        if self.policy is not self._masters:
+            with torch.no_grad():
+                for master, computing in pairs:
+                    computing.copy_(master)
         return gap / tokens
 
 
-def in_bf16(masters: PolicyModel) -> PolicyModel:
-    """A copy whose parameters are BF16; buffers (the rotary frequencies) stay FP32, as under FSDP."""
-    policy = copy.deepcopy(masters)
+def computing_in(dtype: torch.dtype, policy: PolicyModel) -> PolicyModel:
+    """The policy with parameters of `dtype`; buffers (the rotary frequencies) stay FP32, as under FSDP."""
     for parameter in policy.parameters():
-        parameter.data = parameter.data.bfloat16()
+        parameter.data = parameter.data.to(dtype)
     return policy
 
 

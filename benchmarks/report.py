@@ -16,7 +16,8 @@ PAGE, PLOT = ROOT / "docs" / "performance.md", ROOT / "docs" / "performance.svg"
 NAMES = {
     "service": "rft_cluster",
     "plain": "plain script, no service",
-    "trl": "TRL, FP32 weights, BF16 computation",
+    "trl": "TRL, 8 completions in a forward",
+    "trl-32": "TRL, all 32 in a forward",
     "trl-bf16": "TRL, all BF16",
 }
 Results = dict[str, Any]
@@ -208,10 +209,10 @@ def plot() -> None:
     left.set_ylabel("samples a second")
     for index, run in enumerate((read_result("digits") or {"runs": []})["runs"]):
         for name in (name for name in run if name != "seed"):
-            seconds = [point["seconds"] for point in run[name]["curve"]]
+            clock = [point["seconds"] for point in run[name]["curve"]]
             accuracy = [100 * point["accuracy"] for point in run[name]["curve"]]
             label = NAMES[name] if index == 0 else None
-            right.plot(seconds, accuracy, color=colours[name], label=label, linewidth=1)
+            right.plot(clock, accuracy, color=colours[name], label=label, linewidth=1)
     right.axhline(60, color="grey", linewidth=0.5)
     right.set_xlabel("seconds of training")
     right.set_ylabel("digits read, %")

@@ -17,14 +17,20 @@ from benchmarks.bench_model import SIDES, bench_images, bench_model
 from benchmarks.common import CACHE, machine, read_result, write_result
 from benchmarks.turns import SERVICE, Arm, Turn, comparison, run_rounds
 from rft_cluster.config import Config, load_config
+from rft_cluster.hardware import native_dtype
 from rft_cluster.prepare import prepare
 
 COMPLETIONS = 32
 WARM = 2  # rounds: vLLM's first two batches are slow
 GAP_LIMIT = 0.02  # nats a token between BF16 kernels; stale weights were 0.17
 RAW = "plain"
-# TRL with our precision, and with the one that is fastest here: the faster is what the service is held against.
-TRL = {"trl": ("mixed", 8), "trl-bf16": ("bf16", 32)}
+# TRL in our precision with few and with all rows in a forward, or in all BF16 where that is fast: the fastest is what
+# the service is held against. By what layers compute in.
+PEERS = {
+    "bfloat16": {"trl": ("mixed", 8), "trl-bf16": ("bf16", 32)},
+    "float32": {"trl": ("fp32", 8), "trl-32": ("fp32", 32)},
+}
+TRL = PEERS[native_dtype("cpu")]
 
 
 def main() -> None:

@@ -122,7 +122,7 @@ class Rounds:
             arm = self._others[name]
             self._usage.since_last()
             said = arm.turn(step)
-            self._note(step, name, said.pop("seconds"), lambda pid, own=arm.pid: pid == own, said)
+            self._note(step, name, said.pop("seconds"), arm.pid.__eq__, said)
         self._usage.since_last()
         self._off_the_clock = 0.0
         self._began = time.perf_counter()

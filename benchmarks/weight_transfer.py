@@ -26,8 +26,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from benchmarks.common import CACHE, as_json, environment, save, spread
+from benchmarks.common import CACHE, machine, spread, write_result
 from rft_cluster.generator import environment as generator_environment
+from rft_cluster.hardware import openmp_environment
 
 RANKS = 2
 # Of the language model and of the vision tower: width, layers, inner width.
@@ -107,10 +108,12 @@ def read_back(generator: Any) -> dict[str, int]:
 
     from rft_cluster.digests import tensor_digest
 
+    generator_dtype = generator._llm.model_config.dtype
+
     def unpacked(layer: Any, inputs: int) -> torch.Tensor:
         """[outputs, inputs]: products with the identity are exact, all but one of their terms being 0."""
-        rows = torch.eye(inputs, dtype=torch.bfloat16).split(1024)
-        return torch.cat([layer.cpu_linear(part, layer.weight, None) for part in rows]).t().contiguous()
+        rows = torch.eye(inputs, dtype=generator_dtype).split(1024)
+        return torch.cat([layer.cpu_linear(part, layer.weight, None) for part in rows]).t().bfloat16().contiguous()
 
     def digests() -> dict[str, int]:
         (engine,) = generator._engine.collective_rpc(lambda worker: worker.weight_transfer_engine)
@@ -264,7 +267,7 @@ def service(folder: Path, ranks: int = RANKS, max_tokens: int = 256, max_pixels:
     parents = [context.Pipe() for _ in range(ranks)]
     meeting = folder / f"meeting-{os.getpid()}"
     meeting.unlink(missing_ok=True)
-    os.environ.update(environment(threads=1))
+    os.environ.update({**openmp_environment("cpu"), "OMP_NUM_THREADS": "1"})
     workers = [
         context.Process(target=rank_process, args=(rank, ranks, str(folder), str(meeting), senders, parents[rank][1]))
         for rank in range(ranks)
@@ -344,7 +347,7 @@ def main() -> None:
             results[size] = {"load_average_before": load_average, **compare(running, arguments.repeats)}
         show(size, results[size])
     if arguments.json:
-        save("weight_transfer", as_json({"goal": GOAL, "ranks": RANKS, "sizes": results}))
+        write_result("weight_transfer", {"machine": machine(), "ranks": RANKS, "sizes": results})
 
 
 def show(size: str, result: dict[str, Any]) -> None:

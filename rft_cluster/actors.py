@@ -166,7 +166,7 @@ def combined(answers: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {
         **{name: sum(answer[name] for answer in answers) for name in answers[0]},
         **{name: answers[0][name] for name in ("grad_norm", "learning_rate", "skipped")},
-        "memory_gib": max(answer["memory_gib"] for answer in answers),
+        **{name: max(answer[name] for answer in answers) for name in answers[0] if name.endswith("_gib")},
     }
 
 
@@ -177,6 +177,12 @@ class Learners(ActorGroup):
         name = next(iter(self._handles))
         (rendezvous,) = wait_for({name: first.offer_rendezvous.remote(one_host)}, timeout, "offering a rendezvous")
         self.call_each("join", [(rendezvous, one_host)] * len(self), timeout)
+
+    def read_ahead(self, prompts: Sequence[Prompt], step: int) -> None:
+        """Let all ranks get a step's images ready, without waiting for them."""
+        shared = ray.put(list(prompts))
+        for handle in self.handles:
+            handle.read_ahead.remote(shared, step)
 
     def update(
         self, samples: Sequence[TrainingSample], step: int, updates: int, micro_batch_tokens: int

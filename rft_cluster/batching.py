@@ -8,6 +8,7 @@ micro-batches, since each forward is a collective under FSDP.
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 from typing import Any, Protocol
@@ -23,6 +24,8 @@ from rft_cluster.shared_prefix import PackLayout, pack_layout
 Part = list[TrainingSample]
 # One rank's work in one step: updates, each a list of micro-batches, each a list of samples.
 RankWork = list[list[list[TrainingSample]]]
+# What an encoded prompt depends on: its image's SHA-256 and its text.
+Content = tuple[bytes, str]
 
 
 @dataclass(frozen=True)
@@ -196,26 +199,50 @@ class Encoder(Protocol):
 
 
 class PromptCache:
-    """Encodes prompts, and keeps them by what they contain until they fill `capacity` bytes.
+    """Encodes prompts in a thread of its own, and keeps them by what they contain until they fill `capacity` bytes.
 
     What came first stays: the images come again once an epoch, so that to throw out the oldest would be to throw out
-    each shortly before it is asked for.
+    each shortly before it is asked for. What was read ahead and finds no room is held until its step is over.
     """
 
     def __init__(self, encoder: Encoder, capacity: float) -> None:
         self._encoder = encoder
         self._room = capacity
-        self._encoded: dict[tuple[bytes, str], EncodedPrompt] = {}
+        self._kept: dict[Content, EncodedPrompt] = {}
+        self._ahead: dict[int, dict[Content, Future[EncodedPrompt]]] = {}  # by step
+        self._thread = ThreadPoolExecutor(1, "prompts")  # one: a tokenizer refuses to be used by two at once
+
+    def read_ahead(self, prompts: Iterable[Prompt], step: int) -> None:
+        """Begin to encode what a step will ask for, without waiting."""
+        ahead = self._ahead.setdefault(step, {})
+        for prompt in prompts:
+            content = _content(prompt)
+            if content not in self._kept and self._coming(content) is None:
+                ahead[content] = self._thread.submit(self._encoder.encode, prompt)
+
+    def step_is_over(self, step: int) -> None:
+        """Drop what was read ahead for this step and those before it, and was not asked for or has no room."""
+        for over in [key for key in self._ahead if key <= step]:
+            for coming in self._ahead.pop(over).values():
+                coming.cancel()
 
     def encode(self, prompt: Prompt) -> EncodedPrompt:
-        key = hashlib.sha256(prompt.image).digest(), prompt.text
-        encoded = self._encoded.get(key)
-        if encoded is None:
-            encoded = self._encoder.encode(prompt)
-            if encoded.pixel_values.nbytes <= self._room:
-                self._room -= encoded.pixel_values.nbytes
-                self._encoded[key] = encoded
+        content = _content(prompt)
+        if content in self._kept:
+            return self._kept[content]
+        coming = self._coming(content) or self._thread.submit(self._encoder.encode, prompt)
+        encoded = coming.result()
+        if encoded.pixel_values.nbytes <= self._room:
+            self._room -= encoded.pixel_values.nbytes
+            self._kept[content] = encoded
         return encoded
+
+    def _coming(self, content: Content) -> "Future[EncodedPrompt] | None":
+        return next((ahead[content] for ahead in self._ahead.values() if content in ahead), None)
+
+
+def _content(prompt: Prompt) -> Content:
+    return hashlib.sha256(prompt.image).digest(), prompt.text
 
 
 def collate(samples: Sequence[TrainingSample], encoder: Encoder, positions: Callable[[EncodedPrompt], Tensor]) -> Batch:

@@ -23,14 +23,14 @@ from ray.exceptions import GetTimeoutError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from rft_cluster.actors import Generators, GeneratorsClient, Learners, RewardActor, wait_for
+from rft_cluster.actors import Generators, GeneratorsClient, Learners, RewardActor, Rollout, wait_for
 from rft_cluster.config import ClusterSection, Config
 from rft_cluster.errors import UserError
-from rft_cluster.generator import Generator
+from rft_cluster.generator import Generator, Sampling
 from rft_cluster.generator import environment as generator_environment
 from rft_cluster.hardware import hardware, openmp_environment
 from rft_cluster.learner import Learner
-from rft_cluster.messages import TrainingSample
+from rft_cluster.messages import Prompt, TrainingSample
 from rft_cluster.plan import (
     ActorPlan,
     Bundle,
@@ -56,6 +56,12 @@ class Cluster:
     def __init__(self, generators: Generators, reward: RewardActor, learners: Learners, config: Config) -> None:
         self.generators, self.reward, self.learners = generators, reward, learners
         self._config = config
+
+    def start_rollout(self, prompts: Sequence[Prompt], sampling: Sampling, version: int, step: int) -> Rollout:
+        """Begin a step's completions with weights of `version`, without waiting; the learners get its images ready."""
+        rollout = self.generators.start(prompts, sampling, version, self.reward)
+        self.learners.read_ahead(prompts, step)
+        return rollout
 
     def update(self, samples: Sequence[TrainingSample], step: int) -> dict[str, float]:
         """One step's optimizer updates; see `Learners.update`. On a shared GPU the generators sleep meanwhile."""
@@ -245,7 +251,7 @@ class _Reservation:
     def start_generators(self, model_path: str) -> dict[str, Any]:
         config = self.config
         _, generators, _ = plan_actors(config)
-        devices = hardware(config.cluster.device, config.shares_gpus)
+        devices = hardware(config.cluster.device, config.cluster.dtype, config.shares_gpus)
         environment = generator_environment(config.cluster.device)
         calls = GENERATOR_CALLS + config.schedule.max_staleness
         return {

@@ -18,6 +18,7 @@ from pydantic_core import PydanticCustomError
 from yaml import YAMLError
 
 from rft_cluster.errors import UserError
+from rft_cluster.hardware import native_dtype
 
 CONFIG_FOLDERS = (Path("."), Path("configs"), Path(__file__).parents[1] / "configs")
 
@@ -216,6 +217,9 @@ class LearnersSection(Section):
 
 class ClusterSection(Section):
     device: Literal["cpu", "cuda"] = "cuda"
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """What layers compute in. `auto`: BF16 on GPUs, and on processors that have BF16 instructions; else FP32. Masters
+    are FP32, and weights travel and are exported in BF16, in either case."""
     address: str | None = None
     """A running Ray cluster (`auto` finds it). Left out: RAY_ADDRESS, and without that a local one is started."""
     interface: str | None = None
@@ -224,6 +228,14 @@ class ClusterSection(Section):
     """Seconds until every actor must be ready."""
     step_timeout: float = Field(1800, gt=0)
     """Seconds that any one call to an actor may take."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto_is_decided_here(cls, values: Any) -> Any:
+        """Once for all roles, so that they agree, and the run's record has it."""
+        if isinstance(values, dict) and values.get("dtype", "auto") == "auto":
+            return {**values, "dtype": native_dtype(values.get("device", "cuda"))}
+        return values
 
 
 class Config(Section):
@@ -257,6 +269,8 @@ class Config(Section):
                 f"{self.algorithm.importance_cap:g}: the correction compares log-probabilities that top_k makes "
                 f"incomparable. Set sampling.top_k=0 or algorithm.importance_cap=null"
             )
+        if self.cluster.device == "cuda" and self.cluster.dtype == "float32":
+            raise ValueError("cluster.dtype is float32 but cluster.device is cuda: attention there needs bfloat16")
         if self.cluster.device == "cpu" and self.learners.cpu_offload:
             raise ValueError("learners.cpu_offload moves what is on GPUs: it needs cluster.device cuda")
         shared = self.generators.gpus < 1, self.learners.gpus < 1

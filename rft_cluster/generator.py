@@ -213,7 +213,7 @@ class Generator:
         self._encoder = PromptEncoder(path, model.min_pixels, model.max_pixels, model.trust_remote_code)
         self._llm = LLM(
             model=path,
-            dtype="bfloat16",
+            dtype=hardware.dtype,
             seed=seed,
             max_model_len=max_tokens,
             max_num_seqs=config.max_concurrent,

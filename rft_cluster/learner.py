@@ -1,6 +1,7 @@
 """A learner: one FSDP2 rank, which turns training samples into optimizer updates.
 
-FP32 masters and Adam moments are sharded over the ranks; a layer computes in BF16, gradients are summed in FP32.
+FP32 masters and Adam moments are sharded over the ranks; a layer computes in BF16 (FP32 where a
+processor has no BF16 instructions), gradients are summed in FP32.
 The loss is a sum whose weights come with the samples, so gradients are added over ranks, never averaged: 1, 2 or
 3 ranks, any micro-batch and unequal groups give the same update.
 """
@@ -8,6 +9,9 @@ The loss is a sum whose weights come with the samples, so gradients are added ov
 import os
 import resource
 import tempfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -23,7 +27,7 @@ from rft_cluster.checkpoint import export_model, load_shards, save_shards
 from rft_cluster.config import Config
 from rft_cluster.hardware import hardware
 from rft_cluster.loss import grpo_loss
-from rft_cluster.messages import TrainingSample
+from rft_cluster.messages import Prompt, TrainingSample
 from rft_cluster.qwen2vl import PolicyModel, PromptEncoder, base_model, load_policy, load_reference, shard_units
 from rft_cluster.rendezvous import connections, interface_of, open_store, reach_store
 from rft_cluster.weights import (
@@ -52,7 +56,7 @@ class Learner:
     def __init__(self, path: str, config: Config, rank: int, ranks: int, address: str, threads: int) -> None:
         """Loads the model on the CPU; `join` makes it one of `ranks`. `address` is this host's, as Ray knows it."""
         self._config, self._rank, self._ranks, self._address = config, rank, ranks, address
-        self._hardware = hardware(config.cluster.device, config.shares_gpus)
+        self._hardware = hardware(config.cluster.device, config.cluster.dtype, config.shares_gpus)
         torch.set_num_threads(threads)
         torch.set_flush_denormal(True)  # denormals slow a small model tenfold on CPUs
         self._device = torch.device(self._hardware.device)
@@ -60,6 +64,7 @@ class Learner:
         self._encoder = PromptEncoder(path, model.min_pixels, model.max_pixels, model.trust_remote_code)
         how = (path, model, self._hardware.attention, self._encoder.vision_token_ids, config.sampling.temperature)
         self._prompts = PromptCache(self._encoder, config.learners.prompt_cache_gib * GIB)
+        self._collating = ThreadPoolExecutor(1, "collate")
         self._policy = load_policy(*how)
         if config.learners.gradient_checkpointing:
             self._policy.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -109,7 +114,8 @@ class Learner:
 
     def _shard(self, policy: PolicyModel) -> None:
         mesh = init_device_mesh(self._device.type, (self._ranks,))
-        precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        compute = getattr(torch, self._hardware.dtype)
+        precision = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
         offload = CPUOffloadPolicy() if self._config.learners.cpu_offload else OffloadPolicy()
         for unit in [*shard_units(policy), policy]:
             fully_shard(unit, mesh=mesh, mp_policy=precision, offload_policy=offload)
@@ -120,27 +126,29 @@ class Learner:
 
     # Training
 
+    def read_ahead(self, prompts: Sequence[Prompt], step: int) -> None:
+        """Get a step's images ready while generators still answer. Which are this rank's is not known yet: all."""
+        self._prompts.read_ahead(prompts, step)
+
     def update(self, work: RankWork, step: int) -> dict[str, float]:
         """The optimizer updates of one step on this rank's share of its samples.
 
-        Returns sums over this rank's tokens (see `loss.LossTerms`), `memory_gib` (see `_peak_memory`), and `grad_norm`,
+        Returns sums over this rank's tokens (see `loss.LossTerms`), what `_peak_memory` says, and `grad_norm`,
         `learning_rate` and `skipped` (updates whose gradient was not finite), which are the same on all ranks.
         """
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+        held = self._held_memory()
         settings, algorithm = self._config.optimizer, self._config.algorithm
         factor = learning_rate_factor(step, settings.warmup_steps, self._config.schedule.steps)
         for group in self._optimizer.param_groups:
             group["lr"] = settings.learning_rate * factor
-        batches = [[self._collate(samples) for samples in update] for update in work]
         # With one update a step the old policy is the current one: its log-probabilities need no forward.
         old = None
         if len(work) > 1:
-            old = [[self._logprobs(self._policy, batch) for batch in update] for update in batches]
+            old = [[self._logprobs(self._policy, batch) for batch in self._batches(update)] for update in work]
 
         sums: dict[str, float] = {"skipped": 0.0, "grad_norm": 0.0}
-        for i, update in enumerate(batches):
-            for j, batch in enumerate(update):
+        for i, update in enumerate(work):
+            for j, batch in enumerate(self._batches(update)):
                 reference = self._reference_logprobs(batch) if algorithm.kl_beta else None
                 logprobs, entropy = self._policy(**batch.inputs())
                 terms = grpo_loss(
@@ -167,13 +175,34 @@ class Learner:
                 # The norm is a sum over all ranks: all of them skip, or none.
                 sums["skipped"] += 1
             self._optimizer.zero_grad()
-        return {**sums, "learning_rate": settings.learning_rate * factor, "memory_gib": self._peak_memory()}
+        self._prompts.step_is_over(step)
+        return {**sums, "learning_rate": settings.learning_rate * factor, **self._peak_memory(held)}
 
-    def _peak_memory(self) -> float:
-        """GiB: of the GPU's memory in this step, or of a CPU process in all its life."""
-        if self._device.type == "cuda":
-            return torch.cuda.max_memory_allocated() / GIB
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+    def _held_memory(self) -> int:
+        """Bytes of a GPU's memory that are held before a step; the record of the peak begins again."""
+        if self._device.type != "cuda":
+            return 0
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+
+    def _peak_memory(self, held: int) -> dict[str, float]:
+        """GiB. Of a GPU in this step: the most at once, `memory_gib`, and how much of that the step itself took,
+        `activation_gib` (with gradients, and the optimizer's moments in the first step). Of a CPU process, which keeps
+        what it was given once: the most in all its life."""
+        if self._device.type != "cuda":
+            return {"memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB}
+        peak = torch.cuda.max_memory_allocated()
+        return {"memory_gib": peak / GIB, "activation_gib": (peak - held) / GIB}
+
+    def _batches(self, update: Sequence[list[TrainingSample]]) -> Iterator[Batch]:
+        """An update's batches on the device; each is made while the one before it is computed with."""
+        coming: deque[Future[Batch]] = deque()
+        for samples in update:
+            coming.append(self._collating.submit(self._collate, samples))
+            if len(coming) > 1:
+                yield coming.popleft().result()
+        if coming:
+            yield coming.popleft().result()
 
     def _collate(self, samples: list[TrainingSample]) -> Batch:
         return collate(samples, self._prompts, self._policy.prompt_positions).to(self._device)

@@ -131,7 +131,8 @@ def load_parameter(parameter: EngineParameter, tensors: Mapping[str, Tensor]) ->
             rows.copy_(tensor)
         return
     layer = parameter.layer
-    setattr(layer, parameter.leaf, nn.Parameter(joined(sent), requires_grad=False))
+    weight = joined(sent).to(parameter.value.dtype)
+    setattr(layer, parameter.leaf, nn.Parameter(weight, requires_grad=False))
     layer.quant_method.process_weights_after_loading(layer)  # packs, and gives the parameter up
     if not parameter.packed:
         raise WeightTransferError(f"the engine kept {parameter.name} as it came, which it packed when it started")

@@ -149,6 +149,11 @@ class MatrixPatchEmbed(PatchEmbed):
         return F.linear(hidden_states.to(weight.dtype), weight.flatten(1))
 
 
+def multiply_patches(model: Qwen2VLForConditionalGeneration) -> None:
+    """Have the vision tower embed its patches by a matrix product."""
+    model.model.visual.patch_embed.__class__ = MatrixPatchEmbed
+
+
 class PolicyModel(nn.Module):
     """Qwen2-VL whose forward gives the log-probabilities of given completion tokens.
 
@@ -158,7 +163,7 @@ class PolicyModel(nn.Module):
 
     def __init__(self, model: Qwen2VLForConditionalGeneration, forbidden: list[int], temperature: float) -> None:
         super().__init__()
-        model.model.visual.patch_embed.__class__ = MatrixPatchEmbed
+        multiply_patches(model)
         self.model = model
         self.temperature = temperature
         self.forbidden = forbidden

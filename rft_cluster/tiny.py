@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +48,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from transformers.utils import logging as hf_logging
 
 from rft_cluster.errors import UserError
+from rft_cluster.qwen2vl import multiply_patches
 from rft_cluster.rewards.format import asks_for_thinking
 
 RECIPE_VERSION = 2  # part of the cache key: raise it with every change that alters what is built
@@ -336,6 +338,7 @@ def warm_start(
     place_head = torch.nn.Linear(model.config.text_config.hidden_size, pool.places.shape[1])
     optimizer = torch.optim.AdamW([*model.parameters(), *place_head.parameters()], weight_decay=0.01)
     model.train()
+    multiply_patches(model)
     for step in _timed(steps, report):
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1, (step + 1) / 20) * (1 - step / steps)
@@ -345,7 +348,10 @@ def warm_start(
             (f"<think>{thought}</think>" if thinks else "") + f"<answer>{name}</answer><|im_end|>"
             for thought, name in zip(drawn.thoughts, said, strict=True)
         ]
-        batch = processor(text=[prompt + w for w in written], images=drawn.images, return_tensors="pt")
+        # Which tokens are the image's is told faster here: the processor takes a third of all the time for it.
+        quick: Any = {"return_tensors": "pt", "text_kwargs": {"return_mm_token_type_ids": False}}
+        batch = processor(text=[prompt + w for w in written], images=drawn.images, **quick)
+        batch["mm_token_type_ids"] = (batch["input_ids"] == model.config.image_token_id).long()
         target = batch["input_ids"][:, -length:].clone()
         # Some think words are swapped for another image's, in what is read and not in what is to be written:
         # the next token must follow from image and position, also after words that exploration brings.

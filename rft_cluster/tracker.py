@@ -82,7 +82,7 @@ def step_metrics(
         **means,
         **{
             name: learner[name]
-            for name in ("loss", "grad_norm", "learning_rate", "skipped", "memory_gib")
+            for name in ("loss", "grad_norm", "learning_rate", "skipped", "memory_gib", "activation_gib")
             if name in learner
         },
         "completion_tokens": tokens / len(completions),

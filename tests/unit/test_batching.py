@@ -1,3 +1,4 @@
+import threading
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import chain, product
@@ -304,3 +305,65 @@ def test_the_cache_keeps_what_came_first_within_its_bytes():
         for one in order:
             cache.encode(one)
     assert encoder.asked == ["a", "a", "b", "a", "a"], "only the second has no room"
+
+
+# --- prompts that are read ahead
+
+
+class HeldUp(Encoder):
+    """Encodes nothing before it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = threading.Event()
+
+    def encode(self, prompt: Prompt) -> EncodedPrompt:
+        assert self.go.wait(10)
+        return super().encode(prompt)
+
+
+def test_what_was_read_ahead_is_encoded_once_and_nobody_waits_for_it_before():
+    encoder = HeldUp()
+    cache = PromptCache(encoder, 0)  # no room: nothing is kept
+    one, two = seen("a", b"1"), seen("b", b"2")
+    cache.read_ahead([one, two], step=3)
+    cache.read_ahead([two], step=4)
+    assert encoder.asked == []
+    encoder.go.set()
+    first = cache.encode(one)
+    assert first.token_ids == PROMPTS["a"]
+    assert cache.encode(replace(one, prompt_id="b")) is first
+    assert cache.encode(two).token_ids == PROMPTS["b"]
+    assert encoder.asked == ["a", "b"]
+
+
+def test_what_was_read_ahead_goes_with_its_step_and_later_steps_stay():
+    encoder = Encoder()
+    cache = PromptCache(encoder, 0)
+    now, next_one = seen("a", b"1"), seen("b", b"2")
+    cache.read_ahead([now], step=3)
+    cache.read_ahead([next_one], step=4)
+    cache.encode(now)
+    cache.step_is_over(3)
+    cache.encode(next_one)
+    assert encoder.asked == ["a", "b"]
+    cache.encode(now)
+    assert encoder.asked == ["a", "b", "a"]
+
+
+def test_what_is_not_asked_for_any_more_is_not_encoded():
+    encoder = HeldUp()
+    cache = PromptCache(encoder, 1e6)
+    cache.read_ahead([seen("a", b"1"), seen("a", b"2"), seen("a", b"3")], step=0)  # the first is being encoded
+    cache.step_is_over(0)
+    encoder.go.set()
+    assert cache.encode(seen("b", b"4")).token_ids == PROMPTS["b"]
+    assert encoder.asked in (["a", "b"], ["b"])  # "b" alone where the thread had not begun
+
+
+def test_what_cannot_be_encoded_says_so_when_it_is_asked_for():
+    cache = PromptCache(Encoder(), 1e6)
+    unknown = seen("c", b"1")
+    cache.read_ahead([unknown], step=0)
+    with pytest.raises(ValueError, match="substring"):
+        cache.encode(unknown)

@@ -171,7 +171,7 @@ def test_actors_with_gpus_of_their_own_start_together_and_never_sleep(recorded: 
 def test_weights_of_a_shared_gpu_go_by_cuda_ipc(overrides: list[str], shares: bool, transfer: str):
     config = load_config("digits", overrides)
     assert config.shares_gpus is shares
-    assert hardware(config.cluster.device, config.shares_gpus).transfer == transfer
+    assert hardware(config.cluster.device, shares_gpus=config.shares_gpus).transfer == transfer
 
 
 class Engine:

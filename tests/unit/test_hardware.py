@@ -1,0 +1,40 @@
+import pytest
+
+from rft_cluster import hardware as module
+from rft_cluster.config import load_config
+from rft_cluster.errors import UserError
+from rft_cluster.hardware import hardware, native_dtype
+
+CPUS = {
+    "a laptop": ("processor\t: 0\nflags\t\t: fpu sse2 avx avx2 fma f16c bmi2\n", "float32"),
+    "a server without BF16": ("flags\t\t: avx2 avx512f avx512bw avx512vl avx512_vnni\n", "float32"),
+    "AMD since Zen 4": ("flags\t\t: avx2 avx512f avx512_bf16\n", "bfloat16"),
+    "Intel with AMX": ("flags\t\t: avx2 avx512f amx_bf16 amx_tile\n", "bfloat16"),
+    "ARM": ("Features\t: fp asimd sve i8mm bf16\n", "bfloat16"),
+    "no such file": ("", "float32"),
+}
+
+
+@pytest.mark.parametrize(("cpuinfo", "dtype"), CPUS.values(), ids=CPUS)
+def test_layers_compute_in_bf16_where_the_processor_does(cpuinfo: str, dtype: str):
+    assert native_dtype("cpu", cpuinfo) == dtype
+    assert native_dtype("cuda", cpuinfo) == "bfloat16"
+
+
+@pytest.fixture
+def laptop(tmp_path, monkeypatch) -> None:
+    (tmp_path / "cpuinfo").write_text(CPUS["a laptop"][0])
+    monkeypatch.setattr(module, "CPUINFO", tmp_path / "cpuinfo")
+
+
+def test_a_configuration_decides_once_and_has_it_in_its_record(laptop: None):
+    assert hardware("cpu").dtype == "float32"
+    assert load_config("digits", []).model_dump(mode="json")["cluster"]["dtype"] == "float32"
+    assert load_config("digits", ["cluster.dtype=auto"]).cluster.dtype == "float32"
+    assert load_config("digits", ["cluster.dtype=bfloat16"]).cluster.dtype == "bfloat16"
+    assert load_config("flower102", []).cluster.dtype == "bfloat16"
+
+
+def test_gpus_compute_in_bf16():
+    with pytest.raises(UserError, match=r"cluster\.dtype is float32 but cluster\.device is cuda"):
+        load_config("flower102", ["cluster.dtype=float32"])
