@@ -16,10 +16,10 @@ PAGE, PLOT = ROOT / "docs" / "performance.md", ROOT / "docs" / "performance.svg"
 NAMES = {
     "service": "rft_cluster",
     "plain": "plain script, no service",
-    "trl": "TRL, 8 completions in a forward",
-    "trl-32": "TRL, all 32 in a forward",
+    "trl": "TRL",
     "trl-bf16": "TRL, all BF16",
 }
+FORWARD = "learner_forward"
 Results = dict[str, Any]
 Three = tuple[float, float, float]
 
@@ -70,20 +70,28 @@ def controller(found: Results) -> Three:
     return 10 / cost["median"], 10 / cost["high"], 10 / cost["low"]
 
 
-def forward(found: Results) -> Three:
-    """How many times as fast the packed learner is as the plain one, in BF16 and processor time."""
-    return three(found["bf16"]["cpu"]["times_as_fast"]["packed"])
+def transfer(size: str) -> Callable[[Results], Three]:
+    return lambda found: three(found["sizes"][size]["ratio"])
 
 
-def forward_by_tokens(found: Results) -> Three:
+def forward(dtype: str) -> Callable[[Results], Three]:
+    """How many times as fast the packed learner is as the plain one, in processor time."""
+    return lambda found: three(found[dtype]["cpu"]["times_as_fast"]["packed"])
+
+
+def forward_by_tokens(dtype: str) -> Callable[[Results], Three]:
     """The same as a share of the ratio of their tokens."""
-    median, low, high = (value / found["rows"]["token_ratio"] for value in forward(found))
-    return median, low, high
+
+    def read(found: Results) -> Three:
+        median, low, high = (value / found["rows"]["token_ratio"] for value in forward(dtype)(found))
+        return median, low, high
+
+    return read
 
 
-def forward_memory(found: Results) -> Three:
+def forward_memory(dtype: str) -> Callable[[Results], Three]:
     """One measurement, so without a range."""
-    return (found["bf16"]["memory_ratio"],) * 3
+    return lambda found: (found[dtype]["memory_ratio"],) * 3
 
 
 GOALS = [
@@ -94,10 +102,17 @@ GOALS = [
     Goal("G3", "longer role / wall time of a step, one step off, emulated devices", 0.97, "overlap", overlap),
     Goal("G4", "sampled tokens a second / plain `LLM.generate`, 448 x 448", 0.97, "generation", speed("ratio", 448)),
     Goal("G4", "sampled tokens a second / plain `LLM.generate`, 112 x 112", 0.97, "generation", speed("ratio", 112)),
-    Goal("G5", "plain learner / shared-prefix learner, 448 x 448, BF16", 3.0, "learner_forward", forward),
-    Goal("G5", "the same as a share of the ratio of tokens", 0.85, "learner_forward", forward_by_tokens),
+    Goal("G5", "plain learner / shared prefix, 448 x 448, FP32", 3.0, FORWARD, forward("fp32")),
+    Goal("G5", "the same as a share of the ratio of tokens", 0.85, FORWARD, forward_by_tokens("fp32")),
+    Goal("G5", "plain learner / shared prefix, 448 x 448, BF16", 3.0, FORWARD, forward("bf16")),
+    Goal("G5", "the same as a share of the ratio of tokens", 0.85, FORWARD, forward_by_tokens("bf16")),
+    Goal(
+        "G6", "weights into an engine, bytes a second / memcpy, 426 MB", 0.30, "weight_transfer", transfer("medium")
+    ),
+    Goal("G6", "the same, 2.4 MB", 0.30, "weight_transfer", transfer("tiny")),
     Goal("G7", "TRL's time to 60 % on the digits / ours, three seeds", 2.0, "digits", digits),
-    Goal("G8", "memory of a learner's step, plain / shared prefix, 448 x 448", 3.0, "learner_forward", forward_memory),
+    Goal("G8", "memory of a learner's step, plain / shared prefix, FP32", 3.0, FORWARD, forward_memory("fp32")),
+    Goal("G8", "memory of a learner's step, plain / shared prefix, BF16", 3.0, FORWARD, forward_memory("bf16")),
     Goal("", "10 ms / what a step costs beyond its roles, the dearest case", 1.0, "controller", controller),
 ]
 
@@ -159,6 +174,48 @@ def forward_table() -> str:
                 f"| {dtype.upper()} | {side} | {seconds['median']:.3g} ({seconds['low']:.3g} to {seconds['high']:.3g}) "
                 f"| {times} | {measured['memory_mib'][side]['step']:.0f} |"
             )
+    return "\n".join(lines)
+
+
+def transfer_table() -> str:
+    """Milliseconds of an update's parts."""
+    found = read_result("weight_transfer")
+    if not found:
+        return "Not measured."
+    parts = list(next(iter(found["sizes"].values()))["milliseconds"])
+    lines = [f"| MB | {' | '.join(parts)} | GB/s | memcpy's |", "|" + "---|" * (len(parts) + 3)]
+    for measured in found["sizes"].values():
+        spent = [f"{measured['milliseconds'][part]['median']:.1f}" for part in parts]
+        rates = [f"{measured[name]['median']:.2f}" for name in ("gb_per_second", "memcpy_gb_per_second")]
+        lines.append(f"| {measured['bytes'] / 1e6:.1f} | {' | '.join([*spent, *rates])} |")
+    return "\n".join(lines)
+
+
+def roles_table() -> str:
+    """Of emulated roles: overlap, and what a step costs beyond its roles."""
+    overlapped, costs = read_result("overlap"), read_result("controller")
+    if not (overlapped and costs):
+        return "Not measured."
+    lines = ["| Generating, learning, transfer, s | `max_staleness` | Longer role / wall |", "|" + "---|" * 3]
+    for row in overlapped["rows"]:
+        ratio = row["ratio"]
+        lines.append(
+            f"| {row['generate']:g}, {row['learn']:g}, {row['transfer']:g} | {row['max_staleness']} | "
+            f"{ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f}) |"
+        )
+    lines += ["", "| Generators | Learners | Prompts | Beyond the roles, ms | Driver's processor time, ms |"]
+    lines.append("|" + "---|" * 5)
+    for row in costs["rows"]:
+        beyond, cpu = row["beyond_roles_ms"], row["driver_cpu_ms"]
+        lines.append(
+            f"| {row['generators']} | {row['learners']} | {row['prompts']} | "
+            f"{beyond['median']:.1f} ({beyond['low']:.1f} to {beyond['high']:.1f}) | "
+            f"{cpu['median']:.1f} ({cpu['low']:.1f} to {cpu['high']:.1f}) |"
+        )
+    learners = costs["rows"][0]["learners"]
+    for row in costs["simulated"]:
+        simulated = f"{row['driver_cpu_ms']:.0f}, simulated"
+        lines.append(f"| {row['generators']} | {learners} | {row['prompts']} | | {simulated} |")
     return "\n".join(lines)
 
 
@@ -226,7 +283,7 @@ def plot() -> None:
 def main() -> None:
     text = PAGE.read_text()
     parts = {"goals": goals_table, "speed": speed_table, "forward": forward_table, "digits": digits_table}
-    parts |= {"machine": machine_lines, "plot": plot_line}
+    parts |= {"machine": machine_lines, "plot": plot_line, "transfer": transfer_table, "roles": roles_table}
     for name, make in parts.items():
         start, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
         head, rest = text.split(start)

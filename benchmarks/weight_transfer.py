@@ -335,7 +335,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--json", action="store_true", help="write benchmarks/results/weight_transfer.json")
     arguments = parser.parse_args()
     results: dict[str, Any] = {}
     for size in arguments.sizes:
@@ -346,7 +345,6 @@ def main() -> None:
         with service(folder) as running:
             results[size] = {"load_average_before": load_average, **compare(running, arguments.repeats)}
         show(size, results[size])
-    if arguments.json:
         write_result("weight_transfer", {"machine": machine(), "ranks": RANKS, "sizes": results})
 
 
