@@ -106,9 +106,7 @@ GOALS = [
     Goal("G5", "the same as a share of the ratio of tokens", 0.85, FORWARD, forward_by_tokens("fp32")),
     Goal("G5", "plain learner / shared prefix, 448 x 448, BF16", 3.0, FORWARD, forward("bf16")),
     Goal("G5", "the same as a share of the ratio of tokens", 0.85, FORWARD, forward_by_tokens("bf16")),
-    Goal(
-        "G6", "weights into an engine, bytes a second / memcpy, 426 MB", 0.30, "weight_transfer", transfer("medium")
-    ),
+    Goal("G6", "weights into an engine, bytes a second / memcpy, 426 MB", 0.30, "weight_transfer", transfer("medium")),
     Goal("G6", "the same, 2.4 MB", 0.30, "weight_transfer", transfer("tiny")),
     Goal("G7", "TRL's time to 60 % on the digits / ours, three seeds", 2.0, "digits", digits),
     Goal("G8", "memory of a learner's step, plain / shared prefix, FP32", 3.0, FORWARD, forward_memory("fp32")),
