@@ -39,7 +39,7 @@ class EmulatedGenerator:
         self._seconds, self._version, self._updating = seconds, 0, threading.Event()
 
     def generate(self, prompts: Sequence[Prompt], sampling: Any, version: int) -> list[Group]:
-        if version != self._version:
+        if version > self._version:
             raise RuntimeError(f"asked for version {version}, holds {self._version}")
         left = self._seconds
         while left > 0:
@@ -115,9 +115,10 @@ class EmulatedCluster:
     """Stands in for `start_cluster`: generators and learners sleep, rewards are scored as ever. Started once."""
 
     def __init__(self, config: Config, seconds: Seconds) -> None:
-        from rft_cluster.actors import Generators, GeneratorsClient, Learners, RewardActor
+        from rft_cluster.actors import ActorGroup, GeneratorsClient, Learners, RewardActor
         from rft_cluster.cluster import Cluster
         from rft_cluster.plan import plan_actors
+        from rft_cluster.rollouts import Generators
         from rft_cluster.scorer import Scorer
 
         learners, generators, _ = plan_actors(config)
@@ -134,12 +135,12 @@ class EmulatedCluster:
         self._handles = [*generator_handles.values(), *learner_handles.values(), reward]
         ray.get([handle.__ray_ready__.remote() for handle in self._handles], timeout=600)
         self._cluster = Cluster(
-            Generators(generator_handles, 600),
+            Generators(generator_handles, 600, config.generators.max_concurrent),
             RewardActor({"reward": reward}, 600),
             Learners(learner_handles, 600),
             config,
         )
-        client = GeneratorsClient(self._cluster.generators, ["here"] * len(generator_handles), 1, "here")
+        client = GeneratorsClient(ActorGroup(generator_handles, 600), ["here"] * len(generator_handles), 1, "here")
         self._cluster.learners.call_all("connect_generators", client)
 
     @contextmanager

@@ -20,7 +20,8 @@ from benchmarks.turns import serve_steps
 from rft_cluster.advantages import group_advantages
 from rft_cluster.batching import build_samples, collate, split_work
 from rft_cluster.config import Config
-from rft_cluster.generator import CPU_BATCHED_TOKENS, ENVIRONMENT, FORBIDDEN_BIAS, MM_CACHE_GIB
+from rft_cluster.engine import CPU_BATCHED_TOKENS, ENVIRONMENT, MM_CACHE_GIB
+from rft_cluster.generator import FORBIDDEN_BIAS
 from rft_cluster.hardware import hardware
 from rft_cluster.loss import grpo_loss
 from rft_cluster.messages import Completion, Group, Prompt

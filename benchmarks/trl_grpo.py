@@ -23,8 +23,8 @@ from transformers import AutoProcessor, Qwen2VLForConditionalGeneration, Trainer
 from trl import GRPOConfig, GRPOTrainer
 
 from rft_cluster.config import Config, load_config
+from rft_cluster.engine import ENVIRONMENT
 from rft_cluster.evaluation import summarise
-from rft_cluster.generator import ENVIRONMENT
 from rft_cluster.messages import Completion, Example, Group, Prompt
 from rft_cluster.prepare import Task, base_model_path, prepare
 from rft_cluster.prompts import make_prompts

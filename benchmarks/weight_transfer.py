@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.common import CACHE, machine, spread, write_result
-from rft_cluster.generator import environment as generator_environment
+from rft_cluster.engine import environment as generator_environment
 from rft_cluster.hardware import openmp_environment
 
 RANKS = 2

@@ -1,9 +1,10 @@
-"""Groups of Ray actors as the loop sees them: fan-out, gathering, deadlines, and who is to blame."""
+"""Groups of Ray actors as the loop sees them: fan-out, gathering, deadlines, and who is to blame.
 
-import heapq
+What generators write, and when, is in `rollouts.py`.
+"""
+
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from rft_cluster.batching import split_work
 from rft_cluster.errors import UserError
 from rft_cluster.files import publish, temporary_folder, write_json
-from rft_cluster.generator import Sampling
-from rft_cluster.messages import Group, Prompt, Reward, TrainingSample, WeightRecord
+from rft_cluster.messages import Prompt, TrainingSample, WeightRecord
 from rft_cluster.weights import nccl_init_infos
 
 
@@ -24,17 +24,17 @@ class ClusterError(RuntimeError):
     """An actor died or did not answer in time; the message names it and the call."""
 
 
-def wait_for(calls: dict[str, Any], timeout: float, doing: str) -> list[Any]:
-    """The results of `calls` (actor name -> reference), in their order.
+def wait_for(calls: Mapping[ray.ObjectRef, str], timeout: float, doing: str) -> list[Any]:
+    """The results of `calls` (reference -> actor's name), in their order.
 
     Raises:
         ClusterError: an actor died, or the deadline passed. What an actor itself raised comes as it is.
     """
     try:
-        return ray.get(list(calls.values()), timeout=timeout)
+        return ray.get(list(calls), timeout=timeout)
     except GetTimeoutError as error:
-        ready, _ = ray.wait(list(calls.values()), num_returns=len(calls), timeout=0)
-        late = [name for name, reference in calls.items() if reference not in ready]
+        ready, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
+        late = dict.fromkeys(name for reference, name in calls.items() if reference not in ready)
         raise ClusterError(f"{', '.join(late)}: no answer to '{doing}' within {timeout:g} s") from error
     except RayTaskError as error:
         if isinstance(error.cause, UserError):
@@ -65,7 +65,7 @@ class ActorGroup:
     def call_each(self, method: str, arguments: Sequence[tuple[Any, ...]], timeout: float | None = None) -> list[Any]:
         """Call a method of every actor, each with its own arguments."""
         calls = {
-            name: getattr(handle, method).remote(*own)
+            getattr(handle, method).remote(*own): name
             for (name, handle), own in zip(self._handles.items(), arguments, strict=True)
         }
         return wait_for(calls, timeout or self._timeout, method)
@@ -75,90 +75,6 @@ class RewardActor(ActorGroup):
     def score(self, groups: ray.ObjectRef, completions: int) -> ray.ObjectRef:
         """The rewards of groups that are under way, of a step of `completions`: scored as soon as they are written."""
         return self.handles[0].score.remote(groups, completions)
-
-
-@dataclass(frozen=True)
-class _Share:
-    """What one generator writes of a rollout: the prompts at `indices`."""
-
-    generator: str
-    indices: list[int]
-    groups: ray.ObjectRef
-    rewards: ray.ObjectRef | None
-
-
-class Rollout:
-    """Completions under way, and their rewards."""
-
-    def __init__(self, shares: Sequence[_Share], timeout: float) -> None:
-        self._shares, self._timeout = shares, timeout
-
-    def wait(self) -> tuple[list[Group], list[list[Reward]]]:
-        """The groups in the order of their prompts, and the rewards of each; no rewards if none were asked for."""
-        groups = wait_for({share.generator: share.groups for share in self._shares}, self._timeout, "generate")
-        scored = {f"the reward of {share.generator}": share.rewards for share in self._shares if share.rewards}
-        rewards = wait_for(scored, self._timeout, "score")
-        return self._in_order(groups), self._in_order(rewards)
-
-    def _in_order(self, answers: Sequence[Sequence[Any]]) -> list[Any]:
-        placed = {
-            index: part
-            for share, answer in zip(self._shares, answers, strict=False)
-            for index, part in zip(share.indices, answer, strict=True)
-        }
-        return [placed[index] for index in sorted(placed)]
-
-
-class Generators(ActorGroup):
-    def __init__(self, handles: dict[str, ActorHandle], timeout: float) -> None:
-        super().__init__(handles, timeout)
-        self._under_way: dict[ray.ObjectRef, tuple[str, int]] = {}
-
-    def start(
-        self, prompts: Sequence[Prompt], sampling: Sampling, version: int, reward: RewardActor | None = None
-    ) -> Rollout:
-        """Begin to write completions with weights of `version`, and to score them, without waiting.
-
-        Each prompt goes to the generator that has the fewest under way, so that one which is slow gets fewer. Who
-        writes what changes nothing else: seeds hang on prompts, and groups come in their order.
-        """
-        shares, completions = [], len(prompts) * sampling.group_size
-        for name, indices in self._deal(len(prompts)).items():
-            own = [prompts[index] for index in indices]
-            groups = self._handles[name].generate.remote(own, sampling, version)
-            self._under_way[groups] = (name, len(own))
-            shares.append(_Share(name, indices, groups, reward.score(groups, completions) if reward else None))
-        return Rollout(shares, self._timeout)
-
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> list[Group]:
-        """Groups in the order of `prompts`."""
-        return self.start(prompts, sampling, version).wait()[0]
-
-    def _deal(self, count: int) -> dict[str, list[int]]:
-        """Generator -> indices of its prompts."""
-        if self._under_way:
-            done, _ = ray.wait(list(self._under_way), num_returns=len(self._under_way), timeout=0, fetch_local=False)
-            for reference in done:
-                del self._under_way[reference]
-        busy = dict.fromkeys(self._handles, 0)
-        for name, prompts in self._under_way.values():
-            busy[name] += prompts
-        return deal(busy, count)
-
-
-def deal(busy: dict[str, int], count: int) -> dict[str, list[int]]:
-    """Deal `count` prompts to generators that have `busy` prompts each: always to the least busy, the first of equals.
-
-    Returns the indices of each one's prompts; a generator without any is left out. n log(generators).
-    """
-    heap = [(prompts, position, name) for position, (name, prompts) in enumerate(busy.items())]
-    heapq.heapify(heap)
-    dealt: dict[str, list[int]] = {}
-    for index in range(count):
-        prompts, position, name = heap[0]
-        dealt.setdefault(name, []).append(index)
-        heapq.heapreplace(heap, (prompts + 1, position, name))
-    return dealt
 
 
 def combined(answers: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -175,7 +91,7 @@ class Learners(ActorGroup):
         """Make the ranks one process group. Rank 0 opens a port on its host and says which; Ray carries the word."""
         first, one_host = self.handles[0], len(set(addresses)) == 1
         name = next(iter(self._handles))
-        (rendezvous,) = wait_for({name: first.offer_rendezvous.remote(one_host)}, timeout, "offering a rendezvous")
+        (rendezvous,) = wait_for({first.offer_rendezvous.remote(one_host): name}, timeout, "offering a rendezvous")
         self.call_each("join", [(rendezvous, one_host)] * len(self), timeout)
 
     def read_ahead(self, prompts: Sequence[Prompt], step: int) -> None:
@@ -217,7 +133,7 @@ class GeneratorsClient:
     """The generators as the sending learner sees them (see `weights.WeightClient`)."""
 
     def __init__(
-        self, generators: Generators, addresses: Sequence[str], tensor_parallel: int, sender_address: str
+        self, generators: ActorGroup, addresses: Sequence[str], tensor_parallel: int, sender_address: str
     ) -> None:
         """`addresses`: of the generators' hosts, in their order; `sender_address`: of learner 0's host."""
         self._generators = generators

@@ -1,4 +1,4 @@
-"""Ray: placement, starting and stopping actors. With `actors.py` the only files that import it.
+"""Ray: placement, starting and stopping actors. With `actors.py` and `rollouts.py` the only files that import it.
 
     with start_cluster(config, model_path) as cluster:
         cluster.broadcast_weights(version=0)
@@ -14,7 +14,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,11 @@ from ray.exceptions import GetTimeoutError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from rft_cluster.actors import Generators, GeneratorsClient, Learners, RewardActor, Rollout, wait_for
+from rft_cluster.actors import ActorGroup, GeneratorsClient, Learners, RewardActor, wait_for
 from rft_cluster.config import ClusterSection, Config
+from rft_cluster.engine import environment as generator_environment
 from rft_cluster.errors import UserError
 from rft_cluster.generator import Generator, Sampling
-from rft_cluster.generator import environment as generator_environment
 from rft_cluster.hardware import hardware, openmp_environment
 from rft_cluster.learner import Learner
 from rft_cluster.messages import Prompt, TrainingSample
@@ -40,11 +40,12 @@ from rft_cluster.plan import (
     place,
     plan_actors,
 )
+from rft_cluster.rollouts import PARTS, Generators, Rollout
 from rft_cluster.scorer import Scorer
 
-# Calls to a generator that may be under way at once: a step's completions, and weights beside them. Each step that is
-# asked for ahead has a call of its own, which waits for its last completion.
-GENERATOR_CALLS = 8
+# Calls to a generator that may be under way at once: the parts of its room and its reserve, and weights beside them.
+# Each step that is asked for ahead may add a call, which waits for its last completion.
+GENERATOR_CALLS = PARTS + 8
 ADDRESS_TIMEOUT = 10.0  # seconds until an address counts as silent
 WAITING_LINE = 10.0  # seconds between lines about actors that are still starting
 RESERVE_TIMEOUT = 60.0  # seconds until resources count as taken by others
@@ -160,7 +161,9 @@ def start_cluster(config: Config, model_path: str) -> Iterator[Cluster]:
         ClusterError: an actor did not become ready in time.
     """
     with _reserved(config, training=True) as reservation:
-        yield _start_actors(reservation, model_path)
+        cluster = _start_actors(reservation, model_path)
+        with closing(cluster.generators):
+            yield cluster
 
 
 @contextmanager
@@ -169,9 +172,9 @@ def start_generators(config: Config, model_path: str) -> Iterator[Generators]:
     with _reserved(config, training=False) as reservation:
         handles = reservation.start_generators(model_path)
         reservation.wait_until_ready(handles)
-        generators = Generators(handles, config.cluster.step_timeout)
-        generators.call_all("serve_loaded", 0)
-        yield generators
+        with closing(Generators(handles, config.cluster.step_timeout, config.generators.max_concurrent)) as generators:
+            generators.call_all("serve_loaded", 0)
+            yield generators
 
 
 @contextmanager
@@ -263,15 +266,14 @@ class _Reservation:
 
     def wait_until_ready(self, handles: dict[str, Any]) -> None:
         """Say every few seconds who is still starting."""
-        calls = {name: handle.__ray_ready__.remote() for name, handle in handles.items()}
+        calls = {handle.__ray_ready__.remote(): name for name, handle in handles.items()}
         waiting = dict(calls)
         while waiting and time.monotonic() < self._deadline:
-            done, _ = ray.wait(list(waiting.values()), timeout=min(WAITING_LINE, self.left()))
-            waiting = {name: call for name, call in waiting.items() if call not in done}
-            print(
-                f"{time.monotonic() - self._started:4.0f} s: waiting for {', '.join(waiting) or 'nothing more'}",
-                flush=True,
-            )
+            done, _ = ray.wait(list(waiting), timeout=min(WAITING_LINE, self.left()))
+            for call in done:
+                del waiting[call]
+            names = ", ".join(waiting.values()) or "nothing more"
+            print(f"{time.monotonic() - self._started:4.0f} s: waiting for {names}", flush=True)
         wait_for(calls, self.left(), "starting")
 
 
@@ -282,7 +284,7 @@ def _start_actors(reservation: _Reservation, model_path: str) -> Cluster:
     if config.shares_gpus:
         # An engine measures the memory that is free when it starts; the learner loads into what sleep gives back.
         reservation.wait_until_ready(generator_handles)
-        Generators(generator_handles, reservation.left()).call_all("sleep")
+        ActorGroup(generator_handles, reservation.left()).call_all("sleep")
     learner_addresses = reservation.addresses(learners)
     learner_handles = {
         name: ray.remote(Learner)
@@ -297,14 +299,14 @@ def _start_actors(reservation: _Reservation, model_path: str) -> Cluster:
     reservation.wait_until_ready(learner_handles | generator_handles | reward_handles)
     timeout = config.cluster.step_timeout
     cluster = Cluster(
-        Generators(generator_handles, timeout),
+        Generators(generator_handles, timeout, config.generators.max_concurrent),
         RewardActor(reward_handles, timeout),
         Learners(learner_handles, timeout),
         config,
     )
     cluster.learners.join(learner_addresses, reservation.left())
     client = GeneratorsClient(
-        cluster.generators,
+        ActorGroup(generator_handles, timeout),
         reservation.addresses(generators),
         max(1, int(generators.gpus)),
         learner_addresses[0],

@@ -9,11 +9,10 @@ steps, never during one, and all calls may come from any thread.
 Requests that an update falls into are pre-empted: their tokens stay, all that old weights computed of them is
 dropped, and the new weights read prompt and tokens again before they write on.
 
-A generator has a version only after an update that was whole; without the version that is asked of it, it does not
-generate. The proof of an update (see `weights.py`) may come while it generates: no group leaves before.
+A generator has a version only after an update that was whole; without the version that is asked of it, or a newer one,
+it does not generate. The proof of an update (see `weights.py`) may come while it generates: no group leaves before.
 """
 
-import os
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -23,29 +22,15 @@ from functools import partial
 from typing import Any, TypeVar
 
 from rft_cluster.config import GeneratorsSection, ModelSection
+from rft_cluster.engine import load_engine
 from rft_cluster.hardware import Hardware
 from rft_cluster.messages import Completion, Group, Prompt, WeightRecord
 from rft_cluster.weights import WeightTransferError
 
-# Read by vLLM when it is imported; the engine lives in this process, on the threads that this process has.
-ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_NO_USAGE_STATS": "1",
-}
-# On a CPU an update replaces all packed weights, matrix by matrix. Freed memory stays with the process, for the next
-# of its size: pages that come back from the system cost as much as packing does.
-CPU_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**62)}
 FORBIDDEN_BIAS = -100.0  # the lowest that vLLM takes: exp(-100) is never sampled
-MM_CACHE_GIB = 1.0
+UPDATE_TIMEOUT = 600.0  # seconds from the first of an update's calls to the last
 PROOF_TIMEOUT = 600.0  # seconds from the last token to the proof of the weights that wrote it
-CPU_BATCHED_TOKENS = 8192
 Result = TypeVar("Result")
-
-
-def environment(device: str) -> dict[str, str]:
-    """What a generator's process needs in its environment from the start."""
-    return ENVIRONMENT | (CPU_ENVIRONMENT if device == "cpu" else {})
 
 
 class StaleGenerator(RuntimeError):
@@ -97,7 +82,8 @@ class Generator:
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._running: dict[str, tuple[_Running, int]] = {}
         self._version: int | None = None
-        self._updating = False
+        self._whole = threading.Event()  # no update is under way
+        self._whole.set()
         self._proof: Future[None] = Future()  # of the weights that are served
         self._in_process = hardware.device == "cpu"  # where the engine's one worker is, too
         self._batches = 0
@@ -114,12 +100,16 @@ class Generator:
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> list[Group]:
         """Groups in the order of their prompts, every token written by weights of `version` or newer ones.
 
+        What comes while weights are being updated begins with the new ones.
+
         Raises:
-            StaleGenerator: this generator holds another version, or none.
+            StaleGenerator: this generator holds an older version, or none.
             WeightTransferError: the weights that wrote them turned out not to be those that were sent.
         """
         future: Future[_Written] = Future()
-        self._call(lambda: self._submit(prompts, sampling, version, future)).result()
+        while not self._call(lambda: self._submit(prompts, sampling, version, future)).result():
+            if not self._whole.wait(UPDATE_TIMEOUT):
+                raise WeightTransferError(f"an update took more than {UPDATE_TIMEOUT:g} s")
         written = future.result()
         try:
             written.proof.result(PROOF_TIMEOUT)
@@ -184,58 +174,23 @@ class Generator:
         hardware: Hardware,
         seed: int,
     ) -> None:
-        os.environ.update(ENVIRONMENT)
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        device: dict[str, Any] = {
-            "gpu_memory_utilization": config.gpu_memory,
-            "enable_sleep_mode": hardware.transfer == "ipc",
-        }
-        if hardware.device == "cpu":
-            os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib)
-            # A prompt whose prefill is cut in chunks rewinds its random generator, which CPU generators cannot
-            # ("CPU Generator does not use offset"): a prompt is prefilled whole.
-            batched = max(max_tokens, CPU_BATCHED_TOKENS)
-            device = {
-                "enforce_eager": True,
-                "enable_chunked_prefill": False,
-                "max_num_batched_tokens": batched,
-            }
         import torch
-        from vllm import LLM, SamplingParams
-        from vllm.sampling_params import RequestOutputKind
 
-        from rft_cluster import receivers
         from rft_cluster.qwen2vl import PromptEncoder
 
-        receivers.register()
         torch.set_flush_denormal(True)  # denormals slow a small model tenfold on CPUs
-        self._sampling_params, self._final_only = SamplingParams, RequestOutputKind.FINAL_ONLY
         self._encoder = PromptEncoder(path, model.min_pixels, model.max_pixels, model.trust_remote_code)
-        self._llm = LLM(
-            model=path,
-            dtype=hardware.dtype,
-            seed=seed,
-            max_model_len=max_tokens,
-            max_num_seqs=config.max_concurrent,
-            tensor_parallel_size=max(1, int(config.gpus)),
-            limit_mm_per_prompt={"image": 1, "video": 0},
-            mm_processor_kwargs=self._encoder.image_limits(),
-            mm_processor_cache_gb=MM_CACHE_GIB,
-            enable_prefix_caching=True,
-            # Sampled from a restricted, tempered distribution, so its log-probabilities are the right ones.
-            logprobs_mode="processed_logprobs",
-            # A checkpoint's generation_config (Qwen2-VL carries top_k 1) must not leak into sampling.
-            generation_config="vllm",
-            weight_transfer_config={"backend": receivers.ENGINES[hardware.transfer]},
-            trust_remote_code=model.trust_remote_code,
-            disable_log_stats=True,
-            **device,
-        )
+        limits = self._encoder.image_limits()
+        self._llm = load_engine(path, model.trust_remote_code, config, max_tokens, limits, hardware, seed)
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        self._sampling_params, self._final_only = SamplingParams, RequestOutputKind.FINAL_ONLY
         self._engine = self._llm.llm_engine
 
     def _serve(self) -> None:
         while True:
-            busy = bool(self._running) and not self._updating
+            busy = bool(self._running) and self._whole.is_set()
             try:
                 work = self._inbox.get(block=not busy)
             except queue.Empty:
@@ -263,8 +218,11 @@ class Generator:
             batch.future.set_exception(error)
         self._running.clear()
 
-    def _submit(self, prompts: Sequence[Prompt], sampling: Sampling, version: int, future: "Future[_Written]") -> None:
-        if self._version != version:
+    def _submit(self, prompts: Sequence[Prompt], sampling: Sampling, version: int, future: "Future[_Written]") -> bool:
+        """Give prompts to the engine; false, and nothing done, while weights are being updated."""
+        if not self._whole.is_set():
+            return False
+        if self._version is None or self._version < version:
             raise StaleGenerator(f"asked for version {version}, but this generator holds version {self._version}")
         batch = _Running(prompts, version, sampling.group_size, future)
         self._batches += 1
@@ -279,6 +237,7 @@ class Generator:
             # Listed before it is known to the engine: a failure of add_request leaves nothing behind.
             self._engine.add_request(request_id, inputs, self._params(prompt, sampling))
             self._running[request_id] = (batch, index)
+        return True
 
     def _params(self, prompt: Prompt, sampling: Sampling) -> Any:
         """Every parameter that shapes the distribution is named: nothing comes from a default elsewhere."""
@@ -329,13 +288,22 @@ class Generator:
         self._proof.set_result(None)
 
     def _start_update(self) -> None:
-        self._version, self._updating = None, True  # until the update is whole
+        self._version = None
+        self._whole.clear()
         if not self._proof.done():
             self._proof.set_exception(WeightTransferError("another update began before this one was proved"))
         self._proof = Future()
         self._engine.collective_rpc("start_weight_update")
 
     def _finish_update(self, weight_version: str) -> None:
+        try:
+            self._put_into_service(weight_version)
+        except BaseException as error:  # not swallowed: raised here and by all that wait for completions
+            self._give_up(error)
+            raise
+        self._whole.set()
+
+    def _put_into_service(self, weight_version: str) -> None:
         self._engine.collective_rpc("finish_weight_update")
         # Keys, values and image embeddings of the old weights must not outlive them. The prefix reset leaves the
         # encoder cache as it is, on every build (vllm#44910).
@@ -348,16 +316,17 @@ class Generator:
                 f"first {not_loaded[0]}"
             )
         self._engine.set_weight_version(weight_version)
-        self._version, self._updating = int(self._engine.get_weight_version()), False
+        self._version = int(self._engine.get_weight_version())
 
     def _give_up(self, error: BaseException) -> None:
         """Serve nobody with weights that are not those that were sent, until an update that is."""
-        self._version, self._updating = None, True
+        self._version = None
         if self._proof.done():
             self._proof = Future()
         self._proof.set_exception(error)
         self._engine.abort_request(list(self._running))
         self._fail(error)
+        self._whole.set()
 
     # Between threads
 

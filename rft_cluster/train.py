@@ -7,7 +7,6 @@ and the new weights go back to the generators, which then hold version `step + 1
 
 from collections import deque
 
-from rft_cluster.actors import Rollout
 from rft_cluster.advantages import group_advantages
 from rft_cluster.batching import build_samples
 from rft_cluster.card import CARD_FILE, make_card
@@ -19,6 +18,7 @@ from rft_cluster.generator import Sampling
 from rft_cluster.messages import Example
 from rft_cluster.prepare import Task
 from rft_cluster.prompts import make_prompts
+from rft_cluster.rollouts import Rollout
 from rft_cluster.scorer import check_failures
 from rft_cluster.tracker import RunFolder, Stopwatch, first_step_of
 

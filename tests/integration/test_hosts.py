@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from rft_cluster import actors
-from rft_cluster.actors import Generators, GeneratorsClient
+from rft_cluster.actors import ActorGroup, GeneratorsClient
 from rft_cluster.config import load_config
 from rft_cluster.plan import NodeResources, describe_placement
 from tests.integration.conftest import BIN
@@ -259,8 +259,8 @@ def test_only_generators_on_other_hosts_are_sent_the_bytes(tmp_path: Path, monke
     monkeypatch.setattr(actors.ray, "put", lambda data: sent.append(data) or "reference")
 
     calls = []
-    monkeypatch.setattr(Generators, "call_each", lambda self, method, arguments: calls.append((method, arguments)))
-    generators = Generators({"generator-0": None, "generator-1": None, "generator-2": None}, 1)
+    monkeypatch.setattr(ActorGroup, "call_each", lambda self, method, arguments: calls.append((method, arguments)))
+    generators = ActorGroup({"generator-0": None, "generator-1": None, "generator-2": None}, 1)
     client = GeneratorsClient(generators, ["10.0.0.1", "10.0.0.2", "10.0.0.2"], 1, sender_address="10.0.0.1")
     info = {"path": str(memory), "nbytes": 8}
     client.update_weights(info)

@@ -21,7 +21,8 @@ from rft_cluster.answers import AnswerReader
 from rft_cluster.batching import build_samples, collate
 from rft_cluster.config import Config
 from rft_cluster.data import FewShotDataset
-from rft_cluster.generator import ENVIRONMENT, Sampling
+from rft_cluster.engine import ENVIRONMENT
+from rft_cluster.generator import Sampling
 from rft_cluster.hardware import hardware
 from rft_cluster.messages import Prompt
 from rft_cluster.qwen2vl import load_reference

@@ -31,7 +31,7 @@ def score(actor: RewardActor, *texts: str) -> list[Reward]:
     """The rewards of one group of these completions, which is the whole step."""
     prompt = Prompt("train/0/0", "photos/a.png", b"x" * 300, "Which?", "rose", 0)
     groups = [Group(prompt, [1, 2], [Completion([1], [-0.1], text, "stop", 0) for text in texts])]
-    ((rewards,),) = wait_for({"reward": actor.score(ray.put(groups), len(texts))}, 120, "score")
+    ((rewards,),) = wait_for({actor.score(ray.put(groups), len(texts)): "reward"}, 120, "score")
     return rewards
 
 

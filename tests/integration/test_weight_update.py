@@ -242,6 +242,43 @@ def test_an_update_that_follows_on_one_without_proof_refuses_its_groups(
     os.close(file)
 
 
+def test_what_is_asked_during_an_update_begins_with_the_new_weights(
+    generator: Generator, changed: Weights, prompts: list[Prompt], fresh_answers: list[Group]
+):
+    file, update = write(generator, changed)
+    generator.start_weight_update()
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(generator.generate, prompts, GREEDY, 15)
+        generator.update_weights(update)
+        with pytest.raises(TimeoutError):
+            asked.result(timeout=1)
+        assert not generator._running, "the engine has none of it"
+        generator.finish_weight_update("16")
+        generator.prove_weights("16", digests_of(changed))
+        groups = asked.result(timeout=30)
+    os.close(file)
+    assert answers(groups) == answers(fresh_answers)
+    assert {completion.policy_version for group in groups for completion in group.completions} == {16}
+
+
+def test_an_update_that_fails_ends_what_waits_for_it(generator: Generator, original: Weights, prompts: list[Prompt]):
+    file = load(generator, original, version=16)
+    generator.prove_weights("16", digests_of(original))
+    with ThreadPoolExecutor(2) as pool:
+        running = pool.submit(generator.generate, prompts, Sampling(8, 2.0, 64), 16)
+        while not generator._running:
+            assert not running.done(), running.result()
+        generator.start_weight_update()
+        asked = pool.submit(generator.generate, prompts, GREEDY, 16)
+        with pytest.raises(WeightTransferError, match="layers did not load theirs"):
+            generator.finish_weight_update("17")  # nothing came
+        with pytest.raises(WeightTransferError, match="layers did not load theirs"):
+            running.result(timeout=30)
+        with pytest.raises(StaleGenerator, match="asked for version 16, but this generator holds version None"):
+            asked.result(timeout=30)
+    os.close(file)
+
+
 def test_the_engine_keeps_nothing_in_the_learners_memory(
     generator: Generator, changed: Weights, prompts: list[Prompt], fresh_answers: list[Group]
 ):

@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 
 import rft_cluster
-from rft_cluster import actors, cluster, generator, qwen2vl
-from rft_cluster.actors import Generators, Learners, RewardActor
+from rft_cluster import actors, cluster, engine, qwen2vl
+from rft_cluster.actors import Learners, RewardActor
 from rft_cluster.cluster import Cluster
 from rft_cluster.config import Config, load_config
 from rft_cluster.generator import Generator, Sampling, StaleGenerator
 from rft_cluster.hardware import Hardware, hardware
 from rft_cluster.messages import Prompt, TrainingSample
 from rft_cluster.plan import NodeResources, bundles
+from rft_cluster.rollouts import Generators
 
 GPUS = ["cluster.device=cuda", "learners.count=1"]
 SHARED = [*GPUS, "generators.gpus=0.4", "learners.gpus=0.6"]
@@ -53,8 +54,8 @@ class Actors:
 
         return SimpleNamespace(options=options)
 
-    def _wait_for(self, calls: dict[str, "Call"], timeout: float, doing: str) -> list[Any]:
-        self.events += [f"{name} {call.method}{call.shown}" for name, call in calls.items()]
+    def _wait_for(self, calls: dict["Call", str], timeout: float, doing: str) -> list[Any]:
+        self.events += [f"{name} {call.method}{call.shown}" for call, name in calls.items()]
         return [{"grad_norm": 1.0, "learning_rate": 1.0, "skipped": 0.0, "memory_gib": 1.0} for _ in calls]
 
 
@@ -79,7 +80,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Actors:
 
 def cluster_of(recorded: Actors, overrides: list[str]) -> Cluster:
     return Cluster(
-        Generators({"generator": recorded.actor("generator")}, 1),
+        Generators({"generator": recorded.actor("generator")}, 1, max_concurrent=8),
         RewardActor({"reward": recorded.actor("reward")}, 1),
         Learners({"learner": recorded.actor("learner")}, 1),
         load_config("digits", overrides),
@@ -232,7 +233,7 @@ def vllm_options(monkeypatch: pytest.MonkeyPatch) -> Callable[[Hardware], dict[s
     monkeypatch.setattr(rft_cluster, "receivers", receivers, raising=False)
     encoder = SimpleNamespace(image_limits=dict)
     monkeypatch.setattr(qwen2vl, "PromptEncoder", lambda *arguments: encoder)
-    for name in (*generator.ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE"):
+    for name in (*engine.ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE"):
         monkeypatch.setenv(name, os.environ.get(name, ""))  # set by the generator; put back after the test
 
     def options(devices: Hardware) -> dict[str, Any]:

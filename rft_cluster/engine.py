@@ -1,0 +1,80 @@
+"""What vLLM is told: an engine with which a generator's promises can be kept (versions, log-probabilities, seeds)."""
+
+import os
+from typing import Any
+
+from rft_cluster.config import GeneratorsSection
+from rft_cluster.hardware import Hardware
+
+# Read by vLLM when it is imported; the engine lives in this process, on the threads that this process has.
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+# On a CPU an update replaces all packed weights, matrix by matrix. Freed memory stays with the process, for the next
+# of its size: pages that come back from the system cost as much as packing does.
+CPU_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**62)}
+MM_CACHE_GIB = 1.0
+CPU_BATCHED_TOKENS = 8192
+
+
+def environment(device: str) -> dict[str, str]:
+    """What a generator's process needs in its environment from the start."""
+    return ENVIRONMENT | (CPU_ENVIRONMENT if device == "cpu" else {})
+
+
+def load_engine(
+    path: str,
+    trust_remote_code: bool,
+    config: GeneratorsSection,
+    max_tokens: int,
+    image_limits: dict[str, Any],
+    hardware: Hardware,
+    seed: int,
+) -> Any:
+    """A `vllm.LLM` with the weights in `path`. `max_tokens`: prompt and completion together.
+
+    `image_limits` go to its image processor (`PromptEncoder.image_limits`). To be called before vLLM is imported.
+    """
+    os.environ.update(ENVIRONMENT)
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    device: dict[str, Any] = {
+        "gpu_memory_utilization": config.gpu_memory,
+        "enable_sleep_mode": hardware.transfer == "ipc",
+    }
+    if hardware.device == "cpu":
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib)
+        # A prompt whose prefill is cut in chunks rewinds its random generator, which CPU generators cannot
+        # ("CPU Generator does not use offset"): a prompt is prefilled whole.
+        batched = max(max_tokens, CPU_BATCHED_TOKENS)
+        device = {
+            "enforce_eager": True,
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": batched,
+        }
+    from vllm import LLM
+
+    from rft_cluster import receivers
+
+    receivers.register()
+    return LLM(
+        model=path,
+        dtype=hardware.dtype,
+        seed=seed,
+        max_model_len=max_tokens,
+        max_num_seqs=config.max_concurrent,
+        tensor_parallel_size=max(1, int(config.gpus)),
+        limit_mm_per_prompt={"image": 1, "video": 0},
+        mm_processor_kwargs=image_limits,
+        mm_processor_cache_gb=MM_CACHE_GIB,
+        enable_prefix_caching=True,
+        # Sampled from a restricted, tempered distribution, so its log-probabilities are the right ones.
+        logprobs_mode="processed_logprobs",
+        # A checkpoint's generation_config (Qwen2-VL carries top_k 1) must not leak into sampling.
+        generation_config="vllm",
+        weight_transfer_config={"backend": receivers.ENGINES[hardware.transfer]},
+        trust_remote_code=trust_remote_code,
+        disable_log_stats=True,
+        **device,
+    )

@@ -1,0 +1,143 @@
+"""Which generator writes what, with real Ray and generators that only wait: nobody is held up by one that is slow."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+import ray
+from ray.actor import ActorHandle
+
+from rft_cluster.actors import ClusterError, RewardActor
+from rft_cluster.config import ScoringSection
+from rft_cluster.generator import Sampling
+from rft_cluster.messages import Completion, Group, Prompt
+from rft_cluster.rollouts import PARTS, Generators
+from rft_cluster.scorer import Scorer
+
+GROUP, ROOM = 4, 64  # completions of a prompt, and at once in an engine: 16 prompts, parts of 2
+PROMPTS = [Prompt(f"train/0/{i}", f"photos/{i}", b"", "Which digit?", "one", seed=i) for i in range(60)]
+
+
+class Waiting:
+    """A generator that takes `seconds` for each call, one call after another."""
+
+    def begin(self, name: str, seconds: float) -> None:
+        self._name, self._seconds, self._engine = name, seconds, threading.Lock()
+        self._calls: list[int] = []
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> list[Group]:
+        self._calls.append(len(prompts))
+        with self._engine:
+            time.sleep(self._seconds)
+        texts = [f"<think>{self._name}</think><answer>one</answer>"] * sampling.group_size
+        return [Group(prompt, [0], [Completion([1], [-1.0], text, "stop", version) for text in texts])
+                for prompt in prompts]  # fmt: skip
+
+    def calls(self) -> list[int]:
+        return self._calls
+
+
+@pytest.fixture(scope="module")
+def actors() -> Iterator[list[ActorHandle]]:
+    """Two that wait, and one that scores."""
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="warning")
+    waiting = ray.remote(Waiting).options(num_cpus=0, max_concurrency=4 * PARTS)
+    scorer = ray.remote(Scorer).options(num_cpus=0).remote({"accuracy": 1.0}, ScoringSection())
+    yield [waiting.remote(), waiting.remote(), scorer]
+    ray.shutdown()
+
+
+Start = Callable[..., Generators]
+
+
+@pytest.fixture
+def start(actors: list[ActorHandle]) -> Iterator[Start]:
+    started: list[Generators] = []
+
+    def start(room: int = ROOM, **seconds: float) -> Generators:
+        generators = Generators(dict(zip(seconds, actors, strict=False)), 60, room)
+        generators.call_each("begin", list(seconds.items()))
+        started.append(generators)
+        return generators
+
+    yield start
+    for generators in started:
+        generators.close()
+
+
+def writers(groups: Sequence[Group]) -> Counter[str]:
+    return Counter(group.completions[0].text.split("<")[1].removeprefix("think>") for group in groups)
+
+
+def test_what_fits_is_one_call_to_each(start: Start):
+    generators = start(fast=0.0, slow=0.3)
+    groups = generators.generate(PROMPTS[:30], Sampling(GROUP, 1.0, 8), version=0)
+    assert [group.prompt for group in groups] == PROMPTS[:30]
+    assert generators.call_all("calls") == [[15], [15]]
+
+
+def test_what_does_not_fit_goes_to_who_has_room_next(start: Start):
+    generators = start(fast=0.02, slow=1.0)
+    began = time.monotonic()
+    groups = generators.generate(PROMPTS, Sampling(GROUP, 1.0, 8), version=0)
+    seconds = time.monotonic() - began
+    assert [group.prompt for group in groups] == PROMPTS
+    fast, slow = generators.call_all("calls")
+    # Each at first has its room and the reserve, in parts of two; all that is left goes to the fast one.
+    assert slow == [2] * 9 and sum(fast) == 60 - 18 and max(fast[9:]) == 2
+    assert writers(groups) == {"fast": 42, "slow": 18}
+    assert seconds < 9 + 3, "the slow one writes its nine parts, and nobody waits for more of it"
+
+
+def test_prompts_that_wait_are_given_out_while_the_loop_is_busy(start: Start):
+    generators = start(only=0.01)
+    rollout = generators.start(PROMPTS, Sampling(GROUP, 1.0, 8), version=0)
+    deadline = time.monotonic() + 20
+    while rollout.left:  # nobody waits for it
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert [group.prompt for group in rollout.wait()[0]] == PROMPTS
+
+
+def test_the_next_rollout_begins_when_the_first_is_given_out(start: Start):
+    generators = start(room=8, only=0.05)
+    first = generators.start(PROMPTS[:8], Sampling(GROUP, 1.0, 8), version=0)
+    second = generators.start(PROMPTS[8:20], Sampling(1, 0.0, 8), version=0)
+    assert (first.left, second.left) == (5, 12)  # two are its room, one the reserve
+    assert [group.prompt for group in second.wait()[0]] == PROMPTS[8:20]
+    assert first.left == 0
+    assert [group.prompt for group in first.wait()[0]] == PROMPTS[:8]
+
+
+def test_parts_are_scored_as_they_come(start: Start, actors: list[ActorHandle]):
+    generators = start(only=0.2)
+    reward = RewardActor({"reward": actors[2]}, 60)
+    rollout = generators.start(PROMPTS, Sampling(GROUP, 1.0, 8), 0, reward)
+    first = rollout._shares[0]
+    assert ray.get(first.rewards, timeout=10)[0][0].total == 1.0
+    assert rollout.left, "scored long before the last prompt is given to a generator"
+    _, rewards = rollout.wait()
+    assert [reward.total for group in rewards for reward in group] == [1.0] * 240
+
+
+def test_no_prompts_are_no_groups(start: Start):
+    assert start(only=0.0).generate([], Sampling(GROUP, 1.0, 8), version=0) == []
+
+
+def test_closed_it_gives_out_nothing_more(start: Start):
+    generators = start(only=0.2)
+    rollout = generators.start(PROMPTS, Sampling(GROUP, 1.0, 8), version=0)
+    generators.close()
+    left = rollout.left
+    time.sleep(1)
+    assert 0 < left == rollout.left
+
+
+def test_a_generator_that_dies_ends_the_rollout_though_prompts_wait(start: Start):
+    generators = start(one=0.1, other=0.1)
+    rollout = generators.start(PROMPTS, Sampling(GROUP, 1.0, 8), version=0)
+    ray.kill(generators.handles[0])
+    with pytest.raises(ClusterError, match="an actor died while 'generate'"):
+        rollout.wait()
