@@ -9,8 +9,9 @@ import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +34,25 @@ class Seconds:
 
 
 class EmulatedGenerator:
-    """One engine: what it is asked for runs at once, for as long as the longest; an update holds all of it up."""
+    """One engine, whose device does one call's work after another's; an update holds it up."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds, self._version, self._updating = seconds, 0, threading.Event()
+        self._device = threading.Lock()
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Any, version: int) -> list[Group]:
+    def write(self, prompts: Sequence[Prompt], sampling: Any, version: int) -> list[Group]:
         if version > self._version:
             raise RuntimeError(f"asked for version {version}, holds {self._version}")
-        left = self._seconds
-        while left > 0:
-            pause = min(left, TICK)
-            time.sleep(pause)
-            if not self._updating.is_set():
-                left -= pause
-        return [_group(prompt, sampling.group_size, version) for prompt in prompts]
+        with self._device:
+            start = time.monotonic()
+            groups = [_group(prompt, sampling.group_size, version) for prompt in prompts]
+            left = self._seconds - (time.monotonic() - start)
+            while left > 0:
+                start = time.monotonic()
+                time.sleep(min(left, TICK))
+                if not self._updating.is_set():
+                    left -= time.monotonic() - start
+        return groups
 
     def start_weight_update(self) -> None:
         self._updating.set()
@@ -75,12 +80,15 @@ def _group(prompt: Prompt, size: int, version: int) -> Group:
         )
         for _ in range(size)
     ]
-    return Group(prompt, list(range(PROMPT_TOKENS)), completions)
+    return Group(replace(prompt, image=b""), list(range(PROMPT_TOKENS)), completions)
 
 
 class EmulatedLearner:
     def __init__(self, rank: int, seconds: Seconds) -> None:
-        self._rank, self._seconds, self._client = rank, seconds, None
+        self._rank, self._seconds = rank, seconds
+        self._client: Any = None
+        self._pool = ThreadPoolExecutor(1)
+        self._proof: Future[list[WeightRecord]] | None = None
 
     def read_ahead(self, prompts: Sequence[Prompt], step: int) -> None:
         pass
@@ -97,11 +105,13 @@ class EmulatedLearner:
 
     def send_weights(self, version: int) -> int:
         if self._rank == 0 and self._client:
+            if self._proof:
+                self._proof.result()
             self._client.start_weight_update()
             time.sleep(self._seconds.transfer)
             self._client.update_weights({})
             self._client.finish_weight_update(str(version))
-            self._client.prove_weights(str(version), {})
+            self._proof = self._pool.submit(self._client.prove_weights, str(version), {})  # off the clock
         return 0
 
     def save_checkpoint(self, folder: str) -> int:

@@ -246,6 +246,7 @@ def plot() -> None:
     matplotlib.rcParams["svg.hashsalt"] = "rft_cluster"  # the same figures give the same file
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
     colours = {name: f"C{place}" for place, name in enumerate(NAMES)}
+    labelled: set[str] = set()
     for index, measured in enumerate((read_result("speed") or {"sides": {}})["sides"].values()):
         seconds = {name: against["seconds"][name] for name, against in measured["against"].items()}
         seconds["service"] = next(iter(measured["against"].values()))["seconds"]["service"]
@@ -257,8 +258,9 @@ def plot() -> None:
                 0.18,
                 yerr=[[middle - low], [high - middle]],
                 color=colours[name],
-                label=NAMES[name] if index == 0 else None,
+                label=None if name in labelled else NAMES[name],
             )
+            labelled.add(name)
     sides = list((read_result("speed") or {"sides": {}})["sides"])
     left.set_xticks([0.3 + index for index in range(len(sides))], [f"{side} x {side} pixels" for side in sides])
     left.set_ylabel("samples a second")

@@ -72,9 +72,9 @@ class ActorGroup:
 
 
 class RewardActor(ActorGroup):
-    def score(self, groups: ray.ObjectRef, completions: int) -> ray.ObjectRef:
+    def score(self, groups: ray.ObjectRef, completions: int, prompts: ray.ObjectRef) -> ray.ObjectRef:
         """The rewards of groups that are under way, of a step of `completions`: scored as soon as they are written."""
-        return self.handles[0].score.remote(groups, completions)
+        return self.handles[0].score.remote(groups, completions, prompts)
 
 
 def combined(answers: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -17,7 +17,7 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -116,6 +116,11 @@ class Generator:
         except TimeoutError as error:
             raise WeightTransferError(f"no proof of version {version} came within {PROOF_TIMEOUT} s") from error
         return written.groups
+
+    def write(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> list[Group]:
+        """As `generate`, without the images, which who asks has: they need not travel back."""
+        groups = self.generate(prompts, sampling, version)
+        return [replace(group, prompt=replace(group.prompt, image=b"")) for group in groups]
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         self._rpc("init_weight_transfer_engine", init_info=init_info)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from rft_cluster.config import ScoringSection
 from rft_cluster.errors import UserError
-from rft_cluster.messages import Group, Reward
+from rft_cluster.messages import Group, Prompt, Reward
 from rft_cluster.rewards.scoring import WeightedRewards
 
 
@@ -20,11 +20,14 @@ class Scorer:
         self._rewards = WeightedRewards(rewards, scoring.time_limit)
         self._budget = scoring.failure_budget
 
-    def score(self, groups: list[Group], completions: int | None = None) -> list[list[Reward]]:
+    def score(
+        self, groups: list[Group], completions: int | None = None, prompts: list[Prompt] | None = None
+    ) -> list[list[Reward]]:
         """One reward for each completion, in order. Where a user's function failed there is no total.
 
         Args:
             completions: the whole step's, of which the budget is a share, where `groups` are a part of a step.
+            prompts: the groups' own, where these come without images.
 
         Raises:
             UserError: more than the budget allows are without a reward (as soon as that is sure), or a function
@@ -32,8 +35,9 @@ class Scorer:
         """
         completions = completions or sum(len(group.completions) for group in groups)
         scored: list[list[Reward]] = []
-        for group in groups:
-            scored.append(self._rewards.score(group.prompt, group.completions))
+        for index, group in enumerate(groups):
+            prompt = prompts[index] if prompts else group.prompt
+            scored.append(self._rewards.score(prompt, group.completions))
             check_failures(groups, scored, completions, self._budget)
         return scored
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,10 @@ NAME = "my_moody_reward:moody"
 def score(actor: RewardActor, *texts: str) -> list[Reward]:
     """The rewards of one group of these completions, which is the whole step."""
     prompt = Prompt("train/0/0", "photos/a.png", b"x" * 300, "Which?", "rose", 0)
-    groups = [Group(prompt, [1, 2], [Completion([1], [-0.1], text, "stop", 0) for text in texts])]
-    ((rewards,),) = wait_for({actor.score(ray.put(groups), len(texts)): "reward"}, 120, "score")
+    bare = replace(prompt, image=b"")  # as generators send it
+    groups = [Group(bare, [1, 2], [Completion([1], [-0.1], text, "stop", 0) for text in texts])]
+    scored = actor.score(ray.put(groups), len(texts), ray.put([prompt]))
+    ((rewards,),) = wait_for({scored: "reward"}, 120, "score")
     return rewards
 
 

@@ -27,7 +27,7 @@ class Waiting:
         self._name, self._seconds, self._engine = name, seconds, threading.Lock()
         self._calls: list[int] = []
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> list[Group]:
+    def write(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> list[Group]:
         self._calls.append(len(prompts))
         with self._engine:
             time.sleep(self._seconds)
