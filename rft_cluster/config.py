@@ -195,7 +195,7 @@ class GeneratorsSection(Section):
     gpus: float = Field(0, ge=0)
     """For each generator, so its tensor-parallel size on GPUs."""
     max_concurrent: int = Field(256, ge=1)
-    """Completions that an engine works on at once."""
+    """Completions that an engine works on at once. Prompts beyond it go to the generator that has room first."""
     kv_cache_gib: int = Field(1, ge=1)
     """CPU only: memory for keys and values."""
     gpu_memory: float = Field(0.85, gt=0, le=1)
