@@ -305,6 +305,7 @@ def _start_actors(reservation: _Reservation, model_path: str) -> Cluster:
         config,
     )
     cluster.learners.join(learner_addresses, reservation.left())
+    # Not `cluster.generators`: what waits there, and its lock, stay in this process.
     client = GeneratorsClient(
         ActorGroup(generator_handles, timeout),
         reservation.addresses(generators),

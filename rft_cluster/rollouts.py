@@ -45,7 +45,8 @@ class Rollout:
         self._shares: list[_Share] = []
         self._given = 0  # prompts that generators have: the first ones
         self._all_given = threading.Event()
-        self.give({}, 1, {})
+        if not prompts:
+            self._all_given.set()
 
     @property
     def group_size(self) -> int:
