@@ -36,17 +36,17 @@ class Seconds:
 class EmulatedGenerator:
     """One engine, whose device does one call's work after another's; an update holds it up."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: Seconds) -> None:
         self._seconds, self._version, self._updating = seconds, 0, threading.Event()
         self._device = threading.Lock()
 
-    def write(self, prompts: Sequence[Prompt], sampling: Any, version: int) -> list[Group]:
+    def generate(self, prompts: Sequence[Prompt], sampling: Any, version: int) -> list[Group]:
         if version > self._version:
             raise RuntimeError(f"asked for version {version}, holds {self._version}")
         with self._device:
             start = time.monotonic()
             groups = [_group(prompt, sampling.group_size, version) for prompt in prompts]
-            left = self._seconds - (time.monotonic() - start)
+            left = self._seconds.generate - (time.monotonic() - start)
             while left > 0:
                 start = time.monotonic()
                 time.sleep(min(left, TICK))
@@ -54,13 +54,9 @@ class EmulatedGenerator:
                     left -= time.monotonic() - start
         return groups
 
-    def start_weight_update(self) -> None:
+    def load_weights(self, update_info: dict[str, Any], weight_version: str) -> None:
         self._updating.set()
-
-    def update_weights(self, update_info: dict[str, Any]) -> None:
-        pass
-
-    def finish_weight_update(self, weight_version: str) -> None:
+        time.sleep(self._seconds.transfer)
         self._version = int(weight_version)
         self._updating.clear()
 
@@ -107,10 +103,7 @@ class EmulatedLearner:
         if self._rank == 0 and self._client:
             if self._proof:
                 self._proof.result()
-            self._client.start_weight_update()
-            time.sleep(self._seconds.transfer)
-            self._client.update_weights({})
-            self._client.finish_weight_update(str(version))
+            self._client.load_weights({}, str(version))
             self._proof = self._pool.submit(self._client.prove_weights, str(version), {})  # off the clock
         return 0
 
@@ -134,7 +127,7 @@ class EmulatedCluster:
         learners, generators, _ = plan_actors(config)
         light = {"num_cpus": 0, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
         generator_handles = {
-            name: ray.remote(EmulatedGenerator).options(max_concurrency=8, **light).remote(seconds.generate)
+            name: ray.remote(EmulatedGenerator).options(max_concurrency=8, **light).remote(seconds)
             for name in generators.names
         }
         learner_handles = {

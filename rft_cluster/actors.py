@@ -151,16 +151,20 @@ class GeneratorsClient:
         self._generators.call_all("start_weight_update")
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        """Shared memory ends at the host: to others its contents go through Ray's object store, once to each host."""
-        data = None
-        if "path" in update_info and any(self._elsewhere):
-            data = ray.put(np.fromfile(update_info["path"], dtype=np.uint8, count=update_info["nbytes"]))
-        self._generators.call_each(
-            "update_weights", [(update_info, data) if elsewhere else (update_info,) for elsewhere in self._elsewhere]
-        )
+        self._generators.call_all("update_weights", update_info)
 
     def finish_weight_update(self, weight_version: str) -> None:
         self._generators.call_all("finish_weight_update", weight_version)
+
+    def load_weights(self, update_info: dict[str, Any], weight_version: str) -> None:
+        """Shared memory ends at the host: to others its contents go through Ray's object store, once to each host."""
+        data = None
+        if any(self._elsewhere):
+            data = ray.put(np.fromfile(update_info["path"], dtype=np.uint8, count=update_info["nbytes"]))
+        arguments = (update_info, weight_version)
+        self._generators.call_each(
+            "load_weights", [(*arguments, data) if elsewhere else arguments for elsewhere in self._elsewhere]
+        )
 
     def prove_weights(self, weight_version: str, digests: dict[str, int]) -> list[WeightRecord]:
         return self._generators.call_all("prove_weights", weight_version, digests)

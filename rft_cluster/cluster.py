@@ -59,7 +59,7 @@ class Cluster:
         self._config = config
 
     def start_rollout(self, prompts: Sequence[Prompt], sampling: Sampling, version: int, step: int) -> Rollout:
-        """Begin a step's completions with weights of `version`, without waiting; the learners get its images ready."""
+        """Begin a step's completions with weights of `version`, without waiting; the learners get its images, too."""
         rollout = self.generators.start(prompts, sampling, version, self.reward)
         self.learners.read_ahead(prompts, step)
         return rollout

@@ -4,7 +4,8 @@ One thread owns the engine. The methods post work to its inbox and wait, so weig
 steps, never during one, and all calls may come from any thread.
 
     generate(prompts, ...)  ->  inbox  ->  [ engine thread: add_request, step, step, ... ]  ->  list[Group]
-    start/update/finish_weight_update  ->  inbox  ->  the same thread, which steps no further until the update is over
+    load_weights, or start/update/finish_weight_update  ->  inbox  ->  the same thread, which steps no further until
+                                                                       the update is over
 
 Requests that an update falls into are pre-empted: their tokens stay, all that old weights computed of them is
 dropped, and the new weights read prompt and tokens again before they write on.
@@ -15,8 +16,9 @@ it does not generate. The proof of an update (see `weights.py`) may come while i
 
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -98,7 +100,7 @@ class Generator:
         self._call(lambda: self._serve_loaded(version)).result()
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> list[Group]:
-        """Groups in the order of their prompts, every token written by weights of `version` or newer ones.
+        """Groups in the order of their prompts, without images; every token is of weights of `version` or newer.
 
         What comes while weights are being updated begins with the new ones.
 
@@ -117,24 +119,27 @@ class Generator:
             raise WeightTransferError(f"no proof of version {version} came within {PROOF_TIMEOUT} s") from error
         return written.groups
 
-    def write(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> list[Group]:
-        """As `generate`, without the images, which who asks has: they need not travel back."""
-        groups = self.generate(prompts, sampling, version)
-        return [replace(group, prompt=replace(group.prompt, image=b"")) for group in groups]
-
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        self._rpc("init_weight_transfer_engine", init_info=init_info)
+        self._call(lambda: self._rpc("init_weight_transfer_engine", init_info=init_info)).result()
 
     def start_weight_update(self) -> None:
         self._call(self._start_update).result()
 
-    def update_weights(self, update_info: dict[str, Any], data: Any = None) -> None:
-        """`data`: the tensors' bytes, where they do not reach this host in another way."""
-        self._rpc("update_weights", update_info=update_info if data is None else {**update_info, "data": data})
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        self._call(lambda: self._rpc("update_weights", update_info=update_info)).result()
 
     def finish_weight_update(self, weight_version: str) -> None:
         """Put the received weights into service under `weight_version`."""
         self._call(lambda: self._finish_update(weight_version)).result()
+
+    def load_weights(self, update_info: dict[str, Any], weight_version: str, data: Any = None) -> None:
+        """A whole update, with weights that are all there.
+
+        Args:
+            data: the tensors' bytes, where they do not reach this host in another way.
+        """
+        info = update_info if data is None else {**update_info, "data": data}
+        self._call(lambda: self._load(info, weight_version)).result()
 
     def prove_weights(self, weight_version: str, digests: dict[str, int]) -> WeightRecord:
         """Compare what was received with the digests of what was sent, and say what is served.
@@ -285,7 +290,7 @@ class Generator:
             )
         if len(completions) != group_size:
             raise RuntimeError(f"{prompt.prompt_id}: {len(completions)} completions came back, {group_size} were asked")
-        return Group(prompt, list(output.prompt_token_ids), completions)
+        return Group(replace(prompt, image=b""), list(output.prompt_token_ids), completions)
 
     def _serve_loaded(self, version: int) -> None:
         self._engine.set_weight_version(str(version))
@@ -298,18 +303,29 @@ class Generator:
         if not self._proof.done():
             self._proof.set_exception(WeightTransferError("another update began before this one was proved"))
         self._proof = Future()
-        self._engine.collective_rpc("start_weight_update")
+        self._rpc("start_weight_update")
+
+    def _load(self, update_info: dict[str, Any], weight_version: str) -> None:
+        with self._or_give_up():
+            self._start_update()
+            self._rpc("update_weights", update_info=update_info)
+        self._finish_update(weight_version)
 
     def _finish_update(self, weight_version: str) -> None:
-        try:
+        with self._or_give_up():
             self._put_into_service(weight_version)
+        self._whole.set()
+
+    @contextmanager
+    def _or_give_up(self) -> Iterator[None]:
+        try:
+            yield
         except BaseException as error:  # not swallowed: raised here and by all that wait for completions
             self._give_up(error)
             raise
-        self._whole.set()
 
     def _put_into_service(self, weight_version: str) -> None:
-        self._engine.collective_rpc("finish_weight_update")
+        self._rpc("finish_weight_update")
         # Keys, values and image embeddings of the old weights must not outlive them. The prefix reset leaves the
         # encoder cache as it is, on every build (vllm#44910).
         if not self._engine.reset_prefix_cache(reset_running_requests=bool(self._running)):
@@ -333,6 +349,9 @@ class Generator:
         self._fail(error)
         self._whole.set()
 
+    def _rpc(self, method: str, **arguments: Any) -> None:
+        self._engine.collective_rpc(method, kwargs=arguments)
+
     # Between threads
 
     def _call(self, work: Callable[[], Result]) -> "Future[Result]":
@@ -347,9 +366,6 @@ class Generator:
 
         self._inbox.put(run)
         return future
-
-    def _rpc(self, method: str, **arguments: Any) -> None:
-        self._call(lambda: self._engine.collective_rpc(method, kwargs=arguments)).result()
 
 
 # In a worker of the engine

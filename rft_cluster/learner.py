@@ -127,7 +127,10 @@ class Learner:
     # Training
 
     def read_ahead(self, prompts: Sequence[Prompt], step: int) -> None:
-        """Get a step's images ready while generators still answer. Which are this rank's is not known yet: all."""
+        """Get a step's images ready while generators still answer; its samples come without them.
+
+        Which will be this rank's is not known yet: it gets all.
+        """
         self._prompts.read_ahead(prompts, step)
 
     def update(self, work: RankWork, step: int) -> dict[str, float]:

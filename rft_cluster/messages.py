@@ -59,7 +59,10 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A prompt with its completions. `prompt_token_ids` has the image tokens expanded, as the engine saw them."""
+    """A prompt with its completions. `prompt_token_ids` has the image tokens expanded, as the engine saw them.
+
+    The prompt's `image` is empty: who asked has it, and it need not travel back.
+    """
 
     prompt: Prompt
     prompt_token_ids: list[int]
@@ -81,7 +84,7 @@ class Reward:
 
 @dataclass(frozen=True, slots=True)
 class TrainingSample:
-    """All that a learner needs of one completion.
+    """All that a learner needs of one completion, but for the image, which it was given when generation began.
 
     `weight` is this completion's share of the loss, the same for each of its tokens. Weights are computed over
     the whole step before it is split, so the loss is a plain sum and no split over ranks changes it.

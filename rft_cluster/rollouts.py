@@ -8,7 +8,7 @@ import heapq
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -67,7 +67,7 @@ class Rollout:
             for start in range(0, len(dealt_indices), part):
                 indices = [self._given + index for index in dealt_indices[start : start + part]]
                 own = ray.put([self._prompts[index] for index in indices])
-                groups = handles[name].write.remote(own, self._sampling, self._version)
+                groups = handles[name].generate.remote(own, self._sampling, self._version)
                 rewards = self._reward.score(groups, completions, own) if self._reward else None
                 shares.append(_Share(name, indices, groups, rewards))
         self._shares += shares
@@ -88,8 +88,7 @@ class Rollout:
         groups = wait_for({share.groups: share.generator for share in self._shares}, self._timeout, "generate")
         scored = {share.rewards: f"the reward of {share.generator}" for share in self._shares if share.rewards}
         rewards = wait_for(scored, self._timeout, "score")
-        bare = zip(self._prompts, self._in_order(groups), strict=True)
-        return [replace(group, prompt=prompt) for prompt, group in bare], self._in_order(rewards)
+        return self._in_order(groups), self._in_order(rewards)
 
     def _in_order(self, answers: Sequence[Sequence[Any]]) -> list[Any]:
         placed = {

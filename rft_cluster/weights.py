@@ -1,7 +1,8 @@
 """The learners' end of the weight transfer, and the proof that it arrived. The other end is `receivers.py`.
 
     learner ranks                          client (calls all generators)       each generator's engine
-    tensors: shared memory / NCCL -------> start, update_weights(...) -------> loads them
+    tensors: shared memory --------------> load_weights(..., version) -------> loads and serves them
+             NCCL / CUDA IPC ------------> start, update_weights(...) -------> loads them
                                            finish_weight_update(version) ----> serves them, and may generate
     digests of what was sent ------------> prove_weights(version, digests) --> compares with what it received;
                                                                                until they agree no group leaves it
@@ -12,7 +13,7 @@ generators until it is in. No update begins before that.
 The interface is vLLM's: a sender has `trainer_init` and `send_weights` and drives a client of four methods. For
 GPUs the sender is vLLM's own NCCL engine, fed by `PolicyWeights`, which casts the FP32 masters to BF16 (vLLM's
 `ModuleSource` would ship the masters). For CPUs it is ours: every rank casts its own shard straight into memory
-that the generators map.
+that the generators map; as it is all there before they load, one call to each is enough.
 """
 
 import mmap
@@ -52,6 +53,8 @@ class WeightClient(Protocol):
     def update_weights(self, update_info: dict[str, Any]) -> None: ...
 
     def finish_weight_update(self, weight_version: str) -> None: ...
+
+    def load_weights(self, update_info: dict[str, Any], weight_version: str) -> None: ...
 
     def prove_weights(self, weight_version: str, digests: dict[str, int]) -> list[WeightRecord]: ...
 
@@ -224,6 +227,9 @@ class VersioningClient:
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         self._client.finish_weight_update(weight_version or str(self.version))
 
+    def load_weights(self, update_info: dict[str, Any]) -> None:
+        self._client.load_weights(update_info, str(self.version))
+
     def prove(self, digests: dict[str, int]) -> None:
         """Hold what all generators received against what was sent.
 
@@ -323,9 +329,7 @@ class SharedMemorySender:
                 self._runs[name] = (run, start)
         dist.barrier()  # all shards are written
         if self._rank == 0:
-            self._client.start_weight_update()
-            self._client.update_weights(self._update)
-            self._client.finish_weight_update()
+            self._client.load_weights(self._update)
         dist.barrier()
 
     def prove(self) -> None:

@@ -263,6 +263,6 @@ def test_only_generators_on_other_hosts_are_sent_the_bytes(tmp_path: Path, monke
     generators = ActorGroup({"generator-0": None, "generator-1": None, "generator-2": None}, 1)
     client = GeneratorsClient(generators, ["10.0.0.1", "10.0.0.2", "10.0.0.2"], 1, sender_address="10.0.0.1")
     info = {"path": str(memory), "nbytes": 8}
-    client.update_weights(info)
-    assert calls == [("update_weights", [(info,), (info, "reference"), (info, "reference")])]
+    client.load_weights(info, "3")
+    assert calls == [("load_weights", [(info, "3"), (info, "3", "reference"), (info, "3", "reference")])]
     assert [data.tolist() for data in sent] == [[0, 1, 2, 3, 4, 5, 6, 7]]

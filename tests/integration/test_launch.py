@@ -18,7 +18,7 @@ from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
 from rft_cluster import evaluate
 from rft_cluster.answers import AnswerReader
-from rft_cluster.batching import build_samples, collate
+from rft_cluster.batching import PromptCache, build_samples, collate
 from rft_cluster.config import Config
 from rft_cluster.data import FewShotDataset
 from rft_cluster.engine import ENVIRONMENT
@@ -120,7 +120,9 @@ def test_the_export_loads_in_vllm_and_computes_the_same(run: tuple[Path, str], c
     generator.serve_loaded(version=4)
     groups = generator.generate(prompts, Sampling(8, 1.0, 16), version=4)
     samples = build_samples(groups, [[0.0] * 8] * len(groups), keep_all=True)
-    batch = collate(samples, generator._encoder, policy.prompt_positions)
+    cache = PromptCache(generator._encoder, 0)
+    cache.read_ahead(prompts, step=4)  # generators send no images back
+    batch = collate(samples, cache, policy.prompt_positions)
     with torch.no_grad():
         logprobs, _ = policy(**batch.inputs())
     assert (logprobs - batch.generator_logprobs).abs().mean() <= 0.005

@@ -29,7 +29,7 @@ class Waiting:
         self._released = threading.Event()
         self._calls: list[int] = []
 
-    def write(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> list[Group]:
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> list[Group]:
         self._calls.append(len(prompts))
         with self._engine:
             self._released.wait(None if self._seconds == math.inf else self._seconds)

@@ -87,7 +87,7 @@ def parameter_digest_of(generator: Generator) -> int:
 
 
 def write(generator: Generator, weights: Weights) -> tuple[int, dict[str, Any]]:
-    """Write weights into memory, as the learners' sender does it: (file, what `update_weights` takes)."""
+    """Write weights into memory, as the learners' sender does it: (file, what an update takes)."""
     layout = memory_layout([TensorInfo(name, WIRE_DTYPE, tuple(tensor.shape)) for name, tensor in weights.items()])
     file = os.memfd_create("test_weights")
     os.ftruncate(file, layout.nbytes)
@@ -101,9 +101,7 @@ def load(generator: Generator, weights: Weights, version: int) -> int:
     """An update without its proof; the file that holds the memory."""
     file, update = write(generator, weights)
     try:
-        generator.start_weight_update()
-        generator.update_weights(update)
-        generator.finish_weight_update(str(version))
+        generator.load_weights(update, str(version))
     except BaseException:
         os.close(file)
         raise
@@ -129,6 +127,10 @@ def digest_of(weights: Weights) -> int:
 
 def answers(groups: list[Group]) -> list[tuple[list[int], list[float]]]:
     return [(group.completions[0].token_ids, group.completions[0].generator_logprobs) for group in groups]
+
+
+def without_images(prompts: list[Prompt]) -> list[Prompt]:
+    return [replace(prompt, image=b"") for prompt in prompts]
 
 
 def test_without_a_version_it_does_not_generate(generator: Generator, prompts: list[Prompt]):
@@ -172,7 +174,7 @@ def test_each_cure_is_needed(
 def test_groups_keep_order_seed_and_version(generator: Generator, original: Weights, prompts: list[Prompt]):
     send(generator, original, version=8)
     groups = generator.generate(prompts, SAMPLED, version=8)
-    assert [group.prompt for group in groups] == prompts
+    assert [group.prompt for group in groups] == without_images(prompts)
     assert all(len(group.completions) == 8 for group in groups)
     assert len({tuple(completion.token_ids) for completion in groups[0].completions}) > 1
     again = generator.generate(prompts, SAMPLED, version=8)
@@ -202,7 +204,7 @@ def test_no_group_leaves_before_the_proof(generator: Generator, original: Weight
             asked.result(timeout=5)
         assert not generator._running, "all is written and only the proof is waited for"
         generator.prove_weights("11", digests_of(original))
-        assert [group.prompt for group in asked.result(timeout=5)] == prompts
+        assert [group.prompt for group in asked.result(timeout=5)] == without_images(prompts)
     os.close(file)
 
 
@@ -323,7 +325,8 @@ def drop_vector(monkeypatch: pytest.MonkeyPatch, generator: Generator) -> None:
 
 def drop_call(monkeypatch: pytest.MonkeyPatch, generator: Generator) -> None:
     """The update never reaches the engine."""
-    monkeypatch.setattr(generator, "update_weights", lambda update_info: None)
+    rpc = generator._rpc
+    monkeypatch.setattr(generator, "_rpc", lambda method, **a: method == "update_weights" or rpc(method, **a))
 
 
 @pytest.mark.parametrize(
@@ -360,20 +363,20 @@ def test_json_files_are_written_whole(tmp_path: Path):
 
 
 def token_logprobs(
-    path: str, weights: Weights, group: Group, token_ids: list[int], encoder: PromptEncoder, temperature: float
+    path: str, weights: Weights, prompt: Prompt, token_ids: list[int], encoder: PromptEncoder, temperature: float
 ) -> torch.Tensor:
     """Of a completion's tokens under given weights, by transformers alone: [tokens] FP32."""
     model = Qwen2VLForConditionalGeneration.from_pretrained(path, dtype=WIRE_DTYPE)
     model.load_state_dict(weights, strict=False)
-    prompt = encoder.encode(group.prompt)
-    ids = torch.tensor([prompt.token_ids + token_ids])
+    encoded = encoder.encode(prompt)
+    ids = torch.tensor([encoded.token_ids + token_ids])
     with torch.no_grad():
         logits = model(
             input_ids=ids,
-            pixel_values=prompt.pixel_values,
-            image_grid_thw=prompt.image_grid_thw,
+            pixel_values=encoded.pixel_values,
+            image_grid_thw=encoded.image_grid_thw,
             mm_token_type_ids=(ids == encoder.image_token_id).long(),
-        ).logits[0, len(prompt.token_ids) - 1 : -1]
+        ).logits[0, len(encoded.token_ids) - 1 : -1]
     logits = logits.float() / temperature
     logits[:, encoder.vision_token_ids] = float("-inf")
     return logits.log_softmax(-1)[torch.arange(len(token_ids)), token_ids]
@@ -400,17 +403,18 @@ def test_an_update_may_fall_into_running_completions(
             assert not asked.done(), asked.result()
         send(generator, further, version=22)
         groups = asked.result(timeout=60)
-    assert [group.prompt for group in groups] == prompts
+    assert [group.prompt for group in groups] == without_images(prompts)
 
-    spanning = [(group, c) for group in groups for c in group.completions if c.version_spans]
+    spanning = [(prompt, c) for prompt, group in zip(prompts, groups, strict=True)
+                for c in group.completions if c.version_spans]  # fmt: skip
     assert len(spanning) > len(prompts)
-    group, completion = max(spanning, key=lambda pair: len(pair[1].token_ids))
+    prompt, completion = max(spanning, key=lambda pair: len(pair[1].token_ids))
     (old, first), (new, second) = completion.version_spans
     assert (old, new, completion.policy_version) == (21, 22, 21)
     assert first + second == len(completion.token_ids) and second > 5
     written = torch.tensor(completion.generator_logprobs)
     by_old, by_new = (
-        token_logprobs(tiny_model, weights, group, completion.token_ids, generator._encoder, hot.temperature)
+        token_logprobs(tiny_model, weights, prompt, completion.token_ids, generator._encoder, hot.temperature)
         for weights in (changed, further)
     )
     gap = (written - torch.cat([by_old[:first], by_new[first:]])).abs().mean()

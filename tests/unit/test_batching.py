@@ -351,6 +351,29 @@ def test_what_was_read_ahead_goes_with_its_step_and_later_steps_stay():
     assert encoder.asked == ["a", "b", "a"]
 
 
+def test_what_was_read_ahead_needs_no_image_until_its_step_is_over():
+    encoder = Encoder()
+    cache = PromptCache(encoder, 0)
+    cache.read_ahead([seen("a", b"1")], step=3)
+    cache.read_ahead([seen("b", b"1")], step=4)  # the same image comes again
+    assert cache.encode(seen("a", b"")) is cache.encode(seen("b", b""))
+    cache.step_is_over(3)
+    cache.encode(seen("b", b""))
+    assert encoder.asked == ["a"]
+    with pytest.raises(ValueError, match="a: came without its image, and was not read ahead"):
+        cache.encode(seen("a", b""))
+
+
+def test_what_a_later_step_asks_for_too_is_encoded_though_this_one_is_over():
+    encoder = HeldUp()
+    cache = PromptCache(encoder, 0)
+    cache.read_ahead([seen("a", b"1"), seen("b", b"2")], step=3)  # one may be begun, the other waits
+    cache.read_ahead([seen("b", b"2")], step=4)
+    cache.step_is_over(3)
+    encoder.go.set()
+    assert cache.encode(seen("b", b"")).token_ids == PROMPTS["b"]
+
+
 def test_what_is_not_asked_for_any_more_is_not_encoded():
     encoder = HeldUp()
     cache = PromptCache(encoder, 1e6)

@@ -116,6 +116,9 @@ class Generators:
     def finish_weight_update(self, weight_version: str) -> None:
         self.heard.append(weight_version)
 
+    def load_weights(self, update_info: dict[str, Any], weight_version: str) -> None:
+        self.heard += [update_info, weight_version]
+
     def prove_weights(self, weight_version: str, digests: dict[str, int]) -> list[WeightRecord]:
         assert self.prove.wait(10)
         self.heard.append(digests)
@@ -132,6 +135,8 @@ def test_the_client_adds_the_version_and_checks_the_proof():
     client.finish_weight_update()
     client.prove(digests)
     assert generators.heard == [{"port": 5}, "start", {"names": ["a", "b"], "more": 3}, "5", digests]
+    client.load_weights({"path": "memory"})
+    assert generators.heard[5:] == [{"path": "memory"}, "5"]
 
 
 def test_the_client_refuses_what_does_not_agree():
@@ -182,8 +187,8 @@ def test_the_memory_holds_the_masters_in_bf16_and_the_proof_is_of_them(policy, o
     sending = broadcast(policy, generators)
     sending.send(3)
     sending.wait()
-    layout, start, update, version, digests = generators.heard
-    assert (start, version) == ("start", "3")
+    layout, update, version, digests = generators.heard
+    assert version == "3"
     expected = dict(PolicyWeights(policy))
     found = in_memory(update, layout)
     assert found.keys() == expected.keys()
@@ -201,12 +206,12 @@ def test_the_memory_is_not_written_before_the_last_update_is_proved(policy, one_
     parameter = next(policy.parameters())
     try:
         parameter.data.add_(1)
-        before = in_memory(generators.heard[2], generators.heard[0])
+        before = in_memory(generators.heard[1], generators.heard[0])
         threading.Timer(0.3, generators.prove.set).start()
         sending.send(4)
-        first, _, second = generators.heard[4:7]
+        first, second, _ = generators.heard[3:6]
         assert first == {name: tensor_digest(tensor) for name, tensor in before.items()}
-        assert second == generators.heard[2], "only now the next update"
+        assert second == generators.heard[1], "only now the next update"
     finally:
         parameter.data.sub_(1)
     sending.close()
