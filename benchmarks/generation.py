@@ -4,8 +4,9 @@
 
 The service is the real one: prompts travel to a vLLM actor through Ray, completions to the reward actor and back. The
 other side is `LLM.generate` in a process that does nothing else. Both are up all the while and take turns batch by
-batch. Each of the service's batches comes after a weight update, off the clock; the other side forgets its earlier
-prompts as an update makes the service forget. Pairs that other programs disturbed do not count.
+batch. Each of the service's batches comes after a weight update and its proof, off the clock; the other side forgets
+its earlier prompts as an update makes the service forget. What the proof takes, which in training runs beside
+generation, is recorded. Pairs that other programs disturbed do not count.
 """
 
 import argparse
@@ -60,24 +61,27 @@ def in_turns(config: Config, rounds: int) -> list[dict[str, Turn]]:
         plain.wait_until_ready()
         usage = Usage()
 
-        def serve_here(step: int) -> float:
+        def serve_here(step: int) -> dict[str, float]:
             prompts = prompts_of(config, task, step)
             cluster.broadcast_weights(version=step)
+            start = time.perf_counter()
+            cluster.generators.call_all("generate", [], sampling, step)  # returns with the proof
+            proof = time.perf_counter() - start
             usage.since_last()
             start = time.perf_counter()
             groups, _ = cluster.generators.start(prompts, sampling, step, cluster.reward).wait()
             seconds = time.perf_counter() - start
             check(sum(len(completion.token_ids) for group in groups for completion in group.completions))
-            return seconds
+            return {"seconds": seconds, "proof": proof}
 
         for step in range(WARM + rounds):
             turns = {}
             for name in (SERVICE, RAW) if step % 2 else (RAW, SERVICE):
                 usage.since_last()
-                seconds = serve_here(step) if name == SERVICE else plain.turn(step)["seconds"]
+                said = serve_here(step) if name == SERVICE else plain.turn(step)
                 own, foreign = usage.since_last()
                 idle = sum(used for pid, used in own.items() if (pid == plain.pid) == (name == SERVICE))
-                turns[name] = Turn(seconds, foreign, idle)
+                turns[name] = Turn(said.pop("seconds"), foreign, idle, said)
             if step >= WARM:
                 counted.append(turns)
     return counted

@@ -10,6 +10,7 @@ import json
 import tempfile
 import time
 from dataclasses import asdict
+from typing import Any, NamedTuple
 
 import ray
 
@@ -44,8 +45,8 @@ def main() -> None:
         for repeat in range(options.repeats):
             for value in values:  # in turns
                 changes = [f"run.seed={repeat}", f"schedule.steps={options.steps}", f"schedule.max_staleness={value}"]
-                _, wall = run_steps([*ROLES, *changes], cluster)
-                measured[value].append(max(seconds.generate, seconds.learn) / wall)
+                step = run_steps([*ROLES, *changes], cluster)
+                measured[value].append(max(seconds.generate, seconds.learn) / step.wall)
         cluster.close()
         for value, ratios in measured.items():
             rows.append({"case": name, **asdict(seconds), "max_staleness": value, "ratio": asdict(spread(ratios))})
@@ -53,16 +54,28 @@ def main() -> None:
     write_result("overlap", {"machine": machine(), "steps": options.steps, "rows": rows})
 
 
-def run_steps(overrides: list[str], cluster: EmulatedCluster) -> tuple[float, float]:
-    """The driver's CPU seconds and the wall seconds a step of `train`, from when the pipeline is full to its end."""
+class StepSeconds(NamedTuple):
+    """What a step takes: of the clock, of the driver's process, of its thread that runs the loop; and its stages."""
+
+    wall: float
+    driver_cpu: float
+    loop_cpu: float
+    stages: dict[str, float]
+
+
+def run_steps(overrides: list[str], cluster: EmulatedCluster) -> StepSeconds:
+    """A step of `train`, on average from when the pipeline is full to its end."""
     train_set = examples(64, 100_000)
     task = Task(FewShotDataset("emulated", ["rose", "tulip"], train_set, [], [], []), "Which flower?")
-    ends: list[tuple[float, float]] = []
+    ends: list[tuple[float, float, float]] = []
+    stages: list[dict[str, float]] = []
     start_cluster, log_step = loop.start_cluster, loop.RunFolder.log_step
 
-    def timed(self: loop.RunFolder, *arguments: object) -> None:
-        log_step(self, *arguments)  # type: ignore[arg-type]
-        ends.append((time.process_time(), time.monotonic()))
+    def timed(self: loop.RunFolder, *arguments: Any) -> None:
+        start = time.monotonic()
+        log_step(self, *arguments)
+        ends.append((time.monotonic(), time.process_time(), time.thread_time()))
+        stages.append({**arguments[-1], "log": ends[-1][0] - start})
 
     with tempfile.TemporaryDirectory() as folder:
         config: Config = load_config("digits", [f"run.folder={folder}", "run.name=emulated", *overrides])
@@ -71,9 +84,12 @@ def run_steps(overrides: list[str], cluster: EmulatedCluster) -> tuple[float, fl
             loop.train(config, task, "nothing", resume=False)
         finally:
             loop.start_cluster, loop.RunFolder.log_step = start_cluster, log_step  # type: ignore[method-assign]
-    (cpu_first, first), (cpu_last, last) = ends[SKIPPED - 1], ends[-1]
-    steps = len(ends) - SKIPPED
-    return (cpu_last - cpu_first) / steps, (last - first) / steps
+    counted = len(ends) - SKIPPED
+    wall, driver, loop_thread = (
+        (last - first) / counted for first, last in zip(ends[SKIPPED - 1], ends[-1], strict=True)
+    )
+    means = {name: sum(step[name] for step in stages[SKIPPED:]) / counted for name in stages[0]}
+    return StepSeconds(wall, driver, loop_thread, {"hand out": wall - sum(means.values()), **means})
 
 
 if __name__ == "__main__":

@@ -212,19 +212,20 @@ def roles_table() -> str:
             f"| {row['generate']:g}, {row['learn']:g}, {row['transfer']:g} | {row['max_staleness']} | "
             f"{ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f}) |"
         )
-    lines += ["", "| Generators | Learners | Prompts | Beyond the roles, ms | Driver's processor time, ms |"]
-    lines.append("|" + "---|" * 5)
-    for row in costs["rows"]:
-        beyond, cpu = row["beyond_roles_ms"], row["driver_cpu_ms"]
-        lines.append(
-            f"| {row['generators']} | {row['learners']} | {row['prompts']} | "
-            f"{beyond['median']:.1f} ({beyond['low']:.1f} to {beyond['high']:.1f}) | "
-            f"{cpu['median']:.1f} ({cpu['low']:.1f} to {cpu['high']:.1f}) |"
-        )
-    learners = costs["rows"][0]["learners"]
-    for row in costs["simulated"]:
-        simulated = f"{row['driver_cpu_ms']:.0f}, simulated"
-        lines.append(f"| {row['generators']} | {learners} | {row['prompts']} | | {simulated} |")
+    stages = list(costs["rows"][0]["stages_ms"])
+    lines += ["", f"| Generators | Prompts | Beyond the roles, ms | {' | '.join(stages)} | Simulated | Driver | Loop |"]
+    lines.append("|" + "---|" * (len(stages) + 6))
+    rows = {(row["generators"], row["prompts"]): row for row in costs["rows"]}
+    for simulated in costs["simulated"]:
+        size = simulated["generators"], simulated["prompts"]
+        cells = [*map(str, size), *[""] * (len(stages) + 4)]
+        if row := rows.get(size):
+            beyond = row["beyond_roles_ms"]
+            cells[2] = f"{beyond['median']:.0f} ({beyond['low']:.0f} to {beyond['high']:.0f})"
+            cells[3:-3] = [f"{row['stages_ms'][stage]:.0f}" for stage in stages]
+            cells[-2:] = [f"{row[name]['median']:.0f}" for name in ("driver_cpu_ms", "loop_cpu_ms")]
+        cells[-3] = f"{simulated['beyond_roles_ms']:.0f}"
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
