@@ -22,8 +22,7 @@ from benchmarks.speed import RAW, make_config
 from benchmarks.turns import SERVICE, Arm, Turn, comparison, serve_steps
 from rft_cluster.cluster import start_cluster
 from rft_cluster.config import Config
-from rft_cluster.generator import Sampling
-from rft_cluster.messages import Prompt
+from rft_cluster.messages import Prompt, Sampling
 from rft_cluster.prepare import Task, prepare
 from rft_cluster.prompts import make_prompts
 

@@ -34,7 +34,7 @@ from typing import Any
 import psutil
 import torch
 
-from rft_cluster.messages import Completion, Group, Prompt, WeightRecord
+from rft_cluster.messages import Completion, Group, Prompt, Sampling, WeightRecord
 
 RESULTS = Path(__file__).parent / "results" / "true_shapes.json"
 GIB, GB = 2**30, 1e9
@@ -377,7 +377,6 @@ def transfer(folder: Path) -> dict[str, Any]:
     """Send weights to a vLLM engine in another process, twice, and sample a group with the second."""
     import torch.distributed as dist
 
-    from rft_cluster.generator import Sampling
     from rft_cluster.weights import SharedMemorySender, WeightBroadcast
 
     context = multiprocessing.get_context("spawn")

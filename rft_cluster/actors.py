@@ -47,9 +47,11 @@ def wait_for(calls: Mapping[ray.ObjectRef, str], timeout: float, doing: str) -> 
 class ActorGroup:
     """The actors of one role."""
 
-    def __init__(self, handles: dict[str, ActorHandle], timeout: float) -> None:
+    def __init__(self, handles: dict[str, ActorHandle], timeout: float, threads: str = "") -> None:
+        """`threads`: the actors' concurrency group that calls are for, if not the usual one."""
         self._handles = handles
         self._timeout = timeout
+        self._threads = threads
 
     def __len__(self) -> int:
         return len(self._handles)
@@ -64,10 +66,10 @@ class ActorGroup:
 
     def call_each(self, method: str, arguments: Sequence[tuple[Any, ...]], timeout: float | None = None) -> list[Any]:
         """Call a method of every actor, each with its own arguments."""
-        calls = {
-            getattr(handle, method).remote(*own): name
-            for (name, handle), own in zip(self._handles.items(), arguments, strict=True)
-        }
+        calls = {}
+        for (name, handle), own in zip(self._handles.items(), arguments, strict=True):
+            call = getattr(handle, method)
+            calls[(call.options(concurrency_group=self._threads) if self._threads else call).remote(*own)] = name
         return wait_for(calls, timeout or self._timeout, method)
 
 
@@ -87,6 +89,10 @@ def combined(answers: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 class Learners(ActorGroup):
+    def __init__(self, handles: dict[str, ActorHandle], timeout: float) -> None:
+        super().__init__(handles, timeout)
+        self._reading: dict[int, dict[ray.ObjectRef, str]] = {}  # by step: the ranks' calls that read ahead
+
     def join(self, addresses: Sequence[str], timeout: float) -> None:
         """Make the ranks one process group. Rank 0 opens a port on its host and says which; Ray carries the word."""
         first, one_host = self.handles[0], len(set(addresses)) == 1
@@ -97,14 +103,15 @@ class Learners(ActorGroup):
     def read_ahead(self, prompts: Sequence[Prompt], step: int) -> None:
         """Let all ranks get a step's images ready, without waiting for them."""
         shared = ray.put(list(prompts))
-        for handle in self.handles:
-            handle.read_ahead.remote(shared, step)
+        self._reading[step] = {handle.read_ahead.remote(shared, step): name for name, handle in self._handles.items()}
 
     def update(
         self, samples: Sequence[TrainingSample], step: int, updates: int, micro_batch_tokens: int
     ) -> dict[str, float]:
         """One step's optimizer updates on all ranks; sums over all their tokens. No samples: no update."""
+        wait_for(self._reading.pop(step, {}), self._timeout, "read_ahead")
         if not samples:
+            self.call_all("step_is_over", step)
             return {}
         work = split_work(samples, len(self), updates, micro_batch_tokens)
         return combined(self.call_each("update", [(share, step) for share in work]))

@@ -27,10 +27,10 @@ from rft_cluster.actors import ActorGroup, GeneratorsClient, Learners, RewardAct
 from rft_cluster.config import ClusterSection, Config
 from rft_cluster.engine import environment as generator_environment
 from rft_cluster.errors import UserError
-from rft_cluster.generator import Generator, Sampling
+from rft_cluster.generator import Generator
 from rft_cluster.hardware import hardware, openmp_environment
 from rft_cluster.learner import Learner
-from rft_cluster.messages import Prompt, TrainingSample
+from rft_cluster.messages import Prompt, Sampling, TrainingSample
 from rft_cluster.plan import (
     ActorPlan,
     Bundle,
@@ -43,9 +43,13 @@ from rft_cluster.plan import (
 from rft_cluster.rollouts import PARTS, Generators, Rollout
 from rft_cluster.scorer import Scorer
 
-# Calls to a generator that may be under way at once: the parts of its room and its reserve, and weights beside them.
-# Each step that is asked for ahead may add a call, which waits for its last completion.
+# Calls to a generator that may be under way at once: the parts of its room, its reserve, and what is left of a step.
+# More would wait. Weights have threads of their own, since a call that waits for weights must not keep them out.
 GENERATOR_CALLS = PARTS + 8
+WEIGHT_THREADS = {"weights": 2}
+SCORER: dict[str, Any] = {"allow_out_of_order_execution": True}  # what is written first is scored first
+# A learner waits for generators a little less long than others wait for it, so that it can say for which.
+PATIENCE = 0.9
 ADDRESS_TIMEOUT = 10.0  # seconds until an address counts as silent
 WAITING_LINE = 10.0  # seconds between lines about actors that are still starting
 RESERVE_TIMEOUT = 60.0  # seconds until resources count as taken by others
@@ -259,7 +263,11 @@ class _Reservation:
         calls = GENERATOR_CALLS + config.schedule.max_staleness
         return {
             name: ray.remote(Generator)
-            .options(max_concurrency=calls, **self.options(name, generators, environment))
+            .options(
+                max_concurrency=calls,
+                concurrency_groups=WEIGHT_THREADS,
+                **self.options(name, generators, environment),
+            )
             .remote(model_path, config.model, config.generators, config.max_model_tokens, devices, config.run.seed)
             for name in generators.names
         }
@@ -293,7 +301,9 @@ def _start_actors(reservation: _Reservation, model_path: str) -> Cluster:
         for rank, (name, address) in enumerate(zip(learners.names, learner_addresses, strict=True))
     }
     reward_handles = {
-        name: ray.remote(Scorer).options(**reservation.options(name, reward, {})).remote(config.rewards, config.scoring)
+        name: ray.remote(Scorer)
+        .options(**SCORER, **reservation.options(name, reward, {}))
+        .remote(config.rewards, config.scoring)
         for name in reward.names
     }
     reservation.wait_until_ready(learner_handles | generator_handles | reward_handles)
@@ -307,7 +317,7 @@ def _start_actors(reservation: _Reservation, model_path: str) -> Cluster:
     cluster.learners.join(learner_addresses, reservation.left())
     # Not `cluster.generators`: what waits there, and its lock, stay in this process.
     client = GeneratorsClient(
-        ActorGroup(generator_handles, timeout),
+        ActorGroup(generator_handles, PATIENCE * timeout, *WEIGHT_THREADS),
         reservation.addresses(generators),
         max(1, int(generators.gpus)),
         learner_addresses[0],

@@ -21,8 +21,7 @@ from rft_cluster.errors import UserError, exit_code
 from rft_cluster.evaluation import judge, report
 from rft_cluster.figures import draw_evaluation
 from rft_cluster.files import write_json, write_text
-from rft_cluster.generator import Sampling
-from rft_cluster.messages import Example, Group
+from rft_cluster.messages import Example, Group, Sampling
 from rft_cluster.prepare import Task, base_model_path, check_model, prepare
 from rft_cluster.prompts import make_prompts, text_hash
 

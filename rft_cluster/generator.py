@@ -4,8 +4,7 @@ One thread owns the engine. The methods post work to its inbox and wait, so weig
 steps, never during one, and all calls may come from any thread.
 
     generate(prompts, ...)  ->  inbox  ->  [ engine thread: add_request, step, step, ... ]  ->  list[Group]
-    load_weights, or start/update/finish_weight_update  ->  inbox  ->  the same thread, which steps no further until
-                                                                       the update is over
+    load_weights, or start/update/finish_weight_update  ->  inbox  ->  the same thread, which steps on afterwards
 
 Requests that an update falls into are pre-empted: their tokens stay, all that old weights computed of them is
 dropped, and the new weights read prompt and tokens again before they write on.
@@ -24,9 +23,10 @@ from functools import partial
 from typing import Any, TypeVar
 
 from rft_cluster.config import GeneratorsSection, ModelSection
+from rft_cluster.digests import combined_digest
 from rft_cluster.engine import load_engine
 from rft_cluster.hardware import Hardware
-from rft_cluster.messages import Completion, Group, Prompt, WeightRecord
+from rft_cluster.messages import Completion, Group, Prompt, Sampling, WeightRecord
 from rft_cluster.weights import WeightTransferError
 
 FORBIDDEN_BIAS = -100.0  # the lowest that vLLM takes: exp(-100) is never sampled
@@ -37,16 +37,6 @@ Result = TypeVar("Result")
 
 class StaleGenerator(RuntimeError):
     """A generator was asked for completions of a version that it does not hold."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to sample. `group_size` completions at `temperature`; 0 is greedy and needs a `group_size` of 1."""
-
-    group_size: int
-    temperature: float
-    max_tokens: int
-    top_k: int = 0
 
 
 @dataclass
@@ -89,6 +79,7 @@ class Generator:
         self._proof: Future[None] = Future()  # of the weights that are served
         self._in_process = hardware.device == "cpu"  # where the engine's one worker is, too
         self._batches = 0
+        self._broken: BaseException | None = None  # what the engine failed with
         thread = threading.Thread(target=self._serve, name="engine", daemon=True)
         thread.start()
         self._call(lambda: self._start(path, model, config, max_tokens, hardware, seed)).result()
@@ -126,7 +117,7 @@ class Generator:
         self._call(self._start_update).result()
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        self._call(lambda: self._rpc("update_weights", update_info=update_info)).result()
+        self._call(lambda: self._update(update_info)).result()
 
     def finish_weight_update(self, weight_version: str) -> None:
         """Put the received weights into service under `weight_version`."""
@@ -148,18 +139,21 @@ class Generator:
             WeightTransferError: they differ; all that waits for completions by these weights raises it, too.
         """
         try:
+            self._check_engine()
             if self._version != int(weight_version):
                 raise WeightTransferError(f"asked to prove version {weight_version}, but it holds {self._version}")
             prove = partial(_prove, digests=digests)
             # What takes time is done in the caller's thread, beside generation.
-            work = _itself if self._in_process else prove
-            answer = self._call(lambda: self._engine.collective_rpc(work)[0]).result()
-            received, loaded = prove(answer) if self._in_process else answer
+            work = (lambda worker: worker) if self._in_process else prove
+            answers = self._call(lambda: self._engine.collective_rpc(work)).result()
+            if self._in_process:
+                answers = [prove(worker) for worker in answers]
         except BaseException as error:  # not swallowed: raised here and by all that wait for completions
             self._call(partial(self._give_up, error)).result()
             raise
         self._proof.set_result(None)
-        return WeightRecord(int(weight_version), received, loaded)
+        loaded = combined_digest({str(rank): loaded for rank, (_, loaded) in enumerate(answers)})
+        return WeightRecord(int(weight_version), answers[0][0], loaded)
 
     def sleep(self) -> None:
         """Give the GPU's memory back, weights included, to the learner that shares it. Weights must follow."""
@@ -220,8 +214,12 @@ class Generator:
                         batch.future.set_result(_Written(groups, self._proof))
         except BaseException as error:  # noqa: BLE001 - not swallowed: every caller that waits raises it
             # What broke the engine is the answer to everybody who waits for it; it serves nobody after that.
-            self._version = None
+            self._version, self._broken = None, error
             self._fail(error)
+
+    def _check_engine(self) -> None:
+        if self._broken:
+            raise self._broken
 
     def _fail(self, error: BaseException) -> None:
         for batch in {id(batch): batch for batch, _ in self._running.values()}.values():
@@ -230,6 +228,7 @@ class Generator:
 
     def _submit(self, prompts: Sequence[Prompt], sampling: Sampling, version: int, future: "Future[_Written]") -> bool:
         """Give prompts to the engine; false, and nothing done, while weights are being updated."""
+        self._check_engine()
         if not self._whole.is_set():
             return False
         if self._version is None or self._version < version:
@@ -238,15 +237,20 @@ class Generator:
         self._batches += 1
         if not prompts:
             future.set_result(_Written([], self._proof))
-        for index, prompt in enumerate(prompts):
-            request_id = f"{self._batches}-{index}"
-            inputs = {
-                "prompt": self._encoder.chat(prompt.text),
-                "multi_modal_data": {"image": self._encoder.image(prompt.image)},
-            }
-            # Listed before it is known to the engine: a failure of add_request leaves nothing behind.
-            self._engine.add_request(request_id, inputs, self._params(prompt, sampling))
-            self._running[request_id] = (batch, index)
+        begun: list[str] = []
+        try:
+            for index, prompt in enumerate(prompts):
+                inputs = {
+                    "prompt": self._encoder.chat(prompt.text),
+                    "multi_modal_data": {"image": self._encoder.image(prompt.image)},
+                }
+                request_id = f"{self._batches}-{index}"
+                self._engine.add_request(request_id, inputs, self._params(prompt, sampling))
+                begun.append(request_id)
+        except BaseException:  # not swallowed: nobody would wait for those before
+            self._engine.abort_request(begun)
+            raise
+        self._running |= {request_id: (batch, index) for index, request_id in enumerate(begun)}
         return True
 
     def _params(self, prompt: Prompt, sampling: Sampling) -> Any:
@@ -297,19 +301,24 @@ class Generator:
         self._version, self._proof = version, Future()
         self._proof.set_result(None)
 
+    def _load(self, update_info: dict[str, Any], weight_version: str) -> None:
+        self._start_update()
+        self._update(update_info)
+        self._finish_update(weight_version)
+
     def _start_update(self) -> None:
+        self._check_engine()
         self._version = None
         self._whole.clear()
         if not self._proof.done():
             self._proof.set_exception(WeightTransferError("another update began before this one was proved"))
         self._proof = Future()
-        self._rpc("start_weight_update")
-
-    def _load(self, update_info: dict[str, Any], weight_version: str) -> None:
         with self._or_give_up():
-            self._start_update()
+            self._rpc("start_weight_update")
+
+    def _update(self, update_info: dict[str, Any]) -> None:
+        with self._or_give_up():
             self._rpc("update_weights", update_info=update_info)
-        self._finish_update(weight_version)
 
     def _finish_update(self, weight_version: str) -> None:
         with self._or_give_up():
@@ -331,7 +340,7 @@ class Generator:
         if not self._engine.reset_prefix_cache(reset_running_requests=bool(self._running)):
             raise RuntimeError("vLLM did not reset its prefix cache: requests still hold blocks of old weights")
         self._engine.reset_encoder_cache()
-        if not_loaded := self._engine.collective_rpc(_not_loaded)[0]:
+        if not_loaded := [layer for worker in self._engine.collective_rpc(_not_loaded) for layer in worker]:
             raise WeightTransferError(
                 f"version {weight_version} arrived but {len(not_loaded)} layers did not load theirs, "
                 f"first {not_loaded[0]}"
@@ -369,10 +378,6 @@ class Generator:
 
 
 # In a worker of the engine
-
-
-def _itself(worker: Any) -> Any:
-    return worker
 
 
 def _not_loaded(worker: Any) -> Sequence[str]:

@@ -133,6 +133,10 @@ class Learner:
         """
         self._prompts.read_ahead(prompts, step)
 
+    def step_is_over(self, step: int) -> None:
+        """Drop what was read ahead for a step and those before it."""
+        self._prompts.step_is_over(step)
+
     def update(self, work: RankWork, step: int) -> dict[str, float]:
         """The optimizer updates of one step on this rank's share of its samples.
 
@@ -178,7 +182,7 @@ class Learner:
                 # The norm is a sum over all ranks: all of them skip, or none.
                 sums["skipped"] += 1
             self._optimizer.zero_grad()
-        self._prompts.step_is_over(step)
+        self.step_is_over(step)
         return {**sums, "learning_rate": settings.learning_rate * factor, **self._peak_memory(held)}
 
     def _held_memory(self) -> int:
@@ -255,7 +259,13 @@ class Learner:
     # Files
 
     def save_checkpoint(self, folder: str) -> int:
-        """Write this rank's shards. Returns the number of updates that the optimizer has made."""
+        """Write this rank's shards. Returns the number of updates that the optimizer has made.
+
+        Raises:
+            WeightTransferError: what generators hold is not what was last sent to them.
+        """
+        if self._broadcast:
+            self._broadcast.wait()  # the run may end with this: nothing else would ask for the last proof
         save_shards(Path(folder), self._policy, self._optimizer)
         return max((int(state["step"]) for state in self._optimizer.state.values()), default=0)
 

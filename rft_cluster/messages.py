@@ -41,6 +41,16 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to sample. `group_size` completions at `temperature`; 0 is greedy and needs a `group_size` of 1."""
+
+    group_size: int
+    temperature: float
+    max_tokens: int
+    top_k: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """One sampled answer. `token_ids` ends with the stop token unless `finish_reason` is "length".
 

@@ -23,11 +23,12 @@ from rft_cluster.data.folder import SUFFIXES
 from rft_cluster.data.images import MAX_BYTES, check_image
 from rft_cluster.errors import UserError, exit_code
 from rft_cluster.hardware import hardware, openmp_environment
-from rft_cluster.messages import Example
+from rft_cluster.messages import Example, Sampling
 from rft_cluster.prompts import make_prompts
 
 if TYPE_CHECKING:
-    from rft_cluster.generator import Generator, Sampling
+    from rft_cluster.generator import Generator
+    from rft_cluster.messages import Sampling
 
 AT_ONCE = 32  # images in the engine at a time: results stream, and memory stays bounded however many files there are
 REASONING_SHOWN = 200
@@ -126,7 +127,8 @@ def _start(export: Path, card: Card, options: argparse.Namespace) -> "tuple[Gene
     """An engine in this process, and how to sample from it."""
     import torch  # takes seconds to import, as does the engine
 
-    from rft_cluster.generator import Generator, Sampling
+    from rft_cluster.generator import Generator
+    from rft_cluster.messages import Sampling
 
     # On stdout results alone; on stderr what is wrong with files, and nothing of vLLM's that is not an error.
     os.environ["VLLM_LOGGING_STREAM"] = "ext://sys.stderr"

@@ -15,8 +15,7 @@ import ray
 from ray.actor import ActorHandle
 
 from rft_cluster.actors import ActorGroup, ClusterError, RewardActor, wait_for
-from rft_cluster.generator import Sampling
-from rft_cluster.messages import Group, Prompt, Reward
+from rft_cluster.messages import Group, Prompt, Reward, Sampling
 
 # An engine that is full is given its next prompts in parts of its room: it has one part in reserve, and a part comes
 # back, and is scored, when its last completion is written.
@@ -45,6 +44,7 @@ class Rollout:
         self._shares: list[_Share] = []
         self._given = 0  # prompts that generators have: the first ones
         self._all_given = threading.Event()
+        self._error: BaseException | None = None
         if not prompts:
             self._all_given.set()
 
@@ -76,15 +76,25 @@ class Rollout:
             self._all_given.set()
         return shares
 
+    def fail(self, error: BaseException) -> None:
+        """Nothing more will be given out: who waits raises `error`."""
+        self._error = error
+        self._all_given.set()
+
     def wait(self) -> tuple[list[Group], list[list[Reward]]]:
         """The groups in the order of their prompts, and the rewards of each; no rewards if none were asked for.
 
         Raises:
             ClusterError: a generator died, or did not answer in time.
         """
-        if not self._all_given.wait(self._timeout):
-            busy = ", ".join(sorted({share.generator for share in self._shares}))
-            raise ClusterError(f"{busy}: no room for {self.left} prompts came within {self._timeout:g} s")
+        left = self.left
+        while not self._all_given.wait(self._timeout):
+            if self.left == left:
+                busy = ", ".join(sorted({share.generator for share in self._shares}))
+                raise ClusterError(f"{busy}: no room for {left} prompts came within {self._timeout:g} s")
+            left = self.left
+        if self._error:
+            raise self._error
         groups = wait_for({share.groups: share.generator for share in self._shares}, self._timeout, "generate")
         scored = {share.rewards: f"the reward of {share.generator}" for share in self._shares if share.rewards}
         rewards = wait_for(scored, self._timeout, "score")
@@ -139,14 +149,23 @@ class Generators(ActorGroup):
 
     def _feed(self) -> None:
         """In a thread, while prompts wait: the loop may be busy with learners meanwhile."""
-        while True:
+        try:
+            while under_way := self._fed():
+                ray.wait(under_way, timeout=LISTENING, fetch_local=False)
+        except BaseException as error:  # noqa: BLE001 - not swallowed: everybody who waits for completions raises it
             with self._lock:
-                self._give()
-                if not self._waiting:
-                    self._feeding = None
-                    return
-                under_way = list(self._under_way)
-            ray.wait(under_way, timeout=LISTENING, fetch_local=False)
+                while self._waiting:
+                    self._waiting.popleft().fail(error)
+                self._feeding = None
+
+    def _fed(self) -> list[ray.ObjectRef]:
+        """Give out what there is room for. If prompts still wait: what is under way, and will make room."""
+        with self._lock:
+            self._give()
+            if self._waiting:
+                return list(self._under_way)
+            self._feeding = None
+            return []
 
     def _give(self) -> None:
         """Fill the room that all generators have by now, first come, first served."""

@@ -155,7 +155,7 @@ class RunFolder:
                 "label": group.prompt.label,
                 "policy_version": group.completions[0].policy_version,
                 "completions": [completion.text for completion in group.completions],
-                "rewards": [asdict(reward) for reward in group_rewards],
+                "rewards": [{"total": r.total, "parts": r.parts, "failures": r.failures} for r in group_rewards],
             }
             for group, group_rewards in zip(groups, rewards, strict=True)
         ]

@@ -14,8 +14,7 @@ from rft_cluster.checkpoint import checkpoint_folder, prune_checkpoints
 from rft_cluster.cluster import Cluster, start_cluster
 from rft_cluster.config import Config
 from rft_cluster.evaluation import summarise
-from rft_cluster.generator import Sampling
-from rft_cluster.messages import Example
+from rft_cluster.messages import Example, Sampling
 from rft_cluster.prepare import Task
 from rft_cluster.prompts import make_prompts
 from rft_cluster.rollouts import Rollout

@@ -22,9 +22,8 @@ from rft_cluster.batching import PromptCache, build_samples, collate
 from rft_cluster.config import Config
 from rft_cluster.data import FewShotDataset
 from rft_cluster.engine import ENVIRONMENT
-from rft_cluster.generator import Sampling
 from rft_cluster.hardware import hardware
-from rft_cluster.messages import Prompt
+from rft_cluster.messages import Prompt, Sampling
 from rft_cluster.qwen2vl import load_reference
 from tests.integration.test_weight_update import make_generator
 

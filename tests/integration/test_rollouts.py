@@ -10,11 +10,12 @@ import pytest
 import ray
 from ray.actor import ActorHandle
 
-from rft_cluster.actors import ClusterError, RewardActor
+from rft_cluster import rollouts
+from rft_cluster.actors import ActorGroup, ClusterError, RewardActor
+from rft_cluster.cluster import GENERATOR_CALLS, SCORER, WEIGHT_THREADS
 from rft_cluster.config import ScoringSection
-from rft_cluster.generator import Sampling
-from rft_cluster.messages import Completion, Group, Prompt
-from rft_cluster.rollouts import PARTS, Generators
+from rft_cluster.messages import Completion, Group, Prompt, Sampling
+from rft_cluster.rollouts import Generators
 from rft_cluster.scorer import Scorer
 
 GROUP, ROOM = 4, 64  # completions of a prompt, and at once in an engine: 16 prompts, parts of 2
@@ -48,8 +49,10 @@ class Waiting:
 def actors() -> Iterator[list[ActorHandle]]:
     """Two that wait, and one that scores."""
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="warning")
-    waiting = ray.remote(Waiting).options(num_cpus=0, max_concurrency=4 * PARTS)
-    scorer = ray.remote(Scorer).options(num_cpus=0).remote({"accuracy": 1.0}, ScoringSection())
+    waiting = ray.remote(Waiting).options(
+        num_cpus=0, max_concurrency=GENERATOR_CALLS, concurrency_groups=WEIGHT_THREADS
+    )
+    scorer = ray.remote(Scorer).options(num_cpus=0, **SCORER).remote({"accuracy": 1.0}, ScoringSection())
     yield [waiting.remote(), waiting.remote(), scorer]
     ray.shutdown()
 
@@ -125,6 +128,36 @@ def test_parts_are_scored_as_they_come(start: Start, actors: list[ActorHandle]):
     assert rollout.left, "scored long before the last prompt is given to a generator"
     _, rewards = rollout.wait()
     assert [reward.total for group in rewards for reward in group] == [1.0] * 240
+
+
+def test_what_is_written_first_is_scored_first(start: Start, actors: list[ActorHandle]):
+    generators = start(slow=math.inf, fast=0.0)
+    rollout = generators.start(PROMPTS[:4], Sampling(GROUP, 1.0, 8), 0, RewardActor({"reward": actors[2]}, 60))
+    slow, fast = rollout._shares
+    assert ray.get(fast.rewards, timeout=10)[0][0].total == 1.0
+    assert ray.wait([slow.rewards], timeout=0) == ([], [slow.rewards])
+    generators.call_all("release")
+    assert [len(group) for group in rollout.wait()[1]] == [GROUP] * 4
+
+
+def test_weights_come_through_however_many_calls_wait(start: Start, actors: list[ActorHandle]):
+    generators = start(one=math.inf)
+    waiting = [generators.handles[0].generate.remote(PROMPTS[:1], Sampling(1, 1.0, 8), 0) for _ in range(60)]
+    assert ray.wait(waiting, timeout=1) == ([], waiting)
+    ActorGroup({"one": actors[0]}, 20, *WEIGHT_THREADS).call_all("release")
+    ray.get(waiting, timeout=20)
+
+
+def test_what_keeps_prompts_from_being_given_out_is_what_the_waiting_raise(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+):
+    generators = start(one=0.1)
+    rollout = generators.start(PROMPTS, Sampling(GROUP, 1.0, 8), version=0)
+    with monkeypatch.context() as full:
+        full.setattr(rollouts.Rollout, "give", lambda *_: (_ for _ in ()).throw(OSError("the object store is full")))
+        with pytest.raises(OSError, match="the object store is full"):
+            rollout.wait()
+    assert len(generators.generate(PROMPTS[:30], Sampling(GROUP, 1.0, 8), version=0)) == 30
 
 
 def test_no_prompts_are_no_groups(start: Start):

@@ -22,9 +22,9 @@ from rft_cluster import loader, receivers
 from rft_cluster.config import Config
 from rft_cluster.digests import combined_digest, tensor_digest
 from rft_cluster.files import write_json
-from rft_cluster.generator import Generator, Sampling, StaleGenerator
+from rft_cluster.generator import Generator, StaleGenerator
 from rft_cluster.hardware import hardware
-from rft_cluster.messages import Group, Prompt, WeightRecord
+from rft_cluster.messages import Group, Prompt, Sampling, WeightRecord
 from rft_cluster.qwen2vl import PromptEncoder
 from rft_cluster.weights import WIRE_DTYPE, TensorInfo, WeightTransferError, check_records, memory_layout
 
@@ -71,7 +71,7 @@ def fresh_answers(
     from_disk = fresh.generate(prompts, GREEDY, version=7)
     # It already holds these weights: sending them changes nothing.
     digest = parameter_digest_of(fresh)
-    assert send(fresh, changed, version=8).loaded == digest
+    assert send(fresh, changed, version=8).loaded == combined_digest({"0": digest})
     assert answers(fresh.generate(prompts, GREEDY, version=8)) == answers(from_disk)
     del fresh
     gc.collect()
@@ -288,6 +288,38 @@ def test_the_engine_keeps_nothing_in_the_learners_memory(
     generator.prove_weights("16", digests_of(changed))
     os.pwrite(file, os.urandom(sum(tensor.nbytes for tensor in changed.values())), 0)
     assert answers(generator.generate(prompts, GREEDY, version=16)) == answers(fresh_answers)
+    os.close(file)
+
+
+def test_an_engine_that_failed_says_so_to_all_that_come_after(
+    generator: Generator, original: Weights, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+):
+    file = load(generator, original, version=16)
+    generator.prove_weights("16", digests_of(original))
+
+    def fail() -> None:
+        raise MemoryError("no room for the logits")
+
+    monkeypatch.setattr(generator._engine, "step", fail)
+    for _ in range(2):
+        with pytest.raises(MemoryError, match="no room for the logits"):
+            generator.generate(prompts, GREEDY, version=16)
+    with pytest.raises(MemoryError, match="no room for the logits"):
+        generator.load_weights({}, "17")  # not: the engine's blocks are still held
+    os.close(file)
+    generator._broken = None
+    generator._call(lambda: generator._engine.abort_request([f"{generator._batches}-{i}" for i in range(9)])).result()
+
+
+def test_prompts_of_which_one_is_refused_leave_nothing_in_the_engine(
+    generator: Generator, original: Weights, prompts: list[Prompt]
+):
+    file = load(generator, original, version=17)
+    generator.prove_weights("17", digests_of(original))
+    with pytest.raises(OSError, match="cannot identify image"):
+        generator.generate([*prompts, replace(prompts[0], image=b"not a picture")], GREEDY, version=17)
+    assert not generator._engine.has_unfinished_requests()
+    assert not generator._running
     os.close(file)
 
 

@@ -2,7 +2,8 @@ from itertools import pairwise
 
 import pytest
 
-from rft_cluster.learner import learning_rate_factor
+from rft_cluster.learner import Learner, learning_rate_factor
+from rft_cluster.weights import WeightTransferError
 
 
 @pytest.mark.parametrize(
@@ -35,3 +36,16 @@ def test_it_rises_to_one_then_falls_and_never_reaches_zero(warmup, steps):
     assert min(factors) > 0
     assert all(a < b for a, b in pairwise(factors[: peak + 1]))
     assert all(a >= b for a, b in pairwise(factors[peak:]))
+
+
+class Unproved:
+    def wait(self) -> None:
+        raise WeightTransferError("generators 0 and 1 hold different parameters")
+
+
+def test_no_checkpoint_of_weights_that_generators_were_not_proved_to_hold(tmp_path):
+    learner = object.__new__(Learner)
+    learner._broadcast = Unproved()
+    with pytest.raises(WeightTransferError, match="hold different parameters"):
+        learner.save_checkpoint(str(tmp_path))
+    assert not list(tmp_path.iterdir())

@@ -15,9 +15,9 @@ from rft_cluster import actors, cluster, engine, qwen2vl
 from rft_cluster.actors import Learners, RewardActor
 from rft_cluster.cluster import Cluster
 from rft_cluster.config import Config, load_config
-from rft_cluster.generator import Generator, Sampling, StaleGenerator
+from rft_cluster.generator import Generator, StaleGenerator
 from rft_cluster.hardware import Hardware, hardware
-from rft_cluster.messages import Prompt, TrainingSample
+from rft_cluster.messages import Prompt, Sampling, TrainingSample
 from rft_cluster.plan import NodeResources, bundles
 from rft_cluster.rollouts import Generators
 
@@ -62,7 +62,7 @@ class Actors:
 class Call:
     def __init__(self, method: str, arguments: tuple[Any, ...]) -> None:
         self.method = method
-        self.shown = f" {arguments[0]}" if method in ("wake_up", "send_weights") else ""
+        self.shown = f" {arguments[0]}" if method in ("wake_up", "send_weights", "step_is_over") else ""
 
 
 class Actor:
@@ -99,6 +99,11 @@ def sample() -> TrainingSample:
 def test_generators_sleep_before_learners_update(recorded: Actors, overrides: list[str], events: list[str]):
     cluster_of(recorded, overrides).update([sample()], step=0)
     assert recorded.events == events
+
+
+def test_a_step_without_samples_ends_for_the_learners_too(recorded: Actors):
+    assert cluster_of(recorded, []).update([], step=4) == {}
+    assert recorded.events == ["learner step_is_over 4"]
 
 
 @pytest.mark.parametrize(
