@@ -262,12 +262,8 @@ class _Reservation:
         environment = generator_environment(config.cluster.device)
         calls = GENERATOR_CALLS + config.schedule.max_staleness
         return {
-            name: ray.remote(Generator)
-            .options(
-                max_concurrency=calls,
-                concurrency_groups=WEIGHT_THREADS,
-                **self.options(name, generators, environment),
-            )
+            name: ray.remote(concurrency_groups=WEIGHT_THREADS)(Generator)
+            .options(max_concurrency=calls, **self.options(name, generators, environment))
             .remote(model_path, config.model, config.generators, config.max_model_tokens, devices, config.run.seed)
             for name in generators.names
         }

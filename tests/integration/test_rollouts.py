@@ -49,9 +49,8 @@ class Waiting:
 def actors() -> Iterator[list[ActorHandle]]:
     """Two that wait, and one that scores."""
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="warning")
-    waiting = ray.remote(Waiting).options(
-        num_cpus=0, max_concurrency=GENERATOR_CALLS, concurrency_groups=WEIGHT_THREADS
-    )
+    remote = ray.remote(concurrency_groups=WEIGHT_THREADS)(Waiting)
+    waiting = remote.options(num_cpus=0, max_concurrency=GENERATOR_CALLS)
     scorer = ray.remote(Scorer).options(num_cpus=0, **SCORER).remote({"accuracy": 1.0}, ScoringSection())
     yield [waiting.remote(), waiting.remote(), scorer]
     ray.shutdown()

@@ -41,7 +41,10 @@ class Actors:
     def actor(self, name: str) -> Any:
         return Actor(name)
 
-    def _remote(self, role: type) -> Any:
+    def _remote(self, *role: type, **settings: Any) -> Any:
+        if not role:
+            return self._remote
+
         def options(name: str, num_gpus: float, scheduling_strategy: int | None = None, **others: Any) -> Any:
             def start(*arguments: Any) -> Actor:
                 self.events.append(f"start {name}")
