@@ -83,6 +83,7 @@ class Costs:
     give_prompt: float
     take: float  # to take a generator's groups, and have them scored
     take_prompt: float
+    learn_prompt: float
     transfer: float  # for each generator
     log_prompt: float
 
@@ -97,9 +98,9 @@ def fitted(rows: Sequence[Mapping[str, Any]]) -> Costs:
         return [max(0.0, float(value)) for value in fit]
 
     give, take, log = plane("hand out", 0, 1, 2), plane("generate", 0, 1, 2), plane("log", 0, 2)
-    transfer, learn = plane("transfer", 0, 1), plane("learn", 0)
+    transfer, learn = plane("transfer", 0, 1), plane("learn", 0, 2)
     fixed = give[0] + take[0] + log[0] + transfer[0] + learn[0]
-    return Costs(fixed, give[1], give[2], take[1], take[2], transfer[1], log[1])
+    return Costs(fixed, give[1], give[2], take[1], take[2], learn[1], transfer[1], log[1])
 
 
 def simulated(costs: Costs, generators: int, prompts: int) -> float:
@@ -114,7 +115,8 @@ def simulated(costs: Costs, generators: int, prompts: int) -> float:
         written.append(now + generate)
     for done in written:
         now = max(now, done) + costs.take + costs.take_prompt * share
-    return now - generate + costs.fixed + costs.transfer * generators + costs.log_prompt * prompts
+    each_prompt = costs.learn_prompt + costs.log_prompt
+    return now - generate + costs.fixed + costs.transfer * generators + each_prompt * prompts
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ import ray
 from rft_cluster.config import Config
 from rft_cluster.messages import Completion, Example, Group, Prompt, WeightRecord
 
-TICK = 0.005  # seconds: what an engine's step takes, between two of which an update may begin
 PROMPT_TOKENS, COMPLETION_TOKENS = 600, 64  # of the published recipe
 
 
@@ -37,8 +36,8 @@ class EmulatedGenerator:
     """One engine, whose device does one call's work after another's; an update holds it up."""
 
     def __init__(self, seconds: Seconds) -> None:
-        self._seconds, self._version, self._updating = seconds, 0, threading.Event()
-        self._device = threading.Lock()
+        self._seconds, self._version = seconds, 0
+        self._updating, self._whole, self._device = threading.Event(), threading.Event(), threading.Lock()
 
     def generate(self, prompts: Sequence[Prompt], sampling: Any, version: int) -> list[Group]:
         if version > self._version:
@@ -49,16 +48,19 @@ class EmulatedGenerator:
             left = self._seconds.generate - (time.monotonic() - start)
             while left > 0:
                 start = time.monotonic()
-                time.sleep(min(left, TICK))
-                if not self._updating.is_set():
-                    left -= time.monotonic() - start
+                held_up = self._updating.wait(left)
+                left -= time.monotonic() - start
+                if held_up:
+                    self._whole.wait()
         return groups
 
     def load_weights(self, update_info: dict[str, Any], weight_version: str) -> None:
+        self._whole.clear()
         self._updating.set()
         time.sleep(self._seconds.transfer)
         self._version = int(weight_version)
         self._updating.clear()
+        self._whole.set()
 
     def prove_weights(self, weight_version: str, digests: dict[str, int]) -> WeightRecord:
         return WeightRecord(int(weight_version), 0, 0)
