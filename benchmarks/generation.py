@@ -5,13 +5,16 @@
 The service is the real one: prompts travel to a vLLM actor through Ray, completions to the reward actor and back. The
 other side is `LLM.generate` in a process that does nothing else. Both are up all the while and take turns batch by
 batch. Each of the service's batches comes after a weight update and its proof, off the clock; the other side forgets
-its earlier prompts as an update makes the service forget. What the proof takes, which in training runs beside
-generation, is recorded. Pairs that other programs disturbed do not count.
+its earlier prompts as an update makes the service forget. Recorded are also what the proof takes, which in training
+runs beside generation, and what of a batch's time is the generator's own call: the rest is the service's. Two processes
+with the same engine differ by some percent, each time in another way: `--add` pools the rounds of several sessions.
+Pairs that other programs disturbed do not count.
 """
 
 import argparse
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import Any
@@ -20,14 +23,29 @@ from benchmarks.bench_model import SIDES
 from benchmarks.common import CACHE, Usage, machine, read_result, write_result
 from benchmarks.speed import RAW, make_config
 from benchmarks.turns import SERVICE, Arm, Turn, comparison, serve_steps
+from rft_cluster import cluster as ray_cluster
 from rft_cluster.cluster import start_cluster
 from rft_cluster.config import Config
-from rft_cluster.messages import Prompt, Sampling
+from rft_cluster.generator import Generator
+from rft_cluster.messages import Group, Prompt, Sampling
 from rft_cluster.prepare import Task, prepare
 from rft_cluster.prompts import make_prompts
 
 WARM = 3
 TOKENS = 4 * 8 * 64
+
+
+class TimedGenerator(Generator):
+    """Says how long its last batch took."""
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> list[Group]:
+        start = time.perf_counter()
+        groups = super().generate(prompts, sampling, version)
+        self._seconds = time.perf_counter() - start
+        return groups
+
+    def seconds(self) -> float:
+        return self._seconds
 
 
 def main() -> None:
@@ -56,6 +74,7 @@ def in_turns(config: Config, rounds: int) -> list[dict[str, Turn]]:
     plain = Arm("benchmarks.generation:serve", config)
     sampling = Sampling(**config.sampling.model_dump())
     counted = []
+    ray_cluster.Generator = TimedGenerator  # type: ignore[misc]
     with start_cluster(config, str(config.model.path)) as cluster:
         plain.wait_until_ready()
         usage = Usage()
@@ -71,7 +90,8 @@ def in_turns(config: Config, rounds: int) -> list[dict[str, Turn]]:
             groups, _ = cluster.generators.start(prompts, sampling, step, cluster.reward).wait()
             seconds = time.perf_counter() - start
             check(sum(len(completion.token_ids) for group in groups for completion in group.completions))
-            return {"seconds": seconds, "proof": proof}
+            (own,) = cluster.generators.call_all("seconds")
+            return {"seconds": seconds, "proof": proof, "beside the generator": seconds - own}
 
         for step in range(WARM + rounds):
             turns = {}

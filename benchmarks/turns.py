@@ -192,7 +192,10 @@ def comparison(rounds: Sequence[Mapping[str, Turn]], first: str, second: str) ->
         "ratio": spread([one.seconds / other.seconds for one, other in chosen]),
         "seconds": {name: spread([turn.seconds for turn in turns]) for name, turns in sides.items()},
         "parts": {
-            name: {part: median(turn.said[part] for turn in turns) for part in turns[0].said}
+            name: {
+                part: median(turn.said[part] for turn in turns if part in turn.said)
+                for part in dict.fromkeys(part for turn in turns for part in turn.said)
+            }
             for name, turns in sides.items()
         },
         "idle_processors": {name: median(turn.idle / turn.seconds for turn in turns) for name, turns in sides.items()},
