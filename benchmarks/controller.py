@@ -25,6 +25,7 @@ from benchmarks.overlap import ROLES, StepSeconds, run_steps
 from rft_cluster.config import load_config
 
 SECONDS = Seconds(0.5, 0.5, 0.0)
+OWN = asdict(SECONDS)  # by stage of the loop
 STEPS = 10
 SIMULATED = (128, 256, 512, 1000)
 
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     ray.init(address="local", num_cpus=128, log_to_driver=False, logging_level="warning", include_dashboard=False)
-    result: dict[str, Any] = {"machine": machine(), "role_seconds": asdict(SECONDS), "steps": STEPS, "rows": []}
+    result: dict[str, Any] = {"machine": machine(), "role_seconds": OWN, "steps": STEPS, "rows": []}
     for generators in map(int, options.generators.split(",")):
         roles = [*ROLES, f"generators.count={generators}", f"learners.count={options.learners}"]
         cluster = EmulatedCluster(load_config("digits", roles), SECONDS)
@@ -46,8 +47,7 @@ def main() -> None:
             result["rows"].append(
                 {
                     "generators": generators, "learners": options.learners, "prompts": prompts,
-                    "beyond_roles_ms": asdict(spread([1000 * (step.wall - sum(asdict(SECONDS).values()))
-                                                      for step in steps])),
+                    "beyond_roles_ms": asdict(spread([1000 * (step.wall - sum(OWN.values())) for step in steps])),
                     "driver_cpu_ms": asdict(spread([1000 * step.driver_cpu for step in steps])),
                     "loop_cpu_ms": asdict(spread([1000 * step.loop_cpu for step in steps])),
                     "stages_ms": stages(steps),
@@ -69,8 +69,7 @@ def main() -> None:
 
 def stages(steps: Sequence[StepSeconds]) -> dict[str, float]:
     """Milliseconds of a step's stages beyond the roles' own: medians."""
-    own = {"generate": SECONDS.generate, "learn": SECONDS.learn, "transfer": SECONDS.transfer}
-    beyond = [{name: 1000 * (step.stages[name] - own.get(name, 0.0)) for name in step.stages} for step in steps]
+    beyond = [{name: 1000 * (step.stages[name] - OWN.get(name, 0.0)) for name in step.stages} for step in steps]
     return {name: median(one[name] for one in beyond) for name in beyond[0]}
 
 

@@ -69,7 +69,7 @@ def overlap(found: Results) -> Three:
 
 
 def controller(found: Results) -> Three:
-    """10 ms over what the dearest case of 16 prompts costs beyond its roles."""
+    """10 ms over what the dearest case costs beyond its roles."""
     cost = max((row["beyond_roles_ms"] for row in found["rows"]), key=lambda cost: cost["median"])
     return 10 / cost["median"], 10 / cost["high"], 10 / cost["low"]
 

@@ -28,7 +28,6 @@ from rft_cluster.prompts import make_prompts
 
 if TYPE_CHECKING:
     from rft_cluster.generator import Generator
-    from rft_cluster.messages import Sampling
 
 AT_ONCE = 32  # images in the engine at a time: results stream, and memory stays bounded however many files there are
 REASONING_SHOWN = 200
@@ -128,7 +127,6 @@ def _start(export: Path, card: Card, options: argparse.Namespace) -> "tuple[Gene
     import torch  # takes seconds to import, as does the engine
 
     from rft_cluster.generator import Generator
-    from rft_cluster.messages import Sampling
 
     # On stdout results alone; on stderr what is wrong with files, and nothing of vLLM's that is not an error.
     os.environ["VLLM_LOGGING_STREAM"] = "ext://sys.stderr"
