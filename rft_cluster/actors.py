@@ -14,14 +14,10 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from rft_cluster.batching import split_work
-from rft_cluster.errors import UserError
+from rft_cluster.errors import ClusterError, UserError
 from rft_cluster.files import publish, temporary_folder, write_json
 from rft_cluster.messages import Prompt, TrainingSample, WeightRecord
 from rft_cluster.weights import nccl_init_infos
-
-
-class ClusterError(RuntimeError):
-    """An actor died or did not answer in time; the message names it and the call."""
 
 
 def wait_for(calls: Mapping[ray.ObjectRef, str], timeout: float, doing: str) -> list[Any]:

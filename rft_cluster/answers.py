@@ -1,15 +1,12 @@
 """From a completion's text to a class, and from several completions to a vote."""
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rft_cluster.rewards.accuracy import extract_answer, normalise_label
+from rft_cluster.data.labels import extract_answer, normalise_label
 
-# Zero-width (non-)joiners: scripts and emoji need them, and they steer nothing.
-JOINERS = "\u200c\u200d"
 THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 
 
@@ -58,9 +55,3 @@ def reasoning(text: str) -> str:
     """What stands in the first think block, without white space around it; empty where there is none."""
     match = THINK.search(text)
     return match.group(1).strip() if match else ""
-
-
-def printable(text: str) -> str:
-    """The text on one line, without what could steer a terminal or turn its direction: such characters become `?`."""
-    one_line = " ".join(text.split())
-    return "".join("?" if unicodedata.category(c)[0] == "C" and c not in JOINERS else c for c in one_line)

@@ -9,7 +9,6 @@ renamed by the driver when every rank is done: what bears the final name is comp
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -69,21 +68,3 @@ def export_model(folder: Path, policy: PolicyModel, encoder: PromptEncoder, is_w
         section.pop("use_cache", None)
     write_json(config_file, config)
     encoder.save(folder)
-
-
-def checkpoint_folder(run: Path, step: int) -> Path:
-    return run / "checkpoints" / f"step-{step:06d}"
-
-
-def latest_checkpoint(run: Path) -> Path | None:
-    """The newest complete checkpoint of a run folder."""
-    return max(
-        (path for path in (run / "checkpoints").glob("step-??????") if (path / "state.json").is_file()),
-        default=None,
-    )
-
-
-def prune_checkpoints(run: Path, keep: int) -> None:
-    """Remove all but the newest `keep`; called after a newer one is complete."""
-    for path in sorted((run / "checkpoints").glob("step-??????"))[:-keep]:
-        shutil.rmtree(path)

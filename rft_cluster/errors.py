@@ -19,3 +19,15 @@ def exit_code(work: Callable[[], int | None]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+class ClusterError(RuntimeError):
+    """An actor died or did not answer in time; the message names it and the call."""
+
+
+class StaleGenerator(RuntimeError):
+    """A generator was asked for completions of a version that it does not hold."""
+
+
+class WeightTransferError(RuntimeError):
+    """An update that did not arrive whole. The generator has no valid version and must not generate."""

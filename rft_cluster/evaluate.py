@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from rft_cluster.answers import AnswerReader, printable
+from rft_cluster.answers import AnswerReader
 from rft_cluster.card import check_card, find_export, read_card
 from rft_cluster.config import Config, load_config
 from rft_cluster.errors import UserError, exit_code
@@ -24,6 +24,7 @@ from rft_cluster.files import write_json, write_text
 from rft_cluster.messages import Example, Group, Sampling
 from rft_cluster.prepare import Task, base_model_path, check_model, prepare
 from rft_cluster.prompts import make_prompts, text_hash
+from rft_cluster.text import printable
 
 BASE = "base"
 AT_ONCE = 64  # prompts a generator gets in one call

@@ -25,18 +25,14 @@ from typing import Any, TypeVar
 from rft_cluster.config import GeneratorsSection, ModelSection
 from rft_cluster.digests import combined_digest
 from rft_cluster.engine import load_engine
+from rft_cluster.errors import StaleGenerator, WeightTransferError
 from rft_cluster.hardware import Hardware
 from rft_cluster.messages import Completion, Group, Prompt, Sampling, WeightRecord
-from rft_cluster.weights import WeightTransferError
 
 FORBIDDEN_BIAS = -100.0  # the lowest that vLLM takes: exp(-100) is never sampled
 UPDATE_TIMEOUT = 600.0  # seconds from the first of an update's calls to the last
 PROOF_TIMEOUT = 600.0  # seconds from the last token to the proof of the weights that wrote it
 Result = TypeVar("Result")
-
-
-class StaleGenerator(RuntimeError):
-    """A generator was asked for completions of a version that it does not hold."""
 
 
 @dataclass

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from rft_cluster.answers import AnswerReader, Vote, printable
+from rft_cluster.answers import AnswerReader, Vote
 from rft_cluster.card import Card, find_export, read_card
 from rft_cluster.config import GeneratorsSection, ModelSection
 from rft_cluster.data.folder import SUFFIXES
@@ -25,6 +25,7 @@ from rft_cluster.errors import UserError, exit_code
 from rft_cluster.hardware import hardware, openmp_environment
 from rft_cluster.messages import Example, Sampling
 from rft_cluster.prompts import make_prompts
+from rft_cluster.text import printable
 
 if TYPE_CHECKING:
     from rft_cluster.generator import Generator

@@ -24,8 +24,9 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from rft_cluster.digests import combined_digest, tensor_digest, wrap_int64
+from rft_cluster.errors import WeightTransferError
 from rft_cluster.loader import DirectLoader
-from rft_cluster.weights import WIRE_DTYPE, WeightTransferError
+from rft_cluster.weights import WIRE_DTYPE
 
 # Names in vLLM's factory, by `Hardware.transfer`.
 ENGINES = {"shared_memory": "rft_shared_memory", "nccl": "rft_nccl", "ipc": "rft_ipc"}

@@ -112,10 +112,3 @@ def _unreachable(one: str, other: str, error: Exception) -> str:
         f"{one} cannot reach {other} within {REACH_TIMEOUT:g} s ({error}): the hosts of a cluster must reach each "
         "other on all ports"
     )
-
-
-def free_port(address: str) -> int:
-    """A port that is free on this host now."""
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return probe.getsockname()[1]

@@ -11,6 +11,7 @@ runs/NAME/  config.yaml      the resolved configuration
 """
 
 import json
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,6 @@ from typing import Any
 import yaml
 
 from rft_cluster.advantages import is_live
-from rft_cluster.checkpoint import latest_checkpoint
 from rft_cluster.config import Config
 from rft_cluster.data.manifest import check_manifest, manifest, read_manifest
 from rft_cluster.errors import UserError
@@ -231,3 +231,21 @@ def _keep_rows(path: Path, last_step: int) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("".join(kept))
     temporary.replace(path)
+
+
+def checkpoint_folder(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step-{step:06d}"
+
+
+def latest_checkpoint(run: Path) -> Path | None:
+    """The newest complete checkpoint of a run folder."""
+    return max(
+        (path for path in (run / "checkpoints").glob("step-??????") if (path / "state.json").is_file()),
+        default=None,
+    )
+
+
+def prune_checkpoints(run: Path, keep: int) -> None:
+    """Remove all but the newest `keep`; called after a newer one is complete."""
+    for path in sorted((run / "checkpoints").glob("step-??????"))[:-keep]:
+        shutil.rmtree(path)

@@ -10,7 +10,6 @@ from collections import deque
 from rft_cluster.advantages import group_advantages
 from rft_cluster.batching import build_samples
 from rft_cluster.card import CARD_FILE, make_card
-from rft_cluster.checkpoint import checkpoint_folder, prune_checkpoints
 from rft_cluster.cluster import Cluster, start_cluster
 from rft_cluster.config import Config
 from rft_cluster.evaluation import summarise
@@ -19,7 +18,7 @@ from rft_cluster.prepare import Task
 from rft_cluster.prompts import make_prompts
 from rft_cluster.rollouts import Rollout
 from rft_cluster.scorer import check_failures
-from rft_cluster.tracker import RunFolder, Stopwatch, first_step_of
+from rft_cluster.tracker import RunFolder, Stopwatch, checkpoint_folder, first_step_of, prune_checkpoints
 
 
 def train(config: Config, task: Task, model_path: str, resume: bool) -> None:

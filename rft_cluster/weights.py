@@ -18,6 +18,7 @@ that the generators map; as it is all there before they load, one call to each i
 
 import mmap
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -29,16 +30,12 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from rft_cluster.digests import combined_digest, tensor_digest
+from rft_cluster.errors import WeightTransferError
 from rft_cluster.messages import WeightRecord
 from rft_cluster.qwen2vl import PolicyModel
-from rft_cluster.rendezvous import free_port
 
 WIRE_DTYPE = torch.bfloat16
 ALIGNMENT = 64  # bytes; a tensor in shared memory starts at a multiple of it
-
-
-class WeightTransferError(RuntimeError):
-    """An update that did not arrive whole. The generator has no valid version and must not generate."""
 
 
 class WeightClient(Protocol):
@@ -394,3 +391,10 @@ def ipc_sender(client: VersioningClient, source: PolicyWeights) -> WeightSender:
 
     info = IPCTrainerInitInfo(rank=dist.get_rank(), packed=True)
     return WeightTransferTrainerFactory.trainer_init(info, client=client, source=source)
+
+
+def free_port(address: str) -> int:
+    """A port that is free on this host now."""
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return probe.getsockname()[1]

@@ -22,8 +22,8 @@ from rft_cluster.data.images import check_image
 from rft_cluster.data.manifest import check_manifest, manifest, read_manifest
 from rft_cluster.data.split import few_shot_split
 from rft_cluster.errors import UserError
+from rft_cluster.lookup import find_function
 from rft_cluster.messages import Example
-from rft_cluster.rewards import find_function
 
 __all__ = ["SOURCES", "DataSection", "Example", "FewShotDataset", "few_shot_split", "load_dataset", "manifest"]
 

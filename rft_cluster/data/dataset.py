@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from rft_cluster.data.labels import extract_answer, normalise_label
 from rft_cluster.errors import UserError
 from rft_cluster.messages import Example
-from rft_cluster.rewards.accuracy import extract_answer, normalise_label
+from rft_cluster.text import shown
 
 LISTED = 40
 
@@ -165,11 +166,6 @@ def listing(lines: list[str]) -> str:
     """The lines, indented and safe to print; from the 41st on only their number."""
     rest = [f"and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
     return "\n".join(f"  {shown(line)}" for line in [*lines[:LISTED], *rest])
-
-
-def shown(text: str) -> str:
-    """`text` with control characters and the like written as in Python, so that a file name cannot steer a terminal."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def seeded_generator(*parts: int | str) -> np.random.Generator:

@@ -28,10 +28,10 @@ from rft_cluster.config import DataSection
 from rft_cluster.data.archive import open_archive
 from rft_cluster.data.dataset import FewShotDataset, check_classes, composed, listing
 from rft_cluster.data.images import DECODE_ERRORS, FORMATS, open_image, upright
+from rft_cluster.data.labels import extract_answer, normalise_label
 from rft_cluster.data.split import Unread, copies_of, held_out_only, skip_or_refuse, split_and_read, training_only
 from rft_cluster.errors import UserError
 from rft_cluster.messages import Example
-from rft_cluster.rewards.accuracy import extract_answer, normalise_label
 
 if TYPE_CHECKING:
     from datasets import Dataset

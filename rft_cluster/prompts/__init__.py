@@ -107,3 +107,8 @@ def _find(name_or_path: str) -> Path:
     raise UserError(
         f"prompt.template: {name_or_path!r} is neither a file nor one of {', '.join(sorted([*known, PROBLEM]))}.{hint}"
     )
+
+
+def asks_for_thinking(prompt_text: str) -> bool:
+    """Whether a completion of this prompt must have a think block: always, unless it shows only `<answer>`."""
+    return "<think>" in prompt_text or "<answer>" not in prompt_text

@@ -15,6 +15,7 @@ completion that opens several answer blocks still passes; here each tag of the l
 import re
 
 from rft_cluster.messages import Completion, Prompt
+from rft_cluster.prompts import asks_for_thinking
 
 THINK_ANSWER = re.compile(r"<think>.*</think>\s*<answer>.*</answer>", re.DOTALL)
 ANSWER_ONLY = re.compile(r"<answer>.*</answer>", re.DOTALL)
@@ -33,8 +34,3 @@ def format_reward(prompt: Prompt, completion: Completion) -> float:
     once = all(text.count(tag) == 1 for tag in ANSWER_TAGS)
     once = once and all(text.count(tag) == int(thinking) for tag in THINK_TAGS)
     return 1.0 if once and (THINK_ANSWER if thinking else ANSWER_ONLY).fullmatch(text) else 0.0
-
-
-def asks_for_thinking(prompt_text: str) -> bool:
-    """Whether a completion of this prompt must have a think block: always, unless it shows only `<answer>`."""
-    return "<think>" in prompt_text or "<answer>" not in prompt_text

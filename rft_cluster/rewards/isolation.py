@@ -22,8 +22,9 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 
 from rft_cluster.errors import UserError
+from rft_cluster.lookup import find_function
 from rft_cluster.messages import Completion, Prompt
-from rft_cluster.rewards import REWARDS, RewardFunction, find_function
+from rft_cluster.rewards import REWARDS, RewardFunction
 
 LOAD_LIMIT = 300.0  # seconds that the import of the user's module may take
 ORPHAN_GRACE = 3.0  # seconds past the time limit after which a process without a parent to kill it ends itself

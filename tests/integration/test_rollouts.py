@@ -11,9 +11,10 @@ import ray
 from ray.actor import ActorHandle
 
 from rft_cluster import rollouts
-from rft_cluster.actors import ActorGroup, ClusterError, RewardActor
+from rft_cluster.actors import ActorGroup, RewardActor
 from rft_cluster.cluster import GENERATOR_CALLS, SCORER, WEIGHT_THREADS
 from rft_cluster.config import ScoringSection
+from rft_cluster.errors import ClusterError
 from rft_cluster.messages import Completion, Group, Prompt, Sampling
 from rft_cluster.rollouts import Generators
 from rft_cluster.scorer import Scorer

@@ -21,12 +21,13 @@ from transformers import Qwen2VLForConditionalGeneration
 from rft_cluster import loader, receivers
 from rft_cluster.config import Config
 from rft_cluster.digests import combined_digest, tensor_digest
+from rft_cluster.errors import StaleGenerator, WeightTransferError
 from rft_cluster.files import write_json
-from rft_cluster.generator import Generator, StaleGenerator
+from rft_cluster.generator import Generator
 from rft_cluster.hardware import hardware
 from rft_cluster.messages import Group, Prompt, Sampling, WeightRecord
 from rft_cluster.qwen2vl import PromptEncoder
-from rft_cluster.weights import WIRE_DTYPE, TensorInfo, WeightTransferError, check_records, memory_layout
+from rft_cluster.weights import WIRE_DTYPE, TensorInfo, check_records, memory_layout
 
 GREEDY = Sampling(1, 0.0, 12)
 SAMPLED = Sampling(8, 1.0, 12)

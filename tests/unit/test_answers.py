@@ -1,6 +1,7 @@
 import pytest
 
-from rft_cluster.answers import AnswerReader, printable, reasoning
+from rft_cluster.answers import AnswerReader, reasoning
+from rft_cluster.text import printable
 
 READER = AnswerReader(["pink primrose", "rose"], {"rose": ["Rosa"]})
 

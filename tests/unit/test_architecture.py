@@ -45,7 +45,7 @@ LAYERS = {
         "figures",
         "redteam",
     ],
-    "base": ["messages", "config", "errors", "hardware", "files"],
+    "base": ["messages", "config", "errors", "hardware", "files", "lookup", "text"],
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
 HEIGHT = {layer: height for height, layer in enumerate(reversed(LAYERS))}

@@ -14,8 +14,8 @@ from rft_cluster.data import archive, load_dataset
 from rft_cluster.data.archive import flower_classes, open_archive
 from rft_cluster.data.dataset import FewShotDataset
 from rft_cluster.data.images import check_image
+from rft_cluster.data.labels import normalise_label
 from rft_cluster.errors import UserError
-from rft_cluster.rewards.accuracy import normalise_label
 
 CLASSES = 102
 EACH = 4

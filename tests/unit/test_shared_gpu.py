@@ -15,7 +15,8 @@ from rft_cluster import actors, cluster, engine, qwen2vl
 from rft_cluster.actors import Learners, RewardActor
 from rft_cluster.cluster import Cluster
 from rft_cluster.config import Config, load_config
-from rft_cluster.generator import Generator, StaleGenerator
+from rft_cluster.errors import StaleGenerator
+from rft_cluster.generator import Generator
 from rft_cluster.hardware import Hardware, hardware
 from rft_cluster.messages import Prompt, Sampling, TrainingSample
 from rft_cluster.plan import NodeResources, bundles

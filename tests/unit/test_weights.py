@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 from rft_cluster.digests import combined_digest, tensor_digest
+from rft_cluster.errors import WeightTransferError
 from rft_cluster.messages import WeightRecord
 from rft_cluster.qwen2vl import PolicyModel
 from rft_cluster.tiny import build_model, build_processor
@@ -17,7 +18,6 @@ from rft_cluster.weights import (
     TensorInfo,
     VersioningClient,
     WeightBroadcast,
-    WeightTransferError,
     check_records,
     memory_layout,
 )

@@ -1,0 +1,17 @@
+"""Text of data and models, made safe to print."""
+
+import unicodedata
+
+# Zero-width (non-)joiners: scripts and emoji need them, and they steer nothing.
+JOINERS = "\u200c\u200d"
+
+
+def printable(text: str) -> str:
+    """The text on one line, without what could steer a terminal or turn its direction: such characters become `?`."""
+    one_line = " ".join(text.split())
+    return "".join("?" if unicodedata.category(c)[0] == "C" and c not in JOINERS else c for c in one_line)
+
+
+def shown(text: str) -> str:
+    """`text` with control characters and the like written as in Python, so that a file name cannot steer a terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
