@@ -27,9 +27,9 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from rft_cluster.files import publish, temporary_folder
-from rft_cluster.qwen2vl import STOP_TOKENS
-from rft_cluster.tiny import CHAT_TEMPLATE, SPECIAL_TOKENS
+from rft_cluster.common.files import publish, temporary_folder
+from rft_cluster.model.policy import STOP_TOKENS
+from rft_cluster.model.tiny.build import CHAT_TEMPLATE, SPECIAL_TOKENS
 
 VOCABULARY = 16_384
 QUESTION = Path(__file__).parent / "question.txt"

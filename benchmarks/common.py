@@ -14,8 +14,8 @@ from typing import Any
 
 import psutil
 
-from rft_cluster.files import write_json
-from rft_cluster.hardware import native_dtype, openmp_environment
+from rft_cluster.common.files import write_json
+from rft_cluster.common.hardware import native_dtype, openmp_environment
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"

@@ -18,9 +18,9 @@ from typing import Any
 
 from benchmarks.common import CACHE, FOREIGN_LIMIT, machine, read_result, spread, write_result
 from benchmarks.turns import SERVICE, Arm, Turn, run_rounds
+from rft_cluster.common.hardware import native_dtype
 from rft_cluster.config import load_config
-from rft_cluster.hardware import native_dtype
-from rft_cluster.prepare import base_model_path, prepare
+from rft_cluster.run.task import base_model_path, prepare
 
 # All completions in one forward: fastest at this size.
 TRL = {"trl": ("mixed" if native_dtype("cpu") == "bfloat16" else "fp32", 160)}

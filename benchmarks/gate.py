@@ -20,14 +20,14 @@ from transformers import TrainerCallback
 from benchmarks.bench_model import bench_images, bench_model
 from benchmarks.common import CACHE, machine, write_result
 from benchmarks.trl_grpo import make_trainer
-from rft_cluster.batching import collate, split_work
+from rft_cluster.algorithm.loss import grpo_loss
+from rft_cluster.common.hardware import hardware
 from rft_cluster.config import Config, load_config
-from rft_cluster.hardware import hardware
-from rft_cluster.loss import grpo_loss
+from rft_cluster.learner.packing import collate, split_work
 from rft_cluster.messages import Prompt, TrainingSample
-from rft_cluster.prepare import prepare
+from rft_cluster.model.policy import PromptEncoder, load_policy
 from rft_cluster.prompts import make_prompts
-from rft_cluster.qwen2vl import PromptEncoder, load_policy
+from rft_cluster.run.task import prepare
 
 LIMIT = 1e-5  # of the gradient's norm: FP32, summed in another order
 LEARNING_RATE = 1e-3  # so that one step leads away from the reference and the KL has a gradient

@@ -23,13 +23,13 @@ from benchmarks.bench_model import SIDES
 from benchmarks.common import CACHE, Usage, machine, read_result, write_result
 from benchmarks.speed import RAW, make_config
 from benchmarks.turns import SERVICE, Arm, Turn, comparison, serve_steps
-from rft_cluster import cluster as ray_cluster
-from rft_cluster.cluster import start_cluster
+from rft_cluster.cluster import start as ray_cluster
+from rft_cluster.cluster.start import start_cluster
 from rft_cluster.config import Config
-from rft_cluster.generator import Generator
+from rft_cluster.generator.generator import Generator
 from rft_cluster.messages import Group, Prompt, Sampling
-from rft_cluster.prepare import Task, prepare
 from rft_cluster.prompts import make_prompts
+from rft_cluster.run.task import Task, prepare
 
 WARM = 3
 TOKENS = 4 * 8 * 64
@@ -119,7 +119,7 @@ def check(tokens: int) -> None:
 def serve(connection: Connection, config: Config) -> None:
     """The plain side, as an arm (see turns.py)."""
     from benchmarks.raw import RawGenerator
-    from rft_cluster.qwen2vl import PromptEncoder
+    from rft_cluster.model.policy import PromptEncoder
 
     task, path = prepare(config), str(config.model.path)
     generator = RawGenerator(config, path, PromptEncoder(path, config.model.min_pixels, config.model.max_pixels))

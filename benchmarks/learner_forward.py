@@ -35,10 +35,10 @@ from transformers import Qwen2VLForConditionalGeneration
 from benchmarks.bench_model import bench_images, bench_model
 from benchmarks.common import CACHE, FOREIGN_LIMIT, ROOT, Usage, machine, read_result, spread, write_result
 from benchmarks.plain_forward import plain_logprobs
-from rft_cluster.batching import Batch, PromptCache, collate
-from rft_cluster.hardware import hardware, openmp_environment
+from rft_cluster.common.hardware import hardware, openmp_environment
+from rft_cluster.learner.packing import Batch, PromptCache, collate
 from rft_cluster.messages import Prompt, TrainingSample
-from rft_cluster.qwen2vl import PolicyModel, PromptEncoder
+from rft_cluster.model.policy import PolicyModel, PromptEncoder
 
 IMAGES, GROUP_SIZE, COMPLETION_TOKENS, SIDE = 4, 8, 64, 448
 SMALL = 112  # pixels: the other photographs of the benchmarks

@@ -19,7 +19,7 @@ from benchmarks.emulated import EmulatedCluster, Seconds, examples
 from rft_cluster import train as loop
 from rft_cluster.config import Config, load_config
 from rft_cluster.data.dataset import FewShotDataset
-from rft_cluster.prepare import Task
+from rft_cluster.run.task import Task
 
 # Roles' seconds a step, and the values of max_staleness to measure.
 CASES = {

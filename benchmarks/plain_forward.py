@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2VLForConditionalGeneration
 
-from rft_cluster.batching import Encoder
+from rft_cluster.learner.packing import Encoder
 from rft_cluster.messages import TrainingSample
-from rft_cluster.qwen2vl import LOGPROB_CHUNK
+from rft_cluster.model.policy import LOGPROB_CHUNK
 
 
 def plain_inputs(samples: Sequence[TrainingSample], encoder: Encoder, image_token_id: int) -> dict[str, Tensor]:

@@ -17,18 +17,19 @@ import numpy as np
 import torch
 
 from benchmarks.turns import serve_steps
-from rft_cluster.advantages import group_advantages
-from rft_cluster.batching import build_samples, collate, split_work
+from rft_cluster.algorithm.advantages import group_advantages
+from rft_cluster.algorithm.loss import grpo_loss
+from rft_cluster.algorithm.samples import build_samples
+from rft_cluster.common.hardware import hardware
 from rft_cluster.config import Config
-from rft_cluster.engine import CPU_BATCHED_TOKENS, ENVIRONMENT, MM_CACHE_GIB
-from rft_cluster.generator import FORBIDDEN_BIAS
-from rft_cluster.hardware import hardware
-from rft_cluster.loss import grpo_loss
+from rft_cluster.generator.generator import FORBIDDEN_BIAS
+from rft_cluster.generator.vllm_options import CPU_BATCHED_TOKENS, ENVIRONMENT, MM_CACHE_GIB
+from rft_cluster.learner.packing import collate, split_work
 from rft_cluster.messages import Completion, Group, Prompt
-from rft_cluster.prepare import base_model_path, prepare
+from rft_cluster.model.policy import PolicyModel, PromptEncoder, load_policy, load_reference
 from rft_cluster.prompts import make_prompts
-from rft_cluster.qwen2vl import PolicyModel, PromptEncoder, load_policy, load_reference
 from rft_cluster.rewards import load_rewards
+from rft_cluster.run.task import base_model_path, prepare
 
 
 class RawGenerator:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.common import ROOT, read_result
-from rft_cluster.files import write_text
+from rft_cluster.common.files import write_text
 
 PAGE, PLOT = ROOT / "docs" / "performance.md", ROOT / "docs" / "performance.svg"
 NAMES = {

@@ -16,9 +16,9 @@ from typing import Any
 from benchmarks.bench_model import SIDES, bench_images, bench_model
 from benchmarks.common import CACHE, machine, read_result, write_result
 from benchmarks.turns import SERVICE, Arm, Turn, comparison, run_rounds
+from rft_cluster.common.hardware import native_dtype
 from rft_cluster.config import Config, load_config
-from rft_cluster.hardware import native_dtype
-from rft_cluster.prepare import prepare
+from rft_cluster.run.task import prepare
 
 COMPLETIONS = 32
 WARM = 2  # rounds: vLLM's first two batches are slow

@@ -22,13 +22,13 @@ from PIL import Image as PillowImage
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from rft_cluster.classification.report import summarise
 from rft_cluster.config import Config, load_config
-from rft_cluster.engine import ENVIRONMENT
-from rft_cluster.evaluation import summarise
+from rft_cluster.generator.vllm_options import ENVIRONMENT
 from rft_cluster.messages import Completion, Example, Group, Prompt
-from rft_cluster.prepare import Task, base_model_path, prepare
 from rft_cluster.prompts import make_prompts
 from rft_cluster.rewards import load_rewards
+from rft_cluster.run.task import Task, base_model_path, prepare
 
 EVALUATION_ROWS = 100
 

@@ -217,7 +217,7 @@ def build_processor() -> Any:
         Qwen2VLVideoProcessor,
     )
 
-    from rft_cluster.tiny import CHAT_TEMPLATE
+    from rft_cluster.model.tiny.build import CHAT_TEMPLATE
 
     bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False)
     learned = Tokenizer(models.BPE())
@@ -256,8 +256,8 @@ def build_processor() -> Any:
 
 def names(folder: Path) -> dict[str, Any]:
     """Compare the learner's names and shapes with the published ones, and with what vLLM loads."""
-    from rft_cluster.qwen2vl import PolicyModel
-    from rft_cluster.weights import PolicyWeights
+    from rft_cluster.model.policy import PolicyModel
+    from rft_cluster.weights.source import PolicyWeights
 
     infos = PolicyWeights(PolicyModel(empty_model(), [], 1.0)).metadata()
     exported = {info.name: info.shape for info in infos}
@@ -274,9 +274,9 @@ def names(folder: Path) -> dict[str, Any]:
 
 def make_generator(path: str) -> Any:
     """The project's generator, as a run with `cluster.device=cpu` has it."""
+    from rft_cluster.common.hardware import hardware
     from rft_cluster.config import GeneratorsSection, ModelSection
-    from rft_cluster.generator import Generator
-    from rft_cluster.hardware import hardware
+    from rft_cluster.generator.generator import Generator
 
     model = ModelSection(path=path, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
     generator = Generator(path, model, GeneratorsSection(max_concurrent=GROUP_SIZE), MAX_TOKENS, hardware("cpu"), SEED)
@@ -377,7 +377,7 @@ def transfer(folder: Path) -> dict[str, Any]:
     """Send weights to a vLLM engine in another process, twice, and sample a group with the second."""
     import torch.distributed as dist
 
-    from rft_cluster.weights import SharedMemorySender, WeightBroadcast
+    from rft_cluster.weights.source import SharedMemorySender, WeightBroadcast
 
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -440,8 +440,8 @@ def bf16_policy(folder: Path) -> Any:
     """The learner's model with BF16 masters. A real learner has FP32 ones, which need twice the memory."""
     from transformers import Qwen2VLForConditionalGeneration
 
-    from rft_cluster.hardware import hardware
-    from rft_cluster.qwen2vl import PolicyModel, PromptEncoder
+    from rft_cluster.common.hardware import hardware
+    from rft_cluster.model.policy import PolicyModel, PromptEncoder
 
     encoder = PromptEncoder(str(folder), MIN_PIXELS, MAX_PIXELS)
     model = Qwen2VLForConditionalGeneration.from_pretrained(
@@ -458,11 +458,12 @@ def step(folder: Path, micro_batch_tokens: int, minutes: float) -> dict[str, Any
 
     Micro-batches that would not begin within `minutes` are left out; the result says how many were done.
     """
-    from rft_cluster.advantages import group_advantages
-    from rft_cluster.batching import build_samples, collate, split_work
-    from rft_cluster.digests import tensor_digest
-    from rft_cluster.loss import grpo_loss
-    from rft_cluster.qwen2vl import PromptEncoder
+    from rft_cluster.algorithm.advantages import group_advantages
+    from rft_cluster.algorithm.loss import grpo_loss
+    from rft_cluster.algorithm.samples import build_samples
+    from rft_cluster.learner.packing import collate, split_work
+    from rft_cluster.model.policy import PromptEncoder
+    from rft_cluster.weights.digests import tensor_digest
 
     torch.set_flush_denormal(True)
     encoder = PromptEncoder(str(folder), MIN_PIXELS, MAX_PIXELS)

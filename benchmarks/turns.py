@@ -22,11 +22,11 @@ from typing import Any
 
 from benchmarks.common import FOREIGN_LIMIT, ROOT, Usage, spread
 from rft_cluster import train as loop
+from rft_cluster.common.hardware import openmp_environment
 from rft_cluster.config import Config
 from rft_cluster.data.dataset import FewShotDataset
-from rft_cluster.hardware import openmp_environment
 from rft_cluster.messages import Example
-from rft_cluster.prepare import Task
+from rft_cluster.run.task import Task
 
 THREADS = 2
 REPEATS = 5

@@ -27,8 +27,8 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.common import CACHE, machine, spread, write_result
-from rft_cluster.engine import environment as generator_environment
-from rft_cluster.hardware import openmp_environment
+from rft_cluster.common.hardware import openmp_environment
+from rft_cluster.generator.vllm_options import environment as generator_environment
 
 RANKS = 2
 # Of the language model and of the vision tower: width, layers, inner width.
@@ -45,7 +45,7 @@ def build(folder: Path, size: str) -> None:
     """A Qwen2-VL of this size with random weights."""
     from transformers import Qwen2VLForConditionalGeneration
 
-    from rft_cluster.tiny import build_model, build_processor
+    from rft_cluster.model.tiny.build import build_model, build_processor
 
     processor = build_processor(["rose"], ["group-00"], "Which?", PIXELS)
     small = build_model(processor.tokenizer)
@@ -71,9 +71,9 @@ def build(folder: Path, size: str) -> None:
 
 def serve(folder: str, max_tokens: int, max_pixels: int, connections: list[Connection]) -> None:
     """Calls of a generator's methods, or of functions here with it, from several connections until one sends None."""
+    from rft_cluster.common.hardware import hardware
     from rft_cluster.config import GeneratorsSection, ModelSection
-    from rft_cluster.generator import Generator
-    from rft_cluster.hardware import hardware
+    from rft_cluster.generator.generator import Generator
 
     torch.set_num_threads(1)
     model = ModelSection(path=folder, min_pixels=min(PIXELS, max_pixels), max_pixels=max_pixels)
@@ -106,7 +106,7 @@ def read_back(generator: Any) -> dict[str, int]:
     """Digests of the weights that the engine computes with, by their names on the wire, and of the output layer's."""
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
-    from rft_cluster.digests import tensor_digest
+    from rft_cluster.weights.digests import tensor_digest
 
     generator_dtype = generator._llm.model_config.dtype
 
@@ -165,8 +165,8 @@ def rank_process(rank: int, ranks: int, folder: str, meeting: str, engine: Conne
     from torch.distributed.fsdp import fully_shard
     from transformers import Qwen2VLForConditionalGeneration
 
-    from rft_cluster.qwen2vl import PolicyModel, shard_units
-    from rft_cluster.weights import PolicyWeights, SharedMemorySender, WeightBroadcast
+    from rft_cluster.model.policy import PolicyModel, shard_units
+    from rft_cluster.weights.source import PolicyWeights, SharedMemorySender, WeightBroadcast
 
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"

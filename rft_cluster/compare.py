@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rft_cluster.errors import UserError, exit_code
-from rft_cluster.evaluation import compare
+from rft_cluster.classification.report import compare
+from rft_cluster.common.errors import UserError, exit_code
 
 
 def main(arguments: list[str] | None = None) -> int:

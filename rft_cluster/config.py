@@ -17,8 +17,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import PydanticCustomError
 from yaml import YAMLError
 
-from rft_cluster.errors import UserError
-from rft_cluster.hardware import native_dtype
+from rft_cluster.common.errors import UserError
+from rft_cluster.common.hardware import native_dtype
 
 CONFIG_FOLDERS = (Path("."), Path("configs"), Path(__file__).parents[1] / "configs")
 

@@ -14,17 +14,17 @@ from typing import Any
 
 from tqdm import tqdm
 
-from rft_cluster.answers import AnswerReader
-from rft_cluster.card import check_card, find_export, read_card
+from rft_cluster.classification.answers import AnswerReader
+from rft_cluster.classification.card import check_card, find_export, read_card
+from rft_cluster.classification.plots import draw_evaluation
+from rft_cluster.classification.report import judge, report
+from rft_cluster.common.errors import UserError, exit_code
+from rft_cluster.common.files import write_json, write_text
+from rft_cluster.common.text import printable
 from rft_cluster.config import Config, load_config
-from rft_cluster.errors import UserError, exit_code
-from rft_cluster.evaluation import judge, report
-from rft_cluster.figures import draw_evaluation
-from rft_cluster.files import write_json, write_text
 from rft_cluster.messages import Example, Group, Sampling
-from rft_cluster.prepare import Task, base_model_path, check_model, prepare
 from rft_cluster.prompts import make_prompts, text_hash
-from rft_cluster.text import printable
+from rft_cluster.run.task import Task, base_model_path, check_model, prepare
 
 BASE = "base"
 AT_ONCE = 64  # prompts a generator gets in one call
@@ -103,7 +103,7 @@ def _ask(
     config: Config, task: Task, model_path: str, examples: list[Example], split: str, votes: int
 ) -> tuple[list[Group], list[Group]]:
     """The greedy and the sampled answers to every example."""
-    from rft_cluster.cluster import start_generators  # imports Ray, which takes seconds
+    from rft_cluster.cluster.start import start_generators  # imports Ray, which takes seconds
 
     prompts = make_prompts(examples, task.text, split, 0, config.run.seed)
     greedy = Sampling(1, 0.0, config.sampling.max_tokens)

@@ -5,8 +5,8 @@ import os
 import sys
 import time
 
+from rft_cluster.common.errors import exit_code
 from rft_cluster.config import Config, load_config
-from rft_cluster.errors import exit_code
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,14 +22,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def launch(config: Config, dry_run: bool, resume: bool) -> None:
     """Check all that can be checked, then train. Nothing is written before the checks are over."""
-    from rft_cluster.baselines import nearest_neighbour_and_regression
-    from rft_cluster.files import write_json
-    from rft_cluster.plan import describe
-    from rft_cluster.prepare import base_model_path, check_model, prepare
-    from rft_cluster.qwen2vl import check_model_folder
-    from rft_cluster.redteam import check_rewards
+    from rft_cluster.classification.baselines import nearest_neighbour_and_regression
+    from rft_cluster.classification.redteam import check_rewards
+    from rft_cluster.cluster.placement import describe
+    from rft_cluster.common.files import write_json
+    from rft_cluster.model.policy import check_model_folder
     from rft_cluster.rewards import load_rewards
-    from rft_cluster.tracker import clock, first_step_of
+    from rft_cluster.run.folder import clock, first_step_of
+    from rft_cluster.run.task import base_model_path, check_model, prepare
 
     task = prepare(config)
     dataset = task.dataset
@@ -83,7 +83,7 @@ def _check_running_cluster(config: Config) -> None:
     if not (config.cluster.address or os.environ.get("RAY_ADDRESS")):
         print("no cluster address is set: the run would start Ray on this machine")
         return
-    from rft_cluster.cluster import check_cluster
+    from rft_cluster.cluster.start import check_cluster
 
     print(check_cluster(config))
 

@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from rft_cluster.answers import AnswerReader, Vote
-from rft_cluster.card import Card, find_export, read_card
+from rft_cluster.classification.answers import AnswerReader, Vote
+from rft_cluster.classification.card import Card, find_export, read_card
+from rft_cluster.common.errors import UserError, exit_code
+from rft_cluster.common.hardware import hardware, openmp_environment
+from rft_cluster.common.text import printable
 from rft_cluster.config import GeneratorsSection, ModelSection
 from rft_cluster.data.folder import SUFFIXES
 from rft_cluster.data.images import MAX_BYTES, check_image
-from rft_cluster.errors import UserError, exit_code
-from rft_cluster.hardware import hardware, openmp_environment
 from rft_cluster.messages import Example, Sampling
 from rft_cluster.prompts import make_prompts
-from rft_cluster.text import printable
 
 if TYPE_CHECKING:
-    from rft_cluster.generator import Generator
+    from rft_cluster.generator.generator import Generator
 
 AT_ONCE = 32  # images in the engine at a time: results stream, and memory stays bounded however many files there are
 REASONING_SHOWN = 200
@@ -125,14 +125,13 @@ def _readable(files: list[Path], bad: list[str]) -> Iterator[tuple[Path, bytes]]
 
 def _start(export: Path, card: Card, options: argparse.Namespace) -> "tuple[Generator, Sampling]":
     """An engine in this process, and how to sample from it."""
-    import torch  # takes seconds to import, as does the engine
-
-    from rft_cluster.generator import Generator
+    from rft_cluster.generator.generator import Generator
+    from rft_cluster.generator.vllm_options import device_here
 
     # On stdout results alone; on stderr what is wrong with files, and nothing of vLLM's that is not an error.
     os.environ["VLLM_LOGGING_STREAM"] = "ext://sys.stderr"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_here()
     generator = Generator(
         str(export),
         ModelSection(path=str(export), min_pixels=card.min_pixels, max_pixels=card.max_pixels),

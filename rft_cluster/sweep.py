@@ -27,8 +27,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rft_cluster.common.errors import UserError, exit_code
 from rft_cluster.config import load_config
-from rft_cluster.errors import UserError, exit_code
 
 LINES = 6  # of a failed run's log that are shown
 
@@ -161,7 +161,7 @@ def _outcome(plan: Sweep, run: Run, code: int) -> str:
 
 def _row(plan: Sweep, runs: Sequence[Run], values: tuple[Any, ...]) -> dict[str, Any] | None:
     """One line of the table: the runs of these values, their seeds pooled."""
-    from rft_cluster.evaluation import wilson
+    from rft_cluster.classification.report import wilson
 
     done = [(run, tests) for run in runs if run.values == values and (tests := _tests(plan, run))]
     if not done:
@@ -185,8 +185,8 @@ def _row(plan: Sweep, runs: Sequence[Run], values: tuple[Any, ...]) -> dict[str,
 
 
 def _write(plan: Sweep, rows: list[dict[str, Any]]) -> None:
-    from rft_cluster.figures import draw_sweep
-    from rft_cluster.files import write_json, write_text
+    from rft_cluster.classification.plots import draw_sweep
+    from rft_cluster.common.files import write_json, write_text
 
     *others, axis = plan.grid
     series: dict[str, list[tuple[Any, Any]]] = {}

@@ -7,18 +7,18 @@ and the new weights go back to the generators, which then hold version `step + 1
 
 from collections import deque
 
-from rft_cluster.advantages import group_advantages
-from rft_cluster.batching import build_samples
-from rft_cluster.card import CARD_FILE, make_card
-from rft_cluster.cluster import Cluster, start_cluster
+from rft_cluster.algorithm.advantages import group_advantages
+from rft_cluster.algorithm.samples import build_samples
+from rft_cluster.classification.card import CARD_FILE, make_card
+from rft_cluster.classification.report import summarise
+from rft_cluster.cluster.rollouts import Rollout
+from rft_cluster.cluster.start import Cluster, start_cluster
 from rft_cluster.config import Config
-from rft_cluster.evaluation import summarise
 from rft_cluster.messages import Example, Sampling
-from rft_cluster.prepare import Task
 from rft_cluster.prompts import make_prompts
-from rft_cluster.rollouts import Rollout
-from rft_cluster.scorer import check_failures
-from rft_cluster.tracker import RunFolder, Stopwatch, checkpoint_folder, first_step_of, prune_checkpoints
+from rft_cluster.rewards.scorer import check_failures
+from rft_cluster.run.folder import RunFolder, Stopwatch, checkpoint_folder, first_step_of, prune_checkpoints
+from rft_cluster.run.task import Task
 
 
 def train(config: Config, task: Task, model_path: str, resume: bool) -> None:

@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
+from rft_cluster.common.errors import UserError
+from rft_cluster.common.lookup import find_function
 from rft_cluster.config import DataSection
 from rft_cluster.data.archive import load_flower102
 from rft_cluster.data.dataset import FewShotDataset, check_aliases, check_labels, listing
@@ -21,8 +23,6 @@ from rft_cluster.data.hub import load_hub
 from rft_cluster.data.images import check_image
 from rft_cluster.data.manifest import check_manifest, manifest, read_manifest
 from rft_cluster.data.split import few_shot_split
-from rft_cluster.errors import UserError
-from rft_cluster.lookup import find_function
 from rft_cluster.messages import Example
 
 __all__ = ["SOURCES", "DataSection", "Example", "FewShotDataset", "few_shot_split", "load_dataset", "manifest"]

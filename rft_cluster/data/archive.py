@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
+from rft_cluster.common.errors import UserError
 from rft_cluster.config import DataSection
 from rft_cluster.data.dataset import FewShotDataset, check_classes, listing
 from rft_cluster.data.images import MAX_BYTES
 from rft_cluster.data.split import Unread, split_and_read
-from rft_cluster.errors import UserError
 from rft_cluster.messages import Example
 
 CLASSES_FILE = Path(__file__).with_name("flowers102_classes.txt")

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from rft_cluster.common.errors import UserError
+from rft_cluster.common.text import shown
 from rft_cluster.data.labels import extract_answer, normalise_label
-from rft_cluster.errors import UserError
 from rft_cluster.messages import Example
-from rft_cluster.text import shown
 
 LISTED = 40
 

@@ -8,10 +8,10 @@ import io
 import numpy as np
 from PIL import Image
 
+from rft_cluster.common.errors import UserError
 from rft_cluster.config import DataSection
 from rft_cluster.data.dataset import FewShotDataset, check_classes
 from rft_cluster.data.split import few_shot_split
-from rft_cluster.errors import UserError
 from rft_cluster.messages import Example
 
 CLASSES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]

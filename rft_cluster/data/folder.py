@@ -12,6 +12,7 @@ Only files directly in a class's folder count; hidden ones and those without a p
 from dataclasses import dataclass
 from pathlib import Path
 
+from rft_cluster.common.errors import UserError
 from rft_cluster.config import DataSection
 from rft_cluster.data.dataset import FewShotDataset, check_classes, composed, listing
 from rft_cluster.data.images import MAX_BYTES
@@ -23,7 +24,6 @@ from rft_cluster.data.split import (
     skip_or_refuse,
     training_only,
 )
-from rft_cluster.errors import UserError
 from rft_cluster.messages import Example
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")

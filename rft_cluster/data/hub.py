@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from rft_cluster.common.errors import UserError
 from rft_cluster.config import DataSection
 from rft_cluster.data.archive import open_archive
 from rft_cluster.data.dataset import FewShotDataset, check_classes, composed, listing
 from rft_cluster.data.images import DECODE_ERRORS, FORMATS, open_image, upright
 from rft_cluster.data.labels import extract_answer, normalise_label
 from rft_cluster.data.split import Unread, copies_of, held_out_only, skip_or_refuse, split_and_read, training_only
-from rft_cluster.errors import UserError
 from rft_cluster.messages import Example
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
+from rft_cluster.common.errors import UserError
 from rft_cluster.config import DataSection
 from rft_cluster.data.dataset import FewShotDataset, listing
-from rft_cluster.errors import UserError
 from rft_cluster.messages import Example
 
 

@@ -16,13 +16,13 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
+from rft_cluster.common.errors import UserError
+from rft_cluster.common.text import shown
 from rft_cluster.config import DataSection
 from rft_cluster.data.dataset import FewShotDataset, listing, seeded_generator
 from rft_cluster.data.images import check_image
 from rft_cluster.data.manifest import read_manifest
-from rft_cluster.errors import UserError
 from rft_cluster.messages import Example
-from rft_cluster.text import shown
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from pathlib import Path
 from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 
-from rft_cluster.errors import UserError
+from rft_cluster.common.errors import UserError
 from rft_cluster.messages import Example, Prompt
 
 FOLDER = Path(__file__).parent

@@ -12,8 +12,8 @@ actor's process, a user's own in one that may break (`isolation.py`, docs/reward
 import math
 from collections.abc import Callable
 
-from rft_cluster.errors import UserError
-from rft_cluster.lookup import find_function
+from rft_cluster.common.errors import UserError
+from rft_cluster.common.lookup import find_function
 from rft_cluster.messages import Completion, Prompt
 from rft_cluster.rewards.accuracy import accuracy_reward
 from rft_cluster.rewards.containment import containment_reward

@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 
-from rft_cluster.errors import UserError
-from rft_cluster.lookup import find_function
+from rft_cluster.common.errors import UserError
+from rft_cluster.common.lookup import find_function
 from rft_cluster.messages import Completion, Prompt
 from rft_cluster.rewards import REWARDS, RewardFunction
 

@@ -14,8 +14,8 @@ from rft_cluster.config import Config, load_config
 from rft_cluster.data import FewShotDataset, load_dataset
 from rft_cluster.data.images import open_image
 from rft_cluster.messages import Prompt
+from rft_cluster.model.tiny.build import ensure_tiny_model
 from rft_cluster.prompts import make_prompts, render_template
-from rft_cluster.tiny import ensure_tiny_model
 
 torch.set_num_threads(1)
 BIN = Path(sys.executable).parent

@@ -6,9 +6,9 @@ import pytest
 import ray
 from ray.util.state import list_actors
 
-from rft_cluster.cluster import Cluster, connect, start_cluster
+from rft_cluster.cluster.start import Cluster, connect, start_cluster
+from rft_cluster.common.errors import ClusterError, StaleGenerator, UserError
 from rft_cluster.config import Config, load_config
-from rft_cluster.errors import ClusterError, StaleGenerator, UserError
 from rft_cluster.messages import Prompt, Sampling
 
 # These start no actors of their own and come before the fixture that does: one process joins one Ray at a time.

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from rft_cluster import actors
-from rft_cluster.actors import ActorGroup, GeneratorsClient
+from rft_cluster.cluster import handles
+from rft_cluster.cluster.handles import ActorGroup, GeneratorsClient
+from rft_cluster.cluster.placement import NodeResources, describe_placement
 from rft_cluster.config import load_config
-from rft_cluster.plan import NodeResources, describe_placement
 from tests.integration.conftest import BIN
 
 ROOT = Path(__file__).parents[2]
@@ -175,8 +175,8 @@ def test_a_run_over_hosts(ray_hosts: dict[int, Host], tiny_model: str, tmp_path:
 
 MEET = """
 import sys
-from rft_cluster import rendezvous
-from rft_cluster.errors import UserError
+from rft_cluster.learner import rendezvous
+from rft_cluster.common.errors import UserError
 rank, address, *where = sys.argv[1:]
 rendezvous.REACH_TIMEOUT = 2.0
 try:
@@ -256,7 +256,7 @@ def test_only_generators_on_other_hosts_are_sent_the_bytes(tmp_path: Path, monke
     memory = tmp_path / "memory"
     memory.write_bytes(bytes(range(10)))
     sent = []
-    monkeypatch.setattr(actors.ray, "put", lambda data: sent.append(data) or "reference")
+    monkeypatch.setattr(handles.ray, "put", lambda data: sent.append(data) or "reference")
 
     calls = []
     monkeypatch.setattr(ActorGroup, "call_each", lambda self, method, arguments: calls.append((method, arguments)))

@@ -17,14 +17,15 @@ from safetensors import safe_open
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
 from rft_cluster import evaluate
-from rft_cluster.answers import AnswerReader
-from rft_cluster.batching import PromptCache, build_samples, collate
+from rft_cluster.algorithm.samples import build_samples
+from rft_cluster.classification.answers import AnswerReader
+from rft_cluster.common.hardware import hardware
 from rft_cluster.config import Config
 from rft_cluster.data import FewShotDataset
-from rft_cluster.engine import ENVIRONMENT
-from rft_cluster.hardware import hardware
+from rft_cluster.generator.vllm_options import ENVIRONMENT
+from rft_cluster.learner.packing import PromptCache, collate
 from rft_cluster.messages import Prompt, Sampling
-from rft_cluster.qwen2vl import load_reference
+from rft_cluster.model.policy import load_reference
 from tests.integration.test_weight_update import make_generator
 
 SHORT = ["schedule.steps=4", "schedule.save_every=2", "schedule.evaluate_every=2", "schedule.keep_checkpoints=2",

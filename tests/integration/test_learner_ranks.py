@@ -14,15 +14,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rft_cluster.batching import build_samples, split_work
+from rft_cluster.algorithm.samples import build_samples
 from rft_cluster.config import Config, load_config
-from rft_cluster.learner import Learner
+from rft_cluster.learner.learner import Learner
+from rft_cluster.learner.packing import split_work
 from rft_cluster.messages import Completion, Group, Prompt, TrainingSample
-from rft_cluster.qwen2vl import PromptEncoder, load_policy
+from rft_cluster.model.policy import PromptEncoder, load_policy
 
 BETA, CAP = 0.1, 2.0
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["rft_cluster.learner"])
+PROCESSES.set_forkserver_preload(["rft_cluster.learner.learner"])
 Gradients = dict[str, torch.Tensor]
 
 
@@ -58,7 +59,7 @@ def rank_gradients(folder: str, path: str, config: Config, rank: int, ranks: int
     """In a process of its own: one update; rank 0 saves the summed gradients, in full."""
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
-    import rft_cluster.learner as module
+    import rft_cluster.learner.learner as module
 
     module.MixedPrecisionPolicy = lambda **_: MixedPrecisionPolicy(torch.float32, torch.float32)
     learner = Learner(path, config, rank, ranks, "127.0.0.1", threads=1)

@@ -16,11 +16,11 @@ from ray._raylet import Config as RayConfig
 from ray.cluster_utils import Cluster as RayNodes
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
-from rft_cluster import cluster
-from rft_cluster.cluster import cluster_nodes, connect, start_cluster
+from rft_cluster.cluster import start as module
+from rft_cluster.cluster.placement import bundles, place
+from rft_cluster.cluster.start import cluster_nodes, connect, start_cluster
+from rft_cluster.common.errors import UserError
 from rft_cluster.config import Config, load_config
-from rft_cluster.errors import UserError
-from rft_cluster.plan import bundles, place
 
 ON_GPUS = ["cluster.device=cuda", "learners.gpus=1", "learners.cpus=1", "generators.cpus=1", "generators.count=1"]
 SMALL = {"object_store_memory": 10**8, "include_dashboard": False}
@@ -91,8 +91,8 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> None:
             pass
 
     for name, role in (("Generator", Generator), ("Scorer", Role), ("Learner", Learner)):
-        monkeypatch.setattr(cluster, name, role)
-    monkeypatch.setattr(cluster, "GeneratorsClient", lambda *arguments: None)
+        monkeypatch.setattr(module, name, role)
+    monkeypatch.setattr(module, "GeneratorsClient", lambda *arguments: None)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_what_no_node_has_is_refused(connected: Nodes, overrides, message):
 
 
 def test_what_others_hold_is_refused_within_seconds_and_can_be_had_later(connected: Nodes, monkeypatch):
-    monkeypatch.setattr(cluster, "RESERVE_TIMEOUT", 3.0)
+    monkeypatch.setattr(module, "RESERVE_TIMEOUT", 3.0)
     config = connected.config("learners.count=3", "generators.gpus=2")
     wanted, nodes = bundles(config), place(config, cluster_nodes())
     (four,) = [node for node, name in connected.names.items() if name == "four"]
@@ -171,12 +171,12 @@ def test_what_others_hold_is_refused_within_seconds_and_can_be_had_later(connect
     start = time.monotonic()
     message = "its resources are taken: 32 CPUs and 4 GPUs are free, 4 and 5 are needed"
     with pytest.raises(UserError, match=message):
-        cluster._reserve(config, wanted, nodes)
+        module._reserve(config, wanted, nodes)
     assert time.monotonic() - start < 8
 
     remove_placement_group(other)
-    monkeypatch.setattr(cluster, "RESERVE_TIMEOUT", 30.0)
-    reserved = cluster._reserve(config, wanted, nodes)
+    monkeypatch.setattr(module, "RESERVE_TIMEOUT", 30.0)
+    reserved = module._reserve(config, wanted, nodes)
     table = placement_group_table(reserved)
     assert [connected.names[table["bundles_to_node_id"][index]] for index in range(4)] == ["four"] * 3 + ["two"]
     remove_placement_group(reserved)

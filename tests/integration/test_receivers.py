@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rft_cluster.digests import tensor_digest
-from rft_cluster.weights import nccl_init_infos
+from rft_cluster.weights.digests import tensor_digest
+from rft_cluster.weights.source import nccl_init_infos
 
 
 def bf16(*values: float) -> Tensor:
@@ -20,7 +20,7 @@ def receivers() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_LOGGING_LEVEL", "WARNING")
         patch.setenv("VLLM_NO_USAGE_STATS", "1")
-        from rft_cluster import receivers
+        from rft_cluster.weights import receivers
 
         yield receivers
 
@@ -163,7 +163,7 @@ SHAPES = {UP: (2, 2), GATE: (3, 2), NORM: (2,)}
 
 
 def test_fused_parameters_are_filled_in_the_engine_s_order_whatever_that_of_the_wire(receivers):
-    from rft_cluster.loader import DirectLoader
+    from rft_cluster.weights.cpu_loader import DirectLoader
 
     engine = Engine()
     loader = DirectLoader(engine, SHAPES)
@@ -190,14 +190,14 @@ def test_fused_parameters_are_filled_in_the_engine_s_order_whatever_that_of_the_
     ],
 )
 def test_a_model_that_does_not_fit_the_engine_is_refused(receivers, shapes, message):
-    from rft_cluster.loader import engine_parameters
+    from rft_cluster.weights.cpu_loader import engine_parameters
 
     with pytest.raises(receivers.WeightTransferError, match=message):
         engine_parameters(Engine(), shapes)
 
 
 def test_tensors_that_lie_one_after_the_other_are_joined_without_a_copy(receivers):
-    from rft_cluster.loader import joined
+    from rft_cluster.weights.cpu_loader import joined
 
     memory = torch.arange(24.0).bfloat16()
     first, second, third = memory[:6].view(3, 2), memory[6:10].view(2, 2), memory[12:14].view(1, 2)

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import ray
 
-from rft_cluster.actors import RewardActor, wait_for
+from rft_cluster.cluster.handles import RewardActor, wait_for
+from rft_cluster.common.errors import UserError
 from rft_cluster.config import ScoringSection
-from rft_cluster.errors import UserError
 from rft_cluster.messages import Completion, Group, Prompt, Reward
-from rft_cluster.scorer import Scorer
+from rft_cluster.rewards.scorer import Scorer
 
 MODULE = """
 import os, time

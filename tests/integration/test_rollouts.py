@@ -10,14 +10,14 @@ import pytest
 import ray
 from ray.actor import ActorHandle
 
-from rft_cluster import rollouts
-from rft_cluster.actors import ActorGroup, RewardActor
-from rft_cluster.cluster import GENERATOR_CALLS, SCORER, WEIGHT_THREADS
+from rft_cluster.cluster import rollouts
+from rft_cluster.cluster.handles import ActorGroup, RewardActor
+from rft_cluster.cluster.rollouts import Generators
+from rft_cluster.cluster.start import GENERATOR_CALLS, SCORER, WEIGHT_THREADS
+from rft_cluster.common.errors import ClusterError
 from rft_cluster.config import ScoringSection
-from rft_cluster.errors import ClusterError
 from rft_cluster.messages import Completion, Group, Prompt, Sampling
-from rft_cluster.rollouts import Generators
-from rft_cluster.scorer import Scorer
+from rft_cluster.rewards.scorer import Scorer
 
 GROUP, ROOM = 4, 64  # completions of a prompt, and at once in an engine: 16 prompts, parts of 2
 PROMPTS = [Prompt(f"train/0/{i}", f"photos/{i}", b"", "Which digit?", "one", seed=i) for i in range(60)]

@@ -18,16 +18,16 @@ import pytest
 import torch
 from transformers import Qwen2VLForConditionalGeneration
 
-from rft_cluster import loader, receivers
+from rft_cluster.common.errors import StaleGenerator, WeightTransferError
+from rft_cluster.common.files import write_json
+from rft_cluster.common.hardware import hardware
 from rft_cluster.config import Config
-from rft_cluster.digests import combined_digest, tensor_digest
-from rft_cluster.errors import StaleGenerator, WeightTransferError
-from rft_cluster.files import write_json
-from rft_cluster.generator import Generator
-from rft_cluster.hardware import hardware
+from rft_cluster.generator.generator import Generator
 from rft_cluster.messages import Group, Prompt, Sampling, WeightRecord
-from rft_cluster.qwen2vl import PromptEncoder
-from rft_cluster.weights import WIRE_DTYPE, TensorInfo, check_records, memory_layout
+from rft_cluster.model.policy import PromptEncoder
+from rft_cluster.weights import cpu_loader, receivers
+from rft_cluster.weights.digests import combined_digest, tensor_digest
+from rft_cluster.weights.source import WIRE_DTYPE, TensorInfo, check_records, memory_layout
 
 GREEDY = Sampling(1, 0.0, 12)
 SAMPLED = Sampling(8, 1.0, 12)
@@ -336,13 +336,13 @@ def nudged(original: Weights) -> Weights:
 
 def drop_all(monkeypatch: pytest.MonkeyPatch, generator: Generator) -> None:
     """The engine loads nothing."""
-    monkeypatch.setattr(loader, "load_parameter", lambda parameter, tensors: None)
+    monkeypatch.setattr(cpu_loader, "load_parameter", lambda parameter, tensors: None)
 
 
 def drop(monkeypatch: pytest.MonkeyPatch, lost: str) -> None:
-    kept = loader.load_parameter
+    kept = cpu_loader.load_parameter
     monkeypatch.setattr(
-        loader, "load_parameter", lambda parameter, tensors: parameter.name == lost or kept(parameter, tensors)
+        cpu_loader, "load_parameter", lambda parameter, tensors: parameter.name == lost or kept(parameter, tensors)
     )
 
 

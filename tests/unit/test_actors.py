@@ -1,4 +1,4 @@
-from rft_cluster.actors import combined
+from rft_cluster.cluster.handles import combined
 
 
 def test_what_the_ranks_say_is_summed_or_common_or_the_largest():

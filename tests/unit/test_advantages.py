@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from rft_cluster.advantages import group_advantages, is_live
+from rft_cluster.algorithm.advantages import group_advantages, is_live
 
 
 def test_two_completions_by_hand():

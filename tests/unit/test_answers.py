@@ -1,7 +1,7 @@
 import pytest
 
-from rft_cluster.answers import AnswerReader, reasoning
-from rft_cluster.text import printable
+from rft_cluster.classification.answers import AnswerReader, reasoning
+from rft_cluster.common.text import printable
 
 READER = AnswerReader(["pink primrose", "rose"], {"rose": ["Rosa"]})
 

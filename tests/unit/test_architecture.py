@@ -12,46 +12,34 @@ import rft_cluster
 ROOT = Path(rft_cluster.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
-# From the top down (see the design): a module imports from its own layer or from below.
-LAYERS = {
-    "entry": ["launch", "evaluate", "compare", "predict", "sweep"],
-    "loop": ["train", "tracker", "prepare"],
-    "cluster": ["cluster", "actors", "rollouts"],
-    "roles": ["generator", "scorer", "learner"],
-    "torch": [
-        "engine",
-        "weights",
-        "receivers",
-        "loader",
-        "digests",
-        "qwen2vl",
-        "shared_prefix",
-        "batching",
-        "checkpoint",
-        "loss",
-        "tiny",
-        "rendezvous",
-    ],
-    "pure": [
-        "advantages",
-        "rewards",
-        "prompts",
-        "data",
-        "baselines",
-        "evaluation",
-        "plan",
-        "answers",
-        "card",
-        "figures",
-        "redteam",
-    ],
-    "base": ["messages", "config", "errors", "hardware", "files", "lookup", "text"],
+# A module imports from its own folder and from those named here. `common`, `messages` and `config` are for all.
+BASE = {"common", "messages", "config"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "train": {"data", "prompts", "algorithm", "rewards", "classification", "run", "cluster"},
+    "cluster": {"generator", "learner", "rewards", "weights"},
+    "run": {"data", "prompts", "algorithm", "classification", "model"},
+    "classification": {"data", "prompts", "rewards"},
+    "learner": {"model", "weights", "algorithm"},
+    "generator": {"model", "weights"},
+    "weights": {"model"},
+    "model": {"data", "prompts"},
+    "rewards": {"data", "prompts"},
+    "algorithm": set(),
+    "prompts": set(),
+    "data": set(),
+    "config": {"common"},
+    "messages": set(),
+    "common": set(),
 }
-LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
-HEIGHT = {layer: height for height, layer in enumerate(reversed(LAYERS))}
-# Modules of these never import each other: each entry and each role stands alone.
-APART = ("entry", "roles")
-HEAVY = {"torch", "torchvision", "transformers", "tokenizers", "qwen_vl_utils", "ray", "vllm"}
+# `python -m rft_cluster.NAME`: these import what they like but each other, and nobody imports them.
+COMMANDS = {"launch", "evaluate", "compare", "predict", "sweep"}
+# Heavy packages belong to some folders alone; `torch` stands for all that comes with it.
+ONLY = {
+    "ray": {"cluster"},
+    "vllm": {"generator", "weights"},
+    "torch": {"algorithm", "model", "weights", "generator", "learner"},
+}
+WITH_TORCH = {"torchvision", "transformers", "tokenizers", "qwen_vl_utils", "peft"}
 UNSAFE = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
 
 
@@ -91,8 +79,9 @@ def imports_in(tree: ast.AST, file: str) -> Iterator[Import]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0 and node.module, f"{file}:{node.lineno}: a relative import"
             names = [node.module]
-            if node.module == "rft_cluster":
-                names = [f"rft_cluster.{alias.name}" for alias in node.names]
+            # `from rft_cluster.weights import receivers` names a module; that it may be a name in one does no harm.
+            if node.module.split(".")[0] == "rft_cluster":
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
         for name in names:
             yield Import(file, node.lineno, name, id(node) in inside)
 
@@ -108,63 +97,97 @@ def listed(violations: list[str]) -> str:
 
 
 def test_the_walk_sees_imports_of_every_form():
-    source = "import ray.util\nfrom rft_cluster import plan, loss\nfrom torch import nn\ndef f():\n    import vllm\n"
+    ours = "from rft_cluster.model import policy, encoder\n"
+    source = f"import ray.util\n{ours}from torch import nn\ndef f():\n    import vllm\n"
     found = [(one.name, one.lazy) for one in imports_in(ast.parse(source), "x.py")]
     assert found == [
-        *(("ray.util", False), ("rft_cluster.plan", False), ("rft_cluster.loss", False), ("torch", False)),
+        *(
+            ("ray.util", False),
+            ("rft_cluster.model.policy", False),
+            ("rft_cluster.model.encoder", False),
+            ("torch", False),
+        ),
         ("vllm", True),
     ]
     assert len(IMPORTS) > 100
 
 
-def test_every_module_has_a_layer():
-    unknown = sorted(set(MODULE_OF.values()) - set(LAYER_OF))
-    assert not unknown, f"give {unknown} a layer in this test and in the design"
+def may_import(importer: str, imported: str) -> bool:
+    if importer in COMMANDS:
+        return imported not in COMMANDS
+    return imported == importer or imported in MAY_IMPORT[importer] | (
+        BASE - {importer} if importer not in BASE else set()
+    )
 
 
-def test_imports_go_downward_only():
-    violations = []
-    for found in IMPORTS:
-        if found.package != "rft_cluster":
-            continue
-        importer, imported = MODULE_OF[found.file], part(found.name)
-        if importer == imported or not {importer, imported} <= set(LAYER_OF):
-            continue
-        ours, theirs = LAYER_OF[importer], LAYER_OF[imported]
-        if HEIGHT[theirs] > HEIGHT[ours]:
-            violations.append(f"{found}: {ours} lies below {theirs}")
-        elif ours == theirs and ours in APART:
-            violations.append(f"{found}: modules of '{ours}' stand alone")
-    assert not violations, listed(violations)
+def test_every_folder_is_in_the_table():
+    assert set(MODULE_OF.values()) == set(MAY_IMPORT) | COMMANDS
 
 
-def test_pure_and_base_modules_import_nothing_heavy_even_lazily():
+def test_the_table_goes_down():
+    """Each folder imports only from those below it in the table, so there is no way round in a circle."""
+    names = list(MAY_IMPORT)
+    assert all(names.index(below) > names.index(name) for name, imports in MAY_IMPORT.items() for below in imports)
+
+
+@pytest.mark.parametrize(
+    ("importer", "imported", "expected"),
+    [
+        ("learner", "generator", False),
+        ("generator", "learner", False),
+        ("rewards", "learner", False),
+        ("data", "rewards", False),
+        ("common", "messages", False),
+        ("launch", "predict", False),
+        ("train", "launch", False),
+        ("learner", "common", True),
+        ("cluster", "generator", True),
+        ("launch", "train", True),
+    ],
+)
+def test_the_table_says_what_may_be_imported(importer: str, imported: str, expected: bool):
+    assert may_import(importer, imported) is expected
+
+
+def test_imports_follow_the_table():
     violations = [
-        str(found)
+        f"{found}, which {MODULE_OF[found.file]} may not"
         for found in IMPORTS
-        if found.package in HEAVY and LAYER_OF.get(MODULE_OF[found.file]) in ("pure", "base")
+        if found.package == "rft_cluster" and not may_import(MODULE_OF[found.file], part(found.name))
     ]
     assert not violations, listed(violations)
 
 
-def test_three_files_import_ray():
-    files = ("actors.py", "rollouts.py", "cluster.py")
-    violations = [str(found) for found in IMPORTS if found.package == "ray" and found.file not in files]
+def test_heavy_packages_stay_in_their_folders():
+    violations = []
+    for found in IMPORTS:
+        package = "torch" if found.package in WITH_TORCH else found.package
+        if package in ONLY and MODULE_OF[found.file] not in ONLY[package]:
+            violations.append(str(found))
     assert not violations, listed(violations)
 
 
-def test_vllm_is_imported_by_five_modules_and_never_by_the_driver():
+def test_the_driver_never_imports_vllm():
+    """Only vLLM's side of the transfer imports it when it is imported, and who imports that one does so lazily."""
+    receiving = ("weights/receivers.py", "weights/cpu_loader.py")
+    modules = tuple("rft_cluster." + file.removesuffix(".py").replace("/", ".") for file in receiving)
     violations = [
         str(found)
         for found in IMPORTS
-        if (
-            found.package == "vllm"
-            and found.file not in ("generator.py", "engine.py", "receivers.py", "loader.py", "weights.py")
-        )
-        # Only receivers.py and its loader import it when they are imported, and who imports that one does so lazily.
-        or (found.package == "vllm" and found.file not in ("receivers.py", "loader.py") and not found.lazy)
-        or (found.name.startswith("rft_cluster.receivers") and not found.lazy)
-        or (found.name.startswith("rft_cluster.loader") and found.file != "receivers.py" and not found.lazy)
+        if not found.lazy
+        and found.file not in receiving
+        and (found.package == "vllm" or found.name.startswith(modules))
+    ]
+    assert not violations, listed(violations)
+
+
+def test_a_folder_of_the_package_imports_nothing_unasked():
+    """A re-export in `cluster` would import Ray for a dry-run, one in `weights` vLLM in the driver."""
+    public = {"data", "prompts", "rewards"}
+    violations = [
+        str(found)
+        for found in IMPORTS
+        if found.file.endswith("/__init__.py") and found.file.split("/")[0] not in public
     ]
     assert not violations, listed(violations)
 

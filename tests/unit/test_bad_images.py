@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
+from rft_cluster.common.errors import UserError
 from rft_cluster.config import DataSection
 from rft_cluster.data import load_dataset
 from rft_cluster.data.images import MAX_BYTES, check_image, open_image
-from rft_cluster.errors import UserError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 SIZE = (32, 16)

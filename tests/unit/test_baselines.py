@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rft_cluster.baselines import nearest_neighbour_and_regression
+from rft_cluster.classification.baselines import nearest_neighbour_and_regression
 from rft_cluster.config import DataSection
 from rft_cluster.data import load_dataset
 from rft_cluster.data.dataset import FewShotDataset

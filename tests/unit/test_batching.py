@@ -6,9 +6,10 @@ from itertools import chain, product
 import pytest
 import torch
 
-from rft_cluster.batching import PromptCache, build_samples, collate, split_work
+from rft_cluster.algorithm.samples import build_samples
+from rft_cluster.learner.packing import PromptCache, collate, split_work
 from rft_cluster.messages import Completion, Group, Prompt, TrainingSample
-from rft_cluster.qwen2vl import EncodedPrompt
+from rft_cluster.model.policy import EncodedPrompt
 
 PROMPTS = {"a": [1, 9, 9, 2], "b": [1, 9, 3]}
 

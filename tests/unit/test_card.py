@@ -2,10 +2,10 @@ import json
 
 import pytest
 
-from rft_cluster.card import CARD_FILE, check_card, find_export, make_card, read_card
+from rft_cluster.classification.card import CARD_FILE, check_card, find_export, make_card, read_card
+from rft_cluster.common.errors import UserError
 from rft_cluster.config import load_config
 from rft_cluster.data.dataset import FewShotDataset
-from rft_cluster.errors import UserError
 from rft_cluster.messages import Example
 
 CONFIG = load_config("digits", ["sampling.max_tokens=12"])

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from rft_cluster.common.errors import UserError
 from rft_cluster.config import CONFIG_FOLDERS, Config, load_config
-from rft_cluster.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MINIMAL = """

@@ -2,9 +2,9 @@
 
 import pytest
 
+from rft_cluster.common.errors import UserError
 from rft_cluster.config import load_config
 from rft_cluster.data.archive import flower_classes
-from rft_cluster.errors import UserError
 from rft_cluster.messages import Completion, Prompt
 from rft_cluster.rewards import load_rewards
 from rft_cluster.rewards.accuracy import accuracy_reward

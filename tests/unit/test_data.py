@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rft_cluster.common.errors import UserError
 from rft_cluster.config import DataSection, load_config
 from rft_cluster.data import load_dataset
 from rft_cluster.data.dataset import FewShotDataset, check_labels
 from rft_cluster.data.images import MAX_BYTES, check_image, open_image
 from rft_cluster.data.split import few_shot_split
-from rft_cluster.errors import UserError
 from rft_cluster.messages import Example
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rft_cluster import digests
-from rft_cluster.digests import HIGH, OFFSET, combined_digest, tensor_digest, wrap_int64
+from rft_cluster.weights import digests
+from rft_cluster.weights.digests import HIGH, OFFSET, combined_digest, tensor_digest, wrap_int64
 
 
 def bf16(*values: float) -> Tensor:

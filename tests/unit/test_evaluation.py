@@ -1,8 +1,8 @@
 import pytest
 
-from rft_cluster.answers import AnswerReader, Vote
-from rft_cluster.errors import UserError
-from rft_cluster.evaluation import compare, judge, paired_difference, report, summarise
+from rft_cluster.classification.answers import AnswerReader, Vote
+from rft_cluster.classification.report import compare, judge, paired_difference, report, summarise
+from rft_cluster.common.errors import UserError
 from rft_cluster.messages import Completion, Group, Prompt
 
 FULL = "<think>red</think><answer>rose</answer>"

@@ -1,9 +1,9 @@
 import numpy as np
 from PIL import Image
 
-from rft_cluster.answers import AnswerReader, Vote
-from rft_cluster.evaluation import judge, report
-from rft_cluster.figures import draw_evaluation, draw_sweep
+from rft_cluster.classification.answers import AnswerReader, Vote
+from rft_cluster.classification.plots import draw_evaluation, draw_sweep
+from rft_cluster.classification.report import judge, report
 from rft_cluster.messages import Completion, Group, Prompt
 
 

@@ -1,9 +1,9 @@
 import pytest
 
-from rft_cluster import hardware as module
+from rft_cluster.common import hardware as module
+from rft_cluster.common.errors import UserError
+from rft_cluster.common.hardware import hardware, native_dtype
 from rft_cluster.config import load_config
-from rft_cluster.errors import UserError
-from rft_cluster.hardware import hardware, native_dtype
 
 CPUS = {
     "a laptop": ("processor\t: 0\nflags\t\t: fpu sse2 avx avx2 fma f16c bmi2\n", "float32"),

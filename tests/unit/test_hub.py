@@ -11,12 +11,12 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from rft_cluster.common.errors import UserError
 from rft_cluster.config import DataSection
 from rft_cluster.data import hub, load_dataset
 from rft_cluster.data.archive import flower_classes
 from rft_cluster.data.dataset import FewShotDataset
 from rft_cluster.data.split import Unread
-from rft_cluster.errors import UserError
 from rft_cluster.messages import Example
 from rft_cluster.prompts import render_template
 from tests.unit.test_archive import write_archive

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rft_cluster.errors import UserError
+from rft_cluster.common.errors import UserError
 from rft_cluster.messages import Completion, Prompt
 from rft_cluster.rewards.isolation import IsolatedFunction
 

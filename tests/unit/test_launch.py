@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from rft_cluster import launch
-from rft_cluster.tiny import build_model, build_processor
+from rft_cluster.model.tiny.build import build_model, build_processor
 
 PIXELS = 56 * 56
 FEW = ("data.source=folder", "data.shots=2", "data.validation=1", "data.test=2")

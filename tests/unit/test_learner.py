@@ -2,8 +2,8 @@ from itertools import pairwise
 
 import pytest
 
-from rft_cluster.errors import WeightTransferError
-from rft_cluster.learner import Learner, learning_rate_factor
+from rft_cluster.common.errors import WeightTransferError
+from rft_cluster.learner.learner import Learner, learning_rate_factor
 
 
 @pytest.mark.parametrize(

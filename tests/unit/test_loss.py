@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rft_cluster.loss import grpo_loss, importance_weights, k3_divergence
+from rft_cluster.algorithm.loss import grpo_loss, importance_weights, k3_divergence
 
 SETTINGS = {"clip_low": 0.2, "clip_high": 0.3, "importance_cap": 2.0, "kl_beta": 0.0}
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rft_cluster.common.errors import UserError
 from rft_cluster.config import DataSection
 from rft_cluster.data import FewShotDataset, few_shot_split, load_dataset
 from rft_cluster.data.images import open_image
 from rft_cluster.data.manifest import check_manifest, manifest, read_manifest
-from rft_cluster.errors import UserError
 from rft_cluster.messages import Example
 from tests.unit.test_archive import write_archive
 from tests.unit.test_hub import flower_set, rows, save

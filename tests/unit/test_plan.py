@@ -1,8 +1,6 @@
 import pytest
 
-from rft_cluster.config import load_config
-from rft_cluster.errors import UserError
-from rft_cluster.plan import (
+from rft_cluster.cluster.placement import (
     ActorPlan,
     NodeResources,
     bundles,
@@ -12,6 +10,8 @@ from rft_cluster.plan import (
     place,
     plan_actors,
 )
+from rft_cluster.common.errors import UserError
+from rft_cluster.config import load_config
 
 ON_GPUS = ["cluster.device=cuda", "generators.gpus=1", "learners.gpus=1", "learners.cpus=1"]
 

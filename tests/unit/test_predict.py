@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from rft_cluster import evaluate, predict
-from rft_cluster.answers import Vote
-from rft_cluster.errors import UserError
+from rft_cluster.classification.answers import Vote
+from rft_cluster.common.errors import UserError
 
 
 def test_files_are_found_below_folders_in_order_and_hidden_ones_are_not(tmp_path):

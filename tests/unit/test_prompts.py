@@ -1,6 +1,6 @@
 import pytest
 
-from rft_cluster.errors import UserError
+from rft_cluster.common.errors import UserError
 from rft_cluster.messages import Example
 from rft_cluster.prompts import make_prompts, render_template, text_hash
 from rft_cluster.rewards.format import THINK_ANSWER

@@ -11,13 +11,13 @@ from torch import Tensor
 from transformers import Qwen2VLForConditionalGeneration
 
 from benchmarks.plain_forward import plain_logprobs
-from rft_cluster import qwen2vl
-from rft_cluster.batching import collate
-from rft_cluster.errors import UserError
-from rft_cluster.hardware import hardware
+from rft_cluster.common.errors import UserError
+from rft_cluster.common.hardware import hardware
+from rft_cluster.learner.packing import collate
 from rft_cluster.messages import Prompt, TrainingSample
-from rft_cluster.qwen2vl import EncodedPrompt, PolicyModel, PromptEncoder, check_model_folder, shard_units
-from rft_cluster.tiny import build_model, build_processor
+from rft_cluster.model import policy as module
+from rft_cluster.model.policy import EncodedPrompt, PolicyModel, PromptEncoder, check_model_folder, shard_units
+from rft_cluster.model.tiny.build import build_model, build_processor
 
 START, END, IMAGE_PAD = 3, 4, 6  # vision_start, vision_end, image_pad of the tiny tokenizer
 FORBIDDEN = [3, 4, 5, 6, 7]
@@ -232,7 +232,7 @@ def alone(model: Qwen2VLForConditionalGeneration, sample: TrainingSample) -> tup
 
 @pytest.mark.parametrize("chunk", [3, 512])
 def test_log_probabilities_are_those_of_each_sequence_alone(policy, plain, monkeypatch, chunk):
-    monkeypatch.setattr(qwen2vl, "LOGPROB_CHUNK", chunk)  # 25 tokens make 9 chunks of 3
+    monkeypatch.setattr(module, "LOGPROB_CHUNK", chunk)  # 25 tokens make 9 chunks of 3
     samples = drawn(PACKS["groups and images of several sizes"])
     with torch.no_grad():
         logprobs, entropy = forward(policy, samples)

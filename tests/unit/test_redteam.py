@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from rft_cluster.classification.redteam import RedTeam, check_rewards, red_team, render
+from rft_cluster.common.errors import UserError
 from rft_cluster.config import ScoringSection
 from rft_cluster.data.archive import flower_classes
-from rft_cluster.errors import UserError
 from rft_cluster.messages import Example
 from rft_cluster.prompts import render_template
-from rft_cluster.redteam import RedTeam, check_rewards, red_team, render
 
 FLOWERS = flower_classes()
 THREE = ["rose", "tulip", "daisy"]

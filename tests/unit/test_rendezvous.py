@@ -8,9 +8,9 @@ from threading import Barrier
 import psutil
 import pytest
 
-from rft_cluster import rendezvous
-from rft_cluster.errors import UserError
-from rft_cluster.rendezvous import address_on, connections, interface_of, open_store, reach_store
+from rft_cluster.common.errors import UserError
+from rft_cluster.learner import rendezvous
+from rft_cluster.learner.rendezvous import address_on, connections, interface_of, open_store, reach_store
 
 
 @pytest.fixture(autouse=True)

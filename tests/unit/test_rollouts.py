@@ -1,4 +1,4 @@
-from rft_cluster.rollouts import deal
+from rft_cluster.cluster.rollouts import deal
 
 
 def test_prompts_are_dealt_evenly_and_in_turns():

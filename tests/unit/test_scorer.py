@@ -4,10 +4,10 @@ import time
 
 import pytest
 
+from rft_cluster.common.errors import UserError
 from rft_cluster.config import ScoringSection
-from rft_cluster.errors import UserError
 from rft_cluster.messages import Completion, Group, Prompt
-from rft_cluster.scorer import Scorer, check_failures
+from rft_cluster.rewards.scorer import Scorer, check_failures
 
 FULL = "<think>red</think><answer>rose</answer>"
 MOODY = f"{__name__}:moody"

@@ -10,17 +10,19 @@ from typing import Any
 
 import pytest
 
-import rft_cluster
-from rft_cluster import actors, cluster, engine, qwen2vl
-from rft_cluster.actors import Learners, RewardActor
-from rft_cluster.cluster import Cluster
+from rft_cluster import weights
+from rft_cluster.cluster import handles, start
+from rft_cluster.cluster.handles import Learners, RewardActor
+from rft_cluster.cluster.placement import NodeResources, bundles
+from rft_cluster.cluster.rollouts import Generators
+from rft_cluster.cluster.start import Cluster
+from rft_cluster.common.errors import StaleGenerator
+from rft_cluster.common.hardware import Hardware, hardware
 from rft_cluster.config import Config, load_config
-from rft_cluster.errors import StaleGenerator
-from rft_cluster.generator import Generator
-from rft_cluster.hardware import Hardware, hardware
+from rft_cluster.generator.generator import Generator
+from rft_cluster.generator.vllm_options import ENVIRONMENT
 from rft_cluster.messages import Prompt, Sampling, TrainingSample
-from rft_cluster.plan import NodeResources, bundles
-from rft_cluster.rollouts import Generators
+from rft_cluster.model import policy
 
 GPUS = ["cluster.device=cuda", "learners.count=1"]
 SHARED = [*GPUS, "generators.gpus=0.4", "learners.gpus=0.6"]
@@ -34,10 +36,10 @@ class Actors:
         self.events: list[str] = []
         self.gpus: dict[str, float] = {}
         self.bundles: dict[str, int] = {}
-        monkeypatch.setattr(actors, "wait_for", self._wait_for)
-        monkeypatch.setattr(cluster, "wait_for", self._wait_for)
-        monkeypatch.setattr(cluster, "ray", SimpleNamespace(remote=self._remote, wait=lambda calls, **_: (calls, [])))
-        monkeypatch.setattr(cluster, "PlacementGroupSchedulingStrategy", lambda group, index: index)
+        monkeypatch.setattr(handles, "wait_for", self._wait_for)
+        monkeypatch.setattr(start, "wait_for", self._wait_for)
+        monkeypatch.setattr(start, "ray", SimpleNamespace(remote=self._remote, wait=lambda calls, **_: (calls, [])))
+        monkeypatch.setattr(start, "PlacementGroupSchedulingStrategy", lambda group, index: index)
 
     def actor(self, name: str) -> Any:
         return Actor(name)
@@ -136,8 +138,8 @@ def started(recorded: Actors, overrides: list[str]) -> list[str]:
     config: Config = load_config("digits", overrides)
     wanted = bundles(config)
     nodes = [NodeResources("n0", "10.0.0.1", 64, 8)] * len(wanted)
-    reservation = cluster._Reservation(config, None, wanted, nodes, time.monotonic() + 60)  # type: ignore[arg-type]
-    cluster._start_actors(reservation, "model")
+    reservation = start._Reservation(config, None, wanted, nodes, time.monotonic() + 60)  # type: ignore[arg-type]
+    start._start_actors(reservation, "model")
     return recorded.events
 
 
@@ -238,11 +240,11 @@ def vllm_options(monkeypatch: pytest.MonkeyPatch) -> Callable[[Hardware], dict[s
     module("vllm", LLM=language_model, SamplingParams=object)
     module("vllm.sampling_params", RequestOutputKind=SimpleNamespace(FINAL_ONLY=2))
     engines = {transfer: f"engine for {transfer}" for transfer in ("shared_memory", "nccl", "ipc")}
-    receivers = module("rft_cluster.receivers", register=lambda: None, ENGINES=engines)
-    monkeypatch.setattr(rft_cluster, "receivers", receivers, raising=False)
+    receivers = module("rft_cluster.weights.receivers", register=lambda: None, ENGINES=engines)
+    monkeypatch.setattr(weights, "receivers", receivers, raising=False)
     encoder = SimpleNamespace(image_limits=dict)
-    monkeypatch.setattr(qwen2vl, "PromptEncoder", lambda *arguments: encoder)
-    for name in (*engine.ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE"):
+    monkeypatch.setattr(policy, "PromptEncoder", lambda *arguments: encoder)
+    for name in (*ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE"):
         monkeypatch.setenv(name, os.environ.get(name, ""))  # set by the generator; put back after the test
 
     def options(devices: Hardware) -> dict[str, Any]:

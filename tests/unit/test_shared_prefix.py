@@ -6,8 +6,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
-from rft_cluster import shared_prefix
-from rft_cluster.shared_prefix import PackLayout, pack_layout
+from rft_cluster.model import shared_prefix
+from rft_cluster.model.shared_prefix import PackLayout, pack_layout
 
 HEADS, KEY_HEADS, SIZE, SCALING = 4, 2, 8, 0.3
 

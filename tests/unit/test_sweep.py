@@ -3,7 +3,7 @@ import json
 import pytest
 
 from rft_cluster import sweep
-from rft_cluster.errors import UserError
+from rft_cluster.common.errors import UserError
 
 FILE = """
 name: shots

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer, Qwen2VLForConditionalGeneration
 
-from rft_cluster import tiny
-from rft_cluster.errors import UserError
+from rft_cluster.common.errors import UserError
+from rft_cluster.model.tiny import build as tiny
 
 NAMES = ["zero", "pink primrose", "hard-leaved pocket orchid", "Käsekuchen 🍰", "one", "none"]
 TEXT = "What is this?\nThink in <think> </think>, answer in <answer> </answer>: <think> ... </think>"

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rft_cluster.classification.report import Evaluation
+from rft_cluster.common.errors import UserError
 from rft_cluster.config import Config, load_config
 from rft_cluster.data.dataset import FewShotDataset
-from rft_cluster.errors import UserError
-from rft_cluster.evaluation import Evaluation
 from rft_cluster.messages import Completion, Example, Group, Prompt, Reward
-from rft_cluster.prepare import Task
 from rft_cluster.prompts import text_hash
-from rft_cluster.tracker import RunFolder, Stopwatch, clock, first_step_of, step_line, step_metrics
+from rft_cluster.run.folder import RunFolder, Stopwatch, clock, first_step_of, step_line, step_metrics
+from rft_cluster.run.task import Task
 
 EXAMPLES = [Example("a", b"one", "rose"), Example("b", b"two", "tulip")]
 DATASET = FewShotDataset("photos", ["rose", "tulip"], EXAMPLES, [], [], [])

@@ -6,12 +6,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from rft_cluster.digests import combined_digest, tensor_digest
-from rft_cluster.errors import WeightTransferError
+from rft_cluster.common.errors import WeightTransferError
 from rft_cluster.messages import WeightRecord
-from rft_cluster.qwen2vl import PolicyModel
-from rft_cluster.tiny import build_model, build_processor
-from rft_cluster.weights import (
+from rft_cluster.model.policy import PolicyModel
+from rft_cluster.model.tiny.build import build_model, build_processor
+from rft_cluster.weights.digests import combined_digest, tensor_digest
+from rft_cluster.weights.source import (
     ALIGNMENT,
     PolicyWeights,
     SharedMemorySender,

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rft_cluster.common.errors import UserError
 from rft_cluster.config import Config
-from rft_cluster.errors import UserError
 
 
 @dataclass(frozen=True)

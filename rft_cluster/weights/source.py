@@ -29,10 +29,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from rft_cluster.digests import combined_digest, tensor_digest
-from rft_cluster.errors import WeightTransferError
+from rft_cluster.common.errors import WeightTransferError
 from rft_cluster.messages import WeightRecord
-from rft_cluster.qwen2vl import PolicyModel
+from rft_cluster.model.policy import PolicyModel
+from rft_cluster.weights.digests import combined_digest, tensor_digest
 
 WIRE_DTYPE = torch.bfloat16
 ALIGNMENT = 64  # bytes; a tensor in shared memory starts at a multiple of it

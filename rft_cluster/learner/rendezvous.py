@@ -16,7 +16,7 @@ from datetime import timedelta
 import psutil
 import torch.distributed as dist
 
-from rft_cluster.errors import UserError
+from rft_cluster.common.errors import UserError
 
 REACH_TIMEOUT = 10.0  # seconds until a port that does not answer counts as closed
 

@@ -14,8 +14,8 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
-from rft_cluster.actors import ActorGroup, RewardActor, wait_for
-from rft_cluster.errors import ClusterError
+from rft_cluster.cluster.handles import ActorGroup, RewardActor, wait_for
+from rft_cluster.common.errors import ClusterError
 from rft_cluster.messages import Group, Prompt, Reward, Sampling
 
 # An engine that is full is given its next prompts in parts of its room: it has one part in reserve, and a part comes

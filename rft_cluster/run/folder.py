@@ -22,15 +22,15 @@ from typing import Any
 
 import yaml
 
-from rft_cluster.advantages import is_live
+from rft_cluster.algorithm.advantages import is_live
+from rft_cluster.classification.report import Evaluation
+from rft_cluster.common.errors import UserError
+from rft_cluster.common.files import write_json
 from rft_cluster.config import Config
 from rft_cluster.data.manifest import check_manifest, manifest, read_manifest
-from rft_cluster.errors import UserError
-from rft_cluster.evaluation import Evaluation
-from rft_cluster.files import write_json
 from rft_cluster.messages import Group, Reward
-from rft_cluster.prepare import Task
 from rft_cluster.prompts import text_hash
+from rft_cluster.run.task import Task
 
 # These say where and how a run runs, not what it computes: they may change when it is resumed.
 MAY_CHANGE = ("cluster", "generators", "learners", "scoring")

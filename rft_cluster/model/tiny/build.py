@@ -47,9 +47,9 @@ from transformers import (
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from transformers.utils import logging as hf_logging
 
-from rft_cluster.errors import UserError
+from rft_cluster.common.errors import UserError
+from rft_cluster.model.policy import multiply_patches
 from rft_cluster.prompts import asks_for_thinking
-from rft_cluster.qwen2vl import multiply_patches
 
 RECIPE_VERSION = 2  # part of the cache key: raise it with every change that alters what is built
 WARM_STEPS = 300  # at 200 GRPO started more slowly (digits, the one seed tried)

@@ -13,11 +13,11 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from rft_cluster.batching import split_work
-from rft_cluster.errors import ClusterError, UserError
-from rft_cluster.files import publish, temporary_folder, write_json
+from rft_cluster.common.errors import ClusterError, UserError
+from rft_cluster.common.files import publish, temporary_folder, write_json
+from rft_cluster.learner.packing import split_work
 from rft_cluster.messages import Prompt, TrainingSample, WeightRecord
-from rft_cluster.weights import nccl_init_infos
+from rft_cluster.weights.source import nccl_init_infos
 
 
 def wait_for(calls: Mapping[ray.ObjectRef, str], timeout: float, doing: str) -> list[Any]:

@@ -35,7 +35,7 @@ def base_model_path(config: Config, task: Task) -> str:
     """The model to start from: what is configured, or the tiny one, built here if it is not yet."""
     if config.model.path != "tiny":
         return config.model.path
-    from rft_cluster.tiny import ensure_tiny_model
+    from rft_cluster.model.tiny.build import ensure_tiny_model
 
     folder = ensure_tiny_model(
         TINY_CACHE.expanduser(),
@@ -55,7 +55,7 @@ def check_model(config: Config, task: Task, model_path: str, examples: list[Exam
     Raises:
         UserError: it is no Qwen2-VL, or a prompt is too long.
     """
-    from rft_cluster.qwen2vl import PromptEncoder, check_model_folder
+    from rft_cluster.model.policy import PromptEncoder, check_model_folder
 
     check_model_folder(model_path, config.max_model_tokens)
     model = config.model

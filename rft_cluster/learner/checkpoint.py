@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.optim import Optimizer
 
-from rft_cluster.files import write_json
-from rft_cluster.qwen2vl import PolicyModel, PromptEncoder
-from rft_cluster.weights import PolicyWeights
+from rft_cluster.common.files import write_json
+from rft_cluster.model.policy import PolicyModel, PromptEncoder
+from rft_cluster.weights.source import PolicyWeights
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 EXPORT_FILE = "model.safetensors"

@@ -23,10 +23,10 @@ from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngin
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-from rft_cluster.digests import combined_digest, tensor_digest, wrap_int64
-from rft_cluster.errors import WeightTransferError
-from rft_cluster.loader import DirectLoader
-from rft_cluster.weights import WIRE_DTYPE
+from rft_cluster.common.errors import WeightTransferError
+from rft_cluster.weights.cpu_loader import DirectLoader
+from rft_cluster.weights.digests import combined_digest, tensor_digest, wrap_int64
+from rft_cluster.weights.source import WIRE_DTYPE
 
 # Names in vLLM's factory, by `Hardware.transfer`.
 ENGINES = {"shared_memory": "rft_shared_memory", "nccl": "rft_nccl", "ipc": "rft_ipc"}

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from string import ascii_lowercase
 from typing import Any
 
+from rft_cluster.common.errors import UserError
+from rft_cluster.common.text import printable
 from rft_cluster.config import ScoringSection
-from rft_cluster.errors import UserError
 from rft_cluster.messages import Completion, Example, Prompt, Reward
 from rft_cluster.prompts import asks_for_thinking
 from rft_cluster.rewards.scoring import WeightedRewards
-from rft_cluster.text import printable
 
 MARGIN = 0.10  # above chance; a small reward for brevity, say, pays for an empty answer and does no harm
 MOST = 200  # labels, and classes to answer always

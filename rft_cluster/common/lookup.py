@@ -5,7 +5,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rft_cluster.errors import UserError
+from rft_cluster.common.errors import UserError
 
 
 def find_function(name: str, known: Mapping[str, Callable[..., Any]], key: str) -> Callable[..., Any]:

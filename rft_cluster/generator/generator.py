@@ -22,12 +22,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
+from rft_cluster.common.errors import StaleGenerator, WeightTransferError
+from rft_cluster.common.hardware import Hardware
 from rft_cluster.config import GeneratorsSection, ModelSection
-from rft_cluster.digests import combined_digest
-from rft_cluster.engine import load_engine
-from rft_cluster.errors import StaleGenerator, WeightTransferError
-from rft_cluster.hardware import Hardware
+from rft_cluster.generator.vllm_options import load_engine
 from rft_cluster.messages import Completion, Group, Prompt, Sampling, WeightRecord
+from rft_cluster.weights.digests import combined_digest
 
 FORBIDDEN_BIAS = -100.0  # the lowest that vLLM takes: exp(-100) is never sampled
 UPDATE_TIMEOUT = 600.0  # seconds from the first of an update's calls to the last
@@ -176,7 +176,7 @@ class Generator:
     ) -> None:
         import torch
 
-        from rft_cluster.qwen2vl import PromptEncoder
+        from rft_cluster.model.policy import PromptEncoder
 
         torch.set_flush_denormal(True)  # denormals slow a small model tenfold on CPUs
         self._encoder = PromptEncoder(path, model.min_pixels, model.max_pixels, model.trust_remote_code)

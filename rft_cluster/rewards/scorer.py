@@ -7,8 +7,8 @@ rewards = scorer.score(groups)      # rewards[i][j] is of groups[i].completions[
 from collections import Counter
 from collections.abc import Sequence
 
+from rft_cluster.common.errors import UserError
 from rft_cluster.config import ScoringSection
-from rft_cluster.errors import UserError
 from rft_cluster.messages import Group, Prompt, Reward
 from rft_cluster.rewards.scoring import WeightedRewards
 

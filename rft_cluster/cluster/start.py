@@ -23,15 +23,8 @@ from ray.exceptions import GetTimeoutError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from rft_cluster.actors import ActorGroup, GeneratorsClient, Learners, RewardActor, wait_for
-from rft_cluster.config import ClusterSection, Config
-from rft_cluster.engine import environment as generator_environment
-from rft_cluster.errors import UserError
-from rft_cluster.generator import Generator
-from rft_cluster.hardware import hardware, openmp_environment
-from rft_cluster.learner import Learner
-from rft_cluster.messages import Prompt, Sampling, TrainingSample
-from rft_cluster.plan import (
+from rft_cluster.cluster.handles import ActorGroup, GeneratorsClient, Learners, RewardActor, wait_for
+from rft_cluster.cluster.placement import (
     ActorPlan,
     Bundle,
     NodeResources,
@@ -40,8 +33,15 @@ from rft_cluster.plan import (
     place,
     plan_actors,
 )
-from rft_cluster.rollouts import PARTS, Generators, Rollout
-from rft_cluster.scorer import Scorer
+from rft_cluster.cluster.rollouts import PARTS, Generators, Rollout
+from rft_cluster.common.errors import UserError
+from rft_cluster.common.hardware import hardware, openmp_environment
+from rft_cluster.config import ClusterSection, Config
+from rft_cluster.generator.generator import Generator
+from rft_cluster.generator.vllm_options import environment as generator_environment
+from rft_cluster.learner.learner import Learner
+from rft_cluster.messages import Prompt, Sampling, TrainingSample
+from rft_cluster.rewards.scorer import Scorer
 
 # Calls to a generator that may be under way at once: the parts of its room, its reserve, and what is left of a step.
 # More would wait. Weights have threads of their own, since a call that waits for weights must not keep them out.

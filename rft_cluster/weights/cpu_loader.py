@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-from rft_cluster.errors import WeightTransferError
+from rft_cluster.common.errors import WeightTransferError
 
 BYTES_PER_THREAD = 1 << 25  # below this a thread costs more than it saves
 

@@ -3,8 +3,8 @@
 import os
 from typing import Any
 
+from rft_cluster.common.hardware import Hardware
 from rft_cluster.config import GeneratorsSection
-from rft_cluster.hardware import Hardware
 
 # Read by vLLM when it is imported; the engine lives in this process, on the threads that this process has.
 ENVIRONMENT = {
@@ -22,6 +22,13 @@ CPU_BATCHED_TOKENS = 8192
 def environment(device: str) -> dict[str, str]:
     """What a generator's process needs in its environment from the start."""
     return ENVIRONMENT | (CPU_ENVIRONMENT if device == "cpu" else {})
+
+
+def device_here() -> str:
+    """`"cuda"` on a machine with a GPU, else `"cpu"`, for who has no configuration that says it."""
+    import torch  # takes seconds to import
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def load_engine(
@@ -55,7 +62,7 @@ def load_engine(
         }
     from vllm import LLM
 
-    from rft_cluster import receivers
+    from rft_cluster.weights import receivers
 
     receivers.register()
     return LLM(

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rft_cluster.answers import AnswerReader, Vote
-from rft_cluster.errors import UserError
+from rft_cluster.classification.answers import AnswerReader, Vote
+from rft_cluster.common.errors import UserError
 from rft_cluster.messages import Group
 from rft_cluster.rewards.accuracy import accuracy_reward
 from rft_cluster.rewards.containment import containment_reward

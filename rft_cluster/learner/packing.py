@@ -16,9 +16,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rft_cluster.messages import Group, Prompt, TrainingSample
-from rft_cluster.qwen2vl import EncodedPrompt
-from rft_cluster.shared_prefix import PackLayout, pack_layout
+from rft_cluster.messages import Prompt, TrainingSample
+from rft_cluster.model.policy import EncodedPrompt
+from rft_cluster.model.shared_prefix import PackLayout, pack_layout
 
 # Samples of one prompt: a group, or a part of one.
 Part = list[TrainingSample]
@@ -55,35 +55,7 @@ class Batch:
         return {name: getattr(self, name) for name in (*names, "predictor_index", "completion_ids")}
 
 
-def build_samples(
-    groups: Sequence[Group], advantages: Sequence[Sequence[float | None]], keep_all: bool
-) -> list[TrainingSample]:
-    """Samples whose weights make the loss a mean over each completion's tokens, then over all completions.
-
-    A group without variance has advantages of 0: it pulls nothing but the KL. With `keep_all` false (no KL) its
-    samples are left out, but still count in the mean. A masked completion (advantage None) is left out always, and
-    does not count.
-    """
-    total = sum(advantage is not None for group_advantages in advantages for advantage in group_advantages)
-    return [
-        TrainingSample(
-            prompt=group.prompt,
-            prompt_token_ids=group.prompt_token_ids,
-            token_ids=completion.token_ids,
-            generator_logprobs=completion.generator_logprobs,
-            advantage=advantage,
-            weight=1.0 / (len(completion.token_ids) * total),
-            policy_version=completion.policy_version,
-        )
-        for group, group_advantages in zip(groups, advantages, strict=True)
-        for completion, advantage in zip(group.completions, group_advantages, strict=True)
-        if advantage is not None and (keep_all or advantage != 0.0)
-    ]
-
-
 # From samples to ranks
-
-
 def split_work(samples: Sequence[TrainingSample], ranks: int, updates: int, micro_batch_tokens: int) -> list[RankWork]:
     """Deal a step's samples to ranks: `result[rank][update][forward]` is a list of samples.
 

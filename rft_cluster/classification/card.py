@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rft_cluster.common.errors import UserError
 from rft_cluster.config import Config
 from rft_cluster.data.dataset import FewShotDataset
-from rft_cluster.errors import UserError
 from rft_cluster.prompts import text_hash
 
 CARD_FILE = "classifier.json"

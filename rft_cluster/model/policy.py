@@ -23,11 +23,11 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.modeling_qwen2_vl import PatchEmbed
 
+from rft_cluster.common.errors import UserError
 from rft_cluster.config import ModelSection
 from rft_cluster.data.images import open_image
-from rft_cluster.errors import UserError
 from rft_cluster.messages import Prompt
-from rft_cluster.shared_prefix import PackLayout
+from rft_cluster.model.shared_prefix import PackLayout
 
 IMAGE_TOKEN = "<|image_pad|>"
 # Sampled, any of these would make a completion that the model cannot read again ("Image features and image

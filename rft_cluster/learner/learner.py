@@ -22,15 +22,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from rft_cluster.batching import Batch, PromptCache, RankWork, collate
-from rft_cluster.checkpoint import export_model, load_shards, save_shards
+from rft_cluster.algorithm.loss import grpo_loss
+from rft_cluster.common.hardware import hardware
 from rft_cluster.config import Config
-from rft_cluster.hardware import hardware
-from rft_cluster.loss import grpo_loss
+from rft_cluster.learner.checkpoint import export_model, load_shards, save_shards
+from rft_cluster.learner.packing import Batch, PromptCache, RankWork, collate
+from rft_cluster.learner.rendezvous import connections, interface_of, open_store, reach_store
 from rft_cluster.messages import Prompt, TrainingSample
-from rft_cluster.qwen2vl import PolicyModel, PromptEncoder, base_model, load_policy, load_reference, shard_units
-from rft_cluster.rendezvous import connections, interface_of, open_store, reach_store
-from rft_cluster.weights import (
+from rft_cluster.model.policy import PolicyModel, PromptEncoder, base_model, load_policy, load_reference, shard_units
+from rft_cluster.weights.source import (
     PolicyWeights,
     SharedMemorySender,
     VersioningClient,

@@ -1,0 +1,1 @@
+"""What every folder may use: errors, files, text, and how CPUs and GPUs differ. Imports nothing of ours."""
