@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from rft_cluster.common.files import publish, temporary_folder
-from rft_cluster.model.policy import STOP_TOKENS
+from rft_cluster.model.qwen2vl import STOP_TOKENS
 from rft_cluster.model.tiny.build import CHAT_TEMPLATE, SPECIAL_TOKENS
 
 VOCABULARY = 16_384

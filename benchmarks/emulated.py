@@ -120,10 +120,11 @@ class EmulatedCluster:
     """Stands in for `start_cluster`: generators and learners sleep, rewards are scored as ever. Started once."""
 
     def __init__(self, config: Config, seconds: Seconds) -> None:
-        from rft_cluster.cluster.handles import ActorGroup, GeneratorsClient, Learners, RewardActor
+        from rft_cluster.cluster.cluster import Cluster
+        from rft_cluster.cluster.handles import ActorGroup, Learners, RewardActor
         from rft_cluster.cluster.placement import plan_actors
         from rft_cluster.cluster.rollouts import Generators
-        from rft_cluster.cluster.start import Cluster
+        from rft_cluster.cluster.weight_client import GeneratorsClient
         from rft_cluster.rewards.scorer import Scorer
 
         learners, generators, _ = plan_actors(config)

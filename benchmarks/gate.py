@@ -23,9 +23,11 @@ from benchmarks.trl_grpo import make_trainer
 from rft_cluster.algorithm.loss import grpo_loss
 from rft_cluster.common.hardware import hardware
 from rft_cluster.config import Config, load_config
-from rft_cluster.learner.packing import collate, split_work
+from rft_cluster.learner.collate import collate
+from rft_cluster.learner.packing import split_work
 from rft_cluster.messages import Prompt, TrainingSample
-from rft_cluster.model.policy import PromptEncoder, load_policy
+from rft_cluster.model.encoder import PromptEncoder
+from rft_cluster.model.policy import load_policy
 from rft_cluster.prompts import make_prompts
 from rft_cluster.run.task import prepare
 

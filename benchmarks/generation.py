@@ -119,7 +119,7 @@ def check(tokens: int) -> None:
 def serve(connection: Connection, config: Config) -> None:
     """The plain side, as an arm (see turns.py)."""
     from benchmarks.raw import RawGenerator
-    from rft_cluster.model.policy import PromptEncoder
+    from rft_cluster.model.encoder import PromptEncoder
 
     task, path = prepare(config), str(config.model.path)
     generator = RawGenerator(config, path, PromptEncoder(path, config.model.min_pixels, config.model.max_pixels))

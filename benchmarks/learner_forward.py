@@ -36,9 +36,11 @@ from benchmarks.bench_model import bench_images, bench_model
 from benchmarks.common import CACHE, FOREIGN_LIMIT, ROOT, Usage, machine, read_result, spread, write_result
 from benchmarks.plain_forward import plain_logprobs
 from rft_cluster.common.hardware import hardware, openmp_environment
-from rft_cluster.learner.packing import Batch, PromptCache, collate
+from rft_cluster.learner.collate import Batch, collate
+from rft_cluster.learner.prompt_cache import PromptCache
 from rft_cluster.messages import Prompt, TrainingSample
-from rft_cluster.model.policy import PolicyModel, PromptEncoder
+from rft_cluster.model.encoder import PromptEncoder
+from rft_cluster.model.policy import PolicyModel
 
 IMAGES, GROUP_SIZE, COMPLETION_TOKENS, SIDE = 4, 8, 64, 448
 SMALL = 112  # pixels: the other photographs of the benchmarks

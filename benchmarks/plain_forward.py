@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2VLForConditionalGeneration
 
-from rft_cluster.learner.packing import Encoder
+from rft_cluster.learner.prompt_cache import Encoder
 from rft_cluster.messages import TrainingSample
 from rft_cluster.model.policy import LOGPROB_CHUNK
 

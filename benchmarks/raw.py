@@ -1,6 +1,6 @@
 """A step's work without a service: plain vLLM, a plain forward and backward, a plain copy, in one process.
 
-What a careful script would do, and nothing besides: `LLM.generate` with the sampling of `generator.py`; the learner's
+What a careful script would do, and nothing besides: `LLM.generate` with the sampling of our generator; the learner's
 own shared-prefix model, reference model and loss with FP32 masters and AdamW, without FSDP, Ray or any proof;
 and one memcpy of the BF16 weights. The wall time of the service's step is measured against the sum of the three.
 """
@@ -24,9 +24,11 @@ from rft_cluster.common.hardware import hardware
 from rft_cluster.config import Config
 from rft_cluster.generator.generator import FORBIDDEN_BIAS
 from rft_cluster.generator.vllm_options import CPU_BATCHED_TOKENS, ENVIRONMENT, MM_CACHE_GIB
-from rft_cluster.learner.packing import collate, split_work
+from rft_cluster.learner.collate import collate
+from rft_cluster.learner.packing import split_work
 from rft_cluster.messages import Completion, Group, Prompt
-from rft_cluster.model.policy import PolicyModel, PromptEncoder, load_policy, load_reference
+from rft_cluster.model.encoder import PromptEncoder
+from rft_cluster.model.policy import PolicyModel, load_policy, load_reference
 from rft_cluster.prompts import make_prompts
 from rft_cluster.rewards import load_rewards
 from rft_cluster.run.task import base_model_path, prepare

@@ -377,7 +377,8 @@ def transfer(folder: Path) -> dict[str, Any]:
     """Send weights to a vLLM engine in another process, twice, and sample a group with the second."""
     import torch.distributed as dist
 
-    from rft_cluster.weights.source import SharedMemorySender, WeightBroadcast
+    from rft_cluster.weights.broadcast import WeightBroadcast
+    from rft_cluster.weights.shared_memory import SharedMemorySender
 
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -441,7 +442,8 @@ def bf16_policy(folder: Path) -> Any:
     from transformers import Qwen2VLForConditionalGeneration
 
     from rft_cluster.common.hardware import hardware
-    from rft_cluster.model.policy import PolicyModel, PromptEncoder
+    from rft_cluster.model.encoder import PromptEncoder
+    from rft_cluster.model.policy import PolicyModel
 
     encoder = PromptEncoder(str(folder), MIN_PIXELS, MAX_PIXELS)
     model = Qwen2VLForConditionalGeneration.from_pretrained(
@@ -461,8 +463,9 @@ def step(folder: Path, micro_batch_tokens: int, minutes: float) -> dict[str, Any
     from rft_cluster.algorithm.advantages import group_advantages
     from rft_cluster.algorithm.loss import grpo_loss
     from rft_cluster.algorithm.samples import build_samples
-    from rft_cluster.learner.packing import collate, split_work
-    from rft_cluster.model.policy import PromptEncoder
+    from rft_cluster.learner.collate import collate
+    from rft_cluster.learner.packing import split_work
+    from rft_cluster.model.encoder import PromptEncoder
     from rft_cluster.weights.digests import tensor_digest
 
     torch.set_flush_denormal(True)

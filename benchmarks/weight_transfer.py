@@ -166,7 +166,9 @@ def rank_process(rank: int, ranks: int, folder: str, meeting: str, engine: Conne
     from transformers import Qwen2VLForConditionalGeneration
 
     from rft_cluster.model.policy import PolicyModel, shard_units
-    from rft_cluster.weights.source import PolicyWeights, SharedMemorySender, WeightBroadcast
+    from rft_cluster.weights.broadcast import WeightBroadcast
+    from rft_cluster.weights.shared_memory import SharedMemorySender
+    from rft_cluster.weights.source import PolicyWeights
 
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"

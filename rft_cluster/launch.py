@@ -26,9 +26,10 @@ def launch(config: Config, dry_run: bool, resume: bool) -> None:
     from rft_cluster.classification.redteam import check_rewards
     from rft_cluster.cluster.placement import describe
     from rft_cluster.common.files import write_json
-    from rft_cluster.model.policy import check_model_folder
+    from rft_cluster.model.qwen2vl import check_model_folder
     from rft_cluster.rewards import load_rewards
-    from rft_cluster.run.folder import clock, first_step_of
+    from rft_cluster.run.metrics import clock
+    from rft_cluster.run.resume import first_step_of
     from rft_cluster.run.task import base_model_path, check_model, prepare
 
     task = prepare(config)

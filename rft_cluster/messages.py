@@ -4,7 +4,7 @@
 
 Each stage returns a new value instead of filling blanks in an old one, so a type says all there is to know at
 its boundary. A group owns its completions: no shuffle can separate them. Images travel once a prompt, as encoded
-bytes (PNG or JPEG), never as pixel tensors. `Batch` holds tensors and lives with the learner, in `batching.py`.
+bytes (PNG or JPEG), never as pixel tensors. `Batch` holds tensors and lives with the learner, in `learner/collate.py`.
 """
 
 from dataclasses import dataclass, field

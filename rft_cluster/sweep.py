@@ -161,7 +161,7 @@ def _outcome(plan: Sweep, run: Run, code: int) -> str:
 
 def _row(plan: Sweep, runs: Sequence[Run], values: tuple[Any, ...]) -> dict[str, Any] | None:
     """One line of the table: the runs of these values, their seeds pooled."""
-    from rft_cluster.classification.report import wilson
+    from rft_cluster.classification.intervals import wilson
 
     done = [(run, tests) for run in runs if run.values == values and (tests := _tests(plan, run))]
     if not done:

@@ -11,13 +11,16 @@ from rft_cluster.algorithm.advantages import group_advantages
 from rft_cluster.algorithm.samples import build_samples
 from rft_cluster.classification.card import CARD_FILE, make_card
 from rft_cluster.classification.report import summarise
+from rft_cluster.cluster.cluster import Cluster
 from rft_cluster.cluster.rollouts import Rollout
-from rft_cluster.cluster.start import Cluster, start_cluster
+from rft_cluster.cluster.start import start_cluster
 from rft_cluster.config import Config
 from rft_cluster.messages import Example, Sampling
 from rft_cluster.prompts import make_prompts
 from rft_cluster.rewards.scorer import check_failures
-from rft_cluster.run.folder import RunFolder, Stopwatch, checkpoint_folder, first_step_of, prune_checkpoints
+from rft_cluster.run.folder import RunFolder, checkpoint_folder, prune_checkpoints
+from rft_cluster.run.metrics import Stopwatch
+from rft_cluster.run.resume import first_step_of
 from rft_cluster.run.task import Task
 
 

@@ -16,7 +16,7 @@ INK, ACCENT = "#22313f", "#1f77b4"
 
 
 def draw_evaluation(report: Mapping[str, Any], title: str, path: Path) -> None:
-    """The confusion matrix of a report of `evaluation.report`, with its accuracies and their 95 % intervals."""
+    """The confusion matrix of a report of `report.report`, with its accuracies and their 95 % intervals."""
     confusion = report["confusion"]
     counts = np.array(confusion["counts"], dtype=float)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)

@@ -23,7 +23,7 @@ from rft_cluster.common.text import printable
 from rft_cluster.config import ScoringSection
 from rft_cluster.messages import Completion, Example, Prompt, Reward
 from rft_cluster.prompts import asks_for_thinking
-from rft_cluster.rewards.scoring import WeightedRewards
+from rft_cluster.rewards.scorer import WeightedRewards
 
 MARGIN = 0.10  # above chance; a small reward for brevity, say, pays for an empty answer and does no harm
 MOST = 200  # labels, and classes to answer always

@@ -1,4 +1,4 @@
-"""Ray: placement, starting and stopping actors. With `actors.py` and `rollouts.py` the only files that import it.
+"""Ray: connecting, placement, starting and stopping actors.
 
     with start_cluster(config, model_path) as cluster:
         cluster.broadcast_weights(version=0)
@@ -23,7 +23,8 @@ from ray.exceptions import GetTimeoutError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from rft_cluster.cluster.handles import ActorGroup, GeneratorsClient, Learners, RewardActor, wait_for
+from rft_cluster.cluster.cluster import Cluster
+from rft_cluster.cluster.handles import ActorGroup, Learners, RewardActor, wait_for
 from rft_cluster.cluster.placement import (
     ActorPlan,
     Bundle,
@@ -33,14 +34,14 @@ from rft_cluster.cluster.placement import (
     place,
     plan_actors,
 )
-from rft_cluster.cluster.rollouts import PARTS, Generators, Rollout
+from rft_cluster.cluster.rollouts import PARTS, Generators
+from rft_cluster.cluster.weight_client import GeneratorsClient
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.hardware import hardware, openmp_environment
 from rft_cluster.config import ClusterSection, Config
 from rft_cluster.generator.generator import Generator
 from rft_cluster.generator.vllm_options import environment as generator_environment
 from rft_cluster.learner.learner import Learner
-from rft_cluster.messages import Prompt, Sampling, TrainingSample
 from rft_cluster.rewards.scorer import Scorer
 
 # Calls to a generator that may be under way at once: the parts of its room, its reserve, and what is left of a step.
@@ -53,41 +54,6 @@ PATIENCE = 0.9
 ADDRESS_TIMEOUT = 10.0  # seconds until an address counts as silent
 WAITING_LINE = 10.0  # seconds between lines about actors that are still starting
 RESERVE_TIMEOUT = 60.0  # seconds until resources count as taken by others
-
-
-class Cluster:
-    """All actors of a run."""
-
-    def __init__(self, generators: Generators, reward: RewardActor, learners: Learners, config: Config) -> None:
-        self.generators, self.reward, self.learners = generators, reward, learners
-        self._config = config
-
-    def start_rollout(self, prompts: Sequence[Prompt], sampling: Sampling, version: int, step: int) -> Rollout:
-        """Begin a step's completions with weights of `version`, without waiting; the learners get its images, too."""
-        rollout = self.generators.start(prompts, sampling, version, self.reward)
-        self.learners.read_ahead(prompts, step)
-        return rollout
-
-    def update(self, samples: Sequence[TrainingSample], step: int) -> dict[str, float]:
-        """One step's optimizer updates; see `Learners.update`. On a shared GPU the generators sleep meanwhile."""
-        if self._config.shares_gpus:
-            self.generators.call_all("sleep")
-        return self.learners.update(
-            samples, step, self._config.algorithm.updates_per_step, self._config.learners.micro_batch_tokens
-        )
-
-    def broadcast_weights(self, version: int) -> None:
-        """Bring every generator to the learners' weights, proved, under `version`.
-
-        On a shared GPU the engine's memory comes back in two parts: room for weights, which are sent into it, and
-        room for keys and values once the learner has given back what it held for its step.
-        """
-        if self._config.shares_gpus:
-            self.generators.call_all("wake_up", ["weights"])
-        self.learners.call_all("send_weights", version)
-        if self._config.shares_gpus:
-            self.learners.call_all("free_memory")
-            self.generators.call_all("wake_up", ["kv_cache"])
 
 
 def connect(config: ClusterSection, cpus: float) -> str:

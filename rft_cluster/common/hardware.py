@@ -14,7 +14,7 @@ BF16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16", "bf16"}
 class Hardware:
     """`dtype` is what layers compute in, torch's name of it; `transfer` is the backend that carries the weights;
     `attention` names the learner's implementation for each part of the model, as transformers takes it (the text's are
-    in `shared_prefix.py`)."""
+    in `model/shared_prefix.py`)."""
 
     device: str
     dtype: str

@@ -10,7 +10,7 @@ Requests that an update falls into are pre-empted: their tokens stay, all that o
 dropped, and the new weights read prompt and tokens again before they write on.
 
 A generator has a version only after an update that was whole; without the version that is asked of it, or a newer one,
-it does not generate. The proof of an update (see `weights.py`) may come while it generates: no group leaves before.
+it does not generate. The proof of an update (see `weights/`) may come while it generates: no group leaves before.
 """
 
 import queue
@@ -55,7 +55,7 @@ class _Written:
 
 
 class Generator:
-    """See the module. Plain class: `cluster.py` makes it a Ray actor."""
+    """See the module. Plain class: `cluster/` makes it a Ray actor."""
 
     def __init__(
         self,
@@ -176,7 +176,7 @@ class Generator:
     ) -> None:
         import torch
 
-        from rft_cluster.model.policy import PromptEncoder
+        from rft_cluster.model.encoder import PromptEncoder
 
         torch.set_flush_denormal(True)  # denormals slow a small model tenfold on CPUs
         self._encoder = PromptEncoder(path, model.min_pixels, model.max_pixels, model.trust_remote_code)

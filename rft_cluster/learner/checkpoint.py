@@ -19,7 +19,8 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceSt
 from torch.optim import Optimizer
 
 from rft_cluster.common.files import write_json
-from rft_cluster.model.policy import PolicyModel, PromptEncoder
+from rft_cluster.model.encoder import PromptEncoder
+from rft_cluster.model.policy import PolicyModel
 from rft_cluster.weights.source import PolicyWeights
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -26,20 +26,18 @@ from rft_cluster.algorithm.loss import grpo_loss
 from rft_cluster.common.hardware import hardware
 from rft_cluster.config import Config
 from rft_cluster.learner.checkpoint import export_model, load_shards, save_shards
-from rft_cluster.learner.packing import Batch, PromptCache, RankWork, collate
+from rft_cluster.learner.collate import Batch, collate
+from rft_cluster.learner.packing import RankWork
+from rft_cluster.learner.prompt_cache import PromptCache
 from rft_cluster.learner.rendezvous import connections, interface_of, open_store, reach_store
 from rft_cluster.messages import Prompt, TrainingSample
-from rft_cluster.model.policy import PolicyModel, PromptEncoder, base_model, load_policy, load_reference, shard_units
-from rft_cluster.weights.source import (
-    PolicyWeights,
-    SharedMemorySender,
-    VersioningClient,
-    WeightBroadcast,
-    WeightClient,
-    WeightSender,
-    ipc_sender,
-    nccl_sender,
-)
+from rft_cluster.model.encoder import PromptEncoder
+from rft_cluster.model.policy import PolicyModel, base_model, load_policy, load_reference, shard_units
+from rft_cluster.weights.broadcast import WeightBroadcast
+from rft_cluster.weights.client import VersioningClient, WeightClient, WeightSender
+from rft_cluster.weights.nccl import ipc_sender, nccl_sender
+from rft_cluster.weights.shared_memory import SharedMemorySender
+from rft_cluster.weights.source import PolicyWeights
 
 GIB = 2**30
 
@@ -51,7 +49,7 @@ def learning_rate_factor(step: int, warmup_steps: int, steps: int) -> float:
 
 
 class Learner:
-    """One rank. `cluster.py` makes it a Ray actor; all ranks are called with the same method at the same time."""
+    """One rank. `cluster/` makes it a Ray actor; all ranks are called with the same method at the same time."""
 
     def __init__(self, path: str, config: Config, rank: int, ranks: int, address: str, threads: int) -> None:
         """Loads the model on the CPU; `join` makes it one of `ranks`. `address` is this host's, as Ray knows it."""
@@ -247,7 +245,7 @@ class Learner:
         self._broadcast = WeightBroadcast(self._policy, make_sender, client)
 
     def send_weights(self, version: int) -> None:
-        """Bring every generator to the current weights under `version`; the proof may follow (see `weights.py`)."""
+        """Bring every generator to the current weights under `version`; the proof may follow (see `weights/`)."""
         assert self._broadcast is not None, "connect_generators comes first"
         self._broadcast.send(version)
 

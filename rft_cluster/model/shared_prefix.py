@@ -5,7 +5,7 @@
 A prompt attends to itself, a completion to its prompt and itself, both causally. Cut into segments of queries, each
 with its own keys (a prompt's are its own, a completion's are its prompt's followed by its own), that is one call of
 variable-length attention, causal aligned to the end of the keys; no mask of the row's length squared is ever made.
-Both implementations below are registered with transformers; `hardware.py` names the one for a device.
+Both implementations below are registered with transformers; `common/hardware.py` names the one for a device.
 """
 
 from collections.abc import Callable, Sequence

@@ -55,7 +55,8 @@ def check_model(config: Config, task: Task, model_path: str, examples: list[Exam
     Raises:
         UserError: it is no Qwen2-VL, or a prompt is too long.
     """
-    from rft_cluster.model.policy import PromptEncoder, check_model_folder
+    from rft_cluster.model.encoder import PromptEncoder
+    from rft_cluster.model.qwen2vl import check_model_folder
 
     check_model_folder(model_path, config.max_model_tokens)
     model = config.model

@@ -48,7 +48,7 @@ def check_digests(received: Mapping[str, int], sent: Mapping[str, int]) -> None:
 
 @dataclass
 class SharedMemoryInit(WeightTransferInitInfo):
-    """See `weights.SharedMemoryLayout`."""
+    """See `shared_memory.SharedMemoryLayout`."""
 
     names: list[str]
     shapes: list[list[int]]

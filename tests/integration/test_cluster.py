@@ -6,7 +6,8 @@ import pytest
 import ray
 from ray.util.state import list_actors
 
-from rft_cluster.cluster.start import Cluster, connect, start_cluster
+from rft_cluster.cluster.cluster import Cluster
+from rft_cluster.cluster.start import connect, start_cluster
 from rft_cluster.common.errors import ClusterError, StaleGenerator, UserError
 from rft_cluster.config import Config, load_config
 from rft_cluster.messages import Prompt, Sampling

@@ -19,8 +19,9 @@ from pathlib import Path
 import pytest
 
 from rft_cluster.cluster import handles
-from rft_cluster.cluster.handles import ActorGroup, GeneratorsClient
+from rft_cluster.cluster.handles import ActorGroup
 from rft_cluster.cluster.placement import NodeResources, describe_placement
+from rft_cluster.cluster.weight_client import GeneratorsClient
 from rft_cluster.config import load_config
 from tests.integration.conftest import BIN
 

@@ -23,7 +23,8 @@ from rft_cluster.common.hardware import hardware
 from rft_cluster.config import Config
 from rft_cluster.data import FewShotDataset
 from rft_cluster.generator.vllm_options import ENVIRONMENT
-from rft_cluster.learner.packing import PromptCache, collate
+from rft_cluster.learner.collate import collate
+from rft_cluster.learner.prompt_cache import PromptCache
 from rft_cluster.messages import Prompt, Sampling
 from rft_cluster.model.policy import load_reference
 from tests.integration.test_weight_update import make_generator

@@ -19,7 +19,8 @@ from rft_cluster.config import Config, load_config
 from rft_cluster.learner.learner import Learner
 from rft_cluster.learner.packing import split_work
 from rft_cluster.messages import Completion, Group, Prompt, TrainingSample
-from rft_cluster.model.policy import PromptEncoder, load_policy
+from rft_cluster.model.encoder import PromptEncoder
+from rft_cluster.model.policy import load_policy
 
 BETA, CAP = 0.1, 2.0
 PROCESSES = multiprocessing.get_context("forkserver")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rft_cluster.weights.digests import tensor_digest
-from rft_cluster.weights.source import nccl_init_infos
+from rft_cluster.weights.nccl import nccl_init_infos
 
 
 def bf16(*values: float) -> Tensor:

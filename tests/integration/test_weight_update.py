@@ -24,10 +24,12 @@ from rft_cluster.common.hardware import hardware
 from rft_cluster.config import Config
 from rft_cluster.generator.generator import Generator
 from rft_cluster.messages import Group, Prompt, Sampling, WeightRecord
-from rft_cluster.model.policy import PromptEncoder
+from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.weights import cpu_loader, receivers
+from rft_cluster.weights.client import check_records
 from rft_cluster.weights.digests import combined_digest, tensor_digest
-from rft_cluster.weights.source import WIRE_DTYPE, TensorInfo, check_records, memory_layout
+from rft_cluster.weights.shared_memory import memory_layout
+from rft_cluster.weights.source import WIRE_DTYPE, TensorInfo
 
 GREEDY = Sampling(1, 0.0, 12)
 SAMPLED = Sampling(8, 1.0, 12)

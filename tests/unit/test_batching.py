@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from rft_cluster.algorithm.samples import build_samples
-from rft_cluster.learner.packing import PromptCache, collate, split_work
+from rft_cluster.learner.collate import collate
+from rft_cluster.learner.packing import split_work
+from rft_cluster.learner.prompt_cache import PromptCache
 from rft_cluster.messages import Completion, Group, Prompt, TrainingSample
-from rft_cluster.model.policy import EncodedPrompt
+from rft_cluster.model.encoder import EncodedPrompt
 
 PROMPTS = {"a": [1, 9, 9, 2], "b": [1, 9, 3]}
 

@@ -1,7 +1,8 @@
 import pytest
 
 from rft_cluster.classification.answers import AnswerReader, Vote
-from rft_cluster.classification.report import compare, judge, paired_difference, report, summarise
+from rft_cluster.classification.intervals import paired_difference
+from rft_cluster.classification.report import compare, judge, report, summarise
 from rft_cluster.common.errors import UserError
 from rft_cluster.messages import Completion, Group, Prompt
 

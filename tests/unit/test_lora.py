@@ -11,9 +11,10 @@ from benchmarks.plain_forward import plain_logprobs
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.hardware import hardware
 from rft_cluster.config import LoraSection, ModelSection
-from rft_cluster.learner.packing import collate
+from rft_cluster.learner.collate import collate
 from rft_cluster.messages import Prompt, TrainingSample
-from rft_cluster.model.policy import EncodedPrompt, PolicyModel, base_model, load_policy, load_reference
+from rft_cluster.model.encoder import EncodedPrompt
+from rft_cluster.model.policy import PolicyModel, base_model, load_policy, load_reference
 from rft_cluster.model.tiny.build import build_model, build_processor
 from rft_cluster.weights.source import PolicyWeights
 

@@ -13,10 +13,12 @@ from transformers import Qwen2VLForConditionalGeneration
 from benchmarks.plain_forward import plain_logprobs
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.hardware import hardware
-from rft_cluster.learner.packing import collate
+from rft_cluster.learner.collate import collate
 from rft_cluster.messages import Prompt, TrainingSample
 from rft_cluster.model import policy as module
-from rft_cluster.model.policy import EncodedPrompt, PolicyModel, PromptEncoder, check_model_folder, shard_units
+from rft_cluster.model.encoder import EncodedPrompt, PromptEncoder
+from rft_cluster.model.policy import PolicyModel, shard_units
+from rft_cluster.model.qwen2vl import check_model_folder
 from rft_cluster.model.tiny.build import build_model, build_processor
 
 START, END, IMAGE_PAD = 3, 4, 6  # vision_start, vision_end, image_pad of the tiny tokenizer

@@ -12,17 +12,17 @@ import pytest
 
 from rft_cluster import weights
 from rft_cluster.cluster import handles, start
+from rft_cluster.cluster.cluster import Cluster
 from rft_cluster.cluster.handles import Learners, RewardActor
 from rft_cluster.cluster.placement import NodeResources, bundles
 from rft_cluster.cluster.rollouts import Generators
-from rft_cluster.cluster.start import Cluster
 from rft_cluster.common.errors import StaleGenerator
 from rft_cluster.common.hardware import Hardware, hardware
 from rft_cluster.config import Config, load_config
 from rft_cluster.generator.generator import Generator
 from rft_cluster.generator.vllm_options import ENVIRONMENT
 from rft_cluster.messages import Prompt, Sampling, TrainingSample
-from rft_cluster.model import policy
+from rft_cluster.model import encoder as encoding
 
 GPUS = ["cluster.device=cuda", "learners.count=1"]
 SHARED = [*GPUS, "generators.gpus=0.4", "learners.gpus=0.6"]
@@ -243,7 +243,7 @@ def vllm_options(monkeypatch: pytest.MonkeyPatch) -> Callable[[Hardware], dict[s
     receivers = module("rft_cluster.weights.receivers", register=lambda: None, ENGINES=engines)
     monkeypatch.setattr(weights, "receivers", receivers, raising=False)
     encoder = SimpleNamespace(image_limits=dict)
-    monkeypatch.setattr(policy, "PromptEncoder", lambda *arguments: encoder)
+    monkeypatch.setattr(encoding, "PromptEncoder", lambda *arguments: encoder)
     for name in (*ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE"):
         monkeypatch.setenv(name, os.environ.get(name, ""))  # set by the generator; put back after the test
 

@@ -10,6 +10,7 @@ from transformers import AutoProcessor, AutoTokenizer, Qwen2VLForConditionalGene
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.model.tiny import build as tiny
+from rft_cluster.model.tiny import warm_start
 
 NAMES = ["zero", "pink primrose", "hard-leaved pocket orchid", "Käsekuchen 🍰", "one", "none"]
 TEXT = "What is this?\nThink in <think> </think>, answer in <answer> </answer>: <think> ... </think>"
@@ -39,7 +40,7 @@ def folder(tmp_path_factory):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiny, "BATCH", 12)  # a few seconds instead of a minute
+        patch.setattr(warm_start, "BATCH", 12)  # a few seconds instead of a minute
         yield build(tmp_path_factory.mktemp("tiny"), steps=STEPS)
     torch.set_num_threads(threads)
 
@@ -180,7 +181,7 @@ def test_a_short_warm_start_already_writes_the_format_and_one_answer(folder, pro
 
 
 def test_a_prompt_that_asks_for_the_answer_alone_gets_it_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(tiny, "BATCH", 12)
+    monkeypatch.setattr(warm_start, "BATCH", 12)
     text = "What is this? <answer> ... </answer>"
     folder = build(tmp_path, steps=40, prompt_text=text)
     processor = AutoProcessor.from_pretrained(folder)

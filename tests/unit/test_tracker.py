@@ -12,7 +12,9 @@ from rft_cluster.config import Config, load_config
 from rft_cluster.data.dataset import FewShotDataset
 from rft_cluster.messages import Completion, Example, Group, Prompt, Reward
 from rft_cluster.prompts import text_hash
-from rft_cluster.run.folder import RunFolder, Stopwatch, clock, first_step_of, step_line, step_metrics
+from rft_cluster.run.folder import RunFolder
+from rft_cluster.run.metrics import Stopwatch, clock, step_line, step_metrics
+from rft_cluster.run.resume import first_step_of
 from rft_cluster.run.task import Task
 
 EXAMPLES = [Example("a", b"one", "rose"), Example("b", b"two", "tulip")]

@@ -10,17 +10,11 @@ from rft_cluster.common.errors import WeightTransferError
 from rft_cluster.messages import WeightRecord
 from rft_cluster.model.policy import PolicyModel
 from rft_cluster.model.tiny.build import build_model, build_processor
+from rft_cluster.weights.broadcast import WeightBroadcast
+from rft_cluster.weights.client import VersioningClient, check_records
 from rft_cluster.weights.digests import combined_digest, tensor_digest
-from rft_cluster.weights.source import (
-    ALIGNMENT,
-    PolicyWeights,
-    SharedMemorySender,
-    TensorInfo,
-    VersioningClient,
-    WeightBroadcast,
-    check_records,
-    memory_layout,
-)
+from rft_cluster.weights.shared_memory import ALIGNMENT, SharedMemorySender, memory_layout
+from rft_cluster.weights.source import PolicyWeights, TensorInfo
 
 # --- the policy's weights
 
