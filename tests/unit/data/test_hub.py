@@ -19,7 +19,7 @@ from rft_cluster.data.dataset import FewShotDataset
 from rft_cluster.data.split import Unread
 from rft_cluster.messages import Example
 from rft_cluster.prompts import render_template
-from tests.unit.test_archive import write_archive
+from tests.unit.data.test_archive import write_archive
 
 QUESTION = "Which flower?\nThink first. "
 

@@ -1,24 +1,18 @@
 import copy
-import io
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import Qwen2VLForConditionalGeneration
 
 from benchmarks.plain_forward import plain_logprobs
-from rft_cluster.common.errors import UserError
 from rft_cluster.common.hardware import hardware
 from rft_cluster.learner.collate import collate
 from rft_cluster.messages import Prompt, TrainingSample
 from rft_cluster.model import policy as module
-from rft_cluster.model.encoder import EncodedPrompt, PromptEncoder
+from rft_cluster.model.encoder import EncodedPrompt
 from rft_cluster.model.policy import PolicyModel, shard_units
-from rft_cluster.model.qwen2vl import check_model_folder
 from rft_cluster.model.tiny.build import build_model, build_processor
 
 START, END, IMAGE_PAD = 3, 4, 6  # vision_start, vision_end, image_pad of the tiny tokenizer
@@ -26,116 +20,9 @@ FORBIDDEN = [3, 4, 5, 6, 7]
 TEMPERATURE = 0.7
 
 
-# --- folders that are no model
-
-
-def write_folder(folder: Path, config: dict | str | bytes | None, *files: str) -> str:
-    folder.mkdir(exist_ok=True)
-    if isinstance(config, bytes):
-        (folder / "config.json").write_bytes(config)
-    elif config is not None:
-        (folder / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
-    for name in files:
-        (folder / name).write_bytes(b"")
-    return str(folder)
-
-
-QWEN = {"model_type": "qwen2_vl", "max_position_embeddings": 2048}
-
-
-@pytest.mark.parametrize(
-    ("config", "files", "message"),
-    [
-        (None, [], "holds no config.json, so it is not a model folder"),
-        ("{", [], "config.json is not JSON"),
-        (b"\xff{}", [], "config.json is not JSON"),
-        ("[]", ["model.safetensors"], "config.json holds a list, not an object"),
-        ("null", ["model.safetensors"], "config.json holds a NoneType, not an object"),
-        ({"model_type": "llama"}, ["model.safetensors"], "is a 'llama', but only 'qwen2_vl' is supported"),
-        ({"model_type": "qwen2_5_vl"}, ["model.safetensors"], "is a 'qwen2_5_vl', but only 'qwen2_vl' is supported"),
-        ({}, ["model.safetensors"], "is a None, but only 'qwen2_vl' is supported"),
-        (QWEN, [], "holds no .safetensors file"),
-        (QWEN, ["pytorch_model.bin"], "holds no .safetensors file"),
-        ({**QWEN, "max_position_embeddings": 1023}, ["model.safetensors"], "= 1024 is more than the window of"),
-        (
-            {"model_type": "qwen2_vl", "text_config": {"max_position_embeddings": 512}},
-            ["model.safetensors"],
-            "512 tokens: lower one of them",
-        ),
-    ],
-)
-def test_a_folder_that_is_no_model_is_refused(tmp_path, config, files, message):
-    path = write_folder(tmp_path / "model", config, *files)
-    with pytest.raises(UserError) as caught:
-        check_model_folder(path, longest_sequence=1024)
-    assert message in str(caught.value)
-    assert path in str(caught.value)
-
-
-@pytest.mark.parametrize("path", ["/no/such/folder", "./no/such", "../no", "~/no/such/folder"])
-def test_a_path_that_does_not_exist_is_refused(path):
-    with pytest.raises(UserError, match=f"there is no folder {path}"):
-        check_model_folder(path, 1024)
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        {**QWEN, "max_position_embeddings": 1024},
-        {"model_type": "qwen2_vl", "text_config": {}},
-        {**QWEN, "text_config": None},
-    ],
-)
-def test_a_model_folder_passes(tmp_path, config):
-    check_model_folder(write_folder(tmp_path / "model", config, "model-00001-of-00002.safetensors"), 1024)
-
-
-def test_a_hub_name_passes_unread():
-    check_model_folder("Qwen/Qwen2-VL-2B-Instruct", 10**9)
-
-
-# --- prompts
-
-
 @pytest.fixture(scope="module")
 def processor():
     return build_processor(["zero", "one"], ["group-00", "kind-000"], "Which?", 56 * 56)
-
-
-@pytest.fixture(scope="module")
-def encoder(processor, tmp_path_factory) -> PromptEncoder:
-    folder = tmp_path_factory.mktemp("processor")
-    processor.save_pretrained(folder)
-    return PromptEncoder(str(folder), 56 * 56, 56 * 56)
-
-
-def image_prompt() -> Prompt:
-    file = io.BytesIO()
-    Image.new("RGB", (30, 30), "red").save(file, "PNG")
-    return Prompt("train/0/0", "photos/a.png", file.getvalue(), "Which?", "zero", 0)
-
-
-def test_a_prompt_that_is_too_long_is_refused_with_its_counts(encoder):
-    prompt = image_prompt()
-    ids = encoder.encode(prompt).token_ids
-    assert ids.count(IMAGE_PAD) == 4  # resized to 56 x 56 pixels, 28 x 28 a token
-    assert encoder.check_lengths([prompt], len(ids)) == len(ids)
-    with pytest.raises(UserError) as caught:
-        encoder.check_lengths([prompt], len(ids) - 1)
-    for text in (
-        *("the prompt of photos/a.png", f"has {len(ids)} tokens (4 of the image, {len(ids) - 4} of the text)"),
-        f"model.max_prompt_tokens = {len(ids) - 1}",
-    ):
-        assert text in str(caught.value)
-
-
-def test_vision_tokens_are_forbidden_and_both_stop_tokens_known(encoder):
-    assert encoder.vision_token_ids == FORBIDDEN
-    assert encoder.stop_token_ids == encoder.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
-    assert encoder.image_token_id == IMAGE_PAD
-
-
-# --- log-probabilities
 
 
 class Encoder:

@@ -193,12 +193,12 @@ def test_names_of_classes_are_shown_harmlessly():
 
 @pytest.mark.parametrize("reward", ["accuracy", "containment"])
 def test_the_docs_show_what_is_printed(reward):
-    docs = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
+    docs = (Path(__file__).parents[3] / "docs" / "rewards.md").read_text()
     assert render(tried({"format": 1.0, reward: 1.0})) in docs
 
 
 def test_the_function_in_the_docs_works(tmp_path, monkeypatch):
-    docs = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
+    docs = (Path(__file__).parents[3] / "docs" / "rewards.md").read_text()
     (tmp_path / "my_rewards.py").write_text(docs.split("```python\n")[1].split("```")[0])
     monkeypatch.syspath_prepend(tmp_path)
     assert tried({"format": 1.0, "accuracy": 1.0, "my_rewards:brevity": 0.1}, THREE).paid == []

@@ -16,8 +16,8 @@ from rft_cluster.data import FewShotDataset, few_shot_split, load_dataset
 from rft_cluster.data.images import open_image
 from rft_cluster.data.manifest import check_manifest, manifest, read_manifest
 from rft_cluster.messages import Example
-from tests.unit.test_archive import write_archive
-from tests.unit.test_hub import flower_set, rows, save
+from tests.unit.data.test_archive import write_archive
+from tests.unit.data.test_hub import flower_set, rows, save
 
 CLASSES = ("daisy", "rose", "tulip")
 

@@ -1,5 +1,4 @@
 import threading
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,12 +10,9 @@ from rft_cluster.messages import WeightRecord
 from rft_cluster.model.policy import PolicyModel
 from rft_cluster.model.tiny.build import build_model, build_processor
 from rft_cluster.weights.broadcast import WeightBroadcast
-from rft_cluster.weights.client import VersioningClient, check_records
 from rft_cluster.weights.digests import combined_digest, tensor_digest
 from rft_cluster.weights.shared_memory import ALIGNMENT, SharedMemorySender, memory_layout
 from rft_cluster.weights.source import PolicyWeights, TensorInfo
-
-# --- the policy's weights
 
 
 @pytest.fixture(scope="module")
@@ -27,65 +23,12 @@ def policy() -> PolicyModel:
         return PolicyModel(build_model(processor.tokenizer).float(), [], 1.0)
 
 
-def test_what_is_sent_is_bf16_as_announced(policy):
-    source = PolicyWeights(policy)
-    announced = source.metadata()
-    sent = list(source)
-    assert {parameter.dtype for parameter in policy.parameters()} == {torch.float32}
-    assert [info.name for info in announced] == [name for name, _ in sent]
-    for info, (name, tensor) in zip(announced, sent, strict=True):
-        assert info.dtype == tensor.dtype == torch.bfloat16
-        assert info.shape == tuple(tensor.shape)
-        assert info.nbytes == 2 * tensor.numel()
-        assert torch.equal(tensor, policy.model.get_parameter(name).to(torch.bfloat16))
-    assert [name for name, _ in source] == [name for name, _ in sent], "each round iterates anew"
-
-
-def test_a_tied_weight_comes_once(policy):
-    names = [info.name for info in PolicyWeights(policy).metadata()]
-    assert policy.model.lm_head.weight is policy.model.model.language_model.embed_tokens.weight
-    assert [name for name in names if "embed_tokens" in name or "lm_head" in name] == [
-        "model.language_model.embed_tokens.weight"
-    ]
-    assert len(names) == len(set(names)) == len(list(policy.parameters()))
-
-
 @pytest.fixture
 def one_rank(tmp_path, monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
     yield
     dist.destroy_process_group()
-
-
-def test_the_digests_of_one_rank_are_those_of_the_tensors(policy, one_rank):
-    source = PolicyWeights(policy)
-    assert source.digests() == {name: tensor_digest(tensor) for name, tensor in source}
-
-
-# --- what the generators answer
-
-NEXT = WeightRecord(version=5, received=22, loaded=222)
-
-
-def test_records_that_agree_pass():
-    check_records([NEXT, NEXT], 5, 22)
-
-
-@pytest.mark.parametrize(
-    ("records", "message"),
-    [
-        ([replace(NEXT, version=4), NEXT], "generator 0 serves version 4 instead of 5"),
-        ([NEXT, replace(NEXT, version=6)], "generator 1 serves version 6 instead of 5"),
-        ([NEXT, NEXT, replace(NEXT, received=11)], "generator 2 received other weights for version 5 than were sent"),
-        ([NEXT, replace(NEXT, loaded=223)], "generators 0 and 1 hold different parameters for version 5"),
-        ([replace(NEXT, received=None)], "generator 0 received other weights for version 5 than were sent"),
-        ([], "no generator reports that it serves version 5"),
-    ],
-)
-def test_records_that_do_not_agree_are_refused(records, message):
-    with pytest.raises(WeightTransferError, match=message):
-        check_records(records, 5, 22)
 
 
 class Generators:
@@ -117,37 +60,6 @@ class Generators:
         assert self.prove.wait(10)
         self.heard.append(digests)
         return self.records or [WeightRecord(int(weight_version), combined_digest(digests), 222)] * 2
-
-
-def test_the_client_adds_the_version_and_checks_the_proof():
-    generators, digests = Generators(), {"a": 1, "b": -2}
-    client = VersioningClient(generators)
-    client.init_weight_transfer_engine({"port": 5})
-    client.version = 5
-    client.start_weight_update()
-    client.update_weights({"names": ["a", "b"], "more": 3})
-    client.finish_weight_update()
-    client.prove(digests)
-    assert generators.heard == [{"port": 5}, "start", {"names": ["a", "b"], "more": 3}, "5", digests]
-    client.load_weights({"path": "memory"})
-    assert generators.heard[5:] == [{"path": "memory"}, "5"]
-
-
-def test_the_client_refuses_what_does_not_agree():
-    generators, digests = Generators(), {"a": 1}
-    client = VersioningClient(generators)
-    client.version = 5
-    generators.records = [WeightRecord(4, combined_digest(digests), 222)]
-    with pytest.raises(WeightTransferError, match="serves version 4 instead of 5"):
-        client.prove(digests)
-    generators.records = [WeightRecord(5, combined_digest({"a": 2}), 222)]
-    with pytest.raises(WeightTransferError, match="received other weights"):
-        client.prove(digests)
-    generators.records = [WeightRecord(5, combined_digest(digests), 222)]
-    client.prove(digests)
-
-
-# --- shared memory
 
 
 def test_the_memory_holds_every_tensor_once_and_matrices_first():

@@ -1,0 +1,50 @@
+import io
+
+import pytest
+from PIL import Image
+
+from rft_cluster.common.errors import UserError
+from rft_cluster.messages import Prompt
+from rft_cluster.model.encoder import PromptEncoder
+from rft_cluster.model.tiny.build import build_processor
+
+START, END, IMAGE_PAD = 3, 4, 6  # vision_start, vision_end, image_pad of the tiny tokenizer
+FORBIDDEN = [3, 4, 5, 6, 7]
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return build_processor(["zero", "one"], ["group-00", "kind-000"], "Which?", 56 * 56)
+
+
+@pytest.fixture(scope="module")
+def encoder(processor, tmp_path_factory) -> PromptEncoder:
+    folder = tmp_path_factory.mktemp("processor")
+    processor.save_pretrained(folder)
+    return PromptEncoder(str(folder), 56 * 56, 56 * 56)
+
+
+def image_prompt() -> Prompt:
+    file = io.BytesIO()
+    Image.new("RGB", (30, 30), "red").save(file, "PNG")
+    return Prompt("train/0/0", "photos/a.png", file.getvalue(), "Which?", "zero", 0)
+
+
+def test_a_prompt_that_is_too_long_is_refused_with_its_counts(encoder):
+    prompt = image_prompt()
+    ids = encoder.encode(prompt).token_ids
+    assert ids.count(IMAGE_PAD) == 4  # resized to 56 x 56 pixels, 28 x 28 a token
+    assert encoder.check_lengths([prompt], len(ids)) == len(ids)
+    with pytest.raises(UserError) as caught:
+        encoder.check_lengths([prompt], len(ids) - 1)
+    for text in (
+        *("the prompt of photos/a.png", f"has {len(ids)} tokens (4 of the image, {len(ids) - 4} of the text)"),
+        f"model.max_prompt_tokens = {len(ids) - 1}",
+    ):
+        assert text in str(caught.value)
+
+
+def test_vision_tokens_are_forbidden_and_both_stop_tokens_known(encoder):
+    assert encoder.vision_token_ids == FORBIDDEN
+    assert encoder.stop_token_ids == encoder.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    assert encoder.image_token_id == IMAGE_PAD
