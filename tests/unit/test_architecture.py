@@ -1,6 +1,7 @@
 """The house rules, held against the source: what may import what, and a few things that are never written."""
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -263,3 +264,15 @@ def test_nothing_is_pickled():
         if isinstance(node, ast.Attribute) and node.attr in ("load", "save") and ast.unparse(node.value) == "torch"
     ]
     assert not violations, listed(violations)
+
+
+def test_the_page_shows_the_table():
+    """docs/architecture.md is what people read; the table here is what holds."""
+    page = (ROOT.parent / "docs" / "architecture.md").read_text()
+    rows = [line.split("|")[1:3] for line in page.splitlines() if line.startswith("| `")]
+    told = {
+        folder: set() if may.strip() == "nothing else" else set(re.findall(r"`(\w+)`", may))
+        for folders, may in rows
+        for folder in re.findall(r"`(\w+)(?:/|\.py)`", folders)
+    }
+    assert told == {folder: may for folder, may in MAY_IMPORT.items() if folder not in ("messages", "config")}
