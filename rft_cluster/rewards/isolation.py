@@ -27,9 +27,11 @@ from rft_cluster.messages import Completion, Prompt
 from rft_cluster.rewards import REWARDS, RewardFunction
 
 LOAD_LIMIT = 300.0  # seconds that the import of the user's module may take
+TAKE_LIMIT = 30.0  # seconds in which a living process takes a group that was sent to it
 ORPHAN_GRACE = 3.0  # seconds past the time limit after which a process without a parent to kill it ends itself
 LARGEST = 1e100  # sums of squares of larger ones overflow
 LONGEST = 200  # characters of a reason
+TAKEN = "taken"  # what a child answers to a group before it looks at the first completion
 
 
 class IsolatedFunction:
@@ -68,17 +70,32 @@ class IsolatedFunction:
         """End the child and what it started."""
         self._child.kill()
 
+    def _hand_over(self, prompt: Prompt, completions: Sequence[Completion]) -> bool:
+        """Whether the child has taken the group, so that what happens from now on is a completion's doing."""
+        self.wait_until_ready()
+        try:
+            self._child.pipe.send((prompt, completions))
+            return self._child.pipe.poll(TAKE_LIMIT) and self._child.pipe.recv() == TAKEN
+        except (EOFError, OSError):
+            return False
+
     def _replace_child(self) -> None:
         self._child.kill()
         self._child = _Child(self._name, self._time_limit)
 
     def _until_killed(self, prompt: Prompt, completions: Sequence[Completion]) -> list[float | str]:
         """The answers, at most up to the first completion for which the child had to be replaced."""
-        self.wait_until_ready()
-        pipe = self._child.pipe
         answers: list[float | str] = []
+        if not self._hand_over(prompt, completions):
+            # A process that was killed closes its pipe a moment later: it may die with the group already sent to it.
+            # None of the completions is to blame, until a fresh process does not live to take them either.
+            self._replace_child()
+            if not self._hand_over(prompt, completions):
+                answers.append(f"its process died ({self._child.ending()})")
+                self._replace_child()
+                return answers
+        pipe = self._child.pipe
         try:
-            pipe.send((prompt, completions))
             while len(answers) < len(completions):
                 if not pipe.poll(self._time_limit):
                     answers.append(f"no answer within {self._time_limit:g} s")
@@ -145,6 +162,7 @@ def _serve(name: str, pipe: Connection, time_limit: float) -> None:
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone
         while True:
             prompt, completions = pipe.recv()
+            pipe.send(TAKEN)
             for completion in completions:
                 # Needs no lock of the interpreter's, so it ends what hangs in native code, should the parent be gone.
                 faulthandler.dump_traceback_later(time_limit + ORPHAN_GRACE, exit=True)

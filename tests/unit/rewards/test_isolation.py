@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -145,6 +146,15 @@ def test_a_death_between_two_groups_costs_nothing(function):
     (before,) = function(PROMPT, completions("pid"))
     assert function(PROMPT, completions("die later")) == [0.25]
     assert gone(int(before))
+    assert function(PROMPT, completions("number 1", "number 2")) == [1.0, 2.0]
+
+
+def test_a_death_with_a_group_in_its_pipe_costs_nothing(function):
+    """The process is stopped when the group is sent, and killed before it can take it: no completion is to blame."""
+    (child,) = function(PROMPT, completions("pid"))
+    os.kill(int(child), signal.SIGSTOP)
+    killer = threading.Timer(0.3, os.kill, (int(child), signal.SIGKILL))
+    killer.start()
     assert function(PROMPT, completions("number 1", "number 2")) == [1.0, 2.0]
 
 
