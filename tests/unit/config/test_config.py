@@ -5,7 +5,7 @@ import pytest
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import CONFIG_FOLDERS, Config, load_config
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 MINIMAL = """
 run: {name: mine}
 model: {path: tiny}
