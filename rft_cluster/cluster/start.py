@@ -11,6 +11,7 @@ learner-0. Every wait has a deadline.
 import logging
 import math
 import os
+import signal
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -36,6 +37,7 @@ from rft_cluster.cluster.placement import (
 )
 from rft_cluster.cluster.rollouts import PARTS, Generators
 from rft_cluster.cluster.weight_client import GeneratorsClient
+from rft_cluster.common import stopping
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.hardware import hardware, openmp_environment
 from rft_cluster.config import ClusterSection, Config
@@ -82,19 +84,29 @@ def connect(config: ClusterSection, cpus: float) -> str:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
     try:
         if address:
-            url = ray.init(address=address, **quiet).dashboard_url
+            url = _init(address=address, **quiet)
             return f"Ray cluster at {address}, dashboard http://{url}"
         # An actor's CPUs are a promise about threads; a laptop with one core still runs the demo.
         available = max(os.cpu_count() or 1, math.ceil(cpus))
         # "local": a cluster that happens to run on this machine, too, is not joined unasked.
         local: dict[str, Any] = {"address": "local", "include_dashboard": True, "dashboard_host": "127.0.0.1"}
-        url = ray.init(num_cpus=available, **local, **quiet).dashboard_url
+        url = _init(num_cpus=available, **local, **quiet)
     except ConnectionError as error:
         raise UserError(f"no Ray cluster answers at {address!r}: {error}") from error
     token = Path.home() / ".ray" / "auth_token"
     if token.exists():
         token.chmod(0o600)  # Ray creates it readable for everybody
     return f"Ray started here, dashboard http://{url} (it asks for a token: ray get-auth-token)"
+
+
+def _init(**options: Any) -> str:
+    """`ray.init`, which takes SIGTERM for itself: the signals are taken back. The dashboard's address."""
+    try:
+        url = ray.init(**options).dashboard_url
+    except SystemExit as end:  # what Ray's own handler raises
+        raise stopping.stop_for(signal.SIGTERM) from end
+    stopping.take_signals()
+    return url
 
 
 def cluster_nodes() -> list[NodeResources]:
@@ -183,7 +195,11 @@ def _reserve(config: Config, wanted: Sequence[Bundle], nodes: Sequence[NodeResou
 
 def _environment(config: Config, cpus: float) -> dict[str, str]:
     """Environment of an actor's process, set before it starts."""
-    threads = {"OMP_NUM_THREADS": str(max(1, int(cpus))), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    threads = {
+        "OMP_NUM_THREADS": str(max(1, int(cpus))),
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "0",  # an actor's crash keeps its stack
+    }
     return threads | openmp_environment(config.cluster.device)
 
 

@@ -1,7 +1,11 @@
 """The one exception for a mistake that its user can mend, and what it means to an entry point."""
 
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+
+from rft_cluster.common import stopping
 
 
 class UserError(Exception):
@@ -13,12 +17,31 @@ class UserError(Exception):
 
 
 def exit_code(work: Callable[[], int | None]) -> int:
-    """Do an entry point's work. Its own exit code, 0 if it has none; 2 after a user's mistake, which is printed."""
-    try:
-        return work() or 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    """Do an entry point's work. Its own exit code, 0 if it has none.
+
+    2 after a user's mistake, which is printed; 128 and the signal's number after one that stops it (130 for Ctrl-C, 143
+    for SIGTERM), with one line: what `work` says in its KeyboardInterrupt, or "interrupted".
+    """
+    with stopping.stoppable():
+        try:
+            return work() or 0
+        except UserError as error:
+            if not stopping.received():
+                print(f"error: {error}", file=sys.stderr)
+                return 2
+            return _stopped("")
+        except KeyboardInterrupt as stop:
+            return _stopped(str(stop))
+        except Exception:  # noqa: BLE001 - after a signal, what fails while all is taken down is its consequence
+            if not stopping.received():
+                raise
+            return _stopped("")
+
+
+def _stopped(text: str) -> int:
+    with suppress(OSError):  # a terminal that was closed
+        print(text or "interrupted", file=sys.stderr, flush=True)
+    return 128 + (stopping.received() or signal.SIGINT)
 
 
 class ClusterError(RuntimeError):

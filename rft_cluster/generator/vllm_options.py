@@ -1,5 +1,6 @@
 """What vLLM is told: an engine with which a generator's promises can be kept (versions, log-probabilities, seeds)."""
 
+import logging
 import os
 from typing import Any
 
@@ -65,6 +66,8 @@ def load_engine(
     from rft_cluster.weights import receivers
 
     receivers.register()
+    # At every prompt it would say that the number of threads stays as it is.
+    logging.getLogger("vllm.v1.worker.cpu_worker").setLevel(logging.ERROR)
     return LLM(
         model=path,
         dtype=hardware.dtype,

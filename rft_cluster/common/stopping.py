@@ -1,0 +1,100 @@
+"""Ctrl-C, SIGTERM (Slurm, Kubernetes, `docker stop`, `ray job stop`) and SIGHUP (a closed terminal) end a command alike.
+
+The first of them is raised in the main thread as KeyboardInterrupt, which every `finally` sees; the second ends the
+process at once. So does the first after `PATIENCE`, should what it raised have been lost or the tidying up hang.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PATIENCE = 60.0  # seconds from a signal to the end by force
+# At most this many seconds are waited for what is under way to become whole. Kubernetes kills 30 s after SIGTERM.
+WHOLE = 10.0
+
+_taken = False  # inside `stoppable`
+_received: signal.Signals | None = None
+_whole_first = False  # inside `whole`
+
+
+def received() -> signal.Signals | None:
+    """The signal that is ending this process."""
+    return _received
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Take the signals while a command works. In the main thread only."""
+    global _taken, _received
+    _taken, _received = True, None
+    before = {number: signal.getsignal(number) for number in (*STOPPING, signal.SIGALRM)}
+    take_signals()
+    try:
+        yield
+    finally:
+        _taken = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def take_signals() -> None:
+    """Take them again, if a command works here: libraries install handlers of their own (Ray one of SIGTERM).
+
+    SIGINT is taken even where a shell has it ignored in the background: it was sent by hand then. SIGHUP is not: who
+    has it ignored (nohup) wants the command to go on.
+    """
+    if not _taken:
+        return
+    signal.signal(signal.SIGALRM, _out_of_patience)
+    for number in STOPPING:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _stop)
+
+
+def stop_for(number: signal.Signals) -> KeyboardInterrupt:
+    """What to raise for a signal that arrived in another way than by its handler here."""
+    global _received
+    _received = number
+    return KeyboardInterrupt()
+
+
+@contextmanager
+def whole() -> Iterator[None]:
+    """A signal in here is raised at its end, so that what it does is done whole; but never later than `WHOLE`."""
+    global _whole_first
+    _whole_first = True
+    try:
+        yield
+    finally:
+        _whole_first = False
+    if _received:
+        _raise()
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    global _received
+    if _received:
+        os._exit(128 + number)
+    _received = signal.Signals(number)
+    if _whole_first:
+        signal.setitimer(signal.ITIMER_REAL, WHOLE)
+    else:
+        _raise()
+
+
+def _raise() -> None:
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+    raise KeyboardInterrupt
+
+
+def _out_of_patience(number: int, frame: FrameType | None) -> None:
+    global _whole_first
+    assert _received
+    if _whole_first:
+        _whole_first = False
+        _raise()
+    os._exit(128 + _received)
