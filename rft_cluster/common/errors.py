@@ -32,10 +32,10 @@ def exit_code(work: Callable[[], int | None]) -> int:
             return _stopped("")
         except KeyboardInterrupt as stop:
             return _stopped(str(stop))
-        except Exception:  # noqa: BLE001 - after a signal, what fails while all is taken down is its consequence
-            if not stopping.received():
-                raise
-            return _stopped("")
+        except Exception:
+            if stopping.received():  # what fails while all is taken down is the signal's consequence
+                return _stopped("")
+            raise
 
 
 def _stopped(text: str) -> int:

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM (Slurm, Kubernetes, `docker stop`, `ray job stop`) and SIGHUP (a closed terminal) end a command alike.
+"""Ctrl-C, SIGTERM (Slurm, Kubernetes, `ray job stop`) and SIGHUP (a closed terminal) end a command alike.
 
 The first of them is raised in the main thread as KeyboardInterrupt, which every `finally` sees; the second ends the
 process at once. So does the first after `PATIENCE`, should what it raised have been lost or the tidying up hang.
@@ -30,6 +30,8 @@ def stoppable() -> Iterator[None]:
     """Take the signals while a command works. In the main thread only."""
     global _taken, _received
     _taken, _received = True, None
+    # Read when Ray is imported: a SIGTERM while it starts would be answered with a C++ stack.
+    os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
     before = {number: signal.getsignal(number) for number in (*STOPPING, signal.SIGALRM)}
     take_signals()
     try:

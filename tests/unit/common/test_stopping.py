@@ -1,0 +1,143 @@
+"""Signals to a process of its own, which says on its output how far it is."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+STOPPING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+PROGRAM = """
+import sys, time
+from rft_cluster.common import stopping
+from rft_cluster.common.errors import UserError, exit_code
+
+def say(word):
+    print(word, flush=True)
+
+def plain():
+    say("ready"); time.sleep(20)
+
+def says_where():
+    try:
+        say("ready"); time.sleep(20)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("step 3 is saved")
+
+def tidies_up():
+    try:
+        say("ready"); time.sleep(20)
+    finally:
+        say("tidied")
+
+def fails_meanwhile():
+    try:
+        say("ready"); time.sleep(20)
+    finally:
+        raise RuntimeError("an actor died")
+
+def is_refused_meanwhile():
+    try:
+        say("ready"); time.sleep(20)
+    finally:
+        raise UserError("an actor says so")
+
+def whole():
+    with stopping.whole():
+        say("ready"); time.sleep(0.3); say("whole")
+    say("not reached")
+
+def never_whole():
+    stopping.WHOLE = 0.2
+    with stopping.whole():
+        say("ready"); time.sleep(20); say("not reached")
+
+def handler_is_taken_away():
+    import signal
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    stopping.take_signals()
+    plain()
+
+def loses_it():
+    stopping.PATIENCE = 0.2
+    try:
+        plain()
+    except KeyboardInterrupt:
+        time.sleep(20)
+
+def is_slow_to_end():
+    try:
+        plain()
+    except KeyboardInterrupt:
+        say("ending"); time.sleep(20)
+
+sys.exit(exit_code(globals()[sys.argv[1]]))
+"""
+
+
+def start(work: str, **options) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, work], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def end(process: subprocess.Popen) -> tuple[int, str, str]:
+    printed, error = process.communicate(timeout=10)
+    return process.returncode, printed, error
+
+
+@pytest.mark.parametrize("number", STOPPING, ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    ("work", "printed", "error"),
+    [
+        ("plain", "", "interrupted\n"),
+        ("says_where", "", "step 3 is saved\n"),
+        ("tidies_up", "tidied\n", "interrupted\n"),
+        ("fails_meanwhile", "", "interrupted\n"),
+        ("is_refused_meanwhile", "", "interrupted\n"),
+        ("whole", "whole\n", "interrupted\n"),
+        ("never_whole", "", "interrupted\n"),
+        ("handler_is_taken_away", "", "interrupted\n"),
+        ("loses_it", "", ""),
+    ],
+)
+def test_a_signal_ends_a_command_with_one_line(work: str, printed: str, error: str, number: signal.Signals):
+    process = start(work)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    assert end(process) == (128 + number, printed, error)
+
+
+@pytest.mark.parametrize("number", STOPPING, ids=lambda number: number.name)
+def test_the_second_signal_ends_it_at_once(number: signal.Signals):
+    process = start("is_slow_to_end")
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    assert process.stdout.readline() == "ending\n"
+    process.send_signal(number)
+    assert end(process) == (128 + number, "", "")
+
+
+def test_what_nohup_ignores_stays_ignored():
+    process = start("plain", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    process.send_signal(signal.SIGTERM)
+    assert end(process)[0] == 143
+
+
+def test_a_background_job_of_a_script_takes_ctrl_c_sent_by_hand():
+    process = start("plain", preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert end(process)[0] == 130
+
+
+def test_afterwards_signals_are_what_they_were():
+    from rft_cluster.common.errors import exit_code
+
+    before = [signal.getsignal(number) for number in STOPPING]
+    assert exit_code(lambda: None) == 0
+    assert [signal.getsignal(number) for number in STOPPING] == before
