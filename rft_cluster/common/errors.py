@@ -1,47 +1,53 @@
-"""The one exception for a mistake that its user can mend, and what it means to an entry point."""
+"""Exceptions that a user can mend, and what they mean to an entry point."""
 
+import errno
+import io
+import os
+import select
 import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TextIO
 
 from rft_cluster.common import stopping
+
+# What the operating system refuses for want of something that its user can give, with what to do. Its other
+# errors are defects of the program, as every exception that is not named here.
+MENDABLE = {
+    errno.ENOSPC: "the disk is full: free some space there, or choose another folder",
+    errno.EDQUOT: "your quota of disk space is used up: free some space there, or choose another folder",
+    errno.EFBIG: "a file may not grow so large there: raise the limit (ulimit -f), or choose another folder",
+    errno.EROFS: "it is mounted read-only: choose another folder",
+    errno.EACCES: "it may not be read or written by you: change its permissions, or choose another folder",
+    errno.EPERM: "the system does not permit it: change its owner or permissions, or choose another folder",
+    errno.ENAMETOOLONG: "the name is too long for this file system: shorten it",
+    errno.ENOTDIR: "a part of the path is a file, not a folder: choose another path",
+    errno.EISDIR: "it is a folder, not a file: choose another path",
+    errno.ENOENT: "it is not there, or was removed meanwhile",
+    errno.ELOOP: "its links lead round in a circle: remove one of them",
+    errno.EIO: "the device reports a fault: look at the system's log, or choose another folder",
+    errno.ESTALE: "the network file system has lost it: mount it again",
+    errno.EMFILE: "too many files are open: raise the limit, e.g. ulimit -n 65536",
+    errno.ENFILE: "too many files are open on this machine: end other programs",
+    errno.ENOMEM: "the machine has no memory left: end other programs, or ask for less",
+    errno.EAGAIN: "the system grants no more processes or memory: raise the limit (ulimit -u), or end other programs",
+    errno.ECONNREFUSED: "nothing answers there: check the address and whether the service runs",
+    errno.ECONNRESET: "the connection was cut: check the network",
+    errno.EHOSTUNREACH: "the host cannot be reached: check the address and the network",
+    errno.ENETUNREACH: "the network cannot be reached: check the connection",
+    errno.ETIMEDOUT: "no answer came in time: check the address and the network",
+}
+PIPE_CLOSED = 141  # what a shell reports of a program that SIGPIPE ended: 128 + 13
 
 
 class UserError(Exception):
     """Bad input or a cluster that cannot run what was asked.
 
     The message says what is wrong, where, the value, and what to do. The entry points print it without a
-    traceback and exit with code 2; every other exception is a defect of the program and keeps its traceback.
+    traceback and exit with code 2, as they do `ClusterError` and the errors in `MENDABLE`; every other exception is a
+    defect of the program and keeps its traceback.
     """
-
-
-def exit_code(work: Callable[[], int | None]) -> int:
-    """Do an entry point's work. Its own exit code, 0 if it has none.
-
-    2 after a user's mistake, which is printed; 128 and the signal's number after one that stops it (130 for Ctrl-C, 143
-    for SIGTERM), with one line: what `work` says in its KeyboardInterrupt, or "interrupted".
-    """
-    with stopping.stoppable():
-        try:
-            return work() or 0
-        except UserError as error:
-            if not stopping.received():
-                print(f"error: {error}", file=sys.stderr)
-                return 2
-            return _stopped("")
-        except KeyboardInterrupt as stop:
-            return _stopped(str(stop))
-        except Exception:
-            if stopping.received():  # what fails while all is taken down is the signal's consequence
-                return _stopped("")
-            raise
-
-
-def _stopped(text: str) -> int:
-    with suppress(OSError):  # a terminal that was closed
-        print(text or "interrupted", file=sys.stderr, flush=True)
-    return 128 + (stopping.received() or signal.SIGINT)
 
 
 class ClusterError(RuntimeError):
@@ -54,3 +60,77 @@ class StaleGenerator(RuntimeError):
 
 class WeightTransferError(RuntimeError):
     """An update that did not arrive whole. The generator has no valid version and must not generate."""
+
+
+def exit_code(work: Callable[[], int | None]) -> int:
+    """Do an entry point's work. Its own exit code, 0 if it has none.
+
+    2 after what a user can mend, which is printed; 128 and the signal's number after one that stops it (130 for Ctrl-C,
+    143 for SIGTERM), with one line: what `work` says in its KeyboardInterrupt, or "interrupted". Where nobody reads the
+    output any more (`predict ... | head`) it ends without a word, as Unix tools do.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a class's name gets its code
+    with stopping.stoppable():
+        try:
+            return _code(work)
+        except KeyboardInterrupt as stop:
+            return _stopped(str(stop))
+        except Exception:
+            if stopping.received():  # what fails while all is taken down is the signal's consequence
+                return _stopped("")
+            raise
+
+
+def _code(work: Callable[[], int | None]) -> int:
+    try:
+        code = work() or 0
+        if sys.stdout:
+            sys.stdout.flush()  # here an error can still be told; at the interpreter's end it could not
+        return code
+    except (UserError, ClusterError) as error:
+        if stopping.received():
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        cut = _silence_cut_streams()
+        if isinstance(error, BrokenPipeError) and cut:
+            return PIPE_CLOSED
+        if error.errno not in MENDABLE or stopping.received():
+            raise
+        print(f"error: {explain(error)}", file=sys.stderr)
+        return 2
+
+
+def _stopped(text: str) -> int:
+    with suppress(OSError):  # a terminal that was closed
+        print(text or "interrupted", file=sys.stderr, flush=True)
+    return 128 + (stopping.received() or signal.SIGINT)
+
+
+def explain(error: OSError) -> str:
+    """What, where, and what to do, of an error in `MENDABLE`."""
+    assert error.errno is not None
+    where, reason = error.filename or "the output or a file", error.strerror or os.strerror(error.errno)
+    return f"{where}: {reason}: {MENDABLE[error.errno]}"
+
+
+def _silence_cut_streams() -> bool:
+    """Whether an output takes nothing more, its reader gone or its disk full. What waits for it is dropped, for good:
+    the interpreter would fail on it at its end."""
+    cut = [number for number, stream in ((1, sys.stdout), (2, sys.stderr)) if stream and _is_cut(number, stream)]
+    for number in cut:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return bool(cut)
+
+
+def _is_cut(number: int, stream: TextIO) -> bool:
+    poll = select.poll()
+    poll.register(number, 0)  # an error and the end of a pipe are reported unasked
+    try:
+        stream.flush()
+    except OSError:
+        return True
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))

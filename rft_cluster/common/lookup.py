@@ -2,20 +2,28 @@
 
 import difflib
 import importlib
+import os
+import sysconfig
+import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from rft_cluster.common.errors import UserError
+
+LIBRARIES = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+# Where code lies that the user did not write: the interpreter, its libraries, this package.
+ELSEWHERE = ("<frozen ", *(f"{folder}{os.sep}" for folder in (*LIBRARIES, Path(__file__).parents[1])))
 
 
 def find_function(name: str, known: Mapping[str, Callable[..., Any]], key: str) -> Callable[..., Any]:
     """The function that a config names: one of `known`, or by dotted path `package.module:function`.
 
-    The last separator may be a dot as well. `key` is the config key, for the messages. An import error inside
-    the user's own module keeps its traceback.
+    The last separator may be a dot as well. `key` is the config key, for the messages.
 
     Raises:
-        UserError: the name is unknown, or there is no such module or function in it.
+        UserError: the name is unknown, there is no such module or function in it, or the module cannot be imported.
     """
     if name in known:
         return known[name]
@@ -27,20 +35,40 @@ def find_function(name: str, known: Mapping[str, Callable[..., Any]], key: str) 
         )
     if not all(part.isidentifier() for part in [*module_name.split("."), function_name]):
         raise UserError(f"{key}: {name!r} is not a dotted path of the form package.module:function")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # a module that the user's module imports is missing
-        raise UserError(
-            f"{key}: {name!r} cannot be found: there is no module {error.name!r}. Run from the folder that "
-            f"holds it, or install it"
-        ) from error
+    module = _import(module_name, f"{key}: {name!r}")
     functions = {k: v for k, v in vars(module).items() if callable(v)}
     if function_name not in functions:
         near = _nearest(function_name, functions)
         raise UserError(f"{key}: {name!r} cannot be found: {module_name} has no function {function_name!r}.{near}")
     return functions[function_name]
+
+
+def _import(module: str, what: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except (Exception, SystemExit) as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{module}.".startswith(f"{missing}."):
+            raise UserError(
+                f"{what} cannot be found: there is no module {missing!r}. Run from the folder that holds it, or "
+                f"install it"
+            ) from error
+        raise slip(what, error) from error
+
+
+def slip(what: str, error: BaseException) -> UserError:
+    """For what code of the user's own raised: `what` it is, file, line, the exception, and their frames alone."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(ELSEWHERE)]
+    if isinstance(error, SyntaxError) and error.filename:
+        place = f"{Path(error.filename).name}, line {error.lineno}: "
+    elif own:
+        place = f"{Path(own[-1].filename).name}, line {own[-1].lineno}: "
+    else:
+        place = ""
+    *shown, text = traceback.format_exception_only(error)
+    lines = "".join([*traceback.format_list(own), *(shown if isinstance(error, SyntaxError) else [])]).rstrip()
+    return UserError(f"{what}: {place}{text.strip()}" + (f"\n{lines}" if lines else ""))
 
 
 def _nearest(name: str, known: Mapping[str, Any]) -> str:

@@ -8,12 +8,13 @@
 To add a built-in one: write the function in a file of this folder and name it in `SOURCES`.
 """
 
+import reprlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
 from rft_cluster.common.errors import UserError
-from rft_cluster.common.lookup import find_function
+from rft_cluster.common.lookup import find_function, slip
 from rft_cluster.config import DataSection
 from rft_cluster.data.archive import load_flower102
 from rft_cluster.data.dataset import FewShotDataset, check_aliases, check_labels, listing
@@ -34,6 +35,8 @@ SOURCES: dict[str, Callable[[DataSection, int], FewShotDataset]] = {
     "huggingface": load_hub,
 }
 
+EXAMPLE = {"example_id": str, "image": bytes, "label": str}  # what fields of an `Example` hold
+
 
 def load_dataset(config: DataSection, seed: int) -> FewShotDataset:
     """Read the configured data set and choose its few-shot splits; the same for the same config and seed.
@@ -51,9 +54,10 @@ def load_dataset(config: DataSection, seed: int) -> FewShotDataset:
         shots = min(Counter(entry["label"] for entry in splits["train"]).values())
         sizes = {"shots": shots, "validation": len(splits["validation"]), "test": len(splits["test"])}
         config = config.model_copy(update=sizes)
-    dataset = find_function(config.source, SOURCES, "data.source")(config, seed)
+    dataset = _call(config, seed)
     if not isinstance(dataset, FewShotDataset):
         raise UserError(f"data.source: {config.source} must return a FewShotDataset, not {type(dataset).__name__}")
+    _check_types(dataset, config.source)
     check_labels(dataset.classes)
     if earlier:
         check_manifest(dataset, earlier)
@@ -61,6 +65,34 @@ def load_dataset(config: DataSection, seed: int) -> FewShotDataset:
     if config.source not in SOURCES:
         _check_images(dataset, config.source)
     return _with_aliases(dataset, config)
+
+
+def _call(config: DataSection, seed: int) -> FewShotDataset:
+    function = find_function(config.source, SOURCES, "data.source")
+    if config.source in SOURCES:
+        return function(config, seed)
+    try:
+        return function(config, seed)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise slip(f"data.source: {config.source!r}", error) from error
+
+
+def _check_types(dataset: FewShotDataset, source: str) -> None:
+    """Hold what a function of the user's own filled in against what `FewShotDataset` and `Example` ask for."""
+    examples = {f"{split}.{field}": kind for split in dataset.splits for field, kind in EXAMPLE.items()}
+    wanted = {"name": str, "classes": str, "pool": bytes, **dict.fromkeys(dataset.splits, Example), **examples}
+    for name, kind in wanted.items():
+        owner, _, field = name.partition(".")
+        values = [dataset.name] if owner == "name" else getattr(dataset, owner)
+        if not isinstance(values, list):
+            raise UserError(f"data.source: {source} returned a {type(values).__name__} as {owner}, not a list")
+        for value in (getattr(value, field) if field else value for value in values):
+            if not isinstance(value, kind):
+                raise UserError(
+                    f"data.source: {source} returned {reprlib.repr(value)} in {name}, where {kind.__name__} belongs"
+                )
 
 
 def _check_splits(dataset: FewShotDataset, config: DataSection) -> None:
