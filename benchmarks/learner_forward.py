@@ -59,7 +59,7 @@ class Sides:
         path = bench_model(CACHE)
         self.model = Qwen2VLForConditionalGeneration.from_pretrained(path, dtype=dtype).train()
         encoder = PromptEncoder(str(path), SMALL**2, SIDE**2)
-        self.forbidden = encoder.vision_token_ids
+        self.forbidden = encoder.forbidden_token_ids
         self.encoder = PromptCache(encoder, capacity=1e9)
         self.policy = PolicyModel(self.model, self.forbidden, temperature=1.0)
         self.read(IMAGES, GROUP_SIZE, SIDE)

@@ -83,7 +83,7 @@ class RawGenerator:
             max_tokens=self._sampling.max_tokens,
             stop_token_ids=self._encoder.stop_token_ids,
             logprobs=0,
-            logit_bias=dict.fromkeys(self._encoder.vision_token_ids, FORBIDDEN_BIAS),
+            logit_bias=dict.fromkeys(self._encoder.forbidden_token_ids, FORBIDDEN_BIAS),
         )
 
 
@@ -109,7 +109,7 @@ class RawLearner:
 
     def __init__(self, config: Config, path: str, encoder: PromptEncoder) -> None:
         self._config, self._encoder = config, encoder
-        how = (path, config.model, hardware("cpu").attention, encoder.vision_token_ids, config.sampling.temperature)
+        how = (path, config.model, hardware("cpu").attention, encoder.forbidden_token_ids, config.sampling.temperature)
         self._masters = load_policy(*how)
         compute = getattr(torch, config.cluster.dtype)
         self.policy = self._masters if compute == torch.float32 else computing_in(compute, copy.deepcopy(self._masters))

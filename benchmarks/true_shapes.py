@@ -449,7 +449,7 @@ def bf16_policy(folder: Path) -> Any:
     model = Qwen2VLForConditionalGeneration.from_pretrained(
         folder, dtype=torch.bfloat16, attn_implementation=hardware("cpu").attention, use_safetensors=True
     )
-    return PolicyModel(model, encoder.vision_token_ids, temperature=1.0).train()
+    return PolicyModel(model, encoder.forbidden_token_ids, temperature=1.0).train()
 
 
 # Stage 4

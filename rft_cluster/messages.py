@@ -54,7 +54,7 @@ class Sampling:
 class Completion:
     """One sampled answer. `token_ids` ends with the stop token unless `finish_reason` is "length".
 
-    `generator_logprobs` are those of the distribution that was sampled from (tempered, vision tokens forbidden),
+    `generator_logprobs` are those of the distribution that was sampled from (tempered, special tokens forbidden),
     in nats, one a token. `policy_version` is the version of the weights that wrote the oldest token; where an update
     fell into the completion, `version_spans` has all of them in order: (version, number of tokens).
     """

@@ -7,8 +7,9 @@ A: group advantage (GRPO, arXiv 2402.03300). ratio: new over old policy, both th
 above, without gradient: the engine that sampled computes slightly other probabilities than the learner.
 k3: the KL estimator exp(d) - d - 1 with d = reference - learner (Schulman, "Approximating KL divergence", 2020).
 
-Weights come with the samples and add up to 1 over a whole update, so the sum over any split into micro-batches
-and ranks is the same loss.
+Weights come with the samples: over a whole update those of a completion's tokens add up to 1 / completions. So the sum
+over any split into micro-batches and ranks is the same loss. (They add up to less than 1 in all where groups without
+variance are left out, which count in the mean: see `samples.build_samples`.)
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# exp(10) nats: far beyond any healthy token; beyond it the estimator would only overflow.
+# exp(10): far beyond any healthy token; beyond it exponentials would only overflow.
 MAX_LOG_RATIO = 10.0
 
 
@@ -37,8 +38,12 @@ def importance_weights(old_logprobs: Tensor, generator_logprobs: Tensor, cap: fl
 
 
 def k3_divergence(learner_logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """KL(learner || reference) for each token, never negative; the log-ratio is clamped to +-10 nats."""
-    log_ratio = (reference_logprobs - learner_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    """KL(learner || reference) for each token, never negative; the log-ratio is at most 10 nats.
+
+    It has no lower bound: there the estimator is all but -d, which does not overflow, and pulls a policy back that does
+    what the reference hardly ever would.
+    """
+    log_ratio = (reference_logprobs - learner_logprobs).clamp(max=MAX_LOG_RATIO)
     return log_ratio.exp() - log_ratio - 1
 
 

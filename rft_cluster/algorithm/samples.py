@@ -12,7 +12,7 @@ def build_samples(
 
     A group without variance has advantages of 0: it pulls nothing but the KL. With `keep_all` false (no KL) its
     samples are left out, but still count in the mean. A masked completion (advantage None) is left out always, and
-    does not count.
+    does not count. One without tokens counts, as 0, and is left out: there is nothing in it to learn from.
     """
     total = sum(advantage is not None for group_advantages in advantages for advantage in group_advantages)
     return [
@@ -27,5 +27,5 @@ def build_samples(
         )
         for group, group_advantages in zip(groups, advantages, strict=True)
         for completion, advantage in zip(group.completions, group_advantages, strict=True)
-        if advantage is not None and (keep_all or advantage != 0.0)
+        if advantage is not None and completion.token_ids and (keep_all or advantage != 0.0)
     ]

@@ -154,7 +154,7 @@ class AlgorithmSection(Section):
 class OptimizerSection(Section):
     learning_rate: float = Field(1e-6, gt=0)
     warmup_steps: int = Field(0, ge=0)
-    """Linear warm-up; after it, linear decay to 0 at the last step."""
+    """Linear warm-up; after it, linear decay towards 0, which the step after the last one would have."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
@@ -164,10 +164,10 @@ class ScheduleSection(Section):
     steps: int = Field(ge=1)
     prompts_per_step: int = Field(ge=1)
     max_staleness: int = Field(0, ge=0)
-    """Updates that the policy may be ahead of the weights which wrote a completion's oldest token. 0: generators and
-    learners take turns. 1: they write the next step's completions while the learners work on this one's. More evens
-    out steps of different lengths. Above 0 an update may fall into running completions: a run is not reproducible
-    bit for bit then."""
+    """Steps that the policy may be ahead of the weights which wrote a completion's oldest token; with
+    `algorithm.updates_per_step` U these are U times as many updates. 0: generators and learners take turns. 1: they
+    write the next step's completions while the learners work on this one's. More evens out steps of different
+    lengths. Above 0 an update may fall into running completions: a run is not reproducible bit for bit then."""
     evaluate_every: int = Field(0, ge=0)
     """Steps between evaluations on the validation images; 0 for none."""
     save_every: int = Field(0, ge=0)

@@ -262,7 +262,7 @@ class Generator:
             max_tokens=sampling.max_tokens,
             stop_token_ids=self._encoder.stop_token_ids,
             logprobs=0,  # of the sampled token alone
-            logit_bias=dict.fromkeys(self._encoder.vision_token_ids, FORBIDDEN_BIAS),
+            logit_bias=dict.fromkeys(self._encoder.forbidden_token_ids, FORBIDDEN_BIAS),
             skip_special_tokens=True,
             output_kind=self._final_only,  # a group comes whole, when its last completion is done
         )

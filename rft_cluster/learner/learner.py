@@ -60,7 +60,7 @@ class Learner:
         self._device = torch.device(self._hardware.device)
         model = config.model
         self._encoder = PromptEncoder(path, model.min_pixels, model.max_pixels, model.trust_remote_code)
-        how = (path, model, self._hardware.attention, self._encoder.vision_token_ids, config.sampling.temperature)
+        how = (path, model, self._hardware.attention, self._encoder.forbidden_token_ids, config.sampling.temperature)
         self._prompts = PromptCache(self._encoder, config.learners.prompt_cache_gib * GIB)
         self._collating = ThreadPoolExecutor(1, "collate")
         self._policy = load_policy(*how)
@@ -138,8 +138,9 @@ class Learner:
     def update(self, work: RankWork, step: int) -> dict[str, float]:
         """The optimizer updates of one step on this rank's share of its samples.
 
-        Returns sums over this rank's tokens (see `loss.LossTerms`), what `_peak_memory` says, and `grad_norm`,
-        `learning_rate` and `skipped` (updates whose gradient was not finite), which are the same on all ranks.
+        Returns sums over this rank's tokens (see `loss.LossTerms`), but of `loss` the mean over the updates, for each
+        has a whole loss; what `_peak_memory` says; and `grad_norm`, `learning_rate` and `skipped` (updates whose
+        gradient was not finite), which are the same on all ranks.
         """
         held = self._held_memory()
         settings, algorithm = self._config.optimizer, self._config.algorithm
@@ -180,6 +181,7 @@ class Learner:
                 # The norm is a sum over all ranks: all of them skip, or none.
                 sums["skipped"] += 1
             self._optimizer.zero_grad()
+        sums["loss"] /= len(work)
         self.step_is_over(step)
         return {**sums, "learning_rate": settings.learning_rate * factor, **self._peak_memory(held)}
 

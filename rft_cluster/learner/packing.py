@@ -6,8 +6,10 @@ A micro-batch reads each prompt and image once, for all of its completions in it
 micro-batches, since each forward is a collective under FSDP.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 from rft_cluster.messages import TrainingSample
 
@@ -55,34 +57,62 @@ def by_prompt(samples: Sequence[TrainingSample]) -> list[Part]:
     return list(parts.values())
 
 
-def _halves(part: Part) -> list[Part]:
-    return [part[: len(part) // 2], part[len(part) // 2 :]]
-
-
 def _balance(parts: list[Part], ranks: int) -> list[list[Part]]:
-    """Each rank's parts. A part is halved as long as that lowers the tokens of the rank that has most."""
-    shares, loads = _deal(parts, ranks)
-    while True:
-        fullest = shares[loads.index(max(loads))]
-        largest = max((part for part in fullest if len(part) > 1), key=_tokens, default=None)
-        if largest is None:
-            return shares
-        parts = [part for part in parts if part is not largest] + _halves(largest)
-        finer, finer_loads = _deal(parts, ranks)
-        if sorted(finer_loads, reverse=True) >= sorted(loads, reverse=True):
-            return shares
-        shares, loads = finer, finer_loads
+    """Each rank's parts: whole ones, or cut ones where that lowers the tokens of the rank that has most."""
+    ways = _deal(parts, ranks), _cut_evenly(parts, ranks)
+    return min(ways, key=lambda shares: max(map(_row_tokens, shares)))
 
 
-def _deal(parts: list[Part], ranks: int) -> tuple[list[list[Part]], list[int]]:
-    """Largest first, each to the rank that has least; the ranks' parts, and their tokens."""
+def _cut_evenly(parts: Sequence[Part], pieces: int) -> list[list[Part]]:
+    """All samples in their order, in `pieces` runs, of which the largest has as few tokens as may be.
+
+    A prompt is read in each run that has completions of it. Within that bound the runs are as equally long as may be.
+    """
+    samples = [sample for part in parts for sample in part]
+    part_of = [index for index, part in enumerate(parts) for _ in part]
+    prompts = list(accumulate((len(part[0].prompt_token_ids) for part in parts), initial=0))
+    completions = list(accumulate((len(sample.token_ids) - 1 for sample in samples), initial=0))
+
+    def tokens(start: int, end: int) -> int:
+        asked = prompts[part_of[end - 1] + 1] - prompts[part_of[start]] if start < end else 0
+        return asked + completions[end] - completions[start]
+
+    def last_end(start: int, most: int) -> int:
+        ends = range(start, len(samples) + 1)
+        return ends[bisect_right(ends, most, key=lambda end: tokens(start, end)) - 1]
+
+    def first_start(end: int, most: int) -> int:
+        starts = range(end, -1, -1)
+        return starts[bisect_right(starts, most, key=lambda start: tokens(start, end)) - 1]
+
+    def holds_all(most: int) -> bool:
+        end = 0
+        for _ in range(pieces):
+            end = last_end(end, most)
+        return end == len(samples)
+
+    most = bisect_left(range(prompts[-1] * pieces + completions[-1]), True, key=holds_all)
+    earliest = [len(samples)]  # where a run may end, so that those after it hold the rest; the last run's first
+    for _ in range(pieces - 1):
+        earliest.append(first_start(earliest[-1], most))
+    runs, start = [], 0
+    for left, at_least in zip(range(pieces, 0, -1), reversed(earliest), strict=True):
+        even = start - (start - len(samples)) // left  # rounded up
+        end = min(max(even, at_least), last_end(start, most))
+        runs.append(by_prompt(samples[start:end]))
+        start = end
+    return runs
+
+
+def _deal(parts: list[Part], ranks: int) -> list[list[Part]]:
+    """Whole parts, the largest first, each to the rank that has least."""
     shares: list[list[Part]] = [[] for _ in range(ranks)]
     loads = [0] * ranks
     for part in sorted(parts, key=_tokens, reverse=True):
         rank = loads.index(min(loads))
         shares[rank].append(part)
         loads[rank] += _tokens(part)
-    return shares, loads
+    return shares
 
 
 def _pack(parts: list[Part], limit: int) -> list[list[Part]]:
@@ -100,10 +130,12 @@ def _pack(parts: list[Part], limit: int) -> list[list[Part]]:
 
 
 def _cut(part: Part, limit: int) -> list[Part]:
-    """Halve a part until each piece has `limit` tokens at most, or one completion."""
-    if len(part) == 1 or _tokens(part) <= limit:
-        return [part]
-    return [piece for half in _halves(part) for piece in _cut(half, limit)]
+    """Divide a part into the fewest pieces that have `limit` tokens each at most, or one completion."""
+    for pieces in range(1, len(part)):
+        runs = _cut_evenly([part], pieces)
+        if max(map(_row_tokens, runs)) <= limit:
+            return [piece for run in runs for piece in run]
+    return [[sample] for sample in part]
 
 
 def _split_off(forwards: list[list[Part]]) -> list[Part] | None:
@@ -112,8 +144,8 @@ def _split_off(forwards: list[list[Part]]) -> list[Part] | None:
         if len(parts) > 1:
             return [parts.pop()]
         if len(parts[0]) > 1:
-            parts[0], other = _halves(parts[0])
-            return [other]
+            (parts[0],), other = _cut_evenly(parts, 2)
+            return other
     return None
 
 

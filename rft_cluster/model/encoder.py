@@ -36,9 +36,17 @@ class PromptEncoder:
         self._processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
         self._limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
         self.tokenizer = self._processor.tokenizer
-        self.vision_token_ids: list[int] = self.tokenizer.convert_tokens_to_ids(list(VISION_TOKENS))
         self.stop_token_ids: list[int] = self.tokenizer.convert_tokens_to_ids(list(STOP_TOKENS))
+        self.forbidden_token_ids = self._forbidden()
         self.image_token_id: int = self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+
+    def _forbidden(self) -> list[int]:
+        """What generators never sample and learners renormalise without, sorted: vision tokens, and every other special
+        token that does not end a completion. A text shows none of those, so no reward could see them."""
+        added = self.tokenizer.added_tokens_decoder.items()
+        special = {token_id for token_id, token in added if token.special} | set(self.tokenizer.all_special_ids)
+        vision = self.tokenizer.convert_tokens_to_ids(list(VISION_TOKENS))
+        return sorted((special | set(vision)) - set(self.stop_token_ids))
 
     def chat(self, text: str) -> str:
         """The model's chat format of an image followed by `text`, up to where the answer begins."""

@@ -7,7 +7,7 @@ from rft_cluster.common.errors import UserError
 
 IMAGE_TOKEN = "<|image_pad|>"
 # Sampled, any of these would make a completion that the model cannot read again ("Image features and image
-# tokens do not match"). Generators never sample them and learners renormalise without them.
+# tokens do not match"): see `PromptEncoder.forbidden_token_ids`.
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", IMAGE_TOKEN, "<|video_pad|>")
 # Qwen2-VL ends a turn with the first and a document with the second; a completion stops at either.
 STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")

@@ -116,7 +116,7 @@ def test_the_export_loads_in_vllm_and_computes_the_same(run: tuple[Path, str], c
     folder, _ = run
     generator = make_generator(str(folder / "model"), config)
     policy = load_reference(
-        str(folder / "model"), config.model, hardware("cpu").attention, generator._encoder.vision_token_ids, 1.0
+        str(folder / "model"), config.model, hardware("cpu").attention, generator._encoder.forbidden_token_ids, 1.0
     )
     generator.serve_loaded(version=4)
     groups = generator.generate(prompts, Sampling(8, 1.0, 16), version=4)

@@ -112,7 +112,7 @@ def plain(tiny_model: str, config: Config, samples: list[TrainingSample]) -> tup
             image_grid_thw=encoded.image_grid_thw,
             mm_token_type_ids=(ids == encoder.image_token_id).long(),
         ).logits[0]
-        logits[:, encoder.vision_token_ids] = float("-inf")
+        logits[:, encoder.forbidden_token_ids] = float("-inf")
         start = len(sample.prompt_token_ids)
         for position, token in enumerate(sample.token_ids):
             learner = logits[start + position - 1].log_softmax(-1)[token]

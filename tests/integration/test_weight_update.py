@@ -184,7 +184,7 @@ def test_groups_keep_order_seed_and_version(generator: Generator, original: Weig
     assert [group.completions for group in again] == [group.completions for group in groups]
     other_seed = generator.generate([replace(prompts[0], seed=prompts[0].seed + 1000)], SAMPLED, version=8)
     assert [c.token_ids for c in other_seed[0].completions] != [c.token_ids for c in groups[0].completions]
-    vision = set(generator._encoder.vision_token_ids)
+    vision = set(generator._encoder.forbidden_token_ids)
     assert not vision & {token for group in groups for c in group.completions for token in c.token_ids}
     assert groups[0].prompt_token_ids == generator._encoder.encode(prompts[0]).token_ids
 
@@ -413,7 +413,7 @@ def token_logprobs(
             mm_token_type_ids=(ids == encoder.image_token_id).long(),
         ).logits[0, len(encoded.token_ids) - 1 : -1]
     logits = logits.float() / temperature
-    logits[:, encoder.vision_token_ids] = float("-inf")
+    logits[:, encoder.forbidden_token_ids] = float("-inf")
     return logits.log_softmax(-1)[torch.arange(len(token_ids)), token_ids]
 
 

@@ -66,7 +66,7 @@ def engine(path: str, config: Any, prompts: list[Any]) -> None:
 
     model = config.model
     encoder = PromptEncoder(path, model.min_pixels, model.max_pixels)
-    policy = load_policy(path, model, devices.attention, encoder.vision_token_ids, 1.0)
+    policy = load_policy(path, model, devices.attention, encoder.forbidden_token_ids, 1.0)
     for parameter in policy.parameters():  # as FSDP does it: not the rotary frequencies
         parameter.data = parameter.data.bfloat16()
     policy.cuda()

@@ -59,11 +59,12 @@ def made_up_samples(encoder: Any, prompts: list[Any], group_size: int, tokens: i
     from rft_cluster.messages import Completion, Group
 
     draw = torch.Generator().manual_seed(0)
-    top = min(len(encoder.tokenizer), min(encoder.vision_token_ids))
+    never = {*encoder.forbidden_token_ids, *encoder.stop_token_ids}
+    usual = torch.tensor([token for token in range(len(encoder.tokenizer)) if token not in never])
     groups = []
     for prompt in prompts:
         completions = [
-            Completion(torch.randint(top // 2, top, (tokens - i % 3,), generator=draw).tolist(),
+            Completion(usual[torch.randint(len(usual), (tokens - i % 3,), generator=draw)].tolist(),
                        [-4.0] * (tokens - i % 3), "", "stop", 0)
             for i in range(group_size)
         ]  # fmt: skip

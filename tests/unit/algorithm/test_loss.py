@@ -51,6 +51,17 @@ def test_k3_by_hand_and_clamped():
     assert float(huge) == pytest.approx(math.exp(10) - 11, rel=1e-5)
 
 
+@pytest.mark.parametrize("difference", [-40.0, -15.0, -11.0, -10.0, -9.0, -1.0, 0.0, 1.0, 9.0, 9.99])
+def test_k3_pulls_as_trl_s_does_wherever_it_cannot_overflow(difference):
+    """TRL's per_token_kl is exp(d) - d - 1 with d = ref - policy, and its derivative by the policy 1 - exp(d)."""
+    policy = torch.tensor([-0.5], dtype=torch.float64, requires_grad=True)
+    value = k3_divergence(policy, policy.detach() + difference)
+    value.sum().backward()
+    assert policy.grad is not None
+    assert float(value.detach()) == pytest.approx(math.exp(difference) - difference - 1, rel=1e-12, abs=1e-12)
+    assert float(policy.grad) == pytest.approx(1 - math.exp(difference), rel=1e-12, abs=1e-12)
+
+
 def test_padding_counts_nowhere():
     learner = torch.full((5,), -1.0, requires_grad=True)
     weights = torch.tensor([0.1, 0.1, 0.1, 0.0, 0.0])

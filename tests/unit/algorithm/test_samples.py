@@ -57,3 +57,9 @@ def test_advantages_must_fit_the_groups():
         build_samples([group("a", 2, 5)], [[1.0]], keep_all=True)
     with pytest.raises(ValueError, match="zip"):
         build_samples([group("a", 2)], [], keep_all=True)
+
+
+def test_a_completion_without_tokens_counts_and_is_left_out():
+    # As in TRL, where its masked sum of 0 is divided by at least 1, and stands in the mean over the completions.
+    built = build_samples([group("a", 2, 0)], [[1.0, -1.0]], keep_all=True)
+    assert [one.weight for one in built] == pytest.approx([1 / 4])

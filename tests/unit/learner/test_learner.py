@@ -1,8 +1,11 @@
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from rft_cluster.common.errors import WeightTransferError
+from rft_cluster.config import load_config
 from rft_cluster.learner.learner import Learner, learning_rate_factor
 
 
@@ -49,3 +52,43 @@ def test_no_checkpoint_of_weights_that_generators_were_not_proved_to_hold(tmp_pa
     with pytest.raises(WeightTransferError, match="hold different parameters"):
         learner.save_checkpoint(str(tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+class OneNumber(torch.nn.Module):
+    """A policy of one parameter, which is the log-probability of every token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logprob = torch.nn.Parameter(torch.tensor(-1.0))
+
+    def forward(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.logprob.expand(tokens), torch.zeros(tokens)
+
+
+@pytest.mark.parametrize(
+    ("advantages", "loss"),
+    [
+        ([[2.0]], -2.0),
+        ([[2.0], [-6.0]], 2.0),  # ratios are 1, so an update's loss is -A; (-2 + 6) / 2
+        ([[1.0, 3.0], [-6.0], [-2.0]], 2.0),  # an update of two forwards, each half of it: (-2 + 6 + 2) / 3
+    ],
+)
+def test_the_loss_of_a_step_is_the_mean_of_its_updates(advantages, loss):
+    """The model and its batches are stood in for: what is tested is what is added up, and over what it is a mean."""
+    policy = OneNumber()
+    learner = object.__new__(Learner)
+    learner._config = load_config("digits", ["algorithm.kl_beta=0", f"algorithm.updates_per_step={len(advantages)}"])
+    learner._device, learner._policy = torch.device("cpu"), policy
+    learner._optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
+    learner._optimizer.step = lambda: None  # the policy stays, and with it every ratio at 1
+    learner._prompts = SimpleNamespace(step_is_over=lambda step: None)
+    learner._batches = lambda update: (
+        SimpleNamespace(
+            inputs=lambda: {"tokens": 4},
+            generator_logprobs=torch.full((4,), -1.0),
+            advantages=torch.full((4,), advantage),
+            weights=torch.full((4,), 1 / (4 * len(update))),
+        )
+        for advantage in update
+    )
+    assert learner.update(advantages, step=0)["loss"] == pytest.approx(loss)

@@ -1,6 +1,7 @@
 from collections.abc import Iterable
 from dataclasses import replace
-from itertools import chain, product
+from itertools import chain, combinations_with_replacement, pairwise, product
+from random import Random
 
 import pytest
 
@@ -88,6 +89,45 @@ def test_a_group_is_divided_where_that_lowers_the_largest_share():
     assert [row_tokens(share[0][0]) for share in work] == [64, 64]
 
 
+@pytest.mark.parametrize("ranks", range(1, 9))
+@pytest.mark.parametrize("size", range(1, 13))
+def test_a_group_is_divided_as_equally_as_may_be(size, ranks):
+    work = split_work(asked(572, *[200] * size), ranks, updates=1, micro_batch_tokens=100_000)
+    sizes = [len(numbers(share[0][0])) for share in work]
+    assert sum(sizes) == size and max(sizes) - min(sizes) <= 1
+
+
+def test_three_ranks_share_a_group_of_eight_by_hand():
+    work = split_work(asked(572, *[201] * 8), ranks=3, updates=1, micro_batch_tokens=100_000)
+    # 3, 3 and 2 completions of 200 beside the prompt; in halves it would be 4, 2 and 2, and 1372 at most.
+    assert sorted(row_tokens(share[0][0]) for share in work) == [972, 1172, 1172]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_cut_of_the_row_of_samples_gives_a_smaller_largest_share(seed):
+    rng = Random(seed)
+    ranks = rng.randint(2, 4)
+    groups = [
+        asked(rng.randint(1, 30), *(rng.randint(1, 20) for _ in range(rng.randint(1, 4))), name=str(index))
+        for index in range(rng.randint(1, 3))
+    ]
+    given = joined(groups)
+    every = range(len(given) + 1)
+    best = min(
+        max(row_tokens(given[a:b]) for a, b in pairwise([0, *cuts, len(given)]))
+        for cuts in combinations_with_replacement(every, ranks - 1)
+    )
+    work = split_work(given, ranks, updates=1, micro_batch_tokens=100_000)
+    largest = max(row_tokens([one for one in share[0][0] if one.weight]) for share in work)
+    assert largest <= best
+
+
+def test_a_group_larger_than_a_forward_is_cut_into_as_few_as_hold_it():
+    # 8 of 10 beside 6 tokens, 36 at most: 3, 3 and 2; in halves it would be four forwards of 2.
+    ((forwards,),) = split_work(asked(6, *[11] * 8), ranks=1, updates=1, micro_batch_tokens=36)
+    assert sorted(map(len, forwards)) == [2, 3, 3]
+
+
 def test_a_group_is_not_divided_where_reading_its_prompt_twice_costs_more():
     # Two groups of 100 + 2 * 1 and one of 100 + 1: 203 tokens at most; halved ones would make it 302.
     groups = [asked(100, 2, 2, name="a"), asked(100, 2, 2, name="b"), asked(100, 2, name="c")]
@@ -119,7 +159,7 @@ def test_a_rank_with_too_few_forwards_divides_its_own():
 def test_three_completions_over_two_ranks_by_hand():
     given = [replace(one, prompt=prompt("p")) for one in samples(3)]
     work = split_work(given, ranks=2, updates=1, micro_batch_tokens=1)
-    assert [[numbers(batch) for batch in share[0]] for share in work] == [[[1], [2]], [[0], []]]
+    assert [[numbers(batch) for batch in share[0]] for share in work] == [[[0], [1]], [[2], []]]
     (padding,) = work[1][0][1]
     assert padding.weight == 0.0
     assert (padding.token_ids, padding.advantage) == ([0, 0], 1.0)  # a real sample, so the forward is a usual one

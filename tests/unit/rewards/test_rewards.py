@@ -1,3 +1,5 @@
+from random import Random
+
 import pytest
 
 from rft_cluster.common.errors import UserError
@@ -194,9 +196,78 @@ def test_the_answer_is_extracted_untouched():
     assert extract_answer("<answer>\n hard-leaved\n orchid </answer>") == "\n hard-leaved\n orchid "
 
 
-def test_normalising_twice_changes_nothing():
-    for text in ("Hard-Leaved_Pocket Orchid", "ＳＴＲＡßE", "İ", "\u03aa\u0301", "C++"):
-        assert normalise_label(normalise_label(text)) == normalise_label(text)
+# Texts of which each means something else; what stands beside one another in a line differs in one sign alone.
+NUMBERS = [
+    *("0.5 mm", "5 mm", "15 mm", "1.5 mm", "1,5 mm", "1:5 mm", "1/5 mm", "1-5 mm"),
+    *("1", "-1", "10", "1.0", "-10", "-1.0", "-0.1", "0.1", "+1"),
+    *("10:30", "1030", "10.30", "2020-01-02", "20200102", "20-20-0102", "192.168.0.1", "192.16.80.1"),
+    *("C", "C#", "C++", "C&", "C%", "B&C", "BC", "5", "5%", "5 \u2030", "#5", "temperature -1", "temperature 1"),
+]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_number_with_another_sign_is_another_answer(number):
+    right = [label for label in NUMBERS if accuracy(f"<answer>{number}</answer>", label)]
+    assert right == [number]
+
+
+WRITINGS = [
+    "{}",
+    " {}\n",
+    "{}.",
+    "**{}**",
+    "`{}`",
+    "'{}'",
+    '"{}"',
+    "({})",
+    "\u201c{}\u201d",
+    "_{}_",
+    "[{}]",
+    "{}!",
+    "\u00ab{}\u00bb",
+]
+
+
+@pytest.mark.parametrize("writing", WRITINGS)
+@pytest.mark.parametrize("label", [*NUMBERS, "rose", "hard-leaved pocket orchid", "F-16", "3-spined stickleback"])
+def test_marks_around_an_answer_do_not_count(label, writing):
+    assert accuracy(f"<answer>{writing.format(label)}</answer>", label) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "label"),
+    [
+        ("20 - 30", "20-30"),
+        ("20\u201330", "20-30"),  # an en dash
+        ("\uff11\uff0e\uff15", "1.5"),  # full width
+        (".5", "0.5"),
+        ("F 16", "F-16"),
+        ("F16", "F-16"),
+        ("3 spined stickleback", "3-spined stickleback"),
+        ("001 black footed albatross", "001.Black_footed_Albatross"),
+        ("No. 5", "no 5"),
+        ("1/2", "\u00bd"),
+    ],
+)
+def test_the_same_number_or_name_in_another_writing_is_right(answer, label):
+    assert accuracy(f"<answer>{answer}</answer>", label) == 1.0
+
+
+@pytest.mark.parametrize(
+    "text", [*NUMBERS, "Hard-Leaved_Pocket Orchid", "ＳＴＲＡßE", "İ", "\u03aa\u0301", "C++", "5 -.5", "a - 1", "5--5"]
+)
+def test_normalising_twice_changes_nothing(text):
+    assert normalise_label(normalise_label(text)) == normalise_label(text)
+
+
+def test_normalising_random_texts_twice_changes_nothing():
+    rng = Random(0)
+    for _ in range(2000):
+        text = "".join(rng.choices("1a5 -.,:/#%&_`*'\u2013\u2212\u00b2\u00bd", k=rng.randint(1, 8)))
+        assert normalise_label(normalise_label(text)) == normalise_label(text), text
+
+
+def test_punctuation_alone_is_nothing():
     assert normalise_label(" -_.,;:!?'\"()\t\n\u00a0\u200b") == ""
 
 
