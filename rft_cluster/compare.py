@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rft_cluster.classification.report import compare
+from rft_cluster.classification.report import compare, knows_pixels
 from rft_cluster.common.errors import UserError, exit_code
 
 
@@ -24,7 +24,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    figures = compare(_read(options.first), _read(options.second))
+    reports = _read(options.first), _read(options.second)
+    figures = compare(*reports)
+    if not all(map(knows_pixels, reports)):
+        print(
+            "note: an older evaluation does not say which pictures it is of: matched by id and label alone",
+            file=sys.stderr,
+        )
     if options.json:
         print(json.dumps(figures, indent=2))
         return

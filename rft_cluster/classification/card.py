@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import Config
 from rft_cluster.data.dataset import FewShotDataset
+from rft_cluster.data.images import check_image
+from rft_cluster.messages import Example
 from rft_cluster.prompts import text_hash
 
 CARD_FILE = "classifier.json"
@@ -30,8 +32,11 @@ class Card(BaseModel):
     max_tokens: int = Field(ge=1)
     temperature: float = Field(gt=0)
     steps: int
-    trained_on: list[str]
-    """SHA-256 of the encoded training images: an evaluation on any of them would prove nothing."""
+    trained_on_pixels: list[str] = []
+    """Digests of the training images' pixels (`check_image`): an evaluation on any of them, in whatever encoding, would
+    prove nothing."""
+    trained_on: list[str] = []
+    """In cards written before the one above existed: SHA-256 of the encoded training images."""
 
 
 def make_card(config: Config, dataset: FewShotDataset, text: str) -> Card:
@@ -48,7 +53,7 @@ def make_card(config: Config, dataset: FewShotDataset, text: str) -> Card:
         max_tokens=config.sampling.max_tokens,
         temperature=config.sampling.temperature,
         steps=config.schedule.steps,
-        trained_on=sorted({hashlib.sha256(example.image).hexdigest() for example in dataset.train}),
+        trained_on_pixels=sorted({_pixels(example) for example in dataset.train}),
     )
 
 
@@ -110,14 +115,20 @@ def check_card(card: Card, config: Config, dataset: FewShotDataset, text: str) -
     ):
         if ours != theirs:
             raise UserError(f"{name} is {ours}, but the policy was trained with {theirs}")
-    trained = set(card.trained_on)
-    seen = [
-        example.example_id
-        for example in [*dataset.validation, *dataset.test]
-        if hashlib.sha256(example.image).hexdigest() in trained
-    ]
+    trained, digest = (
+        (set(card.trained_on_pixels), _pixels) if card.trained_on_pixels else (set(card.trained_on), _bytes)
+    )
+    seen = [example.example_id for example in [*dataset.validation, *dataset.test] if digest(example) in trained]
     if seen:
         raise UserError(
             f"{len(seen)} of the {len(dataset.validation) + len(dataset.test)} images to evaluate on were trained on "
             f"(first {seen[0]}): give data.manifest=RUN/manifest.json of the run, or its run.seed and data settings"
         )
+
+
+def _pixels(example: Example) -> str:
+    return check_image(example.image, example.example_id)
+
+
+def _bytes(example: Example) -> str:
+    return hashlib.sha256(example.image).hexdigest()

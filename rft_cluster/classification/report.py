@@ -12,6 +12,7 @@ from typing import Any
 from rft_cluster.classification.answers import AnswerReader, Vote
 from rft_cluster.classification.intervals import paired_difference, rate, wilson
 from rft_cluster.common.errors import UserError
+from rft_cluster.common.text import printable
 from rft_cluster.messages import Group
 from rft_cluster.rewards.accuracy import accuracy_reward
 from rft_cluster.rewards.containment import containment_reward
@@ -78,8 +79,13 @@ def summarise(step: int, split: str, groups: Sequence[Group]) -> Evaluation:
     return Evaluation(step, split, right / n, lenient / n, formatted / n, n, wilson(right, n))
 
 
-def report(judged: Sequence[Judged], votes: Sequence[Vote], classes: Sequence[str]) -> dict[str, Any]:
-    """All figures of an evaluation as one JSON-able object; `votes` belong to `judged`, one each."""
+def report(
+    judged: Sequence[Judged], votes: Sequence[Vote], classes: Sequence[str], pixels: Mapping[str, str]
+) -> dict[str, Any]:
+    """All figures of an evaluation as one JSON-able object.
+
+    `votes` belong to `judged`, one each; `pixels` are the digests of the images (`check_image`), by example id.
+    """
     strict = [image.strict for image in judged]
     voted = [vote.label == image.label for image, vote in zip(judged, votes, strict=True)]
     columns = [*classes, NO_CLASS]
@@ -103,6 +109,7 @@ def report(judged: Sequence[Judged], votes: Sequence[Vote], classes: Sequence[st
         "predictions": [
             {
                 "id": image.example_id,
+                "pixels": pixels[image.example_id],
                 "label": image.label,
                 "predicted": image.predicted,
                 "strict": image.strict,
@@ -138,7 +145,7 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, An
     """Strict greedy accuracy and vote of two reports, image by image (see `paired_difference`).
 
     Raises:
-        UserError: they are not of the same images.
+        UserError: they are not of the same images with the same labels (see `knows_pixels` for older reports).
     """
     ours, theirs = ({row["id"]: row for row in side["predictions"]} for side in (first, second))
     if ours.keys() != theirs.keys():
@@ -148,9 +155,28 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, An
             f"Evaluate both with the same data settings and seed"
         )
     pairs = [(ours[i], theirs[i]) for i in ours]
+    _refuse("labels", "another label", [(a["id"], a["label"], b["label"]) for a, b in pairs])
+    if knows_pixels(first) and knows_pixels(second):
+        _refuse("pictures", "other pixels", [(a["id"], a["pixels"], b["pixels"]) for a, b in pairs])
     return {
         "greedy": paired_difference([a["strict"] for a, _ in pairs], [b["strict"] for _, b in pairs]),
         "vote": paired_difference(
             [a["voted"] == a["label"] for a, _ in pairs], [b["voted"] == b["label"] for _, b in pairs]
         ),
     }
+
+
+def knows_pixels(report: Mapping[str, Any]) -> bool:
+    """Whether a report says which pictures it is of: older ones have only their ids."""
+    return all("pixels" in row for row in report["predictions"])
+
+
+def _refuse(what: str, how: str, pairs: Sequence[tuple[str, str, str]]) -> None:
+    differ = [(name, ours, theirs) for name, ours, theirs in pairs if ours != theirs]
+    if differ:
+        name, ours, theirs = differ[0]
+        raise UserError(
+            f"the evaluations are of the same names, but not of the same {what}: {len(differ)} of {len(pairs)} have "
+            f"{how} in the second (first {printable(name)}: {printable(ours)[:60]}, then {printable(theirs)[:60]}). "
+            f"Evaluate both on the same data"
+        )

@@ -1,6 +1,9 @@
+import hashlib
+import io
 import json
 
 import pytest
+from PIL import Image
 
 from rft_cluster.classification.card import CARD_FILE, check_card, find_export, make_card, read_card
 from rft_cluster.common.errors import UserError
@@ -8,13 +11,20 @@ from rft_cluster.config import load_config
 from rft_cluster.data.dataset import FewShotDataset
 from rft_cluster.messages import Example
 
+
+def picture(colour: str, encoding: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (30, 20), colour).save(file, encoding)
+    return file.getvalue()
+
+
 CONFIG = load_config("digits", ["sampling.max_tokens=12"])
 DATASET = FewShotDataset(
     "photos",
     ["rose", "tulip"],
-    train=[Example("a", b"one", "rose", ("Rosa",)), Example("b", b"two", "tulip")],
+    train=[Example("a", picture("red"), "rose", ("Rosa",)), Example("b", picture("blue"), "tulip")],
     validation=[],
-    test=[Example("c", b"three", "rose")],
+    test=[Example("c", picture("green"), "rose")],
     pool=[],
 )
 TEXT = "Which flower?"
@@ -34,11 +44,9 @@ def test_a_card_says_all_that_predicting_needs(export):
     assert (card.min_pixels, card.max_pixels, card.max_tokens) == (
         CONFIG.model.min_pixels, CONFIG.model.max_pixels, 12,
     )  # fmt: skip
-    # printf one | sha256sum, printf two | sha256sum
-    assert card.trained_on == [
-        "3fc4ccfe745870e2c0d99f71f30ff0656c8dedd41cc1d7d3d376b0dbe685e2f3",
-        "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed",
-    ]
+    # The size, then red, green and blue of 30 x 20 pixels.
+    pixels = [b"(30, 20)" + bytes(colour) * 600 for colour in ((255, 0, 0), (0, 0, 255))]
+    assert card.trained_on_pixels == sorted(hashlib.sha256(picture).hexdigest() for picture in pixels)
 
 
 def test_a_changed_prompt_is_noticed(export):
@@ -86,7 +94,25 @@ def test_only_what_was_trained_is_asked(export):
         check_card(card, other, DATASET, TEXT)
 
 
-def test_an_image_that_was_trained_on_proves_nothing(export):
-    seen = FewShotDataset("photos", DATASET.classes, [], [], [Example("again", b"two", "tulip")], [])
+def split_of(image: bytes) -> FewShotDataset:
+    return FewShotDataset("photos", DATASET.classes, [], [], [Example("again", image, "tulip")], [])
+
+
+@pytest.mark.parametrize("encoding", ["PNG", "BMP", "TIFF", "GIF", "WEBP"])
+def test_an_image_that_was_trained_on_proves_nothing_in_whatever_encoding(export, encoding):
+    lossless = {"lossless": True} if encoding == "WEBP" else {}
+    file = io.BytesIO()
+    Image.new("RGB", (30, 20), "blue").save(file, encoding, **lossless)
     with pytest.raises(UserError, match=r"1 of the 1 images to evaluate on were trained on \(first again\)"):
-        check_card(read_card(export), CONFIG, seen, TEXT)
+        check_card(read_card(export), CONFIG, split_of(file.getvalue()), TEXT)
+
+
+def test_a_card_that_knows_encoded_images_alone_is_read(export):
+    file = export / CARD_FILE
+    card = json.loads(file.read_text())
+    del card["trained_on_pixels"]
+    card["trained_on"] = [hashlib.sha256(picture("blue")).hexdigest()]
+    file.write_text(json.dumps(card))
+    with pytest.raises(UserError, match="were trained on"):
+        check_card(read_card(export), CONFIG, split_of(picture("blue")), TEXT)
+    check_card(read_card(export), CONFIG, split_of(picture("green")), TEXT)

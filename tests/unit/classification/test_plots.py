@@ -20,7 +20,9 @@ def figures(classes: list[str]) -> dict:
         )
         for i, label in enumerate(classes)
     ]
-    return report(judged, [Vote(classes[0], 1.0, {}, "")] * len(classes), classes)
+    return report(
+        judged, [Vote(classes[0], 1.0, {}, "")] * len(classes), classes, {f"{i}.png": "" for i in range(len(classes))}
+    )
 
 
 def test_names_that_look_like_markup_are_drawn_and_the_same_figures_give_the_same_bytes(tmp_path):

@@ -2,7 +2,7 @@ import pytest
 
 from rft_cluster.classification.answers import AnswerReader, Vote
 from rft_cluster.classification.intervals import paired_difference
-from rft_cluster.classification.report import compare, judge, report, summarise
+from rft_cluster.classification.report import compare, judge, knows_pixels, report, summarise
 from rft_cluster.common.errors import UserError
 from rft_cluster.messages import Completion, Group, Prompt
 
@@ -48,6 +48,7 @@ def asked(index: int, label: str, text: str) -> Group:
     return Group(prompt, [1, 2], [Completion([1], [-0.1], text, "stop", 0)])
 
 
+PIXELS = {f"photos/{i}.png": f"p{i}" for i in range(10)}
 READER = AnswerReader(["rose", "pink primrose"], {})
 
 
@@ -67,7 +68,8 @@ def test_a_report_by_hand():
     texts = [("rose", say("rose")), ("rose", say("pink primrose")), ("rose", "rose"), ("pink primrose", say("rose"))]
     judged = [judge(asked(i, label, text), READER) for i, (label, text) in enumerate(texts)]
     votes = [Vote(label, 1.0, {}, "") for label in ("rose", "rose", None, "rose")]
-    figures = report(judged, votes, ["rose", "pink primrose"])
+    figures = report(judged, votes, ["rose", "pink primrose"], PIXELS)
+    assert [image["pixels"] for image in figures["predictions"]] == ["p0", "p1", "p2", "p3"]
     assert (figures["greedy"]["strict"]["right"], figures["greedy"]["strict"]["n"]) == (1, 4)
     assert figures["greedy"]["lenient"]["rate"] == 1.0  # each answer contains its label, or is in it
     assert figures["greedy"]["format"]["rate"] == 0.75
@@ -100,8 +102,8 @@ def test_the_same_answers_differ_by_nothing():
     assert figures["interval"][0] < 0 < figures["interval"][1]
 
 
-def row(identifier: str, label: str, strict: bool) -> dict:
-    return {"id": identifier, "label": label, "strict": strict, "voted": label}
+def row(identifier: str, label: str, strict: bool, **more: str) -> dict:
+    return {"id": identifier, "label": label, "strict": strict, "voted": label, **more}
 
 
 def test_comparing_goes_image_by_image_whatever_the_order():
@@ -114,3 +116,20 @@ def test_comparing_goes_image_by_image_whatever_the_order():
 def test_comparing_other_images_is_refused():
     with pytest.raises(UserError, match="2 and 1, 1 of them in both"):
         compare({"predictions": [row("a", "x", True), row("b", "x", True)]}, {"predictions": [row("a", "x", True)]})
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(("label", "pixels"), [("tulip", "1"), ("rose", "2"), ("tulip", "2"), ("rose", "1")])
+def test_the_same_name_is_the_same_image_only_with_its_label_and_its_pixels(label, pixels, known):
+    first = row("rose/a.jpg", "rose", True, **({"pixels": "1"} if known else {}))
+    second = row("rose/a.jpg", label, False, pixels=pixels)
+    reports = {"predictions": [first]}, {"predictions": [second]}
+    if label != "rose":
+        with pytest.raises(UserError, match=r"same labels: 1 of 1 have another label .*rose/a\.jpg: rose, then tulip"):
+            compare(*reports)
+    elif known and pixels != "1":
+        with pytest.raises(UserError, match=r"same pictures: 1 of 1 have other pixels .*rose/a\.jpg: 1, then 2"):
+            compare(*reports)
+    else:
+        assert compare(*reports)["greedy"]["difference"] == -1.0
+    assert list(map(knows_pixels, reports)) == [known, True]
