@@ -1,7 +1,8 @@
 """Figures of an evaluation: each held-out image's greedy answer, and a vote over several samples (pure).
 
-Strict accuracy is the `accuracy` reward's rule, lenient accuracy the published containment rule: it counts an empty
-answer as right, and stands beside the strict figure only for comparison with published ones.
+Strict accuracy is the `accuracy` reward's rule. Lenient accuracy is the published containment rule, beside it only for
+comparison with published figures, but for empty answers: by that rule they are right for every class, and a policy that
+says nothing any more would be shown as perfect. Here an empty answer is wrong by either.
 """
 
 from collections import Counter
@@ -13,9 +14,10 @@ from rft_cluster.classification.answers import AnswerReader, Vote
 from rft_cluster.classification.intervals import paired_difference, rate, wilson
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.text import printable
-from rft_cluster.messages import Group
+from rft_cluster.data.labels import normalise_label
+from rft_cluster.messages import Completion, Group, Prompt
 from rft_cluster.rewards.accuracy import accuracy_reward
-from rft_cluster.rewards.containment import containment_reward
+from rft_cluster.rewards.containment import containment_reward, published_answer
 from rft_cluster.rewards.format import format_reward
 
 FAILURES_SHOWN = 20
@@ -57,9 +59,13 @@ def judge(group: Group, reader: AnswerReader) -> Judged:
         completion.text,
         reader.label(completion.text),
         strict=accuracy_reward(prompt, completion) == 1.0,
-        lenient=containment_reward(prompt, completion) == 1.0,
+        lenient=_leniently_right(prompt, completion),
         formatted=format_reward(prompt, completion) == 1.0,
     )
+
+
+def _leniently_right(prompt: Prompt, completion: Completion) -> bool:
+    return containment_reward(prompt, completion) == 1.0 and bool(normalise_label(published_answer(completion.text)))
 
 
 def summarise(step: int, split: str, groups: Sequence[Group]) -> Evaluation:
@@ -72,10 +78,11 @@ def summarise(step: int, split: str, groups: Sequence[Group]) -> Evaluation:
         raise ValueError(f"nothing to evaluate: no groups for split {split!r} at step {step}")
     n = len(groups)
     first = [(group.prompt, group.completions[0]) for group in groups]
-    right, lenient, formatted = (
+    right, formatted = (
         sum(rule(prompt, completion) == 1.0 for prompt, completion in first)
-        for rule in (accuracy_reward, containment_reward, format_reward)
+        for rule in (accuracy_reward, format_reward)
     )
+    lenient = sum(_leniently_right(prompt, completion) for prompt, completion in first)
     return Evaluation(step, split, right / n, lenient / n, formatted / n, n, wilson(right, n))
 
 

@@ -23,10 +23,15 @@ ONE_LINE_ANSWER = re.compile(r"<answer>(.*?)</answer>")  # the dot stops at the 
 
 def containment_reward(prompt: Prompt, completion: Completion) -> float:
     """1.0 if answer and label contain one another in either direction, otherwise 0.0."""
-    match = ONE_LINE_ANSWER.search(completion.text)
-    answer = _squeezed(match.group(1) if match else completion.text)
+    answer = _squeezed(published_answer(completion.text))
     label = _squeezed(prompt.label)
     return 1.0 if answer in label or label in answer else 0.0
+
+
+def published_answer(text: str) -> str:
+    """What the rule takes for the answer: see the module."""
+    match = ONE_LINE_ANSWER.search(text)
+    return match.group(1) if match else text
 
 
 def _squeezed(text: str) -> str:

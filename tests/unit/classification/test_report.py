@@ -64,6 +64,15 @@ def test_an_answer_is_judged_strictly_and_leniently():
     assert (judged.predicted, judged.strict, judged.lenient, judged.formatted) == (None, False, True, False)
 
 
+@pytest.mark.parametrize("layout", ["", "{}", "<answer>{}</answer>", FULL.replace("rose", "{}")])
+@pytest.mark.parametrize("nothing", ["", " ", "\t ", "_", "-", "...", "\u200b", "\u00a0", "'"])
+@pytest.mark.parametrize("label", ["rose", "pink primrose", "d'or - x."])
+def test_an_empty_answer_is_wrong_leniently_too(layout, nothing, label):
+    asking = asked(0, label, layout.format(nothing))
+    assert not judge(asking, READER).lenient
+    assert summarise(1, "test", [asking]).accuracy_lenient == 0.0
+
+
 def test_a_report_by_hand():
     texts = [("rose", say("rose")), ("rose", say("pink primrose")), ("rose", "rose"), ("pink primrose", say("rose"))]
     judged = [judge(asked(i, label, text), READER) for i, (label, text) in enumerate(texts)]
