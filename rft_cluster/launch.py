@@ -22,12 +22,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def launch(config: Config, dry_run: bool, resume: bool) -> None:
     """Check all that can be checked, then train. Nothing is written before the checks are over."""
-    from rft_cluster.classification.baselines import nearest_neighbour_and_regression
+    from rft_cluster.classification.baselines import nearest_neighbour_and_regression, verdict
     from rft_cluster.classification.redteam import check_rewards
     from rft_cluster.cluster.placement import describe
     from rft_cluster.common.files import write_json
     from rft_cluster.model.qwen2vl import check_model_folder
     from rft_cluster.rewards import load_rewards
+    from rft_cluster.run.folder import read_evaluations
     from rft_cluster.run.metrics import clock
     from rft_cluster.run.resume import first_step_of
     from rft_cluster.run.task import base_model_path, check_model, prepare
@@ -72,6 +73,9 @@ def launch(config: Config, dry_run: bool, resume: bool) -> None:
             print(
                 f"for comparison, {name} on the same {len(dataset.train)} images: test accuracy {100 * accuracy:.1f} %"
             )
+        final = read_evaluations(config.run_folder, "test")[-1]
+        small = config.model.path == "tiny"
+        print(verdict(final["accuracy_strict"], final["interval"], baselines, len(dataset.train), small))
     print(
         f"done in {clock(time.monotonic() - start)}: {config.run_folder}/model holds the trained model; ask it with\n"
         f"  python -m rft_cluster.predict --checkpoint {config.run_folder} IMAGE_OR_FOLDER",

@@ -5,8 +5,8 @@
     overrides: [schedule.steps=80]
     grid:
       prompt.template: [think_answer, answer_only]
-      data.shots: [1, 2, 4]        # the last key is the plot's axis, the others make its lines
-    seeds: [0, 1]                  # run.seed; the figures of several seeds are pooled
+      data.shots: [1, 2, 4]        # the last key is the plot's axis, the others make its colours
+    seeds: [0, 1]                  # run.seed; of several the mean is shown, with the interval of their spread
 
 Runs are `launch` as you would type it, one after another. Started again it goes on where it stopped.
 """
@@ -22,15 +22,20 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, NoReturn
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from tqdm import tqdm
 
+from rft_cluster.classification.baselines import BASELINES
 from rft_cluster.common.errors import UserError, exit_code
 from rft_cluster.config import load_config
+from rft_cluster.run.folder import read_evaluations
 
 LINES = 6  # of a failed run's log that are shown
+STEP = re.compile(r"step +(\d+)/\d+ ")  # begins a step's line of `launch`
 
 
 class Sweep(BaseModel):
@@ -112,16 +117,15 @@ def sweep(plan: Sweep, parallel: int) -> int:
     if parallel < 1:
         raise UserError(f"--parallel is {parallel}: it must be at least 1")
     runs = combinations(plan)
-    for run in runs:
-        load_config(plan.config, run.overrides(plan))
+    steps = [load_config(plan.config, run.overrides(plan)).schedule.steps for run in runs]
     plan.path.mkdir(parents=True, exist_ok=True)
-    print(f"{len(runs)} runs in {plan.path}, {parallel} at a time", flush=True)
-    started, finished, failed = time.monotonic(), 0, []
-    with ThreadPoolExecutor(parallel) as pool:
-        for run, seconds, code in pool.map(lambda run: _launch(plan, run), runs):
+    print(f"{len(runs)} runs in {plan.path}, {parallel} at a time, each with a log NAME.log there", flush=True)
+    finished, failed = 0, []
+    with tqdm(total=sum(steps), unit="step") as bar, ThreadPoolExecutor(parallel) as pool:
+        for run, seconds, code in pool.map(lambda run, steps: _launch(plan, run, steps, bar), runs, steps):
             finished += 1
-            left = (time.monotonic() - started) / finished * (len(runs) - finished)
-            print(f"{finished}/{len(runs)} {_outcome(plan, run, code)}, {seconds:.0f} s; {left:.0f} s left", flush=True)
+            with bar.external_write_mode(file=sys.stdout):
+                print(f"{finished}/{len(runs)} {_outcome(plan, run, code)}, {seconds:.0f} s", flush=True)
             if code:
                 failed.append(run)
     rows = [row for values in itertools.product(*plan.grid.values()) if (row := _row(plan, runs, values))]
@@ -132,55 +136,67 @@ def sweep(plan: Sweep, parallel: int) -> int:
     return 1 if failed else 0
 
 
-def _launch(plan: Sweep, run: Run) -> tuple[Run, float, int]:
-    """Run one combination to its end, or go on with it; its output goes to NAME.log."""
-    started = time.monotonic()
+def _launch(plan: Sweep, run: Run, steps: int, bar: "tqdm[NoReturn]") -> tuple[Run, float, int]:
+    """Run one combination to its end, or go on with it; its output goes to NAME.log, its `steps` to the bar."""
+    started, done = time.monotonic(), 0
     command = [sys.executable, "-m", "rft_cluster.launch", "--resume", "--config", plan.config, *run.overrides(plan)]
-    with (plan.path / f"{run.name}.log").open("a") as log:
-        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-    return run, time.monotonic() - started, code
+    bar.set_postfix_str(run.name)
+    with (
+        (plan.path / f"{run.name}.log").open("a", encoding="utf-8") as log,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace"
+        ) as process,
+    ):
+        assert process.stdout
+        for line in process.stdout:
+            log.write(line)
+            log.flush()
+            if step := STEP.match(line):
+                bar.update(int(step[1]) - done)
+                done = int(step[1])
+    bar.update(steps - done)
+    return run, time.monotonic() - started, process.returncode
 
 
 def _tests(plan: Sweep, run: Run) -> list[dict[str, Any]]:
     """The evaluations on the test split, before and after; fewer while a run is not complete."""
-    file = plan.path / run.name / "eval.jsonl"
-    if not file.is_file() or not (plan.path / run.name / "model").is_dir():
-        return []
-    evaluations = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    return [evaluation for evaluation in evaluations if evaluation["split"] == "test"]
+    folder = plan.path / run.name
+    return read_evaluations(folder, "test") if (folder / "model").is_dir() else []
 
 
 def _outcome(plan: Sweep, run: Run, code: int) -> str:
     tests = _tests(plan, run)
     if code or not tests:
         log = (plan.path / f"{run.name}.log").read_text(encoding="utf-8", errors="replace").splitlines()
-        return f"{run.name}: failed with exit code {code}\n  " + "\n  ".join(log[-LINES:])
+        said = "".join(f"\n  {line}" for line in log[-LINES:])
+        return f"{run.name}: failed with exit code {code}, see {plan.path / run.name}.log:{said}"
     before, after = (100 * tests[end]["accuracy_strict"] for end in (0, -1))
     return f"{run.name}: test accuracy {before:.1f} % -> {after:.1f} %"
 
 
 def _row(plan: Sweep, runs: Sequence[Run], values: tuple[Any, ...]) -> dict[str, Any] | None:
-    """One line of the table: the runs of these values, their seeds pooled."""
-    from rft_cluster.classification.intervals import wilson
+    """One line of the table: the runs of these values. Rates are means over them, `n` is the images of each."""
+    from rft_cluster.classification.intervals import over_runs
 
     done = [(run, tests) for run in runs if run.values == values and (tests := _tests(plan, run))]
     if not done:
         return None
-    n = sum(tests[-1]["n"] for _, tests in done)
-    right, before, formatted = (
-        sum(tests[end][name] * tests[end]["n"] for _, tests in done)
+    rates, before, formatted = (
+        [tests[end][name] for _, tests in done]
         for end, name in ((-1, "accuracy_strict"), (0, "accuracy_strict"), (-1, "format_rate"))
     )
     baselines = [json.loads((plan.path / run.name / "baselines.json").read_text()) for run, _ in done]
+    n = done[0][1][-1]["n"]
     return {
         "values": dict(zip(plan.grid, values, strict=True)),
         "seeds": [run.seed for run, _ in done],
-        "before": before / n,
-        "rate": right / n,
+        "before": fmean(before),
+        "rate": fmean(rates),
+        "rates": rates,
         "n": n,
-        "interval": list(wilson(round(right), n)),
-        "format": formatted / n,
-        "nearest_neighbour": sum(baseline["nearest_neighbour"] for baseline in baselines) / len(baselines),
+        "interval": list(over_runs(rates, n)),
+        "format": fmean(formatted),
+        "baselines": {name: fmean(baseline[name] for baseline in baselines) for name in baselines[0]},
     }
 
 
@@ -201,8 +217,11 @@ def _write(plan: Sweep, rows: list[dict[str, Any]]) -> None:
 
 
 def markdown(plan: Sweep, rows: Sequence[dict[str, Any]]) -> str:
-    """The table: test accuracy before and after, with its 95 % interval, and 1-nearest-neighbour on the same images."""
-    head = [*plan.grid, "before", "after", "95 % interval", "format", "1-nearest-neighbour", "images", "seeds"]
+    """The table: test accuracy before and after, with its 95 % interval, and the baselines' on the same images.
+
+    Of several seeds all are means, and the interval is that of their spread (`over_runs`).
+    """
+    head = [*plan.grid, "before", "after", "95 % interval", "format", *BASELINES.values(), "images", "seeds"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for row in rows:
         low, high = (f"{100 * end:.1f}" for end in row["interval"])
@@ -212,7 +231,7 @@ def markdown(plan: Sweep, rows: Sequence[dict[str, Any]]) -> str:
             f"**{100 * row['rate']:.1f} %**",
             f"{low} to {high}",
             f"{100 * row['format']:.1f} %",
-            f"{100 * row['nearest_neighbour']:.1f} %",
+            *(f"{100 * row['baselines'][name]:.1f} %" if name in row["baselines"] else "" for name in BASELINES),
             str(row["n"]),
             ", ".join(map(str, row["seeds"])),
         ]

@@ -3,6 +3,8 @@
 Both baselines see an image as 32x32 RGB pixels from 0 to 1.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 from PIL import Image
 
@@ -11,6 +13,8 @@ from rft_cluster.data.images import open_image
 from rft_cluster.messages import Example
 
 SIDE = 32
+# As they are called in files and shown to people.
+BASELINES = {"nearest_neighbour": "1-nearest neighbour", "logistic_regression": "logistic regression"}
 
 
 def nearest_neighbour_and_regression(dataset: FewShotDataset) -> dict[str, float]:
@@ -35,6 +39,31 @@ def nearest_neighbour_and_regression(dataset: FewShotDataset) -> dict[str, float
             name: float(classifier.fit(train, train_labels).score(test, test_labels))
             for name, classifier in classifiers.items()
         }
+
+
+def verdict(
+    rate: float, interval: tuple[float, float], baselines: Mapping[str, float], images: int, small_model: bool
+) -> str:
+    """Which is better, the trained model or a baseline on the same images, in words, and what to try where it is one.
+
+    Args:
+        rate, interval: the model's test accuracy with its 95 % interval, 0 to 1.
+        baselines: test accuracies, by the names of `BASELINES`.
+        images: labelled ones that all were trained on.
+        small_model: whether the model is the one that is built here.
+    """
+    name, best = max(baselines.items(), key=lambda item: item[1])
+    other = f"{BASELINES[name]} on the pixels of the same {images} images ({100 * best:.1f} %)"
+    low, high = (f"{100 * end:.1f}" for end in interval)
+    ours = f"({100 * rate:.1f} %, interval {low} to {high})"
+    if best < interval[0]:
+        return f"verdict: the trained model {ours} beats the better baseline, {other}"
+    clear = best > interval[1]
+    first = f"the trained model {ours} is {'beaten by' if clear else 'not clearly better than'} {other}"
+    tries = ["more labelled images (data.shots)", "more steps (schedule.steps)"]
+    if small_model:
+        tries.append("a model that has seen photographs, on a GPU (model.path=Qwen/Qwen2-VL-2B-Instruct)")
+    return f"verdict: {first}. What to try: {', '.join(tries)}"
 
 
 def _pixels(examples: list[Example]) -> np.ndarray:  # [n, 32 * 32 * 3]

@@ -43,13 +43,16 @@ def draw_evaluation(report: Mapping[str, Any], title: str, path: Path) -> None:
 
 
 def draw_sweep(series: Mapping[str, Sequence[tuple[float | str, Mapping[str, Any]]]], axis: str, path: Path) -> None:
-    """Test accuracy with 95 % intervals: a line for each of `series`, whose points are (value on `axis`, rate)."""
+    """Test accuracy with 95 % intervals: a colour for each of `series`, whose points are (value on `axis`, rate).
+
+    No line joins the points: values are categories, and nothing was measured between them.
+    """
     figure = _figure(7, 4.5)
     axes = figure.subplots()
     places = list(dict.fromkeys(value for points in series.values() for value, _ in points))
     for index, (name, points) in enumerate(series.items()):
-        at = [places.index(value) + 0.06 * (index - (len(series) - 1) / 2) for value, _ in points]
-        _points(axes, at, [rate for _, rate in points], label=_plain(name), line=True, color=f"C{index}")
+        at = [places.index(value) + 0.12 * (index - (len(series) - 1) / 2) for value, _ in points]
+        _points(axes, at, [rate for _, rate in points], label=_plain(name), color=f"C{index}")
     axes.set_xticks(range(len(places)), [_plain(str(place)) for place in places])
     axes.set_xlabel(_plain(axis))
     axes.set_ylabel("test accuracy, %")
@@ -63,14 +66,13 @@ def _points(
     rates: Sequence[Mapping[str, Any]],
     *,
     label: str | None = None,
-    line: bool = False,
     color: str = ACCENT,
 ) -> None:
     middle = np.array([100 * rate["rate"] for rate in rates])
     low, high = (np.array([100 * rate["interval"][end] for rate in rates]) for end in (0, 1))
     errors = [np.maximum(middle - low, 0), np.maximum(high - middle, 0)]
-    axes.errorbar(at, middle, errors, fmt="o-" if line else "o", capsize=4, color=color, label=label)
-    if not line:
+    axes.errorbar(at, middle, errors, fmt="o", capsize=4, color=color, label=label)
+    if label is None:
         for place, (value, top) in enumerate(zip(middle, high, strict=True)):
             above = axes.annotate(f"{value:.1f}", (place, top), (0, 3), textcoords="offset points", ha="center")
             above.set_fontsize(8)

@@ -81,6 +81,13 @@ class RunFolder:
         )
 
 
+def read_evaluations(run: Path, split: str) -> list[dict[str, Any]]:
+    """What `log_evaluation` wrote of a split, in order; nothing where there is no such file."""
+    file = run / "eval.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+    return [row for row in rows if row["split"] == split]
+
+
 def _append(path: Path, row: Mapping[str, Any]) -> None:
     with path.open("a") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")

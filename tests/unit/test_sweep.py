@@ -1,4 +1,6 @@
 import json
+from sys import executable
+from types import SimpleNamespace
 
 import pytest
 
@@ -71,13 +73,13 @@ def finished(folder, before, after, n):
     rows = [{"split": "test", "accuracy_strict": a, "format_rate": 1.0, "n": n} for a in (before, after)]
     rows.insert(1, {"split": "validation", "accuracy_strict": 0.5, "format_rate": 1.0, "n": 3})
     (folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "baselines.json").write_text('{"nearest_neighbour": 0.25}')
+    (folder / "baselines.json").write_text('{"nearest_neighbour": 0.25, "logistic_regression": 0.75}')
 
 
 def test_table_and_plot_pool_the_seeds_and_say_what_failed(plan, monkeypatch, capsys):
     """`launch` is stood in for: what is tested is what becomes of its files."""
 
-    def launch(plan, run):
+    def launch(plan, run, steps, bar):
         (plan.path / f"{run.name}.log").write_text("error: no such thing\n")
         failed = "answer_only_shots-2" in run.name
         if not failed:
@@ -87,11 +89,41 @@ def test_table_and_plot_pool_the_seeds_and_say_what_failed(plan, monkeypatch, ca
     monkeypatch.setattr(sweep, "_launch", launch)
     assert sweep.sweep(plan, 1) == 1
     shown = capsys.readouterr()
-    assert "failed with exit code 2\n  error: no such thing" in shown.out
+    log = plan.path / "template-answer_only_shots-2_seed-0.log"
+    assert f"failed with exit code 2, see {log}:\n  error: no such thing" in shown.out
     assert "failed: template-answer_only_shots-2_seed-0" in shown.err
     rows = json.loads((plan.path / "results.json").read_text())
     assert [row["values"]["data.shots"] for row in rows] == [1, 2, 1]
-    assert rows[0]["rate"] == 0.625 and rows[0]["n"] == 200 and rows[0]["seeds"] == [0, 1]
-    assert rows[0]["nearest_neighbour"] == 0.25
-    assert "| think_answer | 1 | 10.0 % | **62.5 %** |" in (plan.path / "table.md").read_text()
+    assert rows[0]["rate"] == 0.625 and rows[0]["rates"] == [0.5, 0.75]
+    assert rows[0]["n"] == 100 and rows[0]["seeds"] == [0, 1]
+    assert rows[0]["baselines"] == {"nearest_neighbour": 0.25, "logistic_regression": 0.75}
+    # Student's t with one degree of freedom at 97.5 % is 12.7062: 0.625 -+ 12.7 * 0.1768 / 1.414, cut at 0 and 1
+    assert rows[0]["interval"] == [0.0, 1.0]
+    table = (plan.path / "table.md").read_text()
+    assert "| format | 1-nearest neighbour | logistic regression | images | seeds |" in table
+    assert "| think_answer | 1 | 10.0 % | **62.5 %** | 0.0 to 100.0 | 100.0 % | 25.0 % | 75.0 % | 100 | 0, 1 |" in table
     assert (plan.path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+CHILD = """
+import sys
+for step in (1, 2):
+    print(f"step {step}/3  reward 0.50", flush=True)
+print(chr(0x1F339), sys.argv[-1])
+sys.exit(3)
+"""
+
+
+def test_a_run_is_followed_step_by_step_and_logged(plan, monkeypatch, tmp_path):
+    (tmp_path / "child.py").write_text(CHILD)
+    plan.path.mkdir()
+    monkeypatch.setattr(sweep.sys, "executable", str(tmp_path / "python"))
+    (tmp_path / "python").write_text(f'#!/bin/sh\nexec "{executable}" "{tmp_path}/child.py" "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    run, moves = sweep.combinations(plan)[0], []
+    bar = SimpleNamespace(update=moves.append, set_postfix_str=lambda name: None)
+    _, _, code = sweep._launch(plan, run, 3, bar)
+    assert (code, moves) == (3, [1, 1, 1])  # the last for what it no longer does
+    assert (plan.path / f"{run.name}.log").read_text(encoding="utf-8").splitlines()[-1] == (
+        f"\N{ROSE} run.name={run.name}"
+    )
