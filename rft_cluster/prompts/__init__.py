@@ -16,6 +16,7 @@ The image comes before the text in the user's turn, and the model's chat templat
 
 import difflib
 import hashlib
+import re
 from pathlib import Path
 
 from jinja2 import StrictUndefined, TemplateError
@@ -26,6 +27,15 @@ from rft_cluster.messages import Example, Prompt
 
 FOLDER = Path(__file__).parent
 PROBLEM = "problem"
+# Variables as other tools write them, which Jinja2 takes for text: {subject}, ${subject}, $subject, %(subject)s.
+VARIABLES = "subject|classes|class_names|question|problem|image|video"
+NOT_RENDERED = re.compile(
+    rf"(?<![{{\w])[$%]?\{{\s*(?:{VARIABLES})\b[^{{}}]*\}}(?!\}})|\$(?:{VARIABLES})\b|%\((?:{VARIABLES})\)s|<(?:subject|classes)>",
+    re.IGNORECASE,
+)
+COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
+# How other formats mark the place of the image. Here it is text, beside the real image.
+IMAGE_MARK = re.compile(r"<\s*/?\s*(?:image|img|video)(?:[\s_-]*\d+)?\s*/?\s*>|\[(?:image|img|video)\]", re.IGNORECASE)
 
 
 def render_template(name_or_path: str, subject: str, classes: list[str], problem: str | None = None) -> str:
@@ -33,7 +43,8 @@ def render_template(name_or_path: str, subject: str, classes: list[str], problem
 
     Raises:
         UserError: there is no such template, it is not right Jinja2, it uses a variable other than `subject`
-            and `classes`, its text is empty or holds special tokens, or the data set has no `problem`.
+            and `classes`, it would leave a variable or a mark for the image as text, its text is empty or holds special
+            tokens, or the data set has no `problem`.
     """
     if name_or_path == PROBLEM:
         if problem is None:
@@ -41,17 +52,40 @@ def render_template(name_or_path: str, subject: str, classes: list[str], problem
                 "prompt.template is problem, but the data set brings no question (a column problem beside image and "
                 "solution): take another template, e.g. prompt.template=think_answer"
             )
-        return _checked(problem, "the data set's problem")
+        where = "the data set's problem"
+        _check_marks(problem, where, "Take it out there, or ask a question of your own (prompt.template=FILE)")
+        return _checked(problem, where)
     path = _find(name_or_path)
-    return _checked(_rendered(path, subject, classes), str(path))
+    source = _read(path)
+    _check_marks(COMMENT.sub("", source), str(path), "Take it out there")
+    return _checked(_rendered(source, path, subject, classes), str(path))
 
 
-def _rendered(path: Path, subject: str, classes: list[str]) -> str:
+def _read(path: Path) -> str:
     try:
-        template = SandboxedEnvironment(undefined=StrictUndefined).from_string(path.read_text(encoding="utf-8"))
-        return template.render(subject=subject, classes=classes).strip()
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"prompt.template: {path} is not UTF-8 text: {error}") from error
+
+
+def _check_marks(source: str, where: str, cure: str) -> None:
+    """Refuse what the model would read as it stands, and whoever wrote it took for something else."""
+    if mark := IMAGE_MARK.search(source):
+        raise UserError(
+            f"prompt.template: {where} holds {mark[0]}, which is text here: the image comes before the question by "
+            f"itself. {cure}"
+        )
+    if variable := NOT_RENDERED.search(source):
+        raise UserError(
+            f"prompt.template: {where} holds {variable[0]}, which is text here: a variable is written in two braces, "
+            f"and there are {{{{ subject }}}} and {{{{ classes }}}}"
+        )
+
+
+def _rendered(source: str, path: Path, subject: str, classes: list[str]) -> str:
+    try:
+        template = SandboxedEnvironment(undefined=StrictUndefined).from_string(source)
+        return template.render(subject=subject, classes=classes).strip()
     except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(
             f"prompt.template: {path} cannot be rendered: {error}. Its variables are subject and classes"

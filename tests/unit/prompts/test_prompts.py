@@ -60,6 +60,54 @@ def test_a_wrong_template_is_explained(tmp_path, content, message):
         render_template(str(path), "flower", [])
 
 
+SYNTAXES = ["{%s}", "{ %s }", "${%s}", "$%s", "%%(%s)s", "{%s:>3}", "<%s>"]
+PLACES = ["Which {}? <answer> </answer>", "{}", "a {}.\n<answer>...</answer>", "({})", "Is it:{}"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("syntax", SYNTAXES)
+@pytest.mark.parametrize("name", ["subject", "classes", "Subject"])
+def test_a_variable_in_another_tool_s_writing_is_refused_and_the_cure_works(tmp_path, place, syntax, name):
+    path, variable = tmp_path / "q.txt", syntax % name
+    path.write_text(place.replace("{}", variable))
+    with pytest.raises(UserError, match=r"q\.txt holds .*two braces, and there are \{\{ subject \}\}") as refused:
+        render_template(str(path), "flower", ["rose", "tulip"])
+    assert f"holds {variable}, which" in str(refused.value)
+    path.write_text(place.replace("{}", f"{{{{ {name.lower()} }}}}"))
+    assert "{" not in render_template(str(path), "flower", ["rose", "tulip"]).replace("{}", "")
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "mark", ["<image>", "<video>", "<IMAGE>", "<image_1>", "<image 2>", "<img>", "< image >", "<image/>", "[image]"]
+)
+def test_a_mark_for_the_image_is_refused_and_the_cure_works(tmp_path, place, mark):
+    path, text = tmp_path / "q.txt", place.replace("{}", f"{mark}Which flower?")
+    path.write_text(text)
+    for name, problem in ((str(path), None), ("problem", text)):
+        with pytest.raises(UserError, match=r"the image comes before the question by itself\. Take it out") as refused:
+            render_template(name, "flower", [], problem=problem)
+        assert f"holds {mark}, which" in str(refused.value)
+    path.write_text(text.replace(mark, ""))
+    assert "Which flower?" in render_template(str(path), "flower", [])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Put it in \\boxed{}. <answer>{label}</answer>",
+        'Say {"subject": "flower"} in <answer>{...}</answer>',
+        "{{ subject }}: {% for name in classes %}{{ name }}, {% endfor %}",
+        "{# neither {subject} nor <image> #}Which {{subject}} does the image show, {as you see it}?",
+        "It costs $5 or 100 % (tax included); a photo of a video recorder.",
+    ],
+)
+def test_other_braces_and_tags_are_left_alone(tmp_path, text):
+    path = tmp_path / "q.txt"
+    path.write_text(text)
+    assert render_template(str(path), "flower", ["rose", "<image>", "{subject}"])
+
+
 def test_a_template_that_is_not_text_is_explained(tmp_path):
     path = tmp_path / "mine.txt"
     path.write_bytes(b"\xff\xfe\x00")
