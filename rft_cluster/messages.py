@@ -14,13 +14,15 @@ from dataclasses import dataclass, field
 class Example:
     """A labelled image. `example_id` is unique in its data set, e.g. `Example("digits/17", PNG, "seven")`.
 
-    `aliases` are other names of the label that are as right as it.
+    `aliases` are other names of the label that are as right as it. `sha256` is that of the file, where `image` is not
+    its bytes but what they were made into (of a picture with 16 bits a channel, or a huge one); else empty.
     """
 
     example_id: str
     image: bytes
     label: str
     aliases: tuple[str, ...] = ()
+    sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)

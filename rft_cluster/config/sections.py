@@ -65,22 +65,41 @@ class ModelSection(Section):
 
 class DataSection(Section):
     source: str
-    """`digits` (built in), `folder` (a sub-folder of images for each class), `flower102` (the official archive of
-    Oxford 102 Flowers), `huggingface` (a data set of the hub or on disk), or a function's dotted path."""
+    """`digits` (built in), `folder` (a sub-folder of images for each class), `csv` (a table of images and labels),
+    `huggingface` (a data set of the hub or on disk), `flower102` (the official archive of Oxford 102 Flowers), or a
+    function's dotted path."""
     path: Path | None = None
-    """The folder, or for `huggingface` also a name on the hub, e.g. `laolao77/ViRFT_CLS_flower_4_shot`."""
-    image_column: str = "image"
-    label_column: str = "label"
-    """Both for `huggingface` only. A set with a column `solution` has its labels there."""
+    """The folder; for `csv` the table or the folder that holds it; for `huggingface` a folder, a parquet file or a
+    name on the hub, e.g. `laolao77/ViRFT_CLS_flower_4_shot`."""
+    images: Path | None = None
+    """For `csv` only: the folder with the pictures, where they do not lie beside or below the table."""
+    image_column: str | None = None
+    label_column: str | None = None
+    """Both for `csv` and `huggingface`. Left out, they are guessed where only one column can be meant."""
+    splits: dict[Literal["train", "validation", "test"], str] = {}
+    """What a source calls its splits, where it does not say train, validation and test in one of the usual ways:
+    folders (`folder`), splits (`huggingface`) or values of the split column (`csv`)."""
     held_out: Path | None = None
     """For `huggingface` only: an official Flower102 archive, from which the validation and test images are drawn
     when the set has only images to train on."""
     classes: list[str] | None = None
-    """The label set. Left out, it is what the source holds."""
+    """The label set. Left out, it is what the source holds. Names of integer labels are given here as well."""
+    only: list[str] | None = None
+    """Classes to use; images of the others are left out."""
+    strip_prefix: bool = False
+    """Leave out the number or code that every class name begins with: `001.Black_footed_Albatross`."""
     aliases: dict[str, list[str]] = {}
     """Other names of a label that are as right as it, e.g. `{t-shirt: [tee]}`."""
     on_bad_image: Literal["error", "skip"] = "error"
     """With `error` all images that cannot be used are listed and nothing starts; with `skip` they are left out."""
+    on_conflict: Literal["error", "skip"] = "error"
+    """The same picture under two labels: `error` lists all of them, `skip` leaves out every copy."""
+    max_pixels: int = Field(89_478_485, ge=28 * 28)
+    max_bytes: int = Field(50_000_000, ge=1)
+    """Larger pictures are refused before they are decoded, which takes up to 4 bytes a pixel."""
+    sixteen_bit: Literal["auto", "full"] | tuple[int, int] = "auto"
+    """What becomes black and white of pictures with 16 bits a channel. `auto`: the powers of two that hold all values
+    of the set. `full`: 0 and 65535. Or two values, e.g. `[-160, 240]`, a window of a CT."""
     manifest: Path | None = None
     """The `manifest.json` of an earlier run, to use exactly its images. `shots`, `validation` and `test` then follow
     from it."""
@@ -90,8 +109,13 @@ class DataSection(Section):
     """Images for the curves during training, drawn from what is left."""
     test: int = Field(500, ge=0)
     """Images for the figures before and after, used for nothing else. 0: train without measuring."""
+    folds: int = Field(0, ge=0, le=100)
+    """Cross-validation, for sets too small for test images of their own: so many trainings one after the other, each
+    tested on its share of all images, so that every image is tested once. 0: none. `test` is not used then."""
+    fold: int = Field(0, ge=0)
+    """Which of the folds is tested, from 1. 0: all of them, in turn."""
 
-    @field_validator("path", "held_out", "manifest", mode="before")
+    @field_validator("path", "images", "held_out", "manifest", mode="before")
     @classmethod
     def _no_url(cls, value: Any) -> Any:
         if isinstance(value, str) and "://" in value:
@@ -99,9 +123,22 @@ class DataSection(Section):
         return value
 
     @model_validator(mode="after")
-    def _held_out_has_a_reader(self) -> "DataSection":
-        if self.held_out is not None and self.source in ("digits", "folder", "flower102"):
-            raise ValueError(f"held_out is for source huggingface only, source is {self.source}: leave it out")
+    def _keys_have_a_reader(self) -> "DataSection":
+        built_in = ("digits", "folder", "csv", "huggingface", "flower102")
+        readers = {"held_out": ["huggingface"], "images": ["csv"], "splits": ["folder", "csv", "huggingface"]}
+        given = {"held_out": self.held_out, "images": self.images, "splits": self.splits or None}
+        for key, value in given.items():
+            if value is not None and self.source in built_in and self.source not in readers[key]:
+                sources = " and ".join(readers[key])
+                raise ValueError(f"{key} is for source {sources} only, source is {self.source}: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _numbers_agree(self) -> "DataSection":
+        if self.folds == 1 or self.fold > self.folds:
+            raise ValueError(f"folds is {self.folds} and fold {self.fold}: folds must be 2 or more, fold at most that")
+        if isinstance(self.sixteen_bit, tuple) and self.sixteen_bit[0] >= self.sixteen_bit[1]:
+            raise ValueError(f"sixteen_bit is {list(self.sixteen_bit)}: black must be below white")
         return self
 
 

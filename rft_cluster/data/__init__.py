@@ -5,7 +5,8 @@
       path: photos
       shots: 4
 
-To add a built-in one: write the function in a file of this folder and name it in `SOURCES`.
+To add a built-in one: write the function in a file of this folder and name it in `SOURCES`. It says where labelled
+images lie (`reading.Unread`, a part each for train, validation and test) and hands them to `assemble.assemble`.
 """
 
 import reprlib
@@ -17,13 +18,17 @@ from rft_cluster.common.errors import UserError
 from rft_cluster.common.lookup import find_function, slip
 from rft_cluster.config import DataSection
 from rft_cluster.data.archive import load_flower102
-from rft_cluster.data.dataset import FewShotDataset, check_aliases, check_labels, listing
+from rft_cluster.data.conflicts import near_copies_note
+from rft_cluster.data.dataset import FewShotDataset, check_aliases, check_labels, composed, listing
 from rft_cluster.data.digits import load_digits
 from rft_cluster.data.folder import load_folder
 from rft_cluster.data.hub import load_hub
-from rft_cluster.data.images import check_image
+from rft_cluster.data.images import Limits, check_image
 from rft_cluster.data.manifest import check_manifest, manifest, read_manifest
+from rft_cluster.data.names import stripped_names
+from rft_cluster.data.shown import as_shown
 from rft_cluster.data.split import few_shot_split
+from rft_cluster.data.table import load_table
 from rft_cluster.messages import Example
 
 __all__ = ["SOURCES", "DataSection", "Example", "FewShotDataset", "few_shot_split", "load_dataset", "manifest"]
@@ -31,6 +36,7 @@ __all__ = ["SOURCES", "DataSection", "Example", "FewShotDataset", "few_shot_spli
 SOURCES: dict[str, Callable[[DataSection, int], FewShotDataset]] = {
     "digits": load_digits,
     "folder": load_folder,
+    "csv": load_table,
     "flower102": load_flower102,
     "huggingface": load_hub,
 }
@@ -53,7 +59,8 @@ def load_dataset(config: DataSection, seed: int) -> FewShotDataset:
         splits, seed = earlier["splits"], earlier["seed"]
         shots = min(Counter(entry["label"] for entry in splits["train"]).values())
         sizes = {"shots": shots, "validation": len(splits["validation"]), "test": len(splits["test"])}
-        config = config.model_copy(update=sizes)
+        levels = {"sixteen_bit": earlier["levels"]} if earlier["levels"] else {}
+        config = config.model_copy(update=sizes | levels)
     dataset = _call(config, seed)
     if not isinstance(dataset, FewShotDataset):
         raise UserError(f"data.source: {config.source} must return a FewShotDataset, not {type(dataset).__name__}")
@@ -63,7 +70,10 @@ def load_dataset(config: DataSection, seed: int) -> FewShotDataset:
         check_manifest(dataset, earlier)
     _check_splits(dataset, config)
     if config.source not in SOURCES:
-        _check_images(dataset, config.source)
+        _check_images(dataset, config)
+        _check_choices(dataset, config)
+    dataset = as_shown(dataset, config)
+    dataset = replace(dataset, remarks=dataset.remarks + near_copies_note(dataset))
     return _with_aliases(dataset, config)
 
 
@@ -111,25 +121,36 @@ def _check_splits(dataset: FewShotDataset, config: DataSection) -> None:
         ids.add(example.example_id)
 
 
-def _check_images(dataset: FewShotDataset, source: str) -> None:
+def _check_choices(dataset: FewShotDataset, config: DataSection) -> None:
+    """A function of the user's own that does not use `few_shot_split` has to look at these keys itself."""
+    if config.only is not None and not set(dataset.classes) <= set(config.only):
+        raise UserError(f"data.only: {config.source} returned other classes: {', '.join(dataset.classes)}")
+    if config.strip_prefix and stripped_names(dataset.classes):
+        raise UserError(f"data.strip_prefix: {config.source} returned the names with their prefix")
+
+
+def _check_images(dataset: FewShotDataset, config: DataSection) -> None:
     """Decode every image of a function of the user's own; the built-in ones have done so."""
     images = {example.example_id: example.image for split in dataset.splits.values() for example in split}
     images |= {f"pool[{index}]": image for index, image in enumerate(dataset.pool)}
     problems = []
     for where, image in images.items():
         try:
-            check_image(image, where)
+            check_image(image, where, Limits(config.max_pixels, config.max_bytes))
         except UserError as error:
             problems.append(str(error))
     if problems:
         raise UserError(
-            f"data.source: {len(problems)} of the {len(images)} images of {source} cannot be used; mend or leave them "
-            f"out:\n{listing(problems)}"
+            f"data.source: {len(problems)} of the {len(images)} images of {config.source} cannot be used; mend or "
+            f"leave them out:\n{listing(problems)}"
         )
 
 
 def _with_aliases(dataset: FewShotDataset, config: DataSection) -> FewShotDataset:
-    aliases = check_aliases(dataset.classes, config.aliases)
+    wanted = config.aliases
+    if config.only is not None:  # the aliases of classes that are left out are no mistake
+        wanted = {label: names for label, names in wanted.items() if composed(label) in dataset.classes}
+    aliases = check_aliases(dataset.classes, wanted)
     if not aliases:
         return dataset
     train, validation, test = (

@@ -21,9 +21,9 @@ import numpy as np
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import DataSection
-from rft_cluster.data.dataset import FewShotDataset, check_classes, listing
-from rft_cluster.data.images import MAX_BYTES
-from rft_cluster.data.split import Unread, split_and_read
+from rft_cluster.data.assemble import assemble
+from rft_cluster.data.dataset import FewShotDataset, listing
+from rft_cluster.data.reading import Unread
 from rft_cluster.messages import Example
 
 CLASSES_FILE = Path(__file__).with_name("flowers102_classes.txt")
@@ -40,8 +40,8 @@ def load_flower102(config: DataSection, seed: int) -> FewShotDataset:
         UserError: the archive is not complete (see `open_archive`), `data.classes` differs from the 102 names,
             too many images are asked for, or a chosen one cannot be decoded.
     """
-    classes = check_classes(flower_classes(), config.classes)
-    return split_and_read("flower102", open_archive(config.path, "data.path"), classes, config, seed)
+    archive = open_archive(config.path, "data.path", config.max_bytes)
+    return assemble("flower102", {"train": archive}, flower_classes(), config, seed)
 
 
 def flower_classes() -> list[str]:
@@ -49,8 +49,9 @@ def flower_classes() -> list[str]:
     return CLASSES_FILE.read_text(encoding="utf-8").splitlines()
 
 
-def open_archive(path: Path | None, key: str) -> Unread:
-    """Check that an archive is whole, without decoding its images. `key` names the config key in the messages.
+def open_archive(path: Path | None, key: str, max_bytes: int) -> Unread:
+    """Check that an archive is whole, without decoding its images. `key` names the config key in the messages; of no
+    image are more than `max_bytes` and one read.
 
     Raises:
         UserError: a file is missing or no .mat file of the documented content, a label is none of the 102
@@ -75,7 +76,7 @@ def open_archive(path: Path | None, key: str) -> Unread:
     ids = [f"jpg/image_{number:05d}.jpg" for number in range(1, len(labels) + 1)]
     _check_files(root, ids, key)
     examples = [Example(i, b"", classes[label - 1]) for i, label in zip(ids, labels, strict=True)]
-    return Unread(examples, _digests([root / i for i in ids]), partial(_read, root), f"{key} ({root})")
+    return Unread(examples, _digests([root / i for i in ids]), partial(_read, root, max_bytes), f"{key} ({root})")
 
 
 def _root(path: Path | None, key: str) -> Path:
@@ -124,9 +125,9 @@ def _check_files(root: Path, ids: list[str], key: str) -> None:
         )
 
 
-def _read(root: Path, example_id: str) -> bytes:
+def _read(root: Path, max_bytes: int, example_id: str) -> bytes:
     with (root / example_id).open("rb") as file:
-        return file.read(MAX_BYTES + 1)  # one more than `check_image` accepts: never all of a huge file
+        return file.read(max_bytes + 1)  # one more than `check_image` accepts: never all of a huge file
 
 
 def _digests(files: list[Path]) -> list[str]:

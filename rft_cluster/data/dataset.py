@@ -3,7 +3,9 @@
 import difflib
 import hashlib
 import unicodedata
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, overload
 
 import numpy as np
 
@@ -15,14 +17,43 @@ from rft_cluster.messages import Example
 LISTED = 40
 
 
+class Pool(Sequence[bytes]):
+    """Encoded images that are read when they are asked for, so that not all of a large set are in memory."""
+
+    def __init__(self, keys: Sequence[Any], read: Callable[[Any], bytes]) -> None:
+        self._keys, self._read = keys, read
+
+    def map(self, change: Callable[[bytes], bytes]) -> "Pool":
+        return Pool(self._keys, lambda key: change(self._read(key)))
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Pool": ...
+    def __getitem__(self, index: int | slice) -> "bytes | Pool":
+        if isinstance(index, slice):
+            return Pool(self._keys[index], self._read)
+        return self._read(self._keys[index])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 @dataclass(frozen=True, slots=True)
 class FewShotDataset:
     """Disjoint splits of a data set.
 
     `validation` is for curves and choices, `test` only for the figures before and after training. `pool`
     holds encoded images outside those two without labels: the training images, and all others where the source
-    has read them. `problem` is the question that a data set brings along, where it does. `skipped` are images that
-    cannot be used, with the reason; `copies` are left out as well, with the id of the image that each is equal to.
+    has read them. `problems` are the different questions that a data set brings along, where it does. `skipped` are
+    images that cannot be used, with the reason; `copies` are left out as well, with the id of the image that each is
+    equal to. `remarks` say what else was left out or taken in another way than it lies there. `levels` are what became
+    black and white of pictures with 16 bits a channel, where there are any.
     """
 
     name: str
@@ -30,28 +61,48 @@ class FewShotDataset:
     train: list[Example]
     validation: list[Example]
     test: list[Example]
-    pool: list[bytes]
-    problem: str | None = None
+    pool: Sequence[bytes]
+    problems: tuple[str, ...] = ()
     skipped: dict[str, str] = field(default_factory=dict)
     copies: dict[str, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+    levels: tuple[int, int] | None = None
 
     @property
     def splits(self) -> dict[str, list[Example]]:
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
-    def with_held_out(self, other: "FewShotDataset", known: dict[str, str]) -> "FewShotDataset":
-        """With the validation and test images of `other`, from which copies of images here (`known`) were left out."""
-        return replace(
-            self,
-            validation=other.validation,
-            test=other.test,
-            skipped=self.skipped | other.skipped,
-            copies=self.copies | known | other.copies,
-        )
+    @property
+    def problem(self) -> str | None:
+        """The question that the data set brings along.
+
+        Raises:
+            UserError: it brings several.
+        """
+        if len(self.problems) > 1:
+            raise UserError(
+                f"prompt.template is problem, so column problem of {self.name} must ask the same of every image, but "
+                f"it holds {len(self.problems)} different texts; make them one, or take another template, e.g. "
+                f"prompt.template=think_answer:\n{listing([repr(text) for text in self.problems])}"
+            )
+        return self.problems[0] if self.problems else None
+
+    def with_held_out(self, *others: "FewShotDataset") -> "FewShotDataset":
+        """With the validation and test images of `others`, and what was left out of them."""
+        whole = self
+        for other in others:
+            whole = replace(
+                whole,
+                validation=[*whole.validation, *other.validation],
+                test=[*whole.test, *other.test],
+                skipped=whole.skipped | other.skipped,
+                copies=whole.copies | other.copies,
+            )
+        return whole
 
     def notes(self) -> list[str]:
         """What its user should know of images left out: texts of one line or more, none where all is in use."""
-        notes = []
+        notes = list(self.remarks)
         if self.copies:
             first, kept = next(iter(self.copies.items()))
             more = "copies of other images (first: " if len(self.copies) > 1 else "copy of another image ("

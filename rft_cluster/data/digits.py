@@ -10,8 +10,9 @@ from PIL import Image
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import DataSection
-from rft_cluster.data.dataset import FewShotDataset, check_classes
-from rft_cluster.data.split import few_shot_split
+from rft_cluster.data.assemble import assemble
+from rft_cluster.data.dataset import FewShotDataset
+from rft_cluster.data.reading import decoded
 from rft_cluster.messages import Example
 
 CLASSES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -26,8 +27,10 @@ def load_digits(config: DataSection, seed: int) -> FewShotDataset:
     """
     if config.path is not None:
         raise UserError(f"data.path is {config.path}, but data.source is digits, which is built in: set source=folder")
-    classes = check_classes(CLASSES, config.classes)
-    return few_shot_split("digits", _examples(), classes, config, seed)
+    examples = _examples()
+    images = {example.example_id: example.image for example in examples}
+    scans = decoded(examples, images.__getitem__, f"{len(examples)} digits", config)
+    return assemble("digits", {"train": scans}, CLASSES, config, seed)
 
 
 def _examples() -> list[Example]:

@@ -2,43 +2,47 @@
 
     photos/rose/a.jpg  photos/rose/b.png  photos/tulip/c.jpg  ...
 
-or, where the test images are set apart:
+or, where some are set apart (in any of the usual words: Training, valid, Test_Images):
 
-    photos/train/rose/a.jpg  ...  photos/test/rose/b.jpg  ...
+    photos/train/rose/a.jpg  ...  photos/val/rose/b.jpg  ...  photos/test/rose/c.jpg  ...
 
-Only files directly in a class's folder count; hidden ones and those without a picture's suffix are left out.
+A level more is looked through where nothing else can be meant: photos/photos/rose/a.jpg as archives unpack into
+their own name, and photos/rose/images/a.jpg. Everything that is not read is counted by kind.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import DataSection
+from rft_cluster.data.assemble import assemble
 from rft_cluster.data.dataset import FewShotDataset, check_classes, composed, listing
-from rft_cluster.data.images import MAX_BYTES
-from rft_cluster.data.split import (
-    copies_of,
-    few_shot_split,
-    held_out_only,
-    read_images,
-    skip_or_refuse,
-    training_only,
+from rft_cluster.data.files import (
+    SUFFIXES,
+    TABLE_SUFFIXES,
+    LeftOut,
+    count_others,
+    entries,
+    folders_in,
+    pictures_in,
+    read_file,
+    some,
+    tables_in,
 )
+from rft_cluster.data.names import chosen_names, find_splits, split_role
+from rft_cluster.data.reading import Unread, decoded
 from rft_cluster.messages import Example
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-# Pictures as well, which cannot be read here: named rather than passed over.
-OTHER_SUFFIXES = (".heic", ".heif", ".avif", ".svg", ".jp2", ".psd", ".dng")
+IMAGE_FOLDERS = {"images", "image", "imgs", "img", "pictures", "pics", "photos", "jpg", "jpeg", "png", "jpegimages"}
+DEPTH = 3  # levels below data.path that are looked through for what it should have been
 
 
 @dataclass(frozen=True)
-class Photos:
-    """The usable images of a folder of class folders."""
+class Layout:
+    """Where the class folders of each split lie. Without splits all are `train`."""
 
-    classes: list[str]
-    examples: list[Example]
-    digests: list[str]
-    skipped: dict[str, str]
+    parts: dict[str, Path]
+    remarks: list[str]
 
 
 def load_folder(config: DataSection, seed: int) -> FewShotDataset:
@@ -49,63 +53,180 @@ def load_folder(config: DataSection, seed: int) -> FewShotDataset:
             images cannot be read (all are named, with the reason), or there are too few of them.
     """
     root = _root(config.path)
-    folders = _folders(root, root)
+    left_out = LeftOut()
+    layout = _layout(root, config, left_out)
+    classes = {role: _class_folders(part, root, left_out) for role, part in layout.parts.items()}
+    found = list(classes["train"])
+    names = chosen_names(found, config)  # images of classes that are not wanted are not even read
+    wanted = {
+        role: {label: folder for label, folder in folders.items() if label in names or label not in found}
+        for role, folders in classes.items()
+    }
+    files = {role: _files(root, folders, left_out) for role, folders in wanted.items()}
+    parts = {role: _unread(root, layout.parts[role], paths, config) for role, paths in files.items()}
+    dataset = assemble(root.name, parts, found, config, seed)
+    return replace(dataset, remarks=[*layout.remarks, *left_out.notes(), *dataset.remarks])
+
+
+# --- which folder is what
+
+
+def _layout(root: Path, config: DataSection, left_out: LeftOut) -> Layout:
+    folder = root
+    remarks: list[str] = []
+    for _ in range(DEPTH):
+        folders = folders_in(folder, root, left_out)
+        parts = _parts(folder, folders, root, config)
+        if parts:
+            _count_beside(folder, [f for f in folders if f not in parts.values()], left_out)
+            return Layout(parts, remarks + _unlabelled(folders, parts))
+        if len(folders) != 1 or pictures_in(folder) or _is_class(folders[0], root) or not _holds_pictures(folders[0]):
+            break
+        folder = folders[0]
+        remarks = [f"the classes lie in {folder}, the one folder of data.path"]
     if not folders:
-        raise UserError(f"data.path: {root} has no sub-folders; put each class's images in one named as the class")
-    nested = [
-        folder for folder in folders if not _image_files(folder) and any(map(_image_files, _folders(folder, root)))
+        raise UserError(
+            f"data.path: {folder} has no sub-folders; put each class's images in one named as the class"
+            f"{_table_hint(root)}"
+        )
+    nested = [f for f in folders if not _is_class(f, root) and _holds_pictures(f)]
+    if nested or len(folders) == 1:
+        raise UserError(_explain(root, nested or folders))
+    _count_beside(folder, [], left_out)
+    return Layout({"train": folder}, remarks)
+
+
+def _parts(folder: Path, folders: list[Path], root: Path, config: DataSection) -> dict[str, Path]:
+    """The folders of the splits, if that is what `folders` are: the training images lie in class folders there."""
+    named = {path.name: path for path in folders}
+    if config.splits:
+        found = find_splits(list(named), config.splits, str(folder))
+        return {role: named[name] for role, name in found.items()}
+    with_classes = {name: path for name, path in named.items() if _holds_classes(path, root)}
+    found = find_splits(list(with_classes), {}, str(folder))
+    return {role: named[name] for role, name in found.items()} if "train" in found and len(folders) > 1 else {}
+
+
+def _unlabelled(folders: list[Path], parts: dict[str, Path]) -> list[str]:
+    """Remarks on splits whose images lie in no class folders: they have no labels."""
+    return [
+        f"{path.name}/ has no class folders, so its images have no labels: they are left out"
+        for path in folders
+        if path not in parts.values() and split_role(path.name) and _holds_pictures(path)
     ]
-    if [folder.name for folder in folders] == ["test", "train"] and len(nested) == 2:
-        return _train_and_test(root, config, seed)
-    if nested:
-        raise UserError(_explain_nested(root, nested))
-    photos = _photos(root, folders, config)
-    classes = check_classes(photos.classes, config.classes)
-    return few_shot_split(root.name, photos.examples, classes, config, seed, photos.digests, photos.skipped)
 
 
-def _train_and_test(root: Path, config: DataSection, seed: int) -> FewShotDataset:
-    """Training images and the pool from train/, validation and test images from test/."""
-    photos, apart = (_photos(root, _folders(root / part, root), config) for part in ("train", "test"))
-    classes = check_classes(photos.classes, config.classes)
-    unknown = [repr(label) for label in apart.classes if label not in classes]
-    if unknown:
-        raise UserError(f"data.path: {root}/test has classes that {root}/train has not:\n{listing(unknown)}")
-    known = copies_of(photos.examples, photos.digests, apart.examples, apart.digests)
-    kept = [i for i, example in enumerate(apart.examples) if example.example_id not in known]
-    chosen = few_shot_split(
-        root.name, photos.examples, classes, training_only(config), seed, photos.digests, photos.skipped
+def _is_class(folder: Path, root: Path) -> bool:
+    return bool(_pictures_of(folder, root))
+
+
+def _holds_classes(folder: Path, root: Path) -> bool:
+    """Whether it is a folder of class folders, and not one of pictures in a folder of their own: test/images/a.jpg."""
+    folders = folders_in(folder, root)
+    if pictures_in(folder) or [f.name.casefold() in IMAGE_FOLDERS for f in folders] == [True]:
+        return False
+    return any(_is_class(f, root) for f in folders)
+
+
+def _pictures_of(folder: Path, root: Path) -> list[Path]:
+    """A class's pictures: those in its folder, or in the one folder therein, as in rose/images/a.jpg."""
+    pictures = pictures_in(folder)
+    if pictures:
+        return pictures
+    below = folders_in(folder, root)
+    return pictures_in(below[0]) if len(below) == 1 else []
+
+
+def _holds_pictures(folder: Path, depth: int = DEPTH) -> bool:
+    return bool(pictures_in(folder)) or (
+        depth > 0 and any(_holds_pictures(f, depth - 1) for f in folders_in(folder, folder))
     )
-    examples, digests = [apart.examples[i] for i in kept], [apart.digests[i] for i in kept]
-    held_out = few_shot_split(root.name, examples, classes, held_out_only(config), seed, digests, apart.skipped)
-    return chosen.with_held_out(held_out, known)
 
 
-def _explain_nested(root: Path, nested: list[Path]) -> str:
-    names = ", ".join(f"{folder.name}/" for folder in nested)
-    if len(nested) == 1 and len(_folders(root, root)) == 1:
-        return f"data.path: {root} holds the one folder {names}, and the classes lie in it: set data.path={nested[0]}"
+def _count_beside(folder: Path, others: list[Path], left_out: LeftOut) -> None:
+    """What lies beside the folders that are used: pictures, and folders that hold some."""
+    for picture in pictures_in(folder):
+        left_out.beside(picture, f"beside the folders of {folder.name}/")
+    for other in others:
+        if _holds_pictures(other):
+            left_out.folder(other, f"in {other.name}/")
+
+
+def _explain(root: Path, nested: list[Path]) -> str:
+    right = next((f for f in _below(root, DEPTH) if _works(f, root)), None)
+    names = some([f"{folder.name}/" for folder in nested])
+    cure = f"set data.path={right}" if right else "set data.path to the folder that holds the classes"
     return (
-        f"data.path: {root} must hold a folder of images for each class, but {names} hold folders of images. Set "
-        f"data.path to the one that holds the classes, or keep exactly train/ and test/ there, each with its classes"
+        f"data.path: {root} must hold a folder of images for each of two classes or more, but it holds {names}: "
+        f"{cure}, or have train/, val/ and test/ there, each with its classes{_table_hint(root)}"
     )
 
 
-def _photos(root: Path, folders: list[Path], config: DataSection) -> Photos:
-    """The images in the class folders. Labels are composed (NFC): some file systems give accents apart."""
+def _below(folder: Path, depth: int) -> list[Path]:
+    """All folders below it, the nearest first."""
+    level, found = [folder], []
+    for _ in range(depth):
+        level = [below for one in level for below in folders_in(one, one)]
+        found += level
+    return found
+
+
+def _works(folder: Path, root: Path) -> bool:
+    return sum(_is_class(f, root) for f in folders_in(folder, root)) >= 2
+
+
+def _table_hint(root: Path) -> str:
+    tables = [table for folder in (root, *folders_in(root, root)) for table in tables_in(folder)]
+    if not tables:
+        return ""
+    return f". If {tables[0].name} there says which image has which label: data.source=csv data.path={tables[0]}"
+
+
+# --- its images
+
+
+def _class_folders(part: Path, root: Path, left_out: LeftOut) -> dict[str, Path]:
+    """Class folders by label, composed (NFC): some file systems give accents apart."""
+    folders = folders_in(part, root, left_out if part != root else None)
     labels = [composed(folder.name) for folder in folders]
-    check_classes(labels, None)  # before a dictionary could merge two of them
-    files = {label: _image_files(folder) for label, folder in zip(labels, folders, strict=True)}
-    empty = [f"{folder.relative_to(root)}/" for label, folder in zip(labels, folders, strict=True) if not files[label]]
+    if len(labels) != len(set(labels)):
+        check_classes(labels, None)  # says which
+    return dict(zip(labels, folders, strict=True))
+
+
+def _files(root: Path, folders: dict[str, Path], left_out: LeftOut) -> dict[str, list[Path]]:
+    files = {}
+    for label, folder in folders.items():
+        files[label] = _pictures_of(folder, root)
+        _count_rest(folder, files[label], root, left_out)
+    empty = [
+        f"{folder.relative_to(root)}/" + (" (several sub-folders do)" if _holds_pictures(folder) else "")
+        for label, folder in folders.items()
+        if not files[label]
+    ]
     if empty:
         raise UserError(
             f"these class folders in data.path ({root}) hold no image files ({' '.join(SUFFIXES)}); add "
             f"images or remove them:\n{listing(empty)}"
         )
-    unread = [Example(str(path.relative_to(root)), b"", label) for label, paths in files.items() for path in paths]
-    examples, digests, bad = read_images(unread, lambda example_id: _read(root / example_id, root))
-    skip_or_refuse(bad, f"{len(examples)} image files in data.path ({root})", config)
-    return Photos(labels, examples, digests, bad)
+    return files
+
+
+def _count_rest(folder: Path, used: list[Path], root: Path, left_out: LeftOut) -> None:
+    """What lies in a class folder and is none of its pictures."""
+    count_others(entries(folder), left_out)
+    for below in folders_in(folder, root, left_out):
+        if used and used[0].parent == below:
+            _count_rest(below, used, root, left_out)
+        else:
+            left_out.folder(below, f"in sub-folders of {folder.name}/")
+
+
+def _unread(root: Path, part: Path, files: dict[str, list[Path]], config: DataSection) -> Unread:
+    examples = [Example(str(path.relative_to(root)), b"", label) for label, paths in files.items() for path in paths]
+    what = f"{len(examples)} image files in data.path ({part})"
+    unread = decoded(examples, lambda example_id: read_file(root / example_id, root, config.max_bytes), what, config)
+    return replace(unread, where=str(part))
 
 
 def _root(path: Path | None) -> Path:
@@ -115,43 +236,6 @@ def _root(path: Path | None) -> Path:
     if not root.exists():
         raise UserError(f"data.path: {root} does not exist")
     if not root.is_dir():
-        raise UserError(f"data.path: {root} is not a folder; it must hold a sub-folder of images for each class")
+        hint = ". For a table of images and labels set data.source=csv" if root.suffix.lower() in TABLE_SUFFIXES else ""
+        raise UserError(f"data.path: {root} is not a folder; it must hold a sub-folder of images for each class{hint}")
     return root
-
-
-def _folders(folder: Path, root: Path) -> list[Path]:
-    folders = [path for path in _entries(folder) if path.is_dir()]
-    for path in folders:
-        if not path.resolve().is_relative_to(root.resolve()):
-            raise UserError(f"data.path: {path} is a link out of {root}; put the images themselves there")
-    return folders
-
-
-def _image_files(folder: Path) -> list[Path]:
-    return [path for path in _entries(folder) if path.suffix.lower() in SUFFIXES + OTHER_SUFFIXES]
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"data.path: {folder} cannot be read: {error.strerror}") from error
-
-
-def _read(path: Path, root: Path) -> bytes:
-    where = path.relative_to(root)
-    try:
-        str(where).encode()
-        resolved = path.resolve()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{where}: its name is not UTF-8; rename it") from error
-    except RuntimeError as error:  # what Python 3.11 and 3.12 say of a link to itself
-        raise UserError(f"{where}: a link to itself") from error
-    if not resolved.is_relative_to(root.resolve()):
-        raise UserError(f"{where}: a link out of the folder")
-    if path.is_dir():
-        raise UserError(f"{where}: a folder, not a file")
-    if not path.is_file():  # opening a named pipe would wait for ever
-        raise UserError(f"{where}: not a file, or a link to nothing")
-    with path.open("rb") as file:
-        return file.read(MAX_BYTES + 1)  # one more than `check_image` accepts: never all of a huge file

@@ -1,36 +1,35 @@
-"""Data sets of Hugging Face: from the hub by name, or from a folder of `save_to_disk` or of parquet files.
+"""Data sets of Hugging Face: from the hub by name, or a folder of `save_to_disk`, or parquet files.
 
-    image, label                  `label` with names (ClassLabel) or text; both columns can be called otherwise
+    image, label                  `label` with names (ClassLabel), text or numbers; both columns can be called otherwise
     image, problem, solution      Visual-RFT's (arXiv 2503.01785): `<answer>label</answer>`, and the question to ask
 
 Images must lie in the set itself, encoded: a path in a row is not followed. No code of a data set is run: `datasets`
-has not been able to since version 4.
+has not been able to since version 4. What columns mean is decided in `columns.py`.
 
-Where validation and test images come from:
-
-    the set has a split `test`    from it
-    data.held_out is given        from that Flower102 archive, without the pictures that are trained on
-    otherwise                     from what the shots leave over
+Validation and test images come from the set's own splits (see `assemble.py`); or, with `data.held_out`, from that
+Flower102 archive, without the pictures that are trained on.
 """
 
-import hashlib
-import io
 import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import DataSection
 from rft_cluster.data.archive import open_archive
-from rft_cluster.data.dataset import FewShotDataset, check_classes, composed, listing
-from rft_cluster.data.images import DECODE_ERRORS, FORMATS, open_image, upright
-from rft_cluster.data.labels import extract_answer, normalise_label
-from rft_cluster.data.split import Unread, copies_of, held_out_only, skip_or_refuse, split_and_read, training_only
+from rft_cluster.data.assemble import assemble, replace_keys, split_and_read
+from rft_cluster.data.columns import find_columns, labels_of, problems_of, unread_rows
+from rft_cluster.data.conflicts import SAME_PICTURE, small_copy
+from rft_cluster.data.dataset import FewShotDataset, listing
+from rft_cluster.data.files import TABLE_SUFFIXES, is_picture, is_system, some
+from rft_cluster.data.images import DECODE_ERRORS
+from rft_cluster.data.labels import normalise_label
+from rft_cluster.data.names import find_splits, split_role
+from rft_cluster.data.reading import Unread, skip_or_refuse
 from rft_cluster.messages import Example
 
 if TYPE_CHECKING:
@@ -38,11 +37,6 @@ if TYPE_CHECKING:
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 PLAIN_NAME = re.compile(r"\w[\w.-]*")
-SIDE = 16  # of the small copies by which a picture is known again
-# Root of the mean squared difference, in grey levels of 255, up to which two small copies are the same picture. On
-# scikit-learn's two sample photographs encoding anew (JPEG of quality 40, PNG, WebP) and scaling to 224 pixels gave at
-# most 2.0, cutting 1 % off one side 3.7 and more. A picture that is taken for another only leaves the test.
-SAME_PICTURE = 3.0
 
 
 def load_hub(config: DataSection, seed: int) -> FewShotDataset:
@@ -55,25 +49,50 @@ def load_hub(config: DataSection, seed: int) -> FewShotDataset:
         UserError: the set cannot be had, has other columns, labels or splits, or too few images, or a chosen
             image cannot be decoded.
     """
-    name, splits = _open(config.path)
-    source = _training_split(name, splits)
-    labels, order = _labels(splits[source], config, f"{name}, split {source}")
-    present = set(labels)
-    classes = check_classes([label for label in order if label in present], config.classes)
-    rows = _rows(splits[source], source, labels, config, name)
-    own_test = source != "test" and "test" in splits
-    if own_test and config.held_out is not None:
-        raise UserError(f"data.held_out is set, but {name} has a test split of its own: set data.held_out=null")
-
-    apart = own_test or config.held_out is not None
-    if not apart:
-        _check_left_over(name, len(labels), len(classes), config)
-    dataset = split_and_read(name, rows, classes, training_only(config) if apart else config, seed)
-    if own_test:
-        dataset = _with_test_split(dataset, rows, splits["test"], config, seed)
-    elif config.held_out is not None and dataset.train and config.validation + config.test:
+    name, sets = _open(config.path)
+    roles = _roles(name, sets, config)
+    train = sets[roles["train"]]
+    columns = find_columns(train, config, f"{name}, split {roles['train']}")
+    labels, order = labels_of(train, columns, config, f"{name}, split {roles['train']}")
+    parts = {"train": unread_rows(train, roles["train"], labels, columns, config, name)}
+    remarks = []
+    for role in ("validation", "test"):
+        split = roles.get(role)
+        if split is None:
+            continue
+        where = f"{name}, split {split}"
+        theirs, _ = labels_of(sets[split], columns, config, where, may_lack_all=True)
+        if not any(theirs):
+            remarks.append(f"split {split} has no labels: it is left out")
+        else:
+            parts[role] = unread_rows(sets[split], split, theirs, columns, config, name)
+    unused = [split for split in sets if split not in roles.values()]
+    remarks += [f"splits that are not used: {some(unused)} (data.splits names those to use)"] if unused else []
+    if len(parts) > 1 and config.held_out is not None:
+        own = "test" if "test" in parts else "validation"
+        raise UserError(f"data.held_out is set, but {name} has a {own} split of its own: set data.held_out=null")
+    if len(parts) == 1 and config.held_out is None and not config.folds:
+        _check_left_over(name, len(labels), len(set(labels)), config)
+    found = [label for label in order if label in set(labels)]
+    apart = config.held_out is not None
+    training = replace_keys(config, validation=0, test=0) if apart else config
+    dataset = assemble(name, parts, found, training, seed)
+    if apart and dataset.train and config.validation + config.test:
         dataset = _with_archive(dataset, config, seed)
-    return replace(dataset, problem=_problem(splits[source], name))
+    return replace(dataset, problems=problems_of(train), remarks=remarks + dataset.remarks)
+
+
+def _roles(name: str, sets: "dict[str, Dataset]", config: DataSection) -> dict[str, str]:
+    roles = find_splits(list(sets), config.splits, name)
+    if "train" in roles:
+        return roles
+    others = [split for split in sets if split not in roles.values()] or list(roles.values())
+    if len(others) != 1 or config.splits:
+        raise UserError(
+            f"data.path: {name} has no split train to learn from, but {', '.join(sets) or 'none'}: name it, e.g. "
+            f"'data.splits={{train: {next(iter(sets), 'NAME')}}}'"
+        )
+    return {role: split for role, split in roles.items() if split != others[0]} | {"train": others[0]}
 
 
 # --- reading
@@ -88,9 +107,10 @@ def _open(path: Path | None) -> tuple[str, "dict[str, Dataset]"]:
         )
     folder = path.expanduser()
     if not folder.exists() and not HUB_NAME.fullmatch(path.as_posix()):
-        raise UserError(f"data.path: {path} is neither a folder nor a name on the hub of the form owner/name")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"data.path: {folder} is not a folder; it must be one of save_to_disk or of parquet files")
+        raise UserError(f"data.path: {path} is neither a file or folder nor a name on the hub of the form owner/name")
+    saved = (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+    if folder.exists() and not saved:
+        _check_parquet(folder)
 
     import datasets  # takes seconds to import
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
@@ -98,9 +118,11 @@ def _open(path: Path | None) -> tuple[str, "dict[str, Dataset]"]:
     try:
         if not folder.exists():
             found = datasets.load_dataset(path.as_posix())
-        elif (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        elif saved:
             _check_saved(folder)
             found = datasets.load_from_disk(str(folder))
+        elif folder.is_file():
+            found = datasets.load_dataset("parquet", data_files={"train": str(folder)})
         else:
             found = datasets.load_dataset("parquet", data_dir=str(folder))
     except DatasetNotFoundError as error:
@@ -117,7 +139,7 @@ def _open(path: Path | None) -> tuple[str, "dict[str, Dataset]"]:
     except (DatasetsError, OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
         raise UserError(
             f"data.path: {path} cannot be read as a data set ({error}). It must be a folder of save_to_disk, a folder "
-            f"of parquet files, or a name on the hub"
+            f"of parquet files, one such file, or a name on the hub"
         ) from error
     splits = found if isinstance(found, dict) else {"train": found}
     return path.name, {str(split): rows.with_format(None) for split, rows in splits.items()}
@@ -144,90 +166,45 @@ def _check_saved(folder: Path) -> None:
         )
 
 
-def _training_split(name: str, splits: "dict[str, Dataset]") -> str:
-    if "train" in splits:
-        return "train"
-    others = [split for split in splits if split != "test"] or list(splits)
-    if len(others) != 1:
-        raise UserError(f"data.path: {name} has no split train to learn from, but {', '.join(splits) or 'none'}")
-    return others[0]
-
-
-def _labels(rows: "Dataset", config: DataSection, where: str) -> tuple[list[str], list[str]]:
-    """Each row's label, and all labels in the order of the classes."""
-    import datasets
-
-    if "solution" in rows.column_names:
-        answers = [extract_answer(text) if isinstance(text, str) else None for text in rows["solution"]]
-        return _complete(answers, "solution without one <answer>label</answer>", where)
-    column = config.label_column
-    feature = _feature(rows, column, "data.label_column", where)
-    if isinstance(feature, datasets.ClassLabel):
-        names = [composed(name).strip() for name in feature.names]
-        numbers = [-1 if number is None else number for number in rows[column]]
-        return _complete([names[n] if 0 <= n < len(names) else None for n in numbers], "no label", where)[0], names
-    if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
-        return _complete(list(rows[column]), "no label", where)
-    raise UserError(
-        f"data.label_column: column {column!r} of {where} must hold names (ClassLabel or text), not {feature}. "
-        f"Cast it, or take another column of {', '.join(rows.column_names)}"
-    )
-
-
-def _complete(labels: list[str | None], problem: str, where: str) -> tuple[list[str], list[str]]:
-    """The labels, composed (NFC) and without white space around them, if none is empty; and each once, sorted."""
-    stripped = [composed(label or "").strip() for label in labels]
-    lines = [f"row {index}: {problem}" for index, label in enumerate(stripped) if not label]
-    if lines:
+def _check_parquet(path: Path) -> None:
+    """Refuse what holds no parquet files, pointing to the source that reads it, and two configurations of one set."""
+    if path.is_file():
+        if path.suffix.lower() in TABLE_SUFFIXES:
+            raise UserError(f"data.path: {path} is a table: set data.source=csv")
+        return
+    root = path.resolve()
+    files = [file for file in path.rglob("*") if file.is_file() and not _is_hidden(file.relative_to(path))]
+    parquet = [file for file in files if file.suffix.lower() == ".parquet"]
+    if not parquet:
+        tables = [file for file in files if file.suffix.lower() in TABLE_SUFFIXES]
+        cure = f". For a table of images and labels: data.source=csv data.path={tables[0]}" if tables else ""
+        if any(map(is_picture, files)):
+            cure = f". For pictures in folders: data.source=folder{cure}"
         raise UserError(
-            f"data.path: {len(lines)} of the {len(labels)} rows of {where} have no label:\n{listing(lines)}"
+            f"data.path: {path} holds no parquet files, so it cannot be read as a data set of Hugging Face{cure}"
         )
-    return stripped, sorted(set(stripped))
-
-
-def _feature(rows: "Dataset", column: str, key: str, where: str) -> Any:
-    if column not in rows.column_names:
-        raise UserError(f"{key}: {where} has no column {column!r}; it has {', '.join(rows.column_names)}")
-    return rows.features[column]
-
-
-def _rows(rows: "Dataset", split: str, labels: list[str], config: DataSection, name: str) -> Unread:
-    import datasets
-
-    column, where = config.image_column, f"{name}, split {split}"
-    feature = _feature(rows, column, "data.image_column", where)
-    encoded = isinstance(feature, dict) and "bytes" in feature  # parquet files that others than `datasets` wrote
-    if not encoded and not isinstance(feature, datasets.Image):
-        raise UserError(f"data.image_column: column {column!r} of {where} must hold images, not {feature}")
-    images = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    examples, digests, skipped = [], [], {}
-    for index, (row, label) in enumerate(zip(images, labels, strict=True)):
-        data = row[column] and row[column]["bytes"]
-        examples.append(Example(f"{split}/{index:06d}", b"", label))
-        digests.append(hashlib.sha256(data).hexdigest() if data else "")
-        if not data:
-            skipped[examples[-1].example_id] = "no image in the row, at most a path, which is not followed"
-    skip_or_refuse(skipped, f"{len(labels)} rows of {where}", config)
-
-    def read(example_id: str) -> bytes:
-        image: bytes = images[int(example_id.rpartition("/")[2])][column]["bytes"]
-        return image
-
-    return Unread(examples, digests, read, name, skipped)
-
-
-def _problem(rows: "Dataset", name: str) -> str | None:
-    """The question in column `problem` of a set that has `solution` as well."""
-    if not {"problem", "solution"} <= set(rows.column_names):
-        return None
-    texts = sorted({str(text) for text in rows["problem"]})
-    if len(texts) > 1:
-        shown = listing([repr(text) for text in texts])
+    outside = [str(file) for file in parquet if not file.resolve().is_relative_to(root)]
+    if outside:
+        raise UserError(f"data.path: {path} holds links out of it; put the files themselves there:\n{listing(outside)}")
+    folders = sorted({file.parent.relative_to(path) for file in parquet})
+    several = sorted({_configuration(folder) for folder in folders})
+    if len(several) > 1:
+        lines = listing([f"data.path={path / folder}" for folder in several])
         raise UserError(
-            f"data.path: column problem of {name} must ask the same of every image, but holds {len(texts)} different "
-            f"texts; remove the column or make them one:\n{shown}"
+            f"data.path: {path} holds several configurations of a set, which are not to be mixed; choose one:\n{lines}"
         )
-    return texts[0]
+
+
+def _configuration(folder: Path) -> Path:
+    """The folder of a configuration that parquet files in `folder` belong to: without names of splits, and `data`."""
+    parts = list(folder.parts)
+    while parts and (split_role(parts[-1]) or parts[-1].casefold() == "data"):
+        parts.pop()
+    return Path(*parts)
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") or is_system(Path(part)) for part in path.parts)
 
 
 # --- held-out images
@@ -243,38 +220,24 @@ def _check_left_over(name: str, images: int, classes: int, config: DataSection) 
         )
 
 
-def _with_test_split(
-    dataset: FewShotDataset, trained: Unread, rows: "Dataset", config: DataSection, seed: int
-) -> FewShotDataset:
-    name = dataset.name
-    labels, _ = _labels(rows, config, f"{name}, split test")
-    unknown = sorted(set(labels) - set(dataset.classes))
-    if unknown:
-        raise UserError(
-            f"data.path: split test of {name} has labels without a training image:\n{listing(list(map(repr, unknown)))}"
-        )
-    test = _rows(rows, "test", labels, config, name)
-    known = copies_of(trained.examples, trained.digests, test.examples, test.digests)
-    held_out = split_and_read(name, test.without(known), dataset.classes, held_out_only(config), seed)
-    return dataset.with_held_out(held_out, known)
-
-
 def _with_archive(dataset: FewShotDataset, config: DataSection, seed: int) -> FewShotDataset:
     name = dataset.name
-    archive = open_archive(config.held_out, "data.held_out")
+    archive = open_archive(config.held_out, "data.held_out", config.max_bytes)
     own_label = {normalise_label(label): label for label in dataset.classes}
     theirs = {normalise_label(example.label): example.label for example in archive.examples}
     lines = [f"{own_label[key]!r} is in {name} only" for key in sorted(own_label.keys() - theirs.keys())]
     lines += [f"{theirs[key]!r} is in the archive only" for key in sorted(theirs.keys() - own_label.keys())]
+    if config.only:  # of the archive's other classes nothing is wanted
+        lines = lines[: len(own_label.keys() - theirs.keys())]
     if lines:
         raise UserError(f"data.held_out: its classes and those of {name} differ:\n{listing(lines)}")
 
     known, bad = _known_pictures(dataset.train, archive)
     skip_or_refuse(bad, f"{len(archive.examples)} images in {archive.where}", config)
-    labelled = [replace(e, label=own_label[normalise_label(e.label)]) for e in archive.examples]
-    left = replace(archive, examples=labelled, skipped=bad).without(known)
-    held_out = split_and_read(name, left, dataset.classes, held_out_only(config), seed)
-    return dataset.with_held_out(held_out, known)
+    shared = {label: own_label[key] for key, label in theirs.items() if key in own_label}
+    left = replace(archive, skipped=bad).named(shared).without(known)
+    held_out = split_and_read(name, left, dataset.classes, replace_keys(config, shots=0), seed)
+    return dataset.with_held_out(replace(held_out, copies=known | held_out.copies))
 
 
 def _known_pictures(train: list[Example], candidates: Unread) -> tuple[dict[str, str], dict[str, str]]:
@@ -283,11 +246,11 @@ def _known_pictures(train: list[Example], candidates: Unread) -> tuple[dict[str,
     All are held against all by small copies, whose distance changes little by encoding and scaling. Returns the ids
     of such candidates with that of the picture they show, and the ids of those that cannot be read with the reason.
     """
-    small = np.stack([_small_copy(example.image) for example in train])  # [train, SIDE * SIDE * 3]
+    small = np.stack([small_copy(example.image) for example in train])  # [train, SIDE * SIDE * 3]
     known, bad = {}, {}
     for candidate in candidates.examples:
         try:
-            differences = small - _small_copy(candidates.read(candidate.example_id))
+            differences = small - small_copy(candidates.read(candidate.example_id))
         except DECODE_ERRORS as error:
             bad[candidate.example_id] = f"damaged or unsupported ({error})"
             continue
@@ -296,14 +259,3 @@ def _known_pictures(train: list[Example], candidates: Unread) -> tuple[dict[str,
         if distances[nearest] <= SAME_PICTURE**2:
             known[candidate.example_id] = train[nearest].example_id
     return known, bad
-
-
-def _small_copy(data: bytes) -> np.ndarray:
-    """The picture as SIDE x SIDE x 3 grey levels; JPEG is decoded at an eighth of its size, many times faster."""
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
-    if image.format == "JPEG":
-        image.draft("RGB", (4 * SIDE, 4 * SIDE))
-        picture = upright(image).convert("RGB")
-    else:
-        picture = open_image(data)
-    return np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.float32).ravel()

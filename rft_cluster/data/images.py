@@ -2,17 +2,25 @@
 
 import hashlib
 import io
+import re
 import struct
+import threading
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
-import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from rft_cluster.common.errors import UserError
+from rft_cluster.data.deep import FULL, deep_values, eight_bit, is_deep
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 MAX_BYTES = 50_000_000
+MAX_PIXELS = 89_478_485  # from here on Pillow warns
+# What a larger picture is scaled to as it is read: 16,384 tokens of 28x28 pixels, the most that Qwen2-VL was made for.
+SHOWN_PIXELS = 16_384 * 28 * 28
 MAX_RATIO = 200  # of the longer side to the shorter: above it Qwen2-VL's own resizing refuses (its `smart_resize`)
 # What turns a picture upright, by the EXIF orientation that it is stored with.
 TURNS = {
@@ -29,21 +37,39 @@ DECODE_ERRORS = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError),
     *(struct.error, zlib.error, Image.DecompressionBombError),
 )
+_limit_lock = threading.RLock()
 
 
-def open_image(data: bytes) -> Image.Image:
-    """The decoded picture in RGB: turned as its EXIF says, transparency on white, 16-bit grey scaled to 8.
+class Limits(NamedTuple):
+    """What is not even decoded: `data.max_pixels` and `data.max_bytes`."""
 
-    Of an animation or a document, it is the first frame.
+    pixels: int = MAX_PIXELS
+    bytes: int = MAX_BYTES
+
+
+def open_image(data: bytes, levels: tuple[int, int] = FULL, pixels: int | None = None) -> Image.Image:
+    """The decoded picture in RGB: turned as its EXIF says, transparency on white, 16 bits made 8.
+
+    Of an animation or a document, it is the first frame. `levels` are the values of 16 bits that become black and
+    white. With `pixels` a larger picture is scaled to about so many; one of more than `MAX_PIXELS` always is.
 
     Raises:
         ValueError: the pixels are 32-bit or floating point, which have no agreed black and white.
         OSError and others of `DECODE_ERRORS`: the bytes are not an image; `check_image` explains them.
     """
-    image = upright(Image.open(io.BytesIO(data), formats=FORMATS))
-    if image.mode.startswith("I;16"):
-        eight_bit = np.rint(np.asarray(image) / 257).astype(np.uint8)  # 65535 = 255 * 257
-        return Image.fromarray(eight_bit).convert("RGB")
+    image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+    size = _smaller(image.size, pixels)
+    if size and image.format == "JPEG":
+        image.draft(image.mode, size)  # decoded at a half, a quarter or an eighth, in as much less time and memory
+    if is_deep(image):
+        turned, image = image, eight_bit(deep_values(data, FORMATS), levels)
+        image = upright(image, turned.getexif())
+    else:
+        image = upright(image)
+    if size and image.size not in (size, size[::-1]):
+        turned_size = size if (image.width > image.height) == (size[0] > size[1]) else size[::-1]
+        colours = image if image.mode in ("L", "LA", "RGB", "RGBA", "CMYK") else image.convert("RGBA")
+        image = colours.resize(turned_size, Image.Resampling.BICUBIC, reducing_gap=3.0)
     if image.mode in ("I", "F"):
         raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode}); save it with 8 or 16 bits a channel")
     if image.has_transparency_data:
@@ -52,21 +78,32 @@ def open_image(data: bytes) -> Image.Image:
     return image.convert("RGB")
 
 
-def upright(image: Image.Image) -> Image.Image:
+def _smaller(size: tuple[int, int], pixels: int | None) -> tuple[int, int] | None:
+    """The size to scale to, or None for a picture that may stay as it is."""
+    width, height = size
+    limit = pixels or (SHOWN_PIXELS if width * height > MAX_PIXELS else width * height)
+    if width * height <= limit:
+        return None
+    factor = (limit / (width * height)) ** 0.5
+    return max(1, round(width * factor)), max(1, round(height * factor))
+
+
+def upright(image: Image.Image, exif: Image.Exif | None = None) -> Image.Image:
     """The picture as its EXIF orientation says. A broken EXIF block says nothing: viewers show the picture as it is."""
     image.load()
     try:
-        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        turn = TURNS.get((exif or image.getexif()).get(ExifTags.Base.Orientation))
     except DECODE_ERRORS:
         return image
     return image if turn is None else image.transpose(turn)
 
 
-def check_image(data: bytes, where: str) -> str:
+def check_image(data: bytes, where: str, limits: Limits = Limits()) -> str:  # noqa: B008  (a constant)
     """Decode an image in full and return a digest of its pixels, equal for equal pictures in whatever
     encoding.
 
-    The sizes are checked before any pixel is decoded. `where` names the image in the message.
+    The sizes are checked before any pixel is decoded. `where` names the image in the message. Pictures with 16 bits a
+    channel are told apart by all of them, before anything is scaled.
 
     Raises:
         UserError: the image has too many bytes or pixels, none at all, is too narrow for Qwen2-VL, is of another
@@ -74,23 +111,51 @@ def check_image(data: bytes, where: str) -> str:
     """
     if not data:
         raise UserError(f"{where}: empty, 0 bytes")
-    if len(data) > MAX_BYTES:
-        raise UserError(f"{where}: larger than {MAX_BYTES // 10**6} MB")
+    if len(data) > limits.bytes:
+        raise UserError(
+            f"{where}: larger than {limits.bytes / 1e6:.4g} MB: save it smaller, or raise data.max_bytes "
+            f"({limits.bytes} now)"
+        )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a broken comment and the like: the pixels are what counts
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with pixel_limit(limits.pixels):
             with Image.open(io.BytesIO(data), formats=FORMATS) as header:
-                width, height = header.size
-                _check_sides(width, height, where)
+                _check_sides(header.width, header.height, where)
+                deep = is_deep(header)
+            values = deep_values(data, FORMATS) if deep else None
+            if values is not None and (values % 257).any():
+                return hashlib.sha256(repr(values.shape).encode() + values.astype("<i4").tobytes()).hexdigest()
             picture = open_image(data)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise UserError(f"{where}: too many pixels ({error})") from error
+        raise UserError(f"{where}: too many pixels ({_size(error)}: {_cure(error, limits)})") from error
     except UnidentifiedImageError as error:
         raise UserError(f"{where}: not an image in one of the formats {', '.join(FORMATS)}") from error
     except DECODE_ERRORS as error:
         raise UserError(f"{where}: damaged or unsupported ({error})") from error
     return hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
+
+
+@contextmanager
+def pixel_limit(pixels: int) -> Iterator[None]:
+    """Within it Pillow raises DecompressionBombWarning or DecompressionBombError of a picture with more pixels."""
+    with _limit_lock, warnings.catch_warnings():  # both are of the whole process
+        warnings.simplefilter("ignore")  # of a broken comment and the like: the pixels are what counts
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, pixels
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _size(error: Exception) -> str:
+    found = re.search(r"\((\d+) pixels\)", str(error))
+    return f"{int(found[1]) / 1e6:.1f} million" if found else str(error)
+
+
+def _cure(error: Exception, limits: Limits) -> str:
+    found = re.search(r"\((\d+) pixels\)", str(error))
+    cure = f"raise data.max_pixels to {found[1]}" if found else "raise data.max_pixels"
+    return f"scale it down, or {cure}; it is {limits.pixels} now"
 
 
 def _check_sides(width: int, height: int, where: str) -> None:

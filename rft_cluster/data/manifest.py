@@ -3,8 +3,10 @@
     {"name": "photos", "seed": 0, "classes": ["rose", "tulip"], "aliases": {"rose": ["dog rose"]},
      "splits": {"train": [{"id": "rose/a.jpg", "sha256": "9f86...", "label": "rose"}, ...],
                 "validation": [...], "test": [...]},
-     "skipped": {"tulip/cut.png": "damaged or unsupported (...)"}, "copies": {"rose/b.jpg": "rose/a.jpg"}}
+     "skipped": {"tulip/cut.png": "damaged or unsupported (...)"}, "copies": {"rose/b.jpg": "rose/a.jpg"},
+     "levels": [0, 4095]}
 
+`levels` are what became black and white of pictures with 16 bits, null without any.
 `sha256` is that of the encoded bytes, what `sha256sum` gives for a file. An id is compared with others, never opened.
 """
 
@@ -18,6 +20,7 @@ from pydantic import BaseModel, Field, ValidationError
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import DataSection
 from rft_cluster.data.dataset import FewShotDataset, listing
+from rft_cluster.data.deep import FULL
 from rft_cluster.messages import Example
 
 
@@ -41,6 +44,8 @@ class _Manifest(BaseModel):
     splits: _Splits
     skipped: dict[str, str]
     copies: dict[str, str]
+    # Absent from manifests of runs before there was a choice: 0 and 65535 were black and white.
+    levels: tuple[int, int] | None = FULL
 
 
 def manifest(dataset: FewShotDataset, config: DataSection, seed: int) -> dict[str, Any]:
@@ -56,6 +61,7 @@ def manifest(dataset: FewShotDataset, config: DataSection, seed: int) -> dict[st
         },
         "skipped": dict(dataset.skipped),
         "copies": dict(dataset.copies),
+        "levels": dataset.levels,
     }
 
 
@@ -129,4 +135,4 @@ def _differences(
 
 
 def _sha256(example: Example) -> str:
-    return hashlib.sha256(example.image).hexdigest()
+    return example.sha256 or hashlib.sha256(example.image).hexdigest()

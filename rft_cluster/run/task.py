@@ -3,13 +3,18 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from rft_cluster.common.progress import with_progress
 from rft_cluster.config import Config
 from rft_cluster.data import FewShotDataset, load_dataset
 from rft_cluster.data.images import open_image
 from rft_cluster.messages import Example
-from rft_cluster.prompts import make_prompts, render_template
+from rft_cluster.prompts import PROBLEM, make_prompts, render_template
 
 TINY_CACHE = Path("~/.cache/rft_cluster/tiny")
+MAX_POOL = 2000  # images that it is built from: the graph's eigenvectors cost the cube of this (2 s at 2000)
+POOL_OF_A_CLASS = 20  # below so many images a class the look-alike groups say little
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,8 @@ def prepare(config: Config) -> Task:
         UserError: either will not do.
     """
     dataset = load_dataset(config.data, config.run.seed)
-    text = render_template(config.prompt.template, config.prompt.subject, dataset.classes, problem=dataset.problem)
+    problem = dataset.problem if config.prompt.template == PROBLEM else None
+    text = render_template(config.prompt.template, config.prompt.subject, dataset.classes, problem=problem)
     return Task(dataset, text)
 
 
@@ -37,9 +43,12 @@ def base_model_path(config: Config, task: Task) -> str:
         return config.model.path
     from rft_cluster.model.tiny.build import ensure_tiny_model
 
+    # Each picture is as small as the model will see it before the next one is read.
+    pool, pixels = task.dataset.pool, config.model.max_pixels
+    chosen = with_progress(choose_pool(len(pool), config.run.seed), "reading the unlabelled pool")
     folder = ensure_tiny_model(
         TINY_CACHE.expanduser(),
-        images=[open_image(image) for image in task.dataset.pool],
+        images=[open_image(pool[index], pixels=pixels) for index in chosen],
         class_names=task.dataset.classes,
         prompt_text=task.text,
         pixels=config.model.max_pixels,
@@ -47,6 +56,29 @@ def base_model_path(config: Config, task: Task) -> str:
         report=lambda line: print(line, flush=True),
     )
     return str(folder)
+
+
+def choose_pool(images: int, seed: int) -> list[int]:
+    """Which images of the unlabelled pool the small model is built from: all, or `MAX_POOL` of them."""
+    if images <= MAX_POOL:
+        return list(range(images))
+    return sorted(int(i) for i in np.random.default_rng(seed).choice(images, MAX_POOL, replace=False))
+
+
+def pool_note(config: Config, task: Task) -> list[str]:
+    """What to know of the unlabelled pool of the small model, where it is small: one text, or none."""
+    pool, shots = len(task.dataset.pool), len(task.dataset.train)
+    wanted = POOL_OF_A_CLASS * len(task.dataset.classes)
+    if config.model.path != "tiny" or pool >= wanted:
+        return []
+    held_out = len(task.dataset.validation) + len(task.dataset.test)
+    return [
+        f"the small model learns to see from {pool} unlabelled images, {shots} of them the shots, and will see little: "
+        f"{wanted} or more are better. {held_out} are held out: lower data.test or data.validation, or add images "
+        f"without a label to learn from"
+        if held_out
+        else f"the small model learns to see from {pool} images alone and will see little: {wanted} or more are better"
+    ]
 
 
 def check_model(config: Config, task: Task, model_path: str, examples: list[Example]) -> None:

@@ -49,9 +49,6 @@ from rft_cluster.model.tiny.warm_start import Pool, warm_start
 
 RECIPE_VERSION = 2  # part of the cache key: raise it with every change that alters what is built
 WARM_STEPS = 300  # at 200 GRPO started more slowly (digits, the one seed tried)
-
-
-MAX_POOL = 2000  # images looked at: the graph's eigenvectors cost the cube of this (2 s at 2000)
 SPECIAL_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
     "<|image_pad|>", "<|video_pad|>",
@@ -82,7 +79,7 @@ def ensure_tiny_model(
 ) -> Path:
     """Return the folder of the tiny model for these inputs, building it in `cache` on first use.
 
-    images: the unlabelled pool, RGB, of any sizes, at least 16; class_names: every answer that may be given;
+    images: the unlabelled pool, RGB, of any sizes, 16 to a few thousand; class_names: every answer that may be given;
     prompt_text: the user's text exactly as prompts will carry it, after the image (other text works, badly);
     pixels: what the processor resizes every image to. The same inputs give the same folder, at once.
 
@@ -96,16 +93,13 @@ def ensure_tiny_model(
         raise UserError("class names must be given, not empty, and all different")
     if pixels < (PATCH * MERGE) ** 2:
         raise UserError(f"pixels must be at least {(PATCH * MERGE) ** 2} (one merged patch), got {pixels}")
-    images = [image.convert("RGB") for image in images]
+    images = [image if image.mode == "RGB" else image.convert("RGB") for image in images]
     settings = [RECIPE_VERSION, list(class_names), prompt_text, pixels, seed, warm_steps]
     folder = Path(cache) / _digest(images, settings)
     if folder.exists():
         return folder
     started = time.monotonic()
     hf_logging.disable_progress_bar()  # saving a few megabytes needs none
-    if len(images) > MAX_POOL:
-        chosen = np.random.default_rng(seed).choice(len(images), MAX_POOL, replace=False)
-        images = [images[i] for i in sorted(chosen)]
     places, words = look_alike_groups(images, len(class_names), seed)
     report(f"tiny model: {len(images)} images sorted into look-alike groups, {time.monotonic() - started:.0f} s")
     processor = build_processor(class_names, sorted({w for pair in words for w in pair}), prompt_text, pixels)

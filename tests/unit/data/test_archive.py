@@ -14,7 +14,7 @@ from rft_cluster.config import DataSection
 from rft_cluster.data import archive, load_dataset
 from rft_cluster.data.archive import flower_classes, open_archive
 from rft_cluster.data.dataset import FewShotDataset
-from rft_cluster.data.images import check_image
+from rft_cluster.data.images import MAX_BYTES, Limits, check_image
 from rft_cluster.data.labels import normalise_label
 
 CLASSES = 102
@@ -93,15 +93,15 @@ def test_the_seed_alone_decides(root):
 def test_only_the_chosen_images_are_decoded(root, monkeypatch):
     decoded = []
 
-    def spy(data: bytes, where: str) -> str:
+    def spy(data: bytes, where: str, limits: Limits) -> str:
         decoded.append(where)
-        return check_image(data, where)
+        return check_image(data, where, limits)
 
-    monkeypatch.setattr("rft_cluster.data.split.check_image", spy)
+    monkeypatch.setattr("rft_cluster.data.reading.check_image", spy)
     dataset = load(root, validation=0, test=5)
     assert sorted(decoded) == sorted(e.example_id for e in [*dataset.train, *dataset.test])
     # A damaged image that is not chosen does no harm; a chosen one is named.
-    unused = next(e for e in open_archive(root, "").examples if e.example_id not in decoded)
+    unused = next(e for e in open_archive(root, "", MAX_BYTES).examples if e.example_id not in decoded)
     (root / unused.example_id).write_bytes(b"not an image")
     assert load(root, validation=0, test=5) == dataset
     (root / dataset.test[0].example_id).write_bytes(b"not an image either")
@@ -154,7 +154,7 @@ def test_only_files_of_equal_size_are_read_to_find_copies(root, monkeypatch):
     read = []
     digest = archive._content_digest
     monkeypatch.setattr(archive, "_content_digest", lambda path: read.append(path.name) or digest(path))
-    digests = open_archive(root, "data.path").digests
+    digests = open_archive(root, "data.path", MAX_BYTES).digests
     assert "image_00001.jpg" in read and "image_00002.jpg" in read and "image_00003.jpg" not in read
     assert digests[2] == "6000"
     assert digests[0] != digests[1] and digests[0].startswith("5000 ")
@@ -240,7 +240,7 @@ def test_changed_bytes_in_a_mat_file_are_explained_or_do_no_harm(root):
         changed[position] ^= 0xFF
         (root / "imagelabels.mat").write_bytes(changed)
         with contextlib.suppress(UserError):
-            open_archive(root, "data.path")
+            open_archive(root, "data.path", MAX_BYTES)
 
 
 def test_the_order_of_the_classes_can_be_given(root):

@@ -284,7 +284,7 @@ def test_a_class_that_skipping_leaves_too_small_says_so(corpus):
     assert re.search(
         rf"\n  'rose': \d+, and {len(reasons)} skipped that cannot be used\n  'tulip': 6$", str(caught.value)
     )
-    with pytest.raises(UserError, match=rf"and without the {len(reasons)} skipped that cannot be used. Add images"):
+    with pytest.raises(UserError, match=rf"and without the {len(reasons)} skipped that cannot be used; do one"):
         load_dataset(section(root, on_bad_image="skip", test=1000), 0)
 
 

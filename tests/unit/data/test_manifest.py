@@ -13,7 +13,7 @@ from PIL import Image
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import DataSection
 from rft_cluster.data import FewShotDataset, few_shot_split, load_dataset
-from rft_cluster.data.images import open_image
+from rft_cluster.data.images import FORMATS, open_image
 from rft_cluster.data.manifest import check_manifest, manifest, read_manifest
 from rft_cluster.messages import Example
 from tests.unit.data.test_archive import write_archive
@@ -121,7 +121,7 @@ def test_a_manifest_says_all_and_names_the_files_as_sha256sum_does(tmp_path):
     config = section(path=root, on_bad_image="skip", aliases={"rose": ["dog rose"]})
     dataset, path = write(tmp_path / "manifest.json", config, seed=2)
     found = read_manifest(path)
-    assert list(found) == ["name", "seed", "classes", "aliases", "splits", "skipped", "copies"]
+    assert list(found) == ["name", "seed", "classes", "aliases", "splits", "skipped", "copies", "levels"]
     assert (found["name"], found["seed"], found["classes"]) == ("photos", 2, list(CLASSES))
     assert found["aliases"] == {"rose": ["dog rose"]}
     assert found["copies"] == {"rose/copy.png": "rose/10.png"}
@@ -149,7 +149,7 @@ def test_every_difference_is_listed_at_once(tmp_path):
     assert lines == [
         f"  train: {gone}: missing",
         f"  train: {changed}: its bytes have changed (another sha256)",
-        f"  validation: {cut}: cannot be used: not an image in one of the formats PNG, JPEG, WEBP, BMP, GIF, TIFF",
+        f"  validation: {cut}: cannot be used: not an image in one of the formats {', '.join(FORMATS)}",
     ]
     # Another encoding of the same picture is another file, too.
     write_photos(root)
@@ -215,7 +215,7 @@ def test_a_hub_set_without_the_training_images_is_explained(sources, tmp_path):
 
 
 GOOD = {
-    **{"name": "x", "seed": 0, "classes": ["a", "b"], "aliases": {}, "skipped": {}, "copies": {}},
+    **{"name": "x", "seed": 0, "classes": ["a", "b"], "aliases": {}, "skipped": {}, "copies": {}, "levels": None},
     "splits": {"train": [{"id": "1", "sha256": "0" * 64, "label": "a"}], "validation": [], "test": []},
 }
 

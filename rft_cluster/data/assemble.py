@@ -1,0 +1,119 @@
+"""A data set of labelled images that lie in one part, or in train, validation and test parts of their own.
+
+parts                          validation images from    test images from
+train                          what the shots leave      what the shots leave
+train, validation or test      that part                 that part
+train, validation, test        validation                test
+"""
+
+from dataclasses import replace
+
+from rft_cluster.common.errors import UserError
+from rft_cluster.config import DataSection
+from rft_cluster.data.conflicts import conflicting
+from rft_cluster.data.dataset import FewShotDataset, Pool, check_classes, listing
+from rft_cluster.data.names import chosen_names, name_notes
+from rft_cluster.data.reading import Unread, read_images, skip_or_refuse
+from rft_cluster.data.split import choose
+from rft_cluster.messages import Example
+
+
+def assemble(name: str, parts: dict[str, Unread], found: list[str], config: DataSection, seed: int) -> FewShotDataset:
+    """The few-shot splits of the parts train, validation and test, of which the first alone is always there.
+
+    `found` are the classes in their order, as the source calls them; those of the result are `config.classes` or the
+    chosen and renamed ones. The images of one part are in no other.
+
+    Raises:
+        UserError: images cannot be used, labels do not go together, or there are too few images.
+    """
+    names = chosen_names(found, config)
+    classes = check_classes(list(names.values()), config.classes)
+    for part in parts.values():
+        unknown = sorted({e.label for e in part.examples} - set(found))
+        if unknown:
+            raise UserError(
+                f"data.path: {part.where} has classes that {parts['train'].where} has not:\n"
+                f"{listing(list(map(repr, unknown)))}"
+            )
+    parts = _without_conflicts({role: part.named(names) for role, part in parts.items()}, config)
+    held_out = {role: part for role, part in parts.items() if role != "train"}
+    if held_out and config.folds:
+        raise UserError(
+            f"data.folds is set, but {name} has {' and '.join(held_out)} images of its own: leave data.folds out"
+        )
+    own = _held_out_keys(held_out, config)
+    whole = split_and_read(
+        name, parts["train"], classes, replace_keys(config, validation=0, test=0) if own else config, seed
+    )
+    seen: dict[str, Example] = {}  # of equal ones the first
+    _see(parts["train"], seen)
+    for part, keys in own:
+        copies = {
+            e.example_id: seen[digest].example_id
+            for e, digest in zip(part.examples, part.digests, strict=True)
+            if digest and digest in seen
+        }
+        chosen = split_and_read(name, part.without(copies), classes, replace_keys(config, shots=0, **keys), seed)
+        whole = whole.with_held_out(replace(chosen, copies=copies | chosen.copies))
+        _see(part, seen)
+    return replace(whole, remarks=name_notes(found, names))
+
+
+def _see(part: Unread, seen: dict[str, Example]) -> None:
+    for example, digest in zip(part.examples, part.digests, strict=True):
+        seen.setdefault(digest, example)
+
+
+def replace_keys(config: DataSection, **values: int) -> DataSection:
+    """Without checks: `shots` of a part that serves for the test alone is 0."""
+    return config.model_copy(update=values)
+
+
+def _held_out_keys(held_out: dict[str, Unread], config: DataSection) -> list[tuple[Unread, dict[str, int]]]:
+    """What is drawn from which part. A manifest names its images itself, from whichever part."""
+    if len(held_out) < 2:
+        return [(part, {}) for part in held_out.values()]
+    return [(held_out["validation"], {"test": 0}), (held_out["test"], {"validation": 0})]
+
+
+def _without_conflicts(parts: dict[str, Unread], config: DataSection) -> dict[str, Unread]:
+    pairs = [pair for part in parts.values() for pair in zip(part.examples, part.digests, strict=True)]
+    conflicts = conflicting(pairs, config)
+    return {
+        role: replace(
+            part,
+            skipped=part.skipped
+            | {e.example_id: conflicts[e.example_id] for e in part.examples if e.example_id in conflicts},
+        )
+        for role, part in parts.items()
+    }
+
+
+def split_and_read(name: str, images: Unread, classes: list[str], config: DataSection, seed: int) -> FewShotDataset:
+    """The splits of one part. The chosen images are read, and decoded unless all were.
+
+    A bad one is left out, if `config.on_bad_image` is skip, and the choice drawn again from the others, until all
+    that are chosen are good.
+
+    Raises:
+        UserError: as `few_shot_split`.
+    """
+    skipped = dict(images.skipped)
+    good: dict[str, Example] = {}
+    while True:
+        chosen = choose(images.examples, images.digests, skipped, classes, config, seed)
+        new = [e for split in chosen.splits for e in split if e.example_id not in good]
+        if images.decoded:
+            good |= {e.example_id: replace(e, image=images.read(e.example_id)) for e in new}
+            break
+        complete, _, bad = read_images(new, images.read, config)
+        skip_or_refuse(bad, f"{len(new)} images chosen from {images.where}", config)
+        good |= {example.example_id: example for example in complete}
+        skipped |= bad
+        if not bad:
+            break
+    train, validation, test = ([good[e.example_id] for e in split] for split in chosen.splits)
+    in_pool = chosen.pool if images.decoded else train
+    pool = Pool([e.example_id for e in in_pool], images.read)
+    return FewShotDataset(name, classes, train, validation, test, pool, (), skipped, chosen.copies)

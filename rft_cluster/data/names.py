@@ -1,0 +1,123 @@
+"""What splits and classes are called: the usual words for splits, names for numbers, numbers before names."""
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from rft_cluster.common.errors import UserError
+from rft_cluster.config import DataSection
+from rft_cluster.data.dataset import LISTED, composed, listing
+
+T = TypeVar("T")
+ROLES = ("train", "validation", "test")
+SPLIT_WORDS = {
+    "train": {"train", "training", "trn"},
+    "validation": {"val", "valid", "validation", "dev", "development"},
+    "test": {"test", "testing", "tst"},
+}
+# What people put behind those: train_set, Test Images, val-data.
+SPLIT_ENDINGS = re.compile(r"(?<=.)[\W_]*(set|sets|split|data|images|imgs|pictures|photos)$")
+# A number or a code of letters and digits, and what parts it from the name: 001.Albatross, n02085620-Chihuahua, 12_oak.
+PREFIX = re.compile(r"([A-Za-z]?\d+)[\s._-]+([^\W\d_].+)", re.DOTALL)
+
+
+def split_role(name: str) -> str | None:
+    """The split that a folder, a split of a data set or a value of a table means: train, validation or test."""
+    word = SPLIT_ENDINGS.sub("", name.strip().casefold())
+    return next((role for role, words in SPLIT_WORDS.items() if word in words), None)
+
+
+def find_splits(names: Sequence[str], wanted: Mapping[Any, str], where: str) -> dict[str, str]:
+    """Which of the names is which split, by `data.splits` if given, else by the usual words. Others mean nothing.
+
+    Raises:
+        UserError: `data.splits` names what is not there, or two names mean one split.
+    """
+    if wanted:
+        missing = [name for name in wanted.values() if name not in names]
+        if missing:
+            raise UserError(
+                f"data.splits: {where} has no {missing[0]!r}; it has {', '.join(names[:LISTED]) or 'nothing'}"
+            )
+        return {role: wanted[role] for role in ROLES if role in wanted}
+    found: dict[str, list[str]] = {role: [name for name in names if split_role(name) == role] for role in ROLES}
+    for role, several in found.items():
+        if len(several) > 1:
+            raise UserError(
+                f"data.path: {where} has {' and '.join(several)}, which both mean the split {role}: say which with "
+                f"data.splits, e.g. 'data.splits={{{role}: {several[0]}}}', or remove one"
+            )
+    return {role: several[0] for role, several in found.items() if several}
+
+
+def stripped_names(found: Iterable[str]) -> dict[str, str] | None:
+    """Each class with its name without the number or code before it; None unless all have one, each its own, and the
+    names that are left differ as well."""
+    matches = {label: PREFIX.fullmatch(label) for label in found}
+    parts = {label: match.groups() for label, match in matches.items() if match}
+    if len(parts) < len(matches) or len(parts) < 2:
+        return None
+    for i in (0, 1):
+        if max(Counter(part[i] for part in parts.values()).values()) > 1:
+            return None
+    return {label: name for label, (_, name) in parts.items()}
+
+
+def chosen_names(found: Sequence[str], config: DataSection) -> dict[str, str]:
+    """Those of the classes `found` that are used, with the name each has here: `data.strip_prefix`, `data.only`.
+
+    Raises:
+        UserError: `data.strip_prefix` is set, but not every class has such a prefix; `data.only` names a class that is
+            not there.
+    """
+    names = {label: composed(label) for label in found}
+    if config.strip_prefix:
+        stripped = stripped_names(names.values())
+        if stripped is None:
+            without = [repr(label) for label in names.values() if not PREFIX.fullmatch(label)]
+            problem = f"these do not:\n{listing(without)}" if without else "some would be the same without it"
+            raise UserError(
+                f"data.strip_prefix is set, but it needs a number or code of its own before every class name; {problem}"
+            )
+        names = {label: stripped[name] for label, name in names.items()}
+    if config.only is None:
+        return names
+    wanted = [composed(label) for label in config.only]
+    known = list(names.values())
+    for label in wanted:
+        if label not in known:
+            near = difflib.get_close_matches(label, known, n=1)
+            cure = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, known[:LISTED]))}"
+            raise UserError(f"data.only: {label!r} is none of the classes; {cure}")
+    return {label: name for label, name in names.items() if name in wanted}
+
+
+def name_notes(found: Sequence[str], names: Mapping[str, str]) -> list[str]:
+    """What to know of how the classes `found` became the chosen `names`."""
+    notes = []
+    if len(names) < len(found):
+        notes.append(f"data.only: {len(names)} of {len(found)} classes are used, images of the others are left out")
+    stripped = stripped_names(names.values())
+    if stripped:
+        label, name = next(iter(stripped.items()))
+        notes.append(
+            f"all class names begin with a number or code ({label!r}), and an answer is only right with it: "
+            f"set data.strip_prefix=true to have {name!r} asked for, or give the names as data.aliases"
+        )
+    return notes
+
+
+def named_numbers(labels: list[str | None], classes: list[str] | None) -> list[str | None]:
+    """Labels that are whole numbers, by name where `data.classes` gives names: number n is the n-th, from 0. Without
+    them, or where `data.classes` holds the numbers themselves, they stay as they are."""
+    numbers = {label for label in labels if label}
+    if not classes or not numbers or not all(number.isdecimal() for number in numbers) or numbers <= set(classes):
+        return labels
+    if max(map(int, numbers)) >= len(classes):
+        raise UserError(
+            f"data.classes gives {len(classes)} names for the labels 0 to {len(classes) - 1}, but there is a label "
+            f"{max(numbers, key=int)}"
+        )
+    return [classes[int(label)] if label else None for label in labels]
