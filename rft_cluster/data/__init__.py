@@ -64,7 +64,8 @@ def load_dataset(config: DataSection, seed: int) -> FewShotDataset:
     dataset = _call(config, seed)
     if not isinstance(dataset, FewShotDataset):
         raise UserError(f"data.source: {config.source} must return a FewShotDataset, not {type(dataset).__name__}")
-    _check_types(dataset, config.source)
+    if config.source not in SOURCES:
+        _check_types(dataset, config.source)
     check_labels(dataset.classes)
     if earlier:
         check_manifest(dataset, earlier)
