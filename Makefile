@@ -6,18 +6,20 @@
 #   make slow    the tests that take long and that no other depends on
 #   make bench   all benchmarks, an hour on a quiet machine; EXTRAS=cpu,dev,bench brings TRL (docs/performance.md)
 #   make setup   the environment in .venv alone (EXTRAS=gpu,dev for a GPU machine)
+#   make bare-test   both commands on a bare Debian, without compiler, headers or libraries (deploy/bare_test.sh)
 
-PYTHON ?= python3
+# A Python of your choice; left out, one that fits is looked for.
+PYTHON ?=
 EXTRAS ?= cpu,dev
 SEED ?= 0
 BIN := .venv/bin
-READY := .venv/ready-$(subst $(comma),-,$(EXTRAS))
 comma := ,
+READY := .venv/ready-$(subst $(comma),-,$(EXTRAS))
 BENCHMARKS := bench-trl bench-digits bench-generation bench-forward bench-transfer bench-overlap bench-controller
 # Intel's OpenMP runtime comes with the CPU build of vLLM; without it the same batch took 1 to 20 times as long.
 OPENMP = $$(ls $(CURDIR)/.venv/lib/libiomp5.so 2>/dev/null)
 
-.PHONY: demo test unit slow lint setup clean $(BENCHMARKS) bench bench-report
+.PHONY: demo test unit slow lint setup bare-test clean $(BENCHMARKS) bench bench-report
 .DEFAULT_GOAL := help
 
 help:
@@ -25,7 +27,7 @@ help:
 
 setup: $(READY)
 
-$(READY): pyproject.toml deploy/install.sh deploy/repair_environment.py
+$(READY): pyproject.toml $(wildcard deploy/*.py) deploy/install.sh
 	@PYTHON="$(PYTHON)" EXTRAS="$(EXTRAS)" bash deploy/install.sh
 	@touch "$@"
 
@@ -74,6 +76,9 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p rft_cluster -p benchmarks
+
+bare-test:
+	bash deploy/bare_test.sh
 
 clean:
 	rm -rf .venv runs

@@ -23,7 +23,7 @@ from rft_cluster.algorithm.samples import build_samples
 from rft_cluster.common.hardware import hardware
 from rft_cluster.config import Config
 from rft_cluster.generator.generator import FORBIDDEN_BIAS
-from rft_cluster.generator.vllm_options import CPU_BATCHED_TOKENS, ENVIRONMENT, MM_CACHE_GIB
+from rft_cluster.generator.vllm_options import CPU_BATCHED_TOKENS, MM_CACHE_GIB, environment
 from rft_cluster.learner.collate import collate
 from rft_cluster.learner.packing import split_work
 from rft_cluster.messages import Completion, Group, Prompt
@@ -38,7 +38,7 @@ class RawGenerator:
     """`LLM.generate`, with what `Generator` sets."""
 
     def __init__(self, config: Config, path: str, encoder: PromptEncoder) -> None:
-        os.environ.update(ENVIRONMENT)
+        os.environ.update(environment(config.cluster.device))
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.generators.kv_cache_gib)
         from vllm import LLM, SamplingParams
 

@@ -24,7 +24,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from rft_cluster.classification.report import summarise
 from rft_cluster.config import Config, load_config
-from rft_cluster.generator.vllm_options import ENVIRONMENT
+from rft_cluster.generator.vllm_options import environment
 from rft_cluster.messages import Completion, Example, Group, Prompt
 from rft_cluster.prompts import make_prompts
 from rft_cluster.rewards import load_rewards
@@ -196,7 +196,9 @@ def main() -> None:
     options = parser.parse_intermixed_args()
     config = load_config(options.config, options.overrides)
     if options.vllm:
-        os.environ.update({**ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE": str(config.generators.kv_cache_gib)})
+        os.environ.update(
+            {**environment(config.cluster.device), "VLLM_CPU_KVCACHE_SPACE": str(config.generators.kv_cache_gib)}
+        )
     with tempfile.TemporaryDirectory() as folder:
         make_trainer(config, options.rows, options.weights, folder, options.vllm).train()
 

@@ -1,24 +1,38 @@
 #!/usr/bin/env bash
-# Makes the environment in .venv: EXTRAS=cpu,dev (default) or gpu,dev or gpu,flash,dev. Called by make.
+# Makes the environment in .venv: EXTRAS=cpu,dev (default) or gpu,dev or gpu,flash,dev; PYTHON=/path/to/one to choose it.
+# Called by make. Exit code 2: the machine lacks something, and one line has said what and what to type.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 extras=${EXTRAS:-cpu,dev}
+uv='uv>=0.8,<1'
 say() { printf '[setup] %s\n' "$*"; }
 
-say "environment in .venv with $("${PYTHON:-python3}" --version), extras: $extras"
-[ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
-say "uv, which installs the rest in well under a minute once its cache is warm"
-.venv/bin/python -m pip install --quiet 'uv>=0.8,<1'
+any=${PYTHON:-python3}
+command -v "$any" >/dev/null || { say "there is no $any here: install Python 3 with its module venv" >&2; exit 2; }
+python=$("$any" deploy/check_machine.py "$extras") || exit 2
 
-# uv does not read pip's configuration, which may name a folder of wheels.
-options=()
-links=$(.venv/bin/python -m pip config get global.find-links 2>/dev/null || true)
-for link in $links; do options+=(--find-links "$link"); done
-if [[ ",$extras," == *,cpu,* ]] && ! ls ${links:-/nowhere}/torch-*+cpu*.whl >/dev/null 2>&1; then
-  # The CPU builds of torch and torchvision; from PyPI they would bring gigabytes of CUDA.
-  options+=(--index https://download.pytorch.org/whl/cpu --index-strategy unsafe-best-match)
+if [ ! -x .venv/bin/python ]; then
+  if [ "$python" = uv ]; then
+    say "no Python that fits pyproject.toml is here ($(python3 --version)): uv brings one"
+    bootstrap=$(mktemp -d)
+    trap 'rm -rf "$bootstrap"' EXIT
+    if ! bring=$(command -v uv); then
+      python3 -m venv "$bootstrap"
+      "$bootstrap/bin/python" -m pip install --quiet "$uv"
+      bring=$bootstrap/bin/uv
+    fi
+    "$bring" venv --quiet --seed --python "$(sed -n 's/^requires-python = "\(.*\)"/\1/p' pyproject.toml)" .venv || {
+      say "uv could not bring one: install such a Python yourself, then: make setup PYTHON=/path/to/it" >&2
+      exit 2
+    }
+  elif ! "$python" -m venv .venv 2>/dev/null; then
+    uv venv --quiet --seed --clear --python "$python" .venv # Debian's Python without its package venv
+  fi
 fi
+say "environment in .venv with $(.venv/bin/python --version), extras: $extras"
+say "uv, which installs the rest in well under a minute once its cache is warm"
+.venv/bin/python -m pip install --quiet "$uv"
 say "packages of pyproject.toml"
-.venv/bin/uv pip install --quiet --python .venv/bin/python "${options[@]}" --editable ".[$extras]"
+.venv/bin/python deploy/install_packages.py "$extras"
 .venv/bin/python deploy/repair_environment.py
 say "done"

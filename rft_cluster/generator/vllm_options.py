@@ -13,9 +13,16 @@ ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_NO_USAGE_STATS": "1",
 }
-# On a CPU an update replaces all packed weights, matrix by matrix. Freed memory stays with the process, for the next
-# of its size: pages that come back from the system cost as much as packing does.
-CPU_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**62)}
+CPU_ENVIRONMENT = {
+    # An update replaces all packed weights, matrix by matrix. Freed memory stays with the process, for the next of its
+    # size: pages that come back from the system cost as much as packing does.
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**62),
+    # vLLM's sampler has two small functions compiled by torch's inductor, which needs a C++ compiler and Python's
+    # headers, and seconds of every start. As they are written they compute the same.
+    "TORCHDYNAMO_DISABLE": "1",
+}
 MM_CACHE_GIB = 1.0
 CPU_BATCHED_TOKENS = 8192
 
@@ -45,7 +52,7 @@ def load_engine(
 
     `image_limits` go to its image processor (`PromptEncoder.image_limits`). To be called before vLLM is imported.
     """
-    os.environ.update(ENVIRONMENT)
+    os.environ.update(environment(hardware.device))  # for an engine in a process that was started without it
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     device: dict[str, Any] = {
         "gpu_memory_utilization": config.gpu_memory,

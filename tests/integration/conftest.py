@@ -7,6 +7,7 @@ from pathlib import Path
 # Read when vLLM is imported, which some of these tests do in their own process.
 os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "WARNING", "OMP_NUM_THREADS": "1"}
 
+import psutil
 import pytest
 import torch
 
@@ -19,6 +20,14 @@ from rft_cluster.prompts import make_prompts, render_template
 
 torch.set_num_threads(1)
 BIN = Path(sys.executable).parent
+
+
+def is_alive(pid: int) -> bool:
+    """A zombie is dead: it waits for a parent to ask, and in a container without an init nobody asks."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.integration.conftest import BIN
+from tests.integration.conftest import BIN, is_alive
 
 ROOT = Path(__file__).parents[2]
 PORT = 8299
@@ -21,8 +21,8 @@ SHORT = ["schedule.steps=2", "schedule.evaluate_every=0", "schedule.prompts_per_
 
 
 def session_of(leader: int) -> list[psutil.Process]:
-    """All processes of a session: what its leader started, and what they started."""
-    return [process for process in psutil.process_iter() if getsid(process.pid) == leader]
+    """All living processes of a session: what its leader started, and what they started."""
+    return [process for process in psutil.process_iter() if getsid(process.pid) == leader and is_alive(process.pid)]
 
 
 def getsid(pid: int) -> int | None:

@@ -22,7 +22,7 @@ from rft_cluster.classification.answers import AnswerReader
 from rft_cluster.common.hardware import hardware
 from rft_cluster.config import Config
 from rft_cluster.data import FewShotDataset
-from rft_cluster.generator.vllm_options import ENVIRONMENT
+from rft_cluster.generator.vllm_options import environment
 from rft_cluster.learner.collate import collate
 from rft_cluster.learner.prompt_cache import PromptCache
 from rft_cluster.messages import Prompt, Sampling
@@ -207,7 +207,7 @@ def test_vllm_serves_the_export(run: tuple[Path, str], dataset: FewShotDataset, 
          "--host", "127.0.0.1",
          "--served-model-name", "digits", "--max-model-len", "256", "--enforce-eager",
          "--limit-mm-per-prompt", '{"image": 1, "video": 0}', "--generation-config", "vllm"],
-        env={**os.environ, **ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE": "1"},
+        env={**os.environ, **environment("cpu"), "VLLM_CPU_KVCACHE_SPACE": "1"},
         stdout=(tmp_path / "log").open("w"), stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:

@@ -13,6 +13,7 @@ from rft_cluster.common.errors import UserError
 from rft_cluster.config import ScoringSection
 from rft_cluster.messages import Completion, Group, Prompt, Reward
 from rft_cluster.rewards.scorer import Scorer
+from tests.integration.conftest import is_alive
 
 MODULE = """
 import os, time
@@ -69,10 +70,10 @@ def test_over_budget_is_the_users_error_without_the_actors_traceback(actor: Rewa
 
 def test_a_killed_actor_leaves_no_process_behind(actor: RewardActor):
     parent, child = divmod(round(score(actor, "pids")[0].parts[NAME]), 10_000_000)
-    assert Path(f"/proc/{child}").exists()
+    assert is_alive(child)
     ray.kill(actor.handles[0])
     deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in (parent, child)):
+    while time.monotonic() < deadline and any(map(is_alive, (parent, child))):
         time.sleep(0.1)
-    assert not Path(f"/proc/{parent}").exists()
-    assert not Path(f"/proc/{child}").exists()
+    assert not is_alive(parent)
+    assert not is_alive(child)

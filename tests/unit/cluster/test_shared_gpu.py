@@ -20,7 +20,7 @@ from rft_cluster.common.errors import StaleGenerator
 from rft_cluster.common.hardware import Hardware, hardware
 from rft_cluster.config import Config, load_config
 from rft_cluster.generator.generator import Generator
-from rft_cluster.generator.vllm_options import ENVIRONMENT
+from rft_cluster.generator.vllm_options import environment
 from rft_cluster.messages import Prompt, Sampling, TrainingSample
 from rft_cluster.model import encoder as encoding
 
@@ -244,7 +244,7 @@ def vllm_options(monkeypatch: pytest.MonkeyPatch) -> Callable[[Hardware], dict[s
     monkeypatch.setattr(weights, "receivers", receivers, raising=False)
     encoder = SimpleNamespace(image_limits=dict)
     monkeypatch.setattr(encoding, "PromptEncoder", lambda *arguments: encoder)
-    for name in (*ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE"):
+    for name in (*environment("cpu"), "VLLM_CPU_KVCACHE_SPACE"):
         monkeypatch.setenv(name, os.environ.get(name, ""))  # set by the generator; put back after the test
 
     def options(devices: Hardware) -> dict[str, Any]:
@@ -253,6 +253,13 @@ def vllm_options(monkeypatch: pytest.MonkeyPatch) -> Callable[[Hardware], dict[s
         return dict(asked)
 
     return options
+
+
+def test_nothing_is_compiled_on_a_cpu(vllm_options):
+    vllm_options(hardware("cuda"))
+    assert os.environ["TORCHDYNAMO_DISABLE"] == ""
+    vllm_options(hardware("cpu"))
+    assert os.environ["TORCHDYNAMO_DISABLE"] == "1"
 
 
 def test_the_engine_is_able_to_sleep_only_where_it_shares_its_gpu(vllm_options):

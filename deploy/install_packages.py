@@ -1,0 +1,79 @@
+"""Installs this folder and its extras with uv, from where pip would take packages, too.
+
+    .venv/bin/python deploy/install_packages.py cpu,dev
+
+uv reads its own configuration and environment (`UV_INDEX`, `UV_FIND_LINKS`, ...) but not pip's. What pip is told, in
+files or in the environment (`PIP_INDEX_URL`, `PIP_FIND_LINKS`, ...), is handed on wherever uv is not told otherwise.
+"""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+UV = [str(Path(sys.prefix) / "bin" / "uv"), "pip", "install", "--python", sys.executable]
+# The CPU builds of torch and torchvision; from PyPI they would bring gigabytes of CUDA.
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+SECTIONS = ("global", "install", ":env:")  # the later wins
+
+
+def pip_settings(listed: str) -> dict[str, str]:
+    """Name -> value for `pip install`, from what `pip config list` prints."""
+    settings: dict[str, str] = {}
+    rows = [line.partition("=") for line in listed.splitlines()]
+    for section in SECTIONS:
+        for key, _, value in rows:
+            if key.startswith(f"{section}."):
+                settings[key.removeprefix(f"{section}.")] = ast.literal_eval(value)
+    return settings
+
+
+def uv_environment(pip: Mapping[str, str], environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables of uv that say the same as pip's settings. What uv is told itself stands."""
+    links = [link for link in pip.get("find-links", "").split() if "://" in link or Path(link).exists()]
+    extra = pip.get("extra-index-url", "").split()
+    told = {
+        ("UV_DEFAULT_INDEX", "UV_INDEX_URL"): pip.get("index-url", ""),
+        ("UV_INDEX", "UV_EXTRA_INDEX_URL"): " ".join(extra),
+        ("UV_FIND_LINKS",): ",".join(links),
+        ("UV_CONSTRAINT",): " ".join(pip.get("constraint", "").split()),
+        ("UV_INSECURE_HOST",): " ".join(pip.get("trusted-host", "").split()),
+        ("SSL_CERT_FILE",): pip.get("cert", ""),
+        ("ALL_PROXY", "HTTPS_PROXY", "https_proxy"): pip.get("proxy", ""),
+        # To pip all indexes are alike; uv would take a package from the first that has any version of it.
+        ("UV_INDEX_STRATEGY",): "unsafe-best-match" if extra else "",
+    }
+    return {names[0]: value for names, value in told.items() if value and not any(map(environment.get, names))}
+
+
+def with_cpu_index(environment: Mapping[str, str]) -> dict[str, str]:
+    indexes = f"{environment.get('UV_INDEX') or environment.get('UV_EXTRA_INDEX_URL') or ''} {CPU_INDEX}".strip()
+    return {**environment, "UV_INDEX": indexes, "UV_INDEX_STRATEGY": "unsafe-best-match"}
+
+
+def finds_cpu_torch(options: list[str], environment: dict[str, str]) -> bool:
+    """Whether the folders and indexes named so far have the CPU build that vLLM is pinned to."""
+    text = (ROOT / "pyproject.toml").read_text()
+    wanted = re.search(r'"torch>=([\d.]+),', text)
+    assert wanted, "pyproject.toml names torch's first version"
+    command = [*UV, *options, "--quiet", "--dry-run", "--no-deps", f"torch=={wanted[1]}+cpu"]
+    return subprocess.run(command, env=environment, capture_output=True, check=False).returncode == 0
+
+
+def main(extras: str) -> int:
+    command = [sys.executable, "-m", "pip", "config", "list"]
+    pip = pip_settings(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    environment = {**os.environ, **uv_environment(pip, os.environ)}
+    options = ["--no-index"] if pip.get("no-index", "").lower() in ("1", "true", "yes", "on") else []
+    if "cpu" in extras.split(",") and not finds_cpu_torch(options, environment):
+        environment = with_cpu_index(environment)
+    install = [*UV, *options, "--quiet", "--editable", f"{ROOT}[{extras}]"]
+    return subprocess.run(install, env=environment, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

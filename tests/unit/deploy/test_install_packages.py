@@ -1,0 +1,93 @@
+"""pip's settings reach uv, in whatever way they were made."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+NAME = "rft-cluster-test-wheel"
+
+
+@pytest.fixture(scope="module")
+def install():
+    spec = importlib.util.spec_from_file_location("install_packages", ROOT / "deploy" / "install_packages.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory) -> Path:
+    """A folder of one wheel, and an index of it in `simple/`."""
+    folder = tmp_path_factory.mktemp("wheels")
+    file = f"{NAME.replace('-', '_')}-1.0-py3-none-any.whl"
+    info = f"{NAME.replace('-', '_')}-1.0.dist-info"
+    with zipfile.ZipFile(folder / file, "w") as wheel:
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {NAME}\nVersion: 1.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    page = folder / "simple" / NAME / "index.html"
+    page.parent.mkdir(parents=True)
+    page.write_text(f'<a href="../../{file}">{file}</a>')
+    return folder
+
+
+# How a user may have named a folder of wheels or an index: a variable, or a key of pip.conf in one of its sections.
+VARIABLES = [
+    *("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL", "PIP_INDEX_URL"),
+    *("UV_FIND_LINKS", "UV_INDEX", "UV_EXTRA_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX_URL"),
+]
+KEYS = [(part, key) for part in ("global", "install") for key in ("find-links", "extra-index-url", "index-url")]
+
+
+def clean_environment(home: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "UV_"))}
+    return kept | {"HOME": str(home), "PIP_CONFIG_FILE": os.devnull, "UV_CACHE_DIR": str(home / "cache")}
+
+
+def is_found(install, environment: dict[str, str]) -> bool:
+    """Whether uv, told so, would install the wheel from what is named alone."""
+    listed = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], env=environment, capture_output=True, text=True, check=True
+    )
+    told = install.uv_environment(install.pip_settings(listed.stdout), environment)
+    found = subprocess.run(
+        [*install.UV, "--dry-run", "--offline", NAME], env=environment | told, capture_output=True, check=False
+    )
+    return found.returncode == 0
+
+
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_what_a_variable_names_is_used(install, wheels: Path, tmp_path: Path, variable: str):
+    environment = clean_environment(tmp_path)
+    assert not is_found(install, environment)
+    place = wheels if variable.endswith("LINKS") else f"file://{wheels}/simple"
+    assert is_found(install, environment | {variable: str(place)})
+
+
+@pytest.mark.parametrize(("section", "key"), KEYS)
+def test_what_a_file_names_is_used(install, wheels: Path, tmp_path: Path, section: str, key: str):
+    place = wheels if key == "find-links" else f"file://{wheels}/simple"
+    config = tmp_path / "pip.conf"
+    # Several places, a line each, as pip allows; one that is not there is passed over, as by pip.
+    missing = tmp_path / "missing" if key == "find-links" else ""
+    config.write_text(f"[{section}]\n{key} = {place}\n    {missing}\n")
+    assert is_found(install, clean_environment(tmp_path) | {"PIP_CONFIG_FILE": str(config)})
+
+
+def test_what_uv_is_told_itself_stands(install):
+    pip = {"index-url": "a", "extra-index-url": "b", "find-links": "https://c", "trusted-host": "d", "cert": "e"}
+    everything = install.uv_environment(pip, {})
+    for name in everything:
+        assert name not in install.uv_environment(pip, {name: "mine"})
+
+
+def test_the_index_of_cpu_builds_comes_beside_those_that_are_named(install):
+    for named in ({}, {"UV_INDEX": "file:///one file:///two"}, {"UV_EXTRA_INDEX_URL": "file:///one"}):
+        indexes = install.with_cpu_index(named)["UV_INDEX"].split()
+        assert indexes == [*" ".join(named.values()).split(), install.CPU_INDEX]
