@@ -19,6 +19,7 @@ ray=$(command -v ray || echo .venv/bin/ray)
 export RAY_API_SERVER_ADDRESS=${RAY_API_SERVER_ADDRESS:-http://127.0.0.1:8265}
 # shellcheck disable=SC2088 # the home folder of the cluster, not of this machine
 runs=${RFT_RUNS:-'~/rft_runs'}
+"$(dirname "$ray")/python" deploy/upload.py
 # shellcheck disable=SC2086 # several options in one variable
 exec "$ray" job submit --working-dir . --runtime-env deploy/runtime_env.yaml --entrypoint-num-cpus 0.1 ${RFT_SUBMIT:-} -- \
   python -m rft_cluster.launch --config "$config" run.folder="$runs" cluster.address=auto "$@"

@@ -255,7 +255,8 @@ def vllm_options(monkeypatch: pytest.MonkeyPatch) -> Callable[[Hardware], dict[s
     return options
 
 
-def test_nothing_is_compiled_on_a_cpu(vllm_options):
+def test_nothing_is_compiled_on_a_cpu(vllm_options, monkeypatch):
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "")
     vllm_options(hardware("cuda"))
     assert os.environ["TORCHDYNAMO_DISABLE"] == ""
     vllm_options(hardware("cpu"))

@@ -1,0 +1,82 @@
+"""Says what `ray job submit` is about to upload of this folder, and what stays here by deploy/runtime_env.yaml.
+
+Packs it as Ray does, with Ray's own code, and throws the package away.
+"""
+
+import fnmatch
+import sys
+import tempfile
+from pathlib import Path
+from zipfile import ZipFile
+
+import yaml
+from ray._private.runtime_env.packaging import create_package
+
+ROOT = Path(__file__).resolve().parent.parent
+LISTED = 8
+# Left out as a matter of course, and so not worth a word.
+ROUTINE = (
+    ".git*",
+    ".venv",
+    ".ci",
+    ".gpu_kit",
+    ".*_cache",
+    "runs",
+    "tests",
+    "docs",
+    "*.egg-info",
+    "__pycache__",
+    "README.md",
+)
+
+
+def pack(folder: Path, package: Path) -> list[str]:
+    """Write what would be uploaded of `folder` to `package`; the paths in it."""
+    excludes = yaml.safe_load((ROOT / "deploy" / "runtime_env.yaml").read_text())["excludes"]
+    create_package(str(folder), package, include_gitignore=True, excludes=excludes, logger=Quiet())
+    with ZipFile(package) as content:
+        return content.namelist()
+
+
+def left_out(folder: Path, packed: list[str]) -> list[str]:
+    """The highest files and folders that stay here, but for those that always do."""
+    kept = {part for name in packed for part in (Path(name), *Path(name).parents)}
+    found: list[str] = []
+
+    def look(here: Path) -> None:
+        for path in sorted(here.iterdir()):
+            if any(fnmatch.fnmatch(path.name, pattern) for pattern in ROUTINE):
+                continue
+            if path.relative_to(folder) not in kept:
+                found.append(str(path.relative_to(folder)) + ("/" if path.is_dir() else ""))
+            elif path.is_dir():
+                look(path)
+
+    look(folder)
+    return found
+
+
+class Quiet:
+    """Ray would say that it makes a package, on every call, where only the real upload should."""
+
+    def info(self, message: str) -> None: ...
+
+    def warning(self, message: str) -> None:
+        print(message, file=sys.stderr)
+
+    error = warning
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        package = Path(scratch) / "package.zip"
+        packed = pack(ROOT, package)
+        print(f"upload: {len(packed)} files, {package.stat().st_size / 1e6:.1f} MB packed", file=sys.stderr)
+    names = left_out(ROOT, packed)
+    if names:
+        shown = ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
+        print(f"left here by deploy/runtime_env.yaml or .gitignore: {shown}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
