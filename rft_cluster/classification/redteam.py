@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from string import ascii_lowercase
 from typing import Any
 
+from rft_cluster.classification.earnable import REASONING, obedient, what_it_shows
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.text import printable
 from rft_cluster.config import ScoringSection
@@ -31,7 +32,6 @@ TIME = 60.0  # seconds after which no further label is begun
 SHOWN = 12  # attacks in the table
 AT_ONCE = 8  # completions between two looks at the clock
 ALWAYS = "always "  # begins the name of an attack that answers one class
-REASONING = "This is what the image shows."
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +46,14 @@ class Attack:
 @dataclass(frozen=True, slots=True)
 class RedTeam:
     """What the attacks got, the worst first; none where no label counts. `labels` says how many do, `chance` is 1
-    over it, and `notes` are what to know about the figures."""
+    over it, and `notes` are what to know about the figures. `unearned` says why who does as the question says earns
+    nothing; it is empty where that is not so."""
 
     attacks: list[Attack]
     labels: int
     chance: float
     notes: list[str]
+    unearned: str = ""
 
     @property
     def paid(self) -> list[Attack]:
@@ -70,12 +72,20 @@ def check_rewards(
     """Red-team the rewards as `scoring.red_team` says. Returns what it found, for people; nothing when it is off.
 
     Raises:
-        UserError: an attack pays and the configuration says to refuse that, or a reward cannot be imported.
+        UserError: an attack pays, or nothing can be earned by doing as the question says, and the configuration says to
+            refuse that; or a reward cannot be imported.
     """
     if scoring.red_team == "off":
         return ""
     found = red_team(weights, classes, examples, prompt_text, scoring.time_limit, seed)
-    if not found.paid or scoring.red_team == "warn":
+    if scoring.red_team == "warn":
+        return "\n".join(filter(None, (render(found), found.unearned)))
+    if found.unearned:
+        raise UserError(
+            f"{found.unearned}. Take prompt.template=think_answer, or add this line to your template:\n"
+            f"  <answer> ... </answer>\nscoring.red_team=warn trains on it all the same"
+        )
+    if not found.paid:
         return render(found)
     raise UserError(
         f"the rewards pay for answers that know nothing of the image, and a policy would learn to give them:\n"
@@ -112,6 +122,8 @@ def red_team(
     first = {example.label: example for example in reversed(examples)}
     scorer = WeightedRewards(weights, time_limit)
     trials = []
+    unearned, asked = "", False
+    notes: list[str] = []
     try:
         scorer.wait_until_ready()
         deadline = time.monotonic() + seconds
@@ -123,6 +135,9 @@ def red_team(
             if trial is None:
                 break
             trials.append(trial)
+            if trial.tells and not asked:
+                asked = True
+                unearned, notes = _of_the_obedient(scorer, prompt, trial.rewards[own].parts, classes)
     finally:
         scorer.close()
     if trials and all(trial.right is None for trial in trials):
@@ -136,7 +151,8 @@ def red_team(
         sorted(scored, key=lambda attack: -attack.score),
         len(counting),
         1 / len(counting) if counting else 0.0,
-        _notes(trials, len(chosen), len(classes), seconds),
+        [*_notes(trials, len(chosen), len(classes), seconds), *notes],
+        unearned,
     )
 
 
@@ -224,6 +240,34 @@ def _try(
         rewards += scorer.score(prompt, completions[start : start + AT_ONCE])
     wrong = [reward.total for reward in rewards[-constant:] if reward is not rewards[own] and reward.total is not None]
     return _Trial(rewards, right.total, statistics.median(wrong) if wrong else None)
+
+
+def _of_the_obedient(
+    scorer: WeightedRewards, prompt: Prompt, right: Mapping[str, float], classes: Sequence[str]
+) -> tuple[str, list[str]]:
+    """Why doing as the question says earns nothing (empty where it does), and notes on rewards that it cannot earn.
+
+    `right` are the rewards of a right answer in the layout that they read.
+    """
+    other = next(name for name in classes if name != prompt.label)
+    texts = [*obedient(prompt.text, prompt.label), *obedient(prompt.text, other)]
+    rewards = scorer.score(prompt, [Completion([], [], text, "stop", 0) for text in texts])
+    ours, theirs = rewards[: len(rewards) // 2], rewards[len(rewards) // 2 :]
+    best = {name: max(reward.parts.get(name, 0.0) for reward in ours) for name in right}
+    shows = what_it_shows(prompt.text)
+    example = f"{printable(texts[0])} gets {', '.join(f'{name} {value:.2f}' for name, value in best.items())}"
+    if not any(
+        a.total is not None and b.total is not None and a.total > b.total for a, b in zip(ours, theirs, strict=True)
+    ):
+        return (
+            f"no answer that does as the question says can be rewarded: {shows}, and the rewards read the answer "
+            f"between <answer> and </answer>. For instance {example}"
+        ), []
+    lost = [name for name in right if best[name] <= 0 < right[name]]
+    return "", [
+        f"rewards.{name} cannot be earned by doing as the question says: {shows}. For instance {example}"
+        for name in lost
+    ]
 
 
 def _attack(name: str, index: int, rewards: Sequence[str], trials: Sequence[_Trial]) -> Attack:

@@ -1,0 +1,152 @@
+"""Before training: does the question ask for what the rewards read, and can an answer fit? (pure)
+
+A policy that does as the question says must be able to earn something. `obedient` writes such completions: the
+question's own example line with a label put in, and the tags that the question shows, whatever their names.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from rft_cluster.common.errors import UserError
+from rft_cluster.common.text import printable
+from rft_cluster.data.labels import normalise_label
+from rft_cluster.prompts import asks_for_thinking
+
+REASONING = "This is what the image shows."
+OPENING = re.compile(r"<\s*([A-Za-z][\w.-]*)(?:\s[^<>]*)?>")
+MARKUP = set("b br code em i li p pre strong sub sup u ul".split())  # of prose, not of a layout
+THINKS = re.compile("think|thought|reason|analy|explain|rationale|scratch", re.IGNORECASE)
+ANSWERS = re.compile("answer|label|class|final|solution|result|output|predict", re.IGNORECASE)
+BOXED = re.compile(r"\\?boxed\s*\{")
+JSON = re.compile(r"\s*\{\s*[\"']")
+BLANK = re.compile(r"\.\.\.|\u2026")
+# A code before a name (001.Black_footed_Albatross, n02085620-Chihuahua), and the name.
+CODED = re.compile(r"[A-Za-z]?\d+[\W_]+(.*[^\W\d_].*)", re.DOTALL)
+LISTED = 5
+Tag = tuple[str, str]  # opening and closing, as the question writes them
+
+
+def tags_shown(question: str) -> list[Tag]:
+    """Opening and closing tag of each block that the question shows, as written there, in order of appearance.
+
+    `<answer>` counts without its closing tag, too, with an empty one.
+    """
+    shown: dict[str, Tag] = {}
+    for opening in OPENING.finditer(question):
+        name = opening[1]
+        end = rf"</\s*{re.escape(name)}\s*>"
+        closing = re.search(end, question) or re.search(end, question, re.IGNORECASE)
+        if name.lower() not in MARKUP and (closing or name.lower() == "answer"):
+            shown.setdefault(name, (opening[0], closing[0] if closing else ""))
+    return list(shown.values())
+
+
+def obedient(question: str, label: str) -> list[str]:
+    """Completions that do as the question says and answer `label`; each is one reading of what it says."""
+    tags = tags_shown(question)
+    example = _example(question, tags)
+    readings = [_filled(tags, question, label), _filled([tag for tag in tags if tag[0] in example], example, label)]
+    return list(dict.fromkeys(readings[: 2 if example else 1]))
+
+
+def _filled(tags: Sequence[Tag], shown: str, label: str) -> str:
+    """Reasoning in every block but the one for the answer; where there is no such block, the answer stands last.
+
+    What the question shows in that block is a stand-in for the answer, but for a box or an object in JSON around it.
+    """
+    blocks = [tag for tag in tags if not THINKS.search(tag[0])]
+    place = next((tag for tag in blocks if ANSWERS.search(tag[0])), blocks[-1] if blocks else None)
+    inside = shown.rpartition(place[0])[2].partition(place[1] or "\n")[0] if place else shown
+    answer = rf"\boxed{{{label}}}" if BOXED.search(inside) else label
+    if JSON.match(inside):
+        answer = BLANK.sub(lambda _: label, inside)
+    text = "".join(f"{tag[0]}{answer if tag == place else REASONING}{tag[1]}" for tag in tags)
+    return text if place else text + answer
+
+
+def _example(question: str, tags: Sequence[Tag]) -> str:
+    """The last lines that begin with a tag, to the end: where a question shows its layout. Empty where it does not."""
+    lines = [line.lstrip() for line in question.splitlines() if line.strip()]
+    openings, closings = tuple(tag[0] for tag in tags), {tag[1]: tag[0] for tag in tags if tag[1]}
+    start = next((i for i in reversed(range(len(lines))) if openings and lines[i].startswith(openings)), len(lines))
+    while 0 < start < len(lines):
+        above = lines[start - 1]
+        opening = next((opening for closing, opening in closings.items() if above.startswith(closing)), None)
+        begins = [i for i in range(start) if opening and lines[i].startswith(opening)]
+        if above.startswith(openings):
+            start -= 1
+        elif begins:
+            start = begins[-1]
+        else:
+            break
+    return "\n".join(lines[start:])
+
+
+def what_it_shows(question: str) -> str:
+    """For a message: the blocks that the question shows, and whether the rewards' own is among them."""
+    shown = [f"{opening} {closing or 'without its end'}" for opening, closing in tags_shown(question)]
+    shown += [r"\boxed{}"] if BOXED.search(question) else []
+    if "<answer>" in question:
+        return f"the question shows {', '.join(shown)}"
+    return f"the question shows no <answer> tag{', but ' if shown else ''}{', '.join(shown)}"
+
+
+def check_names(classes: Sequence[str], aliases: Mapping[str, Sequence[str]]) -> list[str]:
+    """A note where every class has a code before its name that no answer would guess; none where aliases do without."""
+    names = {label: match[1] for label in classes if (match := CODED.fullmatch(label))}
+    told_apart = len(set(map(normalise_label, names.values()))) == len(names)
+    known = {normalise_label(alias) for others in aliases.values() for alias in others}
+    if len(names) < len(classes) or not told_apart or known >= set(map(normalise_label, names.values())):
+        return []  # a number that alone tells the classes apart (5 mm, 10 mm) belongs to the name
+    label, name = next(iter(names.items()))
+    return [
+        f"all class names begin with a number or a code: {printable(name)} is no right answer, {printable(label)} is. "
+        f"Rename them, or give the name alone in data.aliases"
+    ]
+
+
+def check_room(
+    classes: Sequence[str],
+    aliases: Mapping[str, Sequence[str]],
+    rewards: Iterable[str],
+    question: str,
+    max_tokens: int,
+    count: Callable[[str], int],
+) -> list[str]:
+    """Do right answers fit into `sampling.max_tokens`? Notes where some do not, or hardly.
+
+    Args:
+        rewards: their names; without `accuracy` and `format` nothing is known of what they read.
+        count: a text's tokens.
+
+    Raises:
+        UserError: none fits, so that nothing could be earned.
+    """
+    if not {"accuracy", "format"} & set(rewards):
+        return []
+    think = "<think></think>" if "format" in rewards and asks_for_thinking(question) else ""
+    needed: dict[str, int] = {}
+    for label in classes:
+        texts = [f"{think}<answer>{name}</answer>" for name in (label, *aliases.get(label, ()))]
+        needed[label] = min(map(count, texts)) + 1  # the stop token
+    least, most = min(needed.values()), max(needed.values())
+    cure = f"Set sampling.max_tokens to {max(most, 16)} at least; 256 leaves room for reasoning"
+    if least > max_tokens:
+        label = min(needed, key=lambda label: needed[label])
+        raise UserError(
+            f"sampling.max_tokens is {max_tokens}, but the shortest right answer, {think}<answer>{printable(label)}"
+            f"</answer>, has {least} tokens with the stop token: every right answer would be cut. {cure}"
+        )
+    long = [printable(label) for label, tokens in needed.items() if tokens > max_tokens]
+    if long:
+        more = f" and {len(long) - LISTED} more" if len(long) > LISTED else ""
+        return [
+            f"sampling.max_tokens is {max_tokens}: right answers of {', '.join(long[:LISTED])}{more} are longer and "
+            f"would be cut. {cure}"
+        ]
+    if think and max_tokens < 1.5 * most:
+        return [
+            f"sampling.max_tokens is {max_tokens}: {most} are taken by the tags and the longest label, which leaves "
+            f"{max_tokens - most} for reasoning. 256 leaves room"
+        ]
+    return []
