@@ -22,7 +22,7 @@ from rft_cluster.common.errors import UserError, exit_code
 from rft_cluster.common.files import write_json, write_text
 from rft_cluster.common.text import printable
 from rft_cluster.config import Config, load_config
-from rft_cluster.data.images import check_image
+from rft_cluster.data.images import open_image, pixel_digest
 from rft_cluster.messages import Example, Group, Sampling
 from rft_cluster.prompts import make_prompts, text_hash
 from rft_cluster.run.task import Task, base_model_path, check_model, prepare
@@ -80,7 +80,7 @@ def evaluate(options: argparse.Namespace) -> None:
             [judge(group, reader) for group in greedy],
             [reader.vote([completion.text for completion in group.completions]) for group in sampled],
             task.dataset.classes,
-            {example.example_id: check_image(example.image, example.example_id) for example in examples},
+            {example.example_id: pixel_digest(open_image(example.image)) for example in examples},
         ),
     }
     output = options.output or output

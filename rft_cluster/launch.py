@@ -31,7 +31,7 @@ def launch(config: Config, dry_run: bool, resume: bool) -> None:
     from rft_cluster.run.folder import read_evaluations
     from rft_cluster.run.metrics import clock
     from rft_cluster.run.resume import first_step_of
-    from rft_cluster.run.task import base_model_path, check_model, prepare
+    from rft_cluster.run.task import base_model_path, check_model, prepare, room_for_answers, small_model_tokens
 
     task = prepare(config)
     dataset = task.dataset
@@ -49,6 +49,9 @@ def launch(config: Config, dry_run: bool, resume: bool) -> None:
     print(describe(config, len(dataset.train)), flush=True)
     if red_team:
         print(red_team, flush=True)
+    if config.model.path == "tiny":
+        for note in room_for_answers(config, task, small_model_tokens):
+            print(note)
     if dry_run:
         if config.model.path != "tiny":
             check_model_folder(config.model.path, config.max_model_tokens)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import Config
 from rft_cluster.data.dataset import FewShotDataset
-from rft_cluster.data.images import check_image
+from rft_cluster.data.images import open_image, pixel_digest
 from rft_cluster.messages import Example
 from rft_cluster.prompts import text_hash
 
@@ -33,8 +33,8 @@ class Card(BaseModel):
     temperature: float = Field(gt=0)
     steps: int
     trained_on_pixels: list[str] = []
-    """Digests of the training images' pixels (`check_image`): an evaluation on any of them, in whatever encoding, would
-    prove nothing."""
+    """Digests of the training images' pixels (`pixel_digest`): an evaluation on any of them, in whatever encoding,
+    would prove nothing."""
     trained_on: list[str] = []
     """In cards written before the one above existed: SHA-256 of the encoded training images."""
 
@@ -127,7 +127,7 @@ def check_card(card: Card, config: Config, dataset: FewShotDataset, text: str) -
 
 
 def _pixels(example: Example) -> str:
-    return check_image(example.image, example.example_id)
+    return pixel_digest(open_image(example.image))
 
 
 def _bytes(example: Example) -> str:

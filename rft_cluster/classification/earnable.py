@@ -9,19 +9,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.text import printable
-from rft_cluster.data.labels import normalise_label
 from rft_cluster.prompts import asks_for_thinking
 
 REASONING = "This is what the image shows."
 OPENING = re.compile(r"<\s*([A-Za-z][\w.-]*)(?:\s[^<>]*)?>")
-MARKUP = set("b br code em i li p pre strong sub sup u ul".split())  # of prose, not of a layout
+MARKUP = re.compile("b|br|code|em|i|li|p|pre|strong|sub|sup|u|ul", re.IGNORECASE)  # of prose, not of a layout
 THINKS = re.compile("think|thought|reason|analy|explain|rationale|scratch", re.IGNORECASE)
 ANSWERS = re.compile("answer|label|class|final|solution|result|output|predict", re.IGNORECASE)
 BOXED = re.compile(r"\\?boxed\s*\{")
 JSON = re.compile(r"\s*\{\s*[\"']")
 BLANK = re.compile(r"\.\.\.|\u2026")
-# A code before a name (001.Black_footed_Albatross, n02085620-Chihuahua), and the name.
-CODED = re.compile(r"[A-Za-z]?\d+[\W_]+(.*[^\W\d_].*)", re.DOTALL)
 LISTED = 5
 Tag = tuple[str, str]  # opening and closing, as the question writes them
 
@@ -36,7 +33,7 @@ def tags_shown(question: str) -> list[Tag]:
         name = opening[1]
         end = rf"</\s*{re.escape(name)}\s*>"
         closing = re.search(end, question) or re.search(end, question, re.IGNORECASE)
-        if name.lower() not in MARKUP and (closing or name.lower() == "answer"):
+        if not MARKUP.fullmatch(name) and (closing or name.lower() == "answer"):
             shown.setdefault(name, (opening[0], closing[0] if closing else ""))
     return list(shown.values())
 
@@ -54,14 +51,18 @@ def _filled(tags: Sequence[Tag], shown: str, label: str) -> str:
 
     What the question shows in that block is a stand-in for the answer, but for a box or an object in JSON around it.
     """
-    blocks = [tag for tag in tags if not THINKS.search(tag[0])]
-    place = next((tag for tag in blocks if ANSWERS.search(tag[0])), blocks[-1] if blocks else None)
+    place = _for_the_answer(tags)
     inside = shown.rpartition(place[0])[2].partition(place[1] or "\n")[0] if place else shown
     answer = rf"\boxed{{{label}}}" if BOXED.search(inside) else label
     if JSON.match(inside):
         answer = BLANK.sub(lambda _: label, inside)
     text = "".join(f"{tag[0]}{answer if tag == place else REASONING}{tag[1]}" for tag in tags)
     return text if place else text + answer
+
+
+def _for_the_answer(tags: Sequence[Tag]) -> Tag | None:
+    blocks = [tag for tag in tags if not THINKS.search(tag[0])]
+    return next((tag for tag in blocks if ANSWERS.search(tag[0])), blocks[-1] if blocks else None)
 
 
 def _example(question: str, tags: Sequence[Tag]) -> str:
@@ -91,18 +92,14 @@ def what_it_shows(question: str) -> str:
     return f"the question shows no <answer> tag{', but ' if shown else ''}{', '.join(shown)}"
 
 
-def check_names(classes: Sequence[str], aliases: Mapping[str, Sequence[str]]) -> list[str]:
-    """A note where every class has a code before its name that no answer would guess; none where aliases do without."""
-    names = {label: match[1] for label in classes if (match := CODED.fullmatch(label))}
-    told_apart = len(set(map(normalise_label, names.values()))) == len(names)
-    known = {normalise_label(alias) for others in aliases.values() for alias in others}
-    if len(names) < len(classes) or not told_apart or known >= set(map(normalise_label, names.values())):
-        return []  # a number that alone tells the classes apart (5 mm, 10 mm) belongs to the name
-    label, name = next(iter(names.items()))
-    return [
-        f"all class names begin with a number or a code: {printable(name)} is no right answer, {printable(label)} is. "
-        f"Rename them, or give the name alone in data.aliases"
-    ]
+def cure(question: str) -> str:
+    """What to change in the question, so that an answer to it can be rewarded."""
+    place = _for_the_answer(tags_shown(question))
+    if place is None:
+        return "add this line to the question:\n  <answer> ... </answer>"
+    if place == ("<answer>", "</answer>"):
+        return "let the answer block hold the name alone:\n  <answer> ... </answer>"
+    return f"write <answer> and </answer> in the question in place of {' and '.join(filter(None, place))}"
 
 
 def check_room(

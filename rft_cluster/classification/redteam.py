@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from string import ascii_lowercase
 from typing import Any
 
-from rft_cluster.classification.earnable import REASONING, obedient, what_it_shows
+from rft_cluster.classification.earnable import REASONING, cure, obedient, what_it_shows
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.text import printable
 from rft_cluster.config import ScoringSection
@@ -82,8 +82,8 @@ def check_rewards(
         return "\n".join(filter(None, (render(found), found.unearned)))
     if found.unearned:
         raise UserError(
-            f"{found.unearned}. Take prompt.template=think_answer, or add this line to your template:\n"
-            f"  <answer> ... </answer>\nscoring.red_team=warn trains on it all the same"
+            f"{found.unearned}. Take prompt.template=think_answer, or {cure(prompt_text)}\n"
+            f"scoring.red_team=warn trains on it all the same"
         )
     if not found.paid:
         return render(found)

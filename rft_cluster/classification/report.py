@@ -91,7 +91,7 @@ def report(
 ) -> dict[str, Any]:
     """All figures of an evaluation as one JSON-able object.
 
-    `votes` belong to `judged`, one each; `pixels` are the digests of the images (`check_image`), by example id.
+    `votes` belong to `judged`, one each; `pixels` are the digests of the images (`pixel_digest`), by example id.
     """
     strict = [image.strict for image in judged]
     voted = [vote.label == image.label for image, vote in zip(judged, votes, strict=True)]

@@ -131,6 +131,11 @@ def check_image(data: bytes, where: str, limits: Limits = Limits()) -> str:  # n
         raise UserError(f"{where}: not an image in one of the formats {', '.join(FORMATS)}") from error
     except DECODE_ERRORS as error:
         raise UserError(f"{where}: damaged or unsupported ({error})") from error
+    return pixel_digest(picture)
+
+
+def pixel_digest(picture: Image.Image) -> str:
+    """SHA-256 of a picture's size and pixels: equal for equal pictures, in whatever encoding they came."""
     return hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
 
 

@@ -1,10 +1,14 @@
 """What comes before any actor starts: the data set, the question, the model's folder, and all checks of them."""
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from rft_cluster.classification.earnable import check_room
+from rft_cluster.common.errors import UserError
 from rft_cluster.common.progress import with_progress
 from rft_cluster.config import Config
 from rft_cluster.data import FewShotDataset, load_dataset
@@ -81,11 +85,33 @@ def pool_note(config: Config, task: Task) -> list[str]:
     ]
 
 
+def small_model_tokens(text: str) -> int:
+    """How many tokens the small model has for tags and class names, each of which is one there."""
+    return len(re.findall(r"</?[A-Za-z_]+>|[^<]+", text))
+
+
+def room_for_answers(config: Config, task: Task, count: Callable[[str], int]) -> list[str]:
+    """Notes on right answers that are too long for `sampling.max_tokens` (see `check_room`); `count` counts tokens.
+
+    Raises:
+        UserError: all are, and `scoring.red_team` says to refuse that.
+    """
+    if config.scoring.red_team == "off":
+        return []
+    aliases = {example.label: example.aliases for example in task.dataset.train}
+    try:
+        return check_room(task.dataset.classes, aliases, config.rewards, task.text, config.sampling.max_tokens, count)
+    except UserError as error:
+        if config.scoring.red_team == "refuse":
+            raise
+        return [str(error)]
+
+
 def check_model(config: Config, task: Task, model_path: str, examples: list[Example]) -> None:
     """Refuse a model that cannot be asked this question about every one of `examples`.
 
     Raises:
-        UserError: it is no Qwen2-VL, or a prompt is too long.
+        UserError: it is no Qwen2-VL, a prompt is too long, or no right answer fits into `sampling.max_tokens`.
     """
     from rft_cluster.model.encoder import PromptEncoder
     from rft_cluster.model.qwen2vl import check_model_folder
@@ -93,4 +119,7 @@ def check_model(config: Config, task: Task, model_path: str, examples: list[Exam
     check_model_folder(model_path, config.max_model_tokens)
     model = config.model
     encoder = PromptEncoder(model_path, model.min_pixels, model.max_pixels, model.trust_remote_code)
+    if config.model.path != "tiny":  # of that one it is known before it is built
+        for note in room_for_answers(config, task, lambda text: len(encoder.tokenizer(text)["input_ids"])):
+            print(note)
     encoder.check_lengths(make_prompts(examples, task.text, "check", 0, config.run.seed), model.max_prompt_tokens)

@@ -171,3 +171,35 @@ def test_options_and_overrides_may_come_in_any_order(tmp_path, capsys, small):
     assert code == 0
     assert "2 classes, 4 images to learn from" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+# --- can anything be earned?
+
+
+@pytest.mark.parametrize("dry", [True, False])
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [
+        (r"Which {{ subject }}? Put the final answer in \boxed{}.", r"shows no <answer> tag, but \boxed{}, and"),
+        ("Which {{ subject }}? <ANSWER></ANSWER>", "shows no <answer> tag, but <ANSWER> </ANSWER>, and"),
+        ("Which {subject}? <answer> </answer>", "holds {subject}, which is text here"),
+        ("<image>Which {{ subject }}? <answer> </answer>", "holds <image>, which is text here"),
+    ],
+)
+def test_a_question_that_earns_nothing_is_refused(tmp_path, capsys, small, question, message, dry):
+    (tmp_path / "q.txt").write_text(question)
+    more = ["--dry-run"] if dry else []
+    code, _, error = run(tmp_path, capsys, *small, f"prompt.template={tmp_path / 'q.txt'}", *more)
+    assert code == 2 and message in error
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 5])
+@pytest.mark.parametrize("dry", [True, False])
+def test_no_room_for_any_answer_is_refused_and_the_cure_works(tmp_path, capsys, small, tokens, dry):
+    limit, more = f"sampling.max_tokens={tokens}", ["--dry-run"] if dry else []
+    code, _, error = run(tmp_path, capsys, *small, limit, *more)
+    assert code == 2 and "<think></think><answer>rose</answer>, has 6 tokens with the stop token" in error
+    cure = error.split("Set sampling.max_tokens to ")[1].split()[0]
+    assert run(tmp_path, capsys, *small, f"sampling.max_tokens={cure}", "--dry-run")[0] == 0
+    code, printed, _ = run(tmp_path, capsys, *small, limit, "scoring.red_team=warn", "--dry-run")
+    assert code == 0 and "has 6 tokens" in printed
