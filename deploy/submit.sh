@@ -9,8 +9,8 @@
 #                           with several nodes one that all of them see
 #   RFT_SUBMIT              more options for `ray job submit`, e.g. "--no-wait --submission-id mine"
 #
-# The job's driver takes a tenth of a CPU and no GPU, so it may sit on a head node without any. Tokens: `ray get-auth-token
-# --generate` once, then RAY_AUTH_MODE=token for `ray start` and here.
+# The job's driver runs on the head node and reserves nothing there: a head of two cores holds a run of two CPUs, and one
+# without GPUs will do. Tokens: `ray get-auth-token --generate` once, then RAY_AUTH_MODE=token for `ray start` and here.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 config=${1:?usage: deploy/submit.sh CONFIG [section.key=value ...]}
@@ -21,5 +21,5 @@ export RAY_API_SERVER_ADDRESS=${RAY_API_SERVER_ADDRESS:-http://127.0.0.1:8265}
 runs=${RFT_RUNS:-'~/rft_runs'}
 "$(dirname "$ray")/python" deploy/upload.py
 # shellcheck disable=SC2086 # several options in one variable
-exec "$ray" job submit --working-dir . --runtime-env deploy/runtime_env.yaml --entrypoint-num-cpus 0.1 ${RFT_SUBMIT:-} -- \
+exec "$ray" job submit --working-dir . --runtime-env deploy/runtime_env.yaml ${RFT_SUBMIT:-} -- \
   python -m rft_cluster.launch --config "$config" run.folder="$runs" cluster.address=auto "$@"

@@ -121,17 +121,39 @@ def cluster_nodes() -> list[NodeResources]:
     return sorted(nodes, key=lambda node: (node.address, node.node_id))
 
 
-def check_cluster(config: Config) -> str:
+def check_cluster(config: Config, patience: float = 0) -> str:
     """Hold the plan against a running cluster and start nothing. Returns lines for people.
 
+    Args:
+        patience: seconds to wait for resources that others hold. Without any, what is taken is said, not refused.
+
     Raises:
-        UserError: it does not answer, or cannot hold the actors.
+        UserError: it does not answer, cannot hold the actors, or others still hold what they need.
     """
     where = connect(config.cluster, cpus=0)
     try:
-        return f"{where}: it can hold the run\n{describe_placement(config, cluster_nodes())}"
+        lines = [f"{where}: it can hold the run", describe_placement(config, cluster_nodes())]
+        wanted, deadline = bundles(config), time.monotonic() + patience
+        while (taken := _taken(wanted)) and time.monotonic() < deadline:
+            time.sleep(1)
+        if taken and patience:
+            raise UserError(taken)
+        return "\n".join([*lines, taken] if taken else lines)
     finally:
         ray.shutdown()
+
+
+def _taken(wanted: Sequence[Bundle]) -> str:
+    """What is said while others hold what the bundles need; nothing once it is free."""
+    free = ray.available_resources()
+    needs = {"CPU": sum(bundle.cpus for bundle in wanted), "GPU": sum(bundle.gpus for bundle in wanted)}
+    if all(free.get(name, 0) + 1e-6 >= need for name, need in needs.items()):
+        return ""
+    return (
+        f"the cluster is large enough, but its resources are taken: {free.get('CPU', 0):g} CPUs and "
+        f"{free.get('GPU', 0):g} GPUs are free, {needs['CPU']:g} and {needs['GPU']:g} are needed. Stop other jobs or "
+        f"wait."
+    )
 
 
 @contextmanager
@@ -183,12 +205,10 @@ def _reserve(config: Config, wanted: Sequence[Bundle], nodes: Sequence[NodeResou
     try:
         ray.get(group.ready(), timeout=min(RESERVE_TIMEOUT, config.cluster.start_timeout))
     except GetTimeoutError as error:
-        free = ray.available_resources()
+        taken = _taken(wanted)
         remove_placement_group(group)
         raise UserError(
-            f"the cluster is large enough, but its resources are taken: {free.get('CPU', 0):g} CPUs and "
-            f"{free.get('GPU', 0):g} GPUs are free, {sum(b.cpus for b in wanted):g} and "
-            f"{sum(b.gpus for b in wanted):g} are needed. Stop other jobs or wait."
+            taken or "the cluster has room, but in parts that are too small: wait for other jobs"
         ) from error
     return group
 

@@ -41,7 +41,7 @@ def head(token_environment: dict[str, str], tmp_path_factory) -> Iterator[dict[s
         "RFT_RUNS": str(home / "runs"),
     }
     start = [BIN / "ray", "start", "--head", "--block", "--port=6399", f"--dashboard-port={PORT}",
-             "--dashboard-host=127.0.0.1", "--num-cpus=3", "--disable-usage-stats",
+             "--dashboard-host=127.0.0.1", "--num-cpus=2", "--disable-usage-stats",
              "--object-store-memory=200000000"]  # fmt: skip
     with (home / "head.log").open("w") as log:
         process = subprocess.Popen(start, env=environment, stdout=log, stderr=log, start_new_session=True)
