@@ -14,6 +14,7 @@ from rft_cluster.classification.report import summarise
 from rft_cluster.cluster.cluster import Cluster
 from rft_cluster.cluster.rollouts import Rollout
 from rft_cluster.cluster.start import start_cluster
+from rft_cluster.common.errors import UserError
 from rft_cluster.config import Config
 from rft_cluster.messages import Example, Sampling
 from rft_cluster.prompts import make_prompts
@@ -21,6 +22,7 @@ from rft_cluster.rewards.scorer import check_failures
 from rft_cluster.run.folder import RunFolder, checkpoint_folder, prune_checkpoints
 from rft_cluster.run.metrics import Stopwatch
 from rft_cluster.run.resume import first_step_of
+from rft_cluster.run.stuck import GO_ON, Stuck
 from rft_cluster.run.task import Task
 
 
@@ -39,6 +41,7 @@ def train(config: Config, task: Task, model_path: str, resume: bool) -> None:
         if first_step == 0:
             _evaluate(cluster, config, dataset.test, task.text, "test", 0, run)
 
+        stuck = Stuck(schedule.stop_when_stuck, len(dataset.classes))
         rollouts: deque[Rollout] = deque()  # of this step and the next `max_staleness`
         for step in range(first_step, schedule.steps):
             stage = Stopwatch()
@@ -56,13 +59,16 @@ def train(config: Config, task: Task, model_path: str, resume: bool) -> None:
             with stage("transfer"):
                 cluster.broadcast_weights(version=step + 1)
             run.log_step(step + 1, groups, rewards, learned, stage.seconds)
+            nothing_to_learn = stuck.see(groups, rewards)
 
             if _due(step, schedule.evaluate_every):
                 _evaluate(cluster, config, dataset.validation, task.text, "validation", step + 1, run)
-            if _due(step, schedule.save_every) or step + 1 == schedule.steps:
+            if _due(step, schedule.save_every) or step + 1 == schedule.steps or nothing_to_learn:
                 state = {"step": step + 1, "prompt_sha256": card.prompt_sha256}
                 cluster.learners.save_checkpoint(checkpoint_folder(config.run_folder, step + 1), state)
                 prune_checkpoints(config.run_folder, schedule.keep_checkpoints)
+            if nothing_to_learn:
+                raise UserError(f"stopped after step {step + 1}, which is saved: {nothing_to_learn}. {GO_ON}")
 
         _evaluate(cluster, config, dataset.test, task.text, "test", schedule.steps, run)
         cluster.learners.export(config.run_folder / "model", {CARD_FILE: card.model_dump()})

@@ -209,6 +209,10 @@ class ScheduleSection(Section):
     """Steps between evaluations on the validation images; 0 for none."""
     save_every: int = Field(0, ge=0)
     """Steps between checkpoints; the last step always saves one."""
+    stop_when_stuck: int = Field(5, ge=0)
+    """Steps in a row in which no completion has the format any more, or all rewards are equal and not the best there
+    are: then the run saves a checkpoint and ends with exit code 2. 0: it goes on. Equal rewards count only from 10
+    completions a class on, since few wrong answers may be bad luck."""
     keep_checkpoints: int = Field(1, ge=1)
 
 

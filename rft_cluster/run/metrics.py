@@ -84,10 +84,12 @@ def step_line(step: int, steps: int, metrics: Mapping[str, Any], seconds_left: f
             if name.startswith("reward_failures/")
         )
         parts += f"; {metrics['reward_failures']} completions without: {failed} failed"
+    cut = metrics["cut_short"]
+    shortened = f"{max(1, round(100 * cut))} % cut at max_tokens  " if cut else ""
     gap = f"gap {metrics['logprob_gap']:.4f}" if "logprob_gap" in metrics else "no live group: no update"
     return (
         f"step {step:>{len(str(steps))}}/{steps}  reward {metrics['reward']:.2f} ({parts})  "
-        f"live {metrics['live_groups']:.2f}  {gap}  {metrics['tokens_per_second']:.0f} tok/s  "
+        f"live {metrics['live_groups']:.2f}  {shortened}{gap}  {metrics['tokens_per_second']:.0f} tok/s  "
         f"[{shares}]  {clock(seconds_left)} left"
     )
 

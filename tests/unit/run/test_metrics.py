@@ -107,6 +107,15 @@ def test_the_line_of_a_step():
         assert part in line
 
 
+@pytest.mark.parametrize(
+    ("cut", "of", "shown"), [(0, 8, ""), (1, 8, "12 %"), (1, 1000, "1 %"), (3, 4, "75 %"), (8, 8, "100 %")]
+)
+def test_the_line_of_a_step_says_how_many_answers_were_cut(cut, of, shown):
+    groups = [group(0, *(completion(3, "length" if i < cut else "stop") for i in range(of)))]
+    line = step_line(8, 120, step_metrics(groups, [[reward(1, 0)] * of], LEARNER, SECONDS), seconds_left=5)
+    assert (f"  {shown} cut at max_tokens  " in line) if shown else ("cut" not in line)
+
+
 def test_the_line_of_a_step_without_an_update_says_so():
     line = step_line(8, 120, step_metrics(GROUPS, REWARDS, {}, SECONDS), seconds_left=5)
     assert "no live group: no update" in line
