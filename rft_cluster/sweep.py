@@ -25,30 +25,27 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NoReturn
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 from tqdm import tqdm
 
 from rft_cluster.classification.baselines import BASELINES
 from rft_cluster.common.errors import UserError, exit_code
-from rft_cluster.config import load_config
+from rft_cluster.config import FilePath, PathText, Section, load_config, read_file, validated
 from rft_cluster.run.folder import read_evaluations
 
 LINES = 6  # of a failed run's log that are shown
 STEP = re.compile(r"step +(\d+)/\d+ ")  # begins a step's line of `launch`
 
 
-class Sweep(BaseModel):
-    """A sweep's file; see the module."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Sweep(Section):
+    """A sweep's file; see the module. The grid's values are what an override would be given, as they are written."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    config: str
-    overrides: list[str] = []
-    grid: dict[str, list[bool | int | float | str | None]] = Field(min_length=1)
+    config: PathText
+    overrides: list[str] = Field([])
+    grid: dict[str, list[str]] = Field(min_length=1)
     seeds: list[int] = Field([0], min_length=1)
-    folder: Path = Path("runs")
+    folder: FilePath = Path("runs")
 
     @property
     def path(self) -> Path:
@@ -59,13 +56,12 @@ class Sweep(BaseModel):
 class Run:
     """One combination of the grid's values with one seed; `name` is its folder's."""
 
-    values: tuple[Any, ...]
+    values: tuple[str, ...]
     seed: int
     name: str
 
     def overrides(self, sweep: Sweep) -> list[str]:
-        values = ("null" if value is None else value for value in self.values)
-        chosen = [f"{key}={value}" for key, value in zip(sweep.grid, values, strict=True)]
+        chosen = [f"{key}={value}" for key, value in zip(sweep.grid, self.values, strict=True)]
         return [*sweep.overrides, *chosen, f"run.seed={self.seed}", f"run.folder={sweep.path}", f"run.name={self.name}"]
 
 
@@ -82,15 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def read_sweep(path: Path) -> Sweep:
     """Raises UserError where the file is missing, not YAML, or says something else than a sweep's file may."""
-    try:
-        return Sweep.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {error}") from error
-    except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}" for problem in error.errors()]
-        raise UserError(f"{path} is not a sweep (name, config, grid, ...):\n" + "\n".join(lines)) from error
+    return validated(Sweep, read_file(path), f"{path} is not a sweep (name, config, grid, ...)")
 
 
 def combinations(sweep: Sweep) -> list[Run]:
@@ -174,7 +162,7 @@ def _outcome(plan: Sweep, run: Run, code: int) -> str:
     return f"{run.name}: test accuracy {before:.1f} % -> {after:.1f} %"
 
 
-def _row(plan: Sweep, runs: Sequence[Run], values: tuple[Any, ...]) -> dict[str, Any] | None:
+def _row(plan: Sweep, runs: Sequence[Run], values: tuple[str, ...]) -> dict[str, Any] | None:
     """One line of the table: the runs of these values. Rates are means over them, `n` is the images of each."""
     from rft_cluster.classification.intervals import over_runs
 
@@ -205,7 +193,7 @@ def _write(plan: Sweep, rows: list[dict[str, Any]]) -> None:
     from rft_cluster.common.files import write_json, write_text
 
     *others, axis = plan.grid
-    series: dict[str, list[tuple[Any, Any]]] = {}
+    series: dict[str, list[tuple[str, Any]]] = {}
     for row in rows:
         name = ", ".join(f"{key} {row['values'][key]}" for key in others) or plan.config
         series.setdefault(name, []).append((row["values"][axis], row))
@@ -226,7 +214,7 @@ def markdown(plan: Sweep, rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         low, high = (f"{100 * end:.1f}" for end in row["interval"])
         cells = [
-            *(str(value).replace("|", "\\|") for value in row["values"].values()),
+            *(value.replace("|", "\\|") for value in row["values"].values()),
             f"{100 * row['before']:.1f} %",
             f"**{100 * row['rate']:.1f} %**",
             f"{low} to {high}",

@@ -1,16 +1,18 @@
 """Configuration: `sections.py` has every key; `load.py` reads a file and overrides into a checked `Config`."""
 
-from rft_cluster.config.load import CONFIG_FOLDERS, load_config
+from rft_cluster.config.load import CONFIG_FOLDERS, config_text, load_config, read_file, validated
 from rft_cluster.config.sections import (
     AlgorithmSection,
     ClusterSection,
     Config,
     DataSection,
+    FilePath,
     GeneratorsSection,
     LearnersSection,
     LoraSection,
     ModelSection,
     OptimizerSection,
+    PathText,
     PromptSection,
     RunSection,
     SamplingSection,
@@ -25,16 +27,21 @@ __all__ = [
     "ClusterSection",
     "Config",
     "DataSection",
+    "FilePath",
     "GeneratorsSection",
     "LearnersSection",
     "LoraSection",
     "ModelSection",
     "OptimizerSection",
+    "PathText",
     "PromptSection",
     "RunSection",
     "SamplingSection",
     "ScheduleSection",
     "ScoringSection",
     "Section",
+    "config_text",
     "load_config",
+    "read_file",
+    "validated",
 ]

@@ -1,24 +1,31 @@
 """Configuration: YAML, then `section.key=value` overrides, then checks; nothing starts before all of it is right.
 
-    config = load_config("digits", ["schedule.steps=10", "optimizer.learning_rate=1e-4"])
+    config = load_config("digits", ["schedule.steps=10", "optimizer.learning_rate=1e-4", "data.path=photos #1"])
 
-A bare name is looked up in the working folder and then in `configs/`. Unknown keys are refused with the nearest
-right one. OmegaConf merges files and overrides, pydantic checks them.
+A bare name is looked up in the working folder and then in `configs/`. A value is text until the field that takes it
+decides: a path or a name arrives as it was written. Lists and mappings are YAML's: `data.classes=[no, yes]`.
 """
 
 import difflib
+import re
+import reprlib
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+import yaml
 from pydantic import ValidationError
-from yaml import YAMLError
 
 from rft_cluster.common.errors import UserError
-from rft_cluster.config.sections import DEFAULT_REWARDS, Config
+from rft_cluster.common.text import shown
+from rft_cluster.config.sections import DEFAULT_REWARDS, Config, Section
+from rft_cluster.config.yaml_text import QUOTES, Text, read_yaml
 
-CONFIG_FOLDERS = (Path("."), Path("configs"), Path(__file__).parents[2] / "configs")
+SHIPPED = Path(__file__).parents[1] / "configs"  # a link to the repository's; an installed package has them there
+CONFIG_FOLDERS = (Path("."), Path("configs"), SHIPPED)
+
+NO_TEXT = ("string_type", "path_type", "dict_type", "list_type")  # what a sign of YAML's makes of a text
+S = TypeVar("S", bound=Section)
 
 
 def load_config(name: str, overrides: list[str]) -> Config:
@@ -29,73 +36,148 @@ def load_config(name: str, overrides: list[str]) -> Config:
             is wrong (key, value and what is allowed are named).
     """
     path = _find(name)
+    values = read_file(path)
+    values.setdefault("rewards", DEFAULT_REWARDS)  # so that an override changes one and leaves the other
+    for override in overrides:
+        _apply(values, override)
+    return validated(Config, values, f"{path} with its overrides is not a valid configuration")
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """A YAML file's keys; its scalars are `Text`.
+
+    Raises:
+        UserError: it cannot be read, or holds something else than keys.
+    """
     try:
-        # OmegaConf says OSError of a file that holds a bare number or the like.
-        loaded = OmegaConf.load(path)
-        if not isinstance(loaded, DictConfig):
-            raise UserError(f"{path} must hold sections (run:, model:, ...), not a list")
-        if "rewards" not in loaded:
-            loaded["rewards"] = DEFAULT_REWARDS  # so that an override changes one and leaves the other
-        merged = OmegaConf.merge(loaded, *map(_override, overrides))
-        values = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} or an override of it cannot be read: {error}") from error
+        data = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path} must hold sections (run:, model:, ...): {error}") from error
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    values = read_yaml(data, str(path))
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold keys and values (key: value), not {_written(values)}")
+    return values
+
+
+def config_text(config: Config) -> str:
+    """A configuration as YAML from which `load_config` makes the same one again."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def validated(model: type[S], values: dict[str, Any], complaint: str) -> S:
+    """`values` as a `model`. Raises UserError with `complaint` and a line for everything that is wrong."""
     try:
-        return Config.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
-        problems = "\n".join(f"  {_explain(problem)}" for problem in error.errors())
-        raise UserError(f"{path} with its overrides is not a valid configuration:\n{problems}") from error
+        problems = "\n".join(f"  {_explain(model, problem)}" for problem in error.errors())
+        raise UserError(f"{complaint}:\n{problems}") from error
 
 
 def _find(name: str) -> Path:
     candidates = [folder / f"{name}{suffix}" for suffix in ("", ".yaml") for folder in CONFIG_FOLDERS]
     for candidate in candidates:
-        if candidate.is_file():
-            return candidate
+        if candidate.expanduser().is_file():
+            return candidate.expanduser()
     known = sorted({path.stem for folder in CONFIG_FOLDERS[1:] for path in folder.glob("*.yaml")})
     near = difflib.get_close_matches(Path(name).stem, known, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise UserError(f"config {name!r} is neither a file nor one of {', '.join(known) or 'configs/'}.{hint}")
 
 
-def _override(override: str) -> DictConfig:
-    """`section.key=value` as a configuration of this one value. A reward's name is a key with its dots."""
-    key, equals, value = override.partition("=")
-    if not equals or "." not in key or key.endswith("."):
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Set in `values` what `section.key=value` says."""
+    written, equals, value = override.partition("=")
+    key, annotation = _field(written)
+    if not equals or len(key) < 2 or not all(key):
         raise UserError(f"override {override!r} must look like section.key=value, e.g. schedule.steps=10")
-    section, _, name = key.partition(".")
-    if section == "rewards":
-        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"x={value}"]))["x"]
-        read = OmegaConf.create({section: {name: value}})
-    else:
-        read = OmegaConf.from_dotlist([override])
-    if OmegaConf.missing_keys(read):
-        raise UserError(f"override {override!r}: ??? only marks a value that is missing; give one")
-    return read
+    new: Any = Text(value)
+    if _takes_yaml(annotation, value):
+        new = read_yaml(value, f"override {override!r}")
+    for part in key[:-1]:
+        inner = values.get(part)
+        values[part] = dict(inner) if isinstance(inner, dict) else {}  # a copy: an alias may share it
+        values = values[part]
+    old = values.get(key[-1])
+    values[key[-1]] = {**old, **new} if isinstance(old, dict) and isinstance(new, dict) else new
 
 
-def _explain(problem: Any) -> str:
-    """One line for one of pydantic's errors: the key, the value, what is allowed."""
-    path = [str(part) for part in problem["loc"]]
-    key = ".".join(path) or "configuration"
+def _field(written: str) -> tuple[list[str], Any]:
+    """The parts of a key, and the type of what it names, None where there is no such key. What names an entry of a
+    mapping (a reward, a label) is one part, whatever its dots."""
+    parts = written.split(".")
+    annotation: Any = Config
+    for depth, part in enumerate(parts):
+        kinds = _alternatives(annotation)
+        if len(kinds) == 1 and get_origin(kinds[0]) is dict:
+            return [*parts[:depth], ".".join(parts[depth:])], get_args(kinds[0])[1]
+        section = _section(annotation)
+        if section is None or part not in section.model_fields:
+            return parts, None
+        annotation = section.model_fields[part].annotation
+    return parts, annotation
+
+
+def _takes_yaml(annotation: Any, value: str) -> bool:
+    """Whether an override of this type is a list or a mapping: by its bracket, where it may be a word as well."""
+    kinds = _alternatives(annotation)
+    collections = [kind for kind in kinds if get_origin(kind) in (list, dict, tuple) or _section(kind)]
+    return bool(value.strip() and collections) and (collections == kinds or value.lstrip()[0] in "[{")
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    """`X` and `Y` of `X | Y | None`, and `X` of `Annotated[X, ...]`."""
+    if get_origin(annotation) is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [kind for one in get_args(annotation) for kind in _alternatives(one)]
+    return [] if annotation is NoneType else [annotation]
+
+
+def _section(annotation: Any) -> type[Section] | None:
+    kinds = _alternatives(annotation)
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
+
+
+def _explain(model: type[Section], problem: Any) -> str:
+    """One line for one of pydantic's errors: the key, the value, what is allowed, and where it stands."""
+    # Of a field that takes one of several types, pydantic names the type as if it were a key.
+    path = [str(part) for part in problem["loc"] if not re.match(r"(literal|tuple|list|dict)\[", str(part))]
+    key = shown(".".join(path)) or "configuration"
+    value = problem["input"]
+    line = f" (line {number})" if (number := _line(value)) else ""
     if problem["type"] == "extra_forbidden":
-        section: Any = Config
-        for part in path[:-1]:
-            section = section.model_fields[part].annotation
-        near = difflib.get_close_matches(path[-1], section.model_fields, n=1, cutoff=0.5)
-        right = (
-            f"did you mean {'.'.join([*path[:-1], near[0]])}?"
-            if near
-            else "known here: " + ", ".join(section.model_fields)
-        )
-        return f"{key}: unknown key; {right}"
+        return f"{key}: unknown key; {_nearest(model, path)}{line}"
     if problem["type"] == "missing":
         return f"{key}: missing"
-    if problem["type"] == "truth_value":
-        return f"{key}.{problem['msg']}"
     message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error" and isinstance(problem["input"], dict):
-        return f"{key}: {message}"
-    return f"{key}: {message}, got {problem['input']!r}"
+    if problem["type"] == "empty" or (problem["type"] == "value_error" and isinstance(value, dict)):
+        return f"{key}: {message}{line}"
+    advice = f"; {QUOTES}" if problem["type"] in NO_TEXT else ""
+    return f"{key}: {message}, got {_written(value)}{advice}{line}"
+
+
+def _line(value: Any) -> int:
+    """Where the first text of a value stands; 0 for an override's."""
+    if isinstance(value, Text):
+        return value.line
+    inner = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
+    return next((line for one in inner if (line := _line(one))), 0)
+
+
+def _nearest(model: type[Section], path: list[str]) -> str:
+    section = model
+    for part in path[:-1]:
+        section = _section(section.model_fields[part].annotation) or section
+    near = difflib.get_close_matches(path[-1], section.model_fields, n=1, cutoff=0.5)
+    if near:
+        return f"did you mean {'.'.join([*path[:-1], near[0]])}?"
+    return "known here: " + ", ".join(section.model_fields)
+
+
+def _written(value: Any) -> str:
+    """A value as its writer would know it again, on one line and not too long."""
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\.?[0-9][\w.+-]{0,40}", value):
+        return value
+    short = reprlib.Repr()
+    short.maxstring, short.maxother = 200, 200
+    return short.repr(str(value) if isinstance(value, Path) else value)

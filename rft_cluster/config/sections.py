@@ -1,36 +1,97 @@
 """The sections of a configuration: every key with its type, its range, its default and what it means."""
 
 import os
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from rft_cluster.common.hardware import native_dtype
+from rft_cluster.config.yaml_text import Text
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 DEFAULT_REWARDS = {"format": 1.0, "accuracy": 1.0}
+NULLS = ("", "~", "null", "Null", "NULL")
+WITH_EXPONENT = re.compile(r"[+-]?[0-9][0-9_]*(\.[0-9]*)?[eE]\+?[0-9]+")  # 1e3, which is an integer, too
+
+
+def _expanded(value: Any) -> Any:
+    """The home folder for a leading `~` and for `$HOME` or `${HOME}` anywhere."""
+    if not isinstance(value, str):
+        return value
+    home = os.path.expanduser("~")
+    return re.sub(r"\$HOME\b|\$\{HOME\}", lambda _: home, os.path.expanduser(value))
+
+
+def _written(path: Path) -> str:
+    """As text that is read as the same path again: a leading `~` is then a file's own."""
+    return f"./{path}" if str(path).startswith("~") else str(path)
+
+
+FilePath = Annotated[Path, BeforeValidator(_expanded), PlainSerializer(_written, str, when_used="json")]
+"""A path of the user's; every field that holds one has this type, or `PathText` where it may be a name as well."""
+PathText = Annotated[str, BeforeValidator(_expanded)]
 
 
 class Section(BaseModel):
+    """Fields decide what a text means that YAML or an override holds for them (`yaml_text.Text`)."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    @model_validator(mode="before")
+    @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_values_as_numbers(cls, values: Any) -> Any:
-        """YAML's yes, on and true are numbers to Python; in a field of numbers they are a slip."""
-        for name, field in cls.model_fields.items():
-            if isinstance(values, dict) and isinstance(values.get(name), bool) and field.annotation is not bool:
-                message = "{name}: {value} is a truth value, not an integer or another value"
-                raise PydanticCustomError("truth_value", message, {"name": name, "value": str(values[name])})
-        return values
+    def _read_text(cls, value: Any, info: ValidationInfo) -> Any:
+        assert info.field_name is not None
+        annotation = cls.model_fields[info.field_name].annotation
+        nullable = NoneType in get_args(annotation)
+        return None if nullable and _is_null(value) else _meant(annotation, value)
+
+
+def _is_null(value: Any) -> bool:
+    if not isinstance(value, Text):
+        return False
+    return value.plain and value in NULLS and not (value == "" and value.comment)
+
+
+def _meant(annotation: Any, value: Any) -> Any:
+    """What YAML's texts say to a field of this type, the same inside lists and mappings; pydantic does the rest."""
+    if isinstance(value, list):
+        return [_meant(annotation, one) for one in value]
+    if isinstance(value, dict) and _has(annotation, dict):  # a section's keys have types of their own
+        return {name: _meant(annotation, one) for name, one in value.items()}
+    if not isinstance(value, Text):
+        return value
+    if value.comment and _has(annotation, str, Path):
+        message = "YAML takes {comment} for a comment: put the whole text into quotes, or a space behind the #"
+        raise PydanticCustomError("cut", message, {"comment": value.comment})
+    if value == "" and value.plain and value.line:
+        raise PydanticCustomError("empty", "no value stands here; an empty text is written ''")
+    if _has(annotation, int) and WITH_EXPONENT.fullmatch(value):
+        return float(value)
+    return value
+
+
+def _has(annotation: Any, *types: type) -> bool:
+    """Whether a field's type, or what it is made of, is one of `types`."""
+    return (get_origin(annotation) or annotation) in types or any(_has(one, *types) for one in get_args(annotation))
 
 
 class RunSection(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """The run's folder is `folder/name`."""
-    folder: Annotated[Path, AfterValidator(lambda folder: Path(os.path.expanduser(folder)))] = Path("runs")
+    folder: FilePath = Path("runs")
     seed: int = Field(0, ge=0)
     """Everything random hangs on it: the choice of images, their order, each completion, the tiny model."""
 
@@ -44,7 +105,7 @@ class LoraSection(Section):
 
 
 class ModelSection(Section):
-    path: Annotated[str, AfterValidator(os.path.expanduser)]
+    path: PathText
     """A Qwen2-VL folder or hub name, or `tiny`: a small one built here for the configured data set."""
     freeze_vision: bool = False
     lora: LoraSection | None = None
@@ -68,10 +129,10 @@ class DataSection(Section):
     """`digits` (built in), `folder` (a sub-folder of images for each class), `csv` (a table of images and labels),
     `huggingface` (a data set of the hub or on disk), `flower102` (the official archive of Oxford 102 Flowers), or a
     function's dotted path."""
-    path: Path | None = None
+    path: FilePath | None = None
     """The folder; for `csv` the table or the folder that holds it; for `huggingface` a folder, a parquet file or a
     name on the hub, e.g. `laolao77/ViRFT_CLS_flower_4_shot`."""
-    images: Path | None = None
+    images: FilePath | None = None
     """For `csv` only: the folder with the pictures, where they do not lie beside or below the table."""
     image_column: str | None = None
     label_column: str | None = None
@@ -79,7 +140,7 @@ class DataSection(Section):
     splits: dict[Literal["train", "validation", "test"], str] = {}
     """What a source calls its splits, where it does not say train, validation and test in one of the usual ways:
     folders (`folder`), splits (`huggingface`) or values of the split column (`csv`)."""
-    held_out: Path | None = None
+    held_out: FilePath | None = None
     """For `huggingface` only: an official Flower102 archive, from which the validation and test images are drawn
     when the set has only images to train on."""
     classes: list[str] | None = None
@@ -100,7 +161,7 @@ class DataSection(Section):
     sixteen_bit: Literal["auto", "full"] | tuple[int, int] = "auto"
     """What becomes black and white of pictures with 16 bits a channel. `auto`: the powers of two that hold all values
     of the set. `full`: 0 and 65535. Or two values, e.g. `[-160, 240]`, a window of a CT."""
-    manifest: Path | None = None
+    manifest: FilePath | None = None
     """The `manifest.json` of an earlier run, to use exactly its images. `shots`, `validation` and `test` then follow
     from it."""
     shots: int = Field(4, ge=1)
@@ -143,7 +204,7 @@ class DataSection(Section):
 
 
 class PromptSection(Section):
-    template: str = "think_answer"
+    template: PathText = "think_answer"
     """A file in `rft_cluster/prompts/`, a path, or `problem`: the question that the data set itself brings."""
     subject: str = "object"
     """What the images show, e.g. `flower`: the template asks for the class of it."""
@@ -167,14 +228,6 @@ class ScoringSection(Section):
     red_team: Literal["refuse", "warn", "off"] = "refuse"
     """Before training the rewards are tried against answers that know nothing of the image. Where one pays: `refuse`
     to train, or `warn` and go on; `off` does not try. See docs/rewards.md."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _off_is_a_word(cls, values: Any) -> Any:
-        """YAML reads a bare off as false."""
-        if isinstance(values, dict) and values.get("red_team") is False:
-            return {**values, "red_team": "off"}
-        return values
 
 
 class AlgorithmSection(Section):

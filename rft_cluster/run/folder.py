@@ -17,11 +17,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rft_cluster.classification.report import Evaluation
-from rft_cluster.common.files import write_json
-from rft_cluster.config import Config
+from rft_cluster.common.files import write_json, write_text
+from rft_cluster.config import Config, config_text
 from rft_cluster.data.manifest import manifest
 from rft_cluster.messages import Group, Reward
 from rft_cluster.run.metrics import step_line, step_metrics
@@ -36,7 +34,7 @@ class RunFolder:
         self.path = config.run_folder
         self._step_seconds: list[float] = []
         (self.path / "rollouts").mkdir(parents=True, exist_ok=True)
-        (self.path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        write_text(self.path / "config.yaml", config_text(config))
         write_json(self.path / "manifest.json", manifest(task.dataset, config.data, config.run.seed))
         for name in ("metrics.jsonl", "eval.jsonl"):
             _keep_rows(self.path / name, first_step)

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 from sys import executable
 from types import SimpleNamespace
 
@@ -37,18 +38,30 @@ def test_every_combination_with_every_seed(plan):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("seeds:", "sedes:", "sedes: Extra inputs"),
+        ("seeds:", "sedes:", r"sedes: unknown key; did you mean seeds\? \(line 8\)"),
         ("seeds: [0, 1]", "seeds: []", "seeds: List should have at least 1 item"),
         ("name: shots", "name: ../out", "name: String should match"),
         ("data.shots: [1, 2]", "data.shots: 1", "grid.data.shots: Input should be a valid list"),
-        ("config: digits", "", "config: Field required"),
-        ("name: shots", "name: [", "is not YAML"),
+        ("config: digits", "", "config: missing"),
+        ("name: shots", "name: [", "line 4, cannot be read"),
     ],
 )
 def test_a_wrong_file_is_explained(tmp_path, old, new, message):
     (tmp_path / "s.yaml").write_text(FILE.replace(old, new))
     with pytest.raises(UserError, match=message):
         sweep.read_sweep(tmp_path / "s.yaml")
+
+
+@pytest.mark.parametrize("scalar", ["no", "01", "1e-4", "null", "2026-11-26", "'#1'", "'[2024] photos'", "5.0e-4"])
+def test_a_value_of_the_grid_is_the_overrides_text(tmp_path, scalar):
+    file = tmp_path / "s.yaml"
+    file.write_text(f"name: s\nconfig: ~/c.yaml\ngrid:\n  prompt.subject: [x, {scalar}]\nfolder: $HOME/runs #1st\n")
+    with pytest.raises(UserError, match=r"folder: YAML takes #1st for a comment"):
+        sweep.read_sweep(file)
+    file.write_text(file.read_text().replace(" #1st", " # of all"))
+    plan = sweep.read_sweep(file)
+    assert plan.folder == Path.home() / "runs" and plan.config == str(Path.home() / "c.yaml")
+    assert sweep.combinations(plan)[1].overrides(plan)[0] == f"prompt.subject={scalar.strip(chr(39))}"
 
 
 def test_a_missing_file_is_explained(tmp_path):
@@ -59,13 +72,13 @@ def test_a_missing_file_is_explained(tmp_path):
 def test_a_wrong_value_in_the_grid_is_refused_before_anything_starts(plan, monkeypatch):
     monkeypatch.setattr(sweep, "_launch", lambda *_: pytest.fail("started"))
     with pytest.raises(UserError, match=r"data\.shots: Input should be greater than or equal to 1"):
-        sweep.sweep(plan.model_copy(update={"grid": {"data.shots": [1, 0]}}), 1)
+        sweep.sweep(plan.model_copy(update={"grid": {"data.shots": ["1", "0"]}}), 1)
     assert not plan.path.exists()
 
 
 def test_the_same_combination_twice_is_refused(plan):
     with pytest.raises(UserError, match="twice"):
-        sweep.combinations(plan.model_copy(update={"grid": {"data.shots": [1, 1]}}))
+        sweep.combinations(plan.model_copy(update={"grid": {"data.shots": ["1", "1"]}}))
 
 
 def finished(folder, before, after, n):
@@ -93,7 +106,7 @@ def test_table_and_plot_pool_the_seeds_and_say_what_failed(plan, monkeypatch, ca
     assert f"failed with exit code 2, see {log}:\n  error: no such thing" in shown.out
     assert "failed: template-answer_only_shots-2_seed-0" in shown.err
     rows = json.loads((plan.path / "results.json").read_text())
-    assert [row["values"]["data.shots"] for row in rows] == [1, 2, 1]
+    assert [row["values"]["data.shots"] for row in rows] == ["1", "2", "1"]
     assert rows[0]["rate"] == 0.625 and rows[0]["rates"] == [0.5, 0.75]
     assert rows[0]["n"] == 100 and rows[0]["seeds"] == [0, 1]
     assert rows[0]["baselines"] == {"nearest_neighbour": 0.25, "logistic_regression": 0.75}

@@ -1,0 +1,161 @@
+"""YAML whose scalars stay the text that was written: `no`, `01`, `2024` and `1e-4` mean what the field that takes them
+says, not what YAML guesses. Safe for files of others: no tags, no objects, a bounded size."""
+
+import codecs
+import re
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import yaml
+
+from rft_cluster.common.errors import UserError
+from rft_cluster.common.text import shown
+
+MAX_BYTES = 10_000_000
+MAX_VALUES = 200_000  # with every alias counted as often as it is used: a few lines can stand for billions
+QUOTES = "a text with any of # : , [ ] { } & * ! | > % @ ` ' \" in it needs quotes around it"
+
+
+class Text(str):
+    """A scalar as written. `plain`: without quotes, so that null may mean none. `line`: from 1; 0 on the command line.
+    `comment`: a single word that follows as `#word`, which may have been meant as part of the text."""
+
+    plain: bool
+    line: int
+    comment: str
+
+    def __new__(cls, text: str, plain: bool = True, line: int = 0, comment: str = "") -> "Text":
+        made = super().__new__(cls, text)
+        made.plain, made.line, made.comment = plain, line, comment
+        return made
+
+
+def read_yaml(data: bytes | str, where: str) -> Any:
+    """The one document in `data` as dicts, lists and `Text`; an empty one is an empty dict. `where` is for messages.
+
+    Raises:
+        UserError: it is not YAML, names a key twice, holds a tag, or is larger than any configuration.
+    """
+    if len(data) > MAX_BYTES:
+        raise UserError(f"{where} holds {len(data)} bytes: that is no configuration")
+    try:
+        text = data if isinstance(data, str) else _decoded(data)
+        return _Reader(text, where).document()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line if mark else 0
+        written = text.split("\n")[line].rstrip()
+        raise UserError(
+            f"{where}, line {line + 1}, cannot be read: {shown(error.problem or error.context or '')}\n"
+            f"  {shown(written)}\n{QUOTES}"
+        ) from error
+    except RecursionError as error:
+        raise UserError(f"{where} cannot be read: it is nested too deeply") from error
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # characters that do not exist, or are not allowed
+        raise UserError(f"{where} cannot be read: {shown(str(error))}") from error
+
+
+def _decoded(data: bytes) -> str:
+    """As YAML says: UTF-16 by its mark, else UTF-8."""
+    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if utf16 else "utf-8-sig")
+
+
+class _Reader:
+    """Builds values from the parser's events, which still know how a scalar was written."""
+
+    def __init__(self, text: str, where: str) -> None:
+        self._text, self._where = text, where
+        self._events: Iterator[yaml.Event] = yaml.parse(text, Loader=yaml.BaseLoader)
+        self._anchors: dict[str, tuple[Any, int]] = {}  # value, and how many values it holds
+        self._unused: dict[str, yaml.Event] = {}
+        self._count = 0
+
+    def document(self) -> Any:
+        next(self._events)  # the stream's start
+        if isinstance(next(self._events), yaml.StreamEndEvent):
+            return {}
+        value = self._value(next(self._events))
+        next(self._events)  # the document's end
+        if not isinstance(again := next(self._events), yaml.StreamEndEvent):
+            self._refuse(again, "a second document begins here; there may be one")
+        for name, event in self._unused.items():
+            self._refuse(event, f"&{name} names a value that no *{name} uses; {QUOTES}")
+        return value
+
+    def _value(self, event: yaml.Event) -> Any:
+        self._count += 1
+        if isinstance(event, yaml.AliasEvent):
+            return self._alias(event)
+        assert isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent)
+        if event.tag is not None:
+            self._refuse(event, f"{event.tag} is a tag, which means nothing here; {QUOTES}")
+        before = self._count
+        value = self._scalar(event) if isinstance(event, yaml.ScalarEvent) else self._collection(event)
+        if event.anchor is not None:
+            self._anchors[event.anchor] = value, self._count - before + 1
+            self._unused[event.anchor] = event
+        if self._count > MAX_VALUES:
+            self._refuse(event, f"more than {MAX_VALUES} values, aliases counted as often as used: no configuration")
+        return value
+
+    def _alias(self, event: yaml.AliasEvent) -> Any:
+        if event.anchor not in self._anchors:
+            self._refuse(event, f"*{event.anchor} stands for a value that no &{event.anchor} names; {QUOTES}")
+        value, size = self._anchors[event.anchor]
+        self._unused.pop(event.anchor, None)
+        self._count += size
+        return value
+
+    def _scalar(self, event: yaml.ScalarEvent) -> Text:
+        plain = event.style is None
+        if event.style in ("|", ">") and not event.value:
+            self._refuse(event, f"{event.style} begins a text of several lines, and none follows; {QUOTES}")
+        comment = re.match(r"[ \t]+(#[^\s#]\S*)[ \t\r]*$", self._rest_of_line(event)) if plain else None
+        return Text(event.value, plain, _line(event), comment.group(1) if comment else "")
+
+    def _rest_of_line(self, event: yaml.Event) -> str:
+        assert event.end_mark is not None
+        return self._text[event.end_mark.index :].partition("\n")[0]
+
+    def _collection(self, event: yaml.CollectionStartEvent) -> Any:
+        return self._mapping() if isinstance(event, yaml.MappingStartEvent) else self._sequence()
+
+    def _sequence(self) -> list[Any]:
+        values = []
+        while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
+            values.append(self._value(event))
+        return values
+
+    def _mapping(self) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        lines: dict[str, int] = {}
+        inherited: list[dict[str, Any]] = []
+        while not isinstance(event := next(self._events), yaml.MappingEndEvent):
+            key = self._value(event)
+            if not isinstance(key, Text):
+                self._refuse(event, f"a list or a mapping cannot be a key; {QUOTES}")
+            value = self._value(next(self._events))
+            if key == "<<" and key.plain:
+                inherited += self._merged(event, value)
+                continue
+            if key in values:
+                self._refuse(event, f"duplicate key {key}, which stands on line {lines[key]} already")
+            values[str(key)], lines[key] = value, key.line
+        for other in inherited:
+            values = {**other, **values}
+        return values
+
+    def _merged(self, event: yaml.Event, value: Any) -> list[dict[str, Any]]:
+        others = value if isinstance(value, list) else [value]
+        if not all(isinstance(other, dict) for other in others):
+            self._refuse(event, "<< takes the keys of other mappings, e.g. <<: *name")
+        return others
+
+    def _refuse(self, event: yaml.Event, problem: str) -> NoReturn:
+        raise UserError(f"{self._where}, line {_line(event)}, cannot be read: {shown(problem)}")
+
+
+def _line(event: yaml.Event) -> int:
+    assert event.start_mark is not None
+    return event.start_mark.line + 1
