@@ -1,7 +1,6 @@
 """Train a classifier: python -m rft_cluster.launch --config digits [section.key=value ...] [--dry-run] [--resume]"""
 
 import argparse
-import os
 import sys
 import time
 
@@ -24,46 +23,43 @@ def launch(config: Config, dry_run: bool, resume: bool) -> None:
     """Check all that can be checked, then train. Nothing is written before the checks are over."""
     from rft_cluster.classification.baselines import nearest_neighbour_and_regression, verdict
     from rft_cluster.classification.redteam import check_rewards
+    from rft_cluster.cluster.machine import check_machine, check_memory
     from rft_cluster.cluster.placement import describe
     from rft_cluster.common.files import write_json
-    from rft_cluster.model.qwen2vl import check_model_folder
     from rft_cluster.rewards import load_rewards
     from rft_cluster.run.folder import read_evaluations
     from rft_cluster.run.metrics import clock
+    from rft_cluster.run.preflight import check_paths, check_task
     from rft_cluster.run.resume import first_step_of
-    from rft_cluster.run.task import base_model_path, check_model, prepare, room_for_answers, small_model_tokens
+    from rft_cluster.run.task import base_model_path, prepare
 
+    load_rewards(config.rewards)
+    model = check_paths(config)
+    note = check_machine(config)
     task = prepare(config)
     dataset = task.dataset
-    load_rewards(config.rewards)
     first_step, _ = first_step_of(config, task, resume or dry_run)
     print(
         f"{dataset.name}: {len(dataset.classes)} classes, {len(dataset.train)} images to learn from, "
         f"{len(dataset.validation)} for validation, {len(dataset.test)} for the test",
         flush=True,
     )
-    examples = [*dataset.train, *dataset.validation, *dataset.test]
-    red_team = check_rewards(config.rewards, config.scoring, dataset.classes, examples, task.text, config.run.seed)
-    for note in dataset.notes():
-        print(note)
-    print(describe(config, len(dataset.train)), flush=True)
-    if red_team:
-        print(red_team, flush=True)
-    if config.model.path == "tiny":
-        for note in room_for_answers(config, task, small_model_tokens):
-            print(note)
-    if dry_run:
-        if config.model.path != "tiny":
-            check_model_folder(config.model.path, config.max_model_tokens)
-        _check_running_cluster(config)
-        return
-    if first_step >= config.schedule.steps and (config.run_folder / "model").exists():
+    if not dry_run and first_step >= config.schedule.steps and (config.run_folder / "model").exists():
         print(f"{config.run_folder} is complete: all {first_step} steps are done, and model/ is there")
+        return
+    red_team = check_rewards(config.rewards, config.scoring, dataset.classes, task.examples, task.text, config.run.seed)
+    for line in filter(None, [*dataset.notes(), describe(config, len(dataset.train)), red_team, note]):
+        print(line, flush=True)
+    print("trying the longest prompt and the longest answer with the model's own tokenizer", flush=True)
+    checked = check_task(config, task, model)
+    check_memory(config, checked.parameters)
+    print("\n".join(checked.notes), flush=True)
+    if dry_run:
+        print(_where(config))
         return
 
     start = time.monotonic()
     model_path = base_model_path(config, task)
-    check_model(config, task, model_path, examples)
 
     from rft_cluster.train import train
 
@@ -86,14 +82,13 @@ def launch(config: Config, dry_run: bool, resume: bool) -> None:
     )
 
 
-def _check_running_cluster(config: Config) -> None:
-    """Hold the plan against the cluster that the run would join, where one is reachable."""
-    if not (config.cluster.address or os.environ.get("RAY_ADDRESS")):
-        print("no cluster address is set: the run would start Ray on this machine")
-        return
+def _where(config: Config) -> str:
+    """Where the run would go. A running cluster that it would join is asked whether it can hold it."""
+    if not config.cluster.joins:
+        return "no cluster address is set: the run would start Ray on this machine, which can hold it"
     from rft_cluster.cluster.start import check_cluster
 
-    print(check_cluster(config))
+    return check_cluster(config)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
 """Files that are there whole or not at all: written under another name, then renamed."""
 
+import errno
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
+
+from rft_cluster.common.errors import UserError
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -36,3 +40,48 @@ def publish(temporary: Path, final: Path) -> None:
         shutil.rmtree(old)
     else:
         temporary.rename(final)
+
+
+def check_writable(folder: Path, cure: str) -> None:
+    """Refuse a folder in which nothing can be written; while it is not there, the nearest one above it. A file without
+    a name is tried there: nothing is left. `cure`: what to do, e.g. which key to change.
+
+    Raises:
+        UserError: says why not.
+    """
+    path = folder.absolute()
+    nearest = next(there for there in (path, *path.parents) if os.path.lexists(there))
+    try:
+        longest = os.pathconf(nearest if nearest.is_dir() else "/", "PC_NAME_MAX")
+        if any(len(os.fsencode(part)) > longest for part in path.parts):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        where = "" if nearest == path else f" (in {nearest})"
+        reason = "it is a link to nothing" if nearest.is_symlink() and not nearest.exists() else error.strerror
+        raise UserError(f"{folder} cannot be written{where}: {reason}. {cure}") from error
+
+
+def check_space(folder: Path, needed: int, what: str, cure: str) -> None:
+    """Refuse a folder on whose disk fewer than `needed` bytes are free.
+
+    Raises:
+        UserError: says `what` they are for, how many there are and what to do.
+    """
+    path = folder.absolute()
+    nearest = next(there for there in (path, *path.parents) if there.exists())
+    free = shutil.disk_usage(nearest).free
+    if needed > free:
+        raise UserError(f"{what} need {size(needed)} in {folder}, but {size(free)} are free there. {cure}")
+
+
+def size(count: int) -> str:
+    """A number of bytes for people: 28 MB, 4.4 GB."""
+    return f"{count / 10**9:.1f} GB" if count >= 10**9 else f"{max(count, 0) / 10**6:.0f} MB"
+
+
+def bytes_in(folder: Path) -> int:
+    """What the files in a folder and below take, links not followed; 0 where there is none."""
+    files = (Path(root, name) for root, _, names in os.walk(folder) for name in names)
+    return sum(file.lstat().st_size for file in files)

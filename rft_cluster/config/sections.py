@@ -309,6 +309,11 @@ class ClusterSection(Section):
     step_timeout: float = Field(1800, gt=0)
     """Seconds that any one call to an actor may take."""
 
+    @property
+    def joins(self) -> str | None:
+        """The address of the running cluster that is joined; without one Ray is started on this machine."""
+        return self.address or os.environ.get("RAY_ADDRESS")
+
     @model_validator(mode="before")
     @classmethod
     def _auto_is_decided_here(cls, values: Any) -> Any:

@@ -4,20 +4,24 @@ Generators and learners encode a prompt with the same `PromptEncoder`, so pixel 
 drift apart.
 """
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from PIL import Image
-from qwen_vl_utils import fetch_image
+from qwen_vl_utils import fetch_image, smart_resize
 from torch import Tensor
-from transformers import AutoProcessor
+from transformers import AutoProcessor, ProcessorMixin
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.data.images import open_image
 from rft_cluster.messages import Prompt
-from rft_cluster.model.qwen2vl import IMAGE_TOKEN, STOP_TOKENS, VISION_TOKENS
+from rft_cluster.model.qwen2vl import IMAGE_TOKEN, MERGE, PATCH, STOP_TOKENS, VISION_TOKENS
+
+REASON = 300  # characters of what a library says
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,26 @@ class PromptEncoder:
     """Turns prompts into what the model reads, with the model's own processor and fixed pixel limits."""
 
     def __init__(self, path: str, min_pixels: int, max_pixels: int, trust_remote_code: bool = False) -> None:
-        self._processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
+        """Raises UserError where the folder's processor, tokenizer or chat template is missing, damaged or another
+        model's."""
+        self._processor = _load_processor(path, trust_remote_code)
         self._limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
         self.tokenizer = self._processor.tokenizer
+        absent = [token for token in (*VISION_TOKENS, *STOP_TOKENS) if token not in self.tokenizer.get_vocab()]
+        if absent:
+            raise UserError(f"model.path: the tokenizer in {path} lacks {', '.join(absent)}: it is not Qwen2-VL's")
         self.stop_token_ids: list[int] = self.tokenizer.convert_tokens_to_ids(list(STOP_TOKENS))
         self.forbidden_token_ids = self._forbidden()
         self.image_token_id: int = self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        self._check_template(path)
+
+    def _check_template(self, path: str) -> None:
+        try:
+            text = self.chat("What is it?")
+        except (TemplateError, ValueError, TypeError) as error:
+            raise UserError(f"model.path: the chat template in {path} cannot be used: {error}") from error
+        if text.count(IMAGE_TOKEN) != 1 or "What is it?" not in text:
+            raise UserError(f"model.path: the chat template in {path} does not place one image and the question")
 
     def _forbidden(self) -> list[int]:
         """What generators never sample and learners renormalise without, sorted: vision tokens, and every other special
@@ -71,16 +89,21 @@ class PromptEncoder:
         return EncodedPrompt(inputs["input_ids"][0].tolist(), inputs["pixel_values"], inputs["image_grid_thw"])
 
     def check_lengths(self, prompts: Sequence[Prompt], max_prompt_tokens: int) -> int:
-        """The longest prompt's number of tokens.
+        """The longest prompt's number of tokens. Of images the sizes are read, and the largest is encoded.
 
         Raises:
             UserError: a prompt is longer than `max_prompt_tokens`. It is never cut: an image that lost tokens
-                no longer matches its features.
+                no longer matches its features. Or an image is too long and narrow for the pixel limits.
         """
-        longest = 0
+        longest: dict[str, tuple[int, Prompt]] = {}
         for prompt in prompts:
+            pixels = self._resized_pixels(prompt)
+            if prompt.text not in longest or longest[prompt.text][0] < pixels:
+                longest[prompt.text] = pixels, prompt
+        counts = [0]
+        for _, prompt in longest.values():
             token_ids = self.encode(prompt).token_ids
-            longest = max(longest, len(token_ids))
+            counts.append(len(token_ids))
             if len(token_ids) > max_prompt_tokens:
                 image = token_ids.count(self.image_token_id)
                 raise UserError(
@@ -88,7 +111,35 @@ class PromptEncoder:
                     f"{len(token_ids) - image} of the text), more than model.max_prompt_tokens = "
                     f"{max_prompt_tokens}: raise that, lower model.max_pixels, or shorten the template"
                 )
-        return longest
+        return max(counts)
+
+    def _resized_pixels(self, prompt: Prompt) -> int:
+        with Image.open(io.BytesIO(prompt.image)) as header:
+            width, height = header.size
+        sides = smart_resize(height, width, factor=PATCH * MERGE, **self._limits)
+        if 0 in sides:
+            raise UserError(
+                f"{prompt.example_id}: {width}x{height} is too long and narrow for model.max_pixels = "
+                f"{self._limits['max_pixels']}: raise that, or leave the image out"
+            )
+        return sides[0] * sides[1]
 
     def save(self, folder: Path) -> None:
         self._processor.save_pretrained(folder)
+
+
+def _load_processor(path: str, trust_remote_code: bool) -> Any:
+    try:
+        processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except Exception as error:  # tokenizers raise no other kind
+        reason = " ".join(str(error).split())[:REASON]
+        raise UserError(
+            f"model.path: the processor or tokenizer of {path} cannot be read ({type(error).__name__}: {reason}); "
+            f"copy or download the folder anew"
+        ) from error
+    if not isinstance(processor, ProcessorMixin):
+        raise UserError(
+            f"model.path: {path} holds no image processor (preprocessor_config.json or processor_config.json); copy or "
+            f"download the folder anew"
+        )
+    return processor

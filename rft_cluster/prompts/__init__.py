@@ -55,7 +55,7 @@ def render_template(name_or_path: str, subject: str, classes: list[str], problem
         where = "the data set's problem"
         _check_marks(problem, where, "Take it out there, or ask a question of your own (prompt.template=FILE)")
         return _checked(problem, where)
-    path = _find(name_or_path)
+    path = find_template(name_or_path)
     source = _read(path)
     _check_marks(COMMENT.sub("", source), str(path), "Take it out there")
     return _checked(_rendered(source, path, subject, classes), str(path))
@@ -129,7 +129,12 @@ def _prompt_seed(seed: int, split: str, step: int, index: int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def _find(name_or_path: str) -> Path:
+def find_template(name_or_path: str) -> Path:
+    """The file of a template.
+
+    Raises:
+        UserError: there is none; the nearest name is given.
+    """
     known = {path.stem: path for path in FOLDER.glob("*.txt")}
     if name_or_path in known:
         return known[name_or_path]

@@ -1,6 +1,5 @@
 """What comes before any actor starts: the data set, the question, the model's folder, and all checks of them."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,11 @@ class Task:
     dataset: FewShotDataset
     text: str
 
+    @property
+    def examples(self) -> list[Example]:
+        """All labelled images, of every split."""
+        return [example for split in self.dataset.splits.values() for example in split]
+
 
 def prepare(config: Config) -> Task:
     """Read the data and render the template.
@@ -44,7 +48,7 @@ def prepare(config: Config) -> Task:
 def base_model_path(config: Config, task: Task) -> str:
     """The model to start from: what is configured, or the tiny one, built here if it is not yet."""
     if config.model.path != "tiny":
-        return config.model.path
+        return _own_model(config)
     from rft_cluster.model.tiny.build import ensure_tiny_model
 
     # Each picture is as small as the model will see it before the next one is read.
@@ -85,11 +89,6 @@ def pool_note(config: Config, task: Task) -> list[str]:
     ]
 
 
-def small_model_tokens(text: str) -> int:
-    """How many tokens the small model has for tags and class names, each of which is one there."""
-    return len(re.findall(r"</?[A-Za-z_]+>|[^<]+", text))
-
-
 def room_for_answers(config: Config, task: Task, count: Callable[[str], int]) -> list[str]:
     """Notes on right answers that are too long for `sampling.max_tokens` (see `check_room`); `count` counts tokens.
 
@@ -107,19 +106,43 @@ def room_for_answers(config: Config, task: Task, count: Callable[[str], int]) ->
         return [str(error)]
 
 
+def _own_model(config: Config) -> str:
+    """A folder, wherever all actors are on this machine: of a hub's model the one in the cache, so that not every actor
+    asks the hub. On a cluster each node has a cache of its own."""
+    from rft_cluster.model.hub import fetch_weights, find_model
+
+    if config.cluster.joins:
+        return config.model.path
+    model = find_model(config.model.path)
+    return str(fetch_weights(config.model.path) if model.missing else model.folder)
+
+
 def check_model(config: Config, task: Task, model_path: str, examples: list[Example]) -> None:
     """Refuse a model that cannot be asked this question about every one of `examples`.
 
     Raises:
-        UserError: it is no Qwen2-VL, a prompt is too long, or no right answer fits into `sampling.max_tokens`.
+        UserError: it is no whole Qwen2-VL, a prompt is too long, or no right answer fits into `sampling.max_tokens`.
     """
-    from rft_cluster.model.encoder import PromptEncoder
-    from rft_cluster.model.qwen2vl import check_model_folder
+    from rft_cluster.model.hub import check_files, find_model
 
-    check_model_folder(model_path, config.max_model_tokens)
+    model = find_model(model_path)
+    check_files(model, config.max_model_tokens)
+    longest, notes = ask_model(config, task, str(model.folder), examples)
+    print("\n".join([longest, *notes]), flush=True)
+
+
+def ask_model(config: Config, task: Task, folder: str, examples: list[Example]) -> tuple[str, list[str]]:
+    """Can the model in `folder` be asked about every one of `examples`, and write a right answer? For people: a line on
+    the longest prompt, and notes on answers that are too long.
+
+    Raises:
+        UserError: its tokenizer, processor or chat template will not do, a prompt is too long, or no answer fits.
+    """
+    from rft_cluster.model.encoder import PromptEncoder  # imports transformers, which takes seconds
+
     model = config.model
-    encoder = PromptEncoder(model_path, model.min_pixels, model.max_pixels, model.trust_remote_code)
-    if config.model.path != "tiny":  # of that one it is known before it is built
-        for note in room_for_answers(config, task, lambda text: len(encoder.tokenizer(text)["input_ids"])):
-            print(note)
-    encoder.check_lengths(make_prompts(examples, task.text, "check", 0, config.run.seed), model.max_prompt_tokens)
+    encoder = PromptEncoder(folder, model.min_pixels, model.max_pixels, model.trust_remote_code)
+    notes = room_for_answers(config, task, lambda text: len(encoder.tokenizer(text)["input_ids"]))
+    prompts = make_prompts(examples, task.text, "check", 0, config.run.seed)
+    longest = encoder.check_lengths(prompts, model.max_prompt_tokens)
+    return f"prompts     {longest} tokens at most, of {model.max_prompt_tokens}", notes

@@ -46,7 +46,7 @@ def photos(root: Path, **counts: int) -> Path:
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> list[str]:
     """Overrides for a data set that is read in no time."""
-    path = photos(tmp_path_factory.mktemp("data") / "photos", rose=5, tulip=5)
+    path = photos(tmp_path_factory.mktemp("data") / "photos", rose=8, tulip=8)
     return [*FEW, f"data.path={path}"]
 
 
@@ -79,7 +79,7 @@ def refusal(tmp_path: Path, capsys, *arguments: str, config: str = "digits") -> 
         (["rewards.acuracy=1"], "rewards: 'acuracy' is unknown. Did you mean accuracy?"),
         (["prompt.template=think_anser"], "'think_anser' is neither a file nor one of"),
         (["data.source=digit"], "data.source: 'digit' is unknown. Did you mean digits?"),
-        (["data.validation=3", "data.test=5"], "(3) and data.test (5) ask for 8 images, but 6 are left"),
+        (["data.validation=3", "data.test=15"], "(3) and data.test (15) ask for 18 images, but 12 are left"),
     ],
 )
 def test_a_mistake_in_the_configuration(tmp_path, capsys, small, arguments, message):

@@ -45,6 +45,7 @@ from transformers.utils import logging as hf_logging
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.model.qwen2vl import MERGE, PATCH
+from rft_cluster.model.tiny.conditions import PIECES, check_conditions
 from rft_cluster.model.tiny.warm_start import Pool, warm_start
 
 RECIPE_VERSION = 2  # part of the cache key: raise it with every change that alters what is built
@@ -79,7 +80,7 @@ def ensure_tiny_model(
 ) -> Path:
     """Return the folder of the tiny model for these inputs, building it in `cache` on first use.
 
-    images: the unlabelled pool, RGB, of any sizes, 16 to a few thousand; class_names: every answer that may be given;
+    images: the unlabelled pool, RGB, of any sizes, `FEWEST` to a few thousand; class_names: every possible answer;
     prompt_text: the user's text exactly as prompts will carry it, after the image (other text works, badly);
     pixels: what the processor resizes every image to. The same inputs give the same folder, at once.
 
@@ -87,10 +88,9 @@ def ensure_tiny_model(
         UserError: too few images; class names that are missing, empty, repeated or cannot be one token; fewer
             pixels than one merged patch.
     """
-    if len(images) < 16:
-        raise UserError(f"a warm start needs at least 16 unlabelled images, got {len(images)}")
     if not class_names or not all(class_names) or len(set(class_names)) != len(class_names):
         raise UserError("class names must be given, not empty, and all different")
+    check_conditions(len(images), class_names)
     if pixels < (PATCH * MERGE) ** 2:
         raise UserError(f"pixels must be at least {(PATCH * MERGE) ** 2} (one merged patch), got {pixels}")
     images = [image if image.mode == "RGB" else image.convert("RGB") for image in images]
@@ -125,6 +125,22 @@ def ensure_tiny_model(
         shutil.rmtree(building, ignore_errors=True)
     report(f"tiny model: built in {time.monotonic() - started:.0f} s: {folder}")
     return folder
+
+
+def untrained(
+    images: int, class_names: Sequence[str], prompt_text: str, pixels: int
+) -> tuple[Qwen2VLProcessor, Qwen2VLForConditionalGeneration]:
+    """The like of what `ensure_tiny_model` builds from so many images, to look at before: its processor has think words
+    to spare, and its model has learned nothing."""
+    coarse, fine = (min(groups, images // 4) for groups in group_counts(len(class_names)))
+    words = [f"group-{number:02d}" for number in range(coarse)] + [f"kind-{number:03d}" for number in range(fine)]
+    processor = build_processor(class_names, words, prompt_text, pixels)
+    return processor, build_model(processor.tokenizer)
+
+
+def group_counts(classes: int) -> tuple[int, int]:
+    """Of how many coarse and fine groups the think words are the names, at most."""
+    return max(4, classes * 5 // 4), max(8, classes * 3)
 
 
 def _digest(images: Sequence[Image.Image], settings: list) -> str:
@@ -167,7 +183,7 @@ def look_alike_groups(
     def cut(groups: int) -> np.ndarray:
         return KMeans(min(groups, count // 4), n_init=4, random_state=seed).fit_predict(places)
 
-    coarse, fine = cut(max(4, classes * 5 // 4)), cut(max(8, classes * 3))
+    coarse, fine = map(cut, group_counts(classes))
     words = [(f"group-{c:02d}", f"kind-{f:03d}") for c, f in zip(coarse, fine, strict=True)]
     return places * np.sqrt(dimensions), words
 
@@ -182,10 +198,9 @@ def build_processor(
     falls back to smaller pieces and at last to bytes, so that everything encodes and decodes exactly.
     """
     tokenizer = Tokenizer(models.BPE())
-    pieces = Regex(r"</?[A-Za-z_]+>|\n+|[^<\n]+|<")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(pieces, "isolated"),
+            pre_tokenizers.Split(Regex(PIECES), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

@@ -97,7 +97,7 @@ def test_a_failed_build_leaves_nothing_that_looks_built(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"images": IMAGES[:15]}, "at least 16"),
+        ({"images": IMAGES[:11]}, "at least 12"),
         ({"class_names": []}, "class names"),
         ({"class_names": ["a", "a"]}, "class names"),
         ({"class_names": ["a", ""]}, "class names"),

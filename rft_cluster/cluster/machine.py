@@ -1,0 +1,128 @@
+"""This machine as a cluster of one node, looked at before Ray is imported: could a run start here?
+
+Where a cluster is joined, its own nodes are looked at instead (`start.check_cluster`).
+"""
+
+import math
+import os
+from pathlib import Path
+
+from rft_cluster.cluster.placement import NodeResources, bundles, place
+from rft_cluster.common.errors import UserError
+from rft_cluster.common.files import check_writable, size
+from rft_cluster.config import Config
+
+SOCKET_BYTES = 107  # of the path of a Unix socket, on Linux
+GIB = 2**30
+# Bytes that a parameter takes in a learner: master, gradient and two moments; and the reference model's copy in BF16.
+TRAINED, REFERENCE, MASTER, BF16, FP32 = 16, 2, 4, 2, 4
+
+
+def check_machine(config: Config, training: bool = True) -> str:
+    """Hold the plan against this machine. Returns a note for people, or nothing.
+
+    Raises:
+        UserError: Ray could not start here, or the GPUs that the plan needs are not here.
+    """
+    if config.cluster.joins:
+        return ""
+    check_ray_folder()
+    cpus = sum(bundle.cpus for bundle in bundles(config, training))
+    gpus = sum(bundle.gpus for bundle in bundles(config, training))
+    cores = os.cpu_count() or 1
+    # A laptop with one core still runs the demo: CPUs are a promise about threads (see `start.connect`).
+    here = NodeResources("here", "this machine", max(cores, math.ceil(cpus)), _gpus() if gpus else 0)
+    place(config, [here], training)
+    if cpus > cores:
+        return f"note: the plan counts {cpus:g} CPUs and this machine has {cores}: the actors will share them"
+    return ""
+
+
+def check_ray_folder() -> None:
+    """Ray keeps its sockets and logs in RAY_TMPDIR, TMPDIR or /tmp.
+
+    Raises:
+        UserError: a socket's path would be too long there, or the folder cannot be written.
+    """
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), "")
+    folder = os.path.join(os.environ.get(name, "/tmp"), "ray")
+    session = f"session_2026-01-01_00-00-00_000000_{os.getpid()}"  # all are of this length
+    too_long = len(os.fsencode(os.path.join(folder, session, "sockets", "plasma_store"))) - SOCKET_BYTES
+    if too_long > 0:
+        raise UserError(
+            f"{name} is {too_long} bytes too long for Ray's sockets ({os.environ[name]}): export RAY_TMPDIR=/tmp, or "
+            f"another short path"
+        )
+    check_writable(Path(folder), "Ray needs it: export RAY_TMPDIR=FOLDER, a short path that can be written")
+
+
+def check_memory(config: Config, parameters: int) -> None:
+    """Hold what the weights alone take, without anything that is computed, against the memory of this machine.
+
+    Raises:
+        UserError: there is less.
+    """
+    if config.cluster.joins:
+        return
+    from ray._common.utils import get_system_memory
+
+    on_gpu = config.cluster.device == "cuda"
+    if on_gpu:
+        _check_gpu_memory(config, parameters)
+        return
+    needed, total = host_memory(config, parameters), get_system_memory()
+    if needed > total:
+        raise UserError(
+            f"the weights of {parameters / 10**6:.1f} million parameters take {size(needed)} of memory with "
+            f"{config.learners.count} learners and {config.generators.count} generators, and this machine has "
+            f"{size(total)}: lower generators.count, generators.kv_cache_gib or learners.count, or take a smaller model"
+        )
+
+
+def host_memory(config: Config, parameters: int) -> int:
+    """Bytes that learners and generators on CPUs take at least, when the learners load or when they train."""
+    learners, generators = config.learners.count, config.generators
+    reference = REFERENCE if config.algorithm.kl_beta and not config.model.lora else 0
+    loading = (BF16 if config.model.lora else MASTER) + reference  # each rank loads all of it before it keeps its share
+    training = (BF16 if config.model.lora else TRAINED) + reference
+    engine = (BF16 if config.cluster.dtype == "bfloat16" else FP32) * parameters + generators.kv_cache_gib * GIB
+    return max(loading * learners, training) * parameters + generators.count * engine
+
+
+def gpu_memory(config: Config, parameters: int) -> int:
+    """Bytes of the fullest GPU that weights, gradients and moments take at least."""
+    reference = REFERENCE if config.algorithm.kl_beta and not config.model.lora else 0
+    training = (BF16 if config.model.lora else TRAINED) + reference
+    learner = 0 if config.learners.cpu_offload else training * parameters // config.learners.count
+    engine = BF16 * parameters // max(1, int(config.generators.gpus))
+    return max(learner, int(engine / config.generators.gpu_memory))
+
+
+def _check_gpu_memory(config: Config, parameters: int) -> None:
+    needed, total = gpu_memory(config, parameters), _smallest_gpu()
+    if needed > total:
+        raise UserError(
+            f"the weights of {parameters / 10**6:.1f} million parameters take {size(needed)} of a GPU's memory, and "
+            f"the smallest GPU here has {size(total)}: raise learners.count where there are more GPUs, set "
+            f"learners.cpu_offload=true or model.lora={{rank: 16}}, or take a smaller model"
+        )
+
+
+def _gpus() -> int:
+    """As Ray counts them: those of the driver that CUDA_VISIBLE_DEVICES shows."""
+    from ray._private.accelerators import NvidiaGPUAcceleratorManager as Nvidia
+
+    visible = Nvidia.get_current_process_visible_accelerator_ids()
+    count: int = Nvidia.get_current_node_num_accelerators()
+    return count if visible is None else min(count, len(visible))
+
+
+def _smallest_gpu() -> int:
+    """Bytes."""
+    from ray._private.thirdparty import pynvml
+
+    pynvml.nvmlInit()
+    handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+    smallest = min(pynvml.nvmlDeviceGetMemoryInfo(handle).total for handle in handles)
+    pynvml.nvmlShutdown()
+    return int(smallest)

@@ -1,0 +1,158 @@
+"""A model's folder, held against what training needs of it before anything heavy is imported: no torch here.
+
+config.json                   a Qwen2-VL, with a window that is long enough
+model.safetensors             the weights; or several files of them with model.safetensors.index.json, which says
+                              what lies in which
+"""
+
+import json
+import math
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from rft_cluster.common.errors import UserError
+from rft_cluster.common.text import shown
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+TRAINABLE = ("F32", "BF16", "F16")
+LAYER = re.compile(r"(.*\b(?:layers|blocks))\.(\d+)\.(.+)")
+# Of each of these the policy has one beside its layers, whatever prefix a version of transformers wrote before it.
+BESIDE_LAYERS = ("embed_tokens.weight", "norm.weight", "visual.patch_embed.proj.weight", "visual.merger.mlp.0.weight")
+CURE = "copy or download the folder anew"
+
+Shapes = dict[str, list[int]]
+
+
+def check_model_folder(path: str | Path, longest_sequence: int) -> int:
+    """Refuse a folder that is not a whole Qwen2-VL, or whose window is too short. Returns its number of parameters.
+
+    Raises:
+        UserError: says what the folder is instead, or what of it is missing or damaged.
+    """
+    folder = Path(path)
+    config = check_model_config(folder, longest_sequence)
+    shapes = _shapes(folder)
+    _check_complete(folder, config, shapes)
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+def check_model_config(folder: Path, longest_sequence: int) -> dict[str, Any]:
+    """What config.json says of the model, if that is a Qwen2-VL with a long enough window.
+
+    Raises:
+        UserError: it is not, or the file is missing or damaged.
+    """
+    config = _read_json(folder / "config.json", f"{folder} holds no config.json, so it is not a model folder")
+    if config.get("model_type") != "qwen2_vl":
+        raise UserError(f"model.path: {folder} is a {config.get('model_type')!r}, but only 'qwen2_vl' is supported")
+    if config.get("quantization_config") is not None:
+        raise UserError(f"model.path: {folder} is quantised, which cannot be trained: take the model it was made from")
+    window = _of_text(config, "max_position_embeddings")
+    if isinstance(window, int):
+        check_window(window, longest_sequence, str(folder))
+    return config
+
+
+def check_window(window: int, longest_sequence: int, model: str) -> None:
+    """Raises UserError where a prompt and its completion would not fit into a model's window."""
+    if longest_sequence > window:
+        raise UserError(
+            f"model.max_prompt_tokens + sampling.max_tokens = {longest_sequence} is more than the window of "
+            f"{model}, {window} tokens: lower one of them"
+        )
+
+
+def _of_text(config: dict[str, Any], key: str) -> Any:
+    """A value of the language model's, which older configurations have at the top."""
+    section = config.get("text_config")
+    return section.get(key) if isinstance(section, dict) and section else config.get(key)
+
+
+def _read_json(file: Path, missing: str) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_bytes())
+    except FileNotFoundError as error:
+        raise UserError(f"model.path: {missing}") from error
+    except (ValueError, RecursionError) as error:  # of JSON or of UTF-8
+        raise UserError(f"model.path: {file} is not JSON: {error}; {CURE}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"model.path: {file} holds a {type(value).__name__}, not an object; {CURE}")
+    return value
+
+
+def _shapes(folder: Path) -> Shapes:
+    """The shape of each tensor, from the files' headers; every file is as long as its header says."""
+    if (folder / WEIGHTS).is_file():
+        return _header(folder / WEIGHTS)
+    if not list(folder.glob("*.safetensors")):
+        raise UserError(f"model.path: {folder} holds no .safetensors file (pickled weights are not loaded)")
+    index = _read_json(folder / INDEX, f"{folder} holds .safetensors files, but neither {WEIGHTS} nor {INDEX}; {CURE}")
+    places = index.get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise UserError(f"model.path: {folder / INDEX} holds no weight_map; {CURE}")
+    files: dict[str, Shapes] = {}
+    for file in dict.fromkeys(places.values()):
+        if not isinstance(file, str) or Path(file).name != file:
+            raise UserError(f"model.path: {folder / INDEX} names {file!r}, which is no file of this folder; {CURE}")
+        if not (folder / file).is_file():
+            raise UserError(f"model.path: {folder} lacks {shown(file)}, which {INDEX} names; {CURE}")
+        files[file] = _header(folder / file)
+    absent = [name for name, file in places.items() if name not in files[file]]
+    if absent:
+        where = shown(f"{absent[0]} is not in {places[absent[0]]}")
+        raise UserError(f"model.path: {folder}: {len(absent)} tensors are not where {INDEX} says ({where}); {CURE}")
+    return {name: files[file][name] for name, file in places.items()}
+
+
+def _header(file: Path) -> Shapes:
+    shapes: Shapes = {}
+    try:
+        with safe_open(str(file), framework="numpy") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - it is no dictionary
+                part = tensors.get_slice(name)
+                shapes[name] = part.get_shape()
+                if part.get_dtype() not in TRAINABLE:
+                    raise UserError(
+                        f"model.path: {file} holds {shown(name)} as {part.get_dtype()}, which cannot be trained: it "
+                        f"takes {', '.join(TRAINABLE)}"
+                    )
+    except SafetensorError as error:
+        raise UserError(f"model.path: {file} is cut or damaged ({error}); {CURE}") from error
+    return shapes
+
+
+def _check_complete(folder: Path, config: dict[str, Any], shapes: Shapes) -> None:
+    """As many layers as the configuration says, each with the tensors that the others have, and what is beside them."""
+    layers: dict[str, dict[int, dict[str, list[int]]]] = {}  # prefix -> number -> tensors
+    for name, shape in shapes.items():
+        if match := LAYER.fullmatch(name):
+            layers.setdefault(match[1], {}).setdefault(int(match[2]), {})[match[3]] = shape
+    vision = config.get("vision_config")
+    depth = vision.get("depth") if isinstance(vision, dict) else None
+    for kind, wanted in (("layers", _of_text(config, "num_hidden_layers")), ("blocks", depth)):
+        found = next((numbers for prefix, numbers in layers.items() if prefix.endswith(kind)), {})
+        usual = Counter(name for tensors in found.values() for name in tensors)
+        missing = [f"{kind}.{n}" for n in range(wanted if isinstance(wanted, int) else len(found)) if n not in found]
+        missing += [f"{kind}.{n}.{name}" for n, has in sorted(found.items()) for name in usual if name not in has]
+        if missing or not found:
+            raise _incomplete(folder, missing or [kind])
+    missing = [name for name in BESIDE_LAYERS if not any(f".{has}".endswith(f".{name}") for has in shapes)]
+    if missing:
+        raise _incomplete(folder, missing)
+    table = next(shape for name, shape in shapes.items() if name.endswith("embed_tokens.weight"))
+    told = [_of_text(config, "vocab_size"), _of_text(config, "hidden_size")]
+    if None not in told and table != told:
+        raise UserError(
+            f"model.path: {folder}: config.json says {told[0]} tokens of width {told[1]}, but the weights have "
+            f"{' x '.join(map(str, table))}; {CURE}"
+        )
+
+
+def _incomplete(folder: Path, missing: list[str]) -> UserError:
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    return UserError(f"model.path: {folder} lacks weights: {', '.join(missing[:3])}{more}; {CURE}")

@@ -1,0 +1,161 @@
+"""Where a model's files lie: in a folder, in the hub's cache on this machine, or on the hub, to be fetched.
+
+find_model("models/qwen")                     a folder: itself
+find_model("Qwen/Qwen2-VL-2B-Instruct")       in the cache, whole: the folder there; nothing is asked of the hub
+otherwise                                     its configuration and tokenizer are fetched (some MB), which is enough
+                                              for all checks; `fetch_weights` then brings the rest
+"""
+
+import difflib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rft_cluster.common.errors import UserError
+from rft_cluster.common.files import check_space, check_writable, size
+from rft_cluster.model.folder import check_model_config, check_model_folder
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+KNOWN = ("Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-7B-Instruct", "Qwen/Qwen2-VL-2B", "Qwen/Qwen2-VL-7B")
+SMALL = ["*.json", "*.txt", "*.jinja"]
+WEIGHTS = ["*.safetensors"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """`folder` holds its configuration, tokenizer and processor, and its weights where `missing` is 0. `missing`: bytes
+    of weights that are to be fetched. `note`: a line for people on where it comes from, if not a folder of theirs."""
+
+    folder: Path
+    missing: int = 0
+    note: str = ""
+
+
+def find_model(path: str) -> Model:
+    """The model that `model.path` names.
+
+    Raises:
+        UserError: there is no such folder and it is no name on the hub; or the hub cannot be reached, has no such model
+            or does not show it, or its weights would not fit on the disk. Says what to do.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        return Model(folder)
+    if folder.exists():
+        raise UserError(f"model.path: {path} is a file; it must be a model's folder, or a name on the hub")
+    if not HUB_NAME.fullmatch(path):
+        form = "" if "/" in path else " (a model on the hub has a name of the form owner/name)"
+        raise UserError(f"model.path: there is no folder {path}{form}. {_nearest(path)}".rstrip())
+    if cached := _cached(path):
+        return Model(cached, note=f"model       {path}, whole in the local cache ({cached})")
+    return _on_the_hub(path)
+
+
+def check_files(model: Model, longest_sequence: int) -> int:
+    """Hold a model's folder against what training needs, as far as its files are here. Returns its parameters.
+
+    Raises:
+        UserError: as of `check_model_folder`.
+    """
+    if model.missing:
+        check_model_config(model.folder, longest_sequence)
+        return model.missing // 2  # published in BF16
+    return check_model_folder(model.folder, longest_sequence)
+
+
+def fetch_weights(path: str) -> Path:
+    """The folder in the cache with all files of a model of the hub; shows how far it is.
+
+    Raises:
+        UserError: as of `find_model`.
+    """
+    from huggingface_hub import snapshot_download
+
+    with _asking(path):
+        return Path(snapshot_download(path, allow_patterns=[*SMALL, *WEIGHTS]))
+
+
+def _cached(name: str) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=[*SMALL, *WEIGHTS], local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    return folder if list(folder.glob("*.safetensors")) else None
+
+
+def _on_the_hub(name: str) -> Model:
+    from huggingface_hub import HfApi, constants, snapshot_download
+
+    with _asking(name):
+        info = HfApi().model_info(name, files_metadata=True, timeout=10)
+    sizes = [file.size or 0 for file in info.siblings or [] if file.rfilename.endswith(".safetensors")]
+    missing, cache = sum(sizes), Path(constants.HF_HUB_CACHE)
+    cure = "Set HF_HOME to another folder"
+    check_writable(cache, cure)
+    check_space(cache, missing, f"model.path: the weights of {name}", f"Free some. {cure}")
+    with _asking(name):
+        folder = Path(snapshot_download(name, allow_patterns=SMALL))
+    note = f"model       {name}, not in the local cache: {size(missing)} will be downloaded to {cache}"
+    return Model(folder, missing, note)
+
+
+@contextmanager
+def _asking(name: str) -> Iterator[None]:
+    """Ask the hub in here.
+
+    Raises:
+        UserError: it cannot be reached, or has no such model for who asks.
+    """
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        yield
+    except GatedRepoError as error:
+        raise UserError(
+            f"model.path: {name} is only for those whom its owner lets in: ask for it on the model's page, then log in "
+            f"here with: hf auth login"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"model.path: {name} is no folder here, and the hub has no such model or does not show it to you. "
+            f"{_nearest(name)}For a private one log in with: hf auth login"
+        ) from error
+    except HfHubHTTPError as error:
+        raise UserError(f"model.path: the hub refuses {name}: {_first_line(error)}. Try again later") from error
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError, HTTPError) as error:
+        why = "HF_HUB_OFFLINE is set" if isinstance(error, OfflineModeIsEnabled) else _first_line(error)
+        raise UserError(
+            f"model.path: {name} is no folder here and not in the local cache, and the hub cannot be reached ({why}). "
+            f"{_nearest(name)}Where it can be, run:\n"
+            f"  hf download {name} --local-dir {name.rpartition('/')[2]}\n"
+            f"Bring that folder here and set model.path to it"
+        ) from error
+
+
+def _nearest(path: str) -> str:
+    """What may have been meant: a folder beside it, or a model whose name is alike."""
+    parent = Path(path).expanduser().parent
+    folders = (
+        [str(parent / f.name) for f in parent.iterdir() if (f / "config.json").exists()] if parent.is_dir() else []
+    )
+    near = difflib.get_close_matches(path, folders, n=1, cutoff=0.4)
+    if not near and not path.startswith((".", "~", "/")):
+        by_end = {name.rpartition("/")[2]: name for name in KNOWN}
+        near = [by_end[end] for end in difflib.get_close_matches(path.rpartition("/")[2], by_end, n=1, cutoff=0.7)]
+    return f"Did you mean {near[0]}? " if near and near[0] != path else ""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
