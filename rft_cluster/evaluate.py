@@ -21,7 +21,7 @@ from rft_cluster.classification.report import judge, report
 from rft_cluster.common.errors import UserError, exit_code
 from rft_cluster.common.files import write_json, write_text
 from rft_cluster.common.text import printable
-from rft_cluster.config import Config, load_config
+from rft_cluster.config import Config, find_config, load_config, load_run_config, run_folder_of
 from rft_cluster.data.images import open_image, pixel_digest
 from rft_cluster.messages import Example, Group, Sampling
 from rft_cluster.prompts import make_prompts, text_hash
@@ -29,6 +29,7 @@ from rft_cluster.run.task import Task, base_model_path, check_model, prepare
 
 BASE = "base"
 AT_ONCE = 64  # prompts a generator gets in one call
+UNUSED = ("rewards", "scoring")  # sections of a run that evaluating has no use for
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would run
 
 
@@ -94,11 +95,19 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def _config(options: argparse.Namespace, export: Path | None) -> Config:
     if options.config:
-        return load_config(options.config, options.overrides)
-    own = export.parent / "config.yaml" if export else None
-    if own is None or not own.is_file():
+        file = find_config(options.config)
+        run = run_folder_of(file)
+    elif export and (export.parent / "config.yaml").is_file():
+        file, run = export.parent / "config.yaml", export.parent
+    else:
         raise UserError("--config is missing: only a model in its run's folder brings its own configuration along")
-    return load_config(str(own), [f"data.manifest={own.with_name('manifest.json')}", *options.overrides])
+    if run is None:
+        return load_config(options.config, options.overrides)
+    config = load_run_config(run, file, options.overrides, without=("data.manifest", *UNUSED))
+    if config.data.manifest is not None or not (run / "manifest.json").is_file():
+        return config
+    # The very images of the run, on the object: a path is no text of YAML.
+    return config.model_copy(update={"data": config.data.model_copy(update={"manifest": run / "manifest.json"})})
 
 
 def _ask(

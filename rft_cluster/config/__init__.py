@@ -1,24 +1,32 @@
-"""Configuration: `sections.py` has every key; `load.py` reads a file and overrides into a checked `Config`."""
+"""Configuration: `sections.py` has every key; `load.py` reads a file and overrides into a checked `Config`; what lies in
+a run's folder is data (`foreign.py`)."""
 
-from rft_cluster.config.load import CONFIG_FOLDERS, config_text, load_config, read_file, validated
+from rft_cluster.config.base import FilePath, PathText, Section
+from rft_cluster.config.foreign import run_folder_of
+from rft_cluster.config.load import (
+    CONFIG_FOLDERS,
+    config_text,
+    find_config,
+    load_config,
+    load_run_config,
+    read_file,
+    validated,
+)
 from rft_cluster.config.sections import (
     AlgorithmSection,
     ClusterSection,
     Config,
     DataSection,
-    FilePath,
     GeneratorsSection,
     LearnersSection,
     LoraSection,
     ModelSection,
     OptimizerSection,
-    PathText,
     PromptSection,
     RunSection,
     SamplingSection,
     ScheduleSection,
     ScoringSection,
-    Section,
 )
 
 __all__ = [
@@ -41,7 +49,10 @@ __all__ = [
     "ScoringSection",
     "Section",
     "config_text",
+    "find_config",
     "load_config",
+    "load_run_config",
     "read_file",
+    "run_folder_of",
     "validated",
 ]

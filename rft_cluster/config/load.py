@@ -18,7 +18,9 @@ from pydantic import ValidationError
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.text import shown
-from rft_cluster.config.sections import DEFAULT_REWARDS, Config, Section
+from rft_cluster.config.base import Section
+from rft_cluster.config.foreign import refuse_unsaid, run_folder_of, settled
+from rft_cluster.config.sections import DEFAULT_REWARDS, Config
 from rft_cluster.config.yaml_text import QUOTES, Text, read_yaml
 
 SHIPPED = Path(__file__).parents[1] / "configs"  # a link to the repository's; an installed package has them there
@@ -32,15 +34,37 @@ def load_config(name: str, overrides: list[str]) -> Config:
     """Read a config by name or path, apply `section.key=value` overrides, check everything.
 
     Raises:
-        UserError: the file is missing or not YAML, a key is unknown (the nearest right one is named), or a value
-            is wrong (key, value and what is allowed are named).
+        UserError: the file is missing or not YAML, a key is unknown (the nearest right one is named), a value is
+            wrong (key, value and what is allowed are named), or it lies in a run's folder and says what only the
+            command line may say (see `foreign.py`).
     """
-    path = _find(name)
-    values = read_file(path)
+    file = find_config(name)
+    run = run_folder_of(file)
+    return load_run_config(run, file, overrides) if run else _load(read_file(file), file, overrides)[0]
+
+
+def load_run_config(run: Path, file: Path, overrides: list[str], without: tuple[str, ...] = ()) -> Config:
+    """The configuration in a run's folder, as `load_config` reads it. `without`: keys (or whole sections) that the
+    command has no use for and so does not read."""
+    values = read_file(file)
+    if isinstance(values.get("run"), dict):
+        values["run"]["name"] = "run"  # for the checks: the folder may bear a name that no run could be given
+    for key in without:
+        section, _, name = key.partition(".")
+        if not name:
+            values.pop(section, None)
+        elif isinstance(values.get(section), dict):
+            values[section].pop(name, None)
+    config, typed = _load(values, file, overrides)
+    refuse_unsaid(config, typed, file)
+    return settled(config, run, typed)
+
+
+def _load(values: dict[str, Any], file: Path, overrides: list[str]) -> tuple[Config, set[str]]:
+    """The configuration, and the keys that overrides have set."""
     values.setdefault("rewards", DEFAULT_REWARDS)  # so that an override changes one and leaves the other
-    for override in overrides:
-        _apply(values, override)
-    return validated(Config, values, f"{path} with its overrides is not a valid configuration")
+    typed = {_apply(values, override) for override in overrides}
+    return validated(Config, values, f"{file} with its overrides is not a valid configuration"), typed
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -73,7 +97,8 @@ def validated(model: type[S], values: dict[str, Any], complaint: str) -> S:
         raise UserError(f"{complaint}:\n{problems}") from error
 
 
-def _find(name: str) -> Path:
+def find_config(name: str) -> Path:
+    """The file that a name or a path means. Raises UserError where there is none; names the nearest."""
     candidates = [folder / f"{name}{suffix}" for suffix in ("", ".yaml") for folder in CONFIG_FOLDERS]
     for candidate in candidates:
         if candidate.expanduser().is_file():
@@ -84,8 +109,8 @@ def _find(name: str) -> Path:
     raise UserError(f"config {name!r} is neither a file nor one of {', '.join(known) or 'configs/'}.{hint}")
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
-    """Set in `values` what `section.key=value` says."""
+def _apply(values: dict[str, Any], override: str) -> str:
+    """Set in `values` what `section.key=value` says, and return the key."""
     written, equals, value = override.partition("=")
     key, annotation = _field(written)
     if not equals or len(key) < 2 or not all(key):
@@ -99,6 +124,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         values = values[part]
     old = values.get(key[-1])
     values[key[-1]] = {**old, **new} if isinstance(old, dict) and isinstance(new, dict) else new
+    return ".".join(key)
 
 
 def _field(written: str) -> tuple[list[str], Any]:

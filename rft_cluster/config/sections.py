@@ -1,106 +1,40 @@
 """The sections of a configuration: every key with its type, its range, its default and what it means."""
 
-import os
-import re
 from pathlib import Path
-from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import Field, field_validator, model_validator
 
 from rft_cluster.common.hardware import native_dtype
-from rft_cluster.config.yaml_text import Text
+from rft_cluster.config.base import FilePath, PathText, Section
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 DEFAULT_REWARDS = {"format": 1.0, "accuracy": 1.0}
-NULLS = ("", "~", "null", "Null", "NULL")
-WITH_EXPONENT = re.compile(r"[+-]?[0-9][0-9_]*(\.[0-9]*)?[eE]\+?[0-9]+")  # 1e3, which is an integer, too
-
-
-def _expanded(value: Any) -> Any:
-    """The home folder for a leading `~` and for `$HOME` or `${HOME}` anywhere."""
-    if not isinstance(value, str):
-        return value
-    home = os.path.expanduser("~")
-    return re.sub(r"\$HOME\b|\$\{HOME\}", lambda _: home, os.path.expanduser(value))
-
-
-def _written(path: Path) -> str:
-    """As text that is read as the same path again: a leading `~` is then a file's own."""
-    return f"./{path}" if str(path).startswith("~") else str(path)
-
-
-FilePath = Annotated[Path, BeforeValidator(_expanded), PlainSerializer(_written, str, when_used="json")]
-"""A path of the user's; every field that holds one has this type, or `PathText` where it may be a name as well."""
-PathText = Annotated[str, BeforeValidator(_expanded)]
-
-
-class Section(BaseModel):
-    """Fields decide what a text means that YAML or an override holds for them (`yaml_text.Text`)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _read_text(cls, value: Any, info: ValidationInfo) -> Any:
-        assert info.field_name is not None
-        annotation = cls.model_fields[info.field_name].annotation
-        nullable = NoneType in get_args(annotation)
-        return None if nullable and _is_null(value) else _meant(annotation, value)
-
-
-def _is_null(value: Any) -> bool:
-    if not isinstance(value, Text):
-        return False
-    return value.plain and value in NULLS and not (value == "" and value.comment)
-
-
-def _meant(annotation: Any, value: Any) -> Any:
-    """What YAML's texts say to a field of this type, the same inside lists and mappings; pydantic does the rest."""
-    if isinstance(value, list):
-        return [_meant(annotation, one) for one in value]
-    if isinstance(value, dict) and _has(annotation, dict):  # a section's keys have types of their own
-        return {name: _meant(annotation, one) for name, one in value.items()}
-    if not isinstance(value, Text):
-        return value
-    if value.comment and _has(annotation, str, Path):
-        message = "YAML takes {comment} for a comment: put the whole text into quotes, or a space behind the #"
-        raise PydanticCustomError("cut", message, {"comment": value.comment})
-    if value == "" and value.plain and value.line:
-        raise PydanticCustomError("empty", "no value stands here; an empty text is written ''")
-    if _has(annotation, int) and WITH_EXPONENT.fullmatch(value):
-        return float(value)
-    return value
-
-
-def _has(annotation: Any, *types: type) -> bool:
-    """Whether a field's type, or what it is made of, is one of `types`."""
-    return (get_origin(annotation) or annotation) in types or any(_has(one, *types) for one in get_args(annotation))
+# Ranges end where a number can only be a slip, or a stranger's: before memory is taken for it.
+MOST_PIXELS = 16_384 * 28 * 28  # what Qwen2-VL's own processor allows an image
+MOST_TOKENS = 1_048_576
+MOST_IMAGES = 100_000_000
+MOST_STEPS = 100_000_000
+MOST_ACTORS = 10_000
+MOST_GIB = 16_384
+MOST_SECONDS = 30 * 86_400.0
+Level = Annotated[int, Field(ge=-65_536, le=65_535)]  # of 16 bits, signed or not
+Weight = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
 class RunSection(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """The run's folder is `folder/name`."""
     folder: FilePath = Path("runs")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     """Everything random hangs on it: the choice of images, their order, each completion, the tiny model."""
 
 
 class LoraSection(Section):
     """Train low-rank adapters of the language model's linear layers instead of the weights (arXiv 2106.09685)."""
 
-    rank: int = Field(16, ge=1)
-    alpha: int = Field(32, ge=1)
+    rank: int = Field(16, ge=1, le=4096)
+    alpha: int = Field(32, ge=1, le=65_536)
     """An adapter's output is scaled by alpha / rank."""
 
 
@@ -110,10 +44,10 @@ class ModelSection(Section):
     freeze_vision: bool = False
     lora: LoraSection | None = None
     """Generators get the merged weights, by the same transfer; the export is merged, too."""
-    min_pixels: int = Field(56 * 56, ge=28 * 28)
-    max_pixels: int = Field(401_408, ge=28 * 28)
+    min_pixels: int = Field(56 * 56, ge=28 * 28, le=MOST_PIXELS)
+    max_pixels: int = Field(401_408, ge=28 * 28, le=MOST_PIXELS)
     """An image is resized to lie between the two; 28x28 pixels make one token."""
-    max_prompt_tokens: int = Field(1024, ge=16)
+    max_prompt_tokens: int = Field(1024, ge=16, le=MOST_TOKENS)
     """With the image's tokens. A longer prompt is refused, never cut."""
     trust_remote_code: bool = False
 
@@ -155,25 +89,25 @@ class DataSection(Section):
     """With `error` all images that cannot be used are listed and nothing starts; with `skip` they are left out."""
     on_conflict: Literal["error", "skip"] = "error"
     """The same picture under two labels: `error` lists all of them, `skip` leaves out every copy."""
-    max_pixels: int = Field(89_478_485, ge=28 * 28)
-    max_bytes: int = Field(50_000_000, ge=1)
+    max_pixels: int = Field(89_478_485, ge=28 * 28, le=2_000_000_000)
+    max_bytes: int = Field(50_000_000, ge=1, le=4_000_000_000)
     """Larger pictures are refused before they are decoded, which takes up to 4 bytes a pixel."""
-    sixteen_bit: Literal["auto", "full"] | tuple[int, int] = "auto"
+    sixteen_bit: Literal["auto", "full"] | tuple[Level, Level] = "auto"
     """What becomes black and white of pictures with 16 bits a channel. `auto`: the powers of two that hold all values
     of the set. `full`: 0 and 65535. Or two values, e.g. `[-160, 240]`, a window of a CT."""
     manifest: FilePath | None = None
     """The `manifest.json` of an earlier run, to use exactly its images. `shots`, `validation` and `test` then follow
     from it."""
-    shots: int = Field(4, ge=1)
+    shots: int = Field(4, ge=1, le=MOST_IMAGES)
     """Labelled images a class to learn from."""
-    validation: int = Field(200, ge=0)
+    validation: int = Field(200, ge=0, le=MOST_IMAGES)
     """Images for the curves during training, drawn from what is left."""
-    test: int = Field(500, ge=0)
+    test: int = Field(500, ge=0, le=MOST_IMAGES)
     """Images for the figures before and after, used for nothing else. 0: train without measuring."""
     folds: int = Field(0, ge=0, le=100)
     """Cross-validation, for sets too small for test images of their own: so many trainings one after the other, each
     tested on its share of all images, so that every image is tested once. 0: none. `test` is not used then."""
-    fold: int = Field(0, ge=0)
+    fold: int = Field(0, ge=0, le=100)
     """Which of the folds is tested, from 1. 0: all of them, in turn."""
 
     @field_validator("path", "images", "held_out", "manifest", mode="before")
@@ -211,17 +145,17 @@ class PromptSection(Section):
 
 
 class SamplingSection(Section):
-    group_size: int = Field(8, ge=2)
+    group_size: int = Field(8, ge=2, le=1024)
     temperature: float = Field(1.0, gt=0, le=2)
-    max_tokens: int = Field(256, ge=1)
-    top_k: int = Field(0, ge=0)
+    max_tokens: int = Field(256, ge=1, le=MOST_TOKENS)
+    top_k: int = Field(0, ge=0, le=10_000_000)
     """Sample from the k likeliest tokens; 0 is off. The published recipe had 50, Hugging Face's default. The
     generators' log-probabilities are then those of the truncated distribution and the learners' are not, so it goes
     only with `algorithm.importance_cap: null`."""
 
 
 class ScoringSection(Section):
-    time_limit: float = Field(10.0, gt=0)
+    time_limit: float = Field(10.0, gt=0, le=MOST_SECONDS)
     """Seconds for one call of a reward function of your own. Past it the completion has no reward: it is masked."""
     failure_budget: float = Field(0.1, ge=0, lt=1)
     """Share of a step's completions that may be without a reward; more stops the run."""
@@ -231,64 +165,64 @@ class ScoringSection(Section):
 
 
 class AlgorithmSection(Section):
-    kl_beta: float = Field(0.04, ge=0)
+    kl_beta: float = Field(0.04, ge=0, le=1000)
     """Weight of the KL to the starting model. 0 keeps no reference model."""
     clip_low: float = Field(0.2, gt=0, lt=1)
-    clip_high: float = Field(0.2, gt=0)
-    importance_cap: float | None = Field(2.0, gt=0)
+    clip_high: float = Field(0.2, gt=0, le=1000)
+    importance_cap: float | None = Field(2.0, gt=0, le=1_000_000)
     """Cap of the learner-to-generator importance weight; null turns the correction off."""
-    updates_per_step: int = Field(1, ge=1)
+    updates_per_step: int = Field(1, ge=1, le=10_000)
     """Optimizer updates on each step's completions. With 1 the policy ratio is 1 and clipping does nothing."""
 
 
 class OptimizerSection(Section):
-    learning_rate: float = Field(1e-6, gt=0)
-    warmup_steps: int = Field(0, ge=0)
+    learning_rate: float = Field(1e-6, gt=0, le=10)
+    warmup_steps: int = Field(0, ge=0, le=MOST_STEPS)
     """Linear warm-up; after it, linear decay towards 0, which the step after the last one would have."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    weight_decay: float = Field(0.0, ge=0, le=1000)
+    max_grad_norm: float = Field(1.0, gt=0, le=1e9)
 
 
 class ScheduleSection(Section):
-    steps: int = Field(ge=1)
-    prompts_per_step: int = Field(ge=1)
-    max_staleness: int = Field(0, ge=0)
+    steps: int = Field(ge=1, le=MOST_STEPS)
+    prompts_per_step: int = Field(ge=1, le=1_000_000)
+    max_staleness: int = Field(0, ge=0, le=10_000)
     """Steps that the policy may be ahead of the weights which wrote a completion's oldest token; with
     `algorithm.updates_per_step` U these are U times as many updates. 0: generators and learners take turns. 1: they
     write the next step's completions while the learners work on this one's. More evens out steps of different
     lengths. Above 0 an update may fall into running completions: a run is not reproducible bit for bit then."""
-    evaluate_every: int = Field(0, ge=0)
+    evaluate_every: int = Field(0, ge=0, le=MOST_STEPS)
     """Steps between evaluations on the validation images; 0 for none."""
-    save_every: int = Field(0, ge=0)
+    save_every: int = Field(0, ge=0, le=MOST_STEPS)
     """Steps between checkpoints; the last step always saves one."""
-    stop_when_stuck: int = Field(5, ge=0)
+    stop_when_stuck: int = Field(5, ge=0, le=MOST_STEPS)
     """Steps in a row in which no completion has the format any more, or all rewards are equal and not the best there
     are: then the run saves a checkpoint and ends with exit code 2. 0: it goes on. Equal rewards count only from 10
     completions a class on, since few wrong answers may be bad luck."""
-    keep_checkpoints: int = Field(1, ge=1)
+    keep_checkpoints: int = Field(1, ge=1, le=MOST_STEPS)
 
 
 class GeneratorsSection(Section):
-    count: int = Field(1, ge=1)
-    cpus: float = Field(1, ge=0)
-    gpus: float = Field(0, ge=0)
+    count: int = Field(1, ge=1, le=MOST_ACTORS)
+    cpus: float = Field(1, ge=0, le=4096)
+    gpus: float = Field(0, ge=0, le=64)
     """For each generator, so its tensor-parallel size on GPUs."""
-    max_concurrent: int = Field(256, ge=1)
+    max_concurrent: int = Field(256, ge=1, le=65_536)
     """Completions that an engine works on at once. Prompts beyond it go to the generator that has room first."""
-    kv_cache_gib: int = Field(1, ge=1)
+    kv_cache_gib: int = Field(1, ge=1, le=MOST_GIB)
     """CPU only: memory for keys and values."""
     gpu_memory: float = Field(0.85, gt=0, le=1)
     """GPU only: the share of a GPU's memory that the engine may take."""
 
 
 class LearnersSection(Section):
-    count: int = Field(1, ge=1)
-    cpus: float = Field(1, ge=0)
-    gpus: float = Field(0, ge=0)
-    micro_batch_tokens: int = Field(4096, ge=1)
+    count: int = Field(1, ge=1, le=MOST_ACTORS)
+    cpus: float = Field(1, ge=0, le=4096)
+    gpus: float = Field(0, ge=0, le=64)
+    micro_batch_tokens: int = Field(4096, ge=1, le=100_000_000)
     """Tokens in one forward of one rank: prompts, each once, and their completions. A larger group is divided."""
-    prompt_cache_gib: float = Field(1, ge=0)
+    prompt_cache_gib: float = Field(1, ge=0, le=MOST_GIB)
     """Memory of each rank for images that are ready for the model, so that each is decoded once, not every epoch."""
     gradient_checkpointing: bool = False
     cpu_offload: bool = False
@@ -304,9 +238,9 @@ class ClusterSection(Section):
     """A running Ray cluster (`auto` finds it). Left out: RAY_ADDRESS, and without that a local one is started."""
     interface: str | None = None
     """Network interface between hosts. Left out: the one that bears the address Ray gave a host."""
-    start_timeout: float = Field(600, gt=0)
+    start_timeout: float = Field(600, gt=0, le=MOST_SECONDS)
     """Seconds until every actor must be ready."""
-    step_timeout: float = Field(1800, gt=0)
+    step_timeout: float = Field(1800, gt=0, le=MOST_SECONDS)
     """Seconds that any one call to an actor may take."""
 
     @property
@@ -329,7 +263,7 @@ class Config(Section):
     data: DataSection
     prompt: PromptSection = PromptSection()
     sampling: SamplingSection = SamplingSection()
-    rewards: dict[str, float] = Field(DEFAULT_REWARDS, min_length=1)
+    rewards: dict[str, Weight] = Field(DEFAULT_REWARDS, min_length=1)
     """Reward functions with their weights: a name in `rft_cluster/rewards/`, or a function's dotted path."""
     scoring: ScoringSection = ScoringSection()
     algorithm: AlgorithmSection = AlgorithmSection()

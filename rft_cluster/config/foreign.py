@@ -1,0 +1,107 @@
+"""A `config.yaml` that lies in a run's folder is data, perhaps somebody else's. What in it would run code, connect
+somewhere, or read files elsewhere counts only where the command line says it, too.
+
+`HONOURED` are paths that count: weights are safetensors, images are decoded, and without these a run says nothing.
+`run.folder` and `run.name` do not: a run's folder is the one that it lies in.
+"""
+
+import os
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rft_cluster.common.errors import UserError
+from rft_cluster.common.text import shown
+from rft_cluster.config.sections import Config
+
+TEMPLATES = {path.stem for path in (Path(__file__).parents[1] / "prompts").glob("*.txt")} | {"problem"}
+RECORDS = ("manifest.json", "metrics.jsonl", "eval.jsonl", "rollouts", "checkpoints")
+EXPORTS = ("classifier.json", "model/classifier.json")
+
+
+def _is_own_code(name: str) -> bool:
+    """A function's dotted path, not the name of what is built in."""
+    return re.search("[.:]", name) is not None
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None
+
+
+# Key: does its value need the caller's word, what does it do, and what to type for doing without.
+CAUTIONS: dict[str, tuple[Callable[[Any], bool], str, str]] = {
+    "model.trust_remote_code": (bool, "runs code of the model's folder", "false"),
+    "data.source": (_is_own_code, "runs a function that is not built in", "folder"),
+    "data.held_out": (_is_given, "reads files elsewhere", "null"),
+    "data.manifest": (_is_given, "reads a file elsewhere", "null"),
+    "prompt.template": (lambda name: name not in TEMPLATES, "asks the text of a file elsewhere", "think_answer"),
+    "cluster.address": (_is_given, "connects there", "null"),
+    "cluster.interface": (_is_given, "listens there", "null"),
+}
+HONOURED = ("model.path", "data.path", "data.images")
+
+
+def run_folder_of(file: Path) -> Path | None:
+    """The run's folder, or the exported model's, that a file lies in at any depth; None for a file elsewhere. A link
+    lies in both places."""
+    for path in (Path(os.path.abspath(file)), file.resolve()):
+        for folder in path.parents:
+            if _is_run(folder):
+                here = Path.cwd()
+                return folder.relative_to(here) if folder != here and folder.is_relative_to(here) else folder
+    return None
+
+
+def _is_run(folder: Path) -> bool:
+    marks = (*EXPORTS, *RECORDS) if (folder / "config.yaml").exists() else EXPORTS
+    return any((folder / mark).exists() for mark in marks)
+
+
+def refuse_unsaid(config: Config, typed: set[str], file: Path) -> None:
+    """Refuse what a run's `file` says alone; `typed` are the keys that stand on the command line.
+
+    Raises:
+        UserError: names every such key, what it does, and what to type.
+    """
+    problems = []
+    for key, (is_cautioned, does, instead) in CAUTIONS.items():
+        section, name = key.split(".")
+        value = getattr(getattr(config, section), name)
+        if key not in typed and is_cautioned(value):
+            words = f"{key}={str(value).lower() if value is True else value}"
+            problems.append(f"{_typed(words)}  {does}; without it: {key}={instead}")
+    for name, weight in config.rewards.items():
+        if _is_own_code(name) and f"rewards.{name}" not in typed:
+            problems.append(f"{_typed(f'rewards.{name}={weight:g}')}  runs a function that is not built in")
+    if problems:
+        lines = "\n  ".join(problems)
+        raise UserError(
+            f"{file} lies in a run's folder, so it is data: what it says here would count only if you say it, too. "
+            f"If you trust it, add to the command:\n  {lines}"
+        )
+
+
+def _typed(words: str) -> str:
+    """As it has to be typed in a shell; signs that could steer a terminal are escaped, and then it is only shown."""
+    return shown(shlex.quote(words))
+
+
+def settled(config: Config, folder: Path, typed: set[str]) -> Config:
+    """The configuration of the run in `folder`, wherever that was moved to since: it is the folder to write to, and
+    data that lay beside it are found there."""
+    run = {"folder": folder.parent, "name": folder.name}
+    run = {name: value for name, value in run.items() if f"run.{name}" not in typed}
+    data = {} if "data.path" in typed else {"path": _beside(config.data.path, folder, config.run.folder)}
+    return config.model_copy(
+        update={"run": config.run.model_copy(update=run), "data": config.data.model_copy(update=data)}
+    )
+
+
+def _beside(path: Path | None, folder: Path, saved: Path) -> Path | None:
+    """A relative path from where the run was begun (above its `saved` folder), if it leads nowhere from here."""
+    if path is None or path.is_absolute() or path.exists() or saved.is_absolute():
+        return path
+    above = Path(os.path.abspath(folder)).parents[len(saved.parts) :]
+    return next((base / path for base in [*above[:1], folder.parent, folder] if (base / path).exists()), path)
