@@ -1,5 +1,5 @@
-"""Configuration: `sections.py` has every key; `load.py` reads a file and overrides into a checked `Config`; what lies in
-a run's folder is data (`foreign.py`)."""
+"""Configuration: `sections.py` has every key; `load.py` reads a file and overrides into a checked `Config`;
+`foreign.py` says what of a run's folder is only data."""
 
 from rft_cluster.config.base import FilePath, PathText, Section
 from rft_cluster.config.foreign import run_folder_of

@@ -1,5 +1,6 @@
 """The sections of a configuration: every key with its type, its range, its default and what it means."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -71,7 +72,7 @@ class DataSection(Section):
     image_column: str | None = None
     label_column: str | None = None
     """Both for `csv` and `huggingface`. Left out, they are guessed where only one column can be meant."""
-    splits: dict[Literal["train", "validation", "test"], str] = {}
+    splits: dict[Literal["train", "validation", "test"], str] = Field({})
     """What a source calls its splits, where it does not say train, validation and test in one of the usual ways:
     folders (`folder`), splits (`huggingface`) or values of the split column (`csv`)."""
     held_out: FilePath | None = None
@@ -83,7 +84,7 @@ class DataSection(Section):
     """Classes to use; images of the others are left out."""
     strip_prefix: bool = False
     """Leave out the number or code that every class name begins with: `001.Black_footed_Albatross`."""
-    aliases: dict[str, list[str]] = {}
+    aliases: dict[str, list[str]] = Field({})
     """Other names of a label that are as right as it, e.g. `{t-shirt: [tee]}`."""
     on_bad_image: Literal["error", "skip"] = "error"
     """With `error` all images that cannot be used are listed and nothing starts; with `skip` they are left out."""
