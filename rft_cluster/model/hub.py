@@ -20,6 +20,7 @@ from rft_cluster.model.folder import check_model_config, check_model_folder
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 KNOWN = ("Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-7B-Instruct", "Qwen/Qwen2-VL-2B", "Qwen/Qwen2-VL-7B")
 SMALL = ["*.json", "*.txt", "*.jinja"]
+UNKNOWN = (401, 404)  # what the hub answers where there is no such model, or it is another's
 WEIGHTS = ["*.safetensors"]
 
 
@@ -41,9 +42,9 @@ def find_model(path: str) -> Model:
             or does not show it, or its weights would not fit on the disk. Says what to do.
     """
     folder = Path(path)
-    if folder.is_dir():
+    if path and folder.is_dir():
         return Model(folder)
-    if folder.exists():
+    if path and folder.exists():
         raise UserError(f"model.path: {path} is a file; it must be a model's folder, or a name on the hub")
     if not HUB_NAME.fullmatch(path):
         form = "" if "/" in path else " (a model on the hub has a name of the form owner/name)"
@@ -117,7 +118,6 @@ def _asking(name: str) -> Iterator[None]:
         HTTPError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
-        RepositoryNotFoundError,
     )
 
     try:
@@ -127,13 +127,13 @@ def _asking(name: str) -> Iterator[None]:
             f"model.path: {name} is only for those whom its owner lets in: ask for it on the model's page, then log in "
             f"here with: hf auth login"
         ) from error
-    except RepositoryNotFoundError as error:
+    except HfHubHTTPError as error:
+        if error.response.status_code not in UNKNOWN:
+            raise UserError(f"model.path: the hub refuses {name}: {_first_line(error)}. Try again later") from error
         raise UserError(
             f"model.path: {name} is no folder here, and the hub has no such model or does not show it to you. "
             f"{_nearest(name)}For a private one log in with: hf auth login"
         ) from error
-    except HfHubHTTPError as error:
-        raise UserError(f"model.path: the hub refuses {name}: {_first_line(error)}. Try again later") from error
     except (OfflineModeIsEnabled, LocalEntryNotFoundError, HTTPError) as error:
         why = "HF_HUB_OFFLINE is set" if isinstance(error, OfflineModeIsEnabled) else _first_line(error)
         raise UserError(
@@ -147,13 +147,11 @@ def _asking(name: str) -> Iterator[None]:
 def _nearest(path: str) -> str:
     """What may have been meant: a folder beside it, or a model whose name is alike."""
     parent = Path(path).expanduser().parent
-    folders = (
-        [str(parent / f.name) for f in parent.iterdir() if (f / "config.json").exists()] if parent.is_dir() else []
-    )
-    near = difflib.get_close_matches(path, folders, n=1, cutoff=0.4)
-    if not near and not path.startswith((".", "~", "/")):
-        by_end = {name.rpartition("/")[2]: name for name in KNOWN}
-        near = [by_end[end] for end in difflib.get_close_matches(path.rpartition("/")[2], by_end, n=1, cutoff=0.7)]
+    known = {str(parent / file.parent.name): str(parent / file.parent.name) for file in parent.glob("*/config.json")}
+    if not path.startswith((".", "~", "/")):
+        known |= {name if "/" in path else name.rpartition("/")[2]: name for name in KNOWN}
+    by_case = {name.lower(): meant for name, meant in known.items()}
+    near = [by_case[name] for name in difflib.get_close_matches(str(Path(path)).lower(), by_case, n=1)]
     return f"Did you mean {near[0]}? " if near and near[0] != path else ""
 
 
