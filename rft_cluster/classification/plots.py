@@ -1,36 +1,42 @@
 """Pictures for people who would rather look than read. Text from data and models is drawn as it is, never as markup."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from rft_cluster.classification.fonts import drawable, escaped, families_for
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 NAMED_CLASSES = 40  # more have no room for their names
-LABEL_LENGTH = 28
 INK, ACCENT = "#22313f", "#1f77b4"
 
 
 def draw_evaluation(report: Mapping[str, Any], title: str, path: Path) -> None:
     """The confusion matrix of a report of `report.report`, with its accuracies and their 95 % intervals."""
-    confusion = report["confusion"]
-    counts = np.array(confusion["counts"], dtype=float)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = 5 + 0.16 * min(len(confusion["rows"]), NAMED_CLASSES)
+    with _fonts_for([title, *report["confusion"]["columns"]]) as missing:
+        _save(evaluation_figure(report, title, missing), path)
+
+
+def evaluation_figure(report: Mapping[str, Any], title: str, missing: set[str]) -> "Figure":
+    """What `draw_evaluation` saves. A class whose name has one of the `missing` characters is shown by its number."""
+    rows, columns = report["confusion"]["rows"], report["confusion"]["columns"]
+    side = 5 + 0.16 * min(len(rows), NAMED_CLASSES)
     figure = _figure(side + 3, side)
     left, right = figure.subplots(1, 2, width_ratios=[3, 1])
-    image = left.imshow(shares, vmin=0, vmax=1, cmap="Blues", aspect="auto")
-    left.set_xlabel("answered")
-    left.set_ylabel("label")
-    left.set_title(_plain(title), loc="left", color=INK)
-    if len(confusion["rows"]) <= NAMED_CLASSES:
-        left.set_xticks(range(len(confusion["columns"])), map(_plain, confusion["columns"]), rotation=60, ha="right")
-        left.set_yticks(range(len(confusion["rows"])), map(_plain, confusion["rows"]))
-    figure.colorbar(image, ax=left, shrink=0.6, label="share of the label's images")
+    _draw_confusion(left, np.array(report["confusion"]["counts"]))
+    left.set_title(escaped(title, missing), loc="left", color=INK)
+    if len(rows) <= NAMED_CLASSES:
+        names, legend = drawable(columns, missing)
+        left.set_xticks(range(len(columns)), names, rotation=60, ha="right")
+        left.set_yticks(range(len(rows)), names[: len(rows)])
+        _explain(figure, legend)
     bars = {
         "strict": report["greedy"]["strict"],
         "vote": report["vote"]["strict"],
@@ -39,7 +45,33 @@ def draw_evaluation(report: Mapping[str, Any], title: str, path: Path) -> None:
     }
     _points(right, list(bars), list(bars.values()))
     right.set_title(f"{report['images']} images", color=INK)
-    _save(figure, path)
+    return figure
+
+
+def _draw_confusion(axes: "Axes", counts: np.ndarray) -> None:  # [labels, answers]
+    """Colours by the share of a label's images, and the numbers of images where there is room for them."""
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    axes.set_xlabel("answered")
+    axes.set_ylabel("label")
+    axes.figure.colorbar(image, ax=axes, shrink=0.6, label="share of the label's images")
+    if len(counts) <= NAMED_CLASSES:
+        size = min(9.0, max(4.0, 160 / counts.shape[1]))
+        for row, column in np.argwhere(counts):
+            colour = "white" if shares[row, column] > 0.5 else INK
+            number = str(counts[row, column])
+            axes.text(column, row, number, ha="center", va="center", fontsize=size, color=colour)
+
+
+def _explain(figure: "Figure", legend: Sequence[str]) -> None:
+    """Below the picture: the names that stand as numbers in it."""
+    if not legend:
+        return
+    from matplotlib.lines import Line2D
+
+    nothing = [Line2D([], [], linestyle="") for _ in legend]
+    title = "names for which no font is installed"
+    figure.legend(nothing, legend, loc="outside lower center", ncols=3, frameon=False, title=title, handlelength=0)
 
 
 def draw_sweep(series: Mapping[str, Sequence[tuple[float | str, Mapping[str, Any]]]], axis: str, path: Path) -> None:
@@ -47,17 +79,18 @@ def draw_sweep(series: Mapping[str, Sequence[tuple[float | str, Mapping[str, Any
 
     No line joins the points: values are categories, and nothing was measured between them.
     """
-    figure = _figure(7, 4.5)
-    axes = figure.subplots()
     places = list(dict.fromkeys(value for points in series.values() for value, _ in points))
-    for index, (name, points) in enumerate(series.items()):
-        at = [places.index(value) + 0.12 * (index - (len(series) - 1) / 2) for value, _ in points]
-        _points(axes, at, [rate for _, rate in points], label=_plain(name), color=f"C{index}")
-    axes.set_xticks(range(len(places)), [_plain(str(place)) for place in places])
-    axes.set_xlabel(_plain(axis))
-    axes.set_ylabel("test accuracy, %")
-    axes.legend(frameon=False)
-    _save(figure, path)
+    with _fonts_for([axis, *series, *map(str, places)]) as missing:
+        figure = _figure(7, 4.5)
+        axes = figure.subplots()
+        for index, (name, points) in enumerate(series.items()):
+            at = [places.index(value) + 0.12 * (index - (len(series) - 1) / 2) for value, _ in points]
+            _points(axes, at, [rate for _, rate in points], label=escaped(name, missing), color=f"C{index}")
+        axes.set_xticks(range(len(places)), [escaped(str(place), missing) for place in places])
+        axes.set_xlabel(escaped(axis, missing))
+        axes.set_ylabel("test accuracy, %")
+        axes.legend(frameon=False)
+        _save(figure, path)
 
 
 def _points(
@@ -70,7 +103,7 @@ def _points(
 ) -> None:
     middle = np.array([100 * rate["rate"] for rate in rates])
     low, high = (np.array([100 * rate["interval"][end] for rate in rates]) for end in (0, 1))
-    errors = [np.maximum(middle - low, 0), np.maximum(high - middle, 0)]
+    errors = np.maximum([middle - low, high - middle], 0)  # [below and above, points]
     axes.errorbar(at, middle, errors, fmt="o", capsize=4, color=color, label=label)
     if label is None:
         for place, (value, top) in enumerate(zip(middle, high, strict=True)):
@@ -84,6 +117,22 @@ def _points(
     axes.spines[["top", "right"]].set_visible(False)
 
 
+@contextmanager
+def _fonts_for(texts: Sequence[str]) -> Iterator[set[str]]:
+    """Within it texts are drawn as they are, in this machine's fonts; yields the characters that none of them has."""
+    from matplotlib import rc_context  # takes a second to import
+
+    families, missing = families_for(texts)
+    log = logging.getLogger("matplotlib.font_manager")
+    before = log.level
+    log.setLevel(logging.ERROR)  # it warns of every fallback font that has no normal weight
+    try:
+        with rc_context({"font.family": families, "text.parse_math": False}):
+            yield missing
+    finally:
+        log.setLevel(before)
+
+
 def _figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure  # takes a second to import
 
@@ -95,8 +144,3 @@ def _save(figure: "Figure", path: Path) -> None:
     temporary = path.with_name(path.name + ".tmp")
     figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
     temporary.replace(path)
-
-
-def _plain(text: str) -> str:
-    short = text if len(text) <= LABEL_LENGTH else text[: LABEL_LENGTH - 1] + "…"
-    return short.replace("\\", "\\\\").replace("$", r"\$")

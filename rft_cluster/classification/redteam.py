@@ -30,6 +30,7 @@ MARGIN = 0.10  # above chance; a small reward for brevity, say, pays for an empt
 MOST = 200  # labels, and classes to answer always
 TIME = 60.0  # seconds after which no further label is begun
 SHOWN = 12  # attacks in the table
+NAME = 44  # characters of its first column
 AT_ONCE = 8  # completions between two looks at the clock
 ALWAYS = "always "  # begins the name of an attack that answers one class
 
@@ -161,7 +162,7 @@ def render(found: RedTeam) -> str:
     lines = [f"the rewards against answers that know nothing of the image, on {found.labels} labels:"]
     if found.attacks:
         heads = "".join(f"{_short(re.split('[:.]', name)[-1], 15):>16}" for name in found.attacks[0].parts)
-        lines.append(f"  {'':<36}{'score':>9}{'chance':>9}{heads}")
+        lines.append(f"  {'':<{NAME}}{'score':>9}{'chance':>9}{heads}")
         rows: dict[Any, list[Attack]] = {}
         for attack in found.attacks:
             alike = (attack.score, *attack.parts.values()) if attack.name.startswith(ALWAYS) else attack.name
@@ -177,10 +178,11 @@ def render(found: RedTeam) -> str:
 
 def _row(alike: Sequence[Attack], chance: float) -> str:
     first = alike[0]
-    others = f" and {len(alike) - 1} alike" if len(alike) > 1 else ""
+    more = len(alike) - 1
+    others = f" (or any of {more} others)" if more > 1 else " (or the other)" if more else ""
     shares = "".join(f"{f'{100 * share:.1f} %':>9}" for share in (first.score, chance))
     means = "".join(f"{'failed' if mean is None else f'{mean:.2f}':>16}" for mean in first.parts.values())
-    return f"  {_short(first.name, 35 - len(others)) + others:<36}{shares}{means}"
+    return f"  {_short(first.name, NAME - 1 - len(others)) + others:<{NAME}}{shares}{means}"
 
 
 @dataclass(frozen=True, slots=True)

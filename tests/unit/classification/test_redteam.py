@@ -180,7 +180,7 @@ def test_the_table_and_the_refusal():
     passed = check_rewards({"format": 1.0, "accuracy": 1.0}, ScoringSection(), *arguments)
     assert "0 of 137 score more than 10 % above chance" in passed
     assert [line.split()[:7] for line in passed.splitlines()[2:4]] == [
-        ["always", "pink", "primrose", "and", "101", "alike", "1.0"],
+        ["always", "pink", "primrose", "(or", "any", "of", "101"],
         ["and", "35", "more,", "which", "score", "no", "more"],
     ]
 
@@ -188,7 +188,7 @@ def test_the_table_and_the_refusal():
 def test_names_of_classes_are_shown_harmlessly():
     shown = render(tried({"accuracy": 1.0}, ["ro\x1b[31mse", "tu\u202elip\nx"]))
     assert "\x1b" not in shown and "\u202e" not in shown
-    assert "always ro?[31mse and 1 alike" in shown
+    assert "always ro?[31mse (or the other)" in shown
 
 
 @pytest.mark.parametrize("reward", ["accuracy", "containment"])
