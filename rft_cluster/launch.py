@@ -31,7 +31,7 @@ def launch(config: Config, dry_run: bool, resume: bool) -> None:
     from rft_cluster.run.metrics import clock
     from rft_cluster.run.preflight import check_paths, check_task
     from rft_cluster.run.resume import first_step_of
-    from rft_cluster.run.task import base_model_path, prepare
+    from rft_cluster.run.task import base_model_path, pool_note, prepare
 
     load_rewards(config.rewards)
     model = check_paths(config)
@@ -48,7 +48,8 @@ def launch(config: Config, dry_run: bool, resume: bool) -> None:
         print(f"{config.run_folder} is complete: all {first_step} steps are done, and model/ is there")
         return
     red_team = check_rewards(config.rewards, config.scoring, dataset.classes, task.examples, task.text, config.run.seed)
-    for line in filter(None, [*dataset.notes(), describe(config, len(dataset.train)), red_team, note]):
+    notes = [*dataset.notes(), *pool_note(config, task)]
+    for line in filter(None, [*notes, describe(config, len(dataset.train)), red_team, note]):
         print(line, flush=True)
     print("trying the longest prompt and the longest answer with the model's own tokenizer", flush=True)
     checked = check_task(config, task, model)

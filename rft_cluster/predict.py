@@ -22,8 +22,9 @@ from rft_cluster.common.errors import UserError, exit_code
 from rft_cluster.common.hardware import hardware, openmp_environment
 from rft_cluster.common.text import printable
 from rft_cluster.config import GeneratorsSection, ModelSection
-from rft_cluster.data.folder import SUFFIXES
-from rft_cluster.data.images import MAX_BYTES, check_image
+from rft_cluster.data.files import SUFFIXES, LeftOut, is_system
+from rft_cluster.data.images import Limits, check_image
+from rft_cluster.data.shown import shown_bytes
 from rft_cluster.messages import Example, Sampling
 from rft_cluster.prompts import make_prompts
 
@@ -55,9 +56,15 @@ def predict(options: argparse.Namespace) -> int:
         raise UserError(f"--votes is {options.votes}: it must be at least 1")
     export = find_export(options.checkpoint)
     card = read_card(export)
-    files = list(image_files(options.paths))
+    left_out = LeftOut()
+    files = list(image_files(options.paths, left_out))
+    notes = left_out.notes()
     if not files:
-        raise UserError(f"no image files ({' '.join(SUFFIXES)}) in {', '.join(map(str, options.paths))}")
+        raise UserError(
+            "; ".join([f"no image files ({' '.join(SUFFIXES)}) in {', '.join(map(str, options.paths))}", *notes])
+        )
+    for note in notes:
+        print(note, file=sys.stderr)
     reader = AnswerReader(card.classes, card.aliases)
     unreadable: list[str] = []
     with tqdm(total=len(files), unit="image", disable=len(files) < AT_ONCE) as bar:
@@ -71,8 +78,9 @@ def predict(options: argparse.Namespace) -> int:
     return 1 if unreadable else 0
 
 
-def image_files(paths: list[Path]) -> Iterator[Path]:
-    """The files named, and all images in the folders named and below, sorted; hidden ones are left out.
+def image_files(paths: list[Path], left_out: LeftOut) -> Iterator[Path]:
+    """The files named, and all images in the folders named and below, sorted; hidden ones are left out, as are the
+    folders of systems. `left_out` counts what in those folders is no image.
 
     Raises:
         UserError: there is nothing at a path.
@@ -80,12 +88,17 @@ def image_files(paths: list[Path]) -> Iterator[Path]:
     for path in paths:
         if path.is_dir():
             for folder, folders, names in os.walk(path):
-                folders[:] = sorted(name for name in folders if not name.startswith("."))
-                yield from (
-                    Path(folder, name)
-                    for name in sorted(names)
-                    if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-                )
+                below = [Path(folder, name) for name in sorted(folders)]
+                for system in filter(is_system, below):
+                    left_out.system(system)
+                for link in (one for one in below if one.is_symlink()):  # not followed: they may lead in circles
+                    left_out.beside(link, "links to folders")
+                folders[:] = [one.name for one in below if not (is_system(one) or one.name.startswith("."))]
+                for file in (Path(folder, name) for name in sorted(names)):
+                    if file.suffix.lower() in SUFFIXES and not file.name.startswith("."):
+                        yield file
+                    else:
+                        left_out.file(file)
         elif path.exists():
             yield path
         else:
@@ -97,7 +110,7 @@ def _answers(
 ) -> Iterator[tuple[Path, Vote]]:
     """Each readable file with its vote, in order; what is wrong with the others goes to `bad`."""
     engine = None
-    readable = _readable(files, bad)
+    readable = _readable(files, bad, Limits(card.data_max_pixels, card.data_max_bytes, keys=False), card.levels)
     while chunk := list(islice(readable, AT_ONCE)):
         engine = engine or _start(export, card, options)  # not before there is something to ask
         generator, sampling = engine
@@ -107,14 +120,18 @@ def _answers(
             yield path, reader.vote([completion.text for completion in group.completions])
 
 
-def _readable(files: list[Path], bad: list[str]) -> Iterator[tuple[Path, bytes]]:
+def _readable(
+    files: list[Path], bad: list[str], limits: Limits, levels: tuple[int, int] | None
+) -> Iterator[tuple[Path, bytes]]:
+    """Each image that can be read, as the policy saw such in training; what is wrong with the others goes to `bad`."""
     for path in files:
         try:
             if not path.is_file():  # opening a named pipe would wait for ever
                 raise UserError(f"{path}: not a file")
             with path.open("rb") as file:
-                image = file.read(MAX_BYTES + 1)  # one more than `check_image` accepts
-            check_image(image, str(path))
+                image = file.read(limits.bytes + 1)  # one more than `check_image` accepts
+            check_image(image, str(path), limits)
+            image = shown_bytes(image, levels, limits.pixels)
         except OSError as error:
             bad.append(f"{path}: {error.strerror or error}")
         except UserError as error:

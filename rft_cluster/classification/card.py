@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import Config
 from rft_cluster.data.dataset import FewShotDataset
-from rft_cluster.data.images import open_image, pixel_digest
+from rft_cluster.data.images import MAX_BYTES, MAX_PIXELS, open_image, pixel_digest
 from rft_cluster.messages import Example
 from rft_cluster.prompts import text_hash
 
@@ -32,6 +32,11 @@ class Card(BaseModel):
     max_tokens: int = Field(ge=1)
     temperature: float = Field(gt=0)
     steps: int
+    levels: tuple[int, int] | None = None
+    """What was black and white of pictures with 16 bits a channel, if it saw any."""
+    data_max_pixels: int = Field(MAX_PIXELS, ge=1)
+    data_max_bytes: int = Field(MAX_BYTES, ge=1)
+    """Larger pictures are not read."""
     trained_on_pixels: list[str] = []
     """Digests of the training images' pixels (`pixel_digest`): an evaluation on any of them, in whatever encoding,
     would prove nothing."""
@@ -52,6 +57,9 @@ def make_card(config: Config, dataset: FewShotDataset, text: str) -> Card:
         max_prompt_tokens=config.model.max_prompt_tokens,
         max_tokens=config.sampling.max_tokens,
         temperature=config.sampling.temperature,
+        levels=dataset.levels,
+        data_max_pixels=config.data.max_pixels,
+        data_max_bytes=config.data.max_bytes,
         steps=config.schedule.steps,
         trained_on_pixels=sorted({_pixels(example) for example in dataset.train}),
     )
@@ -115,6 +123,11 @@ def check_card(card: Card, config: Config, dataset: FewShotDataset, text: str) -
     ):
         if ours != theirs:
             raise UserError(f"{name} is {ours}, but the policy was trained with {theirs}")
+    if dataset.levels and card.levels and dataset.levels != card.levels:
+        raise UserError(
+            f"of pictures with 16 bits a channel {dataset.levels[0]} and {dataset.levels[1]} are black and white here, "
+            f"but the policy was trained with others: set 'data.sixteen_bit={list(card.levels)}'"
+        )
     trained, digest = (
         (set(card.trained_on_pixels), _pixels) if card.trained_on_pixels else (set(card.trained_on), _bytes)
     )

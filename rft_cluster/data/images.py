@@ -41,10 +41,12 @@ _limit_lock = threading.RLock()
 
 
 class Limits(NamedTuple):
-    """What is not even decoded: `data.max_pixels` and `data.max_bytes`."""
+    """What is not even decoded: `data.max_pixels` and `data.max_bytes`, which the messages name where there are `keys`
+    to set."""
 
     pixels: int = MAX_PIXELS
     bytes: int = MAX_BYTES
+    keys: bool = True
 
 
 def open_image(data: bytes, levels: tuple[int, int] = FULL, pixels: int | None = None) -> Image.Image:
@@ -113,8 +115,8 @@ def check_image(data: bytes, where: str, limits: Limits = Limits()) -> str:  # n
         raise UserError(f"{where}: empty, 0 bytes")
     if len(data) > limits.bytes:
         raise UserError(
-            f"{where}: larger than {limits.bytes / 1e6:.4g} MB: save it smaller, or raise data.max_bytes "
-            f"({limits.bytes} now)"
+            f"{where}: larger than {limits.bytes / 1e6:.4g} MB: save it smaller"
+            + (f", or raise data.max_bytes ({limits.bytes} now)" if limits.keys else "")
         )
     try:
         with pixel_limit(limits.pixels):
@@ -126,7 +128,7 @@ def check_image(data: bytes, where: str, limits: Limits = Limits()) -> str:  # n
                 return hashlib.sha256(repr(values.shape).encode() + values.astype("<i4").tobytes()).hexdigest()
             picture = open_image(data)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise UserError(f"{where}: too many pixels ({_size(error)}: {_cure(error, limits)})") from error
+        raise UserError(f"{where}: too many pixels ({_too_many(error, limits)})") from error
     except UnidentifiedImageError as error:
         raise UserError(f"{where}: not an image in one of the formats {', '.join(FORMATS)}") from error
     except DECODE_ERRORS as error:
@@ -152,15 +154,11 @@ def pixel_limit(pixels: int) -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = before
 
 
-def _size(error: Exception) -> str:
+def _too_many(error: Exception, limits: Limits) -> str:
     found = re.search(r"\((\d+) pixels\)", str(error))
-    return f"{int(found[1]) / 1e6:.1f} million" if found else str(error)
-
-
-def _cure(error: Exception, limits: Limits) -> str:
-    found = re.search(r"\((\d+) pixels\)", str(error))
-    cure = f"raise data.max_pixels to {found[1]}" if found else "raise data.max_pixels"
-    return f"scale it down, or {cure}; it is {limits.pixels} now"
+    size = f"{int(found[1]) / 1e6:.1f} million" if found else str(error)
+    cure = f", or set data.max_pixels={found[1] if found else 'N'}" if limits.keys else ""
+    return f"{size}, {limits.pixels / 1e6:.1f} million are allowed: scale it down{cure}"
 
 
 def _check_sides(width: int, height: int, where: str) -> None:

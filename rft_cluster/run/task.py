@@ -74,18 +74,18 @@ def choose_pool(images: int, seed: int) -> list[int]:
 
 
 def pool_note(config: Config, task: Task) -> list[str]:
-    """What to know of the unlabelled pool of the small model, where it is small: one text, or none."""
+    """What the small model is built from, and a warning where that is little: one text, or none for other models."""
+    if config.model.path != "tiny":
+        return []
     pool, shots = len(task.dataset.pool), len(task.dataset.train)
     wanted = POOL_OF_A_CLASS * len(task.dataset.classes)
-    if config.model.path != "tiny" or pool >= wanted:
-        return []
+    if pool >= wanted:
+        return [f"the small model learns to see from a pool of {pool} unlabelled images"]
     held_out = len(task.dataset.validation) + len(task.dataset.test)
+    lower = f" or lower data.test and data.validation, which hold out {held_out}," if held_out else ""
     return [
-        f"the small model learns to see from {pool} unlabelled images, {shots} of them the shots, and will see little: "
-        f"{wanted} or more are better. {held_out} are held out: lower data.test or data.validation, or add images "
-        f"without a label to learn from"
-        if held_out
-        else f"the small model learns to see from {pool} images alone and will see little: {wanted} or more are better"
+        f"the small model learns to see from a pool of {pool} unlabelled images, {shots} of them the shots: it will "
+        f"see little. Add images{lower} until the pool has {wanted}"
     ]
 
 

@@ -6,6 +6,8 @@ import pytest
 from rft_cluster import evaluate, predict
 from rft_cluster.classification.answers import Vote
 from rft_cluster.common.errors import UserError
+from rft_cluster.data.files import LeftOut
+from rft_cluster.data.images import Limits
 
 
 def test_files_are_found_below_folders_in_order_and_hidden_ones_are_not(tmp_path):
@@ -13,13 +15,15 @@ def test_files_are_found_below_folders_in_order_and_hidden_ones_are_not(tmp_path
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
-    found = [str(path.relative_to(tmp_path)) for path in predict.image_files([tmp_path, tmp_path / "notes.txt"])]
+    found = [
+        str(path.relative_to(tmp_path)) for path in predict.image_files([tmp_path, tmp_path / "notes.txt"], LeftOut())
+    ]
     assert found == ["a.webp", "b/1.png", "b/2.JPG", "b/c/3.tiff", "notes.txt"]
 
 
 def test_a_path_that_is_not_there_is_explained(tmp_path):
     with pytest.raises(UserError, match="no file or folder"):
-        list(predict.image_files([tmp_path / "none"]))
+        list(predict.image_files([tmp_path / "none"], LeftOut()))
 
 
 def test_unreadable_files_are_kept_for_the_end(tmp_path):
@@ -30,7 +34,7 @@ def test_unreadable_files_are_kept_for_the_end(tmp_path):
     (tmp_path / "folder.png").mkdir()
     bad: list[str] = []
     names = ("bad.png", "folder.png", "good.png", "none.png")
-    read = list(predict._readable([tmp_path / name for name in names], bad))
+    read = list(predict._readable([tmp_path / name for name in names], bad, Limits(), None))
     assert [path.name for path, _ in read] == ["good.png"]
     assert [Path(problem.split(":")[0]).name for problem in bad] == ["bad.png", "folder.png", "none.png"]
 
