@@ -21,6 +21,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def launch(config: Config, dry_run: bool, resume: bool) -> None:
     """Check all that can be checked, then train. Nothing is written before the checks are over."""
+    if config.data.folds and not config.data.fold:
+        return launch_folds(config, dry_run, resume)
     from rft_cluster.classification.baselines import nearest_neighbour_and_regression, verdict
     from rft_cluster.classification.redteam import check_rewards
     from rft_cluster.cluster.machine import check_machine, check_memory
@@ -31,7 +33,7 @@ def launch(config: Config, dry_run: bool, resume: bool) -> None:
     from rft_cluster.run.metrics import clock
     from rft_cluster.run.preflight import check_paths, check_task
     from rft_cluster.run.resume import first_step_of
-    from rft_cluster.run.task import base_model_path, pool_note, prepare
+    from rft_cluster.run.task import base_model_path, prepare
 
     load_rewards(config.rewards)
     model = check_paths(config)
@@ -48,8 +50,7 @@ def launch(config: Config, dry_run: bool, resume: bool) -> None:
         print(f"{config.run_folder} is complete: all {first_step} steps are done, and model/ is there")
         return
     red_team = check_rewards(config.rewards, config.scoring, dataset.classes, task.examples, task.text, config.run.seed)
-    notes = [*dataset.notes(), *pool_note(config, task)]
-    for line in filter(None, [*notes, describe(config, len(dataset.train)), red_team, note]):
+    for line in filter(None, [*dataset.notes(), describe(config, len(dataset.train)), red_team, note]):
         print(line, flush=True)
     print("trying the longest prompt and the longest answer with the model's own tokenizer", flush=True)
     checked = check_task(config, task, model)
@@ -81,6 +82,17 @@ def launch(config: Config, dry_run: bool, resume: bool) -> None:
         f"  python -m rft_cluster.predict --checkpoint {config.run_folder} IMAGE_OR_FOLDER",
         flush=True,
     )
+
+
+def launch_folds(config: Config, dry_run: bool, resume: bool) -> None:
+    """A run for each fold, one after the other, then the figure of all together. A dry run checks them all."""
+    from rft_cluster.run.folds import fold_configs, write_folds
+
+    for number, fold in enumerate(fold_configs(config), 1):
+        print(f"--- fold {number} of {config.data.folds}", flush=True)
+        launch(fold, dry_run, resume)
+    if not dry_run:
+        print(write_folds(config), flush=True)
 
 
 def _where(config: Config) -> str:

@@ -1,0 +1,69 @@
+"""Cross-validation, `data.folds`: as many runs one after the other, `runs/NAME/fold-1` and on.
+
+For sets too small to set test images apart. Each run tests on its own fold and never sees it otherwise, so that in the
+end every image was tested once, by a model that had not seen it; all of them together are the figure.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from rft_cluster.classification.intervals import wilson
+from rft_cluster.common.errors import UserError
+from rft_cluster.common.files import write_json
+from rft_cluster.config import Config
+from rft_cluster.data.manifest import read_manifest
+from rft_cluster.run.folder import read_evaluations
+
+FOLDS_FILE = "folds.json"
+
+
+def fold_configs(config: Config) -> list[Config]:
+    """The configuration of each fold's run.
+
+    Raises:
+        UserError: `data.manifest` is set, which says itself what is tested.
+    """
+    if config.data.manifest is not None:
+        raise UserError("data.folds deals all images out anew, and data.manifest names them: leave one of the two out")
+    configs = []
+    for fold in range(1, config.data.folds + 1):
+        run = config.run.model_copy(update={"folder": config.run_folder, "name": f"fold-{fold}"})
+        data = config.data.model_copy(update={"fold": fold})
+        configs.append(config.model_copy(update={"run": run, "data": data}))
+    return configs
+
+
+def pool_folds(config: Config) -> dict[str, Any]:
+    """The figures of all folds together, from their finished runs. `right` of `n` images; the interval is Wilson's.
+
+    Raises:
+        UserError: the runs test an image twice, as after a change of the data between them.
+    """
+    folders = [one.run_folder for one in fold_configs(config)]
+    tested = [entry["id"] for folder in folders for entry in read_manifest(folder / "manifest.json")["splits"]["test"]]
+    if len(set(tested)) < len(tested):
+        raise UserError(f"the folds in {config.run_folder} test images twice: the data changed; choose another run.name")
+    finals = [read_evaluations(folder, "test")[-1] for folder in folders]
+    rights = [round(final["accuracy_strict"] * final["n"]) for final in finals]
+    right, n = sum(rights), sum(final["n"] for final in finals)
+    return {
+        "folds": [{"right": one, "n": final["n"]} for one, final in zip(rights, finals, strict=True)],
+        "right": right,
+        "n": n,
+        "accuracy_strict": right / n,
+        "interval": list(wilson(right, n)),
+    }
+
+
+def write_folds(config: Config) -> str:
+    """Write `folds.json` into the run's folder; the line that says it."""
+    pooled = pool_folds(config)
+    file: Path = config.run_folder / FOLDS_FILE
+    write_json(file, pooled)
+    low, high = (100 * end for end in pooled["interval"])
+    each = ", ".join(f"{100 * fold['right'] / fold['n']:.1f}" for fold in pooled["folds"])
+    return (
+        f"{len(pooled['folds'])} folds together: test accuracy {100 * pooled['accuracy_strict']:.1f} % (95 % interval "
+        f"{low:.1f} to {high:.1f}, {pooled['n']} images, each tested once by a model that had not seen it; folds: "
+        f"{each} %)\nwritten: {file}. The model in each fold-N/model has learned from that fold's shots alone"
+    )
