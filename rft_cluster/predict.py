@@ -1,7 +1,8 @@
 """Classify images: python -m rft_cluster.predict --checkpoint RUN_OR_MODEL IMAGE_OR_FOLDER... [--json]
 
-The exported model brings its classes, its question and its pixel limits along. Several samples an image vote; the
-share of votes says how sure the policy is of its own answer. Exit code 1: some files could not be read.
+The exported model brings its classes, its question and its pixel limits along. Answers are greedy, as those are that a
+run's accuracy is measured by. With --votes several samples an image vote, and the share of votes says how sure the policy
+is of its own answer. Exit code 1: some files could not be read.
 """
 
 import argparse
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--checkpoint", required=True, type=Path, help="a run's folder, or a model it exported")
     parser.add_argument("paths", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
     parser.add_argument("--json", action="store_true", help="an object a line, for programs")
-    parser.add_argument("--votes", type=int, default=8, help="samples an image (8); 1: one greedy answer")
+    parser.add_argument("--votes", type=int, default=1, help="1: one greedy answer (1); more: so many samples vote")
     parser.add_argument("--seed", type=int, default=0, help="of the samples (0)")
     parser.add_argument("--kv-cache-gib", type=int, default=1, help="CPU only: memory for keys and values (1)")
     options = parser.parse_args(arguments)
@@ -70,7 +71,7 @@ def predict(options: argparse.Namespace) -> int:
     with tqdm(total=len(files), unit="image", disable=len(files) < AT_ONCE) as bar:
         for path, vote in _answers(export, card, files, options, reader, unreadable):
             with bar.external_write_mode(file=sys.stdout):
-                print(_line(path, vote, options.json), flush=True)
+                print(_line(path, vote, options), flush=True)
             bar.update()
         bar.update(len(unreadable))
     for problem in unreadable:
@@ -161,12 +162,13 @@ def _start(export: Path, card: Card, options: argparse.Namespace) -> "tuple[Gene
     return generator, Sampling(options.votes, card.temperature if options.votes > 1 else 0.0, card.max_tokens)
 
 
-def _line(path: Path, vote: Vote, as_json: bool) -> str:
-    if as_json:
+def _line(path: Path, vote: Vote, options: argparse.Namespace) -> str:
+    if options.json:
         return json.dumps({"file": str(path), **asdict(vote)}, ensure_ascii=False)
     label = printable(vote.label) if vote.label is not None else "(no class)"
     shown = printable(vote.reasoning)[:REASONING_SHOWN]
-    return f"{printable(str(path))}\t{label}\t{100 * vote.share:.0f} %\t{shown}"
+    how = f"{100 * vote.share:.0f} %" if options.votes > 1 else "greedy"
+    return f"{printable(str(path))}\t{label}\t{how}\t{shown}"
 
 
 def _begin_again_with_openmp() -> None:

@@ -185,7 +185,7 @@ def test_images_are_classified_by_the_export_alone(run: tuple[Path, str], datase
     for i, example in enumerate(dataset.test[:40]):
         (photos / f"{i:02d}.png").write_bytes(example.image)
     (photos / "bad.png").write_bytes(b"no image")
-    result = command("predict", "--checkpoint", model, photos, "--json")
+    result = command("predict", "--checkpoint", model, photos, "--json", "--votes", "8")
     assert result.returncode == 1
     assert f"not classified: {photos}/bad.png: not an image" in result.stderr
     lines = [json.loads(line) for line in result.stdout.splitlines()]

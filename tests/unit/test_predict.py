@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -41,10 +42,18 @@ def test_unreadable_files_are_kept_for_the_end(tmp_path):
 
 def test_a_line_for_people_and_one_for_programs():
     vote = Vote("rose", 0.75, {"rose": 6}, "red\x1b[2J\nthorns")
-    assert predict._line(Path("a b.png"), vote, as_json=False) == "a b.png\trose\t75 %\tred?[2J thorns"
-    line = json.loads(predict._line(Path("a b.png"), vote, as_json=True))
+    for votes, how in ((8, "75 %"), (1, "greedy")):
+        options = SimpleNamespace(votes=votes, json=False)
+        assert predict._line(Path("a b.png"), vote, options) == f"a b.png\trose\t{how}\tred?[2J thorns"
+    line = json.loads(predict._line(Path("a b.png"), vote, SimpleNamespace(votes=8, json=True)))
     assert line == {"file": "a b.png", "label": "rose", "share": 0.75, "counts": {"rose": 6},
                     "reasoning": "red\x1b[2J\nthorns"}  # fmt: skip
+
+
+def test_answers_are_greedy_as_in_a_run_s_accuracy(monkeypatch):
+    monkeypatch.setattr(predict, "predict", lambda options: options.votes)
+    assert predict.main(["--checkpoint", "x", "y"]) == 1
+    assert predict.main(["--checkpoint", "x", "y", "--votes", "8"]) == 8
 
 
 def test_a_missing_model_is_a_users_mistake(tmp_path, capsys):
