@@ -27,7 +27,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from rft_cluster.common.files import publish, temporary_folder
+from rft_cluster.common.files import unfinished
 from rft_cluster.model.qwen2vl import STOP_TOKENS
 from rft_cluster.model.tiny.build import CHAT_TEMPLATE, SPECIAL_TOKENS
 
@@ -43,11 +43,10 @@ def bench_model(folder: Path) -> Path:
     """The model's folder in `folder`, made on first use; the photographs lie beside it, see `bench_images`."""
     path = folder / "model-87m"
     if not path.exists():
-        building = temporary_folder(path)
         processor = build_processor()
-        build_model(processor.tokenizer).to(torch.bfloat16).save_pretrained(building)
-        processor.save_pretrained(building)
-        publish(building, path)
+        with unfinished(path) as building:
+            build_model(processor.tokenizer).to(torch.bfloat16).save_pretrained(building)
+            processor.save_pretrained(building)
     return path
 
 
@@ -55,16 +54,15 @@ def bench_images(folder: Path, side: int) -> Path:
     """A folder of two classes, each of `IMAGES / 2` square photographs: random cuts of scikit-learn's two samples."""
     path = folder / f"photos-{IMAGES}-{side}"
     if not path.exists():
-        building = temporary_folder(path)
-        rng = np.random.default_rng(0)
-        for name, photo in zip(("china", "flower"), load_sample_images().images, strict=True):
-            (building / name).mkdir()
-            for index in range(IMAGES // 2):
-                cut = int(rng.integers(200, min(photo.shape[:2]) + 1))
-                top, left = (int(rng.integers(0, length - cut + 1)) for length in photo.shape[:2])
-                image = Image.fromarray(photo[top : top + cut, left : left + cut])
-                image.resize((side, side), Image.Resampling.BICUBIC).save(building / name / f"{index:02d}.png")
-        publish(building, path)
+        with unfinished(path) as building:
+            rng = np.random.default_rng(0)
+            for name, photo in zip(("china", "flower"), load_sample_images().images, strict=True):
+                (building / name).mkdir()
+                for index in range(IMAGES // 2):
+                    cut = int(rng.integers(200, min(photo.shape[:2]) + 1))
+                    top, left = (int(rng.integers(0, length - cut + 1)) for length in photo.shape[:2])
+                    image = Image.fromarray(photo[top : top + cut, left : left + cut])
+                    image.resize((side, side), Image.Resampling.BICUBIC).save(building / name / f"{index:02d}.png")
     return path
 
 

@@ -19,6 +19,7 @@ from benchmarks.emulated import EmulatedCluster, Seconds, examples
 from rft_cluster import train as loop
 from rft_cluster.config import Config, load_config
 from rft_cluster.data.dataset import FewShotDataset
+from rft_cluster.run.resume import Start
 from rft_cluster.run.task import Task
 
 # Roles' seconds a step, and the values of max_staleness to measure.
@@ -81,7 +82,7 @@ def run_steps(overrides: list[str], cluster: EmulatedCluster) -> StepSeconds:
         config: Config = load_config("digits", [f"run.folder={folder}", "run.name=emulated", *overrides])
         loop.start_cluster, loop.RunFolder.log_step = cluster, timed  # type: ignore[assignment,method-assign]
         try:
-            loop.train(config, task, "nothing", resume=False)
+            loop.train(config, task, "nothing", Start())
         finally:
             loop.start_cluster, loop.RunFolder.log_step = start_cluster, log_step  # type: ignore[method-assign]
     counted = len(ends) - SKIPPED

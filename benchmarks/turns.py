@@ -26,6 +26,7 @@ from rft_cluster.common.hardware import openmp_environment
 from rft_cluster.config import Config
 from rft_cluster.data.dataset import FewShotDataset
 from rft_cluster.messages import Example
+from rft_cluster.run.resume import Start
 from rft_cluster.run.task import Task
 
 THREADS = 2
@@ -166,7 +167,7 @@ def run_rounds(config: Config, task: Task, model_path: str, others: dict[str, Ar
     evaluate = loop._evaluate
     loop._evaluate = rounds.off_the_clock(evaluate)
     try:
-        loop.train(config, Task(dataset, task.text), model_path, resume=False)
+        loop.train(config, Task(dataset, task.text), model_path, Start())
     except Enough:
         return rounds
     finally:

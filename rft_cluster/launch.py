@@ -1,11 +1,18 @@
 """Train a classifier: python -m rft_cluster.launch --config digits [section.key=value ...] [--dry-run] [--resume]"""
 
 import argparse
+import shlex
 import sys
 import time
+from typing import TYPE_CHECKING
 
-from rft_cluster.common.errors import exit_code
+from rft_cluster.common.errors import UserError, exit_code
 from rft_cluster.config import Config, load_config
+
+if TYPE_CHECKING:
+    from rft_cluster.run.log import Log
+    from rft_cluster.run.resume import Start
+    from rft_cluster.run.task import Task
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -16,58 +23,111 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
     parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
     options = parser.parse_intermixed_args(arguments)
-    return exit_code(lambda: launch(load_config(options.config, options.overrides), options.dry_run, options.resume))
+    command = ["python", "-m", "rft_cluster.launch", *(sys.argv[1:] if arguments is None else arguments)]
+    return exit_code(
+        lambda: launch(load_config(options.config, options.overrides), options.dry_run, options.resume, command)
+    )
 
 
-def launch(config: Config, dry_run: bool, resume: bool) -> None:
-    """Check all that can be checked, then train. Nothing is written before the checks are over."""
+def launch(config: Config, dry_run: bool, resume: bool, command: list[str]) -> None:
+    """Check all that can be checked, then train. Nothing stays written until the checks are over.
+
+    `command` is what was typed, for the log, and for the message that says how to go on.
+    """
     if config.data.folds and not config.data.fold:
-        return launch_folds(config, dry_run, resume)
-    from rft_cluster.classification.baselines import nearest_neighbour_and_regression, verdict
+        return launch_folds(config, dry_run, resume, command)
+    from rft_cluster.run.lock import locked
+    from rft_cluster.run.log import logged
+    from rft_cluster.run.resume import check_kinds, find_start, raise_stopped
+
+    check_kinds(config.run_folder)
+    if dry_run:
+        return _dry_run(config, resume)
+    with locked(config.run_folder), logged(shlex.join(command)) as log:
+        try:
+            start = find_start(config, resume)
+            task = _check(config, start)
+            _run(config, task, start, log)
+        except BaseException as error:
+            raise_stopped(error, config.run_folder, command)
+            raise
+
+
+def _dry_run(config: Config, resume: bool) -> None:
+    """What a launch would check. That a run of this name is there is noted: the configuration may be for another."""
+    from rft_cluster.run.lock import holder
+    from rft_cluster.run.resume import Start, find_start, is_run
+
+    notes = [holder(config.run_folder)]
+    start = Start()
+    try:
+        start = find_start(config, resume=True)
+        if not resume and is_run(config.run_folder):
+            notes.append(f"{config.run_folder} holds a run: add --resume to go on with it, or choose another run.name")
+    except UserError as error:
+        if resume:
+            raise
+        notes.append(str(error))
+    _check(config, start if resume else Start())
+    for note in filter(None, notes):
+        print(f"note: {note}")
+    print(_where(config))
+
+
+def _check(config: Config, start: "Start") -> "Task":
+    """Read the data, hold all against one another, and print the plan."""
     from rft_cluster.classification.redteam import check_rewards
     from rft_cluster.cluster.machine import check_machine, check_memory
     from rft_cluster.cluster.placement import describe
-    from rft_cluster.common.files import write_json
     from rft_cluster.rewards import load_rewards
-    from rft_cluster.run.folder import read_evaluations
-    from rft_cluster.run.metrics import clock
     from rft_cluster.run.preflight import check_paths, check_task
-    from rft_cluster.run.resume import first_step_of
-    from rft_cluster.run.task import base_model_path, prepare
+    from rft_cluster.run.resume import check_same_task
+    from rft_cluster.run.task import prepare
 
     load_rewards(config.rewards)
     model = check_paths(config)
     note = check_machine(config)
-    task = prepare(config)
+    task = prepare(start.own_images(config))
     dataset = task.dataset
-    first_step, _ = first_step_of(config, task, resume or dry_run)
+    check_same_task(start, config.run_folder, task)
     print(
         f"{dataset.name}: {len(dataset.classes)} classes, {len(dataset.train)} images to learn from, "
         f"{len(dataset.validation)} for validation, {len(dataset.test)} for the test",
         flush=True,
     )
-    if not dry_run and first_step >= config.schedule.steps and (config.run_folder / "model").exists():
-        print(f"{config.run_folder} is complete: all {first_step} steps are done, and model/ is there")
-        return
     red_team = check_rewards(config.rewards, config.scoring, dataset.classes, task.examples, task.text, config.run.seed)
-    for line in filter(None, [*dataset.notes(), describe(config, len(dataset.train)), red_team, note]):
+    plan = describe(config, len(dataset.train))
+    for line in filter(None, [*dataset.notes(), *start.notes, plan, red_team, note]):
         print(line, flush=True)
     print("trying the longest prompt and the longest answer with the model's own tokenizer", flush=True)
     checked = check_task(config, task, model)
     check_memory(config, checked.parameters)
     print("\n".join(checked.notes), flush=True)
-    if dry_run:
-        print(_where(config))
-        return
+    return task
 
-    start = time.monotonic()
-    model_path = base_model_path(config, task)
 
-    from rft_cluster.train import train
+def _run(config: Config, task: "Task", start: "Start", log: "Log") -> None:
+    """Train, and say how good it is and where it lies."""
+    from rft_cluster.classification.baselines import nearest_neighbour_and_regression, verdict
+    from rft_cluster.common.files import write_json
+    from rft_cluster.run.folder import read_evaluations
+    from rft_cluster.run.metrics import clock
+    from rft_cluster.run.saving import describe_models, is_complete
+    from rft_cluster.run.task import base_model_path
 
-    print(f"starting the actors (model ready after {clock(time.monotonic() - start)})", flush=True)
-    train(config, task, model_path, resume)
-    if dataset.test:
+    began, dataset = time.monotonic(), task.dataset
+    complete = is_complete(config)
+    if complete:
+        print(f"{config.run_folder} is complete: all {start.step} steps are done")
+    else:
+        model_path = base_model_path(config, task, start.checkpoint.state.tiny_model if start.checkpoint else None)
+
+        from rft_cluster.train import train
+
+        log.write_to(config.run_folder / "log.txt")
+        print(f"starting the actors (model ready after {clock(time.monotonic() - began)})", flush=True)
+        train(config, task, model_path, start)
+    if dataset.test and not (complete and (config.run_folder / "baselines.json").exists()):
         baselines = nearest_neighbour_and_regression(dataset)
         write_json(config.run_folder / "baselines.json", baselines)
         for name, accuracy in baselines.items():
@@ -78,19 +138,20 @@ def launch(config: Config, dry_run: bool, resume: bool) -> None:
         small = config.model.path == "tiny"
         print(verdict(final["accuracy_strict"], final["interval"], baselines, len(dataset.train), small))
     print(
-        f"done in {clock(time.monotonic() - start)}: {config.run_folder}/model holds the trained model; ask it with\n"
+        f"done in {clock(time.monotonic() - began)}; the trained model, and how to ask it:\n"
+        f"{describe_models(config.run_folder)}\n"
         f"  python -m rft_cluster.predict --checkpoint {config.run_folder} IMAGE_OR_FOLDER",
         flush=True,
     )
 
 
-def launch_folds(config: Config, dry_run: bool, resume: bool) -> None:
+def launch_folds(config: Config, dry_run: bool, resume: bool, command: list[str]) -> None:
     """A run for each fold, one after the other, then the figure of all together. A dry run checks them all."""
     from rft_cluster.run.folds import fold_configs, write_folds
 
     for number, fold in enumerate(fold_configs(config), 1):
         print(f"--- fold {number} of {config.data.folds}", flush=True)
-        launch(fold, dry_run, resume)
+        launch(fold, dry_run, resume, command)
     if not dry_run:
         print(write_folds(config), flush=True)
 

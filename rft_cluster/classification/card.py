@@ -1,12 +1,12 @@
 """What a policy was taught to do: `classifier.json` in its folder, all that evaluating and predicting need."""
 
 import hashlib
-import json
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rft_cluster.common.errors import UserError
+from rft_cluster.common.files import check_format, json_object
 from rft_cluster.config import Config
 from rft_cluster.data.dataset import FewShotDataset
 from rft_cluster.data.images import MAX_BYTES, MAX_PIXELS, open_image, pixel_digest
@@ -32,6 +32,9 @@ class Card(BaseModel):
     max_tokens: int = Field(ge=1)
     temperature: float = Field(gt=0)
     steps: int
+    """Steps that made the policy."""
+    validation: float | None = None
+    """Its strict accuracy on the validation images, where it was taken."""
     levels: tuple[int, int] | None = None
     """What was black and white of pictures with 16 bits a channel, if it saw any."""
     data_max_pixels: int = Field(MAX_PIXELS, ge=1)
@@ -69,14 +72,18 @@ def read_card(folder: Path) -> Card:
     """The card of an exported policy.
 
     Raises:
-        UserError: there is none, or it is not what `make_card` wrote.
+        UserError: there is none, it is not what `make_card` wrote, or a newer version wrote it.
     """
     file = folder / CARD_FILE
     if not file.is_file():
         raise UserError(f"{folder} holds no {CARD_FILE}: it is not a model that a run of this program exported")
+    values = json_object(file.read_bytes())
+    if values is None:
+        raise UserError(f"{file} cannot be read: it is damaged, no JSON object")
+    check_format(values, file)
     try:
-        card = Card.model_validate(json.loads(file.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
+        card = Card.model_validate(values)
+    except ValidationError as error:
         raise UserError(f"{file} cannot be read: {error}") from error
     if text_hash(card.prompt) != card.prompt_sha256:
         raise UserError(f"{file}: the prompt was changed after training (its SHA-256 is not {card.prompt_sha256})")
@@ -101,7 +108,9 @@ def find_export(path: Path) -> Path:
             f"to {path.parents[1] / 'model'}"
         )
     if (path / "config.yaml").is_file():
-        raise UserError(f"--checkpoint: {path} holds no model/ yet: finish that run with --resume")
+        best = path / "model-best"
+        other = f", or give {best}, its best so far" if (best / CARD_FILE).is_file() else ""
+        raise UserError(f"--checkpoint: {path} holds no model/ yet: finish that run with --resume{other}")
     raise UserError(f"--checkpoint: {path} is neither a run's folder nor a model that one exported ({CARD_FILE})")
 
 

@@ -3,7 +3,6 @@
 What generators write, and when, is in `rollouts.py`.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from rft_cluster.common.errors import ClusterError, UserError
-from rft_cluster.common.files import publish, temporary_folder, write_json
+from rft_cluster.common.files import FORMAT, unfinished, write_json
 from rft_cluster.learner.packing import split_work
 from rft_cluster.messages import Prompt, TrainingSample
 
@@ -112,19 +111,19 @@ class Learners(ActorGroup):
 
     def save_checkpoint(self, folder: Path, state: Mapping[str, Any]) -> None:
         """Write a checkpoint with what is to be known of it, `state`; it has its name when it is complete."""
-        temporary = temporary_folder(folder)
-        updates = self.call_all("save_checkpoint", str(temporary))[0]
-        write_json(temporary / "state.json", {**state, "optimizer_updates": updates})
-        publish(temporary, folder)
+        with unfinished(folder) as temporary:
+            updates = self.call_all("save_checkpoint", str(temporary))[0]
+            files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
+            own = {"format": FORMAT, **state, "optimizer_updates": updates, "files": files}
+            write_json(temporary / "state.json", own)
 
-    def restore_checkpoint(self, folder: Path) -> None:
-        updates = json.loads((folder / "state.json").read_text())["optimizer_updates"]
+    def restore_checkpoint(self, folder: Path, updates: int) -> None:
+        """`updates`: the optimizer's, up to there."""
         self.call_all("restore_checkpoint", str(folder), updates)
 
     def export(self, folder: Path, files: Mapping[str, Any]) -> None:
         """Write the policy as a Hugging Face folder, with JSON files of ours (name -> content) in it."""
-        temporary = temporary_folder(folder)
-        self.call_all("export", str(temporary))
-        for name, content in files.items():
-            write_json(temporary / name, content)
-        publish(temporary, folder)
+        with unfinished(folder) as temporary:
+            self.call_all("export", str(temporary))
+            for name, content in files.items():
+                write_json(temporary / name, content)

@@ -5,10 +5,44 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rft_cluster.common.errors import UserError
+
+FORMAT = 2
+"""Of the records that a run leaves. Those without a number are of format 1, and are read; newer ones are refused."""
+
+
+class NewerFormat(UserError):
+    """A record that a newer version of the program wrote: nothing is wrong with it."""
+
+
+def json_object(text: str | bytes) -> dict[str, Any] | None:
+    """The JSON object that a text is, or None: a record that was cut, or damaged in another way."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):  # not JSON or not UTF-8, or nested without end
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def check_format(values: dict[str, Any], file: str | Path) -> None:
+    """Take the format's number out of a record.
+
+    Raises:
+        NewerFormat: a newer version wrote it.
+        UserError: it has no such number.
+    """
+    found = str(values.pop("format", 1))
+    if not found.isdecimal():
+        raise UserError(f"{file} is damaged: format {found[:20]!r} is no number of a format")
+    if int(found) > FORMAT:
+        raise NewerFormat(
+            f"{file} was written by a newer version of rft_cluster: format {found}, this one reads up to {FORMAT}"
+        )
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -22,12 +56,21 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def temporary_folder(final: Path) -> Path:
-    """An empty folder beside `final`, to be renamed to it by `publish`. Leftovers of a crash are removed."""
+@contextmanager
+def unfinished(final: Path) -> Iterator[Path]:
+    """An empty folder beside `final`, which gets that name when all that was to be written in here is.
+
+    Where that fails nothing is left: what half a checkpoint takes may be what fills the disk.
+    """
     folder = final.with_name(final.name + ".tmp")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    return folder
+    try:
+        yield folder
+        publish(folder, final)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def publish(temporary: Path, final: Path) -> None:
@@ -40,6 +83,15 @@ def publish(temporary: Path, final: Path) -> None:
         shutil.rmtree(old)
     else:
         temporary.rename(final)
+
+
+def recover(final: Path) -> None:
+    """Undo what a crash in `unfinished` left; `final` itself is as it was before, or whole."""
+    old = final.with_name(final.name + ".old")
+    if old.exists() and not final.exists():
+        old.rename(final)
+    for left in (old, final.with_name(final.name + ".tmp")):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def check_writable(folder: Path, cure: str) -> None:

@@ -17,6 +17,7 @@ import yaml
 from pydantic import ValidationError
 
 from rft_cluster.common.errors import UserError
+from rft_cluster.common.files import check_format
 from rft_cluster.common.text import shown
 from rft_cluster.config.base import Section
 from rft_cluster.config.foreign import refuse_unsaid, run_folder_of, settled
@@ -80,6 +81,7 @@ def read_file(path: Path) -> dict[str, Any]:
     values = read_yaml(data, str(path))
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold keys and values (key: value), not {_written(values)}")
+    check_format(values, path)  # which a run's own record has
     return values
 
 

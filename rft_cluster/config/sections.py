@@ -194,9 +194,11 @@ class ScheduleSection(Section):
     write the next step's completions while the learners work on this one's. More evens out steps of different
     lengths. Above 0 an update may fall into running completions: a run is not reproducible bit for bit then."""
     evaluate_every: int = Field(0, ge=0, le=MOST_STEPS)
-    """Steps between evaluations on the validation images; 0 for none."""
+    """Steps between evaluations on the validation images, which the last step has, too; 0 for none."""
     save_every: int = Field(0, ge=0, le=MOST_STEPS)
-    """Steps between checkpoints; the last step always saves one."""
+    """Steps between checkpoints; 0: by the clock. The last step always saves one."""
+    save_minutes: float = Field(10.0, gt=0)
+    """With save_every 0, minutes between checkpoints. More, where writing them would take over 2 % of the time."""
     stop_when_stuck: int = Field(5, ge=0, le=MOST_STEPS)
     """Steps in a row in which no completion has the format any more, or all rewards are equal and not the best there
     are: then the run saves a checkpoint and ends with exit code 2. 0: it goes on. Equal rewards count only from 10

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, ValidationError
 
 from rft_cluster.common.errors import UserError
+from rft_cluster.common.files import check_format, json_object
 from rft_cluster.config import DataSection
 from rft_cluster.data.dataset import FewShotDataset, listing
 from rft_cluster.data.deep import FULL
@@ -73,7 +74,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     file = path.expanduser()
     try:
-        found = _Manifest.model_validate_json(file.read_bytes(), strict=True).model_dump()
+        text = file.read_bytes()
+        if values := json_object(text):
+            check_format(values, file)
+        found = _Manifest.model_validate_json(text, strict=True).model_dump()
     except OSError as error:
         raise UserError(f"data.manifest: {file} cannot be read: {error.strerror}") from error
     except ValidationError as error:

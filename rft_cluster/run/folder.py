@@ -6,38 +6,67 @@ runs/NAME/  config.yaml      the resolved configuration
             eval.jsonl       an object an evaluation
             baselines.json   what the same images give without a language model
             rollouts/        step-000012.jsonl: an object a group: prompt, label, completions, rewards, version
-            checkpoints/     see learner/checkpoint.py
+            checkpoints/     see checkpoints.py
             model/           the trained policy as a Hugging Face folder
+            model-best/      the one of its earlier states that did best on the validation images
+            log.txt          what the console showed (see log.py)
+            redone-DATE/     records of steps past the checkpoint from which a run was resumed: it did them again
+            .lock            while a process writes to the folder (see lock.py)
 """
 
 import json
-import shutil
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from rft_cluster.classification.report import Evaluation
-from rft_cluster.common.files import write_json, write_text
+from rft_cluster.common.files import FORMAT, write_json, write_text
 from rft_cluster.config import Config, config_text
 from rft_cluster.data.manifest import manifest
 from rft_cluster.messages import Group, Reward
+from rft_cluster.run.checkpoints import clear_unfinished
 from rft_cluster.run.metrics import step_line, step_metrics
+from rft_cluster.run.records import append, read_rows, split_rows
 from rft_cluster.run.task import Task
+
+CONFIG_END = "# end\n"
+FIGURES = [field.name for field in fields(Evaluation)]
+
+
+def write_record(run: Path, config: Config) -> None:
+    """`config.yaml`, from which `load_config` makes the same configuration."""
+    write_text(run / "config.yaml", f"format: {FORMAT}\n{config_text(config)}{CONFIG_END}")
 
 
 class RunFolder:
-    """Writes a run's records. Lines of steps that a resumed run will do again are dropped when it opens."""
+    """Writes a run's records. Those of steps that a resumed run will do again are moved aside when it opens."""
 
     def __init__(self, config: Config, task: Task, first_step: int) -> None:
         self._config = config
         self.path = config.run_folder
         self._step_seconds: list[float] = []
         (self.path / "rollouts").mkdir(parents=True, exist_ok=True)
-        write_text(self.path / "config.yaml", config_text(config))
-        write_json(self.path / "manifest.json", manifest(task.dataset, config.data, config.run.seed))
-        for name in ("metrics.jsonl", "eval.jsonl"):
-            _keep_rows(self.path / name, first_step)
+        clear_unfinished(self.path)
+        self._move_aside(first_step)
+        write_record(self.path, config)
+        if not (self.path / "manifest.json").exists():
+            found = manifest(task.dataset, config.data, config.run.seed)
+            write_json(self.path / "manifest.json", {"format": FORMAT, **found})
+
+    def _move_aside(self, first_step: int) -> None:
+        aside = self.path / f"redone-{time.strftime('%Y%m%d-%H%M%S')}"
+        again = split_rows(self.path / "metrics.jsonl", aside / "metrics.jsonl", first_step)
+        again += split_rows(self.path / "eval.jsonl", aside / "eval.jsonl", first_step)
+        for file in (self.path / "rollouts").glob("step-??????.jsonl"):
+            step = int(file.stem.removeprefix("step-"))
+            if step > first_step:
+                (aside / "rollouts").mkdir(parents=True, exist_ok=True)
+                file.rename(aside / "rollouts" / file.name)
+                again.append(step)
+        if again:
+            print(f"steps {first_step + 1} to {max(again)} are done again; their records are in {aside}", flush=True)
 
     def log_step(
         self,
@@ -61,15 +90,22 @@ class RunFolder:
             for group, group_rewards in zip(groups, rewards, strict=True)
         ]
         rollouts = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (self.path / "rollouts" / f"step-{step:06d}.jsonl").write_text(rollouts)
-        _append(self.path / "metrics.jsonl", {"step": step, **metrics})
+        write_text(self.path / "rollouts" / f"step-{step:06d}.jsonl", rollouts)
+        append(self.path / "metrics.jsonl", {"step": step, **metrics})
         self._step_seconds.append(sum(seconds.values()))
         recent = self._step_seconds[-20:]
         left = (self._config.schedule.steps - step) * sum(recent) / len(recent)
         print(step_line(step, self._config.schedule.steps, metrics, left), flush=True)
 
+    def evaluation(self, step: int, split: str) -> Evaluation | None:
+        """What is on record, where a run was stopped after an evaluation."""
+        for row in read_rows(self.path / "eval.jsonl"):
+            if (row["step"], row.get("split")) == (step, split) and row.keys() == set(FIGURES):
+                return Evaluation(**{**row, "interval": tuple(row["interval"])})
+        return None
+
     def log_evaluation(self, evaluation: Evaluation) -> None:
-        _append(self.path / "eval.jsonl", asdict(evaluation))
+        append(self.path / "eval.jsonl", asdict(evaluation))
         low, high = evaluation.interval
         print(
             f"{evaluation.split} accuracy {100 * evaluation.accuracy_strict:.1f} % (95 % interval {100 * low:.1f} to "
@@ -81,47 +117,4 @@ class RunFolder:
 
 def read_evaluations(run: Path, split: str) -> list[dict[str, Any]]:
     """What `log_evaluation` wrote of a split, in order; nothing where there is no such file."""
-    file = run / "eval.jsonl"
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
-    return [row for row in rows if row["split"] == split]
-
-
-def _append(path: Path, row: Mapping[str, Any]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def _keep_rows(path: Path, last_step: int) -> None:
-    """Keep what a run that goes on after `last_step` will not write again; a half-written last line goes, too."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines(keepends=True):
-        if not line.endswith("\n"):
-            break
-        row = json.loads(line)
-        # The test is evaluated before the first step, and after the last.
-        again = last_step == 0 or (row.get("split") == "test" and row["step"] > 0)
-        if row["step"] <= last_step and not again:
-            kept.append(line)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
-
-
-def checkpoint_folder(run: Path, step: int) -> Path:
-    return run / "checkpoints" / f"step-{step:06d}"
-
-
-def latest_checkpoint(run: Path) -> Path | None:
-    """The newest complete checkpoint of a run folder."""
-    return max(
-        (path for path in (run / "checkpoints").glob("step-??????") if (path / "state.json").is_file()),
-        default=None,
-    )
-
-
-def prune_checkpoints(run: Path, keep: int) -> None:
-    """Remove all but the newest `keep`; called after a newer one is complete."""
-    for path in sorted((run / "checkpoints").glob("step-??????"))[:-keep]:
-        shutil.rmtree(path)
+    return [row for row in read_rows(run / "eval.jsonl") if row.get("split") == split]

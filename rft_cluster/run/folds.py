@@ -42,7 +42,9 @@ def pool_folds(config: Config) -> dict[str, Any]:
     folders = [one.run_folder for one in fold_configs(config)]
     tested = [entry["id"] for folder in folders for entry in read_manifest(folder / "manifest.json")["splits"]["test"]]
     if len(set(tested)) < len(tested):
-        raise UserError(f"the folds in {config.run_folder} test images twice: the data changed; choose another run.name")
+        raise UserError(
+            f"the folds in {config.run_folder} test images twice: the data changed; choose another run.name"
+        )
     finals = [read_evaluations(folder, "test")[-1] for folder in folders]
     rights = [round(final["accuracy_strict"] * final["n"]) for final in finals]
     right, n = sum(rights), sum(final["n"] for final in finals)

@@ -15,6 +15,7 @@ from rft_cluster.model.folder import check_window
 from rft_cluster.model.hub import Model, check_files, find_model
 from rft_cluster.model.tiny.conditions import check_conditions
 from rft_cluster.prompts import PROBLEM, find_template
+from rft_cluster.run.saving import BEST, MODEL
 from rft_cluster.run.task import TINY_CACHE, Task, ask_model, pool_note
 
 EXPORT, MASTER, MOMENTS = 2, 4, 8  # bytes a parameter takes on disk: BF16, FP32, two of FP32
@@ -72,8 +73,8 @@ def check_disk(config: Config, parameters: int) -> str:
     """
     # Of LoRA a checkpoint holds the base in BF16, and adapters that are small beside it.
     checkpoint = (EXPORT if config.model.lora else MASTER + MOMENTS) * parameters
-    needed = checkpoint * (config.schedule.keep_checkpoints + 1) + 2 * EXPORT * parameters + RECORDS
-    held = sum(bytes_in(config.run_folder / part) for part in ("checkpoints", "model"))
+    needed = checkpoint * (config.schedule.keep_checkpoints + 1) + 3 * EXPORT * parameters + RECORDS
+    held = sum(bytes_in(config.run_folder / part) for part in ("checkpoints", MODEL, BEST))
     check_space(
         config.run_folder,
         max(0, needed - held),

@@ -1,48 +1,207 @@
 """May a run go on, and from where?"""
 
 import json
+import os
+import shlex
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import yaml
-
+from rft_cluster.common import stopping
 from rft_cluster.common.errors import UserError
+from rft_cluster.common.files import NewerFormat
+from rft_cluster.common.text import shown
 from rft_cluster.config import Config
+from rft_cluster.config.load import read_file, validated
 from rft_cluster.data.manifest import check_manifest, read_manifest
 from rft_cluster.prompts import text_hash
-from rft_cluster.run.folder import latest_checkpoint
+from rft_cluster.run.checkpoints import Checkpoint, checkpoint_folder, latest_checkpoint
+from rft_cluster.run.folder import CONFIG_END
+from rft_cluster.run.records import check_rows
 from rft_cluster.run.task import Task
 
-# These say where and how a run runs, not what it computes: they may change when it is resumed.
-MAY_CHANGE = ("cluster", "generators", "learners", "scoring")
+# These say where, how and how long a run runs, not what a step computes: they may change when it is resumed. The data
+# may have moved, since the manifest proves each image.
+MAY_CHANGE = {
+    *("cluster", "generators", "learners", "scoring", "run.name", "run.folder"),
+    *("data.path", "data.held_out", "data.manifest"),
+    *(f"schedule.{key}" for key in ("steps", "evaluate_every", "save_every", "save_minutes", "keep_checkpoints")),
+    "schedule.stop_when_stuck",
+}
+# Any of these makes a folder the folder of a run; an evaluation of the untouched model may lie there before.
+RECORDS = ("config.yaml", "metrics.jsonl", "eval.jsonl", "checkpoints", "model")
+FOLDERS = ("checkpoints", "model", "model-best", "rollouts")
+FILES = ("config.yaml", "manifest.json", "metrics.jsonl", "eval.jsonl", "log.txt")
 
 
-def first_step_of(config: Config, task: Task, resume: bool) -> tuple[int, Path | None]:
-    """The step to begin with and the checkpoint to begin from, before anything is written.
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins."""
+
+    checkpoint: Checkpoint | None = None
+    manifest: Path | None = None
+    """The run's own, where it goes on."""
+    notes: tuple[str, ...] = ()
+    """For its user, a line each."""
+
+    @property
+    def step(self) -> int:
+        return self.checkpoint.state.step if self.checkpoint else 0
+
+    def own_images(self, config: Config) -> Config:
+        """The configuration for reading the data: of a run that goes on, its own images, whatever lies beside them."""
+        if self.manifest is None:
+            return config
+        return config.model_copy(update={"data": config.data.model_copy(update={"manifest": self.manifest})})
+
+
+def is_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in RECORDS)
+
+
+def find_start(config: Config, resume: bool) -> Start:
+    """Where to begin, before anything is read but the run's folder, and before anything is written.
 
     Raises:
-        UserError: the run folder exists and is not to be resumed, or holds a run of another configuration, of other
-            images, or with another prompt.
+        UserError: the folder holds a run that is not to be resumed, a run of another configuration, or one whose
+            records are damaged.
     """
     folder = config.run_folder
-    if not folder.exists():
-        return 0, None
+    if not is_run(folder):
+        return Start()
     if not resume:
         raise UserError(f"{folder} exists: add --resume to go on with that run, or choose another run.name")
+    notes = []
     saved_file = folder / "config.yaml"
     if saved_file.is_file():
-        saved, ours = yaml.safe_load(saved_file.read_text()), config.model_dump(mode="json")
-        for section in ours:
-            # A run may move to another folder; another seed would draw other images.
-            then, now = (part["seed"] if section == "run" else part for part in (saved.get(section), ours[section]))
-            if section not in MAY_CHANGE and then != now:
-                name = "run.seed" if section == "run" else section
-                raise UserError(f"{folder} was begun with another configuration: {name} was {then}, and is {now} now")
-    if (folder / "manifest.json").is_file():
-        check_manifest(task.dataset, read_manifest(folder / "manifest.json"))
-    checkpoint = latest_checkpoint(folder)
-    if checkpoint is None:
-        return 0, None
-    state = json.loads((checkpoint / "state.json").read_text())
-    if state["prompt_sha256"] != text_hash(task.text):
+        saved = read_saved_config(saved_file)
+        _check_unchanged(folder, saved, config)
+        notes += _changed_schedule(saved, config)
+    for name in ("metrics.jsonl", "eval.jsonl"):
+        check_rows(folder / name)
+    checkpoint, problems = latest_checkpoint(folder)
+    notes += [f"passed over a checkpoint that is not whole: {problem}" for problem in problems]
+    steps, done = config.schedule.steps, checkpoint.state.step if checkpoint else 0
+    if done > steps:
+        raise UserError(
+            f"{folder} has done {done} steps, and schedule.steps is {steps}: set schedule.steps={done} or more, or "
+            f"choose another run.name"
+        )
+    where = f"after step {done} of {steps}, from {checkpoint.path}" if checkpoint else "with step 1: none was saved"
+    manifest = folder / "manifest.json"
+    if manifest.is_file():
+        _check_readable(manifest)
+        return Start(checkpoint, manifest, (*notes, f"{folder} goes on {where}"))
+    return Start(checkpoint, None, (*notes, f"{folder} goes on {where}"))
+
+
+def check_same_task(start: Start, folder: Path, task: Task) -> None:
+    """Refuse to go on with other images or another question.
+
+    Raises:
+        UserError: says what differs.
+    """
+    if start.manifest:
+        check_manifest(task.dataset, read_manifest(start.manifest))
+    if start.checkpoint and start.checkpoint.state.prompt_sha256 != text_hash(task.text):
         raise UserError(f"{folder} was begun with another prompt: the template's text has changed since")
-    return state["step"], checkpoint
+
+
+def read_saved_config(file: Path) -> Config:
+    """The configuration that a run left.
+
+    Raises:
+        UserError: the file is damaged, or a newer version of the program wrote it.
+    """
+    try:
+        values = read_file(file)
+        if file.read_bytes().startswith(b"format:") and not file.read_bytes().endswith(CONFIG_END.encode()):
+            # What is left of it could pass for another configuration.
+            raise UserError(f"{file}: its end is missing")
+        return validated(Config, values, f"{file} is not what a run leaves")
+    except NewerFormat:
+        raise
+    except UserError as error:
+        raise UserError(
+            f"{error}\n{file} is damaged: bring it back, or remove it to go on with the configuration given here"
+        ) from error
+
+
+def _check_readable(manifest: Path) -> None:
+    try:
+        read_manifest(manifest)
+    except UserError as error:
+        text = str(error).removeprefix("data.manifest: ")
+        raise UserError(f"{text}\nBring it back, or remove it to draw the images anew, as run.seed says") from error
+
+
+def check_kinds(folder: Path) -> None:
+    """Raises UserError for a file where a folder has to be, or the other way round."""
+    places = [*reversed(folder.parents), folder, *(folder / name for name in FOLDERS)]
+    for place in places:
+        if os.path.lexists(place) and not place.is_dir():
+            what = "a link to nothing" if place.is_symlink() and not place.exists() else "not a folder"
+            raise UserError(f"{place} is {what}: remove or rename it, or choose another run.folder or run.name")
+    for name in FILES:
+        if (folder / name).is_dir():
+            raise UserError(f"{folder / name} is a folder, not a file: remove or rename it, or choose another run.name")
+
+
+def _check_unchanged(folder: Path, saved: Config, config: Config) -> None:
+    then, now = _flat(saved), _flat(config)
+    changed = [key for key in (then | now) if not _may_change(key) and then.get(key) != now.get(key)]
+    if changed:
+        lines = "\n".join(f"  {_explain(key, then, now)}" for key in changed)
+        raise UserError(
+            f"{folder} was begun with another configuration. Choose another run.name, or set back what "
+            f"changed:\n{lines}"
+        )
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    """`section.key` -> value."""
+    sections = config.model_dump(mode="json")
+    return {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
+
+
+def _may_change(key: str) -> bool:
+    return key in MAY_CHANGE or key.partition(".")[0] in MAY_CHANGE
+
+
+def _explain(key: str, then: dict[str, Any], now: dict[str, Any]) -> str:
+    if key not in then:
+        return f"{key} is {_typed(now[key])} and was not set: leave it out"
+    is_now = f"is {_typed(now[key])}" if key in now else "is not set"
+    cure = shlex.quote(f"{key}={_typed(then[key])}")
+    if isinstance(then[key], dict) and isinstance(now.get(key), dict) and (more := now[key].keys() - then[key].keys()):
+        cure = f"leave {', '.join(map(shown, sorted(more)))} out"  # an override adds to a mapping
+    return f"{key} was {_typed(then[key])} and {is_now}: {cure}"
+
+
+def _typed(value: Any) -> str:
+    """As it is typed in an override."""
+    return shown(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _changed_schedule(saved: Config, config: Config) -> list[str]:
+    then, now = saved.schedule.steps, config.schedule.steps
+    if then == now:
+        return []
+    return [
+        f"schedule.steps was {then} and is {now}: from here on the learning rate falls linearly to 0 at step {now}, no "
+        f"longer at step {then}"
+    ]
+
+
+def stopped_line(folder: Path, command: list[str]) -> str:
+    """What was saved of a run that was stopped, and how to go on."""
+    again = shlex.join(command if "--resume" in command else [*command, "--resume"])
+    steps = [path.name for path in checkpoint_folder(folder, 0).parent.glob("step-" + "[0-9]" * 6)]
+    saved = f"step {int(max(steps).removeprefix('step-'))} is saved" if steps else "no step was saved yet"
+    return f"interrupted: {saved}; go on with: {again}"
+
+
+def raise_stopped(error: BaseException, folder: Path, command: list[str]) -> None:
+    """After a signal, in place of whatever it led to: KeyboardInterrupt with `stopped_line`."""
+    if stopping.received():
+        raise KeyboardInterrupt(stopped_line(folder, command)) from error

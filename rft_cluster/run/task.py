@@ -1,5 +1,6 @@
 """What comes before any actor starts: the data set, the question, the model's folder, and all checks of them."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,10 +46,21 @@ def prepare(config: Config) -> Task:
     return Task(dataset, text)
 
 
-def base_model_path(config: Config, task: Task) -> str:
-    """The model to start from: what is configured, or the tiny one, built here if it is not yet."""
+def tiny_model_of(config: Config, model_path: str) -> str | None:
+    """The name in the cache of the small model in `model_path`, where it is one."""
+    return Path(model_path).name if config.model.path == "tiny" else None
+
+
+def base_model_path(config: Config, task: Task, earlier: str | None = None) -> str:
+    """The model to start from: what is configured, or the tiny one, built here if it is not yet.
+
+    `earlier` is the name of the tiny one that a run began from. It is built from all images, so another one comes out
+    where images have come or gone since.
+    """
     if config.model.path != "tiny":
         return _own_model(config)
+    if earlier and re.fullmatch("[0-9a-z]+", earlier) and (folder := TINY_CACHE.expanduser() / earlier).is_dir():
+        return str(folder)
     from rft_cluster.model.tiny.build import ensure_tiny_model
 
     # Each picture is as small as the model will see it before the next one is read.

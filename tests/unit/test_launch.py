@@ -1,5 +1,6 @@
 """What the user gets to see before anything starts: one clear message or the plan, and nothing written."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,10 @@ import torch
 from PIL import Image
 
 from rft_cluster import launch
+from rft_cluster.config import load_config
 from rft_cluster.model.tiny.build import build_model, build_processor
+from rft_cluster.run.folder import write_record
+from rft_cluster.run.lock import locked
 
 PIXELS = 56 * 56
 FEW = ("data.source=folder", "data.shots=2", "data.validation=1", "data.test=2")
@@ -144,11 +148,38 @@ def test_a_sequence_that_is_longer_than_the_window(tmp_path, capsys, small, mode
 
 
 def test_a_run_that_exists_is_not_begun_again(tmp_path, capsys, small):
-    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    run = tmp_path / "runs" / "mine"
+    run.mkdir(parents=True)
+    (run / "metrics.jsonl").touch()
     code = launch.main(["--config", "digits", f"run.folder={tmp_path / 'runs'}", "run.name=mine", *small])
     assert code == 2
     assert "exists: add --resume" in capsys.readouterr().err
-    assert not list((tmp_path / "runs" / "mine").iterdir())
+    assert [path.name for path in run.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_run_that_another_process_is_running_is_left_alone(tmp_path, capsys, small):
+    run = tmp_path / "runs" / "mine"
+    with locked(run):
+        code = launch.main(["--config", "digits", f"run.folder={tmp_path / 'runs'}", "run.name=mine", *small])
+        assert code == 2
+        assert f"{run}: another process is running it (pid {os.getpid()} on " in capsys.readouterr().err
+        assert launch.main(["--config", "digits", f"run.folder={tmp_path / 'runs'}", "run.name=mine", *small,
+                            "--dry-run"]) == 0  # fmt: skip
+        assert f"note: {run}: another process is running it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("changed", [[], ["run.seed=1"]])
+def test_a_dry_run_beside_a_run_of_that_name_notes_it(tmp_path, capsys, small, changed):
+    run = tmp_path / "runs" / "mine"
+    arguments = ["--config", "digits", f"run.folder={tmp_path / 'runs'}", "run.name=mine", *small]
+    run.mkdir(parents=True)
+    write_record(run, load_config("digits", arguments[2:]))
+    assert launch.main([*arguments, *changed, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert f"note: {run} " in said
+    assert ("was begun with another configuration" if changed else "holds a run: add --resume") in said
+    assert launch.main([*arguments, *changed, "--dry-run", "--resume"]) == (2 if changed else 0)
+    assert sorted(path.name for path in run.iterdir()) == ["config.yaml"]
 
 
 # --- the dry run

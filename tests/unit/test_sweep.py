@@ -83,8 +83,8 @@ def test_the_same_combination_twice_is_refused(plan):
 
 def finished(folder, before, after, n):
     (folder / "model").mkdir(parents=True)
-    rows = [{"split": "test", "accuracy_strict": a, "format_rate": 1.0, "n": n} for a in (before, after)]
-    rows.insert(1, {"split": "validation", "accuracy_strict": 0.5, "format_rate": 1.0, "n": 3})
+    rows = [{"step": 0, "split": "test", "accuracy_strict": a, "format_rate": 1.0, "n": n} for a in (before, after)]
+    rows.insert(1, {"step": 0, "split": "validation", "accuracy_strict": 0.5, "format_rate": 1.0, "n": 3})
     (folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "baselines.json").write_text('{"nearest_neighbour": 0.25, "logistic_regression": 0.75}')
 

@@ -2,21 +2,14 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 
 from rft_cluster.classification.report import Evaluation
-from rft_cluster.config import Config, load_config
-from rft_cluster.data.dataset import FewShotDataset
-from rft_cluster.messages import Completion, Example, Group, Prompt, Reward
-from rft_cluster.prompts import text_hash
+from rft_cluster.config import load_config
+from rft_cluster.messages import Completion, Group, Prompt, Reward
 from rft_cluster.run.folder import RunFolder
 from rft_cluster.run.metrics import clock
-from rft_cluster.run.resume import first_step_of
-from rft_cluster.run.task import Task
-
-EXAMPLES = [Example("a", b"one", "rose"), Example("b", b"two", "tulip")]
-DATASET = FewShotDataset("photos", ["rose", "tulip"], EXAMPLES, [], [], [])
-TASK = Task(DATASET, "Which flower?")
+from rft_cluster.run.resume import read_saved_config
+from tests.unit.run.begun import TASK, config
 
 
 def completion(length: int, finish_reason: str = "stop", version: int = 7) -> Completion:
@@ -45,10 +38,6 @@ LEARNER = {
 SECONDS = {"generate": 2.0, "score": 0.0, "learn": 1.5, "transfer": 0.5}
 
 
-def config(folder: Path, *overrides: str) -> Config:
-    return load_config("digits", [f"run.folder={folder}", "run.name=mine", *overrides])
-
-
 def rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -59,7 +48,7 @@ def test_a_run_s_records(tmp_path, capsys):
     run.log_step(1, GROUPS, REWARDS, LEARNER, SECONDS)
     run.log_step(2, GROUPS, REWARDS, {}, {"generate": 2.0})
     folder = tmp_path / "mine"
-    assert Config.model_validate(yaml.safe_load((folder / "config.yaml").read_text())) == config(tmp_path)
+    assert read_saved_config(folder / "config.yaml") == load_config(str(folder / "config.yaml"), []) == config(tmp_path)
     assert [row["step"] for row in rows(folder / "metrics.jsonl")] == [1, 2]
     assert rows(folder / "metrics.jsonl")[0]["logprob_gap"] == pytest.approx(0.05)
     (evaluation,) = rows(folder / "eval.jsonl")
@@ -90,48 +79,52 @@ def test_a_run_s_records(tmp_path, capsys):
     assert shown[2].endswith(f"{clock(78 * 3)} left")
 
 
-def test_resuming_drops_what_will_be_done_again(tmp_path):
-    folder = tmp_path / "mine"
-    folder.mkdir()
+def records(folder: Path) -> None:
+    """Of four steps, and half a fifth."""
+    (folder / "rollouts").mkdir(parents=True)
     (folder / "metrics.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in (1, 2, 3, 4)) + '{"step": 5, "re')
     (folder / "eval.jsonl").write_text('{"step": 0}\n{"step": 2}\n{"step": 4}\n')
+    for step in (1, 2, 3, 4, 5):
+        (folder / "rollouts" / f"step-{step:06d}.jsonl").write_text(f"{step}\n")
+
+
+def test_what_will_be_done_again_is_moved_aside_and_said(tmp_path, capsys):
+    folder = tmp_path / "mine"
+    records(folder)
     run = RunFolder(config(tmp_path), TASK, 2)
     assert [row["step"] for row in rows(folder / "metrics.jsonl")] == [1, 2]
     assert [row["step"] for row in rows(folder / "eval.jsonl")] == [0, 2]
+    assert sorted(path.name for path in (folder / "rollouts").iterdir()) == ["step-000001.jsonl", "step-000002.jsonl"]
+    (aside,) = folder.glob("redone-*")
+    assert [row["step"] for row in rows(aside / "metrics.jsonl")] == [3, 4]
+    assert [row["step"] for row in rows(aside / "eval.jsonl")] == [4]
+    assert (aside / "rollouts" / "step-000005.jsonl").read_text() == "5\n"
+    assert f"steps 3 to 5 are done again; their records are in {aside}" in capsys.readouterr().out
     run.log_step(3, GROUPS, REWARDS, LEARNER, SECONDS)
     assert [row["step"] for row in rows(folder / "metrics.jsonl")] == [1, 2, 3]
     assert not list(folder.glob("*.tmp"))
 
 
-def test_a_half_written_last_line_goes_even_where_nothing_is_done_again(tmp_path):
+def test_where_nothing_is_done_again_nothing_is_moved(tmp_path, capsys):
     folder = tmp_path / "mine"
     folder.mkdir()
-    (folder / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 2')
-    RunFolder(config(tmp_path), TASK, 2)
-    assert (folder / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+    whole = '{"step": 1}\n{"step": 2}'
+    for left in ("", "\n", '\n{"step": 2', "\n\0\0\0"):
+        (folder / "metrics.jsonl").write_text(whole + left)
+        RunFolder(config(tmp_path), TASK, 2)
+        assert (folder / "metrics.jsonl").read_text() == whole + "\n"
+    assert not list(folder.glob("redone-*"))
+    assert capsys.readouterr().out == ""
 
 
-def test_a_run_resumed_from_its_start_evaluates_once(tmp_path):
-    # It died before its first checkpoint: version 0 will be evaluated again.
-    RunFolder(config(tmp_path), TASK, 0).log_evaluation(Evaluation(0, "test", 0.25, 0.3, 0.5, 40, (0.1, 0.4)))
-    RunFolder(config(tmp_path), TASK, 0).log_evaluation(Evaluation(0, "test", 0.25, 0.3, 0.5, 40, (0.1, 0.4)))
-    assert len(rows(tmp_path / "mine" / "eval.jsonl")) == 1
-
-
-def begun(folder: Path, *overrides: str) -> Path:
-    return RunFolder(config(folder, *overrides), TASK, 0).path
-
-
-def checkpoint(run: Path, step: int, *, complete: bool = True) -> Path:
-    path = run / "checkpoints" / f"step-{step:06d}"
-    path.mkdir(parents=True)
-    if complete:
-        (path / "state.json").write_text(json.dumps({"step": step, "prompt_sha256": text_hash("Which flower?")}))
-    return path
-
-
-def test_every_kind_of_value_survives_being_saved(tmp_path):
-    odd = ["optimizer.learning_rate=1e-6", "algorithm.importance_cap=null", "data.classes=[a,'1',null-like]",
-           "optimizer.betas=[0.9,0.95]", "prompt.subject='yes'", "model.path=~/models/x"]  # fmt: skip
-    begun(tmp_path, *odd)
-    assert first_step_of(config(tmp_path, *odd), TASK, resume=True) == (0, None)
+def test_an_evaluation_on_record_is_found_again(tmp_path):
+    run = RunFolder(config(tmp_path), TASK, 0)
+    evaluation = Evaluation(0, "test", 0.25, 0.3, 0.5, 40, (0.1, 0.4))
+    assert run.evaluation(0, "test") is None
+    run.log_evaluation(evaluation)
+    again = RunFolder(config(tmp_path), TASK, 0)
+    assert again.evaluation(0, "test") == evaluation
+    assert again.evaluation(0, "validation") is None
+    assert again.evaluation(1, "test") is None
+    (run.path / "eval.jsonl").write_text('{"step": 0, "split": "test", "accuracy_strict": 0.5}\n')  # of another version
+    assert again.evaluation(0, "test") is None

@@ -1,97 +1,325 @@
 import json
 import re
+import shlex
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+import yaml
 
 from rft_cluster.common.errors import UserError
-from rft_cluster.config import Config, load_config
-from rft_cluster.data.dataset import FewShotDataset
+from rft_cluster.data.manifest import manifest
 from rft_cluster.messages import Example
-from rft_cluster.prompts import text_hash
-from rft_cluster.run.folder import RunFolder
-from rft_cluster.run.resume import first_step_of
+from rft_cluster.run.checkpoints import checkpoint_folder
+from rft_cluster.run.folder import CONFIG_END
+from rft_cluster.run.resume import (
+    MAY_CHANGE,
+    Start,
+    check_kinds,
+    check_same_task,
+    find_start,
+    read_saved_config,
+    stopped_line,
+)
 from rft_cluster.run.task import Task
-
-EXAMPLES = [Example("a", b"one", "rose"), Example("b", b"two", "tulip")]
-DATASET = FewShotDataset("photos", ["rose", "tulip"], EXAMPLES, [], [], [])
-TASK = Task(DATASET, "Which flower?")
-
-
-def config(folder: Path, *overrides: str) -> Config:
-    return load_config("digits", [f"run.folder={folder}", "run.name=mine", *overrides])
-
-
-def begun(folder: Path, *overrides: str) -> Path:
-    return RunFolder(config(folder, *overrides), TASK, 0).path
-
-
-def checkpoint(run: Path, step: int, *, complete: bool = True) -> Path:
-    path = run / "checkpoints" / f"step-{step:06d}"
-    path.mkdir(parents=True)
-    if complete:
-        (path / "state.json").write_text(json.dumps({"step": step, "prompt_sha256": text_hash("Which flower?")}))
-    return path
+from tests.unit.run.begun import DATASET, EXAMPLES, TASK, begun, checkpoint, config
 
 
 def test_a_new_run_begins_at_zero_and_nothing_is_written(tmp_path):
     for resume in (False, True):
-        assert first_step_of(config(tmp_path), TASK, resume) == (0, None)
+        assert find_start(config(tmp_path), resume) == Start()
     assert not list(tmp_path.iterdir())
 
 
 def test_an_existing_run_is_not_overwritten(tmp_path):
     begun(tmp_path)
     with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'mine'} exists: add --resume")):
-        first_step_of(config(tmp_path), TASK, resume=False)
+        find_start(config(tmp_path), resume=False)
 
 
-def test_a_run_without_a_checkpoint_begins_again(tmp_path):
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize(
+    "left", [(), ("evaluation-base-test/evaluation.json",), (".lock",), ("notes.txt", "log.txt", "rollouts/x")]
+)
+def test_a_folder_without_a_run_s_records_is_no_run(tmp_path, left, resume):
+    for name in left:
+        file = tmp_path / "mine" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    assert find_start(config(tmp_path), resume) == Start()
+
+
+@pytest.mark.parametrize("record", ["config.yaml", "metrics.jsonl", "eval.jsonl", "checkpoints", "model"])
+def test_each_of_a_run_s_records_makes_it_a_run(tmp_path, record):
     begun(tmp_path)
-    assert first_step_of(config(tmp_path), TASK, resume=True) == (0, None)
+    run = tmp_path / "mine"
+    (run / "config.yaml").rename(run / record)
+    with pytest.raises(UserError, match="exists: add --resume"):
+        find_start(config(tmp_path), resume=False)
 
 
-def test_the_newest_complete_checkpoint_is_picked(tmp_path):
+def test_a_run_without_a_checkpoint_begins_again_and_says_so(tmp_path):
+    begun(tmp_path)
+    start = find_start(config(tmp_path), resume=True)
+    assert start.step == 0
+    assert start.notes == (f"{tmp_path / 'mine'} goes on with step 1: none was saved",)
+
+
+def test_it_goes_on_from_the_newest_checkpoint_and_says_so(tmp_path):
     run = begun(tmp_path)
-    for step in (40, 100, 9):
+    for step in (40, 60, 9):
         checkpoint(run, step)
-    checkpoint(run, 120, complete=False)
-    (run / "checkpoints" / "step-000140.tmp").mkdir()
-    assert first_step_of(config(tmp_path), TASK, resume=True) == (100, run / "checkpoints" / "step-000100")
+    (run / "checkpoints" / "step-000070.tmp").mkdir()
+    start = find_start(config(tmp_path), resume=True)
+    newest = checkpoint_folder(run, 60)
+    assert (start.step, start.checkpoint.path, start.checkpoint.state.optimizer_updates) == (60, newest, 60)
+    assert start.notes == (f"{run} goes on after step 60 of 80, from {newest}",)
+
+
+# --- another configuration
+
+
+OTHER_VALUES = {
+    "model.path": "elsewhere",
+    "model.freeze_vision": "true",
+    "model.lora": "{rank: 4}",
+    "model.min_pixels": "784",
+    "model.max_prompt_tokens": "64",
+    "data.source": "folder",
+    "data.shots": "2",
+    "data.test": "3",
+    "data.classes": "[rose, tulip]",
+    "prompt.template": "weak",
+    "prompt.subject": "ripe fruit",
+    "sampling.temperature": "0.5",
+    "algorithm.importance_cap": "null",
+    "algorithm.kl_beta": "0.1",
+    "optimizer.learning_rate": "1e-5",
+    "optimizer.betas": "[0.8, 0.9]",
+    "schedule.prompts_per_step": "3",
+    "schedule.max_staleness": "1",
+    "rewards.format": "2",
+    "run.seed": "1",
+}
+
+
+@pytest.mark.parametrize(("key", "value"), OTHER_VALUES.items())
+@pytest.mark.parametrize("before", [True, False], ids=["was set", "is set"])
+def test_a_changed_key_is_named_alone_and_its_cure_works(tmp_path, key, value, before):
+    """Begun with the other value and resumed with the usual one, and the other way round."""
+    other = [f"{key}={value}"]
+    first, second = (other, []) if before else ([], other)
+    checkpoint(begun(tmp_path, *first), 40)
+    with pytest.raises(UserError, match="was begun with another configuration") as refused:
+        find_start(config(tmp_path, *second), resume=True)
+    _, *lines = str(refused.value).splitlines()
+    (line,) = lines
+    assert line.startswith(f"  {key} was ")
+    (cure,) = shlex.split(cure_of(line, key))
+    assert find_start(config(tmp_path, *second, cure), resume=True).step == 40
+    assert find_start(config(tmp_path, *second, "run.name=other"), resume=False) == Start()
+
+
+def cure_of(line: str, key: str) -> str:
+    """What follows the last colon before the override that is to be typed."""
+    at = max(line.find(f": {key}="), line.find(f": '{key}="))
+    assert at > 0, line
+    return line[at + 2 :]
+
+
+def test_several_changed_keys_have_a_line_each(tmp_path):
+    checkpoint(begun(tmp_path), 40)
+    with pytest.raises(UserError) as refused:
+        find_start(config(tmp_path, "run.seed=1", "data.shots=2", "schedule.steps=90"), resume=True)
+    assert {line.split()[0] for line in str(refused.value).splitlines()[1:]} == {"data.shots", "run.seed"}
+
+
+def test_a_reward_that_was_not_there_is_to_be_left_out(tmp_path):
+    checkpoint(begun(tmp_path), 40)
+    with pytest.raises(UserError, match=r"rewards\.my:own is 1\.0 and was not set: leave it out"):
+        find_start(config(tmp_path, "rewards.my:own=1"), resume=True)
+
+
+def test_an_alias_that_was_not_there_is_to_be_left_out(tmp_path):
+    checkpoint(begun(tmp_path), 40)
+    with pytest.raises(UserError, match=r'data\.aliases was \{\} and is \{"rose": \["dog"\]\}: leave rose out'):
+        find_start(config(tmp_path, "data.aliases={rose: [dog]}"), resume=True)
 
 
 @pytest.mark.parametrize(
-    ("override", "section"),
+    "override",
     [
-        ("optimizer.learning_rate=1e-5", "optimizer"),
-        ("schedule.prompts_per_step=3", "schedule"),
-        ("data.shots=2", "data"),
-        ("sampling.temperature=0.5", "sampling"),
-        ("model.freeze_vision=true", "model"),
-        ("algorithm.importance_cap=null", "algorithm"),
-        ("run.seed=1", "seed"),  # another seed draws other images for training and for the test
+        *("learners.count=1", "learners.micro_batch_tokens=400", "generators.count=2", "cluster.step_timeout=60"),
+        *("scoring.time_limit=3", "data.path=/elsewhere/photos", "data.manifest=/elsewhere/manifest.json"),
+        *("schedule.save_every=3", "schedule.save_minutes=2", "schedule.evaluate_every=7"),
+        *("schedule.keep_checkpoints=3", "schedule.steps=90", "schedule.steps=40"),
     ],
 )
-def test_a_run_is_resumed_with_its_own_configuration(tmp_path, override, section):
+def test_where_how_and_how_long_it_runs_may_change(tmp_path, override):
     checkpoint(begun(tmp_path), 40)
-    with pytest.raises(UserError, match=rf"was begun with another configuration: .*{section}"):
-        first_step_of(config(tmp_path, override), TASK, resume=True)
+    assert find_start(config(tmp_path, override), resume=True).step == 40
+
+
+def test_every_key_that_may_change_is_one(tmp_path):
+    keys = config(tmp_path).model_dump()
+    for key in MAY_CHANGE:
+        section, _, name = key.partition(".")
+        assert section in keys
+        assert not name or name in keys[section]
+
+
+def test_a_moved_run_goes_on(tmp_path):
+    checkpoint(begun(tmp_path / "here"), 40)
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert find_start(config(tmp_path / "there"), resume=True).step == 40
+
+
+def test_other_steps_are_said_with_what_the_learning_rate_does(tmp_path):
+    checkpoint(begun(tmp_path), 40)
+    notes = find_start(config(tmp_path, "schedule.steps=120"), resume=True).notes
+    assert notes[0] == (
+        "schedule.steps was 80 and is 120: from here on the learning rate falls linearly to 0 at step 120, no longer "
+        "at step 80"
+    )
+    assert len(notes) == 2
+    with pytest.raises(UserError, match=r"has done 40 steps, and schedule.steps is 30: set schedule.steps=40 or more"):
+        find_start(config(tmp_path, "schedule.steps=30"), resume=True)
+
+
+# --- other images, another question
 
 
 def test_a_run_is_resumed_with_its_own_prompt_and_images(tmp_path):
-    checkpoint(begun(tmp_path), 40)
+    run = begun(tmp_path)
+    checkpoint(run, 40)
+    start = find_start(config(tmp_path), resume=True)
+    check_same_task(start, run, TASK)
     with pytest.raises(UserError, match="another prompt"):
-        first_step_of(config(tmp_path), Task(DATASET, "Which tree?"), resume=True)
+        check_same_task(start, run, Task(DATASET, "Which tree?"))
     changed = replace(DATASET, train=[EXAMPLES[0], Example("b", b"2", "tulip")])
     with pytest.raises(UserError, match="train: b: its bytes have changed"):
-        first_step_of(config(tmp_path), Task(changed, "Which flower?"), resume=True)
+        check_same_task(start, run, Task(changed, "Which flower?"))
+
+
+def test_a_run_that_goes_on_reads_its_own_images(tmp_path):
+    run = begun(tmp_path)
+    given = config(tmp_path, "data.manifest=/elsewhere/manifest.json")
+    assert find_start(given, resume=True).own_images(given).data.manifest == run / "manifest.json"
+    assert Start().own_images(given) == given
+
+
+# --- damaged records
+
+
+def cuts(content: bytes) -> list[bytes]:
+    """The content cut at many offsets, emptied, and overwritten in part as by a disk that filled up."""
+    offsets = sorted({0, 1, len(content) - 1, *range(0, len(content), max(1, len(content) // 25))})
+    return [*(content[:at] for at in offsets), b"\0" * len(content), content[: len(content) // 2] + b"\xff\x00{["]
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "manifest.json"])
+def test_a_damaged_record_is_named_and_may_be_removed(tmp_path, name):
+    run = begun(tmp_path)
+    checkpoint(run, 40)
+    whole = (run / name).read_bytes()
+    refused = []
+    for content in cuts(whole):
+        (run / name).write_bytes(content)
+        try:
+            find_start(config(tmp_path), resume=True)
+        except UserError as error:
+            refused.append(str(error))
+    # All of them but one of JSON whose last line's end alone is missing.
+    assert len(refused) >= len(cuts(whole)) - 1
+    for message in refused:
+        assert str(run / name) in message
+        assert "remove it" in message
+    (run / name).unlink()
+    assert find_start(config(tmp_path), resume=True).step == 40
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "eval.jsonl"])
+def test_a_damaged_line_is_named_and_half_a_last_line_is_none(tmp_path, name):
+    run = begun(tmp_path)
+    checkpoint(run, 2)
+    rows = [json.dumps({"step": step, "reward": 0.5}).encode() + b"\n" for step in (1, 2, 3)]
+    whole = b"".join(rows)
+    for at in range(0, len(whole), 9):
+        (run / name).write_bytes(whole[:at])
+        assert find_start(config(tmp_path), resume=True).step == 2
+    for damage in (b"\0" * 20 + b"\n", b'{"step": 2, "rew\n', b'{"step": "two"}\n', b"\xff\n", b"[]\n"):
+        (run / name).write_bytes(rows[0] + damage + rows[2])
+        with pytest.raises(UserError, match=re.escape(f"{run / name}, line 2 is damaged: remove")):
+            find_start(config(tmp_path), resume=True)
+    (run / name).write_bytes(rows[0] + rows[2])
+    assert find_start(config(tmp_path), resume=True).step == 2
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "manifest.json", "checkpoints/step-000040/state.json"])
+def test_a_newer_format_is_refused_and_an_older_one_read(tmp_path, name):
+    run = begun(tmp_path)
+    checkpoint(run, 40)
+    read, dump = (yaml.safe_load, yaml.safe_dump) if name.endswith(".yaml") else (json.loads, json.dumps)
+    values = read((run / name).read_text())
+    assert values.pop("format") == 2
+    end = CONFIG_END if name.endswith(".yaml") else ""
+    (run / name).write_text(dump({"format": 3, **values, "of_another_time": 1}) + end)
+    with pytest.raises(UserError, match=r"written by a newer version of rft_cluster: format 3, this one reads up to 2"):
+        find_start(config(tmp_path), resume=True)
+    values.pop("files", None)  # which format 1 has not
+    (run / name).write_text(dump(values))
+    assert find_start(config(tmp_path), resume=True).step == 40
 
 
 @pytest.mark.parametrize(
-    "override", ["learners.count=1", "learners.micro_batch_tokens=400", "generators.count=2", "cluster.step_timeout=60"]
+    "place", ["", "mine", "mine/checkpoints", "mine/rollouts", "mine/model", "mine/model-best"], ids=lambda p: p or "."
 )
-def test_where_it_runs_may_change(tmp_path, override):
+@pytest.mark.parametrize("kind", ["file", "link to nothing"])
+def test_what_is_no_folder_is_said_before_anything_starts(tmp_path, place, kind):
+    root = tmp_path / "runs"
+    path = root / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch() if kind == "file" else path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=re.escape(f"{path} is ")):
+        check_kinds(config(root).run_folder)
+    path.rename(tmp_path / "renamed")
+    check_kinds(config(root).run_folder)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "manifest.json", "metrics.jsonl", "eval.jsonl", "log.txt"])
+def test_a_folder_in_a_record_s_place_is_said(tmp_path, name):
+    (tmp_path / "mine" / name).mkdir(parents=True)
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'mine' / name} is a folder, not a file")):
+        check_kinds(config(tmp_path).run_folder)
+
+
+# --- stopped
+
+
+def test_the_line_of_a_stopped_run_names_the_step_and_the_command(tmp_path):
+    command = ["python", "-m", "rft_cluster.launch", "--config", "digits", "prompt.subject=ripe fruit"]
+    none = stopped_line(tmp_path / "mine", command)
+    assert none == (
+        "interrupted: no step was saved yet; go on with: "
+        "python -m rft_cluster.launch --config digits 'prompt.subject=ripe fruit' --resume"
+    )
     run = begun(tmp_path)
-    checkpoint(run, 40)
-    assert first_step_of(config(tmp_path, override), TASK, resume=True) == (40, run / "checkpoints" / "step-000040")
+    for step in (9, 12):
+        checkpoint(run, step)
+    assert "interrupted: step 12 is saved; go on with: " in stopped_line(run, [*command, "--resume"])
+    assert stopped_line(run, [*command, "--resume"]).count("--resume") == 1
+
+
+def test_the_manifest_of_a_run_that_began_stays(tmp_path):
+    run = begun(tmp_path)
+    found = json.loads((run / "manifest.json").read_text())
+    assert found == {"format": 2, **manifest(DATASET, config(tmp_path).data, 0)}
+    begun(tmp_path)
+    assert json.loads((run / "manifest.json").read_text()) == found
+
+
+def test_every_kind_of_value_survives_being_saved(tmp_path):
+    odd = ["optimizer.learning_rate=1e-6", "algorithm.importance_cap=null", "data.classes=[a,'1',null-like]",
+           "optimizer.betas=[0.9,0.95]", "prompt.subject='yes'", "model.path=~/models/x"]  # fmt: skip
+    begun(tmp_path, *odd)
+    assert find_start(config(tmp_path, *odd), resume=True).step == 0
+    assert read_saved_config(tmp_path / "mine" / "config.yaml") == config(tmp_path, *odd)

@@ -1,0 +1,119 @@
+"""A run folder belongs to the process that writes it: a lock that ends with its process, however that ends.
+
+`runs/NAME/.lock` says who holds it, for the message to a second process, and is removed at the end. The lock is the
+kernel's (flock), which NFS passes on to its server. Where a file system has none, what the file says decides.
+"""
+
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+from pydantic import BaseModel, ValidationError
+
+from rft_cluster.common.errors import UserError
+from rft_cluster.common.files import json_object
+from rft_cluster.common.text import shown
+
+LOCK_FILE = ".lock"
+
+
+class Owner(BaseModel):
+    pid: int
+    host: str
+    since: str
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run folder, which is made if it is not there and removed again if it stays empty.
+
+    Raises:
+        UserError: another process holds it.
+        OSError: it cannot be made.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = _acquire(folder / LOCK_FILE)
+    try:
+        yield
+    finally:
+        (folder / LOCK_FILE).unlink(missing_ok=True)
+        os.close(descriptor)
+        with suppress(OSError):  # not empty
+            for path in made:
+                path.rmdir()
+
+
+def holder(folder: Path) -> str | None:
+    """What is to be said of the process that holds a run folder, for one that does not want to."""
+    try:
+        descriptor = os.open(folder / LOCK_FILE, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        _lock(descriptor, folder / LOCK_FILE, fcntl.LOCK_SH)
+    except UserError as error:
+        return str(error)
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def _acquire(file: Path) -> int:
+    while True:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _lock(descriptor, file, fcntl.LOCK_EX)
+            if _is_at(descriptor, file):
+                break
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+    owner = Owner(pid=os.getpid(), host=socket.gethostname(), since=time.strftime("%Y-%m-%d %H:%M:%S"))
+    os.truncate(descriptor, 0)
+    os.pwrite(descriptor, owner.model_dump_json().encode(), 0)
+    return descriptor
+
+
+def _is_at(descriptor: int, file: Path) -> bool:
+    """Its last holder may have removed it since it was opened: the next process would lock a new one of that name."""
+    try:
+        return os.fstat(descriptor).st_ino == file.stat().st_ino
+    except FileNotFoundError:
+        return False
+
+
+def _lock(descriptor: int, file: Path, kind: int) -> None:
+    owner = _owner(descriptor)
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(_held(file, owner)) from error
+    except OSError as error:  # a file system without locks
+        if owner and (owner.host != socket.gethostname() or psutil.pid_exists(owner.pid)):
+            raise UserError(_held(file, owner)) from error
+
+
+def _owner(descriptor: int) -> Owner | None:
+    """None before it has written itself."""
+    try:
+        return Owner.model_validate(json_object(os.pread(descriptor, 4096, 0)))
+    except ValidationError:
+        return None
+
+
+def _held(file: Path, owner: Owner | None) -> str:
+    who, cure = "", ""
+    if owner:
+        who = f" (pid {owner.pid} on {shown(owner.host)} since {shown(owner.since)})"
+        if owner.host != socket.gethostname():
+            cure = f"; if {shown(owner.host)} is gone, remove {file}"
+    return (
+        f"{file.parent}: another process is running it{who}. Wait for it or stop it, or choose another run.name{cure}"
+    )

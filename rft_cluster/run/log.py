@@ -1,0 +1,77 @@
+"""`runs/NAME/log.txt`: what the console showed, each line with its time."""
+
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any, TextIO
+
+from rft_cluster.common.errors import ClusterError, UserError
+
+
+class Log:
+    """Lines with their times, kept until there is a file to write them to."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+        self._file: TextIO | None = None
+
+    def add(self, text: str) -> None:
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        self._lines += [f"{now}  {line}\n" for line in text.splitlines()]
+        if self._file:
+            self._file.writelines(self._lines)
+            self._file.flush()
+            self._lines.clear()
+
+    def write_to(self, path: Path) -> None:
+        """Append to a file from now on, beginning with what was said so far."""
+        self._file = path.open("a", encoding="utf-8", errors="backslashreplace")
+        self.add("")
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+
+
+class _Copied:
+    """A stream that copies whole lines to a log; in all else it is the stream itself."""
+
+    def __init__(self, stream: TextIO, log: Log) -> None:
+        self._stream, self._log = stream, log
+        self._half = ""
+
+    def write(self, text: str) -> int:
+        written = self._stream.write(text)
+        *whole, self._half = (self._half + text).split("\n")
+        for line in whole:
+            self._log.add(line.rpartition("\r")[2])  # of a progress bar, its last state
+        return written
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def logged(command: str) -> Iterator[Log]:
+    """Copy what is printed in here, and how it ends, to a log; `command` is its first line."""
+    log = Log()
+    log.add(f"$ {command}")
+    out: Any = _Copied(sys.stdout, log)
+    err: Any = _Copied(sys.stderr, log)
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            yield log
+    except (UserError, ClusterError) as error:
+        log.add(f"error: {error}")
+        raise
+    except KeyboardInterrupt as stop:
+        log.add(str(stop) or "interrupted")
+        raise
+    except Exception:
+        log.add(traceback.format_exc())
+        raise
+    finally:
+        log.close()

@@ -1,0 +1,62 @@
+"""`metrics.jsonl` and `eval.jsonl`: an object a line, appended. A process that dies may leave half a line."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rft_cluster.common.errors import UserError
+from rft_cluster.common.files import json_object, write_text
+
+
+def append(path: Path, row: Mapping[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file, none if it is not there. Half a last line is no row.
+
+    Raises:
+        UserError: another line is damaged.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_bytes().splitlines()
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        row = _row(line)
+        if row is not None:
+            rows.append(row)
+        elif number < len(lines):
+            raise UserError(f"{path}, line {number} is damaged: remove that line, or the file to do without its record")
+    return rows
+
+
+def check_rows(path: Path) -> None:
+    """Raises UserError as `read_rows`."""
+    read_rows(path)
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    row = json_object(line)
+    return row if row is not None and isinstance(row.get("step"), int) else None
+
+
+def split_rows(path: Path, aside: Path, last_step: int) -> list[int]:
+    """Keep the rows up to `last_step` in `path`, and move those of later steps, which will be done again, to `aside`.
+
+    Returns the steps of the moved ones. What follows the last row, half a line, is dropped.
+    """
+    rows = read_rows(path)
+    moved = [row for row in rows if row["step"] > last_step]
+    if moved:
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        write_text(aside, _text(moved))
+    if path.exists():
+        write_text(path, _text([row for row in rows if row["step"] <= last_step]))
+    return [row["step"] for row in moved]
+
+
+def _text(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -1,0 +1,110 @@
+"""What a run keeps of its policy: checkpoints to go on from, the last state and the best one as models to use."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from rft_cluster.classification.card import CARD_FILE, Card, read_card
+from rft_cluster.classification.report import Evaluation
+from rft_cluster.common import stopping
+from rft_cluster.common.files import FORMAT
+from rft_cluster.config import Config
+from rft_cluster.run.checkpoints import State, checkpoint_folder, is_due, prune_checkpoints
+
+MODEL, BEST = "model", "model-best"
+
+
+class Learners(Protocol):
+    """What is asked of the learners (see `cluster.handles.Learners`)."""
+
+    def save_checkpoint(self, folder: Path, state: Mapping[str, Any]) -> None: ...
+
+    def export(self, folder: Path, files: Mapping[str, Any]) -> None: ...
+
+
+class Keeper:
+    """Saves a run's policy when it is due, and when the run is stopped between two steps."""
+
+    def __init__(self, config: Config, card: Card, learners: Learners, step: int, tiny_model: str | None) -> None:
+        """`step`: what the learners hold, on disk already; `tiny_model`: see `State`."""
+        self._config, self._card, self._learners = config, card, learners
+        self._tiny_model = tiny_model
+        self._step = self._saved = step
+        self._between_steps = True  # the learners hold what step number `_step` made
+        self._saved_at, self._cost = time.monotonic(), 0.0
+        self._validation: dict[int, float] = {}
+
+    @contextmanager
+    def step(self, step: int) -> Iterator[None]:
+        """Step number `step` is made in here. A signal waits for its end, if that comes soon."""
+        self._between_steps = False
+        with stopping.whole():
+            yield
+            self._step, self._between_steps = step, True
+
+    def save_if_due(self, at_once: bool = False) -> None:
+        """`at_once`: it is due whatever the schedule says."""
+        if at_once or is_due(self._config.schedule, self._step, time.monotonic() - self._saved_at, self._cost):
+            self._save()
+
+    @contextmanager
+    def saved_when_stopped(self) -> Iterator[None]:
+        """A signal in here costs no whole step, where the learners can save what they hold within seconds."""
+        try:
+            yield
+        except BaseException:
+            quick = self._cost <= stopping.WHOLE
+            if stopping.received() and self._between_steps and self._step > self._saved and quick:
+                self._save()
+            raise
+
+    def _save(self) -> None:
+        if self._step == self._saved:
+            return
+        start = time.monotonic()
+        state = State(step=self._step, prompt_sha256=self._card.prompt_sha256, tiny_model=self._tiny_model)
+        run = self._config.run_folder
+        with stopping.whole():
+            self._learners.save_checkpoint(checkpoint_folder(run, self._step), state.model_dump())
+            prune_checkpoints(run, self._config.schedule.keep_checkpoints)
+            self._saved, self._saved_at = self._step, time.monotonic()
+        self._cost = self._saved_at - start
+
+    def keep_if_best(self, evaluation: Evaluation) -> None:
+        """Export the policy if none before did better on the validation images."""
+        self._validation[evaluation.step] = evaluation.accuracy_strict
+        best = exported(self._config.run_folder / BEST)
+        if best is None or best.validation is None or evaluation.accuracy_strict > best.validation:
+            self._export(BEST)
+
+    def keep_last(self) -> None:
+        self._export(MODEL)
+
+    def _export(self, name: str) -> None:
+        own = {"steps": self._step, "validation": self._validation.get(self._step)}
+        card = self._card.model_copy(update=own)
+        with stopping.whole():
+            self._learners.export(self._config.run_folder / name, {CARD_FILE: {"format": FORMAT, **card.model_dump()}})
+
+
+def is_complete(config: Config) -> bool:
+    """Whether the run's last step has been exported."""
+    last = exported(config.run_folder / MODEL)
+    return last is not None and last.steps == config.schedule.steps
+
+
+def exported(folder: Path) -> Card | None:
+    return read_card(folder) if (folder / CARD_FILE).is_file() else None
+
+
+def describe_models(run: Path) -> str:
+    """The models that a run has left, with their figures, a line each."""
+    lines = []
+    for name, what in ((MODEL, "the last"), (BEST, "the best on the validation images")):
+        card = exported(run / name)
+        if card:
+            figure = "" if card.validation is None else f", validation accuracy {100 * card.validation:.1f} %"
+            lines.append(f"  {run / name}  {what}: step {card.steps}{figure}")
+    return "\n".join(lines)

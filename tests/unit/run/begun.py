@@ -1,0 +1,54 @@
+"""A run's folder as a run leaves it, without a cluster."""
+
+import io
+import json
+import struct
+from pathlib import Path
+
+from PIL import Image
+
+from rft_cluster.common.files import FORMAT, write_json
+from rft_cluster.config import Config, load_config
+from rft_cluster.data.dataset import FewShotDataset
+from rft_cluster.messages import Example
+from rft_cluster.prompts import text_hash
+from rft_cluster.run.checkpoints import checkpoint_folder
+from rft_cluster.run.folder import RunFolder
+from rft_cluster.run.task import Task
+
+
+def picture(colour: str) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(file, "PNG")
+    return file.getvalue()
+
+
+EXAMPLES = [Example("a", picture("red"), "rose"), Example("b", picture("yellow"), "tulip")]
+DATASET = FewShotDataset("photos", ["rose", "tulip"], EXAMPLES, [], [], [])
+TASK = Task(DATASET, "Which flower?")
+
+
+def config(folder: Path, *overrides: str) -> Config:
+    return load_config("digits", [f"run.folder={folder}", "run.name=mine", *overrides])
+
+
+def begun(folder: Path, *overrides: str, first_step: int = 0) -> Path:
+    return RunFolder(config(folder, *overrides), TASK, first_step).path
+
+
+def shard(size: int) -> bytes:
+    """A safetensors file of one tensor of `size` bytes."""
+    head = json.dumps({"x": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    return struct.pack("<Q", len(head)) + head + bytes(range(256)) * (size // 256)
+
+
+def checkpoint(run: Path, step: int, **state: object) -> Path:
+    """One of two ranks; `state` is added to what is to be known of it."""
+    path = checkpoint_folder(run, step)
+    path.mkdir(parents=True)
+    files = {f"shard-0000{rank}.safetensors": shard(512) for rank in (1, 2)}
+    for name, content in files.items():
+        (path / name).write_bytes(content)
+    known = {"format": FORMAT, "step": step, "prompt_sha256": text_hash("Which flower?"), "optimizer_updates": step}
+    write_json(path / "state.json", {**known, "files": {name: len(c) for name, c in files.items()}, **state})
+    return path

@@ -1,0 +1,123 @@
+import re
+
+import pytest
+
+from rft_cluster.common.errors import UserError
+from rft_cluster.common.files import unfinished
+from rft_cluster.config import ScheduleSection
+from rft_cluster.run.checkpoints import (
+    checkpoint_folder,
+    clear_unfinished,
+    is_due,
+    latest_checkpoint,
+    prune_checkpoints,
+)
+from tests.unit.run.begun import checkpoint
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_an_older_one_that_is_whole(tmp_path):
+    """Cut at many places, each of its files, with the sizes on record and, as of older versions, without."""
+    checkpoint(tmp_path, 2)
+    for state in ({}, {"files": {}}):
+        newest = checkpoint(tmp_path, 4 + len(state), **state)
+        assert latest_checkpoint(tmp_path)[0].path == newest
+        for file in sorted(newest.iterdir()):
+            whole = file.read_bytes()
+            for at in range(0, len(whole) - 1, len(whole) // 15):
+                file.write_bytes(whole[:at])
+                found, (problem,) = latest_checkpoint(tmp_path)
+                assert found.path == checkpoint_folder(tmp_path, 2)
+                assert problem.startswith(f"{newest}: {file.name} is ")
+            file.unlink()
+            if state and file.name.endswith(".safetensors"):
+                file.write_bytes(whole)  # without sizes on record nobody knows how many ranks there were
+                continue
+            found, (problem,) = latest_checkpoint(tmp_path)
+            assert found.path == checkpoint_folder(tmp_path, 2)
+            assert file.name in problem
+            file.write_bytes(whole)
+        assert latest_checkpoint(tmp_path)[0].path == newest
+        for file in newest.iterdir():
+            file.unlink()
+        newest.rmdir()
+
+
+def test_without_a_whole_one_the_cure_is_to_remove_them(tmp_path):
+    folder = checkpoint(tmp_path, 2)
+    (folder / "state.json").write_text("")
+    with pytest.raises(
+        UserError, match=re.escape(f"remove {tmp_path / 'checkpoints'} to begin the run again")
+    ) as error:
+        latest_checkpoint(tmp_path)
+    assert "state.json is damaged" in str(error.value)
+    folder.rename(tmp_path / "aside")
+    (tmp_path / "checkpoints").rmdir()
+    assert latest_checkpoint(tmp_path) == (None, [])
+
+
+def test_the_newest_are_kept(tmp_path):
+    for step in (9, 100, 40):
+        checkpoint(tmp_path, step)
+    prune_checkpoints(tmp_path, 2)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000040", "step-000100"]
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["new", "in place of an older one"])
+@pytest.mark.parametrize("died", ["writing", "renaming"])
+def test_what_a_crash_while_saving_left_is_cleared(tmp_path, before, died):
+    final = tmp_path / "model-best"
+    if before:
+        final.mkdir()
+        (final / "old").touch()
+    (tmp_path / "model-best.tmp").mkdir()
+    if died == "renaming" and before:
+        final.rename(tmp_path / "model-best.old")
+    clear_unfinished(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == (["model-best"] if before else [])
+    assert not before or [path.name for path in final.iterdir()] == ["old"]
+
+
+def test_what_fails_leaves_nothing_and_the_older_one(tmp_path):
+    final = tmp_path / "model"
+    with unfinished(final) as folder:
+        (folder / "first").touch()
+
+    def fill() -> None:
+        with unfinished(final) as folder:
+            (folder / "second").touch()
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        fill()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert [path.name for path in final.iterdir()] == ["first"]
+
+
+def schedule(**values: float) -> ScheduleSection:
+    return ScheduleSection(steps=100, prompts_per_step=1, **values)
+
+
+@pytest.mark.parametrize("settings", [{}, {"save_every": 7}, {"save_minutes": 1}])
+def test_the_last_step_is_always_saved(settings):
+    assert is_due(schedule(**settings), 100, seconds=0, cost=1000)
+
+
+def test_by_steps():
+    assert [step for step in range(1, 31) if is_due(schedule(save_every=7), step, 10_000, 0)] == [7, 14, 21, 28]
+
+
+@pytest.mark.parametrize("minutes", [0.5, 10.0, 60.0])
+@pytest.mark.parametrize("cost", [0.0, 0.3, 11.9, 12.1, 60.0, 600.0])
+@pytest.mark.parametrize("step_seconds", [0.4, 60.0, 1000.0])
+def test_by_the_clock_as_often_as_asked_and_two_percent_of_the_time_at_most(minutes, cost, step_seconds):
+    clock, saved_at, saved = 0.0, 0.0, 0
+    for step in range(1, 100):
+        clock += step_seconds
+        if is_due(schedule(save_minutes=minutes), step, clock - saved_at, cost if saved else 0.0):
+            gap = clock - saved_at
+            assert gap >= 60 * minutes
+            assert gap - step_seconds < max(60 * minutes, 50 * cost)
+            clock += cost
+            saved_at, saved = clock, saved + 1
+    first = cost  # before the first nobody knows what saving costs
+    assert saved * cost - first <= 0.02 * clock
