@@ -1,8 +1,8 @@
 """Classify images: python -m rft_cluster.predict --checkpoint RUN_OR_MODEL IMAGE_OR_FOLDER... [--json]
 
-The exported model brings its classes, its question and its pixel limits along. Answers are greedy, as those are that a
-run's accuracy is measured by. With --votes several samples an image vote, and the share of votes says how sure the policy
-is of its own answer. Exit code 1: some files could not be read.
+The exported model brings its classes, its question and its pixel limits along. Answers are greedy, as accuracy is
+measured. With --votes several samples an image vote, and the share of votes says how sure the policy is of its own
+answer. Exit code 1: some files could not be read.
 """
 
 import argparse
