@@ -138,7 +138,7 @@ def _run(config: Config, task: "Task", start: "Start", log: "Log") -> None:
         small = config.model.path == "tiny"
         print(verdict(final["accuracy_strict"], final["interval"], baselines, len(dataset.train), small))
     print(
-        f"done in {clock(time.monotonic() - began)}; the trained model, and how to ask it (greedily, as it was measured):\n"
+        f"done in {clock(time.monotonic() - began)}; the trained model, and how to ask it (greedily, as measured):\n"
         f"{describe_models(config.run_folder)}\n"
         f"  python -m rft_cluster.predict --checkpoint {config.run_folder} IMAGE_OR_FOLDER",
         flush=True,
