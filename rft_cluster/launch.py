@@ -71,7 +71,7 @@ def _dry_run(config: Config, resume: bool) -> None:
     _check(config, start if resume else Start())
     for note in filter(None, notes):
         print(f"note: {note}")
-    print(_where(config))
+    print(_where(config, dry_run=True))
 
 
 def _check(config: Config, start: "Start") -> "Task":
@@ -120,6 +120,8 @@ def _run(config: Config, task: "Task", start: "Start", log: "Log") -> None:
     if complete:
         print(f"{config.run_folder} is complete: all {start.step} steps are done")
     else:
+        if config.cluster.joins:  # before the small model is built, which takes minutes
+            print(_where(config, dry_run=False), flush=True)
         model_path = base_model_path(config, task, start.checkpoint.state.tiny_model if start.checkpoint else None)
 
         from rft_cluster.train import train
@@ -156,13 +158,14 @@ def launch_folds(config: Config, dry_run: bool, resume: bool, command: list[str]
         print(write_folds(config), flush=True)
 
 
-def _where(config: Config) -> str:
-    """Where the run would go. A running cluster that it would join is asked whether it can hold it."""
+def _where(config: Config, dry_run: bool) -> str:
+    """Where the run would go. A running cluster that it would join is asked whether it can hold it; a run waits a
+    minute for what others hold."""
     if not config.cluster.joins:
         return "no cluster address is set: the run would start Ray on this machine, which can hold it"
-    from rft_cluster.cluster.start import check_cluster
+    from rft_cluster.cluster.start import RESERVE_TIMEOUT, check_cluster
 
-    return check_cluster(config)
+    return check_cluster(config, patience=0 if dry_run else RESERVE_TIMEOUT)
 
 
 if __name__ == "__main__":
