@@ -2,8 +2,9 @@
 
     python3 deploy/check_machine.py cpu,dev
 
-Prints the Python that `.venv` is to be made of: a path, or `uv` where none here fits and uv is to bring one. What the
-machine lacks is said in one line on stderr, with the command that brings it, and the exit code is 2.
+Prints the Python that `.venv` is to be made of: a path, or `uv` where none here fits and uv is to bring one, with the
+command for a user who has not the network that uv needs. What the machine lacks is said in one line on stderr, with the
+command that brings it, and the exit code is 2.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def main(extras: list[str]) -> int:
         return 2
     if "gpu" in extras and cuda_driver() < CUDA:
         say("no NVIDIA driver for CUDA 13 here: what is installed will run only where there is one (580 or newer)")
-    print(python)
+    print(python, *([python_command(python_range())] if python == "uv" else []))
     return 0
 
 
@@ -113,6 +114,20 @@ def choose_python(asked: str, fitting: tuple[tuple[int, ...], tuple[int, ...]]) 
     # Debian has what makes environments in a package of its own, one for each of its Pythons.
     name = f"python{dotted(fit[0].version)}" if fit else "python3"
     return fit[0].path if fit else "uv", [Lack(f"{name}'s module venv", f"{name}-venv", name)]
+
+
+def python_command(fitting: tuple[tuple[int, ...], tuple[int, ...]]) -> str:
+    """What to type for a Python that fits, from this system's packages; where they have none, a hint."""
+    low, high = fitting
+    for name in (f"python{low[0]}.{minor}" for minor in range(high[1] - 1, low[1] - 1, -1)):
+        for tool in ("apt-cache show", "dnf info"):
+            if shutil.which(tool.split()[0]) and run_quietly([*tool.split(), name]):
+                return command([Lack(name, f"{name} {name}-venv", name)])
+    return f"install a Python from {dotted(low)} to {high[0]}.{high[1] - 1}, with pyenv or from python.org"
+
+
+def run_quietly(words: list[str]) -> bool:
+    return subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
 class Python(NamedTuple):

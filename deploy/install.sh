@@ -12,7 +12,7 @@ command -v "$any" >/dev/null || { say "there is no $any here: install Python 3 w
 python=$("$any" deploy/check_machine.py "$extras") || exit 2
 
 if [ ! -x .venv/bin/python ]; then
-  if [ "$python" = uv ]; then
+  if [[ "$python" == "uv "* ]]; then
     say "no Python that fits pyproject.toml is here ($(python3 --version)): uv brings one"
     bootstrap=$(mktemp -d)
     trap 'rm -rf "$bootstrap"' EXIT
@@ -22,7 +22,7 @@ if [ ! -x .venv/bin/python ]; then
       bring=$bootstrap/bin/uv
     fi
     "$bring" venv --quiet --seed --python "$(sed -n 's/^requires-python = "\(.*\)"/\1/p' pyproject.toml)" .venv || {
-      say "uv could not bring one: install such a Python yourself, then: make setup PYTHON=/path/to/it" >&2
+      say "uv could not bring one: ${python#uv }; then again: make setup" >&2
       exit 2
     }
   elif ! "$python" -m venv .venv 2>/dev/null; then

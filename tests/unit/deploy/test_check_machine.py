@@ -141,3 +141,19 @@ class _Usage:
 def test_the_range_of_pythons_is_that_of_the_package(machine):
     low, high = machine.python_range()
     assert low <= sys.version_info[:2] < high
+
+
+@pytest.mark.parametrize(("tool", "system"), [("apt-cache", "debian"), ("dnf", "fedora"), ("none", "none")])
+@pytest.mark.parametrize("had", [(), ("python3.11",), ("python3.12",), ("python3.11", "python3.12", "python3.20")])
+def test_where_uv_cannot_bring_one_the_system_may(machine, monkeypatch, tmp_path: Path, tool, system, had):
+    script = tmp_path / tool
+    script.write_text(f"#!/bin/sh\ncase ' {' '.join(had)} ' in *\" $2 \"*) exit 0;; esac\nexit 100\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(machine, "read", lambda path: SYSTEMS[system])
+    said = machine.python_command(((3, 11), (3, 13)))
+    if tool == "none" or not had:
+        assert "from 3.11 to 3.12" in said
+    else:
+        newest = "python3.12" if "python3.12" in had else "python3.11"
+        assert said.endswith(f"install -y {newest}" + (f" {newest}-venv" if tool == "apt-cache" else ""))
