@@ -26,15 +26,15 @@ Tag = tuple[str, str]  # opening and closing, as the question writes them
 def tags_shown(question: str) -> list[Tag]:
     """Opening and closing tag of each block that the question shows, as written there, in order of appearance.
 
-    `<answer>` counts without its closing tag, too, with an empty one.
+    `<think>` and `<answer>` count without their ends, too ("in <answer> tags"): those go without saying.
     """
     shown: dict[str, Tag] = {}
     for opening in OPENING.finditer(question):
         name = opening[1]
         end = rf"</\s*{re.escape(name)}\s*>"
         closing = re.search(end, question) or re.search(end, question, re.IGNORECASE)
-        if not MARKUP.fullmatch(name) and (closing or name.lower() == "answer"):
-            shown.setdefault(name, (opening[0], closing[0] if closing else ""))
+        if not MARKUP.fullmatch(name) and (closing or name.lower() in ("think", "answer")):
+            shown.setdefault(name, (opening[0], closing[0] if closing else f"</{name}>"))
     return list(shown.values())
 
 
@@ -52,7 +52,7 @@ def _filled(tags: Sequence[Tag], shown: str, label: str) -> str:
     What the question shows in that block is a stand-in for the answer, but for a box or an object in JSON around it.
     """
     place = _for_the_answer(tags)
-    inside = shown.rpartition(place[0])[2].partition(place[1] or "\n")[0] if place else shown
+    inside = shown.rpartition(place[0])[2].partition(place[1])[0] if place else shown
     answer = rf"\boxed{{{label}}}" if BOXED.search(inside) else label
     if JSON.match(inside):
         answer = BLANK.sub(lambda _: label, inside)
@@ -68,7 +68,7 @@ def _for_the_answer(tags: Sequence[Tag]) -> Tag | None:
 def _example(question: str, tags: Sequence[Tag]) -> str:
     """The last lines that begin with a tag, to the end: where a question shows its layout. Empty where it does not."""
     lines = [line.lstrip() for line in question.splitlines() if line.strip()]
-    openings, closings = tuple(tag[0] for tag in tags), {tag[1]: tag[0] for tag in tags if tag[1]}
+    openings, closings = tuple(tag[0] for tag in tags), {tag[1]: tag[0] for tag in tags}
     start = next((i for i in reversed(range(len(lines))) if openings and lines[i].startswith(openings)), len(lines))
     while 0 < start < len(lines):
         above = lines[start - 1]
@@ -85,7 +85,7 @@ def _example(question: str, tags: Sequence[Tag]) -> str:
 
 def what_it_shows(question: str) -> str:
     """For a message: the blocks that the question shows, and whether the rewards' own is among them."""
-    shown = [f"{opening} {closing or 'without its end'}" for opening, closing in tags_shown(question)]
+    shown = [f"{opening} {closing}" for opening, closing in tags_shown(question)]
     shown += [r"\boxed{}"] if BOXED.search(question) else []
     if "<answer>" in question:
         return f"the question shows {', '.join(shown)}"
@@ -99,7 +99,7 @@ def cure(question: str) -> str:
         return "add this line to the question:\n  <answer> ... </answer>"
     if place == ("<answer>", "</answer>"):
         return "let the answer block hold the name alone:\n  <answer> ... </answer>"
-    return f"write <answer> and </answer> in the question in place of {' and '.join(filter(None, place))}"
+    return f"write <answer> and </answer> in the question in place of {' and '.join(place)}"
 
 
 def check_room(

@@ -89,7 +89,8 @@ def draw_sweep(series: Mapping[str, Sequence[tuple[float | str, Mapping[str, Any
         axes.set_xticks(range(len(places)), [escaped(str(place), missing) for place in places])
         axes.set_xlabel(escaped(axis, missing))
         axes.set_ylabel("test accuracy, %")
-        axes.legend(frameon=False)
+        axes.set_xlim(-0.5, len(places) - 0.5)
+        figure.legend(loc="outside upper left", ncols=2, frameon=False)
         _save(figure, path)
 
 

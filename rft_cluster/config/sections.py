@@ -161,8 +161,9 @@ class ScoringSection(Section):
     failure_budget: float = Field(0.1, ge=0, lt=1)
     """Share of a step's completions that may be without a reward; more stops the run."""
     red_team: Literal["refuse", "warn", "off"] = "refuse"
-    """Before training the rewards are tried against answers that know nothing of the image. Where one pays: `refuse`
-    to train, or `warn` and go on; `off` does not try. See docs/rewards.md."""
+    """Before training the rewards are tried against answers that know nothing of the image, and against answers that do
+    as the question says. Where one of the former pays, or none of the latter: `refuse` to train, or `warn` and go on;
+    `off` does not try. See docs/rewards.md."""
 
 
 class AlgorithmSection(Section):

@@ -39,11 +39,20 @@ def test_a_question_that_shows_the_layout_passes_without_a_word(think, inside, p
         assert "cannot be" not in said and "question" not in said
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["Answer in <answer> tags.", "Use <think> and <answer> tags.", "<think> first, then <answer>", "<answer>: name"],
+)
+def test_tags_may_be_named_without_their_ends(words):
+    for weights in (BOTH, ACCURACY):
+        assert "cannot be" not in tried(f"Which flower? {words}", weights)
+
+
 OTHER_TAGS = ["ANSWER", "Answer", "final_answer", "answers", "ans", "solution", "output", "class", "flower"]
 NO_TAGS = [
     *(r"Put it in \boxed{}.", r"Final answer: $\boxed{...}$", "Just say it.", 'Reply in JSON: {"answer": "..."}'),
     *("**Answer:** ...", "[answer] ... [/answer]", "&lt;answer&gt; ... &lt;/answer&gt;", "\uff1canswer\uff1e ..."),
-    *("Begin with <answer>", r"<think>...</think> \boxed{...}", r"<answer>\boxed{}</answer>", "```answer```"),
+    *("Begin with <ANSWER>", r"<think>...</think> \boxed{...}", r"<answer>\boxed{}</answer>", "```answer```"),
     *('<answer>{"class": "..."}</answer>', "<answer>{'class': '...'}</answer>", "< answer >...</ answer >"),
 ]
 UNEARNED = [
@@ -69,9 +78,8 @@ def test_a_question_by_which_nothing_can_be_earned_is_refused_and_its_cures_work
     elif "hold the name alone" in message:
         mended = re.sub("<answer>.*</answer>", re.findall(r"^  (<answer>.*)$", message, re.MULTILINE)[0], question)
     else:
-        ((opening, closing),) = re.findall(r"in place of (<[^>]*>)(?: and (.*))?$", message, re.MULTILINE)
-        mended = question.replace(opening, "<answer>")
-        mended = mended.replace(closing, "</answer>") if closing else f"{mended} ... </answer>"
+        ((opening, closing),) = re.findall(r"in place of (<[^>]*>) and (.*)$", message, re.MULTILINE)
+        mended = question.replace(opening, "<answer>").replace(closing, "</answer>")
     for weights in (BOTH, ACCURACY):
         assert "cannot be" not in tried(mended, weights)
     (name,) = re.findall(r"prompt\.template=(\w+)", message)
