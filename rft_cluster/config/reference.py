@@ -1,0 +1,110 @@
+"""All keys of a configuration as a page: python -m rft_cluster.config.reference > docs/configuration.md"""
+
+import ast
+import inspect
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from rft_cluster.config import sections
+from rft_cluster.config.sections import Config
+
+HEAD = """# All settings
+
+In a file a section is a block of YAML (`schedule: {steps: 40}`), on the command line `section.key=value`. A key without
+a default has to be set. `configs/` has whole files; a run's own is in `runs/NAME/config.yaml`, with every key.
+"""
+
+
+def page() -> str:
+    """Markdown: a table for each section, from the types, ranges, defaults and docstrings of `sections.py`."""
+    classes = {
+        node.name: node for node in ast.parse(inspect.getsource(sections)).body if isinstance(node, ast.ClassDef)
+    }
+    parts = [HEAD]
+    for section, field in Config.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            rows = "\n".join(_rows(classes, kind.__name__, section))
+            text = f"| key | default | values | |\n|---|---|---|---|\n{rows}"
+        else:  # rewards, whose keys are names of functions
+            text = next(text for key, _, text in _fields(classes["Config"]) if key == section)
+            text += f" Default: `{_shown(field.get_default())}`."
+        parts.append(f"## {section}\n\n{text}\n")
+    return "\n".join(parts)
+
+
+def _rows(classes: dict[str, ast.ClassDef], name: str, prefix: str) -> Iterator[str]:
+    """A row for each key of a section, with those of a section within it below its own."""
+    model: type[BaseModel] = getattr(sections, name)
+    for key, annotation, text in _fields(classes[name]):
+        field = model.model_fields[key]
+        default = "" if field.is_required() else f"`{_shown(field.get_default())}`"
+        values = ", ".join(filter(None, (_type(annotation), _limits(field))))
+        yield _row(f"`{prefix}.{key}`", default, values, text)
+        if (inner := annotation.split(" | ")[0]) in classes:
+            yield from _rows(classes, inner, f"{prefix}.{key}")
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _fields(section: ast.ClassDef) -> Iterator[tuple[str, str, str]]:
+    """Name, type and docstring of each key, as they are written."""
+    body = section.body
+    for node, following in zip(body, [*body[1:], None], strict=True):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            yield node.target.id, ast.unparse(node.annotation), _docstring(following)
+
+
+def _docstring(node: ast.stmt | None) -> str:
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+        return " ".join(node.value.value.split())
+    return ""
+
+
+SIGNS = {Ge: ("ge", "at least"), Gt: ("gt", "above"), Le: ("le", "at most"), Lt: ("lt", "below")}
+
+
+def _limits(field: FieldInfo) -> str:
+    """`Field(4, ge=1, le=16384)` -> at least 1, at most 16 384."""
+    shown = []
+    for limit in field.metadata:
+        if type(limit) in SIGNS:
+            name, sign = SIGNS[type(limit)]
+            number = asdict(limit)[name]
+            shown.append(f"{sign} {f'{number:,}'.replace(',', ' ') if isinstance(number, int) else f'{number:g}'}")
+    return ", ".join(shown)
+
+
+TYPES = {
+    **{"str": "text", "int": "whole number", "float": "number", "bool": "true, false"},
+    **{"FilePath": "path", "PathText": "path or name", "None": "null"},
+}
+
+
+def _type(annotation: str) -> str:
+    """A type in a user's words."""
+    return " or ".join(map(_kind, annotation.split(" | ")))
+
+
+def _kind(name: str) -> str:
+    if name.startswith("Literal["):
+        words = ast.literal_eval(f"({name.removeprefix('Literal[').removesuffix(']')},)")
+        return ", ".join(f"`{word}`" for word in words)
+    return TYPES.get(name, "section" if name.endswith("Section") else f"`{name}`")
+
+
+def _shown(value: object) -> str:
+    """As YAML has it."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower().replace("none", "null")
+    return str(value)
+
+
+if __name__ == "__main__":
+    print(page(), end="")
