@@ -39,7 +39,7 @@ class Stuck:
         if not self._limit:
             return ""
         if self._steps >= self._limit and (lost or self._completions >= GUESSES_A_CLASS * self._classes):
-            return f"{said}. {self._cause(groups)}"
+            return f"{said}. {self._cause(groups, lost)}"
         if self._steps == SAID_AFTER:
             print(f"note: {said}; from {self._limit} such steps on the run ends (schedule.stop_when_stuck)", flush=True)
         return ""
@@ -52,12 +52,12 @@ class Stuck:
             return False
         return self._had_format or not any(is_live([reward.total for reward in group]) for group in rewards)
 
-    def _cause(self, groups: Sequence[Group]) -> str:
+    def _cause(self, groups: Sequence[Group], lost: bool) -> str:
         reasons = [completion.finish_reason for group in groups for completion in group.completions]
         cut = reasons.count("length") / len(reasons)
         if cut > 0.5:
             return f"{100 * cut:.0f} % of the completions were cut: raise sampling.max_tokens"
-        if self._had_format:
+        if lost and self._had_format:
             return "It was there before, so the steps were too large: lower optimizer.learning_rate"
         return "Look at what was written (rollouts/), and whether the question asks for what the rewards read"
 

@@ -91,11 +91,13 @@ def test_off_is_off(capsys):
         ([step(NOTHING, cut=1.0)] * 5, "100 % of the completions were cut: raise sampling.max_tokens"),
         ([step(FORMAT, BOTH), *[step(NOTHING)] * 5], "lower optimizer.learning_rate"),
         ([step(NOTHING)] * 5, "whether the question asks for what the rewards read"),
+        ([step(FORMAT)] * 5, "every reward was 1.00: there is nothing to learn from. Look at what was written"),
     ],
 )
 def test_it_is_said_before_it_ends_and_then_why(run, cause, capsys):
     watch = Stuck(5, 2)
     *_, why = [watch.see(*one) for one in run]
-    assert "in the last 5 steps no completion had the format" in why and cause in why
+    assert why.startswith("in the last 5 steps ") and cause in why
+    assert ("no completion had the format" in why) == (run[-1] != step(FORMAT))
     (note,) = capsys.readouterr().out.splitlines()
     assert f"in the last {SAID_AFTER} steps" in note and "schedule.stop_when_stuck" in note
