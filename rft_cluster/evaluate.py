@@ -25,6 +25,7 @@ from rft_cluster.config import Config, find_config, load_config, load_run_config
 from rft_cluster.data.images import open_image, pixel_digest
 from rft_cluster.messages import Example, Group, Sampling
 from rft_cluster.prompts import make_prompts, text_hash
+from rft_cluster.run.saving import BEST
 from rft_cluster.run.task import Task, base_model_path, check_model, prepare
 
 BASE = "base"
@@ -60,7 +61,8 @@ def evaluate(options: argparse.Namespace) -> None:
         raise UserError(f"the {options.split} split is empty: set data.{options.split}")
     if export:
         check_card(read_card(export), config, task.dataset, task.text)
-        model_path, output = str(export), export.parent / f"evaluation-{options.split}"
+        own = "evaluation-best" if export.name == BEST else "evaluation"
+        model_path, output = str(export), export.parent / f"{own}-{options.split}"
     else:
         model_path, output = base_model_path(config, task), config.run_folder / f"evaluation-{BASE}-{options.split}"
     check_model(config, task, model_path, examples)

@@ -18,8 +18,9 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -29,6 +30,7 @@ from pydantic import Field
 from tqdm import tqdm
 
 from rft_cluster.classification.baselines import BASELINES
+from rft_cluster.common import stopping
 from rft_cluster.common.errors import UserError, exit_code
 from rft_cluster.config import FilePath, PathText, Section, load_config, read_file, validated
 from rft_cluster.run.folder import read_evaluations
@@ -109,8 +111,12 @@ def sweep(plan: Sweep, parallel: int) -> int:
     plan.path.mkdir(parents=True, exist_ok=True)
     print(f"{len(runs)} runs in {plan.path}, {parallel} at a time, each with a log NAME.log there", flush=True)
     finished, failed = 0, []
-    with tqdm(total=sum(steps), unit="step") as bar, ThreadPoolExecutor(parallel) as pool:
-        for run, seconds, code in pool.map(lambda run, steps: _launch(plan, run, steps, bar), runs, steps):
+    with (
+        tqdm(total=sum(steps), unit="step") as bar,
+        ThreadPoolExecutor(parallel) as pool,
+        _all_stopped(pool) as launched,
+    ):
+        for run, seconds, code in pool.map(lambda run, n: _launch(plan, run, n, bar, launched), runs, steps):
             finished += 1
             with bar.external_write_mode(file=sys.stdout):
                 print(f"{finished}/{len(runs)} {_outcome(plan, run, code)}, {seconds:.0f} s", flush=True)
@@ -124,7 +130,24 @@ def sweep(plan: Sweep, parallel: int) -> int:
     return 1 if failed else 0
 
 
-def _launch(plan: Sweep, run: Run, steps: int, bar: "tqdm[NoReturn]") -> tuple[Run, float, int]:
+@contextmanager
+def _all_stopped(pool: ThreadPoolExecutor) -> Iterator[list["subprocess.Popen[str]"]]:
+    """Runs that are put into the list are stopped when the sweep is: each saves what it has."""
+    launched: list[subprocess.Popen[str]] = []
+    try:
+        yield launched
+    except BaseException as error:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in launched:
+            process.terminate()
+        if stopping.received():
+            raise KeyboardInterrupt("interrupted: start the sweep again to go on where it stopped") from error
+        raise
+
+
+def _launch(
+    plan: Sweep, run: Run, steps: int, bar: "tqdm[NoReturn]", launched: list["subprocess.Popen[str]"]
+) -> tuple[Run, float, int]:
     """Run one combination to its end, or go on with it; its output goes to NAME.log, its `steps` to the bar."""
     started, done = time.monotonic(), 0
     command = [sys.executable, "-m", "rft_cluster.launch", "--resume", "--config", plan.config, *run.overrides(plan)]
@@ -132,9 +155,13 @@ def _launch(plan: Sweep, run: Run, steps: int, bar: "tqdm[NoReturn]") -> tuple[R
     with (
         (plan.path / f"{run.name}.log").open("a", encoding="utf-8") as log,
         subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace"
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace",
+            start_new_session=True,  # a terminal's Ctrl-C is the sweep's alone, which passes it on once
         ) as process,
-    ):
+    ):  # fmt: skip
+        launched.append(process)
+        if stopping.received():
+            process.terminate()
         assert process.stdout
         for line in process.stdout:
             log.write(line)

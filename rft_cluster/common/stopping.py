@@ -43,6 +43,13 @@ def stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def end_quietly() -> None:
+    """While a command is loaded nothing is there to tidy up: a signal ends it with one line."""
+    for number in STOPPING:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _end)
+
+
 def take_signals() -> None:
     """Take them again, if a command works here: libraries install handlers of their own (Ray one of SIGTERM).
 
@@ -75,6 +82,11 @@ def whole() -> Iterator[None]:
         _whole_first = False
     if _received:
         _raise()
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"interrupted\n")
+    os._exit(128 + number)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -9,6 +9,7 @@ The loss is a sum whose weights come with the samples, so gradients are added ov
 import os
 import resource
 import tempfile
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -142,7 +143,7 @@ class Learner:
         has a whole loss; what `_peak_memory` says; and `grad_norm`, `learning_rate` and `skipped` (updates whose
         gradient was not finite), which are the same on all ranks.
         """
-        held = self._held_memory()
+        held, started = self._held_memory(), time.monotonic()
         settings, algorithm = self._config.optimizer, self._config.algorithm
         factor = learning_rate_factor(step, settings.warmup_steps, self._config.schedule.steps)
         for group in self._optimizer.param_groups:
@@ -183,6 +184,12 @@ class Learner:
             self._optimizer.zero_grad()
         sums["loss"] /= len(work)
         self.step_is_over(step)
+        # For this actor's own log, which Ray keeps.
+        print(
+            f"step {step + 1}: {sums.get('tokens', 0):.0f} tokens here, loss {sums['loss']:.3g}, "
+            f"gradient {sums['grad_norm']:.3g}, {time.monotonic() - started:.1f} s",
+            flush=True,
+        )
         return {**sums, "learning_rate": settings.learning_rate * factor, **self._peak_memory(held)}
 
     def _held_memory(self) -> int:

@@ -119,7 +119,10 @@ class _Child:
         self._process = context.Process(
             target=_serve, args=(name, theirs, time_limit), name=f"reward {name}", daemon=True
         )
+        # Ctrl-C is the parent's alone, also before the child is a group of its own.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         self._process.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()
 
     def load(self) -> str:

@@ -42,6 +42,10 @@ class Scorer:
             prompt = prompts[index] if prompts else group.prompt
             scored.append(self._rewards.score(prompt, group.completions))
             check_failures(groups, scored, completions, self._budget)
+        totals = [reward.total for rewards in scored for reward in rewards if reward.total is not None]
+        mean = f"reward {sum(totals) / len(totals):.3f} on average" if totals else "no reward"
+        # For this actor's own log, which Ray keeps.
+        print(f"{len(groups)} groups from {groups[0].prompt.prompt_id if groups else '-'} on: {mean}", flush=True)
         return scored
 
     def close(self) -> None:

@@ -1,8 +1,12 @@
 import json
+import signal
+import subprocess
+import time
 from pathlib import Path
 from sys import executable
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from rft_cluster import sweep
@@ -92,7 +96,7 @@ def finished(folder, before, after, n):
 def test_table_and_plot_pool_the_seeds_and_say_what_failed(plan, monkeypatch, capsys):
     """`launch` is stood in for: what is tested is what becomes of its files."""
 
-    def launch(plan, run, steps, bar):
+    def launch(plan, run, steps, bar, launched):
         (plan.path / f"{run.name}.log").write_text("error: no such thing\n")
         failed = "answer_only_shots-2" in run.name
         if not failed:
@@ -135,8 +139,51 @@ def test_a_run_is_followed_step_by_step_and_logged(plan, monkeypatch, tmp_path):
     (tmp_path / "python").chmod(0o755)
     run, moves = sweep.combinations(plan)[0], []
     bar = SimpleNamespace(update=moves.append, set_postfix_str=lambda name: None)
-    _, _, code = sweep._launch(plan, run, 3, bar)
+    _, _, code = sweep._launch(plan, run, 3, bar, [])
     assert (code, moves) == (3, [1, 1, 1])  # the last for what it no longer does
     assert (plan.path / f"{run.name}.log").read_text(encoding="utf-8").splitlines()[-1] == (
         f"\N{ROSE} run.name={run.name}"
     )
+
+
+SLOW = """
+import signal, sys, time
+from rft_cluster.common.errors import exit_code
+def work():
+    print("step 1/3", flush=True)
+    time.sleep(30)
+sys.exit(exit_code(work))
+"""
+SWEEP = """
+import sys
+from pathlib import Path
+from rft_cluster import sweep
+sys.executable = sys.argv[1]
+sys.exit(sweep.main(["--config", sys.argv[2], "--parallel", "2"]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_sweep_that_is_stopped_stops_its_runs(tmp_path, number):
+    (tmp_path / "sweep.yaml").write_text(FILE + f"folder: {tmp_path}\n")
+    plan = sweep.read_sweep(tmp_path / "sweep.yaml")
+    (tmp_path / "child.py").write_text(SLOW)
+    (tmp_path / "python").write_text(f'#!/bin/sh\nexec "{executable}" "{tmp_path}/child.py"\n')
+    (tmp_path / "python").chmod(0o755)
+    process = subprocess.Popen(
+        [executable, "-c", SWEEP, tmp_path / "python", tmp_path / "sweep.yaml"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    logs = [plan.path / f"{run.name}.log" for run in sweep.combinations(plan)]
+    deadline = time.monotonic() + 30
+    while sum(log.exists() and "step 1/3" in log.read_text() for log in logs) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == 128 + number
+    assert error.endswith("interrupted: start the sweep again to go on where it stopped\n")
+    assert "Traceback" not in error
+    assert not psutil.wait_procs(family, timeout=5)[1]
+    assert [log.read_text() for log in logs if log.exists()] == ["step 1/3\ninterrupted\n"] * 2

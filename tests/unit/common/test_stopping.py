@@ -1,8 +1,10 @@
 """Signals to a process of its own, which says on its output how far it is."""
 
+import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -141,3 +143,15 @@ def test_afterwards_signals_are_what_they_were():
     before = [signal.getsignal(number) for number in STOPPING]
     assert exit_code(lambda: None) == 0
     assert [signal.getsignal(number) for number in STOPPING] == before
+
+
+@pytest.mark.parametrize("number", STOPPING, ids=lambda number: number.name)
+@pytest.mark.parametrize("name", ["launch", "evaluate", "predict", "sweep", "compare"])
+def test_a_command_that_is_still_loading_ends_with_one_line(tmp_path: Path, name: str, number: signal.Signals):
+    """The signal comes with the first module of its own that the command imports."""
+    (tmp_path / "argparse.py").write_text(f"import os, time\nos.kill(os.getpid(), {number.value})\ntime.sleep(20)\n")
+    found = subprocess.run(
+        [sys.executable, "-m", f"rft_cluster.{name}"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=20, check=False,
+    )  # fmt: skip
+    assert (found.returncode, found.stdout, found.stderr) == (128 + number, "", "interrupted\n")

@@ -1,0 +1,162 @@
+"""Real runs that are stopped, at every phase and at random moments, and go on by the command that they name."""
+
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+STEPS = 12
+SHORT = [f"schedule.steps={STEPS}", "schedule.evaluate_every=5", "schedule.save_every=4", "schedule.prompts_per_step=6",
+         "optimizer.warmup_steps=2", "data.validation=20", "data.test=20", "schedule.stop_when_stuck=0"]  # fmt: skip
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
+GONE = 30.0  # seconds until what a killed driver leaves has ended itself
+
+
+@dataclass
+class Launch:
+    """A launch under way; its output is in a file."""
+
+    process: subprocess.Popen
+    output: Path
+    run: Path
+
+    def text(self) -> str:
+        return self.output.read_text()
+
+    def until(self, condition: Callable[["Launch"], bool], what: str) -> None:
+        deadline = time.monotonic() + 300
+        while not condition(self):
+            assert self.process.poll() is None, f"ended before {what}:\n{self.text()}"
+            assert time.monotonic() < deadline, f"{what}: not within 300 s\n{self.text()}"
+            time.sleep(0.01)
+
+    def stop(self, number: signal.Signals) -> None:
+        """Send the signal to the driver alone, and see that it ends as it should and leaves nothing."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.send_signal(number)
+        code = self.process.wait(timeout=70)
+        _, alive = psutil.wait_procs(family, timeout=GONE)
+        assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE], alive
+        if number == signal.SIGKILL:
+            assert code == -signal.SIGKILL
+            return
+        assert code == 128 + number, self.text()
+        assert "Traceback" not in self.text()
+        assert "***" not in self.text()
+        assert self.text().splitlines()[-1].startswith("interrupted: ")
+        assert self.text().count("interrupted: ") == 1
+
+    def cure(self) -> list[str]:
+        """The command that the last line names."""
+        return shlex.split(self.text().splitlines()[-1].partition("go on with: ")[2])
+
+
+def command(folder: Path, name: str, model: str) -> list[str]:
+    return ["python", "-m", "rft_cluster.launch", "--config", "digits", f"run.folder={folder}", f"run.name={name}",
+            f"model.path={model}", *SHORT]  # fmt: skip
+
+
+def start(words: list[str], run: Path) -> Launch:
+    output = run.parent / f"{run.name}-{time.monotonic_ns()}.txt"
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    with output.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, *words[1:]], stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+    return Launch(process, output, run)
+
+
+def finish(words: list[str], run: Path) -> str:
+    launch = start(words, run)
+    assert launch.process.wait(timeout=400) == 0, launch.text()
+    return launch.text()
+
+
+def trained(run: Path) -> bytes:
+    """What must not depend on where the run was stopped."""
+    return (run / "model" / "model.safetensors").read_bytes()
+
+
+def check_records(run: Path) -> None:
+    for name in ("metrics.jsonl", "eval.jsonl"):
+        assert (run / name).read_text().endswith("}\n")
+    steps = [line.split(",")[0] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [f'{{"step": {step}' for step in range(1, STEPS + 1)]
+    evaluations = (run / "eval.jsonl").read_text().splitlines()
+    assert len(evaluations) == 2 + 3  # the test before and after, validation at 5, 10 and the end
+    assert not [path for path in run.rglob("*") if path.suffix in (".tmp", ".old") or path.name == ".lock"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, tiny_model: str) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    finish(command(folder, "whole", tiny_model), folder / "whole")
+    check_records(folder / "whole")
+    return folder / "whole"
+
+
+def shows(text: str) -> Callable[[Launch], bool]:
+    return lambda launch: text in launch.text()
+
+
+def is_there(name: str) -> Callable[[Launch], bool]:
+    return lambda launch: (launch.run / name).exists()
+
+
+# In the order of a run that goes on: each is met by the launch that takes up where the one before was stopped.
+PHASES = {
+    "reading the data": is_there(".lock"),
+    "before the actors": shows("starting the actors"),
+    "actors starting": shows("Ray started here"),
+    "evaluating before the first step": shows("waiting for nothing more"),
+    "in a step": shows("step  2/12"),
+    "saving": is_there("checkpoints/step-000008.tmp"),
+    "evaluating": shows("step 10/12"),
+    "evaluating at the end": shows("step 12/12"),
+    "exporting": is_there("model.tmp"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_stopped_in_every_phase_it_goes_on_by_the_command_it_names(undisturbed, tmp_path, tiny_model, first):
+    run = tmp_path / "mine"
+    words = command(tmp_path, "mine", tiny_model)
+    numbers = [first, *(number for number in (signal.SIGINT, signal.SIGTERM) if number != first)]
+    for index, (phase, is_met) in enumerate(PHASES.items()):
+        launch = start(words, run)
+        launch.until(is_met, phase)
+        launch.stop(numbers[index % 2])
+        words = launch.cure()
+        assert words[-1] == "--resume"
+    finish(words, run)
+    check_records(run)
+    assert trained(run) == trained(undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("attempt", range(10))
+def test_killed_at_a_random_moment_it_ends_as_if_it_had_not_been(undisturbed, tmp_path, tiny_model, attempt):
+    chance = random.Random(attempt)
+    run = tmp_path / "mine"
+    words = command(tmp_path, "mine", tiny_model)
+    launch = start(words, run)
+    step = chance.randrange(STEPS + 1)
+    launch.until(shows(f"step {step:>2}/12" if step else "Ray started here"), f"step {step}")
+    time.sleep(chance.uniform(0, 1.5 if step else 25))
+    if launch.process.poll() is None:
+        launch.stop(SIGNALS[attempt % 3])
+    finish([*words, "--resume"], run)
+    check_records(run)
+    assert trained(run) == trained(undisturbed)
