@@ -30,7 +30,7 @@ def wait_for(calls: Mapping[ray.ObjectRef, str], timeout: float, doing: str) -> 
         late = dict.fromkeys(name for reference, name in calls.items() if reference not in ready)
         raise ClusterError(f"{', '.join(late)}: no answer to '{doing}' within {timeout:g} s") from error
     except RayTaskError as error:
-        if isinstance(error.cause, UserError):
+        if isinstance(error.cause, UserError | OSError):
             raise error.cause from error  # its message is for the user, without the actor's traceback
         raise
     except RayActorError as error:

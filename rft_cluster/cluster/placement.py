@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import Config
 
+WITHOUT_GPUS = "cluster.device=cpu generators.gpus=0 learners.gpus=0"  # all actors on CPUs
+
 
 @dataclass(frozen=True)
 class ActorPlan:
@@ -163,9 +165,10 @@ def _check_totals(config: Config, wanted: Sequence[Bundle], nodes: Sequence[Node
         ("CPUs", sum(bundle.cpus for bundle in wanted), sum(node.cpus for node in nodes)),
     ):
         if need > has:
+            without = "" if has or name == "CPUs" else f". Without GPUs: {WITHOUT_GPUS}"
             raise UserError(
                 f"the run needs {need:g} {name}, the cluster has {has:g} on {len(nodes)} node(s): lower "
-                f"generators.count, learners.count or their {name.lower()}, or add nodes"
+                f"generators.count, learners.count or their {name.lower()}, or add nodes{without}"
             )
     for bundle in wanted:
         if not any(_room(bundle, node.cpus, node.gpus) for node in nodes):

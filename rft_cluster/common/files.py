@@ -12,6 +12,8 @@ from typing import Any
 
 from rft_cluster.common.errors import UserError
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 FORMAT = 2
 """Of the records that a run leaves. Those without a number are of format 1, and are read; newer ones are refused."""
 
@@ -52,8 +54,22 @@ def write_json(path: Path, value: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write, then rename: a reader sees the old file or the whole new one."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
+    try:
+        with naming(path):
+            temporary.write_text(text, encoding="utf-8")
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     os.replace(temporary, path)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An error of the system in here says which path it is of: that of a write, on a full disk for one, does not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextmanager
@@ -61,6 +77,9 @@ def unfinished(final: Path) -> Iterator[Path]:
     """An empty folder beside `final`, which gets that name when all that was to be written in here is.
 
     Where that fails nothing is left: what half a checkpoint takes may be what fills the disk.
+
+    Raises:
+        UserError: the disk is full.
     """
     folder = final.with_name(final.name + ".tmp")
     shutil.rmtree(folder, ignore_errors=True)
@@ -68,8 +87,15 @@ def unfinished(final: Path) -> Iterator[Path]:
     try:
         yield folder
         publish(folder, final)
-    except BaseException:
+    except BaseException as error:
+        written = bytes_in(folder)
         shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise UserError(
+                f"{final} cannot be written: {error.strerror}. It needs more than {size(written)}; "
+                f"{size(shutil.disk_usage(final.parent).free)} are free there without it. Free some space, lower "
+                f"schedule.keep_checkpoints, or set run.folder to another disk"
+            ) from error
         raise
 
 

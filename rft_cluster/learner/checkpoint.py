@@ -9,13 +9,18 @@ renamed by the driver when every rank is done: what bears the final name is comp
 """
 
 import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.optim import Optimizer
 
 from rft_cluster.common.files import write_json
@@ -30,12 +35,29 @@ EXPORT_FILE = "model.safetensors"
 def save_shards(folder: Path, policy: PolicyModel, optimizer: Optimizer) -> None:
     """Write this rank's part of a checkpoint. A collective: every rank calls it with the same folder."""
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    dcp.save(_tensors(policy, optimizer), storage_writer=writer)
+    with _errors_of_the_system(folder):
+        dcp.save(_tensors(policy, optimizer), storage_writer=writer)
 
 
 def load_shards(folder: Path, policy: PolicyModel, optimizer: Optimizer) -> None:
     """Read a checkpoint into the policy and the optimizer, whatever the number of ranks that wrote it."""
     dcp.load(_tensors(policy, optimizer), storage_reader=HuggingFaceStorageReader(str(folder)))
+
+
+@contextmanager
+def _errors_of_the_system(folder: Path) -> Iterator[None]:
+    """What the system refuses in here (a full disk, say) comes as OSError, with the folder's name. torch wraps it in an
+    exception of its own with all ranks' failures, and safetensors puts its number into a text."""
+    try:
+        yield
+    except (CheckpointException, SafetensorError, OSError) as error:
+        failures = [failure for failure, _ in error.failures.values()] if isinstance(error, CheckpointException) else []
+        for failure in [*failures, error]:
+            told = re.search(r"\(os error (\d+)\)", str(failure)) if isinstance(failure, SafetensorError) else None
+            number = failure.errno if isinstance(failure, OSError) else int(told[1]) if told else None
+            if number:
+                raise OSError(number, os.strerror(number), str(folder)) from error
+        raise
 
 
 def _tensors(policy: PolicyModel, optimizer: Optimizer) -> dict[str, Tensor]:
@@ -60,7 +82,8 @@ def export_model(folder: Path, policy: PolicyModel, encoder: PromptEncoder, is_w
             full[name] = tensor.cpu()
     if not is_writer:
         return
-    policy.model.save_pretrained(folder, state_dict=full)
+    with _errors_of_the_system(folder):
+        policy.model.save_pretrained(folder, state_dict=full)
     config_file = folder / "config.json"
     config: dict[str, Any] = json.loads(config_file.read_text())
     # Training turned the cache off and computed from FP32 masters; what is exported is used otherwise.

@@ -1,6 +1,9 @@
 """What the user gets to see before anything starts: one clear message or the plan, and nothing written."""
 
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -234,3 +237,126 @@ def test_no_room_for_any_answer_is_refused_and_the_cure_works(tmp_path, capsys, 
     assert run(tmp_path, capsys, *small, f"sampling.max_tokens={cure}", "--dry-run")[0] == 0
     code, printed, _ = run(tmp_path, capsys, *small, limit, "scoring.red_team=warn", "--dry-run")
     assert code == 0 and "has 6 tokens" in printed
+
+
+# --- whatever a launch would refuse, a dry run refuses, with the same words
+
+
+BOTH = pytest.mark.parametrize("dry_run", [[], ["--dry-run"]], ids=["run", "dry run"])
+GPUS = ("cluster.device=cuda", "generators.gpus=1", "learners.gpus=1")
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model.path=mm"], "model.path: there is no folder mm (a model on the hub has a name of the form owner/name)"),
+        (["model.path=owner/none"], "model.path: owner/none is no folder here and not in the local cache"),
+        (["prompt.template=nowhere.txt"], "prompt.template: 'nowhere.txt' is neither a file nor"),
+        (["data.manifest=nowhere.json"], "data.manifest: nowhere.json cannot be read"),
+        (["rewards.nowhere:f=1"], "rewards: 'nowhere:f' cannot be found"),
+        (["data.validation=2", "data.test=3"], "model.path is tiny: it learns to see from images outside validation"),
+        (["sampling.max_tokens=2000"], "is more than the window of the small model, 2048 tokens"),
+        (["model.max_prompt_tokens=20"], "more than model.max_prompt_tokens = 20"),
+        ([*GPUS], "the run needs 3 GPUs, the cluster has 0"),
+        (["generators.kv_cache_gib=16384"], "lower generators.count, generators.kv_cache_gib"),
+        (["schedule.keep_checkpoints=100000000"], "lower schedule.keep_checkpoints, or set run.folder"),
+        (["run.folder=/proc/sys"], "/proc/sys/mine cannot be written"),
+    ],
+    ids=lambda value: value[0].partition("=")[0] if isinstance(value, list) else "",
+)
+def test_a_dry_run_refuses_what_a_run_refuses(tmp_path, capsys, small, monkeypatch, dry_run, arguments, message):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("rft_cluster.run.task.TINY_CACHE", tmp_path / "cache")
+    assert message in refusal(tmp_path, capsys, *small, *arguments, *dry_run)
+    assert not (tmp_path / "cache").exists(), "the small model was built"
+
+
+@BOTH
+@pytest.mark.parametrize("labels", [("<5mm", ">5mm"), ("a<b", "b"), ("x\ny", "z")], ids=repr)
+def test_a_class_that_cannot_be_one_token_of_the_small_model(tmp_path, capsys, dry_run, labels):
+    path = photos(tmp_path / "photos", **dict.fromkeys(labels, 8))
+    error = refusal(tmp_path, capsys, *FEW, f"data.path={path}", *dry_run)
+    assert "set model.path to a trained Qwen2-VL" in error or "control character" in error
+
+
+@BOTH
+@pytest.mark.parametrize("kind", ["file", "link to nothing", "fifo"])
+@pytest.mark.parametrize("where", ["runs", "runs/mine"])
+def test_something_that_is_no_folder_lies_where_the_run_goes(tmp_path, capsys, small, dry_run, kind, where):
+    path = tmp_path / where
+    path.parent.mkdir(exist_ok=True)
+    make = {"file": path.touch, "link to nothing": lambda: path.symlink_to("gone"), "fifo": lambda: os.mkfifo(path)}
+    make[kind]()
+    code = launch.main(["--config", "digits", f"run.folder={tmp_path / 'runs'}", "run.name=mine", *small, *dry_run])
+    error = capsys.readouterr().err
+    assert (code, error.count("error: ")) == (2, 1)
+    assert f"{tmp_path / 'runs' / 'mine'} cannot be written" in error
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["TMPDIR", "RAY_TMPDIR"])
+def test_a_temporary_folder_that_is_too_long_for_ray(tmp_path, capsys, small, monkeypatch, dry_run, name):
+    monkeypatch.setenv(name, "/tmp/" + "x" * 82)
+    assert "export RAY_TMPDIR=/tmp" in refusal(tmp_path, capsys, *small, *dry_run)
+
+
+@BOTH
+@pytest.mark.parametrize("damage", [b"", b"{", b"\xff"])
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json", "processor_config.json"])
+def test_a_damaged_model_folder(tmp_path, capsys, small, model_folder, dry_run, file, damage):
+    path = shutil.copytree(model_folder, tmp_path / "model")
+    (path / file).write_bytes(damage)
+    assert refusal(tmp_path, capsys, *small, f"model.path={path}", *dry_run).startswith("error: model.path: ")
+
+
+def test_a_dry_run_says_what_the_run_takes(tmp_path, capsys, small):
+    code, printed, _ = run(tmp_path, capsys, *small, "--dry-run", "learners.cpus=100")
+    assert code == 0
+    for text in (
+        "tokens at most, of 64",
+        "for checkpoints and models in",
+        "note: the plan counts",
+        "the small model learns to see from",
+        "the run would start Ray on this machine, which can hold it",
+    ):
+        assert text in printed
+
+
+HEAVY = {"torch", "transformers", "vllm", "ray", "sklearn", "scipy", "peft", "datasets", "matplotlib"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["launch", "--config", "digitz"],
+        ["launch", "--config", "digits", "data.source=folder", "data.path=nowhere"],
+        ["launch", "--config", "digits", "schedule.stpes=3"],
+        ["launch", "--config", "digits", "model.path=nowhere", "--dry-run"],
+        ["launch", "--config", "digits", "prompt.template=nowhere"],
+        ["launch", "--config", "digits", "run.folder=/proc/sys"],
+        ["launch", "--config", "digits", "data.manifest=nowhere"],
+        ["launch", "--config", "digits", "rewards.nowhere:f=1"],
+        ["evaluate", "--checkpoint", "nowhere"],
+        ["evaluate", "--checkpoint", "base", "--config", "digitz"],
+        ["evaluate", "--checkpoint", "base", "--config", "digits", "data.source=folder", "data.path=nowhere"],
+        ["evaluate", "--checkpoint", "base", "--config", "digits", "model.path=nowhere"],
+        ["evaluate", "--checkpoint", "base", "--config", "digits", "--output", "/proc/sys/x"],
+        ["predict", "--checkpoint", "nowhere", "x.jpg"],
+        ["predict", "--checkpoint", ".", "x.jpg"],
+        ["compare", "nowhere", "nowhere"],
+        ["sweep", "--config", "nowhere.yaml"],
+    ],
+    ids=" ".join,
+)
+def test_a_slip_is_told_before_anything_heavy_is_imported(tmp_path, arguments):
+    """Seconds pass while torch is imported: a mistyped name is not worth them."""
+    command, *rest = arguments
+    source = (
+        f"import sys; from rft_cluster import {command}; code = {command}.main({rest!r})\n"
+        f"print(code, sorted({HEAVY!r} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", source], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "2 []", done.stderr
+    assert done.stderr.startswith("error: ")
+    assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""A model's name on the hub: in the cache or not, reachable or not, there or not. The hub is a server of this test's."""
+"""A model on the hub: in the cache or not, reachable or not, there or not. The hub is a server of this test."""
 
 import json
 import shutil
@@ -193,7 +193,7 @@ def test_a_file_is_no_model(hub, tmp_path):
 def test_a_cache_that_cannot_be_written_or_is_full(hub, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(UserError, match="cannot be written .*Set HF_HOME"):
+    with pytest.raises(UserError, match=r"cannot be written .*Set HF_HOME"):
         find_model(NAME)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     usage = shutil.disk_usage(tmp_path)

@@ -1,0 +1,173 @@
+"""Could a run start on this machine? What Ray would say later is said before, and in the words of the configuration."""
+
+import os
+
+import pytest
+from ray._common.utils import get_default_ray_temp_dir
+from ray._private.utils import validate_socket_filepath
+
+from rft_cluster.cluster import machine
+from rft_cluster.common.errors import UserError
+from rft_cluster.config import Config
+
+CPU = {"device": "cpu"}
+
+
+def config(**sections) -> Config:
+    base = {
+        "run": {"name": "x"},
+        "model": {"path": "tiny"},
+        "data": {"source": "digits"},
+        "schedule": {"steps": 1, "prompts_per_step": 1},
+        "cluster": CPU,
+    }
+    return Config.model_validate({**base, **sections})
+
+
+def on_gpus(learners: float = 1, generators: float = 1, count: int = 1, **sections) -> Config:
+    return config(
+        cluster={"device": "cuda"},
+        learners={"gpus": learners, "count": count, **sections.pop("learner", {})},
+        generators={"gpus": generators, "count": count},
+        **sections,
+    )
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch):
+    for name in ("RAY_ADDRESS", "RAY_TMPDIR", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+
+
+# --- Ray's sockets
+
+
+@pytest.mark.parametrize("name", ["TMPDIR", "RAY_TMPDIR"])
+@pytest.mark.parametrize("letter", ["x", "é", "薔"])
+@pytest.mark.parametrize("pid", [7, 12345, 4194303])
+def test_a_folder_is_refused_where_ray_would_refuse_it(tmp_path, monkeypatch, name, letter, pid):
+    monkeypatch.setattr(os, "getpid", lambda: pid)
+    verdicts = []
+    for length in range(1, 100):
+        folder = f"/tmp/{letter * length}"
+        monkeypatch.setenv("TMPDIR", "/tmp")
+        monkeypatch.setenv(name, folder)
+        monkeypatch.setattr(machine, "check_writable", lambda *_: None)
+        session = f"session_2026-11-26_06-45-41_123456_{pid}"  # ray._private.node
+        try:
+            validate_socket_filepath(os.path.join(get_default_ray_temp_dir(), session, "sockets", "plasma_store"))
+        except OSError:
+            with pytest.raises(UserError, match=f"^{name} is .* bytes too long .*: export RAY_TMPDIR=/tmp"):
+                machine.check_ray_folder()
+            verdicts.append(False)
+        else:
+            machine.check_ray_folder()
+            verdicts.append(True)
+    assert True in verdicts
+    assert verdicts == sorted(verdicts, reverse=True)
+
+
+def test_the_cure_for_a_long_folder_works(monkeypatch):
+    monkeypatch.setenv("TMPDIR", "/tmp/" + "x" * 87)
+    with pytest.raises(UserError, match="export RAY_TMPDIR=/tmp"):
+        machine.check_machine(config())
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    machine.check_machine(config())
+
+
+def test_a_folder_that_ray_cannot_write(monkeypatch):
+    monkeypatch.setenv("TMPDIR", "/proc/sys")
+    with pytest.raises(UserError, match=r"/proc/sys/ray cannot be written.*export RAY_TMPDIR=FOLDER"):
+        machine.check_machine(config())
+
+
+# --- GPUs
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shares", [(1, 1, 1), (2, 1, 1), (1, 1, 4), (0.5, 0.5, 1)])
+def test_a_plan_for_gpus_on_a_machine_without_names_the_cpu(monkeypatch, shares, training):
+    monkeypatch.setattr(machine, "_gpus", lambda: 0)
+    with pytest.raises(UserError) as caught:
+        machine.check_machine(on_gpus(*shares), training)
+    cure = "cluster.device=cpu generators.gpus=0 learners.gpus=0"
+    assert cure in str(caught.value)
+    machine.check_machine(config(**{"learners": {"gpus": 0}, "generators": {"gpus": 0}, "cluster": CPU}), training)
+
+
+@pytest.mark.parametrize(("has", "fits"), [(1, False), (2, True), (8, True)])
+def test_a_plan_is_held_against_the_gpus_that_are_here(monkeypatch, has, fits):
+    monkeypatch.setattr(machine, "_gpus", lambda: has)
+    if fits:
+        machine.check_machine(on_gpus())
+    else:
+        with pytest.raises(UserError, match="needs 2 GPUs, the cluster has 1"):
+            machine.check_machine(on_gpus())
+
+
+def test_no_gpu_is_looked_for_where_none_is_planned(monkeypatch):
+    monkeypatch.setattr(machine, "_gpus", lambda: pytest.fail("looked for"))
+    machine.check_machine(config())
+
+
+def test_gpus_are_counted_as_ray_counts_them():
+    assert machine._gpus() == 0
+
+
+@pytest.mark.parametrize("cores", [1, 2, 64])
+@pytest.mark.parametrize("cpus", [0.5, 1, 4])
+def test_cpus_are_a_note(monkeypatch, cores, cpus):
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    note = machine.check_machine(config(learners={"cpus": cpus}, generators={"cpus": cpus}))
+    assert bool(note) == (2 * cpus > cores)
+
+
+def test_a_cluster_that_is_joined_is_not_this_machine(monkeypatch):
+    monkeypatch.setenv("TMPDIR", "/tmp/" + "x" * 87)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert machine.check_machine(on_gpus()) == ""
+    machine.check_memory(on_gpus(), 10**12)
+
+
+# --- memory
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 16}])
+@pytest.mark.parametrize("kl", [0.0, 0.04])
+@pytest.mark.parametrize(("learners", "generators"), [(1, 1), (4, 1), (1, 4)])
+def test_what_weights_take_is_held_against_the_memory(monkeypatch, lora, kl, learners, generators):
+    plan = config(
+        model={"path": "tiny", "lora": lora},
+        algorithm={"kl_beta": kl},
+        learners={"count": learners},
+        generators={"count": generators},
+    )
+    machine.check_memory(plan, 1_200_000)
+    with pytest.raises(UserError, match=r"million parameters take .* of memory .* and this machine has"):
+        machine.check_memory(plan, 10**13)
+    # More of anything takes more, and LoRA never more than all weights.
+    assert machine.host_memory(plan, 2 * 10**9) > machine.host_memory(plan, 10**9) > 10**9
+
+
+@pytest.mark.parametrize(("gigabytes", "fits"), [(24, False), (80, True)])
+def test_a_gpu_is_too_small_for_all_weights_of_the_2b_model(monkeypatch, gigabytes, fits):
+    monkeypatch.setattr(machine, "_smallest_gpu", lambda: gigabytes * 10**9)
+    parameters = 2_208_985_600
+    if fits:
+        machine.check_memory(on_gpus(), parameters)
+        return
+    with pytest.raises(UserError, match=r"take 39.8 GB of a GPU's memory.*learners.cpu_offload=true or model.lora"):
+        machine.check_memory(on_gpus(), parameters)
+    machine.check_memory(on_gpus(learner={"cpu_offload": True}), parameters)
+    machine.check_memory(on_gpus(model={"path": "x", "lora": {"rank": 16}}), parameters)
+    machine.check_memory(on_gpus(count=2), parameters)
+
+
+@pytest.mark.parametrize(
+    ("name", "gigabytes"), [("flower102_24gb", 24), ("flower102_1gpu", 80), ("flower102", 80), ("photos_1gpu", 80)]
+)
+def test_the_configurations_fit_what_they_are_for(monkeypatch, name, gigabytes):
+    from rft_cluster.config import load_config
+
+    monkeypatch.setattr(machine, "_smallest_gpu", lambda: gigabytes * 10**9)
+    machine.check_memory(load_config(name, []), 2_208_985_600)
