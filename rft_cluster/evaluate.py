@@ -18,13 +18,15 @@ from rft_cluster.classification.answers import AnswerReader
 from rft_cluster.classification.card import check_card, find_export, read_card
 from rft_cluster.classification.plots import draw_evaluation
 from rft_cluster.classification.report import judge, report
+from rft_cluster.cluster.machine import check_machine
 from rft_cluster.common.errors import UserError, exit_code
-from rft_cluster.common.files import write_json, write_text
+from rft_cluster.common.files import check_writable, write_json, write_text
 from rft_cluster.common.text import printable
 from rft_cluster.config import Config, find_config, load_config, load_run_config, run_folder_of
 from rft_cluster.data.images import open_image, pixel_digest
 from rft_cluster.messages import Example, Group, Sampling
 from rft_cluster.prompts import make_prompts, text_hash
+from rft_cluster.run.preflight import check_paths
 from rft_cluster.run.saving import BEST
 from rft_cluster.run.task import Task, base_model_path, check_model, prepare
 
@@ -55,16 +57,20 @@ def evaluate(options: argparse.Namespace) -> None:
         raise UserError(f"--votes is {options.votes}: it must be at least 1")
     export = None if options.checkpoint == BASE else find_export(Path(options.checkpoint))
     config = _config(options, export)
+    whose = f"-{BASE}" if export is None else "-best" if export.name == BEST else ""
+    folder = export.parent if export else config.run_folder
+    output = options.output or folder / f"evaluation{whose}-{options.split}"
+    check_writable(output, "Set --output to a folder that can be")
+    check_paths(config, str(export) if export else config.model.path)
+    for note in filter(None, [check_machine(config, training=False)]):
+        print(note)
     task = prepare(config)
     examples: list[Example] = getattr(task.dataset, options.split)
     if not examples:
         raise UserError(f"the {options.split} split is empty: set data.{options.split}")
     if export:
         check_card(read_card(export), config, task.dataset, task.text)
-        own = "evaluation-best" if export.name == BEST else "evaluation"
-        model_path, output = str(export), export.parent / f"{own}-{options.split}"
-    else:
-        model_path, output = base_model_path(config, task), config.run_folder / f"evaluation-{BASE}-{options.split}"
+    model_path = str(export) if export else base_model_path(config, task)
     check_model(config, task, model_path, examples)
 
     greedy, sampled = _ask(config, task, model_path, examples, options.split, options.votes)
@@ -86,7 +92,6 @@ def evaluate(options: argparse.Namespace) -> None:
             {example.example_id: pixel_digest(open_image(example.image)) for example in examples},
         ),
     }
-    output = options.output or output
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "evaluation.json", figures)
     write_text(output / "predictions.csv", _csv(figures["predictions"]))

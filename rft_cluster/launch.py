@@ -38,8 +38,10 @@ def launch(config: Config, dry_run: bool, resume: bool, command: list[str]) -> N
         return launch_folds(config, dry_run, resume, command)
     from rft_cluster.run.lock import locked
     from rft_cluster.run.log import logged
+    from rft_cluster.run.preflight import check_run_folder
     from rft_cluster.run.resume import check_kinds, find_start, raise_stopped
 
+    check_run_folder(config)
     check_kinds(config.run_folder)
     if dry_run:
         return _dry_run(config, resume)
@@ -85,7 +87,7 @@ def _check(config: Config, start: "Start") -> "Task":
     from rft_cluster.run.task import prepare
 
     load_rewards(config.rewards)
-    model = check_paths(config)
+    model = check_paths(config, config.model.path)
     note = check_machine(config)
     task = prepare(start.own_images(config))
     dataset = task.dataset

@@ -30,22 +30,25 @@ class Checked:
     notes: list[str]
 
 
-def check_paths(config: Config) -> Model | None:
-    """Everything that the configuration names and that is quick to look at. Returns the model, None for `tiny`.
+def check_run_folder(config: Config) -> None:
+    """Raises UserError where the run's folder is not there and cannot be made, or cannot be written."""
+    check_writable(config.run_folder, "Set run.folder to a folder that can be")
+
+
+def check_paths(config: Config, model_path: str) -> Model | None:
+    """Everything that is named and quick to look at. Returns the model of `model_path`, None for `tiny`.
 
     Raises:
-        UserError: the run folder cannot be written, or the template, the manifest or the model is not there or will not
-            do.
+        UserError: the template, the manifest or the model is not there or will not do.
     """
-    check_writable(config.run_folder, "Set run.folder to a folder that can be")
     if config.prompt.template != PROBLEM:
         find_template(config.prompt.template)
     if config.data.manifest:
         read_manifest(config.data.manifest)
-    if config.model.path == "tiny":
+    if model_path == "tiny":
         check_writable(TINY_CACHE.expanduser(), "The small model is kept there: set HOME to a folder that can be")
         return None
-    model = find_model(config.model.path)
+    model = find_model(model_path)
     check_files(model, config.max_model_tokens)
     return model
 

@@ -314,7 +314,7 @@ def test_a_dry_run_says_what_the_run_takes(tmp_path, capsys, small):
     code, printed, _ = run(tmp_path, capsys, *small, "--dry-run", "learners.cpus=100")
     assert code == 0
     for text in (
-        "tokens at most, of 64",
+        "tokens at most, of 128",
         "for checkpoints and models in",
         "note: the plan counts",
         "the small model learns to see from",
