@@ -15,6 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from rft_cluster.classification.answers import AnswerReader
+from rft_cluster.classification.baselines import BASELINES, nearest_neighbour_and_regression
 from rft_cluster.classification.card import check_card, find_export, read_card
 from rft_cluster.classification.plots import draw_evaluation
 from rft_cluster.classification.report import judge, report
@@ -91,6 +92,7 @@ def evaluate(options: argparse.Namespace) -> None:
             task.dataset.classes,
             {example.example_id: pixel_digest(open_image(example.image)) for example in examples},
         ),
+        "baselines": nearest_neighbour_and_regression(task.dataset) if options.split == "test" else {},
     }
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "evaluation.json", figures)
@@ -160,8 +162,12 @@ def _summary(figures: dict[str, Any]) -> str:
         f"{figures['images']} images of {figures['split']}: accuracy, and its 95 % interval",
         line("greedy, strict", greedy["strict"]),
         line(f"vote of {votes}, strict", figures["vote"]["strict"]),
-        line("greedy, lenient", greedy["lenient"]) + "   (the published containment rule: it forgives too much)",
+        line("greedy, lenient", greedy["lenient"]) + "   (the published rule, but for empty answers: it forgives too much)",
         line("format", greedy["format"]),
+        *(
+            f"{BASELINES[name]:<20}{100 * rate:4.1f} %   (for comparison)"
+            for name, rate in figures["baselines"].items()
+        ),
         f"vote - greedy     {100 * difference['difference']:+6.1f}     {100 * low:+.1f} to {100 * high:+.1f} points",
         "lowest classes:",
     ]

@@ -66,6 +66,22 @@ def test_a_table_holds_no_formula():
     assert text == 'id,share,text\n\'=HYPERLINK(1),-0.5,"a,\n""b"""\n'
 
 
+def test_the_summary_of_an_evaluation_has_the_baselines():
+    rate = {"right": 3, "n": 4, "rate": 0.75, "interval": [0.3, 0.95]}
+    figures = {
+        "images": 4, "split": "test", "votes": 8, "greedy": {"strict": rate, "lenient": rate, "format": rate},
+        "vote": {"strict": rate}, "vote_minus_greedy": {"difference": 0.0, "interval": [-0.2, 0.2]},
+        "classes": [{"label": "rose", "taken_for": {"tulip": 1}, **rate}],
+        "format_failures": {"count": 0, "examples": []},
+        "baselines": {"nearest_neighbour": 0.5, "logistic_regression": 0.825},
+    }  # fmt: skip
+    lines = evaluate._summary(figures).splitlines()
+    assert "greedy, strict      75.0 %   30.0 to 95.0" in lines
+    assert "1-nearest neighbour 50.0 %   (for comparison)" in lines
+    assert "logistic regression 82.5 %   (for comparison)" in lines
+    assert "logistic regression" not in evaluate._summary({**figures, "baselines": {}})
+
+
 def test_evaluating_without_a_config_needs_a_run(tmp_path, capsys):
     assert evaluate.main(["--checkpoint", "base"]) == 2
     assert "--config is missing" in capsys.readouterr().err
