@@ -162,7 +162,7 @@ def _summary(figures: dict[str, Any]) -> str:
         f"{figures['images']} images of {figures['split']}: accuracy, and its 95 % interval",
         line("greedy, strict", greedy["strict"]),
         line(f"vote of {votes}, strict", figures["vote"]["strict"]),
-        line("greedy, lenient", greedy["lenient"]) + "   (the published rule, but for empty answers: it forgives too much)",
+        line("greedy, lenient", greedy["lenient"]) + "   (the published rule, but for empty answers: it forgives much)",
         line("format", greedy["format"]),
         *(
             f"{BASELINES[name]:<20}{100 * rate:4.1f} %   (for comparison)"
