@@ -7,38 +7,42 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.files import check_format, json_object
+from rft_cluster.common.text import shown
 from rft_cluster.config import Config
-from rft_cluster.data.dataset import FewShotDataset
+from rft_cluster.config.sections import MOST_BYTES, MOST_DECODED, MOST_PIXELS, MOST_STEPS, MOST_TOKENS, Level
+from rft_cluster.data.dataset import FewShotDataset, listing
 from rft_cluster.data.images import MAX_BYTES, MAX_PIXELS, open_image, pixel_digest
 from rft_cluster.messages import Example
 from rft_cluster.prompts import text_hash
 
 CARD_FILE = "classifier.json"
+MOST_CARD = 100_000_000  # bytes
 
 
 class Card(BaseModel):
-    """The question as the policy was asked it, what it may answer, and the limits its images were resized to."""
+    """The question as the policy was asked it, what it may answer, and the limits its images were resized to. A card
+    may be somebody else's: its numbers have the configuration's ranges."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     dataset: str
     classes: list[str] = Field(min_length=2)
     aliases: dict[str, list[str]]
-    prompt: str
+    prompt: str = Field(min_length=1)
     prompt_sha256: str
-    min_pixels: int = Field(ge=28 * 28)
-    max_pixels: int = Field(ge=28 * 28)
-    max_prompt_tokens: int = Field(ge=16)
-    max_tokens: int = Field(ge=1)
-    temperature: float = Field(gt=0)
-    steps: int
+    min_pixels: int = Field(ge=28 * 28, le=MOST_PIXELS)
+    max_pixels: int = Field(ge=28 * 28, le=MOST_PIXELS)
+    max_prompt_tokens: int = Field(ge=16, le=MOST_TOKENS)
+    max_tokens: int = Field(ge=1, le=MOST_TOKENS)
+    temperature: float = Field(gt=0, le=2)
+    steps: int = Field(ge=0, le=MOST_STEPS)
     """Steps that made the policy."""
-    validation: float | None = None
+    validation: float | None = Field(None, ge=0, le=1)
     """Its strict accuracy on the validation images, where it was taken."""
-    levels: tuple[int, int] | None = None
+    levels: tuple[Level, Level] | None = None
     """What was black and white of pictures with 16 bits a channel, if it saw any."""
-    data_max_pixels: int = Field(MAX_PIXELS, ge=1)
-    data_max_bytes: int = Field(MAX_BYTES, ge=1)
+    data_max_pixels: int = Field(MAX_PIXELS, ge=1, le=MOST_DECODED)
+    data_max_bytes: int = Field(MAX_BYTES, ge=1, le=MOST_BYTES)
     """Larger pictures are not read."""
     trained_on_pixels: list[str] = []
     """Digests of the training images' pixels (`pixel_digest`): an evaluation on any of them, in whatever encoding,
@@ -77,6 +81,8 @@ def read_card(folder: Path) -> Card:
     file = folder / CARD_FILE
     if not file.is_file():
         raise UserError(f"{folder} holds no {CARD_FILE}: it is not a model that a run of this program exported")
+    if file.stat().st_size > MOST_CARD:
+        raise UserError(f"{file} holds {file.stat().st_size} bytes: that is no card")
     values = json_object(file.read_bytes())
     if values is None:
         raise UserError(f"{file} cannot be read: it is damaged, no JSON object")
@@ -84,7 +90,12 @@ def read_card(folder: Path) -> Card:
     try:
         card = Card.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
+        lines = [f"{shown('.'.join(map(str, one['loc']))) or 'file'}: {one['msg']}" for one in error.errors()]
+        raise UserError(f"{file} cannot be read, it is not what a run writes:\n{listing(lines)}") from error
+    if card.min_pixels > card.max_pixels:
+        raise UserError(f"{file}: min_pixels {card.min_pixels} is above max_pixels {card.max_pixels}")
+    if "<|" in card.prompt:  # it would be taken for the token
+        raise UserError(f"{file}: the prompt holds a special token (<|...), which no template may")
     if text_hash(card.prompt) != card.prompt_sha256:
         raise UserError(f"{file}: the prompt was changed after training (its SHA-256 is not {card.prompt_sha256})")
     return card

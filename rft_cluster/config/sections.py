@@ -14,6 +14,8 @@ DEFAULT_REWARDS = {"format": 1.0, "accuracy": 1.0}
 # Ranges end where a number can only be a slip, or a stranger's: before memory is taken for it.
 MOST_PIXELS = 16_384 * 28 * 28  # what Qwen2-VL's own processor allows an image
 MOST_TOKENS = 1_048_576
+MOST_DECODED = 2_000_000_000  # pixels of a picture as it lies on disk
+MOST_BYTES = 4_000_000_000  # of a picture's file
 MOST_IMAGES = 100_000_000
 MOST_STEPS = 100_000_000
 MOST_ACTORS = 10_000
@@ -90,8 +92,8 @@ class DataSection(Section):
     """With `error` all images that cannot be used are listed and nothing starts; with `skip` they are left out."""
     on_conflict: Literal["error", "skip"] = "error"
     """The same picture under two labels: `error` lists all of them, `skip` leaves out every copy."""
-    max_pixels: int = Field(89_478_485, ge=28 * 28, le=2_000_000_000)
-    max_bytes: int = Field(50_000_000, ge=1, le=4_000_000_000)
+    max_pixels: int = Field(89_478_485, ge=28 * 28, le=MOST_DECODED)
+    max_bytes: int = Field(50_000_000, ge=1, le=MOST_BYTES)
     """Larger pictures are refused before they are decoded, which takes up to 4 bytes a pixel."""
     sixteen_bit: Literal["auto", "full"] | tuple[Level, Level] = "auto"
     """What becomes black and white of pictures with 16 bits a channel. `auto`: the powers of two that hold all values

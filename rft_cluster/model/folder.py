@@ -16,9 +16,11 @@ from safetensors import SafetensorError, safe_open
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.text import shown
+from rft_cluster.model.numbers import check_against, check_processor, least_weights
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 TRAINABLE = ("F32", "BF16", "F16")
 LAYER = re.compile(r"(.*\b(?:layers|blocks))\.(\d+)\.(.+)")
 # Of each of these the policy has one beside its layers, whatever prefix a version of transformers wrote before it.
@@ -38,6 +40,7 @@ def check_model_folder(path: str | Path, longest_sequence: int) -> int:
     config = check_model_config(folder, longest_sequence)
     shapes = _shapes(folder)
     _check_complete(folder, config, shapes)
+    check_against(least_weights(config, folder / "config.json"), shapes, folder / "config.json")
     return sum(math.prod(shape) for shape in shapes.values())
 
 
@@ -52,6 +55,9 @@ def check_model_config(folder: Path, longest_sequence: int) -> dict[str, Any]:
         raise UserError(f"model.path: {folder} is a {config.get('model_type')!r}, but only 'qwen2_vl' is supported")
     if config.get("quantization_config") is not None:
         raise UserError(f"model.path: {folder} is quantised, which cannot be trained: take the model it was made from")
+    least_weights(config, folder / "config.json")
+    for file in (folder / name for name in PROCESSORS if (folder / name).is_file()):
+        check_processor(_read_json(file, ""), file)
     window = _of_text(config, "max_position_embeddings")
     if isinstance(window, int):
         check_window(window, longest_sequence, str(folder))

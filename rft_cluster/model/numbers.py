@@ -1,0 +1,117 @@
+"""The numbers of a model's config.json, held against ranges and against its weights before memory is taken for them."""
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rft_cluster.common.errors import UserError
+from rft_cluster.common.text import shown
+from rft_cluster.model.qwen2vl import MERGE, PATCH
+
+FRAMES = 2  # an image is one pair of equal frames
+Width = Annotated[int, Field(ge=1, le=65_536)]
+Heads = Annotated[int, Field(ge=1, le=1024)]
+Layers = Annotated[int, Field(ge=1, le=512)]
+Small = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Numbers(BaseModel):
+    """Left out, a number is Qwen2-VL's usual one, as in transformers. Keys beside those named here go unread."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+N = TypeVar("N", bound=_Numbers)
+
+
+class _Rope(_Numbers):
+    mrope_section: list[Annotated[int, Field(ge=0, le=4096)]] = Field([16, 24, 24], max_length=3)
+    rope_theta: float = Field(1e6, gt=0, le=1e12)
+
+
+class _Text(_Numbers):
+    vocab_size: int = Field(152_064, ge=1, le=2_000_000)
+    hidden_size: Width = 8192
+    intermediate_size: int = Field(29_568, ge=1, le=1_000_000)
+    num_hidden_layers: Layers = 80
+    num_attention_heads: Heads = 64
+    num_key_value_heads: Heads | None = 8
+    max_position_embeddings: int = Field(32_768, ge=1, le=1_048_576)
+    max_window_layers: int = Field(80, ge=0, le=10_000)
+    sliding_window: int | None = Field(None, ge=0, le=1_048_576)
+    rms_norm_eps: Small = 1e-5
+    initializer_range: Small = 0.02
+    rope_theta: float = Field(1e6, gt=0, le=1e12)
+    rope_scaling: _Rope | None = None
+    rope_parameters: _Rope | None = None
+
+    def weights(self) -> int:
+        """Of the embedding and of the layers' matrices: what there is at the least."""
+        shared = (self.num_key_value_heads or self.num_attention_heads) / self.num_attention_heads
+        attention = (2 + 2 * shared) * self.hidden_size**2
+        matrices = attention + 3 * self.hidden_size * self.intermediate_size
+        return int(self.vocab_size * self.hidden_size + self.num_hidden_layers * matrices)
+
+
+class _Vision(_Numbers):
+    depth: Layers = 32
+    embed_dim: Width = 1280
+    hidden_size: Width = 3584
+    num_heads: Heads = 16
+    mlp_ratio: float = Field(4, gt=0, le=64)
+    in_channels: int = Field(3, ge=3, le=3)
+    in_chans: int = Field(3, ge=3, le=3)
+    patch_size: int = Field(PATCH, ge=PATCH, le=PATCH)
+    spatial_merge_size: int = Field(MERGE, ge=MERGE, le=MERGE)
+    temporal_patch_size: int = Field(FRAMES, ge=FRAMES, le=FRAMES)
+
+    def weights(self) -> int:
+        return int(self.depth * (4 + 2 * self.mlp_ratio) * self.embed_dim**2)
+
+
+class _Processor(_Numbers):
+    patch_size: int = Field(PATCH, ge=PATCH, le=PATCH)
+    merge_size: int = Field(MERGE, ge=MERGE, le=MERGE)
+    temporal_patch_size: int = Field(FRAMES, ge=FRAMES, le=FRAMES)
+
+
+def least_weights(config: dict[str, Any], file: Path) -> int:
+    """How many parameters a model of this config.json has at the least.
+
+    Raises:
+        UserError: a number is out of its range.
+    """
+    text, vision = config.get("text_config") or config, config.get("vision_config") or {}
+    checked = _checked(_Text, text, file)
+    if checked.hidden_size % checked.num_attention_heads:
+        raise UserError(
+            f"model.path: {file}: hidden_size {checked.hidden_size} is no multiple of num_attention_heads "
+            f"{checked.num_attention_heads}"
+        )
+    return checked.weights() + _checked(_Vision, vision, file).weights()
+
+
+def check_processor(config: dict[str, Any], file: Path) -> None:
+    """Raises UserError where a processor's configuration cuts images into other patches than Qwen2-VL's."""
+    _checked(_Processor, config.get("image_processor") or config, file)
+
+
+def check_against(least: int, shapes: dict[str, list[int]], file: Path) -> None:
+    """Raises UserError where config.json stands for more parameters than the weights' files hold."""
+    held = sum(math.prod(shape) for shape in shapes.values())
+    if least > held:
+        raise UserError(
+            f"model.path: {file} describes a model of at least {least:,} parameters, but the weights beside it hold "
+            f"{held:,}: the file is not these weights'"
+        )
+
+
+def _checked(model: type[N], values: Any, file: Path) -> N:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = shown(".".join(map(str, first["loc"])))
+        raise UserError(f"model.path: {file}: {key}: {first['msg']}, got {shown(repr(first['input'])[:60])}") from error
