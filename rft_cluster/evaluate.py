@@ -6,8 +6,6 @@ evaluation.png; the same command twice writes the same files. Two evaluations: p
 """
 
 import argparse
-import csv
-import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from rft_cluster.classification.report import judge, report
 from rft_cluster.cluster.machine import check_machine
 from rft_cluster.common.errors import UserError, exit_code
 from rft_cluster.common.files import check_writable, write_json, write_text
-from rft_cluster.common.text import printable
+from rft_cluster.common.text import csv_line, printable
 from rft_cluster.config import Config, find_config, load_config, load_run_config, run_folder_of
 from rft_cluster.data.images import open_image, pixel_digest
 from rft_cluster.messages import Example, Group, Sampling
@@ -34,7 +32,6 @@ from rft_cluster.run.task import Task, base_model_path, check_model, prepare
 BASE = "base"
 AT_ONCE = 64  # prompts a generator gets in one call
 UNUSED = ("rewards", "scoring")  # sections of a run that evaluating has no use for
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would run
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -141,13 +138,7 @@ def _ask(
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:
-    """What a model or a file's name says could be a formula to a spreadsheet: it gets an apostrophe in front."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: f"'{v}" if isinstance(v, str) and v.startswith(FORMULA) else v for k, v in row.items()})
-    return file.getvalue()
+    return "".join(map(csv_line, [rows[0], *(row.values() for row in rows)]))
 
 
 def _summary(figures: dict[str, Any]) -> str:

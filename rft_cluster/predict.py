@@ -1,4 +1,4 @@
-"""Classify images: python -m rft_cluster.predict --checkpoint RUN_OR_MODEL IMAGE_OR_FOLDER... [--json]
+"""Classify images: python -m rft_cluster.predict --checkpoint RUN_OR_MODEL IMAGE_OR_FOLDER... [--json | --csv]
 
 The exported model brings its classes, its question and its pixel limits along. Answers are greedy, as accuracy is
 measured. With --votes several samples an image vote, and the share of votes says how sure the policy is of its own
@@ -9,7 +9,9 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -21,12 +23,13 @@ from rft_cluster.classification.answers import AnswerReader, Vote
 from rft_cluster.classification.card import Card, find_export, read_card
 from rft_cluster.common.errors import UserError, exit_code
 from rft_cluster.common.hardware import hardware, openmp_environment
-from rft_cluster.common.text import printable
+from rft_cluster.common.text import csv_line, printable
 from rft_cluster.config import GeneratorsSection, ModelSection
 from rft_cluster.data.files import SUFFIXES, LeftOut, is_system
 from rft_cluster.data.images import Limits, check_image
 from rft_cluster.data.shown import shown_bytes
 from rft_cluster.messages import Example, Sampling
+from rft_cluster.model.folder import check_model_folder
 from rft_cluster.prompts import make_prompts
 
 if TYPE_CHECKING:
@@ -34,6 +37,9 @@ if TYPE_CHECKING:
 
 AT_ONCE = 32  # images in the engine at a time: results stream, and memory stays bounded however many files there are
 REASONING_SHOWN = 200
+COLUMNS = ("file", "label", "share", "reasoning")  # of --csv
+COUNTED = 20  # classes in the summary
+NO_CLASS = "(no class)"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,7 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--checkpoint", required=True, type=Path, help="a run's folder, or a model it exported")
     parser.add_argument("paths", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
-    parser.add_argument("--json", action="store_true", help="an object a line, for programs")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="an object a line, for programs")
+    form.add_argument("--csv", action="store_true", help="a table, for spreadsheets: file, label, share, reasoning")
     parser.add_argument("--votes", type=int, default=1, help="1: one greedy answer (1); more: so many samples vote")
     parser.add_argument("--seed", type=int, default=0, help="of the samples (0)")
     parser.add_argument("--kv-cache-gib", type=int, default=1, help="CPU only: memory for keys and values (1)")
@@ -57,6 +65,7 @@ def predict(options: argparse.Namespace) -> int:
         raise UserError(f"--votes is {options.votes}: it must be at least 1")
     export = find_export(options.checkpoint)
     card = read_card(export)
+    check_model_folder(export, card.max_prompt_tokens + card.max_tokens)
     left_out = LeftOut()
     files = list(image_files(options.paths, left_out))
     notes = left_out.notes()
@@ -68,15 +77,33 @@ def predict(options: argparse.Namespace) -> int:
         print(note, file=sys.stderr)
     reader = AnswerReader(card.classes, card.aliases)
     unreadable: list[str] = []
+    labels: Counter[str] = Counter()
+    if options.csv:
+        print(csv_line(COLUMNS), end="")
     with tqdm(total=len(files), unit="image", disable=len(files) < AT_ONCE) as bar:
         for path, vote in _answers(export, card, files, options, reader, unreadable):
             with bar.external_write_mode(file=sys.stdout):
                 print(_line(path, vote, options), flush=True)
+            labels[NO_CLASS if vote.label is None else printable(vote.label)] += 1
             bar.update()
         bar.update(len(unreadable))
     for problem in unreadable:
         print(f"not classified: {printable(problem)}", file=sys.stderr)
+    if len(files) > 1:
+        print(_summary(labels, len(unreadable)), file=sys.stderr)
     return 1 if unreadable else 0
+
+
+def _summary(labels: Mapping[str, int], unreadable: int) -> str:
+    """`81 images: 41 bag, 38 shoe, 2 (no class)`, the most frequent first; then how many were not classified."""
+    ranked = sorted(labels.items(), key=lambda item: (-item[1], item[0]))
+    counts = [f"{count} {label}" for label, count in ranked[:COUNTED]]
+    rest = ranked[COUNTED:]
+    if rest:
+        counts.append(f"{sum(count for _, count in rest)} of {len(rest)} other classes")
+    failed = [f"{unreadable} not classified"] if unreadable else []
+    total = sum(labels.values())
+    return "; ".join([f"{total} images: {', '.join(counts)}" if total else "0 images", *failed])
 
 
 def image_files(paths: list[Path], left_out: LeftOut) -> Iterator[Path]:
@@ -113,7 +140,11 @@ def _answers(
     engine = None
     readable = _readable(files, bad, Limits(card.data_max_pixels, card.data_max_bytes, keys=False), card.levels)
     while chunk := list(islice(readable, AT_ONCE)):
-        engine = engine or _start(export, card, options)  # not before there is something to ask
+        if engine is None:  # not before there is something to ask
+            print(f"loading the model and starting its engine for {len(files)} images ...", file=sys.stderr, flush=True)
+            started = time.monotonic()
+            engine = _start(export, card, options)
+            print(f"ready after {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
         generator, sampling = engine
         examples = [Example(str(path), image, label="") for path, image in chunk]
         prompts = make_prompts(examples, card.prompt, "predict", 0, options.seed)
@@ -165,7 +196,9 @@ def _start(export: Path, card: Card, options: argparse.Namespace) -> "tuple[Gene
 def _line(path: Path, vote: Vote, options: argparse.Namespace) -> str:
     if options.json:
         return json.dumps({"file": str(path), **asdict(vote)}, ensure_ascii=False)
-    label = printable(vote.label) if vote.label is not None else "(no class)"
+    if options.csv:
+        return csv_line([str(path), vote.label or "", round(vote.share, 4), printable(vote.reasoning)]).rstrip("\n")
+    label = printable(vote.label) if vote.label is not None else NO_CLASS
     shown = printable(vote.reasoning)[:REASONING_SHOWN]
     how = f"{100 * vote.share:.0f} %" if options.votes > 1 else "greedy"
     return f"{printable(str(path))}\t{label}\t{how}\t{shown}"

@@ -1,3 +1,5 @@
+import csv
+import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,11 +45,36 @@ def test_unreadable_files_are_kept_for_the_end(tmp_path):
 def test_a_line_for_people_and_one_for_programs():
     vote = Vote("rose", 0.75, {"rose": 6}, "red\x1b[2J\nthorns")
     for votes, how in ((8, "75 %"), (1, "greedy")):
-        options = SimpleNamespace(votes=votes, json=False)
+        options = SimpleNamespace(votes=votes, json=False, csv=False)
         assert predict._line(Path("a b.png"), vote, options) == f"a b.png\trose\t{how}\tred?[2J thorns"
-    line = json.loads(predict._line(Path("a b.png"), vote, SimpleNamespace(votes=8, json=True)))
+    line = json.loads(predict._line(Path("a b.png"), vote, SimpleNamespace(votes=8, json=True, csv=False)))
     assert line == {"file": "a b.png", "label": "rose", "share": 0.75, "counts": {"rose": 6},
                     "reasoning": "red\x1b[2J\nthorns"}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["a.png", "=1+1.png", "a, b.png", 'a "b".png', "薔薇.png", "a\nb.png"])
+@pytest.mark.parametrize("label", ["rose", "=SUM(A1)", "-1", "5 mm, new", None])
+def test_a_row_for_spreadsheets(path, label):
+    vote = Vote(label, 1 / 3, {}, "red,\nthorns")
+    line = predict._line(Path(path), vote, SimpleNamespace(votes=8, json=False, csv=True))
+    (row,) = csv.reader(io.StringIO(line))
+    assert row[2:] == ["0.3333", "red, thorns"]
+    for cell, value in zip(row, (path, label or ""), strict=False):
+        assert cell in (value, f"'{value}")
+        assert not cell.startswith(("=", "-", "+", "@"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "unreadable", "text"),
+    [
+        ({"bag": 41, "shoe": 38, "(no class)": 2}, 0, "81 images: 41 bag, 38 shoe, 2 (no class)"),
+        ({"a": 1, "b": 1}, 3, "2 images: 1 a, 1 b; 3 not classified"),
+        ({}, 2, "0 images; 2 not classified"),
+        ({f"c{n:02d}": 1 for n in range(30)}, 0, "10 of 10 other classes"),
+    ],
+)
+def test_a_folder_s_summary(labels, unreadable, text):
+    assert text in predict._summary(labels, unreadable)
 
 
 def test_answers_are_greedy_as_in_a_run_s_accuracy(monkeypatch):
