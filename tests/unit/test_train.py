@@ -1,0 +1,207 @@
+"""The loop with roles that only count: stopped anywhere it goes on to the same end.
+
+Real roles are stopped in tests/integration/test_stopped.py; here every call of every step is.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from rft_cluster import train as loop
+from rft_cluster.common import stopping
+from rft_cluster.common.errors import exit_code
+from rft_cluster.common.files import unfinished, write_json
+from rft_cluster.config import Config
+from rft_cluster.data.dataset import FewShotDataset
+from rft_cluster.messages import Completion, Example, Group, Prompt, Reward
+from rft_cluster.run.lock import locked
+from rft_cluster.run.records import read_rows
+from rft_cluster.run.resume import Start, find_start, is_run, raise_stopped
+from rft_cluster.run.task import Task
+from tests.unit.run.begun import config, picture, shard
+
+STEPS = 6
+SETTINGS = (f"schedule.steps={STEPS}", "schedule.prompts_per_step=2", "optimizer.warmup_steps=0",
+            "schedule.evaluate_every=2", "schedule.stop_when_stuck=0")  # fmt: skip
+COLOURS = ("red", "yellow", "blue", "green", "white", "black")
+SHOWN = [Example(colour, picture(colour), ("rose", "tulip")[i % 2]) for i, colour in enumerate(COLOURS)]
+TASK = Task(FewShotDataset("photos", ["rose", "tulip"], SHOWN[:2], SHOWN[2:4], SHOWN[4:], []), "Which flower?")
+RIGHT = (0, 1, 1, 2, 1, 2, 1)  # of the two validation images, after so many steps
+
+
+class Roles:
+    """Generators, learners and the reward in one. `stop_at`: the call, and the how manieth, in which a signal comes."""
+
+    def __init__(self, stop_at: tuple[str, int] | None, number: int, seconds: float) -> None:
+        self.generators = self.learners = self
+        self.steps, self.between, self.sent = 0, True, -1
+        self.calls: list[str] = []
+        self._stop_at, self._number, self._seconds = stop_at, number, seconds
+
+    def _called(self, name: str) -> None:
+        self.calls.append(name)
+        if self._stop_at == (name, self.calls.count(name)):
+            os.kill(os.getpid(), self._number)
+            time.sleep(self._seconds)
+
+    def start_rollout(self, prompts, sampling, version, step):
+        self._called("asking")
+        self._asked = prompts
+        return self
+
+    def wait(self):
+        self._called("generating")
+        groups = [self._group(prompt, "rose") for prompt in self._asked]
+        return groups, [[Reward(1.0, {"accuracy": 1.0}, {}), Reward(0.0, {"accuracy": 0.0}, {})] for _ in groups]
+
+    def generate(self, prompts, sampling, version):
+        self._called("evaluating")
+        assert version == self.sent == self.steps
+        right = RIGHT[version]
+        return [self._group(p, p.label if i < right else "none") for i, p in enumerate(prompts)]
+
+    def _group(self, prompt: Prompt, answer: str) -> Group:
+        text = f"<think>-</think><answer>{answer}</answer>"
+        return Group(prompt, [1], [Completion([5, 6], [-0.5, -0.5], text, "stop", self.sent)] * 2)
+
+    def update(self, samples, step):
+        self.between = False
+        self._called("learning")
+        assert step == self.steps
+        self.steps, self.between = step + 1, True
+        return {}
+
+    def broadcast_weights(self, version):
+        self._called("transferring")
+        assert version == self.steps
+        self.sent = version
+
+    def save_checkpoint(self, folder: Path, state):
+        assert self.between and state["step"] == self.steps
+        with unfinished(folder) as temporary:
+            (temporary / "shard.safetensors").write_bytes(shard(256))
+            self._called("saving")
+            write_json(temporary / "state.json", {**state, "optimizer_updates": self.steps})
+
+    def restore_checkpoint(self, folder: Path, updates: int):
+        self.steps = updates
+
+    def export(self, folder: Path, files):
+        with unfinished(folder) as temporary:
+            (temporary / "weights").write_text(str(self.steps))
+            self._called("exporting")
+            for name, content in files.items():
+                write_json(temporary / name, content)
+
+
+def run(
+    settings: Config, monkeypatch, *, resume: bool = True, stop_at=None, number=0, seconds=0.0
+) -> tuple[int, Roles]:
+    """One launch, without its checks; its exit code."""
+    roles = Roles(stop_at, number, seconds)
+
+    @contextmanager
+    def start_cluster(config: Config, model_path: str) -> Iterator[Roles]:
+        yield roles
+
+    def work() -> None:
+        with locked(settings.run_folder):
+            try:
+                start = find_start(settings, resume) if is_run(settings.run_folder) else Start()
+                loop.train(settings, TASK, "nothing", start)
+            except BaseException as error:
+                raise_stopped(error, settings.run_folder, ["launch"])
+                raise
+
+    monkeypatch.setattr(loop, "start_cluster", start_cluster)
+    return exit_code(work), roles
+
+
+def left(folder: Path) -> dict[str, object]:
+    """What must not depend on where a run was stopped."""
+    assert not [path for path in folder.rglob("*") if path.suffix in (".tmp", ".old") or path.name == ".lock"]
+    metrics = [{name: row[name] for name in ("step", "reward")} for row in read_rows(folder / "metrics.jsonl")]
+    return {
+        "metrics": metrics,
+        "evaluations": read_rows(folder / "eval.jsonl"),
+        "rollouts": {path.name: path.read_text() for path in sorted((folder / "rollouts").iterdir())},
+        "models": {name: (folder / name / "weights").read_text() for name in ("model", "model-best")},
+        "cards": {name: (folder / name / "classifier.json").read_text() for name in ("model", "model-best")},
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> tuple[dict[str, object], list[str]]:
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("whole")
+        settings = config(folder, *SETTINGS, "schedule.save_every=2")
+        code, roles = run(settings, patch)
+        assert code == 0
+        return left(settings.run_folder), roles.calls
+
+
+def test_a_run_saves_before_it_evaluates_and_keeps_the_best(undisturbed):
+    found, calls = undisturbed
+    assert [row["step"] for row in found["metrics"]] == list(range(1, STEPS + 1))
+    evaluations = [(row["step"], row["split"]) for row in found["evaluations"]]
+    assert evaluations == [(0, "test"), (2, "validation"), (4, "validation"), (6, "validation"), (6, "test")]
+    assert found["models"] == {"model": "6", "model-best": "2"}  # RIGHT: 1, 1, 1 of 2: the first of equals
+    last = len(calls) - calls[::-1].index("saving")
+    assert calls[last:] == ["evaluating", "evaluating", "exporting"]
+
+
+@pytest.mark.parametrize(
+    ("number", "save_every"), [(signal.SIGINT, 2), (signal.SIGTERM, 0)], ids=["every two steps", "by the clock"]
+)
+def test_stopped_in_any_call_of_any_step_it_ends_as_if_it_had_not_been(
+    tmp_path, monkeypatch, undisturbed, capsys, number, save_every
+):
+    expected, calls = undisturbed
+    for name in sorted(set(calls)):
+        for count in range(1, calls.count(name) + 1):
+            settings = config(tmp_path / f"{name}-{count}", *SETTINGS, f"schedule.save_every={save_every}")
+            code, roles = run(settings, monkeypatch, resume=False, stop_at=(name, count), number=number)
+            if code == 0:  # by the clock fewer are saved
+                assert (name, save_every) == ("saving", 0)
+                continue
+            assert code == 128 + number
+            error = capsys.readouterr().err
+            done = len(read_rows(settings.run_folder / "metrics.jsonl"))
+            assert roles.between, "a step that was begun was finished"
+            saved = f"step {done} is saved" if done else "no step was saved yet"  # no whole step is lost
+            assert error == f"interrupted: {saved}; go on with: launch --resume\n"
+            code, roles = run(settings, monkeypatch)
+            assert code == 0
+            assert roles.calls.count("learning") == STEPS - done, "nothing is learned twice"
+            assert left(settings.run_folder) == expected
+            assert not list(settings.run_folder.glob("redone-*"))
+
+
+def test_a_step_that_takes_long_is_not_waited_for(tmp_path, monkeypatch, undisturbed, capsys):
+    monkeypatch.setattr(stopping, "WHOLE", 0.05)
+    settings = config(tmp_path, *SETTINGS, "schedule.save_every=2")
+    stopped = run(settings, monkeypatch, stop_at=("learning", 4), number=signal.SIGTERM, seconds=5)
+    assert stopped[0] == 143
+    assert not stopped[1].between
+    assert "interrupted: step 2 is saved" in capsys.readouterr().err  # what the learners hold is no step's
+    assert run(settings, monkeypatch)[0] == 0
+    assert left(settings.run_folder) == undisturbed[0]
+    (aside,) = settings.run_folder.glob("redone-*")
+    assert [row["step"] for row in read_rows(aside / "metrics.jsonl")] == [3]
+
+
+def test_a_run_that_is_resumed_with_more_steps_goes_on(tmp_path, monkeypatch, undisturbed):
+    settings = config(tmp_path, *SETTINGS, "schedule.save_every=2")
+    short = config(tmp_path, *SETTINGS, "schedule.save_every=2", "schedule.steps=4")
+    assert run(short, monkeypatch)[0] == 0
+    code, roles = run(settings, monkeypatch)
+    assert (code, roles.calls.count("learning")) == (0, 2)
+    found = left(settings.run_folder)
+    assert [row["step"] for row in found["metrics"]] == list(range(1, STEPS + 1))
+    assert [row["step"] for row in found["evaluations"] if row["split"] == "test"] == [0, 4, 6]  # nothing is lost
+    assert found["models"]["model"] == "6"
