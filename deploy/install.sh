@@ -11,7 +11,7 @@ any=${PYTHON:-python3}
 command -v "$any" >/dev/null || { say "there is no $any here: install Python 3 with its module venv" >&2; exit 2; }
 python=$("$any" deploy/check_machine.py "$extras") || exit 2
 
-if [ ! -x .venv/bin/python ]; then
+if ! .venv/bin/python -c 'import pip' 2>/dev/null; then # not there, interrupted, or its Python is gone
   if [[ "$python" == "uv "* ]]; then
     say "no Python that fits pyproject.toml is here ($(python3 --version)): uv brings one"
     bootstrap=$(mktemp -d)
@@ -21,12 +21,14 @@ if [ ! -x .venv/bin/python ]; then
       "$bootstrap/bin/python" -m pip install --quiet "$uv"
       bring=$bootstrap/bin/uv
     fi
-    "$bring" venv --quiet --seed --python "$(sed -n 's/^requires-python = "\(.*\)"/\1/p' pyproject.toml)" .venv || {
+    "$bring" venv --quiet --seed --clear --python "$(sed -n 's/^requires-python = "\(.*\)"/\1/p' pyproject.toml)" .venv || {
       say "uv could not bring one: ${python#uv }; then again: make setup" >&2
       exit 2
     }
-  elif ! "$python" -m venv .venv 2>/dev/null; then
-    uv venv --quiet --seed --clear --python "$python" .venv # Debian's Python without its package venv
+  elif "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+    "$python" -m venv --clear .venv
+  else # Debian's Python without its package venv, but uv is here
+    uv venv --quiet --seed --clear --python "$python" .venv
   fi
 fi
 say "environment in .venv with $(.venv/bin/python --version), extras: $extras"
