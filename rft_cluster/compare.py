@@ -9,8 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, Field, ValidationError
+
 from rft_cluster.classification.report import compare, knows_pixels
 from rft_cluster.common.errors import UserError, exit_code
+from rft_cluster.common.text import shown
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,16 +46,32 @@ def _compare(options: argparse.Namespace) -> None:
         )
 
 
+class _Row(BaseModel):
+    """What is compared of an image: a file of others, so nothing is taken for granted."""
+
+    id: str
+    label: str
+    strict: bool
+    voted: str | None
+
+
+class _Report(BaseModel):
+    predictions: list[_Row] = Field(min_length=1)
+
+
 def _read(path: Path) -> Any:
     file = path / "evaluation.json" if path.is_dir() else path
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
+        _Report.model_validate(report, strict=True)
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = shown(".".join(map(str, first["loc"]))) or "file"
+        raise UserError(f"{file} is no evaluation that rft_cluster.evaluate wrote: {key}: {first['msg']}") from error
+    except (ValueError, RecursionError) as error:  # of JSON or of UTF-8
         raise UserError(f"{file} is not JSON: {error}") from error
-    if not isinstance(report, dict) or not isinstance(report.get("predictions"), list):
-        raise UserError(f"{file} is no evaluation that rft_cluster.evaluate wrote")
     return report
 
 

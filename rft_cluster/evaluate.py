@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from rft_cluster.classification.answers import AnswerReader
+from rft_cluster.classification.answers import AnswerReader, check_votes
 from rft_cluster.classification.baselines import BASELINES, nearest_neighbour_and_regression
 from rft_cluster.classification.card import check_card, find_export, read_card
 from rft_cluster.classification.plots import draw_evaluation
@@ -51,8 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Check, ask, judge, write, and show the figures."""
-    if options.votes < 1:
-        raise UserError(f"--votes is {options.votes}: it must be at least 1")
+    check_votes(options.votes)
     export = None if options.checkpoint == BASE else find_export(Path(options.checkpoint))
     config = _config(options, export)
     whose = f"-{BASE}" if export is None else "-best" if export.name == BEST else ""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from rft_cluster.classification.answers import AnswerReader, Vote
+from rft_cluster.classification.answers import AnswerReader, Vote, check_votes
 from rft_cluster.classification.card import Card, find_export, read_card
 from rft_cluster.common.errors import UserError, exit_code
 from rft_cluster.common.hardware import hardware, openmp_environment
@@ -61,8 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def predict(options: argparse.Namespace) -> int:
     """Classify every image under the given paths and print a line for each as soon as it is known."""
-    if options.votes < 1:
-        raise UserError(f"--votes is {options.votes}: it must be at least 1")
+    check_votes(options.votes)
     export = find_export(options.checkpoint)
     card = read_card(export)
     check_model_folder(export, card.max_prompt_tokens + card.max_tokens)
