@@ -57,6 +57,8 @@ def evaluate(options: argparse.Namespace) -> None:
     whose = f"-{BASE}" if export is None else "-best" if export.name == BEST else ""
     folder = export.parent if export else config.run_folder
     output = options.output or folder / f"evaluation{whose}-{options.split}"
+    if options.output is None and output.is_symlink():  # a folder of others may hold links to anywhere
+        raise UserError(f"{output} is a link to {output.readlink()}: name the folder to write to with --output")
     check_writable(output, "Set --output to a folder that can be")
     check_paths(config, str(export) if export else config.model.path)
     for note in filter(None, [check_machine(config, training=False)]):

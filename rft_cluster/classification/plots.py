@@ -143,5 +143,6 @@ def _figure(width: float, height: float) -> "Figure":
 def _save(figure: "Figure", path: Path) -> None:
     """Written under another name, then renamed. No date or version goes in: the same figures give the same bytes."""
     temporary = path.with_name(path.name + ".tmp")
+    temporary.unlink(missing_ok=True)  # not through a link of that name
     figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
     temporary.replace(path)

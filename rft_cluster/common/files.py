@@ -56,6 +56,7 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     try:
         with naming(path):
+            temporary.unlink(missing_ok=True)  # a link of that name in somebody else's folder would be followed
             temporary.write_text(text, encoding="utf-8")
     except OSError:
         temporary.unlink(missing_ok=True)

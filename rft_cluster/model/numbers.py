@@ -14,6 +14,7 @@ FRAMES = 2  # an image is one pair of equal frames
 Width = Annotated[int, Field(ge=1, le=65_536)]
 Heads = Annotated[int, Field(ge=1, le=1024)]
 Layers = Annotated[int, Field(ge=1, le=512)]
+Token = Annotated[int, Field(ge=0, le=2_000_000)]
 Small = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -28,10 +29,21 @@ N = TypeVar("N", bound=_Numbers)
 
 class _Rope(_Numbers):
     mrope_section: list[Annotated[int, Field(ge=0, le=4096)]] = Field([16, 24, 24], max_length=3)
-    rope_theta: float = Field(1e6, gt=0, le=1e12)
+    rope_theta: float = Field(1e6, gt=0, le=1e10)
 
 
-class _Text(_Numbers):
+class _Tokens(_Numbers):
+    bos_token_id: Token | None = None
+    eos_token_id: Token | list[Token] | None = None
+    pad_token_id: Token | None = None
+    image_token_id: Token | None = None
+    video_token_id: Token | None = None
+    vision_token_id: Token | None = None
+    vision_start_token_id: Token | None = None
+    vision_end_token_id: Token | None = None
+
+
+class _Text(_Tokens):
     vocab_size: int = Field(152_064, ge=1, le=2_000_000)
     hidden_size: Width = 8192
     intermediate_size: int = Field(29_568, ge=1, le=1_000_000)
@@ -41,9 +53,10 @@ class _Text(_Numbers):
     max_position_embeddings: int = Field(32_768, ge=1, le=1_048_576)
     max_window_layers: int = Field(80, ge=0, le=10_000)
     sliding_window: int | None = Field(None, ge=0, le=1_048_576)
+    attention_dropout: Small = 0
     rms_norm_eps: Small = 1e-5
     initializer_range: Small = 0.02
-    rope_theta: float = Field(1e6, gt=0, le=1e12)
+    rope_theta: float = Field(1e6, gt=0, le=1e10)
     rope_scaling: _Rope | None = None
     rope_parameters: _Rope | None = None
 
@@ -61,6 +74,8 @@ class _Vision(_Numbers):
     hidden_size: Width = 3584
     num_heads: Heads = 16
     mlp_ratio: float = Field(4, gt=0, le=64)
+    initializer_range: Small = 0.02
+    rope_parameters: _Rope | None = None
     in_channels: int = Field(3, ge=3, le=3)
     in_chans: int = Field(3, ge=3, le=3)
     patch_size: int = Field(PATCH, ge=PATCH, le=PATCH)
@@ -84,6 +99,7 @@ def least_weights(config: dict[str, Any], file: Path) -> int:
         UserError: a number is out of its range.
     """
     text, vision = config.get("text_config") or config, config.get("vision_config") or {}
+    _checked(_Tokens, config, file)
     checked = _checked(_Text, text, file)
     if checked.hidden_size % checked.num_attention_heads:
         raise UserError(
