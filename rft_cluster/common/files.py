@@ -39,7 +39,7 @@ def check_format(values: dict[str, Any], file: str | Path) -> None:
         UserError: it has no such number.
     """
     found = str(values.pop("format", 1))
-    if not found.isdecimal():
+    if not found.isdecimal() or len(found) > 9:
         raise UserError(f"{file} is damaged: format {found[:20]!r} is no number of a format")
     if int(found) > FORMAT:
         raise NewerFormat(

@@ -200,7 +200,7 @@ class ScheduleSection(Section):
     """Steps between evaluations on the validation images, which the last step has, too; 0 for none."""
     save_every: int = Field(0, ge=0, le=MOST_STEPS)
     """Steps between checkpoints; 0: by the clock. The last step always saves one."""
-    save_minutes: float = Field(10.0, gt=0)
+    save_minutes: float = Field(10.0, gt=0, le=MOST_STEPS)
     """With save_every 0, minutes between checkpoints. More, where writing them would take over 2 % of the time."""
     stop_when_stuck: int = Field(5, ge=0, le=MOST_STEPS)
     """Steps in a row in which no completion has the format any more, or all rewards are equal and not the best there
