@@ -18,7 +18,7 @@ from rft_cluster.config.sections import Config
 
 TEMPLATES = {path.stem for path in (Path(__file__).parents[1] / "prompts").glob("*.txt")} | {"problem"}
 RECORDS = ("manifest.json", "metrics.jsonl", "eval.jsonl", "rollouts", "checkpoints")
-EXPORTS = ("classifier.json", "model/classifier.json", "best/classifier.json")
+EXPORTS = ("classifier.json", "model/classifier.json", "model-best/classifier.json")
 
 
 def _is_own_code(name: str) -> bool:
