@@ -16,6 +16,20 @@ from rft_cluster.common.errors import UserError, exit_code
 from rft_cluster.common.text import shown
 
 
+class _Prediction(BaseModel):
+    id: str
+    label: str
+    strict: bool
+    voted: str | None
+    pixels: str = ""
+
+
+class _Evaluation(BaseModel):
+    """What is read of evaluation.json; the rest of it is not looked at."""
+
+    predictions: list[_Prediction] = Field(min_length=1)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The exit code: 0 done, 2 for a mistake of the user's. Defects keep their traceback."""
     parser = argparse.ArgumentParser(prog="python -m rft_cluster.compare", description=__doc__)
@@ -46,33 +60,21 @@ def _compare(options: argparse.Namespace) -> None:
         )
 
 
-class _Row(BaseModel):
-    """What is compared of an image: a file of others, so nothing is taken for granted."""
-
-    id: str
-    label: str
-    strict: bool
-    voted: str | None
-
-
-class _Report(BaseModel):
-    predictions: list[_Row] = Field(min_length=1)
-
-
-def _read(path: Path) -> Any:
+def _read(path: Path) -> dict[str, Any]:
     file = path / "evaluation.json" if path.is_dir() else path
     try:
-        report = json.loads(file.read_text(encoding="utf-8"))
-        _Report.model_validate(report, strict=True)
+        data = file.read_bytes()
+        rows = _Evaluation.model_validate_json(data, strict=True).predictions
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        key = shown(".".join(map(str, first["loc"]))) or "file"
-        raise UserError(f"{file} is no evaluation that rft_cluster.evaluate wrote: {key}: {first['msg']}") from error
-    except (ValueError, RecursionError) as error:  # of JSON or of UTF-8
-        raise UserError(f"{file} is not JSON: {error}") from error
-    return report
+        first, *more = (f"{'.'.join(map(str, one['loc'])) or 'file'}: {one['msg']}" for one in error.errors())
+        rest = f", and {len(more)} more" if more else ""
+        raise UserError(f"{file} is no evaluation that rft_cluster.evaluate wrote: {shown(first)}{rest}") from error
+    if len({row.id for row in rows}) < len(rows):
+        raise UserError(f"{file} contradicts itself: it has a picture twice")
+    whole: dict[str, Any] = json.loads(data)
+    return whole
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def check_model_folder(path: str | Path, longest_sequence: int) -> int:
 
 
 def check_model_config(folder: Path, longest_sequence: int) -> dict[str, Any]:
-    """What config.json says of the model, if that is a Qwen2-VL with a long enough window.
+    """What config.json says of the model, if that is a Qwen2-VL that can be trained and has a long enough window.
 
     Raises:
         UserError: it is not, or the file is missing or damaged.
@@ -58,6 +58,12 @@ def check_model_config(folder: Path, longest_sequence: int) -> dict[str, Any]:
     least_weights(config, folder / "config.json")
     for file in (folder / name for name in PROCESSORS if (folder / name).is_file()):
         check_processor(_read_json(file, ""), file)
+    layers, windowed = _of_text(config, "num_hidden_layers"), _of_text(config, "max_window_layers")
+    sliding = _of_text(config, "use_sliding_window") and not (
+        isinstance(layers, int) and isinstance(windowed, int) and windowed >= layers
+    )
+    if sliding or "sliding_attention" in (_of_text(config, "layer_types") or []):
+        raise UserError(f"model.path: {folder} has use_sliding_window set, which this program's attention does not do")
     window = _of_text(config, "max_position_embeddings")
     if isinstance(window, int):
         check_window(window, longest_sequence, str(folder))
@@ -71,6 +77,14 @@ def check_window(window: int, longest_sequence: int, model: str) -> None:
             f"model.max_prompt_tokens + sampling.max_tokens = {longest_sequence} is more than the window of "
             f"{model}, {window} tokens: lower one of them"
         )
+
+
+def check_parallel(config: dict[str, Any], gpus: int) -> None:
+    """Raises UserError where an engine cannot spread the attention heads over `gpus` GPUs."""
+    heads = _of_text(config, "num_attention_heads")
+    if isinstance(heads, int) and gpus > 1 and heads % gpus:
+        fits = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
+        raise UserError(f"generators.gpus is {gpus}, but the model's {heads} attention heads go on {fits} GPUs alone")
 
 
 def _of_text(config: dict[str, Any], key: str) -> Any:

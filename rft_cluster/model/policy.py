@@ -2,12 +2,14 @@
 completion tokens, never a [tokens x vocabulary] tensor for the whole sequence.
 """
 
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2VLForConditionalGeneration
@@ -130,11 +132,18 @@ def _load(
     """Only safetensors are read.
 
     Raises:
-        UserError: its attention sees only a window of the sequence, which no published Qwen2-VL's does.
+        UserError: the files cannot be read or fetched here; a node may not have what the driver's checks have seen. Or
+            its attention sees only a window of the sequence, which no published Qwen2-VL's does.
     """
-    model = Qwen2VLForConditionalGeneration.from_pretrained(
-        path, dtype=dtype, attn_implementation=attention, use_safetensors=True, trust_remote_code=trust_remote_code
-    )
+    try:
+        model = Qwen2VLForConditionalGeneration.from_pretrained(
+            path, dtype=dtype, attn_implementation=attention, use_safetensors=True, trust_remote_code=trust_remote_code
+        )
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"model.path: {path} cannot be loaded on {socket.gethostname()}: {str(error).strip().splitlines()[0]}. It "
+            f"must be the same on every node: a folder on a shared disk, or a hub name that each node can fetch"
+        ) from error
     if "sliding_attention" in model.config.text_config.layer_types:
         raise UserError(f"model.path: {path} has use_sliding_window set, which this program's attention does not do")
     model.config.use_cache = False

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from rft_cluster.common.files import bytes_in, check_space, check_writable, size
 from rft_cluster.config import Config
 from rft_cluster.data.manifest import read_manifest
-from rft_cluster.model.folder import check_window
+from rft_cluster.model.folder import check_model_config, check_parallel, check_window
 from rft_cluster.model.hub import Model, check_files, find_model
 from rft_cluster.model.tiny.conditions import check_conditions
 from rft_cluster.prompts import PROBLEM, find_template
@@ -50,6 +50,7 @@ def check_paths(config: Config, model_path: str) -> Model | None:
         return None
     model = find_model(model_path)
     check_files(model, config.max_model_tokens)
+    check_parallel(check_model_config(model.folder, config.max_model_tokens), int(config.generators.gpus))
     return model
 
 

@@ -25,7 +25,39 @@ def test_folders_or_files_are_compared(files, capsys):
     assert json.loads(capsys.readouterr().out)["greedy"]["only_second"] == 1
 
 
-@pytest.mark.parametrize(("content", "message"), [("[", "not JSON"), ("[]", "no evaluation"), (None, "No such file")])
+KINDS = {"predictions": (), "id": str, "label": str, "strict": bool, "voted": str | None, "pixels": str}
+
+
+@pytest.mark.parametrize("value", ["gone", None, 3, [], {}, True, "x"], ids=repr)
+@pytest.mark.parametrize("key", KINDS)
+def test_a_damaged_evaluation_is_one_message(files, capsys, key, value):
+    row = {"id": "0", "label": "x", "strict": True, "voted": "x", "pixels": "0"}
+    whole = {"predictions": [row, {**row, "id": "1"}]}
+    owner = whole if key == "predictions" else row
+    if value == "gone":
+        del owner[key]
+        right = key == "pixels"  # older evaluations have none
+    else:
+        owner[key] = value
+        right = isinstance(value, KINDS[key])
+    (files / "other.json").write_text(json.dumps(whole))
+    code = compare.main([str(files / "other.json"), str(files / "other.json")])
+    error = capsys.readouterr().err
+    assert code == (0 if right else 2)
+    assert right or error.startswith(f"error: {files / 'other.json'} is no evaluation")
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff", b"[" * 100_000, b"null", b"{}", b'{"predictions": [' + b"[" * 9999])
+def test_a_file_that_is_no_evaluation(files, capsys, data):
+    (files / "other.json").write_bytes(data)
+    assert compare.main([str(files / "one"), str(files / "other.json")]) == 2
+    assert "is no evaluation" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("[", "Invalid JSON"), ("[]", "no evaluation"), (None, "No such file")]
+)
 def test_what_is_no_evaluation_is_explained(files, capsys, content, message):
     other = files / "other.json"
     if content is not None:

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.model.encoder import PromptEncoder
-from rft_cluster.model.folder import INDEX, WEIGHTS, check_model_folder
+from rft_cluster.model.folder import INDEX, WEIGHTS, check_model_folder, check_parallel
 from rft_cluster.model.tiny.build import untrained
 
 PIXELS = 56 * 56
@@ -153,6 +153,8 @@ def test_weights_that_cannot_be_trained(copy, dtype):
         ({"model_type": "llama"}, "is a 'llama', but only 'qwen2_vl' is supported"),
         ({"model_type": "qwen2_5_vl"}, "is a 'qwen2_5_vl', but only 'qwen2_vl' is supported"),
         ({"model_type": None}, "is a None"),
+        ({"text_config": {"use_sliding_window": True, "max_window_layers": 0}}, "has use_sliding_window set"),
+        ({"text_config": {"layer_types": ["full_attention", "sliding_attention"]}}, "has use_sliding_window set"),
         ({"quantization_config": {"bits": 4}}, "is quantised"),
         ({"text_config": {"max_position_embeddings": 1023}}, "= 1024 is more than the window"),
         (
@@ -199,3 +201,15 @@ def test_a_tokenizer_of_another_model(copy, token):
 def test_a_chat_template_that_cannot_be_used(copy, template):
     (copy / "chat_template.jinja").write_text(template)
     assert "chat template" in refusal(copy)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("gpus", range(1, 9))
+def test_an_engine_over_several_gpus_divides_the_heads(gpus, flat):
+    text = {"num_attention_heads": 12}
+    config = text if flat else {"text_config": text}
+    if 12 % gpus == 0:
+        check_parallel(config, gpus)
+    else:
+        with pytest.raises(UserError, match=f"generators.gpus is {gpus}, .* go on 1, 2, 3, 4, 6, 12 GPUs alone"):
+            check_parallel(config, gpus)
