@@ -1,6 +1,7 @@
 """What a policy was taught to do: `classifier.json` in its folder, all that evaluating and predicting need."""
 
 import hashlib
+import os
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -107,7 +108,7 @@ def find_export(path: Path) -> Path:
     Raises:
         UserError: there is none; says what the path is instead.
     """
-    path = path.expanduser()
+    path = Path(os.path.expanduser(path))
     for folder in (path, path / "model"):
         if (folder / CARD_FILE).is_file():
             return folder

@@ -7,6 +7,7 @@ decides: a path or a name arrives as it was written. Lists and mappings are YAML
 """
 
 import difflib
+import os
 import re
 import reprlib
 from pathlib import Path
@@ -101,14 +102,22 @@ def validated(model: type[S], values: dict[str, Any], complaint: str) -> S:
 
 def find_config(name: str) -> Path:
     """The file that a name or a path means. Raises UserError where there is none; names the nearest."""
-    candidates = [folder / f"{name}{suffix}" for suffix in ("", ".yaml") for folder in CONFIG_FOLDERS]
+    home = os.path.expanduser(name)  # which a shell leaves alone in --config=~/mine.yaml
+    candidates = [folder / f"{home}{suffix}" for suffix in ("", ".yaml") for folder in CONFIG_FOLDERS]
     for candidate in candidates:
-        if candidate.expanduser().is_file():
-            return candidate.expanduser()
+        if _is_file(candidate):
+            return candidate
     known = sorted({path.stem for folder in CONFIG_FOLDERS[1:] for path in folder.glob("*.yaml")})
     near = difflib.get_close_matches(Path(name).stem, known, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
-    raise UserError(f"config {name!r} is neither a file nor one of {', '.join(known) or 'configs/'}.{hint}")
+    raise UserError(f"config {_written(name)} is neither a file nor one of {', '.join(known) or 'configs/'}.{hint}")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long for one, or a folder that may not be looked into
+        return False
 
 
 def _apply(values: dict[str, Any], override: str) -> str:

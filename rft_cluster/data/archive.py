@@ -82,7 +82,7 @@ def open_archive(path: Path | None, key: str, max_bytes: int) -> Unread:
 def _root(path: Path | None, key: str) -> Path:
     if path is None:
         raise UserError(f"{key} is missing: set it to the folder with the official Flower102 archive ({HOME})")
-    root = path.expanduser().absolute()
+    root = path.absolute()
     if not root.is_dir():
         raise UserError(
             f"{key}: {root} {'is not a folder' if root.exists() else 'does not exist'}; it must hold jpg/, "

@@ -232,7 +232,7 @@ def _unread(root: Path, part: Path, files: dict[str, list[Path]], config: DataSe
 def _root(path: Path | None) -> Path:
     if path is None:
         raise UserError("data.path is missing: data.source is folder, so set it to the folder with your images")
-    root = path.expanduser().absolute()
+    root = path.absolute()
     if not root.exists():
         raise UserError(f"data.path: {root} does not exist")
     if not root.is_dir():

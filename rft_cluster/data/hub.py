@@ -105,26 +105,25 @@ def _open(path: Path | None) -> tuple[str, "dict[str, Dataset]"]:
             "data.path is missing: set it to a data set on the hub, e.g. laolao77/ViRFT_CLS_flower_4_shot, or to a "
             "folder of save_to_disk or of parquet files"
         )
-    folder = path.expanduser()
-    if not folder.exists() and not HUB_NAME.fullmatch(path.as_posix()):
+    if not path.exists() and not HUB_NAME.fullmatch(path.as_posix()):
         raise UserError(f"data.path: {path} is neither a file or folder nor a name on the hub of the form owner/name")
-    saved = (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
-    if folder.exists() and not saved:
-        _check_parquet(folder)
+    saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+    if path.exists() and not saved:
+        _check_parquet(path)
 
     import datasets  # takes seconds to import
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
     try:
-        if not folder.exists():
+        if not path.exists():
             found = datasets.load_dataset(path.as_posix())
         elif saved:
-            _check_saved(folder)
-            found = datasets.load_from_disk(str(folder))
-        elif folder.is_file():
-            found = datasets.load_dataset("parquet", data_files={"train": str(folder)})
+            _check_saved(path)
+            found = datasets.load_from_disk(str(path))
+        elif path.is_file():
+            found = datasets.load_dataset("parquet", data_files={"train": str(path)})
         else:
-            found = datasets.load_dataset("parquet", data_dir=str(folder))
+            found = datasets.load_dataset("parquet", data_dir=str(path))
     except DatasetNotFoundError as error:
         raise UserError(
             f"data.path: {path} is no folder here, and the hub has no such data set or does not show it to you "

@@ -66,13 +66,12 @@ def manifest(dataset: FewShotDataset, config: DataSection, seed: int) -> dict[st
     }
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(file: Path) -> dict[str, Any]:
     """The manifest in a file, of `manifest`'s form; keys beside those are left out.
 
     Raises:
         UserError: the file cannot be read, is no manifest, names an image twice, or a label that is not a class.
     """
-    file = path.expanduser()
     try:
         text = file.read_bytes()
         if values := json_object(text):

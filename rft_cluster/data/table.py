@@ -88,7 +88,7 @@ def load_table(config: DataSection, seed: int) -> FewShotDataset:
     """
     path = _table_file(config.path)
     table = _read_table(path)
-    root = (config.images.expanduser() if config.images else path.parent).absolute()
+    root = (config.images or path.parent).absolute()
     if not root.is_dir():
         raise UserError(f"data.images: {root} is not a folder; it must be the one with the pictures of {path.name}")
     files = Files(root)
@@ -129,7 +129,7 @@ def _remarks(table: Table, columns: tuple[int, int, int | None], used: int, bad:
 def _table_file(path: Path | None) -> Path:
     if path is None:
         raise UserError("data.path is missing: data.source is csv, so set it to the table, or to the folder with it")
-    where = path.expanduser().absolute()
+    where = path.absolute()
     if where.is_file():
         return where
     if not where.is_dir():

@@ -146,7 +146,7 @@ def _asking(name: str) -> Iterator[None]:
 
 def _nearest(path: str) -> str:
     """What may have been meant: a folder beside it, or a model whose name is alike."""
-    parent = Path(path).expanduser().parent
+    parent = Path(path).parent
     known = {str(parent / file.parent.name): str(parent / file.parent.name) for file in parent.glob("*/config.json")}
     if not path.startswith((".", "~", "/")):
         known |= {name if "/" in path else name.rpartition("/")[2]: name for name in KNOWN}

@@ -138,7 +138,7 @@ def find_template(name_or_path: str) -> Path:
     known = {path.stem: path for path in FOLDER.glob("*.txt")}
     if name_or_path in known:
         return known[name_or_path]
-    path = Path(name_or_path).expanduser()
+    path = Path(name_or_path)
     if path.is_file():
         return path
     near = difflib.get_close_matches(path.stem, [*known, PROBLEM], n=1)

@@ -51,6 +51,12 @@ def test_the_working_folder_comes_first(elsewhere):
     assert CONFIG_FOLDERS[0] == Path()
 
 
+@pytest.mark.parametrize("name", ["~nobody-of-that-name/c", "~", "x" * 5000, "a\0b", "/dev/null", "."])
+def test_a_name_that_can_be_no_file_is_unknown(elsewhere, name):
+    with pytest.raises(UserError, match="is neither a file nor one of"):
+        load_config(name, [])
+
+
 def test_an_unknown_config_gets_the_nearest(elsewhere):
     with pytest.raises(UserError, match=r"config 'digit' is neither a file nor one of .*Did you mean digits\?"):
         load_config("digit", [])
