@@ -83,15 +83,13 @@ def _check(config: Config, start: "Start") -> "Task":
     from rft_cluster.cluster.placement import describe
     from rft_cluster.rewards import load_rewards
     from rft_cluster.run.preflight import check_paths, check_task
-    from rft_cluster.run.resume import check_same_task
-    from rft_cluster.run.task import prepare
+    from rft_cluster.run.resume import read_task
 
     load_rewards(config.rewards)
     model = check_paths(config, config.model.path)
     note = check_machine(config)
-    task = prepare(start.own_images(config))
+    task = read_task(start, config)
     dataset = task.dataset
-    check_same_task(start, config.run_folder, task)
     print(
         f"{dataset.name}: {len(dataset.classes)} classes, {len(dataset.train)} images to learn from, "
         f"{len(dataset.validation)} for validation, {len(dataset.test)} for the test",

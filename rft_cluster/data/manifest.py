@@ -25,6 +25,17 @@ from rft_cluster.data.deep import FULL
 from rft_cluster.messages import Example
 
 
+class OtherData(UserError):
+    """The data are not those of a manifest; `problems` lists what differs."""
+
+    def __init__(self, problems: str) -> None:
+        super().__init__(
+            f"data.manifest: the data are not those of the manifest. Bring those back, or leave data.manifest out to "
+            f"draw new splits:\n{problems}"
+        )
+        self.problems = problems
+
+
 class _Entry(BaseModel):
     id: str
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -100,7 +111,7 @@ def check_manifest(dataset: FewShotDataset, manifest: dict[str, Any]) -> None:
     Images outside the splits may differ, and so may the name, the seed, and the aliases.
 
     Raises:
-        UserError: something differs; all of it is listed.
+        OtherData: something differs; all of it is listed.
     """
     problems = []
     if dataset.classes != manifest["classes"]:
@@ -110,10 +121,7 @@ def check_manifest(dataset: FewShotDataset, manifest: dict[str, Any]) -> None:
     for split, examples in dataset.splits.items():
         problems += _differences(split, examples, manifest["splits"][split], dataset)
     if problems:
-        raise UserError(
-            f"data.manifest: the data are not those of the manifest. Bring those back, or leave data.manifest out to "
-            f"draw new splits:\n{listing(problems)}"
-        )
+        raise OtherData(listing(problems))
 
 
 def _differences(

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import DataSection
 from rft_cluster.data.dataset import LISTED, composed, listing
+from rft_cluster.data.manifest import read_manifest
 
 T = TypeVar("T")
 ROLES = ("train", "validation", "test")
@@ -82,6 +83,9 @@ def chosen_names(found: Sequence[str], config: DataSection) -> dict[str, str]:
                 f"data.strip_prefix is set, but it needs a number or code of its own before every class name; {problem}"
             )
         names = {label: stripped[name] for label, name in names.items()}
+    if config.only is None and config.manifest:  # classes that came beside its own do not matter
+        earlier = read_manifest(config.manifest)["classes"]
+        return {label: name for label, name in names.items() if name in earlier}
     if config.only is None:
         return names
     wanted = [composed(label) for label in config.only]
@@ -98,7 +102,8 @@ def name_notes(found: Sequence[str], names: Mapping[str, str]) -> list[str]:
     """What to know of how the classes `found` became the chosen `names`."""
     notes = []
     if len(names) < len(found):
-        notes.append(f"data.only: {len(names)} of {len(found)} classes are used, images of the others are left out")
+        why = "data.only or a manifest names them"
+        notes.append(f"{len(names)} of {len(found)} classes are used ({why}), images of the others are left out")
     stripped = stripped_names(names.values())
     if stripped:
         label, name = next(iter(stripped.items()))

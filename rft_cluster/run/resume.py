@@ -13,12 +13,12 @@ from rft_cluster.common.files import NewerFormat
 from rft_cluster.common.text import shown
 from rft_cluster.config import Config
 from rft_cluster.config.load import read_file, validated
-from rft_cluster.data.manifest import check_manifest, read_manifest
+from rft_cluster.data.manifest import OtherData, read_manifest
 from rft_cluster.prompts import text_hash
 from rft_cluster.run.checkpoints import Checkpoint, checkpoint_folder, latest_checkpoint
 from rft_cluster.run.folder import CONFIG_END
 from rft_cluster.run.records import check_rows
-from rft_cluster.run.task import Task
+from rft_cluster.run.task import Task, prepare
 
 # These say where, how and how long a run runs, not what a step computes: they may change when it is resumed. The data
 # may have moved, since the manifest proves each image.
@@ -95,16 +95,24 @@ def find_start(config: Config, resume: bool) -> Start:
     return Start(checkpoint, None, (*notes, f"{folder} goes on {where}"))
 
 
-def check_same_task(start: Start, folder: Path, task: Task) -> None:
-    """Refuse to go on with other images or another question.
+def read_task(start: Start, config: Config) -> Task:
+    """The task of a run that begins, or goes on, with its own images and question.
 
     Raises:
-        UserError: says what differs.
+        UserError: the data or the template will not do, or are not those that the run was begun with.
     """
-    if start.manifest:
-        check_manifest(task.dataset, read_manifest(start.manifest))
+    try:
+        task = prepare(start.own_images(config))
+    except OtherData as error:
+        if start.manifest is None:
+            raise
+        raise UserError(
+            f"{config.run_folder} goes on with the images it was begun with, but some are gone or have changed. Bring "
+            f"them back, or choose another run.name:\n{error.problems}"
+        ) from error
     if start.checkpoint and start.checkpoint.state.prompt_sha256 != text_hash(task.text):
-        raise UserError(f"{folder} was begun with another prompt: the template's text has changed since")
+        raise UserError(f"{config.run_folder} was begun with another prompt: the template's text has changed since")
+    return task
 
 
 def read_saved_config(file: Path) -> Config:

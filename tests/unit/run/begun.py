@@ -17,7 +17,7 @@ from rft_cluster.run.folder import RunFolder
 from rft_cluster.run.task import Task
 
 
-def picture(colour: str) -> bytes:
+def picture(colour: str | tuple[int, int, int]) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (8, 8), colour).save(file, "PNG")
     return file.getvalue()

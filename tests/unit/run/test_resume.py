@@ -1,27 +1,28 @@
 import json
 import re
 import shlex
-from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
 
 from rft_cluster.common.errors import UserError
+from rft_cluster.config import Config
 from rft_cluster.data.manifest import manifest
-from rft_cluster.messages import Example
+from rft_cluster.prompts import text_hash
 from rft_cluster.run.checkpoints import checkpoint_folder
-from rft_cluster.run.folder import CONFIG_END
+from rft_cluster.run.folder import CONFIG_END, RunFolder
 from rft_cluster.run.resume import (
     MAY_CHANGE,
     Start,
     check_kinds,
-    check_same_task,
     find_start,
     read_saved_config,
+    read_task,
     stopped_line,
 )
-from rft_cluster.run.task import Task
-from tests.unit.run.begun import DATASET, EXAMPLES, TASK, begun, checkpoint, config
+from rft_cluster.run.task import prepare
+from tests.unit.run.begun import DATASET, begun, checkpoint, config, picture
 
 
 def test_a_new_run_begins_at_zero_and_nothing_is_written(tmp_path):
@@ -188,16 +189,111 @@ def test_other_steps_are_said_with_what_the_learning_rate_does(tmp_path):
 # --- other images, another question
 
 
-def test_a_run_is_resumed_with_its_own_prompt_and_images(tmp_path):
-    run = begun(tmp_path)
-    checkpoint(run, 40)
-    start = find_start(config(tmp_path), resume=True)
-    check_same_task(start, run, TASK)
+FOLDER = ("data.source=folder", "data.shots=2", "data.validation=3", "data.test=4")
+
+
+def photos(root: Path, **counts: int) -> None:
+    for number, (label, count) in enumerate(counts.items()):
+        (root / label).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            (root / label / f"{i}.png").write_bytes(picture((10 * number, 10 * i, len(root.name))))
+
+
+def of_folder(tmp_path: Path, *overrides: str) -> Config:
+    return config(tmp_path / "runs", *FOLDER, f"data.path={tmp_path / 'photos'}", *overrides)
+
+
+@pytest.fixture
+def run_of_photos(tmp_path) -> tuple[Path, list[str], list[str]]:
+    """A run on some of the pictures in a folder: its folder, the pictures in use, and the others."""
+    photos(tmp_path / "photos", rose=8, tulip=8)
+    settings = of_folder(tmp_path)
+    task = prepare(settings)
+    run = RunFolder(settings, task, 0).path
+    checkpoint(run, 40, prompt_sha256=text_hash(task.text))
+    used = [example.example_id for example in task.examples]
+    every = [str(path.relative_to(tmp_path / "photos")) for path in (tmp_path / "photos").rglob("*.png")]
+    return run, used, sorted(set(every) - set(used))
+
+
+def go_on(tmp_path: Path, *overrides: str) -> list[str]:
+    """The images of the run as it goes on."""
+    settings = of_folder(tmp_path, *overrides)
+    return [example.example_id for example in read_task(find_start(settings, resume=True), settings).examples]
+
+
+def change(tmp_path: Path, others: list[str], what: str) -> None:
+    root = tmp_path / "photos"
+    if what == "a picture more":
+        (root / "rose" / "0-new.png").write_bytes(picture("white"))
+    elif what == "a copy more":
+        (root / "rose" / "0-new.png").write_bytes((root / others[0]).read_bytes())
+    elif what == "an unused one gone":
+        (root / others[0]).unlink()
+    elif what == "an unused one changed":
+        (root / others[0]).write_bytes(picture("white"))
+    elif what == "a class more":
+        photos(root, daisy=5)
+    else:
+        photos(root, **{"another class": 3, "0": 2})
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "a picture more",
+        "a copy more",
+        "an unused one gone",
+        "an unused one changed",
+        "a class more",
+        "two classes more",
+    ],
+)
+@pytest.mark.parametrize("given", [False, True], ids=["", "with data.manifest"])
+def test_what_lies_beside_a_run_s_images_does_not_matter(tmp_path, run_of_photos, what, given):
+    run, used, others = run_of_photos
+    change(tmp_path, others, what)
+    assert go_on(tmp_path, *([f"data.manifest={run / 'manifest.json'}"] if given else [])) == used
+
+
+def test_a_folder_of_images_may_have_moved(tmp_path, run_of_photos):
+    _, used, _ = run_of_photos
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    assert go_on(tmp_path, f"data.path={tmp_path / 'moved'}") == used
+
+
+@pytest.mark.parametrize(
+    ("how", "said"), [("gone", "missing"), ("changed", "its bytes have changed"), ("in another class", "missing")]
+)
+@pytest.mark.parametrize("index", [0, 4, -1], ids=["train", "validation", "test"])
+def test_only_what_is_gone_or_changed_of_a_run_s_own_images_is_refused(tmp_path, run_of_photos, how, said, index):
+    run, used, _ = run_of_photos
+    file = tmp_path / "photos" / used[index]
+    before = file.read_bytes()
+    file.unlink()
+    if how == "changed":
+        file.write_bytes(picture("white"))
+    elif how == "in another class":
+        (tmp_path / "photos" / "daisy").mkdir()
+        (tmp_path / "photos" / "daisy" / file.name).write_bytes(before)
+    with pytest.raises(UserError, match=re.escape(f"{run} goes on with the images it was begun with")) as refused:
+        go_on(tmp_path)
+    _, *lines = str(refused.value).splitlines()
+    assert len(lines) == 1
+    assert f": {used[index]}: {said}" in lines[0]
+    file.write_bytes(before)  # the cure
+    if how == "in another class":
+        (tmp_path / "photos" / "daisy" / file.name).unlink()
+        (tmp_path / "photos" / "daisy").rmdir()
+    assert go_on(tmp_path) == used
+
+
+def test_a_run_is_resumed_with_its_own_prompt(tmp_path, run_of_photos):
+    run, _, _ = run_of_photos
+    state = json.loads((checkpoint_folder(run, 40) / "state.json").read_text())
+    (checkpoint_folder(run, 40) / "state.json").write_text(json.dumps({**state, "prompt_sha256": "0" * 64}))
     with pytest.raises(UserError, match="another prompt"):
-        check_same_task(start, run, Task(DATASET, "Which tree?"))
-    changed = replace(DATASET, train=[EXAMPLES[0], Example("b", b"2", "tulip")])
-    with pytest.raises(UserError, match="train: b: its bytes have changed"):
-        check_same_task(start, run, Task(changed, "Which flower?"))
+        go_on(tmp_path)
 
 
 def test_a_run_that_goes_on_reads_its_own_images(tmp_path):
