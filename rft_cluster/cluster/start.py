@@ -11,16 +11,19 @@ learner-0. Every wait has a deadline.
 import logging
 import math
 import os
+import re
 import signal
 import socket
+import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import ray
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -55,6 +58,8 @@ SCORER: dict[str, Any] = {"allow_out_of_order_execution": True}  # what is writt
 PATIENCE = 0.9
 ADDRESS_TIMEOUT = 10.0  # seconds until an address counts as silent
 WAITING_LINE = 10.0  # seconds between lines about actors that are still starting
+# How Ray's core says that a token is missing or wrong.
+TOKEN = re.compile(r"InvalidAuthToken|Unauthenticated|auth\w* token|token auth", re.IGNORECASE)
 RESERVE_TIMEOUT = 60.0  # seconds until resources count as taken by others
 
 
@@ -64,7 +69,7 @@ def connect(config: ClusterSection, cpus: float) -> str:
     Returns one line for people: where to watch it.
 
     Raises:
-        UserError: the address does not answer.
+        UserError: the address does not answer, the cluster there cannot be joined, or Ray cannot start here.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Actors without GPUs keep seeing none, as Ray will do by default.
@@ -82,21 +87,58 @@ def connect(config: ClusterSection, cpus: float) -> str:
         except (OSError, ValueError) as error:
             raise UserError(f"no Ray cluster answers at {address!r}: {error}") from error
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
+    if address:
+        return f"Ray cluster at {address}, dashboard http://{_join(address, quiet)}"
+    # An actor's CPUs are a promise about threads; a laptop with one core still runs the demo.
+    available = max(os.cpu_count() or 1, math.ceil(cpus))
+    # "local": a cluster that happens to run on this machine, too, is not joined unasked.
+    local: dict[str, Any] = {"address": "local", "include_dashboard": True, "dashboard_host": "127.0.0.1"}
     try:
-        if address:
-            url = _init(address=address, **quiet)
-            return f"Ray cluster at {address}, dashboard http://{url}"
-        # An actor's CPUs are a promise about threads; a laptop with one core still runs the demo.
-        available = max(os.cpu_count() or 1, math.ceil(cpus))
-        # "local": a cluster that happens to run on this machine, too, is not joined unasked.
-        local: dict[str, Any] = {"address": "local", "include_dashboard": True, "dashboard_host": "127.0.0.1"}
         url = _init(num_cpus=available, **local, **quiet)
-    except ConnectionError as error:
-        raise UserError(f"no Ray cluster answers at {address!r}: {error}") from error
+    except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
+        raise UserError(
+            f"Ray could not start on this machine: {error}\nIts logs are in session_latest/logs of the folder ray in "
+            f"RAY_TMPDIR, TMPDIR or /tmp"
+        ) from error
     token = Path.home() / ".ray" / "auth_token"
     if token.exists():
         token.chmod(0o600)  # Ray creates it readable for everybody
     return f"Ray started here, dashboard http://{url} (it asks for a token: ray get-auth-token)"
+
+
+def _join(address: str, options: dict[str, Any]) -> str:
+    """The dashboard's address of a running cluster, which is joined.
+
+    Raises:
+        UserError: it refused the token, or cannot be joined for another reason.
+    """
+    with tempfile.TemporaryFile() as said:
+        try:
+            with _errors_to(said):
+                return _init(address=address, **options)
+        except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+            said.seek(0)
+            reasons = list(dict.fromkeys(map(str, (error, error.__cause__ or error))))
+            if TOKEN.search("\n".join([said.read().decode(errors="replace"), *reasons])):
+                raise UserError(
+                    f"the Ray cluster at {address} asks for a token and did not get the right one: export "
+                    f"RAY_AUTH_MODE=token, and copy the file ~/.ray/auth_token of the cluster's head to this machine"
+                ) from error
+            raise UserError(f"the Ray cluster at {address} cannot be joined: {'; '.join(reasons)}") from error
+
+
+@contextmanager
+def _errors_to(file: IO[bytes]) -> Iterator[None]:
+    """What is written to standard error in here goes to a file, that of Ray's core, too: it repeats what is wrong many
+    times, and raises an exception that does not say it."""
+    sys.stderr.flush()
+    with os.fdopen(os.dup(2), "wb") as kept:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept.fileno(), 2)
 
 
 def _init(**options: Any) -> str:

@@ -116,3 +116,23 @@ def test_stopping_a_job_stops_its_actors(head: dict[str, str], tiny_model: str):
     status = [BIN / "ray", "job", "status", "long"]
     said = subprocess.run(status, env=head, check=True, capture_output=True, text=True, timeout=60)
     assert "stopped" in (said.stdout + said.stderr).lower()
+
+
+@pytest.mark.slow
+def test_a_token_that_is_not_sent_is_told_once_and_the_cure_works(head):
+    """Ray's core repeats it many times, and what it raises says only that the connection failed."""
+    source = (
+        "import sys; from rft_cluster.cluster.start import connect; from rft_cluster.config import ClusterSection\n"
+        "from rft_cluster.common.errors import exit_code\n"
+        "sys.exit(exit_code(lambda: print(connect(ClusterSection(device='cpu'), 0))))"
+    )
+    environment = {name: value for name, value in head.items() if name != "RAY_AUTH_MODE"}
+    environment["RAY_ADDRESS"] = "127.0.0.1:6399"
+    command = [BIN / "python", "-c", source]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the Ray cluster at 127.0.0.1:6399 asks for a token")
+    assert done.stderr.count("\n") == 1
+    cure = dict(word.split("=") for word in done.stderr.replace(",", "").split() if word.startswith("RAY_AUTH_MODE="))
+    done = subprocess.run(command, env=environment | cure, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,94 @@
+"""What Ray says when it cannot be joined or started, and what its user is told instead."""
+
+import os
+import socket
+
+import pytest
+from ray.exceptions import AuthenticationError, RayError
+
+from rft_cluster.cluster import start
+from rft_cluster.common.errors import UserError
+from rft_cluster.config import ClusterSection
+
+# What Ray's core writes to standard error, and what it raises.
+CORE = "[gcs_client.cc:1] Failed to get cluster ID from GCS server: InvalidAuthToken: Authentication token is missing\n"
+NO_TOKEN = "Token authentication is enabled but no authentication token was found"
+
+
+@pytest.fixture
+def address():
+    """Something listens there, as a cluster would."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield "127.0.0.1:" + str(server.getsockname()[1])
+
+
+def failing(monkeypatch, error: Exception, said: str = "", cause: Exception | None = None) -> None:
+    def init(**_: object) -> None:
+        os.write(2, said.encode() * 30)
+        raise error from cause
+
+    monkeypatch.setattr(start.ray, "init", init)
+
+
+def refusal(address: str | None) -> str:
+    with pytest.raises(UserError) as caught:
+        start.connect(ClusterSection(device="cpu", address=address), 1)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "cause"),
+    [
+        (ConnectionError("Failed to connect"), CORE, RuntimeError("Failed to connect to GCS")),
+        (ConnectionError("Failed to connect"), "", RuntimeError("Unauthenticated: wrong token")),
+        (AuthenticationError(NO_TOKEN), "", None),
+        (RuntimeError(NO_TOKEN), "", None),
+    ],
+)
+def test_a_token_that_is_missing_or_wrong_is_named_once(monkeypatch, capfd, address, error, said, cause):
+    failing(monkeypatch, error, said, cause)
+    message = refusal(address)
+    assert message.startswith(f"the Ray cluster at {address} asks for a token")
+    assert "export RAY_AUTH_MODE=token" in message
+    assert "~/.ray/auth_token" in message
+    assert capfd.readouterr().err == "", "what Ray repeats is not shown"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionError("Failed to connect"),
+        RuntimeError("Version mismatch: The cluster was started with Ray: 2.9"),
+        ValueError("_node_name cannot be configured"),
+        RayError("something of Ray's"),
+    ],
+)
+@pytest.mark.parametrize("cause", [None, RuntimeError("the reason below")])
+def test_another_reason_is_given_as_ray_gives_it(monkeypatch, capfd, address, error, cause):
+    failing(monkeypatch, error, "lines of the core\n", cause)
+    message = refusal(address)
+    assert message.startswith(f"the Ray cluster at {address} cannot be joined: {error}")
+    assert cause is None or "the reason below" in message
+    os.write(2, b"after")
+    assert capfd.readouterr().err == "after", "standard error is itself again"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("timed out"), TimeoutError("timed out"), ConnectionError("timed out")])
+def test_ray_that_does_not_start_here_names_its_logs(monkeypatch, error):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    failing(monkeypatch, error)
+    message = refusal(None)
+    assert message.startswith("Ray could not start on this machine: timed out")
+    assert "session_latest/logs" in message
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "no-such-host.invalid:6379", "127.0.0.1:port", "ray://127.0.0.1:9"])
+def test_an_address_where_nothing_answers(address):
+    assert refusal(address).startswith(f"no Ray cluster answers at {address!r}: ")
+
+
+@pytest.mark.parametrize("error", [KeyError("a defect"), TypeError("a defect")])
+def test_a_defect_stays_one(monkeypatch, address, error):
+    failing(monkeypatch, error)
+    with pytest.raises(type(error)):
+        start.connect(ClusterSection(device="cpu", address=address), 1)
