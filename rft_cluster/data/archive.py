@@ -34,8 +34,6 @@ SPLITS = ("trnid", "valid", "tstid")
 def load_flower102(config: DataSection, seed: int) -> FewShotDataset:
     """The few-shot splits of the archive in `data.path`. Example ids are paths in it.
 
-    The pool holds the training images only: the others are not read.
-
     Raises:
         UserError: the archive is not complete (see `open_archive`), `data.classes` differs from the 102 names,
             too many images are asked for, or a chosen one cannot be decoded.

@@ -52,7 +52,7 @@ def assemble(name: str, parts: dict[str, Unread], found: list[str], config: Data
         copies = {
             e.example_id: seen[digest].example_id
             for e, digest in zip(part.examples, part.digests, strict=True)
-            if digest and digest in seen
+            if digest in seen and e.example_id not in part.skipped
         }
         chosen = split_and_read(name, part.without(copies), classes, replace_keys(config, shots=0, **keys), seed)
         whole = whole.with_held_out(replace(chosen, copies=copies | chosen.copies))
@@ -62,7 +62,8 @@ def assemble(name: str, parts: dict[str, Unread], found: list[str], config: Data
 
 def _see(part: Unread, seen: dict[str, Example]) -> None:
     for example, digest in zip(part.examples, part.digests, strict=True):
-        seen.setdefault(digest, example)
+        if example.example_id not in part.skipped:
+            seen.setdefault(digest, example)
 
 
 def replace_keys(config: DataSection, **values: int) -> DataSection:
@@ -114,6 +115,5 @@ def split_and_read(name: str, images: Unread, classes: list[str], config: DataSe
         if not bad:
             break
     train, validation, test = ([good[e.example_id] for e in split] for split in chosen.splits)
-    in_pool = chosen.pool if images.decoded else train
-    pool = Pool([e.example_id for e in in_pool], images.read)
+    pool = Pool([e.example_id for e in chosen.pool], images.read)
     return FewShotDataset(name, classes, train, validation, test, pool, (), skipped, chosen.copies)

@@ -48,12 +48,12 @@ class Pool(Sequence[bytes]):
 class FewShotDataset:
     """Disjoint splits of a data set.
 
-    `validation` is for curves and choices, `test` only for the figures before and after training. `pool`
-    holds encoded images outside those two without labels: the training images, and all others where the source
-    has read them. `problems` are the different questions that a data set brings along, where it does. `skipped` are
-    images that cannot be used, with the reason; `copies` are left out as well, with the id of the image that each is
-    equal to. `remarks` say what else was left out or taken in another way than it lies there. `levels` are what became
-    black and white of pictures with 16 bits a channel, where there are any.
+    `validation` is for curves and choices, `test` only for the figures before and after training. `pool` holds encoded
+    images outside those two without labels, read when they are asked for; sources that decode only what they have
+    chosen do not know whether all can be. `problems` are the different questions that a data set brings along, where it
+    does. `skipped` are images that cannot be used, with the reason; `copies` are left out as well, with the id of the
+    image that each is equal to. `remarks` say what else was left out or taken in another way than it lies there.
+    `levels` are what became black and white of pictures with 16 bits a channel, where there are any.
     """
 
     name: str
@@ -142,7 +142,8 @@ def check_classes(found: list[str], wanted: list[str] | None) -> list[str]:
         if unlisted or absent:
             problems = [f"{label!r} has images but is not in data.classes" for label in unlisted]
             problems += [f"{label!r} is in data.classes but has no images" for label in absent]
-            raise UserError(f"data.classes does not match the data; make them agree:\n{listing(problems)}")
+            cure = "make them agree, or leave classes out with data.only" if unlisted else "make them agree"
+            raise UserError(f"data.classes does not match the data; {cure}:\n{listing(problems)}")
     classes = found if wanted is None else wanted
     check_labels(classes)
     return classes

@@ -34,7 +34,7 @@ from rft_cluster.data.reading import Unread, decoded
 from rft_cluster.messages import Example
 
 IMAGE_FOLDERS = {"images", "image", "imgs", "img", "pictures", "pics", "photos", "jpg", "jpeg", "png", "jpegimages"}
-DEPTH = 3  # levels below data.path that are looked through for what it should have been
+DEPTH = 4  # levels below data.path that are looked through for what it should have been
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ Validation and test images come from the set's own splits (see `assemble.py`); o
 Flower102 archive, without the pictures that are trained on.
 """
 
+import glob
 import json
 import re
 from dataclasses import replace
@@ -28,7 +29,7 @@ from rft_cluster.data.dataset import FewShotDataset, listing
 from rft_cluster.data.files import TABLE_SUFFIXES, is_picture, is_system, some
 from rft_cluster.data.images import DECODE_ERRORS
 from rft_cluster.data.labels import normalise_label
-from rft_cluster.data.names import find_splits, split_role
+from rft_cluster.data.names import ROLES, find_splits, split_role
 from rft_cluster.data.reading import Unread, skip_or_refuse
 from rft_cluster.messages import Example
 
@@ -42,8 +43,8 @@ PLAIN_NAME = re.compile(r"\w[\w.-]*")
 def load_hub(config: DataSection, seed: int) -> FewShotDataset:
     """The few-shot splits of the set that `data.path` names. Example ids are `split/row`.
 
-    Only the chosen images are decoded, and the pool holds the training images only. Classes stand in the order
-    of ClassLabel, or else of the alphabet; names without a training image are left out.
+    Only the chosen images are decoded. Classes stand in the order of ClassLabel, or else of the alphabet; names
+    without a training image are left out.
 
     Raises:
         UserError: the set cannot be had, has other columns, labels or splits, or too few images, or a chosen
@@ -108,8 +109,7 @@ def _open(path: Path | None) -> tuple[str, "dict[str, Dataset]"]:
     if not path.exists() and not HUB_NAME.fullmatch(path.as_posix()):
         raise UserError(f"data.path: {path} is neither a file or folder nor a name on the hub of the form owner/name")
     saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
-    if path.exists() and not saved:
-        _check_parquet(path)
+    files = _parquet_files(path) if path.exists() and not saved else {}
 
     import datasets  # takes seconds to import
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
@@ -120,10 +120,9 @@ def _open(path: Path | None) -> tuple[str, "dict[str, Dataset]"]:
         elif saved:
             _check_saved(path)
             found = datasets.load_from_disk(str(path))
-        elif path.is_file():
-            found = datasets.load_dataset("parquet", data_files={"train": str(path)})
         else:
-            found = datasets.load_dataset("parquet", data_dir=str(path))
+            escaped = {split: [glob.escape(str(file)) for file in named] for split, named in files.items()}
+            found = datasets.load_dataset("parquet", data_files=escaped)
     except DatasetNotFoundError as error:
         raise UserError(
             f"data.path: {path} is no folder here, and the hub has no such data set or does not show it to you "
@@ -165,12 +164,17 @@ def _check_saved(folder: Path) -> None:
         )
 
 
-def _check_parquet(path: Path) -> None:
-    """Refuse what holds no parquet files, pointing to the source that reads it, and two configurations of one set."""
+def _parquet_files(path: Path) -> dict[str, list[Path]]:
+    """The parquet files of each split. One such file alone is all there is to learn from.
+
+    Raises:
+        UserError: there are none (points to the source that reads what there is), or they belong to several
+            configurations of one set.
+    """
     if path.is_file():
         if path.suffix.lower() in TABLE_SUFFIXES:
             raise UserError(f"data.path: {path} is a table: set data.source=csv")
-        return
+        return {"train": [path]}
     root = path.resolve()
     files = [file for file in path.rglob("*") if file.is_file() and not _is_hidden(file.relative_to(path))]
     parquet = [file for file in files if file.suffix.lower() == ".parquet"]
@@ -192,6 +196,20 @@ def _check_parquet(path: Path) -> None:
         raise UserError(
             f"data.path: {path} holds several configurations of a set, which are not to be mixed; choose one:\n{lines}"
         )
+    splits: dict[str, list[Path]] = {}
+    for file in sorted(parquet):
+        splits.setdefault(_split_of(file.relative_to(path)), []).append(file)
+    return splits if set(splits) & set(ROLES) else {"train": sorted(parquet)}
+
+
+def _split_of(file: Path) -> str:
+    """The split that a file's folder or name says it belongs to; else a name of its own, without its number."""
+    for folder in reversed(file.parts[:-1]):
+        if role := split_role(folder):
+            return role
+    roles = {role for word in re.split(r"[\W_]+", file.stem) if (role := split_role(re.sub(r"\d+$", "", word)))}
+    name = re.sub(r"\W+", "_", re.sub(r"[-_.]?\d+(-of-\d+)?$", "", file.stem)).strip("_")
+    return roles.pop() if len(roles) == 1 else name or "other"
 
 
 def _configuration(folder: Path) -> Path:

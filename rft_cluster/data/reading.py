@@ -25,7 +25,7 @@ class Unread:
     skipped: dict[str, str] = field(default_factory=dict)
     """Those already known to be of no use, by id with the reason."""
     decoded: bool = False
-    """Each has been decoded once: none is tried again, and all serve as the pool. Else only the chosen are decoded."""
+    """Each has been decoded once: none is tried again. Else only the chosen are decoded."""
 
     def without(self, ids: Collection[str]) -> "Unread":
         return self.where_id(lambda example_id: example_id not in ids)

@@ -183,21 +183,24 @@ def _check_held_out(by_class: dict[str, list[Example]], lost: int, config: DataS
     left, wanted = images - config.shots * classes, config.validation + config.test
     if left >= wanted:
         return
-    test = left * config.test // wanted
+    test = min(config.test, max(1, left * config.test // wanted))  # at least one where any is wanted
+    fitting = {"validation": left - test, "test": test}
     cures = ["add images"]
-    if test:
-        cures.append(f"set data.validation={left - test} data.test={test}")
+    if left > 0:
+        asked = {"validation": config.validation, "test": config.test}
+        cures.append("set " + " ".join(f"data.{key}={number}" for key, number in fitting.items() if asked[key]))
     folds = _fitting_folds(by_class, config.shots)
-    if folds and config.test:
+    if folds and config.test and config.shots:
         cures.append(
             f"test every image in turn, in {folds} trainings one after the other: the same command with "
             f"data.folds={folds}"
         )
-    elif not test:
+    if left <= 0:
         cures.append("lower data.shots")
+    after = f" after {config.shots} shots of each of {classes} classes" if config.shots else " in the set's own"
     raise UserError(
         f"data.validation ({config.validation}) and data.test ({config.test}) ask for {wanted} images, but "
-        f"{left} are left after {config.shots} shots of each of {classes} classes"
+        f"{left} are left{after}"
         f"{f' and without the {lost} skipped that cannot be used' if lost else ''}; do one of these:\n{listing(cures)}"
     )
 

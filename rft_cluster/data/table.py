@@ -197,21 +197,25 @@ def _image_column(table: Table, files: Files, config: DataSection) -> tuple[Tabl
     if not data or config.label_column in first:
         table = with_header
     width = max((len(cells) for _, cells in table.rows), default=0)
-    there = {index: sum(bool(files.find(name)) for name in table.column(index) if name) for index in range(width)}
-    most = max(there.values(), default=0)
+    there = {index: _matches(table.column(index), files) for index in range(width)}
+    most = max(there.values(), default=(0, 0))
     best = [index for index, count in there.items() if count == most]
-    named = [i for i, name in enumerate(table.header) if _plain(name) in IMAGE_WORDS]
-    if most and len(best) == 1:
-        return table, best[0]
-    fitting = [i for i in named if i in best] if most else named
-    if len(fitting) >= 1:
-        return table, fitting[0]
+    if most > (0, 0):
+        named = [i for i in best if i < len(table.header) and _plain(table.header[i]) in IMAGE_WORDS]
+        return table, (named or best)[0]
     columns = ", ".join(table.header) or f"{width} columns and no header"
     raise UserError(
         f"data.path: no column of {table.path} names pictures below {files.root} ({columns}; first row: "
         f"{', '.join(table.rows[0][1]) if table.rows else 'none'}). Set data.images to the folder with the pictures, "
         f"or data.image_column to the column"
     )
+
+
+def _matches(names: list[str], files: Files) -> tuple[int, int]:
+    """How many of the names are pictures that are there: with their suffix, and at all. A column of numbers may happen
+    to be names as well, of other pictures."""
+    found = [name for name in names if name and files.find(name)]
+    return sum(is_picture(Path(name)) for name in found), len(found)
 
 
 def _label_column(table: Table, image: int, config: DataSection) -> int:
@@ -307,7 +311,7 @@ def _why(name: str, found: list[Path], root: Path) -> str:
         )
     if (PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts) and "://" not in name:
         return f"{name} leads out of the folder; write the path in {root}, or set data.images"
-    return f"no picture {name} below {root}"
+    return f"no picture {name} below {root}; data.images names another folder"
 
 
 def _folders_below(root: Path) -> list[Path]:

@@ -1,18 +1,20 @@
 """What comes before any actor starts: the data set, the question, the model's folder, and all checks of them."""
 
+import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from rft_cluster.classification.earnable import check_room
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.progress import with_progress
 from rft_cluster.config import Config
 from rft_cluster.data import FewShotDataset, load_dataset
-from rft_cluster.data.images import open_image
+from rft_cluster.data.images import DECODE_ERRORS, open_image
 from rft_cluster.messages import Example
 from rft_cluster.prompts import PROBLEM, make_prompts, render_template
 
@@ -63,12 +65,10 @@ def base_model_path(config: Config, task: Task, earlier: str | None = None) -> s
         return str(folder)
     from rft_cluster.model.tiny.build import ensure_tiny_model
 
-    # Each picture is as small as the model will see it before the next one is read.
-    pool, pixels = task.dataset.pool, config.model.max_pixels
-    chosen = with_progress(choose_pool(len(pool), config.run.seed), "reading the unlabelled pool")
+    chosen = choose_pool(len(task.dataset.pool), config.run.seed)
     folder = ensure_tiny_model(
         TINY_CACHE.expanduser(),
-        images=[open_image(pool[index], pixels=pixels) for index in chosen],
+        images=pool_images(task.dataset.pool, chosen, config.model.max_pixels),
         class_names=task.dataset.classes,
         prompt_text=task.text,
         pixels=config.model.max_pixels,
@@ -83,6 +83,18 @@ def choose_pool(images: int, seed: int) -> list[int]:
     if images <= MAX_POOL:
         return list(range(images))
     return sorted(int(i) for i in np.random.default_rng(seed).choice(images, MAX_POOL, replace=False))
+
+
+def pool_images(pool: Sequence[bytes], chosen: list[int], pixels: int) -> list[Image.Image]:
+    """These images of the pool, each as small as the model will see it before the next one is read: photographs as
+    cameras make them take 36 MB each. Those that cannot be decoded are left out, with a line that says how many."""
+    images = []
+    for index in with_progress(chosen, "reading the unlabelled pool"):
+        with contextlib.suppress(*DECODE_ERRORS, Image.DecompressionBombWarning):
+            images.append(open_image(pool[index], pixels=pixels))
+    if len(images) < len(chosen):
+        print(f"left out {len(chosen) - len(images)} of {len(chosen)} unlabelled images, which cannot be read")
+    return images
 
 
 def pool_note(config: Config, task: Task) -> list[str]:

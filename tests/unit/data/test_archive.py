@@ -76,7 +76,8 @@ def test_an_archive_is_a_data_set(root):
     assert dataset.name == "flower102" and dataset.classes == flower_classes()
     assert Counter(e.label for e in dataset.train) == Counter(flower_classes())
     assert [len(s) for s in (dataset.train, dataset.validation, dataset.test)] == [102, 30, 204]
-    assert dataset.pool == [e.image for e in dataset.train]
+    assert {e.image for e in dataset.train} < set(dataset.pool)
+    assert not {e.image for e in (*dataset.validation, *dataset.test)} & set(dataset.pool)
     chosen = [*dataset.train, *dataset.validation, *dataset.test]
     assert len({e.example_id for e in chosen}) == len(chosen)
     for example in chosen:
@@ -103,7 +104,7 @@ def test_only_the_chosen_images_are_decoded(root, monkeypatch):
     # A damaged image that is not chosen does no harm; a chosen one is named.
     unused = next(e for e in open_archive(root, "", MAX_BYTES).examples if e.example_id not in decoded)
     (root / unused.example_id).write_bytes(b"not an image")
-    assert load(root, validation=0, test=5) == dataset
+    assert load(root, validation=0, test=5).splits == dataset.splits
     (root / dataset.test[0].example_id).write_bytes(b"not an image either")
     message = refusal(root, validation=0, test=5)
     assert "1 of the 107 images chosen" in message and f"  {dataset.test[0].example_id}: not an image" in message
@@ -132,7 +133,7 @@ def test_bad_images_that_are_chosen_are_skipped_and_others_drawn(root):
     assert len(chosen) == 204 + 102 and not {e.example_id for e in chosen} & set(bad)
     assert Counter(e.label for e in dataset.train) == Counter(flower_classes() * 2)
     assert all(check_image(e.image, "") for e in chosen)
-    assert load(root, shots=2, validation=50, test=52, on_bad_image="skip") == dataset
+    assert load(root, shots=2, validation=50, test=52, on_bad_image="skip").splits == dataset.splits
 
 
 def test_without_bad_images_skipping_changes_nothing(root):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow.parquet
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from PIL import Image
@@ -86,7 +87,7 @@ def test_class_labels_keep_their_order(tmp_path):
     for example in [*dataset.train, *dataset.validation, *dataset.test]:
         row = int(example.example_id.removeprefix("train/"))
         assert example.image == picture(row)["bytes"] and example.label == ["tulip", "rose"][row % 2]
-    assert dataset.pool == [e.image for e in dataset.train]
+    assert {e.image for e in dataset.train} < set(dataset.pool) and len(dataset.pool) == 10 - 3
     assert load(tmp_path / "flowers", seed=0) == dataset
 
 
@@ -437,3 +438,166 @@ def test_a_hub_that_does_not_give_the_set_is_explained(monkeypatch, tmp_path, er
     with pytest.raises(UserError, match=message):
         load("laolao77/ViRFT_CLS_flower_4_shot")
     assert asked == [(("laolao77/ViRFT_CLS_flower_4_shot",), {})]
+
+
+# --- as people write parquet files
+
+
+def plain(path: Path, images: list, feature: object, **columns) -> Path:
+    """A parquet file without anything that `datasets` adds to it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kinds = {
+        name: Value({int: "int64", float: "float64", bool: "bool"}.get(type(values[0]), "string"))
+        for name, values in columns.items()
+    }
+    data = Dataset.from_dict({"image": images, **columns}, features=Features({"image": feature, **kinds}))
+    pyarrow.parquet.write_table(data.data.table.replace_schema_metadata(None), path)
+    return path
+
+
+STRUCT = {"bytes": Value("binary"), "path": Value("string")}
+WRAPPINGS = {
+    "struct": (lambda image: image, STRUCT),
+    "bytes": (lambda image: image["bytes"], Value("binary")),
+    "large bytes": (lambda image: image["bytes"], Value("large_binary")),
+    "list of structs": (lambda image: [image], datasets.List(STRUCT)),
+    "list of bytes": (lambda image: [image["bytes"]], datasets.List(Value("binary"))),
+}
+WRITTEN = {
+    "text": ["a", "b"],
+    "numbers": [0, 1],
+    "whole floats": [0.0, 1.0],
+    "truth values": [False, True],
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+@pytest.mark.parametrize("written", WRITTEN)
+@pytest.mark.parametrize("column", ["label", "class", "answer"])
+@pytest.mark.parametrize("single", [False, True])
+def test_every_way_to_write_an_image_and_its_label(tmp_path, wrapping, written, column, single):
+    wrap, feature = WRAPPINGS[wrapping]
+    images = [wrap(picture(i)) for i in range(10)]
+    file = plain(tmp_path / "set/train.parquet", images, feature, **{column: WRITTEN[written] * 5, "note": ["x"] * 10})
+    dataset = load(file if single else file.parent)
+    names = {"text": ["a", "b"], "truth values": ["false", "true"]}.get(written, ["0", "1"])
+    assert dataset.classes == names and sizes(dataset) == [4, 1, 2]
+    for example in (e for split in dataset.splits.values() for e in split):
+        number = int(example.example_id.removeprefix("train/"))
+        assert (example.image, example.label) == (picture(number)["bytes"], names[number % 2])
+    if written in ("numbers", "whole floats"):
+        assert load(file, classes=["no", "yes"]).classes == ["no", "yes"]
+
+
+@pytest.mark.parametrize("images", [[], [picture(1), picture(2)]])
+def test_rows_of_several_images_or_none_are_listed(tmp_path, images):
+    rows_ = [[picture(i)] for i in range(9)] + [images]
+    plain(tmp_path / "set/a.parquet", rows_, datasets.List(STRUCT), label=["a", "b"] * 5)
+    assert f"train/000009: {len(images)} images in the row, one is needed" in refusal(tmp_path / "set")
+    assert sizes(load(tmp_path / "set", on_bad_image="skip")) == [4, 1, 2]
+
+
+def test_a_label_column_that_is_set_wins(tmp_path):
+    data = rows(["a", "b"] * 5, solution=["The flower is a rose"] * 10)
+    folder = save(data, tmp_path / "set")
+    message = refusal(folder)
+    assert (
+        "column solution of set, split train holds no <answer>label</answer>" in message and "one of label" in message
+    )
+    assert load(folder, label_column="label").classes == ["a", "b"]
+    tagged = save(published(["a", "b"] * 5).rename_column("solution", "mine"), tmp_path / "tagged")
+    assert load(tagged, label_column="mine").classes == ["a", "b"]
+
+
+@pytest.mark.parametrize("missing", ["-1", "null", "no column"])
+def test_a_test_split_without_labels_is_left_out(tmp_path, missing):
+    names = ClassLabel(names=["a", "b"])
+    test = rows([-1 if missing == "-1" else None] * 6, names, start=50)
+    if missing == "no column":
+        test = test.remove_columns("label")
+    folder = save(DatasetDict(train=rows([0, 1] * 5, names), test=test), tmp_path / "set")
+    dataset = load(folder)
+    assert {e.example_id.split("/")[0] for e in dataset.test} == {"train"}
+    assert dataset.notes() == ["split test has no labels: it is left out"]
+
+
+def test_splits_can_be_chosen(tmp_path):
+    parts = {name: rows(["a", "b"] * 5, start=20 * i) for i, name in enumerate(("Train", "validation", "extra"))}
+    folder = save(DatasetDict(parts), tmp_path / "set")
+    first = load(folder)
+    assert {e.example_id.split("/")[0] for e in (*first.validation, *first.test)} == {"validation"}
+    assert first.notes() == ["splits that are not used: extra (data.splits names those to use)"]
+    dataset = load(folder, splits={"train": "extra", "test": "Train"})
+    assert {e.example_id.split("/")[0] for e in dataset.train} == {"extra"}
+    assert {e.example_id.split("/")[0] for e in dataset.test} == {"Train"}
+    assert "data.splits: set has no 'nope'; it has Train, validation, extra" in refusal(
+        folder, splits={"train": "nope"}
+    )
+
+
+@pytest.mark.parametrize(
+    "names", [("plain", "augmented"), ("en/data", "de/data"), ("v1/train", "v2/train"), (".", "old")]
+)
+def test_configurations_of_a_set_are_not_mixed(tmp_path, names):
+    for number, name in enumerate(names):
+        plain(
+            tmp_path / "hub" / name / "train-0.parquet",
+            [picture(20 * number + i) for i in range(10)],
+            STRUCT,
+            label=["a", "b"] * 5,
+        )
+    message = refusal(tmp_path / "hub")
+    assert "several configurations" in message
+    paths = [line.removeprefix("  data.path=") for line in message.splitlines()[1:]]
+    assert len(paths) == 2 and sizes(load(paths[1])) == [4, 1, 2]
+
+
+def test_splits_in_folders_are_one_configuration(tmp_path):
+    for number, name in enumerate(("data/train", "data/test")):
+        plain(
+            tmp_path / name / "0.parquet", [picture(20 * number + i) for i in range(10)], STRUCT, label=["a", "b"] * 5
+        )
+    assert {e.example_id.split("/")[0] for e in load(tmp_path).test} == {"test"}
+
+
+def test_folders_of_pictures_and_tables_are_sent_to_their_source(tmp_path):
+    (tmp_path / "set/rose").mkdir(parents=True)
+    (tmp_path / "set/rose/a.png").write_bytes(picture(1)["bytes"])
+    assert "For pictures in folders: data.source=folder" in refusal(tmp_path / "set")
+    (tmp_path / "set/metadata.csv").touch()
+    assert f"data.source=csv data.path={tmp_path}/set/metadata.csv" in refusal(tmp_path / "set")
+    assert "is a table: set data.source=csv" in refusal(tmp_path / "set/metadata.csv")
+
+
+WORDS = {"train": ("train", "Training", "TRAIN"), "test": ("test", "Testing", "TEST")}
+FORMS = ("{}.parquet", "{}-00000-of-00001.parquet", "data/{}/0.parquet", "flowers_{}_01.parquet", "{}/x.parquet")
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("case", range(3))
+@pytest.mark.parametrize("folder", ["set", "my set #1 [2024]"])
+def test_splits_of_parquet_files_are_known_by_any_usual_name(tmp_path, form, case, folder):
+    for number, words in enumerate(WORDS.values()):
+        images = [picture(20 * number + i) for i in range(10)]
+        plain(tmp_path / folder / form.format(words[case]), images, STRUCT, label=["a", "b"] * 5)
+    for name in ("README.md", "notes.txt", "train.csv", "cover.png"):  # beside them, as on the hub
+        (tmp_path / folder / name).write_text("x")
+    dataset = load(tmp_path / folder)
+    assert dataset.train[0].example_id.startswith("train/") and len(dataset.pool) == 10
+    assert {e.example_id.split("/")[0] for e in (*dataset.validation, *dataset.test)} == {"test"}
+
+
+def test_parquet_files_of_no_split_are_all_to_learn_from_and_others_beside_splits_are_named(tmp_path):
+    for number, name in enumerate(("x-0001", "x-0002")):
+        plain(
+            tmp_path / "set" / f"{name}.parquet",
+            [picture(20 * number + i) for i in range(10)],
+            STRUCT,
+            label=["a", "b"] * 5,
+        )
+    assert len(load(tmp_path / "set").pool) == 20 - 3
+    plain(tmp_path / "set/train.parquet", [picture(90 + i) for i in range(10)], STRUCT, label=["a", "b"] * 5)
+    dataset = load(tmp_path / "set")
+    assert len(dataset.pool) == 10 - 3
+    assert dataset.notes() == ["splits that are not used: x (data.splits names those to use)"]
+    assert len(load(tmp_path / "set", splits={"train": "x"}).pool) == 20 - 3

@@ -1,0 +1,171 @@
+"""Tables of images and labels, as Kaggle, Excel and pandas write them."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from rft_cluster.common.errors import UserError
+from rft_cluster.config import DataSection
+from rft_cluster.data import FewShotDataset, load_dataset
+from tests.unit.data.test_layouts import put
+
+COUNT = 16
+
+
+def label(i: int) -> str:
+    return "rose" if i % 2 else "tulip"
+
+
+def pictures(folder: Path, count: int = COUNT, start: int = 0) -> None:
+    for i in range(count):
+        put(folder / f"{i:02d}.jpg", start + i)
+
+
+def load(path: Path, **values) -> FewShotDataset:
+    return load_dataset(
+        DataSection(**{"source": "csv", "path": path, "shots": 2, "validation": 2, "test": 4, **values}), 0
+    )
+
+
+def refusal(path: Path, **values) -> str:
+    with pytest.raises(UserError) as caught:
+        load(path, **values)
+    return str(caught.value)
+
+
+def write(root: Path, lines: list[str], name: str = "train.csv") -> Path:
+    (root / name).write_text("\n".join(lines) + "\n")
+    return root
+
+
+def right(dataset: FewShotDataset) -> bool:
+    examples = [e for split in dataset.splits.values() for e in split]
+    return len(examples) == 10 and all(e.label == label(int(Path(e.example_id).stem)) for e in examples)
+
+
+HEADERS = {"image,label": "{i}{suffix},{label}", "id,breed": "{i}{suffix},{label}", "": "{i}{suffix},{label}"}
+HEADERS |= {",filename,class": "9{i},{i}{suffix},{label}", "species;note;path": "{label};x{i};{i}{suffix}"}
+
+
+@pytest.mark.parametrize("folder", ["", "images", "a/b c"])
+@pytest.mark.parametrize("header", HEADERS)
+@pytest.mark.parametrize("suffix", [".jpg", ""])
+def test_every_form_gives_the_same_images(tmp_path, folder, header, suffix):
+    pictures(tmp_path / folder)
+    forms = itertools.product(("utf-8", "utf-8-sig", "utf-16"), ("\n", "\r\n"), (",", ";", "\t"), (False, True))
+    row = HEADERS[header]
+    tried = list(forms)[len(folder + header + suffix) % 5 :: 5]  # every form is tried with one of the others
+    for encoding, end, delimiter, quoted in tried:
+        rows = [row.format(i=f"{i:02d}", suffix=suffix, label=label(i)) for i in range(COUNT)]
+        cells = [line.replace(";", ",").split(",") for line in ([header] if header else []) + rows]
+        cells += [[""], ["", "", ""]]  # empty lines at the end
+        text = end.join(delimiter.join(f'"{c}"' if quoted and c else c for c in line) for line in cells)
+        (tmp_path / "train.csv").write_bytes(text.encode(encoding))
+        assert right(load(tmp_path)), text
+
+
+def test_paths_in_the_table_may_be_of_windows_and_lead_nowhere_else(tmp_path):
+    pictures(tmp_path / "set/images")
+    put(tmp_path / "secret.jpg", 999)
+    good = [f"images\\{i:02d}.jpg,{label(i)}" for i in range(COUNT)]
+    assert right(load(write(tmp_path / "set", ["image,label", *good])))
+    for wrong in ("../secret.jpg", str(tmp_path / "secret.jpg"), "images/../../secret.jpg"):
+        message = refusal(write(tmp_path / "set", ["image,label", *good, f"{wrong},rose"]))
+        assert f"line {COUNT + 2}: {wrong} leads out of the folder" in message
+
+
+def test_wrong_rows_are_listed_with_their_lines_or_left_out(tmp_path):
+    pictures(tmp_path / "images")
+    rows = [f"{i:02d}.jpg,{label(i)}" for i in range(COUNT)]
+    wrong = {"gone.jpg,rose": "no picture gone.jpg below", "00.jpg,": "00.jpg has no label", ",rose": "names no image"}
+    for at in (0, 5, COUNT):
+        lines = ["image,label", *rows[:at], *wrong, *rows[at:]]
+        message = refusal(write(tmp_path, lines))
+        assert message.startswith(f"3 of the {COUNT + 3} rows of {tmp_path}/train.csv cannot be used")
+        for offset, reason in enumerate(wrong.values()):
+            assert f"\n  line {at + 2 + offset}: {reason}" in message
+        dataset = load(tmp_path, on_bad_image="skip")
+        assert right(dataset) and len(dataset.skipped) == 3
+    # Without a header the first row is a row, though its picture is gone.
+    assert "line 1: no picture gone.jpg" in refusal(write(tmp_path, ["gone.jpg,rose", *rows]))
+
+
+def test_several_labels_for_a_picture_are_refused(tmp_path):
+    pictures(tmp_path)
+    rows = [f"{i:02d}.jpg,{label(i)}" for i in range(COUNT)]
+    message = refusal(write(tmp_path, ["image,label", *rows, "03.jpg,tulip"]))
+    assert "03.jpg: 'rose' in line 5, 'tulip' in line 18" in message
+    notes = load(write(tmp_path, ["image,label", *rows, "03.jpg,rose"])).notes()
+    assert "1 rows name a picture again that an earlier one names" in notes
+
+
+def test_a_column_of_splits_is_used(tmp_path):
+    pictures(tmp_path)
+    parts = ["Training"] * 8 + ["val"] * 4 + ["TEST"] * 4
+    rows = [f"{i:02d}.jpg,{label(i)},{parts[i]}" for i in range(COUNT)]
+    dataset = load(write(tmp_path, ["image,label,split", *rows]))
+    assert right(dataset) and dataset.notes()[0].endswith("splits from column 'split'")
+    numbers = {role: {int(Path(e.example_id).stem) for e in split} for role, split in dataset.splits.items()}
+    assert numbers["train"] <= set(range(8)) and numbers["validation"] <= set(range(8, 12))
+    assert numbers["test"] <= set(range(12, 16))
+    assert "6 images, but 4 are left in the set's own" in refusal(tmp_path, splits={"train": "Training", "test": "val"})
+    swapped = load(tmp_path, splits={"train": "Training", "test": "val"}, test=2)
+    assert {int(Path(e.example_id).stem) for e in swapped.test} <= set(range(8, 12))
+    assert "4 rows belong to no split and are left out" in swapped.notes()
+
+
+def test_columns_that_cannot_be_told_are_asked_for(tmp_path):
+    pictures(tmp_path)
+    rows = [f"{i:02d}.jpg,{label(i)},f{i}" for i in range(COUNT)]
+    message = refusal(write(tmp_path, ["picture,genus,family", *rows]))
+    assert "which column" in message and "data.label_column to one of genus, family" in message
+    assert right(load(tmp_path, label_column="genus"))
+    assert "has no column 'genera'; it has picture, genus, family" in refusal(tmp_path, label_column="genera")
+    assert "has no column 'x'" in refusal(tmp_path, image_column="x")
+
+
+def test_numbers_are_named_by_the_classes(tmp_path):
+    pictures(tmp_path)
+    write(tmp_path, ["image,label", *(f"{i:02d}.jpg,{i % 2}" for i in range(COUNT))])
+    assert load(tmp_path).classes == ["0", "1"]
+    assert right(load(tmp_path, classes=["tulip", "rose"]))
+    assert load(tmp_path, classes=["1", "0"]).classes == ["1", "0"]
+    assert "there is a label 1" in refusal(tmp_path, classes=["tulip"])
+
+
+def test_pictures_elsewhere_and_names_in_several_folders(tmp_path):
+    pictures(tmp_path / "here/a")
+    pictures(tmp_path / "here/b", start=100)
+    rows = [f"{i:02d}.jpg,{label(i)}" for i in range(COUNT)]
+    message = refusal(write(tmp_path / "here", ["image,label", *rows]))
+    assert "line 2: 00.jpg may be a/00.jpg, b/00.jpg: write its path, or set data.images" in message
+    dataset = load(tmp_path / "here", images=tmp_path / "here/b")
+    assert right(dataset)
+    (tmp_path / "there").mkdir()
+    message = refusal(write(tmp_path / "there", ["image,label", *rows]))
+    assert "no column of" in message and "Set data.images to the folder" in message
+    assert right(load(tmp_path / "there", images=tmp_path / "here/a"))
+    notes = load(write(tmp_path / "there", ["image,label", *rows[:14]]), images=tmp_path / "here/a").notes()
+    assert f"left out 2 pictures in {tmp_path}/here/a that no row names" in notes
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"\n\n,,\n", "is empty"),
+        (b"image\n00.jpg\n", "has one column"),
+        (b"image,label\n00.jpg,ros\xe9\n", "is not UTF-8 text"),
+        (b"a,b\n1,2\n", "names pictures below"),
+    ],
+)
+def test_a_file_that_is_no_such_table_is_explained(tmp_path, content, message):
+    pictures(tmp_path)
+    (tmp_path / "x.csv").write_bytes(content)
+    assert message in refusal(tmp_path)
+    assert "does not exist" in refusal(tmp_path / "none.csv")
+    (tmp_path / "y.csv").touch()
+    assert f"2 tables; name the one to learn from:\n  data.path={tmp_path}/x.csv" in refusal(tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert "holds no table" in refusal(tmp_path / "empty")
