@@ -73,9 +73,7 @@ def load_engine(
     from rft_cluster.weights import receivers
 
     receivers.register()
-    # At every prompt it would say that the number of threads stays as it is.
-    logging.getLogger("vllm.v1.worker.cpu_worker").setLevel(logging.ERROR)
-    return LLM(
+    engine = LLM(
         model=path,
         dtype=hardware.dtype,
         seed=seed,
@@ -95,3 +93,6 @@ def load_engine(
         disable_log_stats=True,
         **device,
     )
+    # At every prompt it would say that the number of threads stays as it is. (The engine's start sets levels anew.)
+    logging.getLogger("vllm.v1.worker.cpu_worker").setLevel(logging.ERROR)
+    return engine
