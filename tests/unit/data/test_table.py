@@ -169,3 +169,17 @@ def test_a_file_that_is_no_such_table_is_explained(tmp_path, content, message):
     assert f"2 tables; name the one to learn from:\n  data.path={tmp_path}/x.csv" in refusal(tmp_path)
     (tmp_path / "empty").mkdir()
     assert "holds no table" in refusal(tmp_path / "empty")
+
+
+def test_the_documented_function_reads_such_a_table(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[3] / "docs/data.md").read_text()
+    (tmp_path / "documented_data.py").write_text(page.split("```python\n")[1].split("```")[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    pictures(tmp_path)
+    rows = [f"{i:02d}.jpg,{label(i)},x" for i in range(COUNT - 1)] + [f"{COUNT - 1}.jpg,unsure,x", ""]
+    (tmp_path / "labels.csv").write_text("\n".join(["name,label,note", *rows]), encoding="utf-8-sig")
+    assert right(load(tmp_path, source="documented_data:my_dataset"))
+    (tmp_path / "03.jpg").unlink()
+    assert f"labels.csv, line 5: there is no {tmp_path}/03.jpg" in refusal(
+        tmp_path, source="documented_data:my_dataset"
+    )
