@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +65,20 @@ def command(folder: Path, name: str, model: str) -> list[str]:
             f"model.path={model}", *SHORT]  # fmt: skip
 
 
+STARTED: list[subprocess.Popen] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays() -> Iterator[None]:
+    """Of a test that fails, too."""
+    yield
+    for process in STARTED:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    STARTED.clear()
+
+
 def start(words: list[str], run: Path) -> Launch:
     output = run.parent / f"{run.name}-{time.monotonic_ns()}.txt"
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
@@ -72,6 +86,7 @@ def start(words: list[str], run: Path) -> Launch:
         process = subprocess.Popen(
             [sys.executable, *words[1:]], stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
+    STARTED.append(process)
     return Launch(process, output, run)
 
 
