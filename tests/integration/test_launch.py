@@ -19,6 +19,7 @@ from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 from rft_cluster import evaluate
 from rft_cluster.algorithm.samples import build_samples
 from rft_cluster.classification.answers import AnswerReader
+from rft_cluster.classification.card import read_card
 from rft_cluster.common.hardware import hardware
 from rft_cluster.config import Config
 from rft_cluster.data import FewShotDataset
@@ -95,7 +96,13 @@ def test_the_run_folder_is_whole(run: tuple[Path, str]):
     assert {row["policy_version"] for row in rollouts} == {2}
     files = {path.suffix for path in (folder / "checkpoints").rglob("*") if path.is_file()}
     assert files == {".safetensors", ".json"}, "no pickle"
-    assert not list(folder.rglob("*.tmp"))
+    assert not [path for path in folder.rglob("*") if path.suffix == ".tmp" or path.name == ".lock"]
+    best = max(evaluations[1:3], key=lambda row: row["accuracy_strict"])
+    card = read_card(folder / "model-best")
+    assert (card.steps, card.validation) == (best["step"], best["accuracy_strict"])
+    log = (folder / "log.txt").read_text()
+    assert "rft_cluster.launch --config digits" in log.splitlines()[0]
+    assert all(line in log for line in run[1].splitlines() if line.startswith(("step ", "test accuracy", "done in")))
 
 
 def test_the_export_loads_in_transformers_and_matches_the_masters(run: tuple[Path, str]):
