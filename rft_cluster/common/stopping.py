@@ -6,7 +6,7 @@ process at once. So does the first after `PATIENCE`, should what it raised have 
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -38,30 +38,29 @@ def stoppable() -> Iterator[None]:
         yield
     finally:
         _taken = False
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        if _received:  # else the timer is somebody else's
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def end_quietly() -> None:
     """While a command is loaded nothing is there to tidy up: a signal ends it with one line."""
-    for number in STOPPING:
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _end)
+    _take(_end)
 
 
 def take_signals() -> None:
-    """Take them again, if a command works here: libraries install handlers of their own (Ray one of SIGTERM).
+    """Take them again, if a command works here: libraries install handlers of their own (Ray one of SIGTERM)."""
+    if _taken:
+        _take(_stop)
 
-    SIGINT is taken even where a shell has it ignored in the background: it was sent by hand then. SIGHUP is not: who
-    has it ignored (nohup) wants the command to go on.
-    """
-    if not _taken:
-        return
-    signal.signal(signal.SIGALRM, _out_of_patience)
+
+def _take(handler: Callable[[int, FrameType | None], None]) -> None:
+    """SIGINT is taken even where a shell has it ignored in the background: it was sent by hand then. SIGHUP is not: who
+    has it ignored (nohup) wants the command to go on."""
     for number in STOPPING:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _stop)
+            signal.signal(number, handler)
 
 
 def stop_for(number: signal.Signals) -> KeyboardInterrupt:
@@ -95,14 +94,19 @@ def _stop(number: int, frame: FrameType | None) -> None:
         os._exit(128 + number)
     _received = signal.Signals(number)
     if _whole_first:
-        signal.setitimer(signal.ITIMER_REAL, WHOLE)
+        _wait_at_most(WHOLE)
     else:
         _raise()
 
 
 def _raise() -> None:
-    signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+    _wait_at_most(PATIENCE)
     raise KeyboardInterrupt
+
+
+def _wait_at_most(seconds: float) -> None:
+    signal.signal(signal.SIGALRM, _out_of_patience)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def _out_of_patience(number: int, frame: FrameType | None) -> None:

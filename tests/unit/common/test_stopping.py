@@ -141,8 +141,10 @@ def test_afterwards_signals_are_what_they_were():
     from rft_cluster.common.errors import exit_code
 
     before = [signal.getsignal(number) for number in STOPPING]
+    timer = signal.getitimer(signal.ITIMER_REAL)[0]  # of this test's own time limit
     assert exit_code(lambda: None) == 0
     assert [signal.getsignal(number) for number in STOPPING] == before
+    assert (signal.getitimer(signal.ITIMER_REAL)[0] > 0) == (timer > 0)
 
 
 @pytest.mark.parametrize("number", STOPPING, ids=lambda number: number.name)
