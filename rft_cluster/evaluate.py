@@ -12,13 +12,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from rft_cluster.classification.answers import AnswerReader, check_votes
+from rft_cluster.classification.answers import AnswerReader
 from rft_cluster.classification.baselines import BASELINES, nearest_neighbour_and_regression
 from rft_cluster.classification.card import check_card, find_export, read_card
 from rft_cluster.classification.plots import draw_evaluation
 from rft_cluster.classification.report import judge, report
 from rft_cluster.cluster.machine import check_machine
-from rft_cluster.common.errors import UserError, exit_code
+from rft_cluster.common.errors import UserError, check_range, exit_code
 from rft_cluster.common.files import check_writable, write_json, write_text
 from rft_cluster.common.text import csv_line, printable
 from rft_cluster.config import Config, find_config, load_config, load_run_config, run_folder_of
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Check, ask, judge, write, and show the figures."""
-    check_votes(options.votes)
+    check_range("--votes", options.votes, 1, 10_000)
     export = None if options.checkpoint == BASE else find_export(Path(options.checkpoint))
     config = _config(options, export)
     whose = f"-{BASE}" if export is None else "-best" if export.name == BEST else ""

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from rft_cluster.classification.answers import AnswerReader, Vote, check_votes
+from rft_cluster.classification.answers import AnswerReader, Vote
 from rft_cluster.classification.card import Card, find_export, read_card
-from rft_cluster.common.errors import UserError, exit_code
+from rft_cluster.common.errors import UserError, check_range, exit_code
 from rft_cluster.common.hardware import hardware, openmp_environment
 from rft_cluster.common.text import csv_line, printable
 from rft_cluster.config import GeneratorsSection, ModelSection
+from rft_cluster.config.sections import MOST_GIB
 from rft_cluster.data.files import SUFFIXES, LeftOut, is_system
 from rft_cluster.data.images import Limits, check_image
 from rft_cluster.data.shown import shown_bytes
@@ -61,7 +62,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def predict(options: argparse.Namespace) -> int:
     """Classify every image under the given paths and print a line for each as soon as it is known."""
-    check_votes(options.votes)
+    check_range("--votes", options.votes, 1, 10_000)
+    check_range("--seed", options.seed, 0, 2**32 - 1)
+    check_range("--kv-cache-gib", options.kv_cache_gib, 1, MOST_GIB)
     export = find_export(options.checkpoint)
     card = read_card(export)
     check_model_folder(export, card.max_prompt_tokens + card.max_tokens)

@@ -24,14 +24,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 from pydantic import Field
 from tqdm import tqdm
 
 from rft_cluster.classification.baselines import BASELINES
 from rft_cluster.common import stopping
-from rft_cluster.common.errors import UserError, exit_code
+from rft_cluster.common.errors import UserError, check_range, exit_code
 from rft_cluster.config import FilePath, PathText, Section, load_config, read_file, validated
 from rft_cluster.run.folder import read_evaluations
 
@@ -46,7 +46,7 @@ class Sweep(Section):
     config: PathText
     overrides: list[str] = Field([])
     grid: dict[str, list[str]] = Field(min_length=1)
-    seeds: list[int] = Field([0], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field([0], min_length=1)
     folder: FilePath = Path("runs")
 
     @property
@@ -104,8 +104,7 @@ def combinations(sweep: Sweep) -> list[Run]:
 
 def sweep(plan: Sweep, parallel: int) -> int:
     """Check every combination, run what has not run, then write the table and the plot."""
-    if parallel < 1:
-        raise UserError(f"--parallel is {parallel}: it must be at least 1")
+    check_range("--parallel", parallel, 1, 1000)
     runs = combinations(plan)
     steps = [load_config(plan.config, run.overrides(plan)).schedule.steps for run in runs]
     plan.path.mkdir(parents=True, exist_ok=True)

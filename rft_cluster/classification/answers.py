@@ -5,10 +5,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rft_cluster.common.errors import UserError
 from rft_cluster.data.labels import extract_answer, normalise_label
 
-MOST_VOTES = 10_000
 THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 
 
@@ -57,9 +55,3 @@ def reasoning(text: str) -> str:
     """What stands in the first think block, without white space around it; empty where there is none."""
     match = THINK.search(text)
     return match.group(1).strip() if match else ""
-
-
-def check_votes(votes: int) -> None:
-    """Raises UserError where so many samples an image cannot be meant."""
-    if not 1 <= votes <= MOST_VOTES:
-        raise UserError(f"--votes is {votes}: it must be between 1 and {MOST_VOTES}")

@@ -50,6 +50,12 @@ class UserError(Exception):
     """
 
 
+def check_range(option: str, value: int, least: int, most: int) -> None:
+    """Raises UserError for a number on the command line that is out of its range."""
+    if not least <= value <= most:
+        raise UserError(f"{option} is {value}: it must be between {least} and {most}")
+
+
 class ClusterError(RuntimeError):
     """An actor died or did not answer in time; the message names it and the call."""
 

@@ -215,6 +215,8 @@ def _written(value: Any) -> str:
     """A value as its writer would know it again, on one line and not too long."""
     if isinstance(value, str) and re.fullmatch(r"[+-]?\.?[0-9][\w.+-]{0,40}", value):
         return value
+    if isinstance(value, float):
+        return f"{value:g}"
     short = reprlib.Repr()
     short.maxstring, short.maxother = 200, 200
     return short.repr(str(value) if isinstance(value, Path) else value)

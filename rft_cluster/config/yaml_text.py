@@ -45,8 +45,10 @@ def read_yaml(data: bytes | str, where: str) -> Any:
         mark = error.problem_mark or error.context_mark
         line = mark.line if mark else 0
         written = text.split("\n")[line].rstrip()
+        begun = error.context_mark.line if error.context_mark else line
+        within = f" (in what begins on line {begun + 1})" if begun != line else ""
         raise UserError(
-            f"{where}, line {line + 1}, cannot be read: {shown(error.problem or error.context or '')}\n"
+            f"{where}, line {line + 1}, cannot be read: {shown(error.problem or error.context or '')}{within}\n"
             f"  {shown(written)}\n{QUOTES}"
         ) from error
     except RecursionError as error:

@@ -211,6 +211,13 @@ def test_a_model_that_is_larger_than_its_weights_is_refused(theirs, key):
         check_model_folder(theirs / "model", 144)
 
 
+@pytest.mark.parametrize("number", ["-1", str(10**12)])
+@pytest.mark.parametrize("option", ["--votes", "--seed", "--kv-cache-gib"])
+def test_an_absurd_number_of_the_command_line_is_refused_by_name(theirs, capsys, option, number):
+    assert predict.main(["--checkpoint", str(theirs), option, number, "photos"]) == 2
+    assert f"{option} is {number}: it must be between" in capsys.readouterr().err
+
+
 # --- what is written
 
 
