@@ -18,8 +18,8 @@ In a file a section is a block of YAML (`schedule: {steps: 40}`), on the command
 a default has to be set. `configs/` has whole files; a run's own is in `runs/NAME/config.yaml`, with every key.
 
 A text arrives as it is written: `data.path=my photos #1` needs quotes for the shell alone. A list or a mapping is YAML:
-`'data.classes=[no, yes, 01]'`, `'data.aliases={no: [negative]}'`; a name with one of YAML's signs in it has quotes there
-(`["#1", yes]`), as it has in a file. `null` means none where a key may have none. `~` and `$HOME` stand for the home
+`'data.classes=[no, yes, 01]'`, `'data.aliases={no: [negative]}'`; a name with one of YAML's signs in it is quoted
+there (`["#1", yes]`), as in a file. `null` means none where a key may have none. `~` and `$HOME` stand for the home
 folder in paths.
 """
 
