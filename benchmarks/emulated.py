@@ -5,6 +5,8 @@ vLLM's, FSDP's and the transfer's own work is a sleep of known length. So what a
 service's own cost, and overlap can be shown on two cores, on which real roles would only take turns.
 """
 
+import io
+import math
 import random
 import threading
 import time
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from PIL import Image
 
 from rft_cluster.config import Config
 from rft_cluster.messages import Completion, Example, Group, Prompt, WeightRecord
@@ -159,7 +162,12 @@ class EmulatedCluster:
 
 
 def examples(count: int, image_bytes: int) -> list[Example]:
-    """Examples with incompressible bytes where images would be."""
-    return [
-        Example(f"photos/{i}", random.Random(i).randbytes(image_bytes), ("rose", "tulip")[i % 2]) for i in range(count)
-    ]
+    """Examples with pictures of noise, which take about `image_bytes` each: PNG cannot make them smaller."""
+    return [Example(f"photos/{i}", _noise(i, image_bytes), ("rose", "tulip")[i % 2]) for i in range(count)]
+
+
+def _noise(seed: int, image_bytes: int) -> bytes:
+    side = math.isqrt(image_bytes // 3)
+    file = io.BytesIO()
+    Image.frombytes("RGB", (side, side), random.Random(seed).randbytes(3 * side * side)).save(file, "PNG")
+    return file.getvalue()
