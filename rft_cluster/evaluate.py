@@ -17,7 +17,7 @@ from rft_cluster.classification.baselines import BASELINES, nearest_neighbour_an
 from rft_cluster.classification.card import check_card, find_export, read_card
 from rft_cluster.classification.plots import draw_evaluation
 from rft_cluster.classification.report import judge, report
-from rft_cluster.cluster.machine import check_machine
+from rft_cluster.cluster.machine import check_machine, check_ray_folder
 from rft_cluster.common.errors import UserError, check_range, exit_code
 from rft_cluster.common.files import check_writable, write_json, write_text
 from rft_cluster.common.text import csv_line, printable
@@ -61,7 +61,8 @@ def evaluate(options: argparse.Namespace) -> None:
         raise UserError(f"{output} is a link to {output.readlink()}: name the folder to write to with --output")
     check_writable(output, "Set --output to a folder that can be")
     check_paths(config, str(export) if export else config.model.path)
-    for note in filter(None, [check_machine(config, training=False)]):
+    check_ray_folder(config)
+    if note := check_machine(config, training=False):
         print(note)
     task = prepare(config)
     examples: list[Example] = getattr(task.dataset, options.split)

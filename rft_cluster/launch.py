@@ -79,7 +79,7 @@ def _dry_run(config: Config, resume: bool) -> None:
 def _check(config: Config, start: "Start") -> "Task":
     """Read the data, hold all against one another, and print the plan."""
     from rft_cluster.classification.redteam import check_rewards
-    from rft_cluster.cluster.machine import check_machine, check_memory
+    from rft_cluster.cluster.machine import check_machine, check_memory, check_ray_folder
     from rft_cluster.cluster.placement import describe
     from rft_cluster.rewards import load_rewards
     from rft_cluster.run.preflight import check_paths, check_task
@@ -87,7 +87,7 @@ def _check(config: Config, start: "Start") -> "Task":
 
     load_rewards(config.rewards)
     model = check_paths(config, config.model.path)
-    note = check_machine(config)
+    check_ray_folder(config)
     task = read_task(start, config)
     dataset = task.dataset
     print(
@@ -97,8 +97,10 @@ def _check(config: Config, start: "Start") -> "Task":
     )
     red_team = check_rewards(config.rewards, config.scoring, dataset.classes, task.examples, task.text, config.run.seed)
     plan = describe(config, len(dataset.train))
-    for line in filter(None, [*dataset.notes(), *start.notes, plan, red_team, note]):
+    for line in filter(None, [*dataset.notes(), *start.notes, plan, red_team]):
         print(line, flush=True)
+    if note := check_machine(config):
+        print(note, flush=True)
     print("trying the longest prompt and the longest answer with the model's own tokenizer", flush=True)
     checked = check_task(config, task, model)
     check_memory(config, checked.parameters)

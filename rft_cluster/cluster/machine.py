@@ -22,28 +22,34 @@ def check_machine(config: Config, training: bool = True) -> str:
     """Hold the plan against this machine. Returns a note for people, or nothing.
 
     Raises:
-        UserError: Ray could not start here, or the GPUs that the plan needs are not here.
+        UserError: the GPUs that it needs are not here.
     """
     if config.cluster.joins:
         return ""
-    check_ray_folder()
     cpus = sum(bundle.cpus for bundle in bundles(config, training))
     gpus = sum(bundle.gpus for bundle in bundles(config, training))
     cores = os.cpu_count() or 1
     # A laptop with one core still runs the demo: CPUs are a promise about threads (see `start.connect`).
     here = NodeResources("here", "this machine", max(cores, math.ceil(cpus)), _gpus() if gpus else 0)
-    place(config, [here], training)
+    try:
+        place(config, [here], training)
+    except UserError as error:
+        raise UserError(
+            f"{error}. That is of this machine: to join a cluster, set RAY_ADDRESS or cluster.address"
+        ) from error
     if cpus > cores:
         return f"note: the plan counts {cpus:g} CPUs and this machine has {cores}: the actors will share them"
     return ""
 
 
-def check_ray_folder() -> None:
-    """Ray keeps its sockets and logs in RAY_TMPDIR, TMPDIR or /tmp.
+def check_ray_folder(config: Config) -> None:
+    """Could Ray start on this machine? It keeps its sockets and logs in RAY_TMPDIR, TMPDIR or /tmp.
 
     Raises:
         UserError: a socket's path would be too long there, or the folder cannot be written.
     """
+    if config.cluster.joins:
+        return
     name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), "")
     folder = os.path.join(os.environ.get(name, "/tmp"), "ray")
     session = f"session_2026-01-01_00-00-00_000000_{os.getpid()}"  # all are of this length

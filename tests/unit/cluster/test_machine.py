@@ -58,10 +58,10 @@ def test_a_folder_is_refused_where_ray_would_refuse_it(tmp_path, monkeypatch, na
             validate_socket_filepath(os.path.join(get_default_ray_temp_dir(), session, "sockets", "plasma_store"))
         except OSError:
             with pytest.raises(UserError, match=f"^{name} is .* bytes too long .*: export RAY_TMPDIR=/tmp"):
-                machine.check_ray_folder()
+                machine.check_ray_folder(config())
             verdicts.append(False)
         else:
-            machine.check_ray_folder()
+            machine.check_ray_folder(config())
             verdicts.append(True)
     assert True in verdicts
     assert verdicts == sorted(verdicts, reverse=True)
@@ -70,15 +70,15 @@ def test_a_folder_is_refused_where_ray_would_refuse_it(tmp_path, monkeypatch, na
 def test_the_cure_for_a_long_folder_works(monkeypatch):
     monkeypatch.setenv("TMPDIR", "/tmp/" + "x" * 87)
     with pytest.raises(UserError, match="export RAY_TMPDIR=/tmp"):
-        machine.check_machine(config())
+        machine.check_ray_folder(config())
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")
-    machine.check_machine(config())
+    machine.check_ray_folder(config())
 
 
 def test_a_folder_that_ray_cannot_write(monkeypatch):
     monkeypatch.setenv("TMPDIR", "/proc/sys")
     with pytest.raises(UserError, match=r"/proc/sys/ray cannot be written.*export RAY_TMPDIR=FOLDER"):
-        machine.check_machine(config())
+        machine.check_ray_folder(config())
 
 
 # --- GPUs
@@ -92,6 +92,7 @@ def test_a_plan_for_gpus_on_a_machine_without_names_the_cpu(monkeypatch, shares,
         machine.check_machine(on_gpus(*shares), training)
     cure = "cluster.device=cpu generators.gpus=0 learners.gpus=0"
     assert cure in str(caught.value)
+    assert "to join a cluster, set RAY_ADDRESS" in str(caught.value)
     machine.check_machine(config(**{"learners": {"gpus": 0}, "generators": {"gpus": 0}, "cluster": CPU}), training)
 
 
@@ -125,6 +126,7 @@ def test_cpus_are_a_note(monkeypatch, cores, cpus):
 def test_a_cluster_that_is_joined_is_not_this_machine(monkeypatch):
     monkeypatch.setenv("TMPDIR", "/tmp/" + "x" * 87)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    machine.check_ray_folder(config())
     assert machine.check_machine(on_gpus()) == ""
     machine.check_memory(on_gpus(), 10**12)
 
