@@ -93,7 +93,10 @@ def settled(config: Config, folder: Path, typed: set[str]) -> Config:
     data that lay beside it are found there."""
     run = {"folder": folder.parent, "name": folder.name}
     run = {name: value for name, value in run.items() if f"run.{name}" not in typed}
-    data = {} if "data.path" in typed else {"path": _beside(config.data.path, folder, config.run.folder)}
+    paths = {"path": config.data.path, "images": config.data.images}
+    data = {
+        name: _beside(path, folder, config.run.folder) for name, path in paths.items() if f"data.{name}" not in typed
+    }
     return config.model_copy(
         update={"run": config.run.model_copy(update=run), "data": config.data.model_copy(update=data)}
     )

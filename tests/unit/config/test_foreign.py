@@ -151,7 +151,11 @@ def test_a_run_writes_to_where_it_lies_and_finds_its_data(tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path / "elsewhere")
     found = load_config(str(file), [])
     assert (found.data.path, found.run_folder) == (photos, tmp_path / folder)
-    assert load_config(str(file), ["data.path=photos"]).data.path == Path("photos")
+    table = load_config(str(file), ["data.source=csv", "data.path=labels.csv", "data.images=photos"]).data
+    assert (table.path, table.images) == (Path("labels.csv"), Path("photos"))  # as they were typed
+    file.write_text(json.dumps({**config, "data": {"source": "csv", "path": "none.csv", "images": "photos"}}))
+    table = load_config(str(file), []).data
+    assert (table.path, table.images) == (Path("none.csv"), photos)
     with pytest.raises(UserError, match=r"run\.name"):
         load_config(str(file), ["run.name=../x"])
 
