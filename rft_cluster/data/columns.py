@@ -141,7 +141,8 @@ def _complete(labels: list[str | None], problem: str, where: str, may_lack_all: 
     lines = [f"row {index}: {problem}" for index, label in enumerate(stripped) if not label]
     if lines and not (may_lack_all and len(lines) == len(labels)):
         raise UserError(
-            f"data.path: {len(lines)} of the {len(labels)} rows of {where} have no label:\n{listing(lines)}"
+            f"data.path: {len(lines)} of the {len(labels)} rows of {where} have no label; give them one or "
+            f"remove them, or name the splits to use with data.splits:\n{listing(lines)}"
         )
     return stripped
 

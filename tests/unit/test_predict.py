@@ -114,3 +114,24 @@ def test_evaluating_without_a_config_needs_a_run(tmp_path, capsys):
     assert "--config is missing" in capsys.readouterr().err
     assert evaluate.main(["--checkpoint", "base", "--config", "digits", "--votes", "0"]) == 2
     assert "--votes is 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("levels", [(0, 4095), None])
+def test_pictures_of_16_bits_are_shown_as_in_training(tmp_path, levels):
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    values = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)  # 0 to 4095
+    Image.fromarray(values).save(tmp_path / "scan.png")
+    ((_, image),) = predict._readable([tmp_path / "scan.png"], [], Limits(), levels)
+    shown = np.asarray(Image.open(io.BytesIO(image)))
+    assert (shown[:, :, 0] == np.rint(values.astype(int) * 255 / 4095)).all()
+
+
+def test_too_large_a_picture_names_no_key_that_predict_has_not(tmp_path):
+    (tmp_path / "large.png").write_bytes(bytes(2000))
+    bad: list[str] = []
+    assert list(predict._readable([tmp_path / "large.png"], bad, Limits(bytes=1000, keys=False), None)) == []
+    assert bad == [f"{tmp_path}/large.png: larger than 0.001 MB: save it smaller"]

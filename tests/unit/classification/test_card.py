@@ -1,6 +1,7 @@
 import hashlib
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -116,3 +117,13 @@ def test_a_card_that_knows_encoded_images_alone_is_read(export):
     with pytest.raises(UserError, match="were trained on"):
         check_card(read_card(export), CONFIG, split_of(picture("blue")), TEXT)
     check_card(read_card(export), CONFIG, split_of(picture("green")), TEXT)
+
+
+def test_black_and_white_of_16_bits_are_those_of_the_training(export):
+    seen = replace(DATASET, levels=(0, 4095))
+    card = make_card(CONFIG, seen, TEXT)
+    assert card.levels == (0, 4095) and make_card(CONFIG, DATASET, TEXT).levels is None
+    check_card(card, CONFIG, seen, TEXT)
+    check_card(card, CONFIG, DATASET, TEXT)  # without such pictures there is nothing to differ
+    with pytest.raises(UserError, match=r"set 'data.sixteen_bit=\[0, 4095\]'$"):
+        check_card(card, CONFIG, replace(DATASET, levels=(0, 65535)), TEXT)
