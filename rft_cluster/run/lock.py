@@ -16,7 +16,7 @@ import psutil
 from pydantic import BaseModel, ValidationError
 
 from rft_cluster.common.errors import UserError
-from rft_cluster.common.files import json_object
+from rft_cluster.common.files import check_writable, json_object
 from rft_cluster.common.text import shown
 
 LOCK_FILE = ".lock"
@@ -33,9 +33,9 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold a run folder, which is made if it is not there and removed again if it stays empty.
 
     Raises:
-        UserError: another process holds it.
-        OSError: it cannot be made.
+        UserError: another process holds it, or nothing can be written there.
     """
+    check_writable(folder, "Set run.folder to a folder that can be")
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = _acquire(folder / LOCK_FILE)

@@ -74,6 +74,13 @@ def test_a_folder_that_stays_empty_goes_again(tmp_path):
     assert [path.name for path in (tmp_path / "runs" / "mine").iterdir()] == ["config.yaml"]
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "dangling/mine"])
+def test_where_nothing_can_be_written_it_is_said(tmp_path, name):
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"cannot be written.*Set run\.folder"), locked(tmp_path / name):
+        pass
+
+
 def test_a_lock_that_was_removed_meanwhile_is_taken_again(tmp_path, monkeypatch):
     """Between opening the file and locking it, its last holder removes it."""
     real, removed = fcntl.flock, []
