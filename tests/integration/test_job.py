@@ -100,6 +100,7 @@ def test_a_submitted_job_succeeds_and_shows_its_steps(head: dict[str, str], tiny
     result = submit(head, "short", f"model.path={tiny_model}")
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     assert "Job 'short' succeeded" in result.stdout
+    assert "upload: " in result.stderr
     assert "step 1/2" in result.stdout
     assert "step 2/2" in result.stdout
     assert (Path(head["RFT_RUNS"]) / "short" / "model" / "config.json").exists()
