@@ -13,6 +13,7 @@ from rft_cluster.common.files import check_writable, size
 from rft_cluster.config import Config
 
 SOCKET_BYTES = 107  # of the path of a Unix socket, on Linux
+TOKEN_ELSEWHERE = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}  # Ray then makes none of its own
 GIB = 2**30
 # Bytes that a parameter takes in a learner: master, gradient and two moments; and the reference model's copy in BF16.
 TRAINED, REFERENCE, MASTER, BF16, FP32 = 16, 2, 4, 2, 4
@@ -46,7 +47,7 @@ def check_ray_folder(config: Config) -> None:
     """Could Ray start on this machine? It keeps its sockets and logs in RAY_TMPDIR, TMPDIR or /tmp.
 
     Raises:
-        UserError: a socket's path would be too long there, or the folder cannot be written.
+        UserError: a socket's path would be too long there, or that folder or the one of its token cannot be written.
     """
     if config.cluster.joins:
         return
@@ -60,6 +61,9 @@ def check_ray_folder(config: Config) -> None:
             f"another short path"
         )
     check_writable(Path(folder), "Ray needs it: export RAY_TMPDIR=FOLDER, a short path that can be written")
+    token = Path.home() / ".ray" / "auth_token"
+    if not token.exists() and not TOKEN_ELSEWHERE & set(os.environ):
+        check_writable(token.parent, "Ray keeps its token there: export HOME=FOLDER, one that can be written")
 
 
 def check_memory(config: Config, parameters: int) -> None:

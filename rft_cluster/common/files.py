@@ -142,6 +142,12 @@ def check_writable(folder: Path, cure: str) -> None:
         raise UserError(f"{folder} cannot be written{where}: {reason}. {cure}") from error
 
 
+def check_home() -> None:
+    """Raises UserError where this user has no home folder, as a container's that runs under a number without a name."""
+    if not os.path.isabs(os.path.expanduser("~")):
+        raise UserError("this user has no home folder, where caches and Ray's token are kept: export HOME=FOLDER")
+
+
 def check_space(folder: Path, needed: int, what: str, cure: str) -> None:
     """Refuse a folder on whose disk fewer than `needed` bytes are free.
 

@@ -8,7 +8,7 @@ for line in check_task(config, task, model): print(line)
 import tempfile
 from dataclasses import dataclass
 
-from rft_cluster.common.files import bytes_in, check_space, check_writable, size
+from rft_cluster.common.files import bytes_in, check_home, check_space, check_writable, size
 from rft_cluster.config import Config
 from rft_cluster.data.manifest import read_manifest
 from rft_cluster.model.folder import check_model_config, check_parallel, check_window
@@ -41,6 +41,7 @@ def check_paths(config: Config, model_path: str) -> Model | None:
     Raises:
         UserError: the template, the manifest or the model is not there or will not do.
     """
+    check_home()
     if config.prompt.template != PROBLEM:
         find_template(config.prompt.template)
     if config.data.manifest:

@@ -302,6 +302,15 @@ def test_a_temporary_folder_that_is_too_long_for_ray(tmp_path, capsys, small, mo
 
 
 @BOTH
+@pytest.mark.parametrize("home", ["nowhere", "/proc/sys"])
+def test_a_home_that_is_none(tmp_path, capsys, small, monkeypatch, dry_run, home):
+    """Of a container's user without a name, `~` stays `~`."""
+    monkeypatch.setenv("HOME", home)
+    message = "export HOME=FOLDER" if home == "nowhere" else "set HOME to a folder that can be"
+    assert message in refusal(tmp_path, capsys, *small, *dry_run)
+
+
+@BOTH
 @pytest.mark.parametrize("damage", [b"", b"{", b"\xff"])
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json", "processor_config.json"])
 def test_a_damaged_model_folder(tmp_path, capsys, small, model_folder, dry_run, file, damage):

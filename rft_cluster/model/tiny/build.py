@@ -44,6 +44,8 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from rft_cluster.common.errors import UserError
+from rft_cluster.model.encoder import PromptEncoder
+from rft_cluster.model.folder import check_model_folder
 from rft_cluster.model.qwen2vl import MERGE, PATCH
 from rft_cluster.model.tiny.conditions import PIECES, check_conditions
 from rft_cluster.model.tiny.warm_start import Pool, warm_start
@@ -97,7 +99,10 @@ def ensure_tiny_model(
     settings = [RECIPE_VERSION, list(class_names), prompt_text, pixels, seed, warm_steps]
     folder = Path(cache) / _digest(images, settings)
     if folder.exists():
-        return folder
+        if _is_whole(folder, pixels):
+            return folder
+        report(f"tiny model: {folder} is damaged, so it is built anew")
+        shutil.rmtree(folder)
     started = time.monotonic()
     hf_logging.disable_progress_bar()  # saving a few megabytes needs none
     places, words = look_alike_groups(images, len(class_names), seed)
@@ -125,6 +130,15 @@ def ensure_tiny_model(
         shutil.rmtree(building, ignore_errors=True)
     report(f"tiny model: built in {time.monotonic() - started:.0f} s: {folder}")
     return folder
+
+
+def _is_whole(folder: Path, pixels: int) -> bool:
+    try:
+        check_model_folder(folder, 0)
+        PromptEncoder(str(folder), pixels, pixels)
+    except UserError:
+        return False
+    return True
 
 
 def untrained(

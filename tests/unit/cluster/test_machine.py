@@ -81,6 +81,16 @@ def test_a_folder_that_ray_cannot_write(monkeypatch):
         machine.check_ray_folder(config())
 
 
+def test_a_home_that_ray_cannot_write_its_token_to(tmp_path, monkeypatch):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/proc/sys")
+    with pytest.raises(UserError, match=r"/proc/sys/.ray cannot be written.*export HOME=FOLDER"):
+        machine.check_ray_folder(config())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    machine.check_ray_folder(config())
+
+
 # --- GPUs
 
 

@@ -84,6 +84,18 @@ def test_building_leaves_the_callers_random_state_alone(tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json", "processor_config.json"])
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_a_damaged_one_is_built_anew(tmp_path, file, damage):
+    folder = build(tmp_path, steps=1)
+    whole = (folder / file).read_bytes()
+    (folder / file).unlink()
+    if damage == "cut":
+        (folder / file).write_bytes(whole[: len(whole) // 2])
+    assert build(tmp_path, steps=1) == folder
+    assert (folder / file).read_bytes() == whole
+
+
 def test_a_failed_build_leaves_nothing_that_looks_built(tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("disk full")
