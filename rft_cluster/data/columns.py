@@ -48,7 +48,9 @@ def find_columns(rows: "Dataset", config: DataSection, where: str) -> Columns:
         raise UserError(
             f"data.image_column: column {image!r} of {where} must hold images, not {rows.features[image]}{hint}"
         )
-    if config.label_column is None and SOLUTION in names:
+    # Runs of former versions have label_column: label in their record, whether it was set or not.
+    unset = config.label_column is None or (config.label_column == "label" and "label" not in names)
+    if unset and SOLUTION in names:
         return Columns(image, SOLUTION, True)
     label = _column(config.label_column, "label", LABEL_WORDS, [], [n for n in names if n != image], where)
     return Columns(image, label, config.label_column is not None and _in_tags(rows, label))

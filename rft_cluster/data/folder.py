@@ -92,6 +92,10 @@ def _layout(root: Path, config: DataSection, left_out: LeftOut) -> Layout:
     nested = [f for f in folders if not _is_class(f, root) and _holds_pictures(f)]
     if nested or len(folders) == 1:
         raise UserError(_explain(root, nested or folders))
+    hint = _table_hint(root)
+    if hint and all(split_role(f.name) for f in folders):
+        names = some([f"{f.name}/" for f in folders])
+        raise UserError(f"data.path: {folder} holds pictures in {names}, but no class folders in them{hint}")
     _count_beside(folder, [], left_out)
     return Layout({"train": folder}, remarks)
 

@@ -126,6 +126,10 @@ def read_saved_config(file: Path) -> Config:
         if file.read_bytes().startswith(b"format:") and not file.read_bytes().endswith(CONFIG_END.encode()):
             # What is left of it could pass for another configuration.
             raise UserError(f"{file}: its end is missing")
+        if not file.read_bytes().startswith(b"format:") and isinstance(values.get("data"), dict):
+            # Before there was a format number these two were written where nobody had set them.
+            former = {"image_column": "image", "label_column": "label"}
+            values["data"] = {key: value for key, value in values["data"].items() if former.get(key) != value}
         return validated(Config, values, f"{file} is not what a run leaves")
     except NewerFormat:
         raise

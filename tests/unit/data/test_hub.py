@@ -505,6 +505,7 @@ def test_a_label_column_that_is_set_wins(tmp_path):
         "column solution of set, split train holds no <answer>label</answer>" in message and "one of label" in message
     )
     assert load(folder, label_column="label").classes == ["a", "b"]
+    assert load(save(published(["a", "b"] * 5), tmp_path / "published"), label_column="label").classes == ["a", "b"]
     tagged = save(published(["a", "b"] * 5).rename_column("solution", "mine"), tmp_path / "tagged")
     assert load(tagged, label_column="mine").classes == ["a", "b"]
 

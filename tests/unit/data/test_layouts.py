@@ -228,6 +228,16 @@ def test_a_table_among_pictures_is_pointed_to(tmp_path):
     assert refusal(tmp_path).endswith(f"data.source=csv data.path={tmp_path}/train.csv")
 
 
+def test_flat_folders_of_splits_are_no_classes_where_a_table_has_the_labels(tmp_path):
+    for number, name in enumerate(("train", "test")):
+        for i in range(6):
+            put(tmp_path / name / f"{i}.jpg", 20 * number + i)
+    assert load(tmp_path).classes == ["test", "train"]  # they may well be classes
+    (tmp_path / "train.csv").write_text("image,label\n0.jpg,rose\n")
+    message = refusal(tmp_path)
+    assert "no class folders in them" in message and f"data.source=csv data.path={tmp_path}/train.csv" in message
+
+
 # --- classes
 
 

@@ -419,3 +419,18 @@ def test_every_kind_of_value_survives_being_saved(tmp_path):
     begun(tmp_path, *odd)
     assert find_start(config(tmp_path, *odd), resume=True).step == 0
     assert read_saved_config(tmp_path / "mine" / "config.yaml") == config(tmp_path, *odd)
+
+
+def test_a_record_of_before_there_were_choices_is_the_same_configuration(tmp_path):
+    """Columns had these defaults, and what can be chosen since then was not written."""
+    run = begun(tmp_path)
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    saved.pop("format")
+    saved["data"] |= {"image_column": "image", "label_column": "label"}
+    for key in ("only", "splits", "folds", "fold", "sixteen_bit", "on_conflict", "max_pixels", "max_bytes", "images"):
+        saved["data"].pop(key)
+    (run / "config.yaml").write_text(yaml.safe_dump(saved))
+    assert find_start(config(tmp_path), resume=True).manifest == run / "manifest.json"
+    saved["data"]["label_column"] = "species"
+    (run / "config.yaml").write_text(yaml.safe_dump(saved))
+    assert read_saved_config(run / "config.yaml").data.label_column == "species"
