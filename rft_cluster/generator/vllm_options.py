@@ -2,8 +2,12 @@
 
 import logging
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from rft_cluster.common.errors import UserError
 from rft_cluster.common.hardware import Hardware
 from rft_cluster.config import GeneratorsSection
 
@@ -23,6 +27,8 @@ CPU_ENVIRONMENT = {
     # headers, and seconds of every start. As they are written they compute the same.
     "TORCHDYNAMO_DISABLE": "1",
 }
+# How vLLM and allocators say that memory is short.
+MEMORY = re.compile(r"available memory|KV cache|GPU memory utilization|out of memory|allocate memory", re.IGNORECASE)
 MM_CACHE_GIB = 1.0
 CPU_BATCHED_TOKENS = 8192
 
@@ -37,6 +43,22 @@ def device_here() -> str:
     import torch  # takes seconds to import
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def within_memory() -> Iterator[None]:
+    """Raises UserError where vLLM says in here that weights or keys and values find no room: all it raises then are a
+    ValueError or a RuntimeError (a GPU's allocator has one of its own)."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        if not MEMORY.search(str(error)):
+            raise
+        raise UserError(
+            f"a generator is out of memory ({str(error).strip().splitlines()[0]}): lower sampling.max_tokens, "
+            f"model.max_prompt_tokens or generators.max_concurrent; on CPUs raise generators.kv_cache_gib, on GPUs set "
+            f"generators.gpu_memory to what is free"
+        ) from error
 
 
 def load_engine(
@@ -73,26 +95,27 @@ def load_engine(
     from rft_cluster.weights import receivers
 
     receivers.register()
-    engine = LLM(
-        model=path,
-        dtype=hardware.dtype,
-        seed=seed,
-        max_model_len=max_tokens,
-        max_num_seqs=config.max_concurrent,
-        tensor_parallel_size=max(1, int(config.gpus)),
-        limit_mm_per_prompt={"image": 1, "video": 0},
-        mm_processor_kwargs=image_limits,
-        mm_processor_cache_gb=MM_CACHE_GIB,
-        enable_prefix_caching=True,
-        # Sampled from a restricted, tempered distribution, so its log-probabilities are the right ones.
-        logprobs_mode="processed_logprobs",
-        # A checkpoint's generation_config (Qwen2-VL carries top_k 1) must not leak into sampling.
-        generation_config="vllm",
-        weight_transfer_config={"backend": receivers.ENGINES[hardware.transfer]},
-        trust_remote_code=trust_remote_code,
-        disable_log_stats=True,
-        **device,
-    )
+    with within_memory():
+        engine = LLM(
+            model=path,
+            dtype=hardware.dtype,
+            seed=seed,
+            max_model_len=max_tokens,
+            max_num_seqs=config.max_concurrent,
+            tensor_parallel_size=max(1, int(config.gpus)),
+            limit_mm_per_prompt={"image": 1, "video": 0},
+            mm_processor_kwargs=image_limits,
+            mm_processor_cache_gb=MM_CACHE_GIB,
+            enable_prefix_caching=True,
+            # Sampled from a restricted, tempered distribution, so its log-probabilities are the right ones.
+            logprobs_mode="processed_logprobs",
+            # A checkpoint's generation_config (Qwen2-VL carries top_k 1) must not leak into sampling.
+            generation_config="vllm",
+            weight_transfer_config={"backend": receivers.ENGINES[hardware.transfer]},
+            trust_remote_code=trust_remote_code,
+            disable_log_stats=True,
+            **device,
+        )
     # At every prompt it would say that the number of threads stays as it is. (The engine's start sets levels anew.)
     logging.getLogger("vllm.v1.worker.cpu_worker").setLevel(logging.ERROR)
     return engine

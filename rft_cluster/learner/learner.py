@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor
 
 from rft_cluster.algorithm.loss import grpo_loss
+from rft_cluster.common.errors import UserError
 from rft_cluster.common.hardware import hardware
 from rft_cluster.config import Config
 from rft_cluster.learner.checkpoint import export_model, load_shards, save_shards
@@ -47,6 +49,21 @@ def learning_rate_factor(step: int, warmup_steps: int, steps: int) -> float:
     """Share of the peak learning rate in step 0, 1, ...: linear warm-up to 1, then linear decay to 0 at `steps`."""
     warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
     return warmup * min(1.0, (steps - step) / (steps - warmup_steps))
+
+
+@contextmanager
+def within_memory() -> Iterator[None]:
+    """Raises UserError where what is done in here finds no memory, on a GPU or not."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; for a CPU's memory there is no kind of its own
+        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+            raise
+        raise UserError(
+            f"a learner is out of memory ({str(error).splitlines()[0]}): lower learners.micro_batch_tokens or "
+            f"model.max_pixels; then learners.gradient_checkpointing=true, model.lora.rank=64, and on GPUs "
+            f"learners.cpu_offload=true"
+        ) from error
 
 
 class Learner:
@@ -136,6 +153,7 @@ class Learner:
         """Drop what was read ahead for a step and those before it."""
         self._prompts.step_is_over(step)
 
+    @within_memory()
     def update(self, work: RankWork, step: int) -> dict[str, float]:
         """The optimizer updates of one step on this rank's share of its samples.
 

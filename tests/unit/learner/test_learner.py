@@ -4,9 +4,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rft_cluster.common.errors import WeightTransferError
+from rft_cluster.common.errors import UserError, WeightTransferError
 from rft_cluster.config import load_config
-from rft_cluster.learner.learner import Learner, learning_rate_factor
+from rft_cluster.learner.learner import Learner, learning_rate_factor, within_memory
 
 
 @pytest.mark.parametrize(
@@ -92,3 +92,30 @@ def test_the_loss_of_a_step_is_the_mean_of_its_updates(advantages, loss):
         for advantage in update
     )
     assert learner.update(advantages, step=0)["loss"] == pytest.approx(loss)
+
+
+@pytest.mark.parametrize(
+    ("error", "mendable"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nand more"), True),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"),
+            True,
+        ),
+        (RuntimeError("The size of tensor a must match"), False),
+        (ValueError("a defect"), False),
+    ],
+)
+def test_no_memory_names_what_to_lower(error, mendable):
+    @within_memory()
+    def work() -> None:
+        raise error
+
+    with pytest.raises(UserError if mendable else type(error)) as caught:
+        work()
+    assert ("lower learners.micro_batch_tokens" in str(caught.value)) is mendable
+
+
+def test_memory_that_no_machine_has():
+    with pytest.raises(UserError, match="a learner is out of memory"), within_memory():
+        torch.empty(2**55)

@@ -1,0 +1,37 @@
+"""What vLLM says of memory that is short, and what its user is told."""
+
+import pytest
+
+from rft_cluster.common.errors import UserError
+from rft_cluster.generator.vllm_options import within_memory
+
+# As vLLM 0.32 and torch word it.
+SHORT = [
+    ValueError("No available memory for the cache blocks. Try increasing `gpu_memory_utilization`"),
+    ValueError(
+        "To serve at least one request with the model's max seq len (4096), (2.0 GiB KV cache is needed, which is"
+    ),
+    ValueError(
+        "Free memory on device (10/24 GiB) on startup is less than desired GPU memory utilization (0.85, 20 GiB)"
+    ),
+    RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB\nand more"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+]
+
+
+def start(error: Exception) -> None:
+    with within_memory():
+        raise error
+
+
+@pytest.mark.parametrize("error", SHORT, ids=str)
+def test_short_memory_names_what_to_change(error):
+    with pytest.raises(UserError, match=r"^a generator is out of memory \(.*generators.kv_cache_gib") as caught:
+        start(error)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [ValueError("a defect"), RuntimeError("shapes differ"), KeyError("KV cache")])
+def test_a_defect_stays_one(error):
+    with pytest.raises(type(error)):
+        start(error)
