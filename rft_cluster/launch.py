@@ -40,6 +40,7 @@ def launch(config: Config, dry_run: bool, resume: bool, command: list[str]) -> N
     from rft_cluster.run.log import logged
     from rft_cluster.run.preflight import check_run_folder
     from rft_cluster.run.resume import check_kinds, find_start, raise_stopped
+    from rft_cluster.run.saving import is_complete
 
     check_run_folder(config)
     check_kinds(config.run_folder)
@@ -48,6 +49,11 @@ def launch(config: Config, dry_run: bool, resume: bool, command: list[str]) -> N
     with locked(config.run_folder), logged(shlex.join(command)) as log:
         try:
             start = find_start(config, resume)
+            if is_complete(config):
+                print(
+                    f"{config.run_folder} is complete: all {start.step} steps are done\n{_models(config)}", flush=True
+                )
+                return
             task = _check(config, start)
             _run(config, task, start, log)
         except BaseException as error:
@@ -114,24 +120,19 @@ def _run(config: Config, task: "Task", start: "Start", log: "Log") -> None:
     from rft_cluster.common.files import write_json
     from rft_cluster.run.folder import read_evaluations
     from rft_cluster.run.metrics import clock
-    from rft_cluster.run.saving import describe_models, is_complete
     from rft_cluster.run.task import base_model_path
 
     began, dataset = time.monotonic(), task.dataset
-    complete = is_complete(config)
-    if complete:
-        print(f"{config.run_folder} is complete: all {start.step} steps are done")
-    else:
-        if config.cluster.joins:  # before the small model is built, which takes minutes
-            print(_where(config, dry_run=False), flush=True)
-        model_path = base_model_path(config, task, start.checkpoint.state.tiny_model if start.checkpoint else None)
+    if config.cluster.joins:  # before the small model is built, which takes minutes
+        print(_where(config, dry_run=False), flush=True)
+    model_path = base_model_path(config, task, start.checkpoint.state.tiny_model if start.checkpoint else None)
 
-        from rft_cluster.train import train
+    from rft_cluster.train import train
 
-        log.write_to(config.run_folder / "log.txt")
-        print(f"starting the actors (model ready after {clock(time.monotonic() - began)})", flush=True)
-        train(config, task, model_path, start)
-    if dataset.test and not (complete and (config.run_folder / "baselines.json").exists()):
+    log.write_to(config.run_folder / "log.txt")
+    print(f"starting the actors (model ready after {clock(time.monotonic() - began)})", flush=True)
+    train(config, task, model_path, start)
+    if dataset.test:
         baselines = nearest_neighbour_and_regression(dataset)
         write_json(config.run_folder / "baselines.json", baselines)
         for name, accuracy in baselines.items():
@@ -141,11 +142,15 @@ def _run(config: Config, task: "Task", start: "Start", log: "Log") -> None:
         final = read_evaluations(config.run_folder, "test")[-1]
         small = config.model.path == "tiny"
         print(verdict(final["accuracy_strict"], final["interval"], baselines, len(dataset.train), small))
-    print(
-        f"done in {clock(time.monotonic() - began)}; the trained model, and how to ask it (greedily, as measured):\n"
-        f"{describe_models(config.run_folder)}\n"
-        f"  python -m rft_cluster.predict --checkpoint {config.run_folder} IMAGE_OR_FOLDER",
-        flush=True,
+    print(f"done in {clock(time.monotonic() - began)}; {_models(config)}", flush=True)
+
+
+def _models(config: Config) -> str:
+    from rft_cluster.run.saving import describe_models
+
+    return (
+        f"the trained model, and how to ask it (greedily, as measured):\n{describe_models(config.run_folder)}\n"
+        f"  python -m rft_cluster.predict --checkpoint {config.run_folder} IMAGE_OR_FOLDER"
     )
 
 

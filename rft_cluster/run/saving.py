@@ -14,6 +14,7 @@ from rft_cluster.config import Config
 from rft_cluster.run.checkpoints import State, checkpoint_folder, is_due, prune_checkpoints
 
 MODEL, BEST = "model", "model-best"
+BASELINES_FILE = "baselines.json"
 
 
 class Learners(Protocol):
@@ -90,9 +91,10 @@ class Keeper:
 
 
 def is_complete(config: Config) -> bool:
-    """Whether the run's last step has been exported."""
+    """Whether the run's last step has been exported, and compared with the baselines."""
     last = exported(config.run_folder / MODEL)
-    return last is not None and last.steps == config.schedule.steps
+    compared = not config.data.test or (config.run_folder / BASELINES_FILE).is_file()
+    return last is not None and last.steps == config.schedule.steps and compared
 
 
 def exported(folder: Path) -> Card | None:

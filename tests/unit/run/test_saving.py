@@ -69,6 +69,8 @@ def test_the_best_by_validation_is_kept_beside_the_last(tmp_path):
     assert best == [(10, 0.5), (20, 0.84), (20, 0.84), (20, 0.84)]
     assert not is_complete(config(tmp_path, "schedule.steps=40"))
     kept.keep_last()
+    assert not is_complete(config(tmp_path, "schedule.steps=40"))
+    (run / "baselines.json").touch()
     assert is_complete(config(tmp_path, "schedule.steps=40"))
     assert not is_complete(config(tmp_path, "schedule.steps=50"))
     assert describe_models(run) == (
