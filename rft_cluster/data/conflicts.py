@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from rft_cluster.common.errors import UserError
+from rft_cluster.common.progress import with_progress
 from rft_cluster.common.text import shown
 from rft_cluster.config import DataSection
 from rft_cluster.data.dataset import FewShotDataset, listing
@@ -55,22 +56,23 @@ def _other(example: Example, group: list[Example]) -> str:
 
 def near_copies(dataset: FewShotDataset) -> list[tuple[str, str]]:
     """Pairs of (split: id) in different splits that show the same picture, encoded or scaled otherwise."""
-    known: list[str] = []
-    copies = np.zeros((0, SIDE * SIDE * 3), np.float32)
+    named = [(split, example) for split, examples in dataset.splits.items() for example in examples]
+    if not named:
+        return []
+    looked_at = with_progress(named, "looking for pictures on both sides of a split")
+    small = np.stack([small_copy(example.image) for _, example in looked_at])  # [images, SIDE * SIDE * 3]
+    first = {"train": 0, "validation": len(dataset.train), "test": len(dataset.train) + len(dataset.validation)}
+    squares = np.square(small).sum(axis=1)
     pairs = []
-    for split, examples in dataset.splits.items():
-        if not examples:
+    for index, (split, example) in enumerate(named):
+        earlier = small[: first[split]]  # the images of the splits before
+        if not len(earlier) or is_flat(small[index]):
             continue
-        small = np.stack([small_copy(example.image) for example in examples])
-        for example, one in zip(examples, small, strict=True):
-            if not len(copies) or is_flat(one):
-                continue
-            distances = np.square(copies - one).mean(axis=1)
-            nearest = int(distances.argmin())
-            if distances[nearest] <= LOOKS_THE_SAME**2:
-                pairs.append((known[nearest], f"{split}: {example.example_id}"))
-        known += [f"{split}: {example.example_id}" for example in examples]
-        copies = np.concatenate([copies, small])
+        distances = (squares[: first[split]] + squares[index] - 2 * earlier @ small[index]) / small.shape[1]
+        nearest = int(distances.argmin())
+        if distances[nearest] <= LOOKS_THE_SAME**2:
+            other_split, other = named[nearest]
+            pairs.append((f"{other_split}: {other.example_id}", f"{split}: {example.example_id}"))
     return pairs
 
 
