@@ -181,6 +181,7 @@ def _works(folder: Path, root: Path) -> bool:
 
 def _table_hint(root: Path) -> str:
     tables = [table for folder in (root, *folders_in(root, root)) for table in tables_in(folder)]
+    tables.sort(key=lambda table: split_role(table.stem) != "train" and "label" not in table.stem.lower())
     if not tables:
         return ""
     return f". If {tables[0].name} there says which image has which label: data.source=csv data.path={tables[0]}"

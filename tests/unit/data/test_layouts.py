@@ -224,7 +224,8 @@ def test_folders_of_systems_are_passed_over(tmp_path, name, where):
 
 def test_a_table_among_pictures_is_pointed_to(tmp_path):
     put(tmp_path / "images/1.jpg", 1)
-    (tmp_path / "train.csv").write_text("image,label\n1.jpg,rose\n")
+    for name in ("sample_submission.csv", "a.csv", "train.csv"):  # of several the likeliest
+        (tmp_path / name).write_text("image,label\n1.jpg,rose\n")
     assert refusal(tmp_path).endswith(f"data.source=csv data.path={tmp_path}/train.csv")
 
 
