@@ -4,11 +4,12 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from rft_cluster.common.errors import ClusterError, UserError
+from rft_cluster.common.files import naming
 
 
 class Log:
@@ -22,9 +23,15 @@ class Log:
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         self._lines += [f"{now}  {line}\n" for line in text.splitlines()]
         if self._file:
-            self._file.writelines(self._lines)
-            self._file.flush()
+            with naming(Path(self._file.name)):
+                self._file.writelines(self._lines)
+                self._file.flush()
             self._lines.clear()
+
+    def add_last(self, text: str) -> None:
+        """How it ended. What the log cannot take, on a full disk, must not hide why."""
+        with suppress(OSError):
+            self.add(text)
 
     def write_to(self, path: Path) -> None:
         """Append to a file from now on, beginning with what was said so far."""
@@ -33,7 +40,8 @@ class Log:
 
     def close(self) -> None:
         if self._file:
-            self._file.close()
+            with suppress(OSError):
+                self._file.close()
 
 
 class _Copied:
@@ -65,13 +73,13 @@ def logged(command: str) -> Iterator[Log]:
         with redirect_stdout(out), redirect_stderr(err):
             yield log
     except (UserError, ClusterError) as error:
-        log.add(f"error: {error}")
+        log.add_last(f"error: {error}")
         raise
     except KeyboardInterrupt as stop:
-        log.add(str(stop) or "interrupted")
+        log.add_last(str(stop) or "interrupted")
         raise
     except Exception:
-        log.add(traceback.format_exc())
+        log.add_last(traceback.format_exc())
         raise
     finally:
         log.close()

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from rft_cluster.common.errors import UserError
-from rft_cluster.common.files import json_object, write_text
+from rft_cluster.common.files import json_object, naming, write_text
 
 
 def append(path: Path, row: Mapping[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
+    with naming(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 

@@ -8,12 +8,8 @@ from rft_cluster.generator.vllm_options import within_memory
 # As vLLM 0.32 and torch word it.
 SHORT = [
     ValueError("No available memory for the cache blocks. Try increasing `gpu_memory_utilization`"),
-    ValueError(
-        "To serve at least one request with the model's max seq len (4096), (2.0 GiB KV cache is needed, which is"
-    ),
-    ValueError(
-        "Free memory on device (10/24 GiB) on startup is less than desired GPU memory utilization (0.85, 20 GiB)"
-    ),
+    ValueError("To serve at least one request with the model's max seq len (4096), (2.0 GiB KV cache is needed"),
+    ValueError("Free memory on device (10/24 GiB) is less than desired GPU memory utilization (0.85)"),
     RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB\nand more"),
     RuntimeError("DefaultCPUAllocator: can't allocate memory"),
 ]

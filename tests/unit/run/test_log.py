@@ -1,10 +1,13 @@
 import re
+import resource
 import sys
+from pathlib import Path
 
 import pytest
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.run.log import logged
+from rft_cluster.run.records import append
 
 TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  "
 
@@ -57,3 +60,31 @@ def test_without_a_folder_nothing_is_written(tmp_path):
     with logged("launch"):
         print("refused")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def no_room():
+    """No file grows any more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def ending(path: Path, error: BaseException) -> None:
+    with logged("launch") as log:
+        log._file = path.open("a", encoding="utf-8")
+        raise error
+
+
+@pytest.mark.parametrize("error", [UserError("no room"), KeyboardInterrupt("stopped"), KeyError("x")])
+def test_a_log_that_is_full_does_not_hide_how_it_ended(tmp_path, no_room, error):
+    with pytest.raises(type(error)) as caught:
+        ending(tmp_path / "log.txt", error)
+    assert caught.value is error
+
+
+def test_a_record_that_does_not_fit_is_named(tmp_path, no_room):
+    with pytest.raises(OSError, match="File too large") as caught:
+        append(tmp_path / "metrics.jsonl", {"step": 1})
+    assert caught.value.filename == str(tmp_path / "metrics.jsonl")
