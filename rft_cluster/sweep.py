@@ -32,7 +32,7 @@ from tqdm import tqdm
 from rft_cluster.classification.baselines import BASELINES
 from rft_cluster.common import stopping
 from rft_cluster.common.errors import UserError, check_range, exit_code
-from rft_cluster.config import FilePath, PathText, Section, load_config, read_file, validated
+from rft_cluster.config import FilePath, PathText, Section, load_config, read_file, run_folder_of, validated
 from rft_cluster.run.folder import read_evaluations
 
 LINES = 6  # of a failed run's log that are shown
@@ -80,6 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def read_sweep(path: Path) -> Sweep:
     """Raises UserError where the file is missing, not YAML, or says something else than a sweep's file may."""
+    if (run := run_folder_of(path)) is not None:  # its overrides would count as typed
+        raise UserError(f"{path} lies in the folder of a run, {run}, so it is data: copy it elsewhere if you trust it")
     return validated(Sweep, read_file(path), f"{path} is not a sweep (name, config, grid, ...)")
 
 

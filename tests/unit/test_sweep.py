@@ -68,6 +68,16 @@ def test_a_value_of_the_grid_is_the_overrides_text(tmp_path, scalar):
     assert sweep.combinations(plan)[1].overrides(plan)[0] == f"prompt.subject={scalar.strip(chr(39))}"
 
 
+def test_a_file_in_the_folder_of_a_run_is_data(tmp_path):
+    (tmp_path / "theirs" / "rollouts").mkdir(parents=True)
+    (tmp_path / "theirs" / "config.yaml").write_text("")
+    (tmp_path / "theirs" / "s.yaml").write_text(FILE)
+    with pytest.raises(UserError, match=r"s\.yaml lies in the folder of a run"):
+        sweep.read_sweep(tmp_path / "theirs" / "s.yaml")
+    (tmp_path / "theirs" / "s.yaml").rename(tmp_path / "s.yaml")
+    assert sweep.read_sweep(tmp_path / "s.yaml").name == "shots"
+
+
 def test_a_missing_file_is_explained(tmp_path):
     with pytest.raises(UserError, match="No such file"):
         sweep.read_sweep(tmp_path / "none.yaml")
