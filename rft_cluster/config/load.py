@@ -78,7 +78,8 @@ def read_file(path: Path) -> dict[str, Any]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        hint = f".{_neighbour(path)}" if isinstance(error, FileNotFoundError) else ""
+        raise UserError(f"{path} cannot be read: {error.strerror}{hint}") from error
     values = read_yaml(data, str(path))
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold keys and values (key: value), not {_written(values)}")
@@ -109,8 +110,15 @@ def find_config(name: str) -> Path:
             return candidate
     known = sorted({path.stem for folder in CONFIG_FOLDERS[1:] for path in folder.glob("*.yaml")})
     near = difflib.get_close_matches(Path(name).stem, known, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
+    hint = _neighbour(Path(home)) or (f" Did you mean {near[0]}?" if near else "")
     raise UserError(f"config {_written(name)} is neither a file nor one of {', '.join(known) or 'configs/'}.{hint}")
+
+
+def _neighbour(path: Path) -> str:
+    """The YAML file in the same folder whose name is nearest: a slip of the hand."""
+    beside = {file.name: file for pattern in ("*.yaml", "*.yml") for file in path.parent.glob(pattern)}
+    near = difflib.get_close_matches(path.name, beside, n=1)
+    return f" Did you mean {beside[near[0]]}?" if near else ""
 
 
 def _is_file(path: Path) -> bool:

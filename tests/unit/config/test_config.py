@@ -1,9 +1,11 @@
+import re
 from pathlib import Path
 
 import pytest
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import CONFIG_FOLDERS, Config, load_config
+from rft_cluster.config.load import read_file
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 MINIMAL = """
@@ -299,3 +301,17 @@ def test_a_file_that_is_not_text_is_refused(tmp_path):
     (tmp_path / "mine.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"mine\.yaml .*cannot be read"):
         load_config(str(tmp_path / "mine.yaml"), [])
+
+
+@pytest.mark.parametrize("folder", ["", "mine", "a b/c"])
+@pytest.mark.parametrize("suffix", [".yaml", ".yml"])
+@pytest.mark.parametrize("slip", [lambda name: name[:-1], lambda name: name + "s", lambda name: name.replace("o", "u")])
+def test_a_mistyped_path_is_told_its_neighbour(tmp_path, monkeypatch, folder, suffix, slip):
+    monkeypatch.chdir(tmp_path)
+    right = Path(folder, f"roses{suffix}")
+    right.parent.mkdir(parents=True, exist_ok=True)
+    right.write_text(MINIMAL)
+    wrong = Path(folder, slip("roses") + suffix)
+    for read in (lambda: load_config(str(wrong), []), lambda: read_file(wrong)):
+        with pytest.raises(UserError, match=re.escape(f"Did you mean {right}?")):
+            read()
