@@ -90,7 +90,7 @@ while ! told=$(as_user "make setup" 2>&1); do
   cure=$(sed -n 's/^\[setup\] this machine lacks .*: sudo \(apt-get .*\)/\1/p' <<<"$told")
   [ -n "$cure" ] && [ "$cure" != "${cured:-}" ] || { say "set-up failed and named no cure"; exit 1; }
   cured=$cure
-  say "as set-up says: $cure"
+  say "as set-up says: sudo $cure"
   chroot "$root" /usr/bin/env DEBIAN_FRONTEND=noninteractive bash -c "${cure//sudo /}" >/dev/null
 done
 echo "$told"
