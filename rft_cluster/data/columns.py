@@ -8,7 +8,7 @@ from rft_cluster.common.errors import UserError
 from rft_cluster.config import DataSection
 from rft_cluster.data.dataset import composed, listing
 from rft_cluster.data.labels import extract_answer
-from rft_cluster.data.names import named_numbers
+from rft_cluster.data.names import given, named_numbers
 from rft_cluster.data.reading import Unread, skip_or_refuse
 from rft_cluster.messages import Example
 
@@ -108,7 +108,7 @@ def labels_of(
         found = [order[n] if n is not None and 0 <= n < len(order) else None for n in values]
         problem = "no label"
     elif isinstance(feature, datasets.Value) and feature.dtype in TEXT:
-        found, problem = values, "no label"
+        found, problem = [given((text or "").strip(), config.classes) for text in values], "no label"
     elif isinstance(feature, datasets.Value) and feature.dtype.startswith(("int", "uint", "float")):
         found, problem = (
             named_numbers([_whole(value) for value in values], config.classes),
@@ -127,7 +127,7 @@ def labels_of(
 
 def _whole(value: float | None) -> str | None:
     """The text of a whole number from 0 on; -1 is how data sets write that there is no label."""
-    if value is None or value != value or value < 0 or value != int(value):  # a NaN is not itself
+    if value is None or value != value or value < 0 or value % 1:  # a NaN is not itself
         return None
     return str(int(value))
 

@@ -20,6 +20,8 @@ SPLIT_WORDS = {
 }
 # What people put behind those: train_set, Test Images, val-data.
 SPLIT_ENDINGS = re.compile(r"(?<=.)[\W_]*(set|sets|split|data|images|imgs|pictures|photos)$")
+MISSING = ("", "nan", "<na>", "nat", "null", "#n/a")
+WHOLE = re.compile(r"\d+(\.0*)?")  # pandas writes 1.0 where a label of the column is missing
 # A number or a code of letters and digits, and what parts it from the name: 001.Albatross, n02085620-Chihuahua, 12_oak.
 PREFIX = re.compile(r"([A-Za-z]?\d+)[\s._-]+([^\W\d_].+)", re.DOTALL)
 
@@ -114,12 +116,19 @@ def name_notes(found: Sequence[str], names: Mapping[str, str]) -> list[str]:
     return notes
 
 
+def given(label: str, classes: list[str] | None) -> str | None:
+    """The label, None for what tools write where there is none; a class of `data.classes` is one, whatever its name."""
+    return None if label.casefold() in MISSING and label not in (classes or ()) else label
+
+
 def named_numbers(labels: list[str | None], classes: list[str] | None) -> list[str | None]:
     """Labels that are whole numbers, by name where `data.classes` gives names: number n is the n-th, from 0. Without
     them, or where `data.classes` holds the numbers themselves, they stay as they are."""
     numbers = {label for label in labels if label}
-    if not classes or not numbers or not all(number.isdecimal() for number in numbers) or numbers <= set(classes):
+    if not classes or not numbers or not all(map(WHOLE.fullmatch, numbers)) or numbers <= set(classes):
         return labels
+    labels = [label and label.partition(".")[0] for label in labels]
+    numbers = {label for label in labels if label}
     if max(map(int, numbers)) >= len(classes):
         raise UserError(
             f"data.classes gives {len(classes)} names for the labels 0 to {len(classes) - 1}, but there is a label "

@@ -11,6 +11,8 @@ for training, validation and test. Paths lead nowhere but below the folder.
 
 import csv
 import io
+import os
+import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -27,15 +29,17 @@ from rft_cluster.data.files import (
     some,
     tables_in,
 )
-from rft_cluster.data.names import ROLES, find_splits, named_numbers, split_role
+from rft_cluster.data.names import ROLES, find_splits, given, named_numbers, split_role
 from rft_cluster.data.reading import Unread, decoded, skip_or_refuse
 from rft_cluster.messages import Example
 
 DELIMITERS = ",;\t|"
+SEPARATOR = re.compile(r"sep=([,;\t|])\r?\n", re.IGNORECASE)  # the first line that Excel takes a delimiter from
 IMAGE_WORDS = ("image", "images", "img", "picture", "photo", "file", "filename", "filepath", "path", "imagepath",
                "imagename", "imagefile", "imageid", "imgpath", "imgname", "id")  # fmt: skip
 LABEL_WORDS = ("label", "labels", "class", "classname", "category", "target", "species", "breed", "diagnosis", "y")
 SPLIT_COLUMNS = ("split", "subset", "partition", "set")
+NAME_COLUMNS = "Put a first line into it that names the columns, e.g. image,label"
 MAX_TABLE = 200_000_000  # bytes; a line an image
 
 
@@ -55,10 +59,11 @@ class Table:
 
 
 class Files:
-    """The pictures below a folder, found by what a table calls them: a path, a name, either without its suffix."""
+    """The pictures below a folder, found by what a table in `table` calls them: a path, a name, either without its
+    suffix, in capitals or not (cameras write .JPG)."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, table: Path) -> None:
+        self.root, self._table = root, table
         self.pictures: list[Path] = []
         self._by_name: dict[str, list[Path]] = {}
         for folder in _folders_below(root):
@@ -67,16 +72,27 @@ class Files:
                     self.pictures.append(path)
                     inside = path.relative_to(root)
                     for name in (inside.as_posix(), path.name, inside.with_suffix("").as_posix(), path.stem):
-                        if path not in self._by_name.setdefault(composed(name), []):
-                            self._by_name[composed(name)].append(path)
+                        if path not in self._by_name.setdefault(_key(name), []):
+                            self._by_name[_key(name)].append(path)
 
     def find(self, name: str) -> list[Path]:
         """All files that `name` may mean; that of the very path alone, where it is one."""
-        path = PurePosixPath(name.replace("\\", "/"))
-        key = composed(str(path))
-        found = self._by_name.get(key, [])
-        exact = [file for file in found if composed(file.relative_to(self.root).as_posix()) == key]
-        return exact or found
+        path = self._inside(PurePosixPath(name.replace("\\", "/")))
+        found = self._by_name.get(_key(str(path)), [])
+        for same in (composed, _key):
+            exact = [file for file in found if same(file.relative_to(self.root).as_posix()) == same(str(path))]
+            if exact:
+                return exact
+        return found
+
+    def _inside(self, path: PurePosixPath) -> PurePosixPath:
+        """A path from the system's root, or with `..` from the table's folder, as one in `root`, if it leads there."""
+        if path.is_absolute() or ".." in path.parts:
+            whole = Path(os.path.normpath(self._table / path))
+            for root in (self.root, self.root.resolve()):
+                if whole.is_relative_to(root):
+                    return PurePosixPath(whole.relative_to(root))
+        return path
 
 
 def load_table(config: DataSection, seed: int) -> FewShotDataset:
@@ -91,11 +107,12 @@ def load_table(config: DataSection, seed: int) -> FewShotDataset:
     root = (config.images or path.parent).absolute()
     if not root.is_dir():
         raise UserError(f"data.images: {root} is not a folder; it must be the one with the pictures of {path.name}")
-    files = Files(root)
+    files = Files(root, path.parent)
     table, image = _image_column(table, files, config)
     label, split = _label_column(table, image, config), _split_column(table, image, config)
-    labels = named_numbers([text or None for text in table.column(label)], config.classes)
-    labelled, bad = _labelled(table, table.column(image), labels, files)
+    written = table.column(label)
+    labels = named_numbers([given(text, config.classes) for text in written], config.classes)
+    labelled, bad = _labelled(table, table.column(image), list(zip(written, labels, strict=True)), files)
     skip_or_refuse(bad, f"{len(table.rows)} rows of {path}", config)
     roles = _roles(table, split, config)
     parts: dict[str, Unread] = {}
@@ -133,7 +150,8 @@ def _table_file(path: Path | None) -> Path:
     if where.is_file():
         return where
     if not where.is_dir():
-        raise UserError(f"data.path: {where} does not exist")
+        problem = "is neither a file nor a folder" if where.exists() else "does not exist"
+        raise UserError(f"data.path: {where} {problem}")
     tables = tables_in(where)
     if len(tables) == 1:
         return tables[0]
@@ -150,13 +168,27 @@ def _read_table(path: Path) -> Table:
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
         text = data.decode(encoding)
-        delimiter = _delimiter(text)
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=False)
-        rows = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
     except UnicodeDecodeError as error:
         raise UserError(f"data.path: {path} is not UTF-8 text ({error}); save it as CSV UTF-8") from error
+    if "\0" in text:  # of a spreadsheet's own format, or UTF-16 without its mark
+        raise UserError(f"data.path: {path} is not UTF-8 text (it holds zero bytes); save it as CSV UTF-8")
+    skipped = 0
+    said = SEPARATOR.match(text)
+    if said:
+        text, skipped = text[said.end() :], 1
+    delimiter = said[1] if said else _delimiter(text)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows, line = [], 1
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                rows.append((reader.line_num + skipped, cells))
+            line = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"data.path: {path} cannot be read as a table: {error}") from error
+        raise UserError(
+            f"data.path: {path} cannot be read as a table: {error}, in the row that begins in line {line + skipped}. "
+            f'A quote (") is never closed there, or more than a {delimiter} follows it'
+        ) from error
     if not rows:
         raise UserError(f"data.path: {path} is empty")
     if max(len(cells) for _, cells in rows) < 2:
@@ -179,6 +211,10 @@ def _delimiter(text: str) -> str:
 # --- its columns
 
 
+def _key(name: str) -> str:
+    return composed(name).casefold()
+
+
 def _plain(name: str) -> str:
     return "".join(c for c in name.casefold() if c.isalnum())
 
@@ -187,13 +223,15 @@ def _image_column(table: Table, files: Files, config: DataSection) -> tuple[Tabl
     """The table with its header set apart, and the column of images: the one that names most files that are there."""
     first = [cell.strip() for cell in table.rows[0][1]]
     with_header = replace(table, header=first, rows=table.rows[1:])
+    data = any(files.find(cell) or is_picture(Path(cell)) for cell in first if cell)
+    if not with_header.rows and (config.image_column or not data):
+        raise UserError(f"data.path: {table.path} has a header and no rows: it needs one for each image")
     if config.image_column is not None:
         if config.image_column not in first:
             raise UserError(
                 f"data.image_column: {table.path} has no column {config.image_column!r}; it has {', '.join(first)}"
             )
         return with_header, first.index(config.image_column)
-    data = any(files.find(cell) or is_picture(Path(cell)) for cell in first if cell)
     if not data or config.label_column in first:
         table = with_header
     width = max((len(cells) for _, cells in table.rows), default=0)
@@ -204,10 +242,11 @@ def _image_column(table: Table, files: Files, config: DataSection) -> tuple[Tabl
         named = [i for i in best if i < len(table.header) and _plain(table.header[i]) in IMAGE_WORDS]
         return table, (named or best)[0]
     columns = ", ".join(table.header) or f"{width} columns and no header"
+    first = [cell.strip() for cell in table.rows[0][1]]
+    hint = next((f", or write the paths in that folder{near}" for cell in first if (near := _near(cell, files))), "")
     raise UserError(
         f"data.path: no column of {table.path} names pictures below {files.root} ({columns}; first row: "
-        f"{', '.join(table.rows[0][1]) if table.rows else 'none'}). Set data.images to the folder with the pictures, "
-        f"or data.image_column to the column"
+        f"{', '.join(first)}). Set data.images to the folder with the pictures, or data.image_column to the column{hint}"
     )
 
 
@@ -223,10 +262,8 @@ def _label_column(table: Table, image: int, config: DataSection) -> int:
     if config.label_column is not None:
         if config.label_column in header:
             return header.index(config.label_column)
-        raise UserError(
-            f"data.label_column: {table.path} has no column {config.label_column!r}; it has "
-            f"{', '.join(header) or 'no header'}"
-        )
+        known = ", ".join(header) or f"no header. {NAME_COLUMNS}"
+        raise UserError(f"data.label_column: {table.path} has no column {config.label_column!r}; it has {known}")
     width = max(len(cells) for _, cells in table.rows) if table.rows else len(header)
     others = [index for index in range(width) if index != image and (any(table.column(index)) or not table.rows)]
     named = [i for i in others if i < len(header) and _plain(header[i]) in LABEL_WORDS]
@@ -234,10 +271,9 @@ def _label_column(table: Table, image: int, config: DataSection) -> int:
     fitting = named if len(named) == 1 else others
     if len(fitting) == 1:
         return fitting[0]
-    names = [header[i] for i in (named or others) if i < len(header)] or [f"{width} columns without a header"]
-    raise UserError(
-        f"data.path: which column of {table.path} holds the labels? Set data.label_column to one of {', '.join(names)}"
-    )
+    names = [header[i] for i in (named or others) if i < len(header)]
+    cure = f"Set data.label_column to one of {', '.join(names)}" if names else NAME_COLUMNS
+    raise UserError(f"data.path: which column of {table.path} holds the labels? {cure}")
 
 
 def _split_column(table: Table, image: int, config: DataSection) -> int | None:
@@ -271,22 +307,24 @@ def _roles(table: Table, split: int | None, config: DataSection) -> dict[int, st
 
 
 def _labelled(
-    table: Table, names: list[str], labels: list[str | None], files: Files
+    table: Table, names: list[str], labels: list[tuple[str, str | None]], files: Files
 ) -> tuple[list[tuple[Example, int]], dict[str, str]]:
-    """The examples with their lines, each picture once; and what is wrong with other rows, by line.
+    """The examples with their lines, each picture once; and what is wrong with other rows, by line. `labels`: as
+    written, and what they mean.
 
     Raises:
         UserError: a picture has two labels.
     """
     examples: dict[str, tuple[Example, int]] = {}
     bad, twice = {}, []
-    for (line, _), name, label in zip(table.rows, names, labels, strict=True):
+    for (line, _), name, (text, label) in zip(table.rows, names, labels, strict=True):
+        written = f" (but {text!r}; if that is a class, name it in data.classes)" if text else ""
         found = files.find(name) if name else []
         where = f"line {line}"
         if len(found) != 1:
-            bad[where] = _why(name, found, files.root)
+            bad[where] = _why(name, found, files)
         elif not label:
-            bad[where] = f"{name} has no label"
+            bad[where] = f"{name} has no label{written}"
         else:
             example = Example(str(found[0].relative_to(files.root)), b"", composed(label).strip())
             known, before = examples.setdefault(example.example_id, (example, line))
@@ -302,16 +340,26 @@ def _labelled(
     return list(examples.values()), bad
 
 
-def _why(name: str, found: list[Path], root: Path) -> str:
+def _why(name: str, found: list[Path], files: Files) -> str:
+    root = files.root
     if not name:
         return "names no image"
     if found:
         return (
             f"{name} may be {some([str(path.relative_to(root)) for path in found])}: write its path, or set data.images"
         )
-    if (PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts) and "://" not in name:
-        return f"{name} leads out of the folder; write the path in {root}, or set data.images"
-    return f"no picture {name} below {root}; data.images names another folder"
+    path = PurePosixPath(name.replace("\\", "/"))
+    hint = _near(name, files)
+    if (path.is_absolute() or ".." in path.parts) and "://" not in name:
+        return f"{name} leads out of the folder; write the path in {root}, or set data.images{hint}"
+    return f"no picture {name} below {root}{hint or '; data.images names another folder'}"
+
+
+def _near(name: str, files: Files) -> str:
+    """The one picture that has this name in another folder, or with another suffix; for a message."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    near = [str(file.relative_to(files.root)) for file in files.find(path.name) or files.find(path.stem)]
+    return f"; there is {near[0]}" if len(near) == 1 else ""
 
 
 def _folders_below(root: Path) -> list[Path]:

@@ -91,6 +91,86 @@ def test_wrong_rows_are_listed_with_their_lines_or_left_out(tmp_path):
     assert "line 1: no picture gone.jpg" in refusal(write(tmp_path, ["gone.jpg,rose", *rows]))
 
 
+def plain_rows(before: str = "", suffix: str = ".jpg") -> list[str]:
+    return ["image,label", *(f"{before}{i:02d}{suffix},{label(i)}" for i in range(COUNT))]
+
+
+@pytest.mark.parametrize("windows", [False, True])
+@pytest.mark.parametrize("suffix", [".jpg", ".JPG", ".Jpg", ""])
+@pytest.mark.parametrize(
+    "start", ["", "./", "images/", "Images/", "../set/images/", "../set/./images/../images/", "{root}/images/"]
+)
+def test_a_path_means_the_file_it_leads_to(tmp_path, start, suffix, windows):
+    pictures(tmp_path / "set/images")
+    start = start.format(root=tmp_path / "set")
+    write(tmp_path / "set", plain_rows(start.replace("/", "\\") if windows else start, suffix))
+    assert right(load(tmp_path / "set"))
+
+
+@pytest.mark.parametrize("start", ["{there}/", "../there/"])
+def test_of_paths_out_of_the_folder_the_cure_that_is_named_works(tmp_path, start):
+    pictures(tmp_path / "there")
+    (tmp_path / "set").mkdir()
+    write(tmp_path / "set", plain_rows(start.format(there=tmp_path / "there")))
+    assert "leads out of the folder; write the path in" in refusal(tmp_path / "set", image_column="image")
+    assert right(load(tmp_path / "set", images=tmp_path / "there"))
+
+
+@pytest.mark.parametrize("start", ["/content/drive/", "C:\\Users\\me\\", "data/", "https://host/"])
+def test_of_paths_of_another_machine_the_file_of_that_name_is_pointed_to(tmp_path, start):
+    pictures(tmp_path / "images")
+    write(tmp_path, [*plain_rows("images/"), f"{start}images/03.jpg,rose", f"{start}03.png,rose"])
+    assert refusal(tmp_path).count("; there is images/03.jpg") == 2
+    for rows in (plain_rows(start), plain_rows(start, ".png")):
+        message = refusal(write(tmp_path, rows))
+        assert "names pictures below" in message and message.endswith("; there is images/00.jpg")
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "NAN", "<NA>", "NaT", "null", "NULL", "#N/A"])
+def test_what_tools_write_for_no_label_is_no_class(tmp_path, word):
+    pictures(tmp_path)
+    rows = plain_rows()
+    rows[4] = f"03.jpg,{word}"
+    message = refusal(write(tmp_path, rows))
+    assert f"line 5: 03.jpg has no label (but '{word}'; if that is a class, name it in data.classes)" in message
+    assert right(load(tmp_path, on_bad_image="skip"))
+    assert load(tmp_path, classes=["rose", "tulip", word], shots=1).classes == ["rose", "tulip", word]
+
+
+@pytest.mark.parametrize("point", ["", ".", ".0", ".00"])
+def test_numbers_of_pandas_are_named_by_the_classes(tmp_path, point):
+    pictures(tmp_path)
+    write(tmp_path, ["image,label", *(f"{i:02d}.jpg,{i % 2}{point}" for i in range(COUNT))])
+    assert right(load(tmp_path, classes=["tulip", "rose"]))
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_the_delimiter_that_excel_writes_first_is_taken(tmp_path, delimiter, end):
+    pictures(tmp_path)
+    rows = [row.replace(",", delimiter) for row in plain_rows()]
+    (tmp_path / "x.csv").write_bytes(end.join([f"sep={delimiter}", *rows, f"gone.jpg{delimiter}rose"]).encode())
+    assert f"line {COUNT + 3}: no picture gone.jpg" in refusal(tmp_path)
+    assert right(load(tmp_path, on_bad_image="skip"))
+
+
+@pytest.mark.parametrize("at", [1, 5, COUNT])
+@pytest.mark.parametrize("damage", ['"03.jpg,rose', '03.jpg,"rose', '"03.jpg" x,rose'])
+def test_a_quote_that_is_not_closed_is_found(tmp_path, at, damage):
+    rows = plain_rows()
+    pictures(tmp_path)
+    rows[at] = damage
+    assert f"in the row that begins in line {at + 1}" in refusal(write(tmp_path, rows))
+
+
+def test_columns_without_names_are_to_be_named(tmp_path):
+    pictures(tmp_path)
+    rows = [f"{row},x{i}" for i, row in enumerate(plain_rows()[1:])]
+    for values in ({}, {"label_column": "label"}):
+        assert "Put a first line into it that names the columns" in refusal(write(tmp_path, rows), **values)
+    assert right(load(write(tmp_path, ["image,label,note", *rows])))
+
+
 def test_several_labels_for_a_picture_are_refused(tmp_path):
     pictures(tmp_path)
     rows = [f"{i:02d}.jpg,{label(i)}" for i in range(COUNT)]
@@ -158,6 +238,10 @@ def test_pictures_elsewhere_and_names_in_several_folders(tmp_path):
         (b"image\n00.jpg\n", "has one column"),
         (b"image,label\n00.jpg,ros\xe9\n", "is not UTF-8 text"),
         (b"a,b\n1,2\n", "names pictures below"),
+        (b"image,label\n", "has a header and no rows"),
+        ("image,label\n00.jpg,rose\n".encode("utf-16-le"), "holds zero bytes"),
+        ("image,label\n00.jpg,rose\n".encode("utf-16-be"), "holds zero bytes"),
+        (b"PK\x03\x04\0\0a,b\n", "holds zero bytes"),
     ],
 )
 def test_a_file_that_is_no_such_table_is_explained(tmp_path, content, message):
