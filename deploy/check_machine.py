@@ -29,6 +29,7 @@ LIBRARIES = {
     "libz.so.1": ("Arrow", "zlib1g", "zlib"),
 }
 INSTRUCTIONS = ("avx2", "fma", "f16c")  # vLLM's CPU build has code for AVX2 and for AVX-512
+LSCPU = ["lscpu", "--json", "--extended=CPU,CORE,NODE", "--online"]
 GLIBC = (2, 28)  # of the wheels: manylinux_2_28
 DISK_GB = {"cpu": 5, "gpu": 15}
 CUDA = 13000  # of torch's wheels, as the driver counts it
@@ -127,7 +128,12 @@ def python_command(fitting: tuple[tuple[int, ...], tuple[int, ...]]) -> str:
 
 
 def run_quietly(words: list[str]) -> bool:
-    return subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode == 0
+    """Whether a command succeeds; not if there is none of its name."""
+    quiet = subprocess.DEVNULL
+    try:
+        return subprocess.run(words, stdout=quiet, stderr=quiet, check=False).returncode == 0
+    except OSError:
+        return False
 
 
 class Python(NamedTuple):
@@ -206,6 +212,10 @@ def unfit_machine(extras: list[str]) -> list[str]:
     flags = read("/proc/cpuinfo").split()
     if "cpu" in extras and (lacking := [flag.upper() for flag in INSTRUCTIONS if flag not in flags]):
         unfit.append(f"this processor lacks {', '.join(lacking)}, which vLLM's CPU build uses: take another machine")
+    if "cpu" in extras and not run_quietly(LSCPU):
+        unfit.append(
+            f"'{' '.join(LSCPU)}', by which vLLM learns of the cores, fails: is util-linux here, and /sys mounted?"
+        )
     if not (ROOT / ".venv").exists():  # what an environment takes that is there, it has taken
         unfit += full_disks(DISK_GB["gpu" if "gpu" in extras else "cpu"])
     return unfit

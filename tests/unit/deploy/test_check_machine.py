@@ -157,3 +157,14 @@ def test_where_uv_cannot_bring_one_the_system_may(machine, monkeypatch, tmp_path
     else:
         newest = "python3.12" if "python3.12" in had else "python3.11"
         assert said.endswith(f"install -y {newest}" + (f" {newest}-venv" if tool == "apt-cache" else ""))
+
+
+@pytest.mark.parametrize("extras", [["cpu"], ["gpu"]])
+@pytest.mark.parametrize("outcome", ["works", "fails", "is missing"])
+def test_lscpu_is_tried_as_vllm_will(machine, monkeypatch, tmp_path: Path, outcome: str, extras: list[str]):
+    if outcome != "is missing":
+        (tmp_path / "lscpu").write_text(f"#!/bin/sh\nexit {0 if outcome == 'works' else 1}\n")
+        (tmp_path / "lscpu").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(machine, "full_disks", lambda need: [])
+    assert ("lscpu" in "; ".join(machine.unfit_machine(extras))) == (extras == ["cpu"] and outcome != "works")
