@@ -81,6 +81,12 @@ def check_rewards(
     found = red_team(weights, classes, examples, prompt_text, scoring.time_limit, seed)
     if scoring.red_team == "warn":
         return "\n".join(filter(None, (render(found), found.unearned)))
+    if not found.labels:
+        raise UserError(
+            "the rewards give a right answer no more than a wrong one, with every label that was tried: nothing could "
+            "be learned from them. Give a reward that tells the two apart a weight above 0, e.g. rewards.accuracy=1; "
+            "scoring.red_team=warn trains on it all the same"
+        )
     if found.unearned:
         raise UserError(
             f"{found.unearned}. Take prompt.template=think_answer, or {cure(prompt_text)}\n"

@@ -246,7 +246,8 @@ def _image_column(table: Table, files: Files, config: DataSection) -> tuple[Tabl
     hint = next((f", or write the paths in that folder{near}" for cell in first if (near := _near(cell, files))), "")
     raise UserError(
         f"data.path: no column of {table.path} names pictures below {files.root} ({columns}; first row: "
-        f"{', '.join(first)}). Set data.images to the folder with the pictures, or data.image_column to the column{hint}"
+        f"{', '.join(first)}). Set data.images to the folder with the pictures, or data.image_column to the column"
+        f"{hint}"
     )
 
 

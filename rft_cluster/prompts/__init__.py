@@ -52,13 +52,28 @@ def render_template(name_or_path: str, subject: str, classes: list[str], problem
                 "prompt.template is problem, but the data set brings no question (a column problem beside image and "
                 "solution): take another template, e.g. prompt.template=think_answer"
             )
-        where = "the data set's problem"
+        where = "prompt.template: the data set's problem"
         _check_marks(problem, where, "Take it out there, or ask a question of your own (prompt.template=FILE)")
         return _checked(problem, where)
     path = find_template(name_or_path)
     source = _read(path)
-    _check_marks(COMMENT.sub("", source), str(path), "Take it out there")
-    return _checked(_rendered(source, path, subject, classes), str(path))
+    _check_marks(COMMENT.sub("", source), f"prompt.template: {path}", "Take it out there")
+    text = _rendered(source, path, subject, classes)
+    if _rendered(source, path, "", classes) != _rendered(source, path, "flower", classes):
+        _check_subject(subject, path)
+    for label in classes:
+        if "<|" in label and label in text:
+            raise UserError(f"class {label!r} holds a special token (<|...): rename it, or take another template")
+    return _checked(text, f"prompt.template: {path}")
+
+
+def _check_subject(subject: str, path: Path) -> None:
+    """It becomes text of the question, and is no template."""
+    if not subject.strip():
+        raise UserError(f"prompt.subject is empty, and {path} asks for it: say what the images show, e.g. flower")
+    _check_marks(subject, "prompt.subject", "Take it out there")
+    if found := re.search(r"\{[{%#]|<\|", subject):
+        raise UserError(f"prompt.subject is {subject!r}: it is read as it stands, and {found[0]} means nothing there")
 
 
 def _read(path: Path) -> str:
@@ -72,12 +87,11 @@ def _check_marks(source: str, where: str, cure: str) -> None:
     """Refuse what the model would read as it stands, and whoever wrote it took for something else."""
     if mark := IMAGE_MARK.search(source):
         raise UserError(
-            f"prompt.template: {where} holds {mark[0]}, which is text here: the image comes before the question by "
-            f"itself. {cure}"
+            f"{where} holds {mark[0]}, which is text here: the image comes before the question by itself. {cure}"
         )
     if variable := NOT_RENDERED.search(source):
         raise UserError(
-            f"prompt.template: {where} holds {variable[0]}, which is text here: a variable is written in two braces, "
+            f"{where} holds {variable[0]}, which is text here: a variable is written in two braces, "
             f"and there are {{{{ subject }}}} and {{{{ classes }}}}"
         )
 
@@ -94,10 +108,10 @@ def _rendered(source: str, path: Path, subject: str, classes: list[str]) -> str:
 
 def _checked(text: str, where: str) -> str:
     if not text.strip():
-        raise UserError(f"prompt.template: {where} gives an empty text")
+        raise UserError(f"{where} gives an empty text")
     if "<|" in text:
         # An image token in the text would be taken for an image.
-        raise UserError(f"prompt.template: {where} holds a special token (<|...); leave those to the chat template")
+        raise UserError(f"{where} holds a special token (<|...); leave those to the chat template")
     return text
 
 

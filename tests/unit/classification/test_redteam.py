@@ -202,3 +202,17 @@ def test_the_function_in_the_docs_works(tmp_path, monkeypatch):
     (tmp_path / "my_rewards.py").write_text(docs.split("```python\n")[1].split("```")[0])
     monkeypatch.syspath_prepend(tmp_path)
     assert tried({"format": 1.0, "accuracy": 1.0, "my_rewards:brevity": 0.1}, THREE).paid == []
+
+
+@pytest.mark.parametrize("accuracy", [0.0, -1.0, -1e-9])
+@pytest.mark.parametrize("other", ["format", "containment"])
+@pytest.mark.parametrize("weight", [0.0, 1.0, -2.0])
+def test_rewards_that_do_not_tell_right_from_wrong_are_refused_and_the_cure_works(accuracy, other, weight):
+    if other == "containment":
+        accuracy, weight = accuracy - max(weight, 0.0), weight  # it pays for what accuracy takes
+    text = render_template("think_answer", "flower", ["rose", "tulip"])
+    arguments = (["rose", "tulip"], [], text, 0)
+    with pytest.raises(UserError, match="a right answer no more than a wrong one, with every label"):
+        check_rewards({"accuracy": accuracy, other: weight}, ScoringSection(), *arguments)
+    assert check_rewards({"accuracy": accuracy, other: weight}, ScoringSection(red_team="warn"), *arguments)
+    assert check_rewards({"accuracy": 1.0, "format": 1.0}, ScoringSection(), *arguments)
