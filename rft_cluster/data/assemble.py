@@ -33,8 +33,8 @@ def assemble(name: str, parts: dict[str, Unread], found: list[str], config: Data
         unknown = sorted({e.label for e in part.examples} - set(found))
         if unknown:
             raise UserError(
-                f"data.path: {part.where} has classes that {parts['train'].where} has not:\n"
-                f"{listing(list(map(repr, unknown)))}"
+                f"data.path: {part.where} has classes that {parts['train'].where} has not; rename them as "
+                f"there, or remove them:\n{listing(list(map(repr, unknown)))}"
             )
     parts = _without_conflicts({role: part.named(names) for role, part in parts.items()}, config)
     held_out = {role: part for role, part in parts.items() if role != "train"}

@@ -85,13 +85,14 @@ def _layout(root: Path, config: DataSection, left_out: LeftOut) -> Layout:
         folder = folders[0]
         remarks = [f"the classes lie in {folder}, the one folder of data.path"]
     if not folders:
+        above = f", or set data.path={folder.parent} where {folder.name}/ is a class" if pictures_in(folder) else ""
         raise UserError(
             f"data.path: {folder} has no sub-folders; put each class's images in one named as the class"
-            f"{_table_hint(root)}"
+            f"{above}{_table_hint(root)}"
         )
     nested = [f for f in folders if not _is_class(f, root) and _holds_pictures(f)]
-    if nested or len(folders) == 1:
-        raise UserError(_explain(root, nested or folders))
+    if len(folders) == 1 or (nested and not any(_is_class(f, root) for f in folders)):
+        raise UserError(_explain(root, nested or folders, config))
     hint = _table_hint(root)
     if hint and all(split_role(f.name) for f in folders):
         names = some([f"{f.name}/" for f in folders])
@@ -156,13 +157,18 @@ def _count_beside(folder: Path, others: list[Path], left_out: LeftOut) -> None:
             left_out.folder(other, f"in {other.name}/")
 
 
-def _explain(root: Path, nested: list[Path]) -> str:
-    right = next((f for f in _below(root, DEPTH) if _works(f, root)), None)
+def _explain(root: Path, nested: list[Path], config: DataSection) -> str:
+    right = next((f for f in _below(root, DEPTH) if _works(f, root, config)), None)
     names = some([f"{folder.name}/" for folder in nested])
-    cure = f"set data.path={right}" if right else "set data.path to the folder that holds the classes"
+    cures = [f"set data.path={right}" if right else "set data.path to the folder that holds the classes"]
+    if len(nested) > 1 and right in nested:
+        cures = [
+            f"where {names} are the classes, move the images in their sub-folders up into them",
+            f"where {right.name}/ holds the classes, set data.path={right}",
+        ]
     return (
         f"data.path: {root} must hold a folder of images for each of two classes or more, but it holds {names}: "
-        f"{cure}, or have train/, val/ and test/ there, each with its classes{_table_hint(root)}"
+        f"{'; '.join(cures)}, or have train/, val/ and test/ there, each with its classes{_table_hint(root)}"
     )
 
 
@@ -175,8 +181,11 @@ def _below(folder: Path, depth: int) -> list[Path]:
     return found
 
 
-def _works(folder: Path, root: Path) -> bool:
-    return sum(_is_class(f, root) for f in folders_in(folder, root)) >= 2
+def _works(folder: Path, root: Path, config: DataSection) -> bool:
+    """Whether it would do as data.path: it holds classes, or splits that hold some."""
+    folders = folders_in(folder, root)
+    apart = config.model_copy(update={"splits": {}})
+    return sum(_is_class(f, root) for f in folders) >= 2 or bool(_parts(folder, folders, root, apart))
 
 
 def _table_hint(root: Path) -> str:
@@ -205,7 +214,8 @@ def _files(root: Path, folders: dict[str, Path], left_out: LeftOut) -> dict[str,
         files[label] = _pictures_of(folder, root)
         _count_rest(folder, files[label], root, left_out)
     empty = [
-        f"{folder.relative_to(root)}/" + (" (several sub-folders do)" if _holds_pictures(folder) else "")
+        f"{folder.relative_to(root)}/"
+        + (" (its sub-folders do: move their images up)" if _holds_pictures(folder) else "")
         for label, folder in folders.items()
         if not files[label]
     ]

@@ -18,6 +18,7 @@ SPLIT_WORDS = {
     "validation": {"val", "valid", "validation", "dev", "development"},
     "test": {"test", "testing", "tst"},
 }
+BEFORE_SPLIT = re.compile(r"^\d+[\W_]+")  # 1-train, 02_test
 # What people put behind those: train_set, Test Images, val-data.
 SPLIT_ENDINGS = re.compile(r"(?<=.)[\W_]*(set|sets|split|data|images|imgs|pictures|photos)$")
 MISSING = ("", "nan", "<na>", "nat", "null", "#n/a")
@@ -28,7 +29,7 @@ PREFIX = re.compile(r"([A-Za-z]?\d+)[\s._-]+([^\W\d_].+)", re.DOTALL)
 
 def split_role(name: str) -> str | None:
     """The split that a folder, a split of a data set or a value of a table means: train, validation or test."""
-    word = SPLIT_ENDINGS.sub("", name.strip().casefold())
+    word = SPLIT_ENDINGS.sub("", BEFORE_SPLIT.sub("", name.strip().casefold()))
     return next((role for role, words in SPLIT_WORDS.items() if word in words), None)
 
 

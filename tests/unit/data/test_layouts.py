@@ -275,3 +275,50 @@ def test_other_numbers_are_part_of_the_name(tmp_path, names):
     fill(tmp_path, classes=names)
     assert load(tmp_path).notes() == []
     assert "data.strip_prefix is set, but" in refusal(tmp_path, strip_prefix=True)
+
+
+@pytest.mark.parametrize("number", ["1-", "01_", "2. ", "003 - "])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("role", WORDS)
+def test_splits_may_be_numbered(role, case, number):
+    assert all(split_role(number + case(word)) == role for word in WORDS[role])
+    assert split_role(f"{number}rose") is None
+
+
+@pytest.mark.parametrize("names", [("images", "labels"), ("imgs", "annotations", "notes"), ("a", "b")])
+@pytest.mark.parametrize("splits", [("train", "val"), ("Train", "Valid", "Test"), ("1-train", "2-test"), ()])
+def test_the_path_that_is_named_holds_all_that_lies_there(tmp_path, names, splits):
+    for number, split in enumerate(splits or (".",)):
+        fill(tmp_path / names[0] / split, start=100 * number)
+    for name in names[1:]:  # texts, as of object detectors
+        (tmp_path / name / "train").mkdir(parents=True)
+        (tmp_path / name / "train" / "000.txt").write_text("0 0.5 0.5 1 1")
+    message = refusal(tmp_path)
+    dataset = load(Path(message.split("set data.path=")[1].split(", or")[0].split(";")[0]))
+    assert tops(dataset, "train") == ({splits[0]} if splits else set(CLASSES))
+    assert len({tops(dataset, split).pop() for split in ("train", "validation", "test") if splits}) == len(splits)
+
+
+@pytest.mark.parametrize("flat", [0, 1, 2])
+@pytest.mark.parametrize("below", [("jan", "feb"), ("train", "extra"), ("a", "b", "c")])
+def test_classes_with_folders_in_them_are_told_to_be_emptied_into_them(tmp_path, flat, below):
+    classes = ("daisy", "rose", "tulip")
+    for number, label in enumerate(classes):
+        if number < flat:
+            fill(tmp_path, start=1000 * number, classes=(label,))
+        else:
+            fill(tmp_path / label, start=1000 * number, classes=below)
+    message = refusal(tmp_path)
+    assert ("sub-folders do: move their images up" if flat else "move the images in their sub-folders up") in message
+    for label in classes[flat:]:
+        for picture in list((tmp_path / label).rglob("*.png")):
+            picture.rename(tmp_path / label / f"{picture.parent.name}-{picture.name}")
+        for name in below:
+            (tmp_path / label / name).rmdir()
+    assert load(tmp_path).classes == list(classes)
+
+
+def test_a_class_s_own_folder_is_told_from_that_of_the_classes(tmp_path):
+    fill(tmp_path / "photos")
+    message = refusal(tmp_path / "photos" / "rose")
+    assert load(Path(message.split("set data.path=")[1].split(" where")[0])).classes == list(CLASSES)

@@ -159,20 +159,20 @@ MARKS = [
 @pytest.mark.parametrize("mark", MARKS)
 def test_a_subject_that_would_be_read_otherwise_than_meant_is_named(template, around, mark):
     subject = around.replace("{}", mark) or mark
-    with pytest.raises(UserError, match="^prompt.subject "):
+    with pytest.raises(UserError, match=r"^prompt\.subject "):
         render_template(template, subject, ["rose", "tulip"])
     assert "red rose" in render_template(template, "red rose", ["rose", "tulip"])
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\n", "\t \u00a0"])
 def test_an_empty_subject_is_refused_where_it_is_asked_for(tmp_path, blank):
-    with pytest.raises(UserError, match="prompt.subject is empty"):
+    with pytest.raises(UserError, match=r"prompt\.subject is empty"):
         render_template("think_answer", blank, ["rose", "tulip"])
     (tmp_path / "own.txt").write_text("What is it? <answer></answer>")
     assert render_template(str(tmp_path / "own.txt"), blank, ["rose", "tulip"]).startswith("What is it?")
 
 
 def test_a_class_that_holds_a_special_token_is_named_and_not_the_template():
-    with pytest.raises(UserError, match="^class '<|pad|>' holds a special token"):
+    with pytest.raises(UserError, match=r"^class '<\|pad\|>' holds a special token"):
         render_template("with_labels", "flower", ["rose", "<|pad|>"])
     assert "rose" not in render_template("think_answer", "flower", ["rose", "<|pad|>"])
