@@ -65,7 +65,8 @@ def _meant(annotation: Any, value: Any) -> Any:
         message = "YAML takes {comment} for a comment: put the whole text into quotes, or a space behind the #"
         raise PydanticCustomError("cut", message, {"comment": value.comment})
     if value == "" and value.plain and value.line:
-        raise PydanticCustomError("empty", "no value stands here; an empty text is written ''")
+        cure = "an empty text is written ''" if _has(annotation, str, Path) else "give it one, or leave the line out"
+        raise PydanticCustomError("empty", "no value stands here; {cure}", {"cure": cure})
     if _has(annotation, int) and WITH_EXPONENT.fullmatch(value):
         return float(value)
     return value

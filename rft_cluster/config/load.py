@@ -131,7 +131,7 @@ def _is_file(path: Path) -> bool:
 def _apply(values: dict[str, Any], override: str) -> str:
     """Set in `values` what `section.key=value` says, and return the key."""
     written, equals, value = override.partition("=")
-    key, annotation = _field(written)
+    key, annotation = _field(written.strip())
     if not equals or len(key) < 2 or not all(key):
         raise UserError(f"override {override!r} must look like section.key=value, e.g. schedule.steps=10")
     new: Any = Text(value)
@@ -197,8 +197,24 @@ def _explain(model: type[Section], problem: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "empty" or (problem["type"] == "value_error" and isinstance(value, dict)):
         return f"{key}: {message}{line}"
-    advice = f"; {QUOTES}" if problem["type"] in NO_TEXT else ""
+    message, advice = _advice(model, path, problem["type"], message, value)
     return f"{key}: {message}, got {_written(value)}{advice}{line}"
+
+
+def _advice(model: type[Section], path: list[str], kind: str, message: str, value: Any) -> tuple[str, str]:
+    """What is allowed, in words of the user's, and what to write."""
+    if kind == "string_pattern_mismatch":
+        return "may hold letters (A to Z), digits, '.', '_' and '-', and begins with a letter or digit", ""
+    if isinstance(value, str) and kind in ("list_type", "tuple_type"):
+        plain = re.fullmatch(r"\(?([\w ,.+-]+?),?\)?", value)
+        return "must be a list", f"; write [{plain[1]}]" if plain else f"; write [ONE, ANOTHER], and {QUOTES}"
+    if isinstance(value, str) and kind in ("dict_type", "model_type"):
+        section = _section(model.model_fields[path[0]].annotation)
+        for part in path[1:]:
+            section = _section(section.model_fields[part].annotation) if section else None
+        known = f": its keys are {', '.join(section.model_fields)}" if section else ""
+        return "must hold keys and values", f"; write {{key: value}}{known}"
+    return message, f"; {QUOTES}" if kind in NO_TEXT else ""
 
 
 def _line(value: Any) -> int:

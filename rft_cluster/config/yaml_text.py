@@ -53,6 +53,8 @@ def read_yaml(data: bytes | str, where: str) -> Any:
         ) from error
     except RecursionError as error:
         raise UserError(f"{where} cannot be read: it is nested too deeply") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} cannot be read: it is not UTF-8 text ({error}); save it as UTF-8") from error
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # characters that do not exist, or are not allowed
         raise UserError(f"{where} cannot be read: {shown(str(error))}") from error
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from rft_cluster.common.errors import UserError
+from rft_cluster.config.sections import MOST_DECODED
 from rft_cluster.data.deep import FULL, deep_values, eight_bit, is_deep
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
@@ -157,7 +158,8 @@ def pixel_limit(pixels: int) -> Iterator[None]:
 def _too_many(error: Exception, limits: Limits) -> str:
     found = re.search(r"\((\d+) pixels\)", str(error))
     size = f"{int(found[1]) / 1e6:.1f} million" if found else str(error)
-    cure = f", or set data.max_pixels={found[1] if found else 'N'}" if limits.keys else ""
+    within = limits.keys and found and int(found[1]) <= MOST_DECODED
+    cure = f", or set data.max_pixels={found[1]}" if found and within else ""
     return f"{size}, {limits.pixels / 1e6:.1f} million are allowed: scale it down{cure}"
 
 

@@ -6,6 +6,7 @@ import pytest
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import CONFIG_FOLDERS, Config, load_config
 from rft_cluster.config.load import read_file
+from rft_cluster.config.sections import LoraSection
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 MINIMAL = """
@@ -207,7 +208,7 @@ def test_an_unknown_key_in_the_file_gets_the_nearest(tmp_path):
         ("optimizer.betas=[0.9]", ["optimizer.betas.1: missing"]),
         ("optimizer.betas=[0.9,1.5]", ["optimizer.betas.1:", "less than 1", "1.5"]),
         ("model.freeze_vision=maybe", ["model.freeze_vision:", "boolean", "'maybe'"]),
-        ("model.lora=yes", ["model.lora:", "dictionary", "'yes'"]),
+        ("model.lora=yes", ["model.lora:", "must hold keys", "'yes'"]),
         ("model.lora.rnak=4", ["model.lora.rnak: unknown key; did you mean model.lora.rank?"]),
         ("model.max_pixels=100", ["model.max_pixels:", "784", "got 100"]),  # 28 * 28
         ("data.classes=rose", ["data.classes:", "list", "'rose'"]),
@@ -219,8 +220,8 @@ def test_an_unknown_key_in_the_file_gets_the_nearest(tmp_path):
         ("scoring.failure_budget=1", ["scoring.failure_budget:", "less than 1", "got 1"]),
         ("scoring.red_team=on", ["scoring.red_team:", "'refuse', 'warn' or 'off'", "'on'"]),
         ("scoring.red_team=maybe", ["scoring.red_team:", "'refuse', 'warn' or 'off'", "'maybe'"]),
-        ("run.name=a/b", ["run.name:", "pattern", "'a/b'"]),
-        ("run.name=..", ["run.name:", "pattern", "'..'"]),
+        ("run.name=a/b", ["run.name:", "may hold letters", "'a/b'"]),
+        ("run.name=..", ["run.name:", "may hold letters", "'..'"]),
         ("run.seed=-1", ["run.seed:", "greater than or equal to 0", "got -1"]),
         ("cluster.device=tpu", ["cluster.device:", "'cpu' or 'cuda'", "'tpu'"]),
         ("generators.gpu_memory=1.1", ["generators.gpu_memory:", "less than or equal to 1", "1.1"]),
@@ -315,3 +316,54 @@ def test_a_mistyped_path_is_told_its_neighbour(tmp_path, monkeypatch, folder, su
     for read in (lambda: load_config(str(wrong), []), lambda: read_file(wrong)):
         with pytest.raises(UserError, match=re.escape(f"Did you mean {right}?")):
             read()
+
+
+LISTS = {
+    "data.classes": "rose{}tulip",
+    "data.only": "rose{}tulip",
+    "data.aliases.rose": "red{}pink",
+    "optimizer.betas": "0.9{}0.95",
+}
+LISTS |= {key: value.partition("{}")[0] for key, value in {"data.aliases.tulip": "a tulip{}"}.items()}
+
+
+@pytest.mark.parametrize("key", LISTS)
+@pytest.mark.parametrize("between", [",", ", "])
+@pytest.mark.parametrize("around", ["{}", "({})", "({},)"])
+def test_of_a_word_in_a_lists_place_the_list_that_is_named_works(tmp_path, key, between, around):
+    written = around.format(LISTS[key].format(between))
+    message = refusal(tmp_path, f"{key}={written}")
+    assert "must be a list" in message and "quotes" not in message
+    cure = re.search(r"write (\[.*\])", message)[1]
+    load(tmp_path, MINIMAL, f"{key}={cure}")
+
+
+@pytest.mark.parametrize("word", ["yes", "true", "16", "''", "~x"])
+@pytest.mark.parametrize("section", [*Config.model_fields, "model.lora"])
+def test_of_a_word_in_a_sections_place_its_keys_are_named(tmp_path, section, word):
+    name, _, inner = section.partition(".")
+    text = MINIMAL.replace("{path: tiny}", f"{{path: tiny, lora: {word}}}") if inner else f"{name}: {word}\n"
+    if not inner:
+        text += "".join(line for line in MINIMAL.splitlines(True) if not line.startswith(f"{name}:"))
+    message = refusal(tmp_path, text=text)
+    assert f"{section}: must hold keys and values, got" in message
+    inside = LoraSection if inner else Config.model_fields[name].annotation
+    if name != "rewards":
+        assert f"its keys are {', '.join(inside.model_fields)}" in message
+
+
+@pytest.mark.parametrize("key", ["schedule.steps", "data.shots", "optimizer.learning_rate", "model.freeze_vision"])
+@pytest.mark.parametrize("before", [" ", "  ", "\t"])
+@pytest.mark.parametrize("behind", ["", " "])
+def test_blanks_around_an_override_s_key_do_not_count(tmp_path, key, before, behind):
+    section, _, name = key.partition(".")
+    config = load(tmp_path, MINIMAL, f"{behind}{key}{before}=1")
+    assert getattr(getattr(config, section), name) == 1
+
+
+@pytest.mark.parametrize("section", ["prompt", "sampling", "scoring", "cluster", "learners"])
+def test_a_key_without_a_value_is_told_what_can_be_written(tmp_path, section):
+    lines = [line for line in MINIMAL.splitlines(True) if not line.startswith(f"{section}:")]
+    message = refusal(tmp_path, text="".join(lines) + f"{section}:\n")
+    assert f"{section}: no value stands here; give it one, or leave the line out (line" in message
+    load(tmp_path, "".join(lines))
