@@ -78,9 +78,9 @@ def _check_subject(subject: str, path: Path) -> None:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # editors of Windows begin a file with a mark
     except UnicodeDecodeError as error:
-        raise UserError(f"prompt.template: {path} is not UTF-8 text: {error}") from error
+        raise UserError(f"prompt.template: {path} is not UTF-8 text: {error}. Save it as UTF-8") from error
 
 
 def _check_marks(source: str, where: str, cure: str) -> None:

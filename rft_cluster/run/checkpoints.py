@@ -70,7 +70,7 @@ def read_state(folder: Path) -> State:
     """
     file = folder / STATE_FILE
     try:
-        values = json_object(file.read_bytes())
+        values = json_object(file.read_bytes()) if file.is_file() or not file.exists() else None
         if values is None:
             raise ValueError(f"{STATE_FILE} is damaged")
         check_format(values, file)
@@ -79,6 +79,8 @@ def read_state(folder: Path) -> State:
         raise ValueError(f"{STATE_FILE} cannot be read ({error.strerror})") from error
     except ValidationError as error:
         raise ValueError(f"{STATE_FILE} is damaged") from error
+    if folder.name != f"step-{state.step:06d}":
+        raise ValueError(f"{STATE_FILE} is of step {state.step}")
     sizes = {path.name: path.stat().st_size for path in folder.glob("*.safetensors")}
     if not sizes:
         raise ValueError("its shards are missing")

@@ -52,13 +52,15 @@ def locked(folder: Path) -> Iterator[None]:
 def holder(folder: Path) -> str | None:
     """What is to be said of the process that holds a run folder, for one that does not want to."""
     try:
-        descriptor = os.open(folder / LOCK_FILE, os.O_RDONLY)
+        descriptor = os.open(folder / LOCK_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
     try:
         _lock(descriptor, folder / LOCK_FILE, fcntl.LOCK_SH)
     except UserError as error:
         return str(error)
+    except OSError:  # no file at all, but a folder or a pipe
+        return None
     finally:
         os.close(descriptor)
     return None
@@ -66,7 +68,8 @@ def holder(folder: Path) -> str | None:
 
 def _acquire(file: Path) -> int:
     while True:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        # Not through a link, which in a folder of somebody else's may lead to any file: it is emptied below.
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             _lock(descriptor, file, fcntl.LOCK_EX)
             if _is_at(descriptor, file):

@@ -8,6 +8,7 @@ for line in check_task(config, task, model): print(line)
 import tempfile
 from dataclasses import dataclass
 
+from rft_cluster.common.errors import UserError
 from rft_cluster.common.files import bytes_in, check_home, check_space, check_writable, size
 from rft_cluster.config import Config
 from rft_cluster.data.manifest import read_manifest
@@ -31,8 +32,17 @@ class Checked:
 
 
 def check_run_folder(config: Config) -> None:
-    """Raises UserError where the run's folder is not there and cannot be made, or cannot be written."""
+    """Raises UserError where the run's folder is not there and cannot be made, cannot be written, or lies among the
+    classes' folders."""
     check_writable(config.run_folder, "Set run.folder to a folder that can be")
+    if config.data.source != "folder" or config.data.path is None:
+        return
+    data, run = config.data.path.resolve(), config.run_folder.resolve()
+    if run.is_relative_to(data):
+        raise UserError(
+            f"run.folder: {config.run_folder} lies in data.path ({config.data.path}), where it would be taken for a "
+            f"class: set run.folder to a folder elsewhere, or data.path to the one with the classes"
+        )
 
 
 def check_paths(config: Config, model_path: str) -> Model | None:

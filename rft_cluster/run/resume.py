@@ -17,6 +17,7 @@ from rft_cluster.data.manifest import OtherData, read_manifest
 from rft_cluster.prompts import text_hash
 from rft_cluster.run.checkpoints import Checkpoint, checkpoint_folder, latest_checkpoint
 from rft_cluster.run.folder import CONFIG_END
+from rft_cluster.run.lock import LOCK_FILE
 from rft_cluster.run.records import check_rows
 from rft_cluster.run.task import Task, prepare
 
@@ -31,7 +32,7 @@ MAY_CHANGE = {
 # Any of these makes a folder the folder of a run; an evaluation of the untouched model may lie there before.
 RECORDS = ("config.yaml", "metrics.jsonl", "eval.jsonl", "checkpoints", "model")
 FOLDERS = ("checkpoints", "model", "model-best", "rollouts")
-FILES = ("config.yaml", "manifest.json", "metrics.jsonl", "eval.jsonl", "log.txt")
+FILES = ("config.yaml", "manifest.json", "metrics.jsonl", "eval.jsonl", "log.txt", LOCK_FILE)
 
 
 @dataclass(frozen=True)
@@ -148,15 +149,17 @@ def _check_readable(manifest: Path) -> None:
 
 
 def check_kinds(folder: Path) -> None:
-    """Raises UserError for a file where a folder has to be, or the other way round."""
+    """Raises UserError for a file where a folder has to be, or the other way round, and for a link where a file has
+    to be: in a folder of somebody else's it may lead to any file, and would be written through."""
     places = [*reversed(folder.parents), folder, *(folder / name for name in FOLDERS)]
     for place in places:
         if os.path.lexists(place) and not place.is_dir():
             what = "a link to nothing" if place.is_symlink() and not place.exists() else "not a folder"
             raise UserError(f"{place} is {what}: remove or rename it, or choose another run.folder or run.name")
-    for name in FILES:
-        if (folder / name).is_dir():
-            raise UserError(f"{folder / name} is a folder, not a file: remove or rename it, or choose another run.name")
+    for file in (folder / name for name in FILES):
+        if os.path.lexists(file) and (file.is_symlink() or not file.is_file()):
+            what = "a link" if file.is_symlink() else "a folder" if file.is_dir() else "a pipe or device"
+            raise UserError(f"{file} is {what}, not a file: remove or rename it, or choose another run.name")
 
 
 def _check_unchanged(folder: Path, saved: Config, config: Config) -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shlex
 from pathlib import Path
@@ -12,6 +13,8 @@ from rft_cluster.data.manifest import manifest
 from rft_cluster.prompts import text_hash
 from rft_cluster.run.checkpoints import checkpoint_folder
 from rft_cluster.run.folder import CONFIG_END, RunFolder
+from rft_cluster.run.lock import holder, locked
+from rft_cluster.run.preflight import check_run_folder
 from rft_cluster.run.resume import (
     MAY_CHANGE,
     Start,
@@ -381,11 +384,54 @@ def test_what_is_no_folder_is_said_before_anything_starts(tmp_path, place, kind)
     check_kinds(config(root).run_folder)
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "manifest.json", "metrics.jsonl", "eval.jsonl", "log.txt"])
-def test_a_folder_in_a_record_s_place_is_said(tmp_path, name):
-    (tmp_path / "mine" / name).mkdir(parents=True)
-    with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'mine' / name} is a folder, not a file")):
+NOT_A_FILE = {
+    "a folder": Path.mkdir,
+    "a pipe": os.mkfifo,
+    "a link": lambda path: path.symlink_to(path.parents[1] / "own"),
+}
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "manifest.json", "metrics.jsonl", "eval.jsonl", "log.txt", ".lock"])
+@pytest.mark.parametrize("kind", NOT_A_FILE)
+def test_what_is_no_file_in_a_record_s_place_is_said_and_not_written_through(tmp_path, name, kind):
+    run, own = tmp_path / "mine", tmp_path / "own"
+    run.mkdir()
+    own.write_text("a file of the reader's own")
+    NOT_A_FILE[kind](run / name)
+    with pytest.raises(UserError, match=re.escape(f"{run / name} is {kind}")):
         check_kinds(config(tmp_path).run_folder)
+    if name == ".lock" and kind == "a link":
+        with pytest.raises(OSError, match="symbolic links"), locked(run):
+            pass
+    holder(run)  # a pipe would be waited for
+    assert own.read_text() == "a file of the reader's own"
+    (run / name).rename(tmp_path / "renamed")
+    check_kinds(config(tmp_path).run_folder)
+
+
+@pytest.mark.parametrize("said", [0, 1, 3, 10**9])
+def test_a_checkpoint_that_says_another_step_than_its_name_is_not_whole(tmp_path, said):
+    begun(tmp_path)
+    checkpoint(tmp_path / "mine", 1)
+    state = checkpoint(tmp_path / "mine", 2) / "state.json"
+    state.write_text(state.read_text().replace('"step": 2', f'"step": {said}'))
+    start = find_start(config(tmp_path), resume=True)
+    assert start.step == 1 and f"state.json is of step {said}" in start.notes[0]
+
+
+@pytest.mark.parametrize("folder", [".", "rose", "runs", "rose/runs"])
+@pytest.mark.parametrize("way", ["absolute", "relative", "link"])
+def test_a_run_among_the_classes_is_refused_and_the_cure_works(tmp_path, monkeypatch, folder, way):
+    monkeypatch.chdir(tmp_path)
+    photos = tmp_path / "photos"
+    (photos / "rose").mkdir(parents=True)
+    (tmp_path / "way").symlink_to(photos)
+    path = {"absolute": photos, "relative": Path("photos"), "link": Path("way")}[way]
+    data = ("data.source=folder", f"data.path={path}")
+    with pytest.raises(UserError, match=r"run\.folder: .* lies in data\.path"):
+        check_run_folder(config(photos / folder, *data))
+    check_run_folder(config(tmp_path / "elsewhere", *data))
+    check_run_folder(config(photos / folder, "data.source=csv", f"data.path={path}"))
 
 
 # --- stopped
