@@ -74,7 +74,7 @@ def in_turns(config: Config, rounds: int) -> list[dict[str, Turn]]:
     plain = Arm("benchmarks.generation:serve", config)
     sampling = Sampling(**config.sampling.model_dump())
     counted = []
-    ray_cluster.Generator = TimedGenerator  # type: ignore[misc]
+    ray_cluster.Generator = TimedGenerator  # type: ignore[misc, assignment]
     with start_cluster(config, str(config.model.path)) as cluster:
         plain.wait_until_ready()
         usage = Usage()

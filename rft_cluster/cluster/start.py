@@ -28,6 +28,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rft_cluster.cluster.cluster import Cluster
+from rft_cluster.cluster.generator_actor import Generator
 from rft_cluster.cluster.handles import ActorGroup, Learners, RewardActor, wait_for
 from rft_cluster.cluster.placement import (
     ActorPlan,
@@ -44,10 +45,8 @@ from rft_cluster.common import stopping
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.hardware import hardware, openmp_environment
 from rft_cluster.config import ClusterSection, Config
-from rft_cluster.generator.generator import Generator
 from rft_cluster.generator.vllm_options import environment as generator_environment
 from rft_cluster.learner.learner import Learner
-from rft_cluster.messages import Group, Prompt, Sampling
 from rft_cluster.rewards.scorer import Scorer
 
 # Calls to a generator that may be under way at once: the parts of its room, its reserve, and what is left of a step.
@@ -266,19 +265,6 @@ def _environment(config: Config, cpus: float) -> dict[str, str]:
     return threads | openmp_environment(config.cluster.device)
 
 
-class LoggedGenerator(Generator):
-    """A generator as an actor: it says in its own log, which Ray keeps, what it wrote."""
-
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> list[Group]:
-        started = time.monotonic()
-        groups = super().generate(prompts, sampling, version)
-        completions = [completion for group in groups for completion in group.completions]
-        tokens = sum(len(completion.token_ids) for completion in completions)
-        seconds = time.monotonic() - started
-        print(f"version {version}: {len(completions)} completions, {tokens} tokens, {seconds:.1f} s", flush=True)
-        return groups
-
-
 class _Reservation:
     """Resources that are ours, bundle by bundle, and the starting of actors in them until `deadline`."""
 
@@ -320,7 +306,7 @@ class _Reservation:
         environment = generator_environment(config.cluster.device)
         calls = GENERATOR_CALLS + config.schedule.max_staleness
         return {
-            name: ray.remote(concurrency_groups=WEIGHT_THREADS)(LoggedGenerator)
+            name: ray.remote(concurrency_groups=WEIGHT_THREADS)(Generator)
             .options(max_concurrency=calls, **self.options(name, generators, environment))
             .remote(model_path, config.model, config.generators, config.max_model_tokens, devices, config.run.seed)
             for name in generators.names
