@@ -240,7 +240,7 @@ def test_aliases_come_from_yaml(tmp_path):
     (tmp_path / "mine.yaml").write_text(
         "run: {name: mine}\nmodel: {path: tiny}\ndata: {source: x, aliases: {a: tee}}\n"
     )
-    with pytest.raises(UserError, match=r"data\.aliases\.a: Input should be a valid list, got 'tee'"):
+    with pytest.raises(UserError, match=r"data\.aliases\.a: must be a list, got 'tee'; write \[tee\]"):
         load_config(str(tmp_path / "mine.yaml"), [])
 
 

@@ -305,7 +305,9 @@ def test_a_test_split_serves_the_held_out_images_without_training_images(tmp_pat
 
 def test_labels_only_in_the_test_split_are_refused(tmp_path):
     splits = DatasetDict(train=rows(["a", "b"] * 5), test=rows(["a", "c"] * 5, start=50))
-    assert "classes that set, split train has not:\n  'c'" in refusal(save(splits, tmp_path / "set"))
+    assert "classes that set, split train has not; rename them as there, or remove them:\n  'c'" in refusal(
+        save(splits, tmp_path / "set")
+    )
 
 
 def test_an_only_split_of_another_name_is_drawn_from(tmp_path):

@@ -1,6 +1,8 @@
 import re
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -62,13 +64,15 @@ def test_without_a_folder_nothing_is_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.fixture
-def no_room():
-    """No file grows any more."""
+@contextmanager
+def no_room() -> Iterator[None]:
+    """No file grows any more; no longer than that, since pytest's own output may be a file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def ending(path: Path, error: BaseException) -> None:
@@ -78,13 +82,13 @@ def ending(path: Path, error: BaseException) -> None:
 
 
 @pytest.mark.parametrize("error", [UserError("no room"), KeyboardInterrupt("stopped"), KeyError("x")])
-def test_a_log_that_is_full_does_not_hide_how_it_ended(tmp_path, no_room, error):
-    with pytest.raises(type(error)) as caught:
+def test_a_log_that_is_full_does_not_hide_how_it_ended(tmp_path, error):
+    with no_room(), pytest.raises(type(error)) as caught:
         ending(tmp_path / "log.txt", error)
     assert caught.value is error
 
 
-def test_a_record_that_does_not_fit_is_named(tmp_path, no_room):
-    with pytest.raises(OSError, match="File too large") as caught:
+def test_a_record_that_does_not_fit_is_named(tmp_path):
+    with no_room(), pytest.raises(OSError, match="File too large") as caught:
         append(tmp_path / "metrics.jsonl", {"step": 1})
     assert caught.value.filename == str(tmp_path / "metrics.jsonl")
