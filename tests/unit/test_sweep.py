@@ -44,8 +44,8 @@ def test_every_combination_with_every_seed(plan):
     [
         ("seeds:", "sedes:", r"sedes: unknown key; did you mean seeds\? \(line 8\)"),
         ("seeds: [0, 1]", "seeds: []", "seeds: List should have at least 1 item"),
-        ("name: shots", "name: ../out", "name: String should match"),
-        ("data.shots: [1, 2]", "data.shots: 1", "grid.data.shots: Input should be a valid list"),
+        ("name: shots", "name: ../out", "name: may hold letters"),
+        ("data.shots: [1, 2]", "data.shots: 1", "grid.data.shots: must be a list, got 1"),
         ("config: digits", "", "config: missing"),
         ("name: shots", "name: [", "line 4, cannot be read"),
     ],
