@@ -1,6 +1,4 @@
-import threading
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -8,6 +6,7 @@ from rft_cluster.common.errors import WeightTransferError
 from rft_cluster.messages import WeightRecord
 from rft_cluster.weights.client import VersioningClient, check_records
 from rft_cluster.weights.digests import combined_digest
+from tests.unit.weights.recorder import Generators
 
 NEXT = WeightRecord(version=5, received=22, loaded=222)
 
@@ -30,37 +29,6 @@ def test_records_that_agree_pass():
 def test_records_that_do_not_agree_are_refused(records, message):
     with pytest.raises(WeightTransferError, match=message):
         check_records(records, 5, 22)
-
-
-class Generators:
-    """Keeps what it is told; proves at once, or when `prove` is set, and answers with `records`."""
-
-    def __init__(self) -> None:
-        self.ranks = 2
-        self.heard: list[Any] = []
-        self.records: list[WeightRecord] | None = None
-        self.prove = threading.Event()
-        self.prove.set()
-
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        self.heard.append(init_info)
-
-    def start_weight_update(self) -> None:
-        self.heard.append("start")
-
-    def update_weights(self, update_info: dict[str, Any]) -> None:
-        self.heard.append(update_info)
-
-    def finish_weight_update(self, weight_version: str) -> None:
-        self.heard.append(weight_version)
-
-    def load_weights(self, update_info: dict[str, Any], weight_version: str) -> None:
-        self.heard += [update_info, weight_version]
-
-    def prove_weights(self, weight_version: str, digests: dict[str, int]) -> list[WeightRecord]:
-        assert self.prove.wait(10)
-        self.heard.append(digests)
-        return self.records or [WeightRecord(int(weight_version), combined_digest(digests), 222)] * 2
 
 
 def test_the_client_adds_the_version_and_checks_the_proof():

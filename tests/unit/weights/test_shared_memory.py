@@ -10,9 +10,10 @@ from rft_cluster.messages import WeightRecord
 from rft_cluster.model.policy import PolicyModel
 from rft_cluster.model.tiny.build import build_model, build_processor
 from rft_cluster.weights.broadcast import WeightBroadcast
-from rft_cluster.weights.digests import combined_digest, tensor_digest
+from rft_cluster.weights.digests import tensor_digest
 from rft_cluster.weights.shared_memory import ALIGNMENT, SharedMemorySender, memory_layout
 from rft_cluster.weights.source import PolicyWeights, TensorInfo
+from tests.unit.weights.recorder import Generators
 
 
 @pytest.fixture(scope="module")
@@ -29,37 +30,6 @@ def one_rank(tmp_path, monkeypatch):
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
     yield
     dist.destroy_process_group()
-
-
-class Generators:
-    """Keeps what it is told; proves at once, or when `prove` is set, and answers with `records`."""
-
-    def __init__(self) -> None:
-        self.ranks = 2
-        self.heard: list[Any] = []
-        self.records: list[WeightRecord] | None = None
-        self.prove = threading.Event()
-        self.prove.set()
-
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        self.heard.append(init_info)
-
-    def start_weight_update(self) -> None:
-        self.heard.append("start")
-
-    def update_weights(self, update_info: dict[str, Any]) -> None:
-        self.heard.append(update_info)
-
-    def finish_weight_update(self, weight_version: str) -> None:
-        self.heard.append(weight_version)
-
-    def load_weights(self, update_info: dict[str, Any], weight_version: str) -> None:
-        self.heard += [update_info, weight_version]
-
-    def prove_weights(self, weight_version: str, digests: dict[str, int]) -> list[WeightRecord]:
-        assert self.prove.wait(10)
-        self.heard.append(digests)
-        return self.records or [WeightRecord(int(weight_version), combined_digest(digests), 222)] * 2
 
 
 def test_the_memory_holds_every_tensor_once_and_matrices_first():

@@ -1,0 +1,38 @@
+"""Generators that keep what a sender tells them, for tests of both ends of a transfer."""
+
+import threading
+from typing import Any
+
+from rft_cluster.messages import WeightRecord
+from rft_cluster.weights.digests import combined_digest
+
+
+class Generators:
+    """Keeps what it is told; proves at once, or when `prove` is set, and answers with `records`."""
+
+    def __init__(self) -> None:
+        self.ranks = 2
+        self.heard: list[Any] = []
+        self.records: list[WeightRecord] | None = None
+        self.prove = threading.Event()
+        self.prove.set()
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        self.heard.append(init_info)
+
+    def start_weight_update(self) -> None:
+        self.heard.append("start")
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        self.heard.append(update_info)
+
+    def finish_weight_update(self, weight_version: str) -> None:
+        self.heard.append(weight_version)
+
+    def load_weights(self, update_info: dict[str, Any], weight_version: str) -> None:
+        self.heard += [update_info, weight_version]
+
+    def prove_weights(self, weight_version: str, digests: dict[str, int]) -> list[WeightRecord]:
+        assert self.prove.wait(10)
+        self.heard.append(digests)
+        return self.records or [WeightRecord(int(weight_version), combined_digest(digests), 222)] * 2
