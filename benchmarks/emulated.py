@@ -10,9 +10,8 @@ import math
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -120,7 +119,7 @@ class EmulatedLearner:
 
 
 class EmulatedCluster:
-    """Stands in for `start_cluster`: generators and learners sleep, rewards are scored as ever. Started once."""
+    """A `cluster` whose generators and learners sleep, and whose rewards are scored as ever. Started once."""
 
     def __init__(self, config: Config, seconds: Seconds) -> None:
         from rft_cluster.cluster.cluster import Cluster
@@ -143,18 +142,14 @@ class EmulatedCluster:
         reward = ray.remote(Scorer).options(**light).remote(config.rewards, config.scoring)
         self._handles = [*generator_handles.values(), *learner_handles.values(), reward]
         ray.get([handle.__ray_ready__.remote() for handle in self._handles], timeout=600)
-        self._cluster = Cluster(
+        self.cluster = Cluster(
             Generators(generator_handles, 600, config.generators.max_concurrent),
             RewardActor({"reward": reward}, 600),
             Learners(learner_handles, 600),
             config,
         )
         client = GeneratorsClient(ActorGroup(generator_handles, 600), ["here"] * len(generator_handles), 1, "here")
-        self._cluster.learners.call_all("connect_generators", client)
-
-    @contextmanager
-    def __call__(self, config: Config, model_path: str) -> Iterator[Any]:
-        yield self._cluster
+        self.cluster.learners.call_all("connect_generators", client)
 
     def close(self) -> None:
         for handle in self._handles:

@@ -16,11 +16,11 @@ import ray
 
 from benchmarks.common import machine, spread, write_result
 from benchmarks.emulated import EmulatedCluster, Seconds, examples
-from rft_cluster import train as loop
 from rft_cluster.config import Config, load_config
 from rft_cluster.data.dataset import FewShotDataset
-from rft_cluster.run.resume import Start
+from rft_cluster.run.folder import RunFolder
 from rft_cluster.run.task import Task
+from rft_cluster.train import train
 
 # Roles' seconds a step, and the values of max_staleness to measure.
 CASES = {
@@ -64,27 +64,30 @@ class StepSeconds(NamedTuple):
     stages: dict[str, float]
 
 
+class TimedRun(RunFolder):
+    """Notes when a step ends, by the three clocks of `StepSeconds`, and what its stages took, the record's own too."""
+
+    def __init__(self, config: Config, task: Task) -> None:
+        super().__init__(config, task)
+        self.ends: list[tuple[float, float, float]] = []
+        self.stages: list[dict[str, float]] = []
+
+    def log_step(self, *arguments: Any) -> None:
+        start = time.monotonic()
+        super().log_step(*arguments)
+        self.ends.append((time.monotonic(), time.process_time(), time.thread_time()))
+        self.stages.append({**arguments[-1], "log": self.ends[-1][0] - start})
+
+
 def run_steps(overrides: list[str], cluster: EmulatedCluster) -> StepSeconds:
     """A step of `train`, on average from when the pipeline is full to its end."""
     train_set = examples(64, 100_000)
     task = Task(FewShotDataset("emulated", ["rose", "tulip"], train_set, [], [], []), "Which flower?")
-    ends: list[tuple[float, float, float]] = []
-    stages: list[dict[str, float]] = []
-    start_cluster, log_step = loop.start_cluster, loop.RunFolder.log_step
-
-    def timed(self: loop.RunFolder, *arguments: Any) -> None:
-        start = time.monotonic()
-        log_step(self, *arguments)
-        ends.append((time.monotonic(), time.process_time(), time.thread_time()))
-        stages.append({**arguments[-1], "log": ends[-1][0] - start})
-
     with tempfile.TemporaryDirectory() as folder:
-        config: Config = load_config("digits", [f"run.folder={folder}", "run.name=emulated", *overrides])
-        loop.start_cluster, loop.RunFolder.log_step = cluster, timed  # type: ignore[assignment,method-assign]
-        try:
-            loop.train(config, task, "nothing", Start())
-        finally:
-            loop.start_cluster, loop.RunFolder.log_step = start_cluster, log_step  # type: ignore[method-assign]
+        config = load_config("digits", [f"run.folder={folder}", "run.name=emulated", *overrides])
+        run = TimedRun(config, task)
+        train(config, task, cluster.cluster, run)
+    ends, stages = run.ends, run.stages
     counted = len(ends) - SKIPPED
     wall, driver, loop_thread = (
         (last - first) / counted for first, last in zip(ends[SKIPPED - 1], ends[-1], strict=True)

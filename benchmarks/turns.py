@@ -21,13 +21,15 @@ from statistics import median
 from typing import Any
 
 from benchmarks.common import FOREIGN_LIMIT, ROOT, Usage, spread
-from rft_cluster import train as loop
+from rft_cluster.classification.report import Evaluation
+from rft_cluster.cluster.start import start_cluster
 from rft_cluster.common.hardware import openmp_environment
 from rft_cluster.config import Config
 from rft_cluster.data.dataset import FewShotDataset
 from rft_cluster.messages import Example
-from rft_cluster.run.resume import Start
-from rft_cluster.run.task import Task
+from rft_cluster.run.folder import RunFolder
+from rft_cluster.run.task import Task, tiny_model_of
+from rft_cluster.train import train
 
 THREADS = 2
 REPEATS = 5
@@ -134,16 +136,25 @@ class Rounds:
         self.rounds[step][name] = Turn(seconds, foreign, idle, said)
         print(f"round {step} {name}: {seconds:.2f} s, others {100 * foreign:.0f} %", file=sys.stderr, flush=True)
 
-    def off_the_clock(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, whose time is not the service's step's."""
+    def take_off(self, seconds: float) -> None:
+        """`seconds` that passed since the step began are not the service's."""
+        self._off_the_clock += seconds
 
-        def untimed(*arguments: Any) -> Any:
-            start = time.perf_counter()
-            result = function(*arguments)
-            self._off_the_clock += time.perf_counter() - start
-            return result
 
-        return untimed
+class UntimedEvaluations(RunFolder):
+    """An evaluation, from the look for one on record to its own record, counts in no step's time."""
+
+    def __init__(self, config: Config, task: Task, model_path: str, rounds: Rounds) -> None:
+        super().__init__(config, task, tiny_model=tiny_model_of(config, model_path))
+        self._rounds, self._began = rounds, 0.0
+
+    def evaluation(self, step: int, split: str) -> Evaluation | None:
+        self._began = time.perf_counter()
+        return super().evaluation(step, split)
+
+    def log_evaluation(self, evaluation: Evaluation) -> None:
+        super().log_evaluation(evaluation)
+        self._rounds.take_off(time.perf_counter() - self._began)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,17 +172,14 @@ def run_rounds(config: Config, task: Task, model_path: str, others: dict[str, Ar
     """Train with the service while the others take their turns, until all rounds are over."""
     rounds = Rounds(others, count, warm)
     parts = {one.name: getattr(task.dataset, one.name) for one in fields(FewShotDataset)}
-    dataset = TurnTaking(**parts, step_begins=rounds.step_begins)
+    in_turns = Task(TurnTaking(**parts, step_begins=rounds.step_begins), task.text)
     for arm in others.values():
         arm.wait_until_ready()
-    evaluate = loop._evaluate
-    loop._evaluate = rounds.off_the_clock(evaluate)
-    try:
-        loop.train(config, Task(dataset, task.text), model_path, Start())
-    except Enough:
-        return rounds
-    finally:
-        loop._evaluate = evaluate
+    with start_cluster(config, model_path) as cluster:
+        try:
+            train(config, in_turns, cluster, UntimedEvaluations(config, in_turns, model_path, rounds))
+        except Enough:
+            return rounds
     raise RuntimeError(f"training ended before {warm + count} rounds: schedule.steps is {config.schedule.steps}")
 
 

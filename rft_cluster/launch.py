@@ -126,12 +126,9 @@ def _run(config: Config, task: "Task", start: "Start", log: "Log") -> None:
     if config.cluster.joins:  # before the small model is built, which takes minutes
         print(_where(config, dry_run=False), flush=True)
     model_path = base_model_path(config, task, start.checkpoint.state.tiny_model if start.checkpoint else None)
-
-    from rft_cluster.train import train
-
     log.write_to(config.run_folder / "log.txt")
     print(f"starting the actors (model ready after {clock(time.monotonic() - began)})", flush=True)
-    train(config, task, model_path, start)
+    _train(config, task, model_path, start)
     if dataset.test:
         baselines = nearest_neighbour_and_regression(dataset)
         write_json(config.run_folder / "baselines.json", baselines)
@@ -143,6 +140,20 @@ def _run(config: Config, task: "Task", start: "Start", log: "Log") -> None:
         small = config.model.path == "tiny"
         print(verdict(final["accuracy_strict"], final["interval"], baselines, len(dataset.train), small))
     print(f"done in {clock(time.monotonic() - began)}; {_models(config)}", flush=True)
+
+
+def _train(config: Config, task: "Task", model_path: str, start: "Start") -> None:
+    """Start the actors, bring the learners to where the run begins, and run the loop."""
+    from rft_cluster.cluster.start import start_cluster
+    from rft_cluster.run.folder import RunFolder
+    from rft_cluster.run.task import tiny_model_of
+    from rft_cluster.train import train
+
+    with start_cluster(config, model_path) as cluster:
+        if start.checkpoint:
+            cluster.learners.restore_checkpoint(start.checkpoint.path, start.checkpoint.state.optimizer_updates)
+        # Opened last: until the actors are up the folder stays as it was found.
+        train(config, task, cluster, RunFolder(config, task, start.step, tiny_model_of(config, model_path)))
 
 
 def _models(config: Config) -> str:

@@ -13,7 +13,6 @@ from rft_cluster.classification.card import make_card
 from rft_cluster.classification.report import Evaluation, summarise
 from rft_cluster.cluster.cluster import Cluster
 from rft_cluster.cluster.rollouts import Rollout
-from rft_cluster.cluster.start import start_cluster
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import Config
 from rft_cluster.messages import Sampling
@@ -21,52 +20,46 @@ from rft_cluster.prompts import make_prompts
 from rft_cluster.rewards.scorer import check_failures
 from rft_cluster.run.folder import RunFolder
 from rft_cluster.run.metrics import Stopwatch
-from rft_cluster.run.resume import Start
 from rft_cluster.run.saving import Keeper
 from rft_cluster.run.stuck import GO_ON, Stuck
-from rft_cluster.run.task import Task, tiny_model_of
+from rft_cluster.run.task import Task
 
 
-def train(config: Config, task: Task, model_path: str, start: Start) -> None:
-    """Run a configuration to its last step from where it is to begin, with the starting model in `model_path`."""
+def train(config: Config, task: Task, cluster: Cluster, run: RunFolder) -> None:
+    """Train from step `run.first_step`, whose policy the learners of `cluster` hold, to the configuration's last."""
     schedule, algorithm, seed = config.schedule, config.algorithm, config.run.seed
-    dataset, card = task.dataset, make_card(config, task.dataset, task.text)
-    sampling = Sampling(**config.sampling.model_dump())
+    dataset, sampling = task.dataset, Sampling(**config.sampling.model_dump())
+    card = make_card(config, dataset, task.text)
+    keeper = Keeper(config, card, cluster.learners, run.first_step, run.tiny_model)
+    cluster.broadcast_weights(version=run.first_step)
+    _evaluate_if_due(cluster, config, task, run.first_step, run, keeper)
 
-    with start_cluster(config, model_path) as cluster:
-        run = RunFolder(config, task, start.step)
-        keeper = Keeper(config, card, cluster.learners, start.step, tiny_model_of(config, model_path))
-        if start.checkpoint:
-            cluster.learners.restore_checkpoint(start.checkpoint.path, start.checkpoint.state.optimizer_updates)
-        cluster.broadcast_weights(version=start.step)
-        _evaluate_if_due(cluster, config, task, start.step, run, keeper)
-
-        stuck = Stuck(schedule.stop_when_stuck, len(dataset.classes))
-        rollouts: deque[Rollout] = deque()  # of this step and the next `max_staleness`
-        for step in range(start.step, schedule.steps):
-            with keeper.saved_when_stopped():
-                stage = Stopwatch()
-                for asked in range(step + len(rollouts), min(step + schedule.max_staleness + 1, schedule.steps)):
-                    examples = dataset.batch(seed, asked, schedule.prompts_per_step)
-                    prompts = make_prompts(examples, task.text, "train", asked, seed)
-                    rollouts.append(cluster.start_rollout(prompts, sampling, version=step, step=asked))
-                with stage("generate"):
-                    groups, rewards = rollouts.popleft().wait()
-                check_failures(groups, rewards, len(groups) * sampling.group_size, config.scoring.failure_budget)
-                advantages = [group_advantages([reward.total for reward in group]) for group in rewards]
-                samples = build_samples(groups, advantages, keep_all=algorithm.kl_beta > 0)
-                with keeper.step(step + 1):
-                    with stage("learn"):
-                        learned = cluster.update(samples, step)
-                    with stage("transfer"):
-                        cluster.broadcast_weights(version=step + 1)
-                    run.log_step(step + 1, groups, rewards, learned, stage.seconds)
-                nothing_to_learn = stuck.see(groups, rewards)
-                keeper.save_if_due(at_once=bool(nothing_to_learn))
-                if nothing_to_learn:
-                    raise UserError(f"stopped after step {step + 1}, which is saved: {nothing_to_learn}. {GO_ON}")
-                _evaluate_if_due(cluster, config, task, step + 1, run, keeper)
-        keeper.keep_last()
+    stuck = Stuck(schedule.stop_when_stuck, len(dataset.classes))
+    rollouts: deque[Rollout] = deque()  # of this step and the next `max_staleness`
+    for step in range(run.first_step, schedule.steps):
+        with keeper.saved_when_stopped():
+            stage = Stopwatch()
+            for asked in range(step + len(rollouts), min(step + schedule.max_staleness + 1, schedule.steps)):
+                examples = dataset.batch(seed, asked, schedule.prompts_per_step)
+                prompts = make_prompts(examples, task.text, "train", asked, seed)
+                rollouts.append(cluster.start_rollout(prompts, sampling, version=step, step=asked))
+            with stage("generate"):
+                groups, rewards = rollouts.popleft().wait()
+            check_failures(groups, rewards, len(groups) * sampling.group_size, config.scoring.failure_budget)
+            advantages = [group_advantages([reward.total for reward in group]) for group in rewards]
+            samples = build_samples(groups, advantages, keep_all=algorithm.kl_beta > 0)
+            with keeper.step(step + 1):
+                with stage("learn"):
+                    learned = cluster.update(samples, step)
+                with stage("transfer"):
+                    cluster.broadcast_weights(version=step + 1)
+                run.log_step(step + 1, groups, rewards, learned, stage.seconds)
+            nothing_to_learn = stuck.see(groups, rewards)
+            keeper.save_if_due(at_once=bool(nothing_to_learn))
+            if nothing_to_learn:
+                raise UserError(f"stopped after step {step + 1}, which is saved: {nothing_to_learn}. {GO_ON}")
+            _evaluate_if_due(cluster, config, task, step + 1, run, keeper)
+    keeper.keep_last()
 
 
 def _evaluate_if_due(cluster: Cluster, config: Config, task: Task, step: int, run: RunFolder, keeper: Keeper) -> None:

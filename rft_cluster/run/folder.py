@@ -41,11 +41,14 @@ def write_record(run: Path, config: Config) -> None:
 
 
 class RunFolder:
-    """Writes a run's records. Those of steps that a resumed run will do again are moved aside when it opens."""
+    """Writes a run's records. Those of steps that a resumed run will do again are moved aside when it opens.
 
-    def __init__(self, config: Config, task: Task, first_step: int) -> None:
+    `first_step`: steps that were done before it opens. `tiny_model`: see `checkpoints.State`.
+    """
+
+    def __init__(self, config: Config, task: Task, first_step: int = 0, tiny_model: str | None = None) -> None:
         self._config = config
-        self.path = config.run_folder
+        self.path, self.first_step, self.tiny_model = config.run_folder, first_step, tiny_model
         self._step_seconds: list[float] = []
         (self.path / "rollouts").mkdir(parents=True, exist_ok=True)
         clear_unfinished(self.path)

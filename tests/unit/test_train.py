@@ -6,23 +6,22 @@ Real roles are stopped in tests/integration/test_stopped.py; here every call of 
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from rft_cluster import train as loop
 from rft_cluster.common import stopping
 from rft_cluster.common.errors import exit_code
 from rft_cluster.common.files import unfinished, write_json
 from rft_cluster.config import Config
 from rft_cluster.data.dataset import FewShotDataset
 from rft_cluster.messages import Completion, Example, Group, Prompt, Reward
+from rft_cluster.run.folder import RunFolder
 from rft_cluster.run.lock import locked
 from rft_cluster.run.records import read_rows
 from rft_cluster.run.resume import Start, find_start, is_run, raise_stopped
 from rft_cluster.run.task import Task
+from rft_cluster.train import train
 from tests.unit.run.begun import config, picture, shard
 
 STEPS = 6
@@ -88,9 +87,6 @@ class Roles:
             self._called("saving")
             write_json(temporary / "state.json", {**state, "optimizer_updates": self.steps})
 
-    def restore_checkpoint(self, folder: Path, updates: int):
-        self.steps = updates
-
     def export(self, folder: Path, files):
         with unfinished(folder) as temporary:
             (temporary / "weights").write_text(str(self.steps))
@@ -99,26 +95,20 @@ class Roles:
                 write_json(temporary / name, content)
 
 
-def run(
-    settings: Config, monkeypatch, *, resume: bool = True, stop_at=None, number=0, seconds=0.0
-) -> tuple[int, Roles]:
+def run(settings: Config, *, resume: bool = True, stop_at=None, number=0, seconds=0.0) -> tuple[int, Roles]:
     """One launch, without its checks; its exit code."""
     roles = Roles(stop_at, number, seconds)
-
-    @contextmanager
-    def start_cluster(config: Config, model_path: str) -> Iterator[Roles]:
-        yield roles
 
     def work() -> None:
         with locked(settings.run_folder):
             try:
                 start = find_start(settings, resume) if is_run(settings.run_folder) else Start()
-                loop.train(settings, TASK, "nothing", start)
+                roles.steps = start.step
+                train(settings, TASK, roles, RunFolder(settings, TASK, start.step, "nothing"))
             except BaseException as error:
                 raise_stopped(error, settings.run_folder, ["launch"])
                 raise
 
-    monkeypatch.setattr(loop, "start_cluster", start_cluster)
     return exit_code(work), roles
 
 
@@ -137,12 +127,10 @@ def left(folder: Path) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> tuple[dict[str, object], list[str]]:
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("whole")
-        settings = config(folder, *SETTINGS, "schedule.save_every=2")
-        code, roles = run(settings, patch)
-        assert code == 0
-        return left(settings.run_folder), roles.calls
+    settings = config(tmp_path_factory.mktemp("whole"), *SETTINGS, "schedule.save_every=2")
+    code, roles = run(settings)
+    assert code == 0
+    return left(settings.run_folder), roles.calls
 
 
 def test_a_run_saves_before_it_evaluates_and_keeps_the_best(undisturbed):
@@ -159,13 +147,13 @@ def test_a_run_saves_before_it_evaluates_and_keeps_the_best(undisturbed):
     ("number", "save_every"), [(signal.SIGINT, 2), (signal.SIGTERM, 0)], ids=["every two steps", "by the clock"]
 )
 def test_stopped_in_any_call_of_any_step_it_ends_as_if_it_had_not_been(
-    tmp_path, monkeypatch, undisturbed, capsys, number, save_every
+    tmp_path, undisturbed, capsys, number, save_every
 ):
     expected, calls = undisturbed
     for name in sorted(set(calls)):
         for count in range(1, calls.count(name) + 1):
             settings = config(tmp_path / f"{name}-{count}", *SETTINGS, f"schedule.save_every={save_every}")
-            code, roles = run(settings, monkeypatch, resume=False, stop_at=(name, count), number=number)
+            code, roles = run(settings, resume=False, stop_at=(name, count), number=number)
             if code == 0:  # by the clock fewer are saved
                 assert (name, save_every) == ("saving", 0)
                 continue
@@ -175,7 +163,7 @@ def test_stopped_in_any_call_of_any_step_it_ends_as_if_it_had_not_been(
             assert roles.between, "a step that was begun was finished"
             saved = f"step {done} is saved" if done else "no step was saved yet"  # no whole step is lost
             assert error == f"interrupted: {saved}; go on with: launch --resume\n"
-            code, roles = run(settings, monkeypatch)
+            code, roles = run(settings)
             assert code == 0
             assert roles.calls.count("learning") == STEPS - done, "nothing is learned twice"
             assert left(settings.run_folder) == expected
@@ -185,21 +173,21 @@ def test_stopped_in_any_call_of_any_step_it_ends_as_if_it_had_not_been(
 def test_a_step_that_takes_long_is_not_waited_for(tmp_path, monkeypatch, undisturbed, capsys):
     monkeypatch.setattr(stopping, "WHOLE", 0.05)
     settings = config(tmp_path, *SETTINGS, "schedule.save_every=2")
-    stopped = run(settings, monkeypatch, stop_at=("learning", 4), number=signal.SIGTERM, seconds=5)
+    stopped = run(settings, stop_at=("learning", 4), number=signal.SIGTERM, seconds=5)
     assert stopped[0] == 143
     assert not stopped[1].between
     assert "interrupted: step 2 is saved" in capsys.readouterr().err  # what the learners hold is no step's
-    assert run(settings, monkeypatch)[0] == 0
+    assert run(settings)[0] == 0
     assert left(settings.run_folder) == undisturbed[0]
     (aside,) = settings.run_folder.glob("redone-*")
     assert [row["step"] for row in read_rows(aside / "metrics.jsonl")] == [3]
 
 
-def test_a_run_that_is_resumed_with_more_steps_goes_on(tmp_path, monkeypatch, undisturbed):
+def test_a_run_that_is_resumed_with_more_steps_goes_on(tmp_path, undisturbed):
     settings = config(tmp_path, *SETTINGS, "schedule.save_every=2")
     short = config(tmp_path, *SETTINGS, "schedule.save_every=2", "schedule.steps=4")
-    assert run(short, monkeypatch)[0] == 0
-    code, roles = run(settings, monkeypatch)
+    assert run(short)[0] == 0
+    code, roles = run(settings)
     assert (code, roles.calls.count("learning")) == (0, 2)
     found = left(settings.run_folder)
     assert [row["step"] for row in found["metrics"]] == list(range(1, STEPS + 1))
