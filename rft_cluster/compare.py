@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from rft_cluster.classification.report import compare, knows_pixels
 from rft_cluster.common.errors import UserError, exit_code
+from rft_cluster.common.lookup import near_path
 from rft_cluster.common.text import shown
 
 
@@ -66,7 +67,7 @@ def _read(path: Path) -> dict[str, Any]:
         data = file.read_bytes()
         rows = _Evaluation.model_validate_json(data, strict=True).predictions
     except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}") from error
+        raise UserError(f"{file} cannot be read: {error.strerror}{near_path(file)}") from error
     except ValidationError as error:
         first, *more = (f"{'.'.join(map(str, one['loc'])) or 'file'}: {one['msg']}" for one in error.errors())
         rest = f", and {len(more)} more" if more else ""

@@ -23,6 +23,7 @@ from rft_cluster.classification.answers import AnswerReader, Vote
 from rft_cluster.classification.card import Card, find_export, read_card
 from rft_cluster.common.errors import UserError, check_range, exit_code
 from rft_cluster.common.hardware import hardware, openmp_environment
+from rft_cluster.common.lookup import near_path
 from rft_cluster.common.text import csv_line, printable
 from rft_cluster.config import GeneratorsSection, ModelSection
 from rft_cluster.config.sections import MOST_GIB
@@ -132,7 +133,7 @@ def image_files(paths: list[Path], left_out: LeftOut) -> Iterator[Path]:
         elif path.exists():
             yield path
         else:
-            raise UserError(f"there is no file or folder {path}")
+            raise UserError(f"there is no file or folder {path}{near_path(path)}")
 
 
 def _answers(

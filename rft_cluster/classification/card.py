@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.files import check_format, json_object
+from rft_cluster.common.lookup import near_path
 from rft_cluster.common.text import shown
 from rft_cluster.config import Config
 from rft_cluster.config.sections import MOST_BYTES, MOST_DECODED, MOST_PIXELS, MOST_STEPS, MOST_TOKENS, Level
@@ -113,7 +114,7 @@ def find_export(path: Path) -> Path:
         if (folder / CARD_FILE).is_file():
             return folder
     if not path.exists():
-        raise UserError(f"--checkpoint: there is no folder {path}")
+        raise UserError(f"--checkpoint: there is no folder {path}{near_path(path)}")
     if path.parent.name == "checkpoints":
         raise UserError(
             f"--checkpoint: {path} holds the learners' shards, to resume from; a run exports its model when it ends, "

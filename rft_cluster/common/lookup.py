@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from rft_cluster.common.errors import UserError
+from rft_cluster.common.text import shown
 
 LIBRARIES = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
 # Where code lies that the user did not write: the interpreter, its libraries, this package.
@@ -69,6 +70,21 @@ def slip(what: str, error: BaseException) -> UserError:
     *shown, text = traceback.format_exception_only(error)
     lines = "".join([*traceback.format_list(own), *(shown if isinstance(error, SyntaxError) else [])]).rstrip()
     return UserError(f"{what}: {place}{text.strip()}" + (f"\n{lines}" if lines else ""))
+
+
+def near_path(path: Path) -> str:
+    """`. Did you mean PATH?` for a path that is not there: the first part of it that is missing, as what lies in its
+    place is called. Nothing where that is unlike all of it, or where the rest of the path is not in there either."""
+    try:
+        missing = next((part for part in (*reversed(path.parents), path) if not part.exists()), None)
+        if missing is None:
+            return ""
+        beside = {entry.name.casefold(): entry for entry in sorted(missing.parent.iterdir())}
+    except OSError:  # the folder may not be listed, or is a file
+        return ""
+    near = difflib.get_close_matches(missing.name.casefold(), beside, n=3)
+    meant = [beside[name] / path.relative_to(missing) for name in near]
+    return next((f". Did you mean {shown(str(one))}?" for one in meant if one.exists()), "")
 
 
 def _nearest(name: str, known: Mapping[str, Any]) -> str:

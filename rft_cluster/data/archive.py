@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from rft_cluster.common.errors import UserError
+from rft_cluster.common.lookup import near_path
 from rft_cluster.config import DataSection
 from rft_cluster.data.assemble import assemble
 from rft_cluster.data.dataset import FewShotDataset, listing
@@ -84,7 +85,7 @@ def _root(path: Path | None, key: str) -> Path:
     if not root.is_dir():
         raise UserError(
             f"{key}: {root} {'is not a folder' if root.exists() else 'does not exist'}; it must hold jpg/, "
-            f"imagelabels.mat and setid.mat from {HOME}"
+            f"imagelabels.mat and setid.mat from {HOME}{near_path(root)}"
         )
     return root
 

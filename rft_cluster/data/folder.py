@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rft_cluster.common.errors import UserError
+from rft_cluster.common.lookup import near_path
 from rft_cluster.config import DataSection
 from rft_cluster.data.assemble import assemble
 from rft_cluster.data.dataset import FewShotDataset, check_classes, composed, listing
@@ -249,7 +250,7 @@ def _root(path: Path | None) -> Path:
         raise UserError("data.path is missing: data.source is folder, so set it to the folder with your images")
     root = path.absolute()
     if not root.exists():
-        raise UserError(f"data.path: {root} does not exist")
+        raise UserError(f"data.path: {root} does not exist{near_path(root)}")
     if not root.is_dir():
         hint = ". For a table of images and labels set data.source=csv" if root.suffix.lower() in TABLE_SUFFIXES else ""
         raise UserError(f"data.path: {root} is not a folder; it must hold a sub-folder of images for each class{hint}")

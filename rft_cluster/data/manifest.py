@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.files import check_format, json_object
+from rft_cluster.common.lookup import near_path
 from rft_cluster.config import DataSection
 from rft_cluster.data.dataset import FewShotDataset, listing
 from rft_cluster.data.deep import FULL
@@ -89,7 +90,7 @@ def read_manifest(file: Path) -> dict[str, Any]:
             check_format(values, file)
         found = _Manifest.model_validate_json(text, strict=True).model_dump()
     except OSError as error:
-        raise UserError(f"data.manifest: {file} cannot be read: {error.strerror}") from error
+        raise UserError(f"data.manifest: {file} cannot be read: {error.strerror}{near_path(file)}") from error
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, one['loc'])) or 'file'}: {one['msg']}" for one in error.errors()]
         raise UserError(

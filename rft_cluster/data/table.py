@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from rft_cluster.common.errors import UserError
+from rft_cluster.common.lookup import near_path
 from rft_cluster.config import DataSection
 from rft_cluster.data.assemble import assemble
 from rft_cluster.data.dataset import FewShotDataset, composed, listing
@@ -106,7 +107,9 @@ def load_table(config: DataSection, seed: int) -> FewShotDataset:
     table = _read_table(path)
     root = (config.images or path.parent).absolute()
     if not root.is_dir():
-        raise UserError(f"data.images: {root} is not a folder; it must be the one with the pictures of {path.name}")
+        raise UserError(
+            f"data.images: {root} is not a folder; it must be the one with the pictures of {path.name}{near_path(root)}"
+        )
     files = Files(root, path.parent)
     table, image = _image_column(table, files, config)
     label, split = _label_column(table, image, config), _split_column(table, image, config)
@@ -150,7 +153,7 @@ def _table_file(path: Path | None) -> Path:
     if where.is_file():
         return where
     if not where.is_dir():
-        problem = "is neither a file nor a folder" if where.exists() else "does not exist"
+        problem = "is neither a file nor a folder" if where.exists() else f"does not exist{near_path(where)}"
         raise UserError(f"data.path: {where} {problem}")
     tables = tables_in(where)
     if len(tables) == 1:
