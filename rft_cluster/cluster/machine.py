@@ -23,10 +23,14 @@ def check_machine(config: Config, training: bool = True) -> str:
     """Hold the plan against this machine. Returns a note for people, or nothing.
 
     Raises:
-        UserError: the GPUs that it needs are not here.
+        UserError: the GPUs that it needs are not here, or not the network interface that it names.
     """
     if config.cluster.joins:
         return ""
+    if config.cluster.interface is not None:
+        from rft_cluster.learner.rendezvous import address_on  # imports torch, which takes seconds
+
+        address_on(config.cluster.interface)
     cpus = sum(bundle.cpus for bundle in bundles(config, training))
     gpus = sum(bundle.gpus for bundle in bundles(config, training))
     cores = os.cpu_count() or 1

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import DataSection
 from rft_cluster.data.dataset import LISTED, composed, listing
-from rft_cluster.data.manifest import read_manifest
+from rft_cluster.data.manifest import OtherData, read_manifest
 
 T = TypeVar("T")
 ROLES = ("train", "validation", "test")
@@ -75,6 +75,7 @@ def chosen_names(found: Sequence[str], config: DataSection) -> dict[str, str]:
     Raises:
         UserError: `data.strip_prefix` is set, but not every class has such a prefix; `data.only` names a class that is
             not there.
+        OtherData: a class of `data.manifest` is not there.
     """
     names = {label: composed(label) for label in found}
     if config.strip_prefix:
@@ -88,6 +89,10 @@ def chosen_names(found: Sequence[str], config: DataSection) -> dict[str, str]:
         names = {label: stripped[name] for label, name in names.items()}
     if config.only is None and config.manifest:  # classes that came beside its own do not matter
         earlier = read_manifest(config.manifest)["classes"]
+        if gone := [f"class {label!r} is gone" for label in earlier if label not in names.values()]:
+            # A class that was renamed is one that is gone and one that is new.
+            new = [f"class {name!r} is new" for name in names.values() if name not in earlier]
+            raise OtherData(listing([*gone, *new]))
         return {label: name for label, name in names.items() if name in earlier}
     if config.only is None:
         return names

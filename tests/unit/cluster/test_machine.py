@@ -133,6 +133,16 @@ def test_cpus_are_a_note(monkeypatch, cores, cpus):
     assert bool(note) == (2 * cpus > cores)
 
 
+@pytest.mark.parametrize("name", ["eth99", "", "LO", "lo:9", "127.0.0.1"])
+def test_an_interface_that_is_not_here_is_refused_with_those_that_are(name):
+    with pytest.raises(UserError, match=r"^cluster.interface: .* \(there are .*\blo\b"):
+        machine.check_machine(config(cluster={**CPU, "interface": name}))
+
+
+def test_an_interface_that_is_here_will_do():
+    assert machine.check_machine(config(cluster={**CPU, "interface": "lo"})) == machine.check_machine(config())
+
+
 def test_a_cluster_that_is_joined_is_not_this_machine(monkeypatch):
     monkeypatch.setenv("TMPDIR", "/tmp/" + "x" * 87)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")

@@ -14,7 +14,7 @@ from rft_cluster.common.errors import UserError
 from rft_cluster.config import DataSection
 from rft_cluster.data import FewShotDataset, few_shot_split, load_dataset
 from rft_cluster.data.images import FORMATS, open_image
-from rft_cluster.data.manifest import check_manifest, manifest, read_manifest
+from rft_cluster.data.manifest import OtherData, check_manifest, manifest, read_manifest
 from rft_cluster.messages import Example
 from tests.unit.data.test_archive import write_archive
 from tests.unit.data.test_hub import flower_set, rows, save
@@ -159,6 +159,24 @@ def test_every_difference_is_listed_at_once(tmp_path):
     write_photos(root)
     spare.unlink()  # what no split used may go
     assert load_dataset(again, 0).test == dataset.test
+
+
+@pytest.mark.parametrize("change", ["renamed", "removed"])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_class_that_is_gone_is_said_to_be(count, change, tmp_path):
+    root = write_photos(tmp_path / "photos")
+    _, path = write(tmp_path / "manifest.json", section(path=root), seed=0)
+    for label in CLASSES[:count]:
+        (root / label).rename(root / f"{label}s" if change == "renamed" else tmp_path / label)
+    (root / "beside").mkdir()  # so that folders of classes are left, whatever is removed
+    write_photos(root, start=300, classes=("beside", "other"))
+    with pytest.raises(OtherData) as caught:
+        load_dataset(section(path=root, manifest=path), 0)
+    there = sorted(folder.name for folder in root.iterdir())
+    assert caught.value.problems.splitlines() == [
+        *(f"  class {label!r} is gone" for label in CLASSES[:count]),
+        *(f"  class {label!r} is new" for label in there if label not in CLASSES),
+    ]
 
 
 def test_new_images_and_new_copies_change_nothing(tmp_path):
