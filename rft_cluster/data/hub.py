@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rft_cluster.common.errors import UserError
+from rft_cluster.common.lookup import near_path
 from rft_cluster.config import DataSection
 from rft_cluster.data.archive import open_archive
 from rft_cluster.data.assemble import assemble, replace_keys, split_and_read
@@ -107,13 +108,17 @@ def _open(path: Path | None) -> tuple[str, "dict[str, Dataset]"]:
             "folder of save_to_disk or of parquet files"
         )
     if not path.exists() and not HUB_NAME.fullmatch(path.as_posix()):
-        raise UserError(f"data.path: {path} is neither a file or folder nor a name on the hub of the form owner/name")
+        raise UserError(
+            f"data.path: {path} is neither a file or folder nor a name on the hub of the form owner/name"
+            f"{near_path(path)}"
+        )
     saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
     files = _parquet_files(path) if path.exists() and not saved else {}
 
     import datasets  # takes seconds to import
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it would print what it raises, too
     try:
         if not path.exists():
             found = datasets.load_dataset(path.as_posix())
@@ -126,13 +131,13 @@ def _open(path: Path | None) -> tuple[str, "dict[str, Dataset]"]:
     except DatasetNotFoundError as error:
         raise UserError(
             f"data.path: {path} is no folder here, and the hub has no such data set or does not show it to you "
-            f"({error}). Check the name; for a private or gated one log in with: hf auth login"
+            f"({error}). Check the name; for a private or gated one log in with: hf auth login{near_path(path)}"
         ) from error
     except ConnectionError as error:
         raise UserError(
             f"data.path: {path} is no folder here, and the hub cannot be reached ({error}). Where it can be, run:\n"
             f"  python -c \"import datasets; datasets.load_dataset('{path.as_posix()}').save_to_disk('saved')\"\n"
-            f"Bring the folder saved/ here and set data.path to it"
+            f"Bring the folder saved/ here and set data.path to it{near_path(path)}"
         ) from error
     except (DatasetsError, OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
         raise UserError(

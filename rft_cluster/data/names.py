@@ -22,6 +22,8 @@ BEFORE_SPLIT = re.compile(r"^\d+[\W_]+")  # 1-train, 02_test
 # What people put behind those: train_set, Test Images, val-data.
 SPLIT_ENDINGS = re.compile(r"(?<=.)[\W_]*(set|sets|split|data|images|imgs|pictures|photos)$")
 MISSING = ("", "nan", "<na>", "nat", "null", "#n/a")
+# People write these for want of a label, and call a class so as well ("None": no defect).
+DOUBTFUL = ("none", "na", "n/a", "n.a.")
 WHOLE = re.compile(r"\d+(\.0*)?")  # pandas writes 1.0 where a label of the column is missing
 # A number or a code of letters and digits, and what parts it from the name: 001.Albatross, n02085620-Chihuahua, 12_oak.
 PREFIX = re.compile(r"([A-Za-z]?\d+)[\s._-]+([^\W\d_].+)", re.DOTALL)
@@ -112,6 +114,12 @@ def name_notes(found: Sequence[str], names: Mapping[str, str]) -> list[str]:
     if len(names) < len(found):
         why = "data.only or a manifest names them"
         notes.append(f"{len(names)} of {len(found)} classes are used ({why}), images of the others are left out")
+    for label in names.values():
+        if label.casefold() in DOUBTFUL:
+            notes.append(
+                f"{label!r} is learned as a class like the others: where it means that there is no label, leave those "
+                f"images out, or name the classes to use in data.only"
+            )
     stripped = stripped_names(names.values())
     if stripped:
         label, name = next(iter(stripped.items()))

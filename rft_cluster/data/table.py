@@ -9,12 +9,8 @@ column is the other one of two or is called label, class, species or the like. A
 for training, validation and test. Paths lead nowhere but below the folder.
 """
 
-import csv
-import io
 import os
-import re
-from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from rft_cluster.common.errors import UserError
@@ -31,32 +27,16 @@ from rft_cluster.data.files import (
     tables_in,
 )
 from rft_cluster.data.names import ROLES, find_splits, given, named_numbers, split_role
+from rft_cluster.data.one_hot import without_one_hot
 from rft_cluster.data.reading import Unread, decoded, skip_or_refuse
+from rft_cluster.data.table_text import Table, read_table
 from rft_cluster.messages import Example
 
-DELIMITERS = ",;\t|"
-SEPARATOR = re.compile(r"sep=([,;\t|])\r?\n", re.IGNORECASE)  # the first line that Excel takes a delimiter from
 IMAGE_WORDS = ("image", "images", "img", "picture", "photo", "file", "filename", "filepath", "path", "imagepath",
                "imagename", "imagefile", "imageid", "imgpath", "imgname", "id")  # fmt: skip
 LABEL_WORDS = ("label", "labels", "class", "classname", "category", "target", "species", "breed", "diagnosis", "y")
 SPLIT_COLUMNS = ("split", "subset", "partition", "set")
 NAME_COLUMNS = "Put a first line into it that names the columns, e.g. image,label"
-MAX_TABLE = 200_000_000  # bytes; a line an image
-
-
-@dataclass(frozen=True)
-class Table:
-    """`rows` are (number of the line in the file, cells), without empty lines; `header` is empty if there is none."""
-
-    path: Path
-    header: list[str]
-    rows: list[tuple[int, list[str]]]
-
-    def column(self, index: int) -> list[str]:
-        return [cells[index].strip() if index < len(cells) else "" for _, cells in self.rows]
-
-    def name(self, index: int) -> str:
-        return repr(self.header[index]) if self.header else f"number {index + 1}"
 
 
 class Files:
@@ -104,7 +84,7 @@ def load_table(config: DataSection, seed: int) -> FewShotDataset:
             picture (each with its line number), or as for a folder.
     """
     path = _table_file(config.path)
-    table = _read_table(path)
+    table = read_table(path)
     root = (config.images or path.parent).absolute()
     if not root.is_dir():
         raise UserError(
@@ -112,6 +92,8 @@ def load_table(config: DataSection, seed: int) -> FewShotDataset:
         )
     files = Files(root, path.parent)
     table, image = _image_column(table, files, config)
+    named = config.label_column is not None or any(_plain(name) in LABEL_WORDS for name in table.header)
+    table, one_hot = (table, []) if named else without_one_hot(table, image)
     label, split = _label_column(table, image, config), _split_column(table, image, config)
     written = table.column(label)
     labels = named_numbers([given(text, config.classes) for text in written], config.classes)
@@ -126,7 +108,7 @@ def load_table(config: DataSection, seed: int) -> FewShotDataset:
         part = decoded(examples, lambda i: read_file(root / i, root, config.max_bytes), what, config)
         parts[role] = replace(part, where=f"split {role} of {path.name}")
     dataset = assemble(path.stem, parts, sorted({e.label for e in parts["train"].examples}), config, seed)
-    remarks = _remarks(table, (image, label, split), len(labelled), len(bad), files)
+    remarks = one_hot + _remarks(table, (image, label, split), len(labelled), len(bad), files)
     remarks += [f"{unused} rows belong to no split and are left out"] if unused else []
     return replace(dataset, remarks=remarks + dataset.remarks, skipped=bad | dataset.skipped)
 
@@ -162,53 +144,6 @@ def _table_file(path: Path | None) -> Path:
         lines = listing([f"data.path={table}" for table in tables])
         raise UserError(f"data.path: {where} holds {len(tables)} tables; name the one to learn from:\n{lines}")
     raise UserError(f"data.path: {where} holds no table ({' '.join(TABLE_SUFFIXES)})")
-
-
-def _read_table(path: Path) -> Table:
-    if path.stat().st_size > MAX_TABLE:
-        raise UserError(f"data.path: {path} is larger than {MAX_TABLE // 10**6} MB: that is no table of images")
-    data = path.read_bytes()
-    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    try:
-        text = data.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise UserError(f"data.path: {path} is not UTF-8 text ({error}); save it as CSV UTF-8") from error
-    if "\0" in text:  # of a spreadsheet's own format, or UTF-16 without its mark
-        raise UserError(f"data.path: {path} is not UTF-8 text (it holds zero bytes); save it as CSV UTF-8")
-    skipped = 0
-    said = SEPARATOR.match(text)
-    if said:
-        text, skipped = text[said.end() :], 1
-    delimiter = said[1] if said else _delimiter(text)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    rows, line = [], 1
-    try:
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                rows.append((reader.line_num + skipped, cells))
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise UserError(
-            f"data.path: {path} cannot be read as a table: {error}, in the row that begins in line {line + skipped}. "
-            f'A quote (") is never closed there, or more than a {delimiter} follows it'
-        ) from error
-    if not rows:
-        raise UserError(f"data.path: {path} is empty")
-    if max(len(cells) for _, cells in rows) < 2:
-        raise UserError(f"data.path: {path} has one column; it needs one of images and one of labels, with a , between")
-    return Table(path, [], rows)
-
-
-def _delimiter(text: str) -> str:
-    """The one that cuts the first lines into as many cells each; of several the one that gives most cells."""
-    lines = [line for line in text.splitlines() if line.strip()][:50]
-
-    def score(delimiter: str) -> tuple[int, int]:
-        cells = Counter(len(row) for row in csv.reader(lines, delimiter=delimiter))
-        width, times = max(cells.items(), key=lambda item: (item[1], item[0]), default=(1, 0))
-        return (times if width > 1 else 0), width
-
-    return max(DELIMITERS, key=score)
 
 
 # --- its columns

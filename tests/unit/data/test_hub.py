@@ -411,13 +411,20 @@ def test_a_damaged_folder_is_explained(tmp_path, content):
     assert "cannot be read as a data set" in refusal(folder)
 
 
-def test_damaged_files_are_explained(tmp_path):
-    folder = save(rows(["a", "b"] * 5), tmp_path / "set")
-    next(folder.glob("*.arrow")).write_bytes(b"nonsense")
+@pytest.mark.parametrize("left", [0.0, 0.01, 0.5, 0.99])
+@pytest.mark.parametrize("kind", ["arrow", "parquet"])
+def test_a_file_that_was_cut_is_explained_once(tmp_path, kind, left, capfd):
+    data = rows(["a", "b"] * 5)
+    folder = save(data, tmp_path / "set") if kind == "arrow" else tmp_path / "parquet"
+    if kind == "parquet":
+        folder.mkdir()
+        data.to_parquet(folder / "train.parquet")
+    file = next(folder.glob(f"*.{kind}"))
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(left * len(whole))])
+    capfd.readouterr()  # a progress bar of `to_parquet`
     assert "cannot be read as a data set" in refusal(folder)
-    (tmp_path / "parquet").mkdir()
-    (tmp_path / "parquet/train.parquet").write_bytes(b"nonsense")
-    assert "cannot be read as a data set" in refusal(tmp_path / "parquet")
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(

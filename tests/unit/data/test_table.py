@@ -267,3 +267,50 @@ def test_the_documented_function_reads_such_a_table(tmp_path, monkeypatch):
     assert f"labels.csv, line 5: there is no {tmp_path}/03.jpg" in refusal(
         tmp_path, source="documented_data:my_dataset"
     )
+
+
+ONE_HOT = {"0 and 1": "01", "fractions": ("0.0", "1.0"), "words": ("False", "TRUE")}
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7])
+@pytest.mark.parametrize("form", ONE_HOT)
+@pytest.mark.parametrize("beside", ["", "width", "indoors", "split"])
+def test_a_column_for_each_class(tmp_path, classes, form, beside):
+    pictures(tmp_path, 4 * classes)
+    names = [f"kind {chr(97 + i)}" for i in range(classes)]
+    # A property that is not 0 or 1; one that is but once; the parts of the set.
+    cells = {"": [], "width": ["640"], "indoors": ["?"], "split": ["train"]}[beside]
+    off, on = ONE_HOT[form]
+    rows = [
+        ",".join([f"{i:02d}.jpg", *(on if i % classes == k else off for k in range(classes)), *cells])
+        for i in range(4 * classes)
+    ]
+    dataset = load(write(tmp_path, [",".join(["image", *names, *([beside] if beside else [])]), *rows]), test=2)
+    examples = [e for split in dataset.splits.values() for e in split]
+    assert dataset.classes == names
+    assert all(e.label == names[int(Path(e.example_id).stem) % classes] for e in examples)
+    assert f"train.csv has a column for each class ({', '.join(names[:5])}" in "\n".join(dataset.remarks)
+
+
+@pytest.mark.parametrize(("marks", "said"), [("0,0,0", "none"), ("1,0,1", "a and c"), ("1,1,1", "a and b and c")])
+def test_a_row_that_marks_no_class_or_several(tmp_path, marks, said):
+    pictures(tmp_path)
+    rows = [f"{i:02d}.jpg,{','.join('1' if i % 3 == k else '0' for k in range(3))}" for i in range(COUNT - 1)]
+    message = refusal(write(tmp_path, ["image,a,b,c", *rows, f"{COUNT - 1:02d}.jpg,{marks}"]))
+    assert message.endswith(f"leave such rows out:\n  line {COUNT + 1}: {said}")
+
+
+def test_properties_of_zeros_and_ones_are_no_classes(tmp_path):
+    pictures(tmp_path)
+    rows = [f"{i:02d}.jpg,{label(i)},{i % 2},{int(i % 4 < 2)}" for i in range(COUNT)]
+    assert right(load(write(tmp_path, ["image,species,indoors,wet", *rows])))
+    assert "which column" in refusal(write(tmp_path, ["image,kind,indoors,wet", *rows]))
+    assert right(load(tmp_path, label_column="kind"))
+
+
+@pytest.mark.parametrize("word", ["None", "NONE", "NA", "n/a", "N.A."])
+def test_a_label_that_may_mean_none_is_said_to_be_a_class(tmp_path, word):
+    pictures(tmp_path)
+    rows = [f"{i:02d}.jpg,{'rose' if i % 2 else word}" for i in range(COUNT)]
+    remarks = load(write(tmp_path, ["image,y", *rows])).remarks
+    assert any(f"{word!r} is learned as a class" in remark for remark in remarks)
