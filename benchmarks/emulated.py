@@ -56,16 +56,16 @@ class EmulatedGenerator:
                     self._whole.wait()
         return groups
 
-    def load_weights(self, update_info: dict[str, Any], weight_version: str) -> None:
+    def load_weights(self, update_info: dict[str, Any], version: int) -> None:
         self._whole.clear()
         self._updating.set()
         time.sleep(self._seconds.transfer)
-        self._version = int(weight_version)
+        self._version = version
         self._updating.clear()
         self._whole.set()
 
-    def prove_weights(self, weight_version: str, digests: dict[str, int]) -> WeightRecord:
-        return WeightRecord(int(weight_version), 0, 0)
+    def prove_weights(self, version: int, digests: dict[str, int]) -> WeightRecord:
+        return WeightRecord(version, 0, 0)
 
 
 def _group(prompt: Prompt, size: int, version: int) -> Group:
@@ -107,8 +107,8 @@ class EmulatedLearner:
         if self._rank == 0 and self._client:
             if self._proof:
                 self._proof.result()
-            self._client.load_weights({}, str(version))
-            self._proof = self._pool.submit(self._client.prove_weights, str(version), {})  # off the clock
+            self._client.load_weights({}, version)
+            self._proof = self._pool.submit(self._client.prove_weights, version, {})  # off the clock
         return 0
 
     def save_checkpoint(self, folder: str) -> int:

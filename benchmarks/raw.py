@@ -22,11 +22,10 @@ from rft_cluster.algorithm.loss import grpo_loss
 from rft_cluster.algorithm.samples import build_samples
 from rft_cluster.common.hardware import hardware
 from rft_cluster.config import Config
-from rft_cluster.generator.generator import FORBIDDEN_BIAS
-from rft_cluster.generator.vllm_options import CPU_BATCHED_TOKENS, MM_CACHE_GIB, environment
+from rft_cluster.generator.vllm_options import CPU_BATCHED_TOKENS, MM_CACHE_GIB, environment, sampling_params
 from rft_cluster.learner.collate import collate
 from rft_cluster.learner.packing import split_work
-from rft_cluster.messages import Completion, Group, Prompt
+from rft_cluster.messages import Completion, Group, Prompt, Sampling
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.policy import PolicyModel, load_policy, load_reference
 from rft_cluster.prompts import make_prompts
@@ -40,9 +39,9 @@ class RawGenerator:
     def __init__(self, config: Config, path: str, encoder: PromptEncoder) -> None:
         os.environ.update(environment(config.cluster.device))
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.generators.kv_cache_gib)
-        from vllm import LLM, SamplingParams
+        from vllm import LLM
 
-        self._params, self._encoder, self._sampling = SamplingParams, encoder, config.sampling
+        self._encoder, self._sampling = encoder, Sampling(**config.sampling.model_dump())
         self._llm = LLM(
             model=path,
             dtype=config.cluster.dtype,
@@ -71,20 +70,9 @@ class RawGenerator:
             {"prompt": self._encoder.chat(p.text), "multi_modal_data": {"image": self._encoder.image(p.image)}}
             for p in prompts
         ]
-        return self._llm.generate(inputs, [self._sampling_of(prompt) for prompt in prompts], use_tqdm=False)
-
-    def _sampling_of(self, prompt: Prompt) -> Any:
-        return self._params(
-            n=self._sampling.group_size,
-            temperature=self._sampling.temperature,
-            top_p=1.0,
-            top_k=self._sampling.top_k,
-            seed=prompt.seed,
-            max_tokens=self._sampling.max_tokens,
-            stop_token_ids=self._encoder.stop_token_ids,
-            logprobs=0,
-            logit_bias=dict.fromkeys(self._encoder.forbidden_token_ids, FORBIDDEN_BIAS),
-        )
+        stop, forbidden = self._encoder.stop_token_ids, self._encoder.forbidden_token_ids
+        params = [sampling_params(self._sampling, prompt.seed, stop, forbidden) for prompt in prompts]
+        return self._llm.generate(inputs, params, use_tqdm=False)
 
 
 def as_groups(prompts: Sequence[Prompt], outputs: Sequence[Any]) -> list[Group]:

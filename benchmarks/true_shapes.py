@@ -277,10 +277,11 @@ def make_generator(path: str) -> Any:
     from rft_cluster.common.hardware import hardware
     from rft_cluster.config import GeneratorsSection, ModelSection
     from rft_cluster.generator.generator import Generator
+    from rft_cluster.generator.vllm_options import EngineOptions
 
     model = ModelSection(path=path, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
-    generator = Generator(path, model, GeneratorsSection(max_concurrent=GROUP_SIZE), MAX_TOKENS, hardware("cpu"), SEED)
-    return generator
+    section = GeneratorsSection(max_concurrent=GROUP_SIZE)
+    return Generator(EngineOptions(path, model, section, MAX_TOKENS, hardware("cpu"), SEED))
 
 
 def on_engine(generator: Any, work: Callable[[torch.nn.Module], Any]) -> Any:
@@ -289,7 +290,7 @@ def on_engine(generator: Any, work: Callable[[torch.nn.Module], Any]) -> Any:
     def call() -> Any:
         return generator._engine.collective_rpc(lambda worker: work(worker.weight_transfer_engine.model))[0]
 
-    return generator._call(call).result()
+    return generator._on_thread(call)
 
 
 def load_by_name(model: torch.nn.Module, exported: dict[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -352,11 +353,11 @@ class PipeClient:
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         self.call("init_weight_transfer_engine", init_info)
 
-    def load_weights(self, update_info: dict[str, Any], weight_version: str) -> None:
-        self.call("load_weights", update_info, weight_version)
+    def load_weights(self, update_info: dict[str, Any], version: int) -> None:
+        self.call("load_weights", update_info, version)
 
-    def prove_weights(self, weight_version: str, digests: dict[str, int]) -> list[WeightRecord]:
-        return [self.call("prove_weights", weight_version, digests)]
+    def prove_weights(self, version: int, digests: dict[str, int]) -> list[WeightRecord]:
+        return [self.call("prove_weights", version, digests)]
 
 
 def serve_generator(path: str, connection: Any) -> None:

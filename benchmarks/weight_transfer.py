@@ -74,10 +74,12 @@ def serve(folder: str, max_tokens: int, max_pixels: int, connections: list[Conne
     from rft_cluster.common.hardware import hardware
     from rft_cluster.config import GeneratorsSection, ModelSection
     from rft_cluster.generator.generator import Generator
+    from rft_cluster.generator.vllm_options import EngineOptions
 
     torch.set_num_threads(1)
     model = ModelSection(path=folder, min_pixels=min(PIXELS, max_pixels), max_pixels=max_pixels)
-    generator = Generator(folder, model, GeneratorsSection(max_concurrent=8), max_tokens, hardware("cpu"), SEED)
+    section = GeneratorsSection(max_concurrent=8)
+    generator = Generator(EngineOptions(folder, model, section, max_tokens, hardware("cpu"), SEED))
 
     def answer(connection: Connection) -> None:
         connection.send("ready")
@@ -127,7 +129,7 @@ def read_back(generator: Any) -> dict[str, int]:
         found[HEAD] = tensor_digest(unpacked(head, head.weight.shape[1])[: head.org_vocab_size])
         return found
 
-    return generator._call(digests).result()
+    return generator._on_thread(digests)
 
 
 # A learner rank's process
@@ -152,11 +154,11 @@ class PipeClient:
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         self._call("init_weight_transfer_engine", init_info)
 
-    def load_weights(self, update_info: dict[str, Any], weight_version: str) -> None:
-        self._call("load_weights", update_info, weight_version)
+    def load_weights(self, update_info: dict[str, Any], version: int) -> None:
+        self._call("load_weights", update_info, version)
 
-    def prove_weights(self, weight_version: str, digests: dict[str, int]) -> list[Any]:
-        return [self._call("prove_weights", weight_version, digests)]
+    def prove_weights(self, version: int, digests: dict[str, int]) -> list[Any]:
+        return [self._call("prove_weights", version, digests)]
 
 
 def rank_process(rank: int, ranks: int, folder: str, meeting: str, engine: Connection, parent: Connection) -> None:

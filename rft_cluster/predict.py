@@ -178,19 +178,21 @@ def _readable(
 def _start(export: Path, card: Card, options: argparse.Namespace) -> "tuple[Generator, Sampling]":
     """An engine in this process, and how to sample from it."""
     from rft_cluster.generator.generator import Generator
-    from rft_cluster.generator.vllm_options import device_here
+    from rft_cluster.generator.vllm_options import EngineOptions, device_here
 
     # On stdout results alone; on stderr what is wrong with files, and nothing of vLLM's that is not an error.
     os.environ["VLLM_LOGGING_STREAM"] = "ext://sys.stderr"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     device = device_here()
     generator = Generator(
-        str(export),
-        ModelSection(path=str(export), min_pixels=card.min_pixels, max_pixels=card.max_pixels),
-        GeneratorsSection(gpus=1 if device == "cuda" else 0, kv_cache_gib=options.kv_cache_gib),
-        card.max_prompt_tokens + card.max_tokens,
-        hardware(device),
-        options.seed,
+        EngineOptions(
+            str(export),
+            ModelSection(path=str(export), min_pixels=card.min_pixels, max_pixels=card.max_pixels),
+            GeneratorsSection(gpus=1 if device == "cuda" else 0, kv_cache_gib=options.kv_cache_gib),
+            max_tokens=card.max_prompt_tokens + card.max_tokens,
+            hardware=hardware(device),
+            seed=options.seed,
+        )
     )
     generator.serve_loaded(0)
     return generator, Sampling(options.votes, card.temperature if options.votes > 1 else 0.0, card.max_tokens)

@@ -43,8 +43,9 @@ from rft_cluster.cluster.rollouts import PARTS, Generators
 from rft_cluster.cluster.weight_client import GeneratorsClient
 from rft_cluster.common import stopping
 from rft_cluster.common.errors import UserError
-from rft_cluster.common.hardware import hardware, openmp_environment
+from rft_cluster.common.hardware import openmp_environment
 from rft_cluster.config import ClusterSection, Config
+from rft_cluster.generator.vllm_options import EngineOptions
 from rft_cluster.generator.vllm_options import environment as generator_environment
 from rft_cluster.learner.learner import Learner
 from rft_cluster.rewards.scorer import Scorer
@@ -302,13 +303,13 @@ class _Reservation:
     def start_generators(self, model_path: str) -> dict[str, Any]:
         config = self.config
         _, generators, _ = plan_actors(config)
-        devices = hardware(config.cluster.device, config.cluster.dtype, config.shares_gpus)
+        options = EngineOptions.of_run(model_path, config)
         environment = generator_environment(config.cluster.device)
         calls = GENERATOR_CALLS + config.schedule.max_staleness
         return {
             name: ray.remote(concurrency_groups=WEIGHT_THREADS)(Generator)
             .options(max_concurrency=calls, **self.options(name, generators, environment))
-            .remote(model_path, config.model, config.generators, config.max_model_tokens, devices, config.run.seed)
+            .remote(options)
             for name in generators.names
         }
 

@@ -35,18 +35,18 @@ class GeneratorsClient:
     def update_weights(self, update_info: dict[str, Any]) -> None:
         self._generators.call_all("update_weights", update_info)
 
-    def finish_weight_update(self, weight_version: str) -> None:
-        self._generators.call_all("finish_weight_update", weight_version)
+    def finish_weight_update(self, version: int) -> None:
+        self._generators.call_all("finish_weight_update", version)
 
-    def load_weights(self, update_info: dict[str, Any], weight_version: str) -> None:
+    def load_weights(self, update_info: dict[str, Any], version: int) -> None:
         """Shared memory ends at the host: to others its contents go through Ray's object store, once to each host."""
         data = None
         if any(self._elsewhere):
             data = ray.put(np.fromfile(update_info["path"], dtype=np.uint8, count=update_info["nbytes"]))
-        arguments = (update_info, weight_version)
+        arguments = (update_info, version)
         self._generators.call_each(
             "load_weights", [(*arguments, data) if elsewhere else arguments for elsewhere in self._elsewhere]
         )
 
-    def prove_weights(self, weight_version: str, digests: dict[str, int]) -> list[WeightRecord]:
-        return self._generators.call_all("prove_weights", weight_version, digests)
+    def prove_weights(self, version: int, digests: dict[str, int]) -> list[WeightRecord]:
+        return self._generators.call_all("prove_weights", version, digests)

@@ -5,11 +5,13 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from rft_cluster.common.errors import UserError
-from rft_cluster.common.hardware import Hardware
-from rft_cluster.config import GeneratorsSection
+from rft_cluster.common.hardware import Hardware, hardware
+from rft_cluster.config import Config, GeneratorsSection, ModelSection
+from rft_cluster.messages import Sampling
 
 # Read by vLLM when it is imported; the engine lives in this process, on the threads that this process has.
 ENVIRONMENT = {
@@ -31,6 +33,28 @@ CPU_ENVIRONMENT = {
 MEMORY = re.compile(r"available memory|KV cache|GPU memory utilization|out of memory|allocate memory", re.IGNORECASE)
 MM_CACHE_GIB = 1.0
 CPU_BATCHED_TOKENS = 8192
+FORBIDDEN_BIAS = -100.0  # the lowest that vLLM takes: exp(-100) is never sampled
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """All that a generator's engine depends on.
+
+    `path` is a Hugging Face folder with the first weights, `max_tokens` what prompt and completion take together.
+    """
+
+    path: str
+    model: ModelSection
+    generators: GeneratorsSection
+    max_tokens: int
+    hardware: Hardware
+    seed: int
+
+    @classmethod
+    def of_run(cls, path: str, config: Config) -> "EngineOptions":
+        cluster = config.cluster
+        devices = hardware(cluster.device, cluster.dtype, config.shares_gpus)
+        return cls(path, config.model, config.generators, config.max_model_tokens, devices, config.run.seed)
 
 
 def environment(device: str) -> dict[str, str]:
@@ -61,31 +85,24 @@ def within_memory() -> Iterator[None]:
         ) from error
 
 
-def load_engine(
-    path: str,
-    trust_remote_code: bool,
-    config: GeneratorsSection,
-    max_tokens: int,
-    image_limits: dict[str, Any],
-    hardware: Hardware,
-    seed: int,
-) -> Any:
-    """A `vllm.LLM` with the weights in `path`. `max_tokens`: prompt and completion together.
+def load_engine(options: EngineOptions, image_limits: dict[str, Any]) -> Any:
+    """A `vllm.LLM` with the weights of `options.path`. To be called before vLLM is imported.
 
-    `image_limits` go to its image processor (`PromptEncoder.image_limits`). To be called before vLLM is imported.
+    `image_limits` go to its image processor (`PromptEncoder.image_limits`).
     """
-    os.environ.update(environment(hardware.device))  # for an engine in a process that was started without it
+    config, devices, max_tokens = options.generators, options.hardware, options.max_tokens
+    os.environ.update(environment(devices.device))  # for an engine in a process that was started without it
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    device: dict[str, Any] = {
+    by_device: dict[str, Any] = {
         "gpu_memory_utilization": config.gpu_memory,
-        "enable_sleep_mode": hardware.transfer == "ipc",
+        "enable_sleep_mode": devices.transfer == "ipc",
     }
-    if hardware.device == "cpu":
+    if devices.device == "cpu":
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib)
         # A prompt whose prefill is cut in chunks rewinds its random generator, which CPU generators cannot
         # ("CPU Generator does not use offset"): a prompt is prefilled whole.
         batched = max(max_tokens, CPU_BATCHED_TOKENS)
-        device = {
+        by_device = {
             "enforce_eager": True,
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": batched,
@@ -97,9 +114,9 @@ def load_engine(
     receivers.register()
     with within_memory():
         engine = LLM(
-            model=path,
-            dtype=hardware.dtype,
-            seed=seed,
+            model=options.path,
+            dtype=devices.dtype,
+            seed=options.seed,
             max_model_len=max_tokens,
             max_num_seqs=config.max_concurrent,
             tensor_parallel_size=max(1, int(config.gpus)),
@@ -111,11 +128,33 @@ def load_engine(
             logprobs_mode="processed_logprobs",
             # A checkpoint's generation_config (Qwen2-VL carries top_k 1) must not leak into sampling.
             generation_config="vllm",
-            weight_transfer_config={"backend": receivers.ENGINES[hardware.transfer]},
-            trust_remote_code=trust_remote_code,
+            weight_transfer_config={"backend": receivers.ENGINES[devices.transfer]},
+            trust_remote_code=options.model.trust_remote_code,
             disable_log_stats=True,
-            **device,
+            **by_device,
         )
     # At every prompt it would say that the number of threads stays as it is. (The engine's start sets levels anew.)
     logging.getLogger("vllm.v1.worker.cpu_worker").setLevel(logging.ERROR)
     return engine
+
+
+def sampling_params(sampling: Sampling, seed: int, stop_token_ids: list[int], forbidden_token_ids: list[int]) -> Any:
+    """vLLM's `SamplingParams`. Every one that shapes the distribution is named: none comes from a default elsewhere."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        n=sampling.group_size,
+        temperature=sampling.temperature,
+        top_p=1.0,
+        top_k=sampling.top_k,
+        min_p=0.0,
+        repetition_penalty=1.0,
+        seed=seed,
+        max_tokens=sampling.max_tokens,
+        stop_token_ids=stop_token_ids,
+        logprobs=0,  # of the sampled token alone
+        logit_bias=dict.fromkeys(forbidden_token_ids, FORBIDDEN_BIAS),
+        skip_special_tokens=True,
+        output_kind=RequestOutputKind.FINAL_ONLY,  # a group comes whole, when its last completion is done
+    )

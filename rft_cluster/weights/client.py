@@ -18,11 +18,11 @@ class WeightClient(Protocol):
 
     def update_weights(self, update_info: dict[str, Any]) -> None: ...
 
-    def finish_weight_update(self, weight_version: str) -> None: ...
+    def finish_weight_update(self, version: int) -> None: ...
 
-    def load_weights(self, update_info: dict[str, Any], weight_version: str) -> None: ...
+    def load_weights(self, update_info: dict[str, Any], version: int) -> None: ...
 
-    def prove_weights(self, weight_version: str, digests: dict[str, int]) -> list[WeightRecord]: ...
+    def prove_weights(self, version: int, digests: dict[str, int]) -> list[WeightRecord]: ...
 
 
 class WeightSender(Protocol):
@@ -70,10 +70,10 @@ class VersioningClient:
         self._client.update_weights(update_info)
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        self._client.finish_weight_update(weight_version or str(self.version))
+        self._client.finish_weight_update(int(weight_version) if weight_version else self.version)
 
     def load_weights(self, update_info: dict[str, Any]) -> None:
-        self._client.load_weights(update_info, str(self.version))
+        self._client.load_weights(update_info, self.version)
 
     def prove(self, digests: dict[str, int]) -> None:
         """Hold what all generators received against what was sent.
@@ -81,5 +81,5 @@ class VersioningClient:
         Raises:
             WeightTransferError: they differ.
         """
-        records = self._client.prove_weights(str(self.version), digests)
+        records = self._client.prove_weights(self.version, digests)
         check_records(records, self.version, combined_digest(digests))

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,10 +18,9 @@ import torch
 from transformers import Qwen2VLForConditionalGeneration
 
 from rft_cluster.common.errors import StaleGenerator, WeightTransferError
-from rft_cluster.common.files import write_json
-from rft_cluster.common.hardware import hardware
 from rft_cluster.config import Config
 from rft_cluster.generator.generator import Generator
+from rft_cluster.generator.vllm_options import EngineOptions
 from rft_cluster.messages import Group, Prompt, Sampling, WeightRecord
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.weights import cpu_loader, receivers
@@ -37,7 +35,7 @@ Weights = dict[str, torch.Tensor]
 
 
 def make_generator(path: str, config: Config) -> Generator:
-    return Generator(path, config.model, config.generators, config.max_model_tokens, hardware("cpu"), seed=0)
+    return Generator(EngineOptions.of_run(path, config))
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +84,7 @@ def parameter_digest_of(generator: Generator) -> int:
         (engine,) = generator._engine.collective_rpc(lambda worker: worker.weight_transfer_engine)
         return receivers.parameter_digest(engine.model)
 
-    return generator._call(digest).result()
+    return generator._on_thread(digest)
 
 
 def write(generator: Generator, weights: Weights) -> tuple[int, dict[str, Any]]:
@@ -104,7 +102,7 @@ def load(generator: Generator, weights: Weights, version: int) -> int:
     """An update without its proof; the file that holds the memory."""
     file, update = write(generator, weights)
     try:
-        generator.load_weights(update, str(version))
+        generator.load_weights(update, version)
     except BaseException:
         os.close(file)
         raise
@@ -115,7 +113,7 @@ def send(generator: Generator, weights: Weights, version: int, digests: dict[str
     """One update by shared memory and its proof."""
     file = load(generator, weights, version)
     try:
-        return generator.prove_weights(str(version), digests or digests_of(weights))
+        return generator.prove_weights(version, digests or digests_of(weights))
     finally:
         os.close(file)
 
@@ -134,11 +132,6 @@ def answers(groups: list[Group]) -> list[tuple[list[int], list[float]]]:
 
 def without_images(prompts: list[Prompt]) -> list[Prompt]:
     return [replace(prompt, image=b"") for prompt in prompts]
-
-
-def test_without_a_version_it_does_not_generate(generator: Generator, prompts: list[Prompt]):
-    with pytest.raises(StaleGenerator, match="asked for version 0, but this generator holds version None"):
-        generator.generate(prompts, GREEDY, version=0)
 
 
 def test_updated_engine_equals_a_fresh_one(
@@ -199,130 +192,13 @@ def test_wrong_bytes_are_refused(generator: Generator, original: Weights, prompt
     send(generator, original, version=10)  # and it is mended by the next update
 
 
-def test_no_group_leaves_before_the_proof(generator: Generator, original: Weights, prompts: list[Prompt]):
-    file = load(generator, original, version=11)
-    with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(generator.generate, prompts, GREEDY, 11)
-        with pytest.raises(TimeoutError):
-            asked.result(timeout=5)
-        assert not generator._running, "all is written and only the proof is waited for"
-        generator.prove_weights("11", digests_of(original))
-        assert [group.prompt for group in asked.result(timeout=5)] == without_images(prompts)
-    os.close(file)
-
-
-@pytest.mark.parametrize("waiting", [True, False], ids=["written", "being written"])
-def test_groups_of_weights_that_fail_their_proof_are_refused(
-    waiting: bool, generator: Generator, original: Weights, prompts: list[Prompt]
-):
-    file = load(generator, original, version=12)
-    os.pwrite(file, bytes(64), 4096)  # after the engine read it: what it holds is right, and cannot be shown to be
-    sampling = GREEDY if waiting else Sampling(8, 2.0, 64)
-    with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(generator.generate, prompts, sampling, 12)
-        while bool(generator._running) == waiting:
-            assert not asked.done(), asked.result()
-        with pytest.raises(WeightTransferError, match=r"1 of \d+ tensors arrived with other bytes"):
-            generator.prove_weights("12", digests_of(original))
-        with pytest.raises(WeightTransferError, match=r"1 of \d+ tensors arrived with other bytes"):
-            asked.result(timeout=30)
-    os.close(file)
-    with pytest.raises(StaleGenerator):
-        generator.generate(prompts, GREEDY, version=12)
-    send(generator, original, version=13)
-    assert len(generator.generate(prompts, SAMPLED, version=13)) == len(prompts)
-
-
-def test_an_update_that_follows_on_one_without_proof_refuses_its_groups(
-    generator: Generator, original: Weights, prompts: list[Prompt]
-):
-    file = load(generator, original, version=14)
-    with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(generator.generate, prompts, GREEDY, 14)
-        with pytest.raises(TimeoutError):
-            asked.result(timeout=2)
-        send(generator, original, version=15)
-        with pytest.raises(WeightTransferError, match="another update began before this one was proved"):
-            asked.result(timeout=5)
-    os.close(file)
-
-
-def test_what_is_asked_during_an_update_begins_with_the_new_weights(
-    generator: Generator, changed: Weights, prompts: list[Prompt], fresh_answers: list[Group]
-):
-    file, update = write(generator, changed)
-    generator.start_weight_update()
-    with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(generator.generate, prompts, GREEDY, 15)
-        generator.update_weights(update)
-        with pytest.raises(TimeoutError):
-            asked.result(timeout=1)
-        assert not generator._running, "the engine has none of it"
-        generator.finish_weight_update("16")
-        generator.prove_weights("16", digests_of(changed))
-        groups = asked.result(timeout=30)
-    os.close(file)
-    assert answers(groups) == answers(fresh_answers)
-    assert {completion.policy_version for group in groups for completion in group.completions} == {16}
-
-
-def test_an_update_that_fails_ends_what_waits_for_it(generator: Generator, original: Weights, prompts: list[Prompt]):
-    file = load(generator, original, version=16)
-    generator.prove_weights("16", digests_of(original))
-    with ThreadPoolExecutor(2) as pool:
-        running = pool.submit(generator.generate, prompts, Sampling(8, 2.0, 64), 16)
-        while not generator._running:
-            assert not running.done(), running.result()
-        generator.start_weight_update()
-        asked = pool.submit(generator.generate, prompts, GREEDY, 16)
-        with pytest.raises(WeightTransferError, match="layers did not load theirs"):
-            generator.finish_weight_update("17")  # nothing came
-        with pytest.raises(WeightTransferError, match="layers did not load theirs"):
-            running.result(timeout=30)
-        with pytest.raises(StaleGenerator, match="asked for version 16, but this generator holds version None"):
-            asked.result(timeout=30)
-    os.close(file)
-
-
 def test_the_engine_keeps_nothing_in_the_learners_memory(
     generator: Generator, changed: Weights, prompts: list[Prompt], fresh_answers: list[Group]
 ):
     file = load(generator, changed, version=16)
-    generator.prove_weights("16", digests_of(changed))
+    generator.prove_weights(16, digests_of(changed))
     os.pwrite(file, os.urandom(sum(tensor.nbytes for tensor in changed.values())), 0)
     assert answers(generator.generate(prompts, GREEDY, version=16)) == answers(fresh_answers)
-    os.close(file)
-
-
-def test_an_engine_that_failed_says_so_to_all_that_come_after(
-    generator: Generator, original: Weights, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
-):
-    file = load(generator, original, version=16)
-    generator.prove_weights("16", digests_of(original))
-
-    def fail() -> None:
-        raise MemoryError("no room for the logits")
-
-    monkeypatch.setattr(generator._engine, "step", fail)
-    for _ in range(2):
-        with pytest.raises(MemoryError, match="no room for the logits"):
-            generator.generate(prompts, GREEDY, version=16)
-    with pytest.raises(MemoryError, match="no room for the logits"):
-        generator.load_weights({}, "17")  # not: the engine's blocks are still held
-    os.close(file)
-    generator._broken = None
-    generator._call(lambda: generator._engine.abort_request([f"{generator._batches}-{i}" for i in range(9)])).result()
-
-
-def test_prompts_of_which_one_is_refused_leave_nothing_in_the_engine(
-    generator: Generator, original: Weights, prompts: list[Prompt]
-):
-    file = load(generator, original, version=17)
-    generator.prove_weights("17", digests_of(original))
-    with pytest.raises(OSError, match="cannot identify image"):
-        generator.generate([*prompts, replace(prompts[0], image=b"not a picture")], GREEDY, version=17)
-    assert not generator._engine.has_unfinished_requests()
-    assert not generator._running
     os.close(file)
 
 
@@ -391,12 +267,6 @@ def test_a_dropped_update_is_caught_however_small(
         generator.generate(prompts, GREEDY, version=20)
 
 
-def test_json_files_are_written_whole(tmp_path: Path):
-    write_json(tmp_path / "state.json", {"step": 3})
-    assert (tmp_path / "state.json").read_text() == '{\n  "step": 3\n}\n'
-    assert [path.name for path in tmp_path.iterdir()] == ["state.json"]
-
-
 def token_logprobs(
     path: str, weights: Weights, prompt: Prompt, token_ids: list[int], encoder: PromptEncoder, temperature: float
 ) -> torch.Tensor:
@@ -423,14 +293,14 @@ def test_an_update_may_fall_into_running_completions(
 ):  # fmt: skip
     further = {name: (2 * changed[name].float() - tensor.float()).to(WIRE_DTYPE) for name, tensor in original.items()}
     send(generator, changed, version=21)
-    under_way, step, steps = threading.Event(), generator._step, itertools.count()
+    under_way, step, steps = threading.Event(), generator._thread._step, itertools.count()
 
     def counted() -> None:
         step()
         if next(steps) == 8:
             under_way.set()
 
-    monkeypatch.setattr(generator, "_step", counted)
+    monkeypatch.setattr(generator._thread, "_step", counted)
     hot = Sampling(8, 2.0, 64)  # with weights full of noise few completions stop early
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(generator.generate, prompts, hot, 21)

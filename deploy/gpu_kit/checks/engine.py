@@ -43,6 +43,7 @@ def engine(path: str, config: Any, prompts: list[Any]) -> None:
     from rft_cluster.algorithm.samples import build_samples
     from rft_cluster.common.hardware import hardware
     from rft_cluster.generator.generator import Generator
+    from rft_cluster.generator.vllm_options import EngineOptions
     from rft_cluster.learner.collate import collate
     from rft_cluster.messages import Sampling
     from rft_cluster.model.encoder import PromptEncoder
@@ -50,7 +51,7 @@ def engine(path: str, config: Any, prompts: list[Any]) -> None:
 
     devices = hardware("cuda", shares_gpus=True)
     before, began = free_gib(), time.perf_counter()
-    generator = Generator(path, config.model, config.generators, config.max_model_tokens, devices, 0)
+    generator = Generator(EngineOptions.of_run(path, config))
     report("engine started", seconds=time.perf_counter() - began, held_gib=before - free_gib())
     generator.serve_loaded(0)
 

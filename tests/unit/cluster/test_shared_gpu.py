@@ -1,28 +1,20 @@
 """A generator and a learner on one GPU: who sleeps, who works, in which order. Sleep does nothing on the CPU build of
 vLLM, so recorders stand in for actors and engine."""
 
-import os
-import sys
 import time
-from collections.abc import Callable
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from rft_cluster import weights
 from rft_cluster.cluster import handles, start
 from rft_cluster.cluster.cluster import Cluster
 from rft_cluster.cluster.handles import Learners, RewardActor
 from rft_cluster.cluster.placement import NodeResources, bundles
 from rft_cluster.cluster.rollouts import Generators
-from rft_cluster.common.errors import StaleGenerator
-from rft_cluster.common.hardware import Hardware, hardware
+from rft_cluster.common.hardware import hardware
 from rft_cluster.config import Config, load_config
-from rft_cluster.generator.generator import Generator
-from rft_cluster.generator.vllm_options import environment
-from rft_cluster.messages import Prompt, Sampling, TrainingSample
-from rft_cluster.model import encoder as encoding
+from rft_cluster.messages import Prompt, TrainingSample
 
 GPUS = ["cluster.device=cuda", "learners.count=1"]
 SHARED = [*GPUS, "generators.gpus=0.4", "learners.gpus=0.6"]
@@ -184,92 +176,3 @@ def test_weights_of_a_shared_gpu_go_by_cuda_ipc(overrides: list[str], shares: bo
     config = load_config("digits", overrides)
     assert config.shares_gpus is shares
     assert hardware(config.cluster.device, shares_gpus=config.shares_gpus).transfer == transfer
-
-
-class Engine:
-    """Stands in for vLLM's engine."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[str, Any]] = []
-
-    def sleep(self, level: int) -> None:
-        self.calls.append(("sleep", level))
-
-    def wake_up(self, tags: list[str]) -> None:
-        self.calls.append(("wake_up", tags))
-
-
-def generator_on(devices: Hardware) -> Generator:
-    config = load_config("digits", [])
-    return Generator("model", config.model, config.generators, config.max_model_tokens, devices, 0)
-
-
-def test_a_generator_that_slept_has_no_version(monkeypatch: pytest.MonkeyPatch):
-    """Level 2 gives the weights away, too: until others arrive there is nothing to generate with."""
-    engine = Engine()
-    monkeypatch.setattr(Generator, "_start", lambda self, *arguments: setattr(self, "_engine", engine))
-    sleeper = generator_on(hardware("cuda", shares_gpus=True))
-    sleeper._version = 4
-    sleeper._proof.set_result(None)
-    assert sleeper.generate([], Sampling(8, 1.0, 16), version=4) == []
-    sleeper.sleep()
-    with pytest.raises(StaleGenerator, match="asked for version 4, but this generator holds version None"):
-        sleeper.generate([], Sampling(8, 1.0, 16), version=4)
-    sleeper.wake_up(["weights"])
-    sleeper.wake_up(["kv_cache"])
-    with pytest.raises(StaleGenerator, match="holds version None"):
-        sleeper.generate([], Sampling(8, 1.0, 16), version=4)
-    assert engine.calls == [("sleep", 2), ("wake_up", ["weights"]), ("wake_up", ["kv_cache"])]
-
-
-@pytest.fixture
-def vllm_options(monkeypatch: pytest.MonkeyPatch) -> Callable[[Hardware], dict[str, Any]]:
-    """What a generator on some hardware asks of vLLM, whose modules are replaced."""
-    asked: dict[str, Any] = {}
-
-    def module(name: str, **content: Any) -> ModuleType:
-        made = ModuleType(name)
-        made.__dict__.update(content)
-        monkeypatch.setitem(sys.modules, name, made)
-        return made
-
-    def language_model(**options: Any) -> Any:
-        asked.update(options)
-        return SimpleNamespace(llm_engine=Engine())
-
-    module("vllm", LLM=language_model, SamplingParams=object)
-    module("vllm.sampling_params", RequestOutputKind=SimpleNamespace(FINAL_ONLY=2))
-    engines = {transfer: f"engine for {transfer}" for transfer in ("shared_memory", "nccl", "ipc")}
-    receivers = module("rft_cluster.weights.receivers", register=lambda: None, ENGINES=engines)
-    monkeypatch.setattr(weights, "receivers", receivers, raising=False)
-    encoder = SimpleNamespace(image_limits=dict)
-    monkeypatch.setattr(encoding, "PromptEncoder", lambda *arguments: encoder)
-    for name in (*environment("cpu"), "VLLM_CPU_KVCACHE_SPACE"):
-        monkeypatch.setenv(name, os.environ.get(name, ""))  # set by the generator; put back after the test
-
-    def options(devices: Hardware) -> dict[str, Any]:
-        asked.clear()
-        generator_on(devices)
-        return dict(asked)
-
-    return options
-
-
-def test_nothing_is_compiled_on_a_cpu(vllm_options, monkeypatch):
-    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "")
-    vllm_options(hardware("cuda"))
-    assert os.environ["TORCHDYNAMO_DISABLE"] == ""
-    vllm_options(hardware("cpu"))
-    assert os.environ["TORCHDYNAMO_DISABLE"] == "1"
-
-
-def test_the_engine_is_able_to_sleep_only_where_it_shares_its_gpu(vllm_options):
-    shared = vllm_options(hardware("cuda", shares_gpus=True))
-    assert shared["enable_sleep_mode"] is True
-    assert shared["weight_transfer_config"] == {"backend": "engine for ipc"}
-    apart = vllm_options(hardware("cuda"))
-    assert apart["enable_sleep_mode"] is False
-    assert apart["weight_transfer_config"] == {"backend": "engine for nccl"}
-    on_cpu = vllm_options(hardware("cpu"))
-    assert not on_cpu.get("enable_sleep_mode", False)
-    assert on_cpu["weight_transfer_config"] == {"backend": "engine for shared_memory"}

@@ -29,6 +29,12 @@ def small_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+def test_json_is_written_for_people_too(tmp_path):
+    write_json(tmp_path / "state.json", {"step": 3})
+    assert (tmp_path / "state.json").read_text() == '{\n  "step": 3\n}\n'
+    assert [path.name for path in tmp_path.iterdir()] == ["state.json"]
+
+
 @pytest.mark.parametrize("before", [None, "old"])
 @pytest.mark.parametrize("write", [write_text, write_json])
 def test_a_file_that_does_not_fit_leaves_the_old_one_and_no_other(tmp_path, before, write):

@@ -26,13 +26,13 @@ class Generators:
     def update_weights(self, update_info: dict[str, Any]) -> None:
         self.heard.append(update_info)
 
-    def finish_weight_update(self, weight_version: str) -> None:
-        self.heard.append(weight_version)
+    def finish_weight_update(self, version: int) -> None:
+        self.heard.append(version)
 
-    def load_weights(self, update_info: dict[str, Any], weight_version: str) -> None:
-        self.heard += [update_info, weight_version]
+    def load_weights(self, update_info: dict[str, Any], version: int) -> None:
+        self.heard += [update_info, version]
 
-    def prove_weights(self, weight_version: str, digests: dict[str, int]) -> list[WeightRecord]:
+    def prove_weights(self, version: int, digests: dict[str, int]) -> list[WeightRecord]:
         assert self.prove.wait(10)
         self.heard.append(digests)
-        return self.records or [WeightRecord(int(weight_version), combined_digest(digests), 222)] * 2
+        return self.records or [WeightRecord(version, combined_digest(digests), 222)] * 2

@@ -40,9 +40,9 @@ def test_the_client_adds_the_version_and_checks_the_proof():
     client.update_weights({"names": ["a", "b"], "more": 3})
     client.finish_weight_update()
     client.prove(digests)
-    assert generators.heard == [{"port": 5}, "start", {"names": ["a", "b"], "more": 3}, "5", digests]
+    assert generators.heard == [{"port": 5}, "start", {"names": ["a", "b"], "more": 3}, 5, digests]
     client.load_weights({"path": "memory"})
-    assert generators.heard[5:] == [{"path": "memory"}, "5"]
+    assert generators.heard[5:] == [{"path": "memory"}, 5]
 
 
 def test_the_client_refuses_what_does_not_agree():

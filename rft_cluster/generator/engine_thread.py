@@ -1,0 +1,155 @@
+"""The thread that owns a vLLM engine: it steps while there are requests, and does what others ask in between.
+
+    call(work)    ->  inbox  ->  [ engine thread: work(), step, step, ... ]  ->  Future of work's result
+    submit(batch) on that thread: add_request for each prompt; `batch.written` is done with the last one's completions
+
+While weights are being updated nothing is stepped. So weights change between two steps of the engine, never in one.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from rft_cluster.common.errors import StaleGenerator
+from rft_cluster.generator.weight_state import WeightState
+from rft_cluster.messages import Completion, Group, Prompt
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Written:
+    """Groups, and the proof of the newest weights that wrote them."""
+
+    groups: list[Group]
+    proof: "Future[None]"
+
+
+@dataclass
+class Batch:
+    """Prompts that were asked together. Their groups are finished in any order."""
+
+    prompts: Sequence[Prompt]
+    group_size: int
+    version: int  # the oldest that may write them
+    written: "Future[Written]" = field(default_factory=Future)
+    groups: dict[int, Group] = field(default_factory=dict)  # by the prompt's index
+
+
+class EngineThread:
+    """See the module. `engine` is vLLM's `LLMEngine`; only work that was passed to `call` may use it."""
+
+    def __init__(self, weights: WeightState) -> None:
+        self.engine: Any = None
+        self._weights = weights
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._running: dict[str, tuple[Batch, int]] = {}  # by vLLM's request id: whose prompt, and its index
+        self._batches = 0
+        threading.Thread(target=self._serve, name="engine", daemon=True).start()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._running)
+
+    def call(self, work: Callable[[], Result]) -> "Future[Result]":
+        """Run `work` on the engine's thread, in the order of the calls."""
+        future: Future[Result] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(work())
+            except BaseException as error:  # noqa: BLE001 - not swallowed: the caller raises it
+                future.set_exception(error)
+
+        self._inbox.put(run)
+        return future
+
+    # On the thread
+
+    def submit(self, batch: Batch, requests: Iterable[tuple[Any, Any]]) -> None:
+        """Give the engine a request (vLLM's inputs, sampling parameters) for each prompt of the batch, or none."""
+        if not batch.prompts:
+            batch.written.set_result(Written([], self._weights.proof))
+        self._batches += 1
+        begun: list[str] = []
+        try:
+            for inputs, sampling in requests:
+                request_id = f"{self._batches}-{len(begun)}"
+                self.engine.add_request(request_id, inputs, sampling)
+                begun.append(request_id)
+        except BaseException:  # not swallowed: nobody would wait for those before
+            self.engine.abort_request(begun)
+            raise
+        self._running |= {request_id: (batch, index) for index, request_id in enumerate(begun)}
+
+    def abort(self, error: BaseException) -> None:
+        """End all requests; who waits for one raises `error`."""
+        self.engine.abort_request(list(self._running))
+        self._end(error)
+
+    def _serve(self) -> None:
+        while True:
+            may_step = self.busy and not self._weights.updating
+            try:
+                work = self._inbox.get(block=not may_step)
+            except queue.Empty:
+                self._step()
+            else:
+                work()
+
+    def _step(self) -> None:
+        """One token for each running completion, more or less: vLLM schedules them."""
+        try:
+            for output in self.engine.step():
+                if output.finished:
+                    batch, index = self._running[output.request_id]
+                    batch.groups[index] = group_of(batch.prompts[index], output, batch)
+                    del self._running[output.request_id]
+                    if len(batch.groups) == len(batch.prompts):
+                        groups = [batch.groups[i] for i in range(len(batch.prompts))]
+                        batch.written.set_result(Written(groups, self._weights.proof))
+        except BaseException as error:  # noqa: BLE001 - not swallowed: every caller that waits raises it
+            # The error is the answer to everybody who waits or comes later. The engine is not asked to abort
+            # requests: after a failed step its state is unknown.
+            self._weights.fail(error)
+            self._end(error)
+
+    def _end(self, error: BaseException) -> None:
+        for batch in {id(batch): batch for batch, _ in self._running.values()}.values():
+            batch.written.set_exception(error)
+        self._running.clear()
+
+
+def group_of(prompt: Prompt, output: Any, batch: Batch) -> Group:
+    """The completions of vLLM's `RequestOutput`, each with the versions of the weights that wrote it.
+
+    Raises:
+        StaleGenerator: weights older than the batch's version wrote one of them.
+    """
+    completions = []
+    for answer in output.outputs:
+        spans = tuple((int(span.version), span.end - span.start) for span in answer.weight_versions)
+        oldest = min(version for version, _ in spans)
+        if oldest < batch.version:
+            raise StaleGenerator(f"{prompt.prompt_id}: asked for version {batch.version}, written by {oldest}")
+        token_ids = list(answer.token_ids)
+        completions.append(
+            Completion(
+                token_ids=token_ids,
+                generator_logprobs=[
+                    step[token].logprob for step, token in zip(answer.logprobs, token_ids, strict=True)
+                ],
+                text=answer.text,
+                finish_reason=answer.finish_reason,
+                policy_version=oldest,
+                version_spans=spans if len(spans) > 1 else (),
+            )
+        )
+    if len(completions) != batch.group_size:
+        raise RuntimeError(
+            f"{prompt.prompt_id}: {len(completions)} completions came back, {batch.group_size} were asked"
+        )
+    return Group(replace(prompt, image=b""), list(output.prompt_token_ids), completions)

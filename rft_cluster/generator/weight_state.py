@@ -1,0 +1,134 @@
+"""The weights that a generator serves: five states and what leads from one to the next. No call of vLLM is here.
+
+    NO_WEIGHTS --begin_update--> UPDATING --end_update(v)--> UNPROVED --prove(v)--> PROVED
+                                     ^                           |                     |
+                                     +------- begin_update ------+---------------------+
+
+    refuse(error)   UPDATING, UNPROVED -> NO_WEIGHTS   the update failed, or other weights arrived than were sent
+    drop()          all but FAILED -> NO_WEIGHTS       the generator sleeps, and has given its weights away
+    serve(v)        all but FAILED -> PROVED           the engine's own checkpoint is used as version v
+    fail(error)     all -> FAILED                      the engine broke; it serves nobody after that
+
+What a request for version v meets:
+
+    NO_WEIGHTS   StaleGenerator
+    UPDATING     it waits until the update has ended
+    UNPROVED     it runs, if the weights are of version v or newer; its groups are held back until `proof` is done
+    PROVED       it runs, if the weights are of version v or newer
+    FAILED       it raises the error that broke the engine
+"""
+
+import threading
+from concurrent.futures import Future
+from enum import Enum
+
+from rft_cluster.common.errors import StaleGenerator, WeightTransferError
+
+UPDATE_TIMEOUT = 600.0  # seconds from the first of an update's calls to the last
+
+
+class State(Enum):
+    NO_WEIGHTS = "no weights"
+    UPDATING = "updating"
+    UNPROVED = "serving, unproved"
+    PROVED = "serving, proved"
+    FAILED = "failed"
+
+
+class WeightState:
+    """See the module. All methods are called on the engine's thread, but for `wait_for_update`."""
+
+    def __init__(self) -> None:
+        self.state = State.NO_WEIGHTS
+        self.version: int | None = None  # of the weights that are served; None in the other three states
+        self.proof: Future[None] = Future()  # of the weights that are served; raises, once they were refused
+        self._error: BaseException | None = None  # that broke the engine
+        self._no_update = threading.Event()
+        self._no_update.set()
+
+    @property
+    def updating(self) -> bool:
+        return self.state is State.UPDATING
+
+    def admits(self, version: int) -> bool:
+        """Whether a request for weights of `version` or newer may run now; false: it has to wait for an update.
+
+        Raises:
+            StaleGenerator: older weights are served, or none.
+            BaseException: the error that broke the engine.
+        """
+        self._check()
+        if self.updating:
+            return False
+        if self.version is None or self.version < version:
+            raise StaleGenerator(f"asked for version {version}, but this generator holds version {self.version}")
+        return True
+
+    def wait_for_update(self) -> None:
+        """Wait, in any thread, until no update is under way.
+
+        Raises:
+            WeightTransferError: it takes too long.
+        """
+        if not self._no_update.wait(UPDATE_TIMEOUT):
+            raise WeightTransferError(f"an update took more than {UPDATE_TIMEOUT:g} s")
+
+    def serve(self, version: int) -> None:
+        self._check()
+        self._enter(State.PROVED, version)
+        self.proof = Future()
+        self.proof.set_result(None)
+
+    def begin_update(self) -> None:
+        """Groups that still wait for the proof of the weights before are refused."""
+        self._check()
+        self._refuse_groups(WeightTransferError("another update began before this one was proved"))
+        self._enter(State.UPDATING)
+        self.proof = Future()
+
+    def end_update(self, version: int) -> None:
+        if not self.updating:
+            raise WeightTransferError(f"an update to version {version} ended that had not begun")
+        self._enter(State.UNPROVED, version)
+
+    def check_held(self, version: int) -> None:
+        """Raises WeightTransferError unless weights of `version` are served."""
+        self._check()
+        if self.version != version:
+            raise WeightTransferError(f"asked to prove version {version}, but it holds {self.version}")
+
+    def prove(self, version: int) -> None:
+        """The weights are those that were sent: groups that they wrote may leave."""
+        self.check_held(version)
+        if self.state is State.UNPROVED:
+            self._enter(State.PROVED, version)
+            self.proof.set_result(None)
+
+    def refuse(self, error: BaseException) -> None:
+        """The weights are not those that were sent: nobody is served until an update that is."""
+        self._refuse_groups(error)
+        self.drop()
+
+    def drop(self) -> None:
+        if self.state is not State.FAILED:
+            self._enter(State.NO_WEIGHTS)
+
+    def fail(self, error: BaseException) -> None:
+        self._error = error
+        self._refuse_groups(error)
+        self._enter(State.FAILED)
+
+    def _check(self) -> None:
+        if self._error:
+            raise self._error
+
+    def _refuse_groups(self, error: BaseException) -> None:
+        if not self.proof.done():
+            self.proof.set_exception(error)
+
+    def _enter(self, state: State, version: int | None = None) -> None:
+        self.state, self.version = state, version
+        if self.updating:
+            self._no_update.clear()
+        else:
+            self._no_update.set()

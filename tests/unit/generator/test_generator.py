@@ -1,0 +1,221 @@
+"""What callers of a generator see in each of its states. What vLLM does with weights is in the integration tests."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+
+from rft_cluster.common.errors import StaleGenerator, WeightTransferError
+from rft_cluster.generator.generator import Generator
+from rft_cluster.generator.weight_state import State
+from rft_cluster.messages import Group, Sampling
+from tests.unit.generator.recording import PROMPTS, RecordingEngine, generator_on
+
+SAMPLING = Sampling(2, 1.0, 8)
+WRONG = WeightTransferError("1 of 9 tensors arrived with other bytes")
+
+
+@pytest.fixture
+def engine() -> RecordingEngine:
+    return RecordingEngine()
+
+
+@pytest.fixture
+def generator(engine: RecordingEngine, monkeypatch: pytest.MonkeyPatch) -> Generator:
+    return generator_on(engine, monkeypatch)
+
+
+@pytest.fixture
+def callers() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(4) as pool:
+        yield pool
+
+
+def load(generator: Generator, version: int) -> None:
+    generator.start_weight_update()
+    generator.update_weights({"path": "memory"})
+    generator.finish_weight_update(version)
+
+
+def send(generator: Generator, version: int) -> None:
+    load(generator, version)
+    generator.prove_weights(version, {})
+
+
+def unfinished(asked: Future[list[Group]]) -> bool:
+    with pytest.raises(TimeoutError):
+        asked.result(timeout=0.05)
+    return True
+
+
+def test_without_weights_it_does_not_generate(generator: Generator):
+    with pytest.raises(StaleGenerator, match="asked for version 0, but this generator holds version None"):
+        generator.generate(PROMPTS, SAMPLING, version=0)
+
+
+def test_groups_come_in_the_order_of_their_prompts(generator: Generator):
+    send(generator, 1)
+    groups = generator.generate(PROMPTS, SAMPLING, version=1)
+    assert [group.prompt for group in groups] == [replace(prompt, image=b"") for prompt in PROMPTS]
+    assert [len(group.completions) for group in groups] == [2, 2, 2]
+    first = groups[0].completions[0]
+    assert (first.token_ids, first.generator_logprobs, first.policy_version) == ([7, 8], [-1.0, -2.0], 1)
+    assert generator.generate([], SAMPLING, version=1) == []
+
+
+def test_the_caches_of_the_old_weights_are_emptied_before_the_new_ones_are_served(
+    generator: Generator, engine: RecordingEngine
+):
+    load(generator, 1)
+    assert engine.calls == [
+        ("start_weight_update",),
+        ("update_weights", {"path": "memory"}),
+        ("finish_weight_update",),
+        ("reset_prefix_cache", False),
+        "reset_encoder_cache",
+    ]
+    assert engine.stamp == "1"
+
+
+def test_no_group_leaves_before_the_proof(generator: Generator, engine: RecordingEngine, callers: ThreadPoolExecutor):
+    load(generator, 1)
+    asked = callers.submit(generator.generate, PROMPTS, SAMPLING, 1)
+    assert unfinished(asked)
+    assert not engine.unfinished, "all is written and only the proof is waited for"
+    record = generator.prove_weights(1, {})
+    assert (record.version, record.received) == (1, 22)
+    assert len(asked.result(timeout=5)) == 3
+
+
+@pytest.mark.parametrize("writes", [True, False], ids=["written", "being written"])
+def test_groups_of_weights_that_fail_their_proof_are_refused(
+    writes: bool, generator: Generator, engine: RecordingEngine, callers: ThreadPoolExecutor
+):
+    load(generator, 1)
+    engine.wrong, engine.writes = WRONG, writes
+    asked = callers.submit(generator.generate, PROMPTS, SAMPLING, 1)
+    assert unfinished(asked)
+    assert bool(engine.unfinished) is not writes
+    with pytest.raises(WeightTransferError, match="arrived with other bytes"):
+        generator.prove_weights(1, {})
+    with pytest.raises(WeightTransferError, match="arrived with other bytes"):
+        asked.result(timeout=5)
+    assert not engine.unfinished
+    with pytest.raises(StaleGenerator, match="holds version None"):
+        generator.generate(PROMPTS, SAMPLING, version=1)
+    engine.wrong, engine.writes = None, True
+    send(generator, 2)  # the next update mends it
+    assert len(generator.generate(PROMPTS, SAMPLING, version=2)) == 3
+
+
+def test_a_proof_of_another_version_is_refused(generator: Generator):
+    send(generator, 1)
+    with pytest.raises(WeightTransferError, match="asked to prove version 2, but it holds 1"):
+        generator.prove_weights(2, {})
+    assert generator._weights.state is State.NO_WEIGHTS
+
+
+def test_an_update_that_follows_on_one_without_proof_refuses_its_groups(
+    generator: Generator, callers: ThreadPoolExecutor
+):
+    load(generator, 1)
+    asked = callers.submit(generator.generate, PROMPTS, SAMPLING, 1)
+    assert unfinished(asked)
+    send(generator, 2)
+    with pytest.raises(WeightTransferError, match="another update began before this one was proved"):
+        asked.result(timeout=5)
+
+
+def test_a_request_during_an_update_begins_with_the_new_weights(
+    generator: Generator, engine: RecordingEngine, callers: ThreadPoolExecutor
+):
+    send(generator, 1)
+    generator.start_weight_update()
+    asked = callers.submit(generator.generate, PROMPTS, SAMPLING, 1)
+    generator.update_weights({})
+    assert unfinished(asked)
+    assert not engine.unfinished, "the engine has none of it"
+    generator.finish_weight_update(2)
+    generator.prove_weights(2, {})
+    assert {c.policy_version for group in asked.result(timeout=5) for c in group.completions} == {2}
+
+
+def test_requests_in_flight_wait_for_the_update_and_lose_their_keys_and_values(
+    generator: Generator, engine: RecordingEngine, callers: ThreadPoolExecutor
+):
+    send(generator, 1)
+    engine.writes = False
+    asked = callers.submit(generator.generate, PROMPTS, SAMPLING, 1)
+    assert unfinished(asked)
+    generator.start_weight_update()
+    engine.writes = True
+    assert unfinished(asked), "while weights are being updated the engine does not step"
+    generator.update_weights({})
+    generator.finish_weight_update(2)
+    assert ("reset_prefix_cache", True) in engine.calls
+    generator.prove_weights(2, {})
+    assert len(asked.result(timeout=5)) == 3
+
+
+def test_completions_by_older_weights_than_asked_are_refused(generator: Generator, engine: RecordingEngine):
+    send(generator, 2)
+    engine.stamp = "1"
+    with pytest.raises(StaleGenerator, match="train/0/2: asked for version 2, written by 1"):
+        generator.generate(PROMPTS, SAMPLING, version=2)
+
+
+def test_an_update_that_fails_ends_requests_in_flight_and_those_that_wait_for_it(
+    generator: Generator, engine: RecordingEngine, callers: ThreadPoolExecutor
+):
+    send(generator, 1)
+    engine.writes = False
+    running = callers.submit(generator.generate, PROMPTS, SAMPLING, 1)
+    assert unfinished(running)
+    generator.start_weight_update()
+    asked = callers.submit(generator.generate, PROMPTS, SAMPLING, 1)
+    assert unfinished(asked)
+    engine.not_loaded = ["layers.0.mlp"]
+    with pytest.raises(WeightTransferError, match="version 2 arrived but 1 layers did not load theirs"):
+        generator.finish_weight_update(2)
+    with pytest.raises(WeightTransferError, match="layers did not load theirs"):
+        running.result(timeout=5)
+    with pytest.raises(StaleGenerator, match="asked for version 1, but this generator holds version None"):
+        asked.result(timeout=5)
+    assert not engine.unfinished
+
+
+def test_an_engine_that_failed_says_so_to_all_that_come_after(generator: Generator, engine: RecordingEngine):
+    send(generator, 1)
+    engine.breaks = MemoryError("no room for the logits")
+    for _ in range(2):
+        with pytest.raises(MemoryError, match="no room for the logits"):
+            generator.generate(PROMPTS, SAMPLING, version=1)
+    with pytest.raises(MemoryError, match="no room for the logits"):
+        generator.start_weight_update()
+    assert generator._weights.state is State.FAILED
+
+
+def test_prompts_of_which_one_is_refused_leave_nothing_in_the_engine(generator: Generator, engine: RecordingEngine):
+    send(generator, 1)
+    engine.writes = False
+    with pytest.raises(OSError, match="cannot identify image"):
+        generator.generate([*PROMPTS, replace(PROMPTS[0], image=b"")], SAMPLING, version=1)
+    assert not engine.unfinished
+
+
+def test_a_generator_that_slept_has_no_weights(engine: RecordingEngine, monkeypatch: pytest.MonkeyPatch):
+    """Level 2 gives the weights away, too: until others arrive there is nothing to generate with."""
+    shared = ("cluster.device=cuda", "learners.count=1", "generators.gpus=0.4", "learners.gpus=0.6")
+    sleeper = generator_on(engine, monkeypatch, *shared)
+    send(sleeper, 4)
+    assert sleeper.generate([], SAMPLING, version=4) == []
+    engine.calls.clear()
+    sleeper.sleep()
+    with pytest.raises(StaleGenerator, match="asked for version 4, but this generator holds version None"):
+        sleeper.generate([], SAMPLING, version=4)
+    sleeper.wake_up(["weights"])
+    sleeper.wake_up(["kv_cache"])
+    with pytest.raises(StaleGenerator, match="holds version None"):
+        sleeper.generate([], SAMPLING, version=4)
+    assert engine.calls == [("sleep", 2), ("wake_up", "weights"), ("wake_up", "kv_cache")]

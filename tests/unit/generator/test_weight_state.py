@@ -1,0 +1,112 @@
+from collections.abc import Callable
+
+import pytest
+
+from rft_cluster.common.errors import StaleGenerator, WeightTransferError
+from rft_cluster.generator import weight_state
+from rft_cluster.generator.weight_state import State, WeightState
+
+BROKEN, WRONG = MemoryError("no room"), WeightTransferError("other bytes")
+STEPS: dict[str, Callable[[WeightState], None]] = {
+    "begin": lambda weights: weights.begin_update(),
+    "end": lambda weights: weights.end_update(3),
+    "prove": lambda weights: weights.prove(3),
+    "serve": lambda weights: weights.serve(3),
+    "refuse": lambda weights: weights.refuse(WRONG),
+    "drop": lambda weights: weights.drop(),
+    "fail": lambda weights: weights.fail(BROKEN),
+}
+
+
+def after(*steps: str) -> WeightState:
+    weights = WeightState()
+    for step in steps:
+        STEPS[step](weights)
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("steps", "state", "version"),
+    [
+        ((), State.NO_WEIGHTS, None),
+        (("begin",), State.UPDATING, None),
+        (("begin", "end"), State.UNPROVED, 3),
+        (("begin", "end", "prove"), State.PROVED, 3),
+        (("begin", "end", "prove", "prove"), State.PROVED, 3),
+        (("begin", "end", "prove", "begin"), State.UPDATING, None),
+        (("begin", "end", "begin"), State.UPDATING, None),
+        (("begin", "refuse"), State.NO_WEIGHTS, None),
+        (("begin", "end", "refuse"), State.NO_WEIGHTS, None),
+        (("begin", "end", "refuse", "begin", "end", "prove"), State.PROVED, 3),
+        (("serve",), State.PROVED, 3),
+        (("serve", "drop"), State.NO_WEIGHTS, None),
+        (("serve", "fail"), State.FAILED, None),
+        (("fail", "drop"), State.FAILED, None),
+        (("fail", "refuse"), State.FAILED, None),
+    ],
+)
+def test_the_states_follow_each_other_as_drawn(steps, state, version):
+    weights = after(*steps)
+    assert (weights.state, weights.version) == (state, version)
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        (("end",), "an update to version 3 ended that had not begun"),
+        (("serve", "end"), "an update to version 3 ended that had not begun"),
+        (("prove",), "asked to prove version 3, but it holds None"),
+        (("begin", "prove"), "asked to prove version 3, but it holds None"),
+        (("fail", "begin"), "no room"),
+        (("fail", "serve"), "no room"),
+        (("fail", "prove"), "no room"),
+    ],
+)
+def test_other_steps_are_refused(steps, message):
+    with pytest.raises((WeightTransferError, MemoryError), match=message):
+        after(*steps)
+
+
+@pytest.mark.parametrize("steps", [("begin", "end"), ("begin", "end", "prove"), ("serve",)])
+def test_weights_that_are_served_admit_requests_for_their_version_and_older_ones(steps):
+    weights = after(*steps)
+    assert weights.admits(3) and weights.admits(0)
+    with pytest.raises(StaleGenerator, match="asked for version 4, but this generator holds version 3"):
+        weights.admits(4)
+
+
+def test_without_weights_nothing_is_admitted():
+    with pytest.raises(StaleGenerator, match="asked for version 0, but this generator holds version None"):
+        after().admits(0)
+    with pytest.raises(MemoryError, match="no room"):
+        after("serve", "fail").admits(0)
+
+
+def test_a_request_waits_for_the_end_of_an_update(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(weight_state, "UPDATE_TIMEOUT", 0.01)
+    weights = after("begin")
+    assert not weights.admits(0)
+    with pytest.raises(WeightTransferError, match=r"an update took more than 0\.01 s"):
+        weights.wait_for_update()
+    for ending in (("begin", "end"), ("begin", "refuse"), ("begin", "fail")):
+        after(*ending).wait_for_update()
+
+
+def test_the_proof_is_done_when_the_weights_are_proved_refused_or_followed_by_others():
+    weights = after("begin", "end")
+    proof = weights.proof
+    assert not proof.done()
+    weights.prove(3)
+    assert proof.result() is None and weights.proof is proof
+    assert after("serve").proof.result() is None
+    for step, error in (("refuse", WRONG), ("fail", BROKEN)):
+        weights = after("begin", "end")
+        proof = weights.proof
+        STEPS[step](weights)
+        assert proof.exception() is error
+    weights = after("begin", "end")
+    proof = weights.proof
+    weights.begin_update()
+    with pytest.raises(WeightTransferError, match="another update began before this one was proved"):
+        proof.result()
+    assert not weights.proof.done(), "the next weights have a proof of their own"
