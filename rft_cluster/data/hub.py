@@ -118,6 +118,8 @@ def _open(path: Path | None) -> tuple[str, "dict[str, Dataset]"]:
     import datasets  # takes seconds to import
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
+    # Else a server that counts data sets is asked each time, of folders here, too: seconds where it cannot be reached.
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it would print what it raises, too
     try:
         if not path.exists():

@@ -79,6 +79,14 @@ def sizes(dataset: FewShotDataset) -> list[int]:
 # --- layouts
 
 
+def test_no_server_is_asked_about_files_that_are_here(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("socket.getaddrinfo", lambda *where, **_: asked.append(where) or [])
+    plain(tmp_path / "set/train.parquet", [picture(i) for i in range(10)], STRUCT, label=["a", "b"] * 5)
+    assert sizes(load(tmp_path / "set")) == [4, 1, 2]
+    assert not asked
+
+
 def test_class_labels_keep_their_order(tmp_path):
     names = ClassLabel(names=["tulip", "rose", "unused"])
     dataset = load(save(rows([0, 1] * 5, names), tmp_path / "flowers"))
