@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rft_cluster.data.labels import extract_answer, normalise_label
+from rft_cluster.common.labels import extract_answer, normalise_label
 
 THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 

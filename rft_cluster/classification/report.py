@@ -13,8 +13,8 @@ from typing import Any
 from rft_cluster.classification.answers import AnswerReader, Vote
 from rft_cluster.classification.intervals import paired_difference, rate, wilson
 from rft_cluster.common.errors import UserError
+from rft_cluster.common.labels import normalise_label
 from rft_cluster.common.text import printable
-from rft_cluster.data.labels import normalise_label
 from rft_cluster.messages import Completion, Group, Prompt
 from rft_cluster.rewards.accuracy import accuracy_reward
 from rft_cluster.rewards.containment import containment_reward, published_answer

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rft_cluster.common.errors import UserError
+from rft_cluster.common.labels import extract_answer
 from rft_cluster.config import DataSection
 from rft_cluster.data.dataset import composed, listing
-from rft_cluster.data.labels import extract_answer
 from rft_cluster.data.names import given, named_numbers
 from rft_cluster.data.reading import Unread, skip_or_refuse
 from rft_cluster.messages import Example

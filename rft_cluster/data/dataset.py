@@ -10,8 +10,8 @@ from typing import Any, overload
 import numpy as np
 
 from rft_cluster.common.errors import UserError
+from rft_cluster.common.labels import extract_answer, normalise_label
 from rft_cluster.common.text import shown
-from rft_cluster.data.labels import extract_answer, normalise_label
 from rft_cluster.messages import Example
 
 LISTED = 40

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rft_cluster.common.errors import UserError
+from rft_cluster.common.labels import normalise_label
 from rft_cluster.common.lookup import near_path
 from rft_cluster.config import DataSection
 from rft_cluster.data.archive import open_archive
@@ -29,7 +30,6 @@ from rft_cluster.data.conflicts import SAME_PICTURE, small_copy
 from rft_cluster.data.dataset import FewShotDataset, listing
 from rft_cluster.data.files import TABLE_SUFFIXES, is_picture, is_system, some
 from rft_cluster.data.images import DECODE_ERRORS
-from rft_cluster.data.labels import normalise_label
 from rft_cluster.data.names import ROLES, find_splits, split_role
 from rft_cluster.data.reading import Unread, skip_or_refuse
 from rft_cluster.messages import Example

@@ -5,7 +5,7 @@ or a list of classes was right. Writing does not count: `Hard leaved_Pocket orch
 orchid`.
 """
 
-from rft_cluster.data.labels import extract_answer, normalise_label
+from rft_cluster.common.labels import extract_answer, normalise_label
 from rft_cluster.messages import Completion, Prompt
 
 

@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "generator": {"model", "weights"},
     "weights": {"model"},
     "model": {"data", "prompts"},
-    "rewards": {"data", "prompts"},
+    "rewards": {"prompts"},
     "algorithm": set(),
     "prompts": set(),
     "data": set(),

@@ -1,5 +1,6 @@
 """What the user gets to see before anything starts: one clear message or the plan, and nothing written."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -333,39 +334,50 @@ def test_a_dry_run_says_what_the_run_takes(tmp_path, capsys, small):
 
 
 HEAVY = {"torch", "transformers", "vllm", "ray", "sklearn", "scipy", "peft", "datasets", "matplotlib"}
+SLIPS = [
+    ["launch", "--config", "digitz"],
+    ["launch", "--config", "digits", "data.source=folder", "data.path=nowhere"],
+    ["launch", "--config", "digits", "schedule.stpes=3"],
+    ["launch", "--config", "digits", "model.path=nowhere", "--dry-run"],
+    ["launch", "--config", "digits", "prompt.template=nowhere"],
+    ["launch", "--config", "digits", "run.folder=/proc/sys"],
+    ["launch", "--config", "digits", "data.manifest=nowhere"],
+    ["launch", "--config", "digits", "rewards.nowhere:f=1"],
+    ["evaluate", "--checkpoint", "nowhere"],
+    ["evaluate", "--checkpoint", "base", "--config", "digitz"],
+    ["evaluate", "--checkpoint", "base", "--config", "digits", "data.source=folder", "data.path=nowhere"],
+    ["evaluate", "--checkpoint", "base", "--config", "digits", "model.path=nowhere"],
+    ["evaluate", "--checkpoint", "base", "--config", "digits", "--output", "/proc/sys/x"],
+    ["predict", "--checkpoint", "nowhere", "x.jpg"],
+    ["predict", "--checkpoint", ".", "x.jpg"],
+    ["compare", "nowhere", "nowhere"],
+    ["sweep", "--config", "nowhere.yaml"],
+]
+# One after the other in one interpreter: of each its exit code, its error, what it imported and what it left.
+TELL = """
+import contextlib, importlib, io, json, os, sys
+told = []
+for command, *rest in json.loads(sys.argv[1]):
+    error, before = io.StringIO(), set(sys.modules)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(error):
+        code = importlib.import_module(f"rft_cluster.{command}").main(rest)
+    told.append([code, error.getvalue(), sorted(set(sys.modules) - before), os.listdir()])
+print(json.dumps(told))
+"""
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["launch", "--config", "digitz"],
-        ["launch", "--config", "digits", "data.source=folder", "data.path=nowhere"],
-        ["launch", "--config", "digits", "schedule.stpes=3"],
-        ["launch", "--config", "digits", "model.path=nowhere", "--dry-run"],
-        ["launch", "--config", "digits", "prompt.template=nowhere"],
-        ["launch", "--config", "digits", "run.folder=/proc/sys"],
-        ["launch", "--config", "digits", "data.manifest=nowhere"],
-        ["launch", "--config", "digits", "rewards.nowhere:f=1"],
-        ["evaluate", "--checkpoint", "nowhere"],
-        ["evaluate", "--checkpoint", "base", "--config", "digitz"],
-        ["evaluate", "--checkpoint", "base", "--config", "digits", "data.source=folder", "data.path=nowhere"],
-        ["evaluate", "--checkpoint", "base", "--config", "digits", "model.path=nowhere"],
-        ["evaluate", "--checkpoint", "base", "--config", "digits", "--output", "/proc/sys/x"],
-        ["predict", "--checkpoint", "nowhere", "x.jpg"],
-        ["predict", "--checkpoint", ".", "x.jpg"],
-        ["compare", "nowhere", "nowhere"],
-        ["sweep", "--config", "nowhere.yaml"],
-    ],
-    ids=" ".join,
-)
-def test_a_slip_is_told_before_anything_heavy_is_imported(tmp_path, arguments):
+@pytest.fixture(scope="module")
+def told(tmp_path_factory) -> list[list]:
+    words = [sys.executable, "-c", TELL, json.dumps(SLIPS)]
+    folder = tmp_path_factory.mktemp("slips")
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("slip", SLIPS, ids=" ".join)
+def test_a_slip_is_told_before_anything_heavy_is_imported(told, slip):
     """Seconds pass while torch is imported: a mistyped name is not worth them."""
-    command, *rest = arguments
-    source = (
-        f"import sys; from rft_cluster import {command}; code = {command}.main({rest!r})\n"
-        f"print(code, sorted({HEAVY!r} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", source], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "2 []", done.stderr
-    assert done.stderr.startswith("error: ")
-    assert not list(tmp_path.iterdir())
+    code, error, imported, left = told[SLIPS.index(slip)]
+    assert code == 2 and error.startswith("error: ")
+    assert not HEAVY & set(imported)
+    assert not left

@@ -10,12 +10,12 @@ from PIL import Image
 from scipy.io import savemat
 
 from rft_cluster.common.errors import UserError
+from rft_cluster.common.labels import normalise_label
 from rft_cluster.config import DataSection
 from rft_cluster.data import archive, load_dataset
 from rft_cluster.data.archive import flower_classes, open_archive
 from rft_cluster.data.dataset import FewShotDataset
 from rft_cluster.data.images import MAX_BYTES, Limits, check_image
-from rft_cluster.data.labels import normalise_label
 
 CLASSES = 102
 EACH = 4

@@ -3,7 +3,7 @@ from random import Random
 import pytest
 
 from rft_cluster.common.errors import UserError
-from rft_cluster.data.labels import extract_answer, normalise_label
+from rft_cluster.common.labels import extract_answer, normalise_label
 from rft_cluster.messages import Completion, Prompt
 from rft_cluster.prompts import render_template
 from rft_cluster.rewards import load_rewards
