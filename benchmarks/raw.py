@@ -21,6 +21,7 @@ from rft_cluster.algorithm.advantages import group_advantages
 from rft_cluster.algorithm.loss import grpo_loss
 from rft_cluster.algorithm.samples import build_samples
 from rft_cluster.common.hardware import hardware
+from rft_cluster.common.lookup import find_function
 from rft_cluster.config import Config
 from rft_cluster.generator.vllm_options import CPU_BATCHED_TOKENS, MM_CACHE_GIB, environment, sampling_params
 from rft_cluster.learner.collate import collate
@@ -29,7 +30,7 @@ from rft_cluster.messages import Completion, Group, Prompt, Sampling
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.policy import PolicyModel, load_policy, load_reference
 from rft_cluster.prompts import make_prompts
-from rft_cluster.rewards import load_rewards
+from rft_cluster.rewards import REWARDS
 from rft_cluster.run.task import base_model_path, prepare
 
 
@@ -112,10 +113,10 @@ class RawLearner:
 
     def update(self, groups: Sequence[Group]) -> float:
         """One update. Returns the mean gap between the engine's log-probabilities and the learner's, in nats."""
-        rewards = load_rewards(self._config.rewards)
+        rewards = [(find_function(name, REWARDS, "rewards"), w) for name, w in self._config.rewards.items()]
         algorithm, gap, tokens = self._config.algorithm, 0.0, 0.0
         advantages = [
-            group_advantages([sum(w * f(group.prompt, c) for _, w, f in rewards) for c in group.completions])
+            group_advantages([sum(w * f(group.prompt, c) for f, w in rewards) for c in group.completions])
             for group in groups
         ]
         samples = build_samples(groups, advantages, keep_all=algorithm.kl_beta > 0)

@@ -23,11 +23,12 @@ from transformers import AutoProcessor, Qwen2VLForConditionalGeneration, Trainer
 from trl import GRPOConfig, GRPOTrainer
 
 from rft_cluster.classification.report import summarise
+from rft_cluster.common.lookup import find_function
 from rft_cluster.config import Config, load_config
 from rft_cluster.generator.vllm_options import environment
 from rft_cluster.messages import Completion, Example, Group, Prompt
 from rft_cluster.prompts import make_prompts
-from rft_cluster.rewards import load_rewards
+from rft_cluster.rewards import REWARDS
 from rft_cluster.run.task import Task, base_model_path, prepare
 
 EVALUATION_ROWS = 100
@@ -97,7 +98,7 @@ def as_trl_rewards(config: Config, prompts: dict[str, Prompt]) -> list[Any]:
         reward.__name__ = name
         return reward
 
-    return [wrapped(name, function) for name, _, function in load_rewards(config.rewards)]
+    return [wrapped(name, find_function(name, REWARDS, "rewards")) for name in config.rewards]
 
 
 def as_completion(token_ids: list[int], text: str) -> Completion:

@@ -4,6 +4,7 @@ import argparse
 import shlex
 import sys
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from rft_cluster.common.errors import UserError, exit_code
@@ -87,21 +88,22 @@ def _check(config: Config, start: "Start") -> "Task":
     from rft_cluster.classification.redteam import check_rewards
     from rft_cluster.cluster.machine import check_machine, check_memory, check_ray_folder
     from rft_cluster.cluster.placement import describe
-    from rft_cluster.rewards import load_rewards
+    from rft_cluster.rewards.scorer import WeightedRewards
     from rft_cluster.run.preflight import check_paths, check_task
     from rft_cluster.run.resume import read_task
 
-    load_rewards(config.rewards)
-    model = check_paths(config, config.model.path)
-    check_ray_folder(config)
-    task = read_task(start, config)
-    dataset = task.dataset
-    print(
-        f"{dataset.name}: {len(dataset.classes)} classes, {len(dataset.train)} images to learn from, "
-        f"{len(dataset.validation)} for validation, {len(dataset.test)} for the test",
-        flush=True,
-    )
-    red_team = check_rewards(config.rewards, config.scoring, dataset.classes, task.examples, task.text, config.run.seed)
+    with closing(WeightedRewards(config.rewards, config.scoring, quiet=True)) as rewards:
+        model = check_paths(config, config.model.path)
+        check_ray_folder(config)
+        rewards.load()
+        task = read_task(start, config)
+        dataset = task.dataset
+        print(
+            f"{dataset.name}: {len(dataset.classes)} classes, {len(dataset.train)} images to learn from, "
+            f"{len(dataset.validation)} for validation, {len(dataset.test)} for the test",
+            flush=True,
+        )
+        red_team = check_rewards(rewards, config.scoring, dataset.classes, task.examples, task.text, config.run.seed)
     plan = describe(config, len(dataset.train))
     for line in filter(None, [*dataset.notes(), *start.notes, plan, red_team]):
         print(line, flush=True)

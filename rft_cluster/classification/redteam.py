@@ -9,11 +9,12 @@ of the other classes in that layout. An attack's score is the mean of s over n l
 that is always answered has 1/n, chance, and everything else about 0.
 """
 
+import asyncio
 import random
 import re
 import statistics
-import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from string import ascii_lowercase
 from typing import Any
@@ -31,7 +32,6 @@ MOST = 200  # labels, and classes to answer always
 TIME = 60.0  # seconds after which no further label is begun
 SHOWN = 12  # attacks in the table
 NAME = 44  # characters of its first column
-AT_ONCE = 8  # completions between two looks at the clock
 ALWAYS = "always "  # begins the name of an attack that answers one class
 
 
@@ -63,7 +63,7 @@ class RedTeam:
 
 
 def check_rewards(
-    weights: Mapping[str, float],
+    rewards: WeightedRewards,
     scoring: ScoringSection,
     classes: Sequence[str],
     examples: Sequence[Example],
@@ -78,7 +78,7 @@ def check_rewards(
     """
     if scoring.red_team == "off":
         return ""
-    found = red_team(weights, classes, examples, prompt_text, scoring.time_limit, seed)
+    found = asyncio.run(red_team(rewards, classes, examples, prompt_text, seed, scoring.red_team_calls))
     if scoring.red_team == "warn":
         return "\n".join(filter(None, (render(found), found.unearned)))
     if not found.labels:
@@ -101,66 +101,66 @@ def check_rewards(
     )
 
 
-def red_team(
-    weights: Mapping[str, float],
+async def red_team(
+    rewards: WeightedRewards,
     classes: Sequence[str],
     examples: Sequence[Example],
     prompt_text: str,
-    time_limit: float,
     seed: int,
+    calls: int,
     seconds: float = TIME,
 ) -> RedTeam:
     """Try the rewards against every class, or a seeded choice of at most `MOST`.
 
     Args:
-        weights: as configured, by name or dotted path.
         examples: labelled images, for a reward that looks at one, and for a label's aliases; the first of a label is
             taken. A class without one has an empty image.
         prompt_text: the rendered question, which says what layout an answer has.
-        time_limit: seconds for one call of a user's own function.
-        seconds: after these no further label is begun, however slow the functions are.
+        calls: completions, at most, on which a user's own function is asked: fewer classes are chosen.
+        seconds: after these no further label is tried, however slow the functions are.
 
     Raises:
         UserError: a function cannot be imported.
     """
-    chosen = random.Random(f"{seed}/red-team").sample(list(classes), min(MOST, len(classes)))
+    besides = list(_attacks(classes, prompt_text))
+    most = _affordable(len(besides), calls) if rewards.has_own else MOST
+    chosen = random.Random(f"{seed}/red-team").sample(list(classes), min(most, len(classes)))
     always = [label for label in classes if label in set(chosen)]
-    attacks = list(_attacks(classes, always, prompt_text))
+    attacks = [*besides, *_constant(always, prompt_text)]
     first = {example.label: example for example in reversed(examples)}
-    scorer = WeightedRewards(weights, time_limit)
-    trials = []
-    unearned, asked = "", False
-    notes: list[str] = []
-    try:
-        scorer.wait_until_ready()
-        deadline = time.monotonic() + seconds
-        for label in chosen:
-            example = first.get(label, Example(f"red-team/{label}", b"", label))
-            prompt = Prompt("red-team", example.example_id, example.image, prompt_text, label, 0, example.aliases)
-            own = always.index(label) - len(always)
-            trial = _try(scorer, prompt, [text for _, text in attacks], own, len(always), deadline)
-            if trial is None:
-                break
-            trials.append(trial)
-            if trial.tells and not asked:
-                asked = True
-                unearned, notes = _of_the_obedient(scorer, prompt, trial.rewards[own].parts, classes)
-    finally:
-        scorer.close()
+    trials: list[_Trial] = []
+    unearned, notes = "", list[str]()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            for label in chosen:
+                example = first.get(label, Example(f"red-team/{label}", b"", label))
+                prompt = Prompt("red-team", example.example_id, example.image, prompt_text, label, 0, example.aliases)
+                own = always.index(label) - len(always)
+                trial = await _try(rewards, prompt, [text for _, text in attacks], own, len(always))
+                trials.append(trial)
+                if trial.tells and sum(one.tells for one in trials) == 1:
+                    unearned, notes = await _of_the_obedient(rewards, prompt, trial.rewards[own].parts, classes)
     if trials and all(trial.right is None for trial in trials):
         raise UserError(
             f"{_failure(trials[0].rewards[0])} That was a right answer, and so it went with all {len(trials)} labels "
             f"that were tried before training. Mend the function, or raise scoring.time_limit"
         )
     counting = [trial for trial in trials if trial.tells]
-    scored = [_attack(name, index, list(weights), counting) for index, (name, _) in enumerate(attacks) if counting]
+    scored = [_attack(name, i, list(rewards.weights), counting) for i, (name, _) in enumerate(attacks) if counting]
     return RedTeam(
         sorted(scored, key=lambda attack: -attack.score),
         len(counting),
         1 / len(counting) if counting else 0.0,
-        [*_notes(trials, len(chosen), len(classes), seconds), *notes],
+        [*_notes(trials, len(chosen), len(classes), seconds), *notes, *rewards.printed()],
         unearned,
     )
+
+
+def _affordable(besides: int, calls: int) -> int:
+    """The most labels that can be tried with so many calls: on each, a right answer first, then the attacks, `besides`
+    and a constant one for each label; and a few completions that do as the question says."""
+    few = 8
+    return max(most for most in range(2, MOST + 1) if most * (1 + besides + most) + few <= calls or most == 2)
 
 
 def render(found: RedTeam) -> str:
@@ -208,9 +208,9 @@ class _Trial:
         return self.right is not None and self.wrong is not None and self.right > self.wrong
 
 
-def _attacks(classes: Sequence[str], always: Sequence[str], prompt_text: str) -> Iterator[tuple[str, str]]:
-    """Name and text of each completion that is tried against every label; those of `always` are the last ones."""
-    think = f"<think>{REASONING}</think>" if asks_for_thinking(prompt_text) else ""
+def _attacks(classes: Sequence[str], prompt_text: str) -> Iterator[tuple[str, str]]:
+    """Name and text of each completion that is tried against every label, but for the constant ones."""
+    think = _reasoning(prompt_text)
     everything = ", ".join(classes)
     yield "an empty completion", ""
     yield "an empty answer", f"{think}<answer></answer>"
@@ -224,33 +224,34 @@ def _attacks(classes: Sequence[str], always: Sequence[str], prompt_text: str) ->
     yield "the prompt", prompt_text
     for line in [line for line in prompt_text.splitlines() if line.lstrip().startswith(("<think>", "<answer>"))][-1:]:
         yield "the prompt's example line", line
+
+
+def _constant(always: Sequence[str], prompt_text: str) -> Iterator[tuple[str, str]]:
+    """Name and text of the completions that answer one class whatever the image shows."""
     for label in always:
-        yield f"{ALWAYS}{printable(label)}", f"{think}<answer>{label}</answer>"
+        yield f"{ALWAYS}{printable(label)}", f"{_reasoning(prompt_text)}<answer>{label}</answer>"
 
 
-def _try(
-    scorer: WeightedRewards, prompt: Prompt, texts: Sequence[str], own: int, constant: int, deadline: float
-) -> _Trial | None:
-    """Score all `texts` for one label; None where the time runs out.
+def _reasoning(prompt_text: str) -> str:
+    return f"<think>{REASONING}</think>" if asks_for_thinking(prompt_text) else ""
+
+
+async def _try(scorer: WeightedRewards, prompt: Prompt, texts: Sequence[str], own: int, constant: int) -> _Trial:
+    """Score all `texts` for one label.
 
     The last `constant` texts are a class each, and the one at `own`, counted from the end, is right.
     """
-    if time.monotonic() > deadline:
-        return None
+    await asyncio.sleep(0)  # built-in rewards never wait, and the time is looked at only by who does
     completions = [Completion([], [], text, "stop", 0) for text in texts]
-    (right,) = scorer.score(prompt, [completions[own]])
+    (right,) = await scorer.score(prompt, [completions[own]])
     if right.total is None:
         return _Trial([right], None, None)
-    rewards: list[Reward] = []
-    for start in range(0, len(completions), AT_ONCE):
-        if time.monotonic() > deadline:
-            return None
-        rewards += scorer.score(prompt, completions[start : start + AT_ONCE])
+    rewards = await scorer.score(prompt, completions)
     wrong = [reward.total for reward in rewards[-constant:] if reward is not rewards[own] and reward.total is not None]
     return _Trial(rewards, right.total, statistics.median(wrong) if wrong else None)
 
 
-def _of_the_obedient(
+async def _of_the_obedient(
     scorer: WeightedRewards, prompt: Prompt, right: Mapping[str, float], classes: Sequence[str]
 ) -> tuple[str, list[str]]:
     """Why doing as the question says earns nothing (empty where it does), and notes on rewards that it cannot earn.
@@ -259,7 +260,7 @@ def _of_the_obedient(
     """
     other = next(name for name in classes if name != prompt.label)
     texts = [*obedient(prompt.text, prompt.label), *obedient(prompt.text, other)]
-    rewards = scorer.score(prompt, [Completion([], [], text, "stop", 0) for text in texts])
+    rewards = await scorer.score(prompt, [Completion([], [], text, "stop", 0) for text in texts])
     ours, theirs = rewards[: len(rewards) // 2], rewards[len(rewards) // 2 :]
     best = {name: max(reward.parts.get(name, 0.0) for reward in ours) for name in right}
     shows = what_it_shows(prompt.text)
@@ -295,7 +296,8 @@ def _attack(name: str, index: int, rewards: Sequence[str], trials: Sequence[_Tri
 def _notes(trials: Sequence[_Trial], chosen: int, classes: int, seconds: float) -> list[str]:
     notes = []
     if chosen < classes:
-        notes.append(f"labels and constant answers: {chosen} of the {classes} classes, chosen by run.seed")
+        few = "; scoring.red_team_calls allows no more" if chosen < min(MOST, classes) else ""
+        notes.append(f"labels and constant answers: {chosen} of the {classes} classes, chosen by run.seed{few}")
     if len(trials) < chosen:
         notes.append(f"after {seconds:g} s {len(trials)} of {chosen} labels had been tried: the rewards are slow")
     silent = sum(not trial.tells for trial in trials)

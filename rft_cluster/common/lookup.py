@@ -28,20 +28,33 @@ def find_function(name: str, known: Mapping[str, Callable[..., Any]], key: str) 
     """
     if name in known:
         return known[name]
-    module_name, separator, function_name = name.rpartition(":" if ":" in name else ".")
-    if not separator:
-        raise UserError(
-            f"{key}: {name!r} is unknown.{_nearest(name, known)} Known are {', '.join(sorted(known))}; "
-            f"a function of your own is given as package.module:function"
-        )
-    if not all(part.isidentifier() for part in [*module_name.split("."), function_name]):
-        raise UserError(f"{key}: {name!r} is not a dotted path of the form package.module:function")
+    module_name, function_name = split_name(name, known, key)
     module = _import(module_name, f"{key}: {name!r}")
     functions = {k: v for k, v in vars(module).items() if callable(v)}
     if function_name not in functions:
         near = _nearest(function_name, functions)
         raise UserError(f"{key}: {name!r} cannot be found: {module_name} has no function {function_name!r}.{near}")
     return functions[function_name]
+
+
+def split_name(name: str, known: Mapping[str, Any], key: str) -> tuple[str, str]:
+    """Module and function of a dotted path; nothing is imported.
+
+    Raises:
+        UserError: it is none, or the path of a file. `known` are the names that would have done as well.
+    """
+    module, separator, function = name.rpartition(":" if ":" in name else ".")
+    if not separator:
+        raise UserError(
+            f"{key}: {name!r} is unknown.{_nearest(name, known)} Known are {', '.join(sorted(known))}; "
+            f"a function of your own is given as package.module:function"
+        )
+    if module.endswith(".py") or "/" in module:
+        dotted = f"{module.removeprefix('./').removesuffix('.py').replace('/', '.')}:{function}"
+        raise UserError(f"{key}: {name!r} names a file: name the module, as in an import. Did you mean {dotted}?")
+    if not all(part.isidentifier() for part in [*module.split("."), function]):
+        raise UserError(f"{key}: {name!r} is not a dotted path of the form package.module:function")
+    return module, function
 
 
 def _import(module: str, what: str) -> ModuleType:

@@ -160,12 +160,18 @@ class SamplingSection(Section):
 class ScoringSection(Section):
     time_limit: float = Field(10.0, gt=0, le=MOST_SECONDS)
     """Seconds for one call of a reward function of your own. Past it the completion has no reward: it is masked."""
+    max_concurrent: int = Field(32, ge=1, le=65_536)
+    """Completions on which a reward function of your own works at once: the calls of an `async` one, the batch of one
+    that takes `(prompts, completions)`. Any other is called once at a time."""
     failure_budget: float = Field(0.1, ge=0, lt=1)
     """Share of a step's completions that may be without a reward; more stops the run."""
     red_team: Literal["refuse", "warn", "off"] = "refuse"
     """Before training the rewards are tried against answers that know nothing of the image, and against answers that do
     as the question says. Where one of the former pays, or none of the latter: `refuse` to train, or `warn` and go on;
     `off` does not try. See docs/rewards.md."""
+    red_team_calls: int = Field(1000, ge=100, le=100_000_000)
+    """Completions, at most, on which that trial asks a reward function of your own, since a judge may be slow or cost
+    money. With many classes it then tries fewer of them."""
 
 
 class AlgorithmSection(Section):

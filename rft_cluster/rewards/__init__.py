@@ -1,19 +1,18 @@
-"""Rewards: plain functions `(prompt, completion) -> float`, weighted in the config.
+"""Rewards: functions `(prompt, completion) -> float`, weighted in the config.
 
     rewards:
       format: 1.0
       accuracy: 1.0
       my_package.my_module:brevity: 0.1     # a function of your own
 
-To add a built-in one: write the function in a file of this folder and name it in `REWARDS`. Those run in the reward
-actor's process, a user's own in one that may break (`isolation.py`, docs/rewards.md).
+A user's own may be `async`, and with the parameters `(prompts, completions)` it takes a batch and returns a list of
+values. It runs in a process that may break (`isolation.py`, docs/rewards.md). To add a built-in one, which runs in the
+reward actor's process: write the function in a file of this folder and name it in `REWARDS`.
 """
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from rft_cluster.common.errors import UserError
-from rft_cluster.common.lookup import find_function
+from rft_cluster.common.lookup import split_name
 from rft_cluster.messages import Completion, Prompt
 from rft_cluster.rewards.accuracy import accuracy_reward
 from rft_cluster.rewards.containment import containment_reward
@@ -28,15 +27,12 @@ REWARDS: dict[str, RewardFunction] = {
 }
 
 
-def load_rewards(weights: dict[str, float]) -> list[tuple[str, float, RewardFunction]]:
-    """Name, weight and function of each configured reward, in the config's order.
+def check_names(names: Iterable[str]) -> None:
+    """Is each a built-in reward or a dotted path? Nothing is imported: a user's module could end or hold the process.
 
     Raises:
-        UserError: no reward is given, a name is unknown, or a weight is not a finite number.
+        UserError: one is neither.
     """
-    if not weights:
-        raise UserError("rewards: none is given; set at least one, e.g. rewards.accuracy=1.0")
-    for name, weight in weights.items():
-        if not math.isfinite(weight):
-            raise UserError(f"rewards.{name}: the weight must be a finite number, got {weight}")
-    return [(name, weight, find_function(name, REWARDS, "rewards")) for name, weight in weights.items()]
+    for name in names:
+        if name not in REWARDS:
+            split_name(name, REWARDS, "rewards")

@@ -1,29 +1,34 @@
 """The reward actor's work: score groups of completions with the configured reward functions.
 
 scorer = Scorer({"format": 1.0, "accuracy": 1.0}, ScoringSection())
-rewards = scorer.score(groups)      # rewards[i][j] is of groups[i].completions[j]
+rewards = await scorer.score(groups)      # rewards[i][j] is of groups[i].completions[j]
+
+Calls of `score` overlap: a step comes in parts, as generators finish them, and completions of all parts that are here
+share `scoring.max_concurrent`.
 """
 
+import asyncio
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import ScoringSection
 from rft_cluster.messages import Completion, Group, Prompt, Reward
-from rft_cluster.rewards import REWARDS, RewardFunction
+from rft_cluster.rewards import REWARDS, check_names
 from rft_cluster.rewards.isolation import IsolatedFunction
+
+PRINTED = 3  # lines of what a function prints that are shown
 
 
 class Scorer:
-    """Scores completions; the weights of the rewards are by name or dotted path (see `load_rewards`)."""
+    """Scores completions; the weights of the rewards are by name or dotted path."""
 
     def __init__(self, rewards: dict[str, float], scoring: ScoringSection) -> None:
-        self._rewards = WeightedRewards(rewards, scoring.time_limit)
+        self._rewards = WeightedRewards(rewards, scoring)
         self._budget = scoring.failure_budget
 
-    def score(
+    async def score(
         self, groups: list[Group], completions: int | None = None, prompts: list[Prompt] | None = None
     ) -> list[list[Reward]]:
         """One reward for each completion, in order. Where a user's function failed there is no total.
@@ -37,11 +42,20 @@ class Scorer:
                 cannot be imported.
         """
         completions = completions or sum(len(group.completions) for group in groups)
+        prompts = prompts or [group.prompt for group in groups]
         scored: list[list[Reward]] = []
-        for index, group in enumerate(groups):
-            prompt = prompts[index] if prompts else group.prompt
-            scored.append(self._rewards.score(prompt, group.completions))
-            check_failures(groups, scored, completions, self._budget)
+        scoring = [
+            asyncio.ensure_future(self._rewards.score(prompt, group.completions))
+            for prompt, group in zip(prompts, groups, strict=True)
+        ]
+        try:
+            for task in scoring:
+                scored.append(await task)
+                check_failures(groups, scored, completions, self._budget)
+        finally:
+            for task in scoring:
+                task.cancel()
+            await asyncio.gather(*scoring, return_exceptions=True)
         totals = [reward.total for rewards in scored for reward in rewards if reward.total is not None]
         mean = f"reward {sum(totals) / len(totals):.3f} on average" if totals else "no reward"
         # For this actor's own log, which Ray keeps.
@@ -83,45 +97,66 @@ class WeightedRewards:
     """Built-in rewards run in this process, a user's own each in one of its own, which `close` ends.
 
     Args:
-        weights: by name or dotted path (see `load_rewards`).
-        time_limit: seconds for one call of a user's own.
+        weights: by name or dotted path.
+        quiet: what a user's own functions print is kept for `printed`.
+
+    Raises:
+        UserError: a name is neither a built-in reward's nor a dotted path.
     """
 
-    def __init__(self, weights: Mapping[str, float], time_limit: float) -> None:
+    def __init__(self, weights: Mapping[str, float], scoring: ScoringSection, quiet: bool = False) -> None:
+        check_names(weights)
         self.weights = dict(weights)
-        self._isolated = {name: IsolatedFunction(name, time_limit) for name in weights if name not in REWARDS}
-        built_in = {name: partial(_each, REWARDS[name]) for name in weights if name in REWARDS}
-        self._functions: dict[str, Callable[[Prompt, Sequence[Completion]], Sequence[float | str]]]
-        self._functions = {**built_in, **self._isolated}
+        self._isolated = {
+            name: IsolatedFunction(name, scoring.time_limit, scoring.max_concurrent, quiet)
+            for name in weights
+            if name not in REWARDS
+        }
 
-    def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Reward]:
+    @property
+    def has_own(self) -> bool:
+        """Whether a function of the user's is among them."""
+        return bool(self._isolated)
+
+    async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Reward]:
         """One reward for each completion, in order; where a function of the user's failed it is without a total.
 
         Raises:
             UserError: a function of the user's own cannot be imported.
         """
-        values = {name: self._functions[name](prompt, completions) for name in self.weights}
-        return [self._weigh({name: values[name][index] for name in values}) for index in range(len(completions))]
+        values = await asyncio.gather(*(self._values(name, prompt, completions) for name in self.weights))
+        return [self._weigh(dict(zip(self.weights, of_one, strict=True))) for of_one in zip(*values, strict=True)]
 
-    def wait_until_ready(self) -> None:
-        """Until the user's own functions are imported.
+    def load(self) -> None:
+        """Wait until the user's own functions are imported.
 
         Raises:
             UserError: one cannot be.
         """
-        for function in self._isolated.values():
-            function.wait_until_ready()
+        asyncio.run(self._all_ready())
+
+    def printed(self) -> list[str]:
+        """Who prints, and its first lines, for people."""
+        return [
+            f"rewards.{name} prints, in training to the reward actor's log:\n    " + "\n    ".join(lines[:PRINTED])
+            for name, function in self._isolated.items()
+            if (lines := function.printed())
+        ]
 
     def close(self) -> None:
         for function in self._isolated.values():
             function.close()
+
+    async def _all_ready(self) -> None:
+        await asyncio.gather(*(function.wait_until_ready() for function in self._isolated.values()))
+
+    async def _values(self, name: str, prompt: Prompt, completions: Sequence[Completion]) -> Sequence[float | str]:
+        if name in self._isolated:
+            return await self._isolated[name](prompt, completions)
+        return [REWARDS[name](prompt, completion) for completion in completions]
 
     def _weigh(self, values: Mapping[str, float | str]) -> Reward:
         parts = {name: value for name, value in values.items() if not isinstance(value, str)}
         failures = {name: value for name, value in values.items() if isinstance(value, str)}
         total = None if failures else math.fsum(self.weights[name] * value for name, value in parts.items())
         return Reward(total, parts, failures)
-
-
-def _each(function: RewardFunction, prompt: Prompt, completions: Sequence[Completion]) -> list[float | str]:
-    return [function(prompt, completion) for completion in completions]

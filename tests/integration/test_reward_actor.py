@@ -9,6 +9,7 @@ import pytest
 import ray
 
 from rft_cluster.cluster.handles import RewardActor, wait_for
+from rft_cluster.cluster.start import SCORER
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import ScoringSection
 from rft_cluster.messages import Completion, Group, Prompt, Reward
@@ -16,7 +17,11 @@ from rft_cluster.rewards.scorer import Scorer
 from tests.integration.conftest import is_alive
 
 MODULE = """
-import os, time
+import asyncio, os, time
+
+async def judge(prompt, completion):
+    await asyncio.sleep(0.5)
+    return len(prompt.image)
 
 def moody(prompt, completion):
     match completion.text:
@@ -29,12 +34,17 @@ def moody(prompt, completion):
 NAME = "my_moody_reward:moody"
 
 
+PROMPT = Prompt("train/0/0", "photos/a.png", b"x" * 300, "Which?", "rose", 0)
+
+
+def groups_of(*texts: str) -> list[Group]:
+    bare = replace(PROMPT, image=b"")  # as generators send it
+    return [Group(bare, [1, 2], [Completion([1], [-0.1], text, "stop", 0) for text in texts])]
+
+
 def score(actor: RewardActor, *texts: str) -> list[Reward]:
     """The rewards of one group of these completions, which is the whole step."""
-    prompt = Prompt("train/0/0", "photos/a.png", b"x" * 300, "Which?", "rose", 0)
-    bare = replace(prompt, image=b"")  # as generators send it
-    groups = [Group(bare, [1, 2], [Completion([1], [-0.1], text, "stop", 0) for text in texts])]
-    scored = actor.score(ray.put(groups), len(texts), ray.put([prompt]))
+    scored = actor.score(ray.put(groups_of(*texts)), len(texts), ray.put([PROMPT]))
     ((rewards,),) = wait_for({scored: "reward"}, 120, "score")
     return rewards
 
@@ -48,7 +58,7 @@ def actor(tmp_path_factory) -> Iterator[RewardActor]:
         patch.chdir(folder)
         ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="warning")
         scoring = ScoringSection(time_limit=2.0, failure_budget=0.6)
-        handle = ray.remote(Scorer).options(num_cpus=0).remote({"format": 1.0, NAME: 1.0}, scoring)
+        handle = ray.remote(Scorer).options(num_cpus=0, **SCORER).remote({"format": 1.0, NAME: 1.0}, scoring)
         yield RewardActor({"reward": handle}, timeout=120)
         ray.shutdown()
 
@@ -66,6 +76,20 @@ def test_over_budget_is_the_users_error_without_the_actors_traceback(actor: Rewa
     with pytest.raises(UserError, match=rf"^rewards\.{NAME} failed on 2 of the 3 completions .*KeyError: 'petal'"):
         score(actor, "raise", "x", "raise")
     assert score(actor, "x")[0].total == 300.0, "it would go on"
+
+
+def test_calls_overlap_and_share_the_limit(actor: RewardActor):
+    """The parts of a step are scored together: 4 of 8 completions, of 0.5 s each, 16 at once."""
+    scoring = ScoringSection(max_concurrent=16)
+    handle = ray.remote(Scorer).options(num_cpus=0, **SCORER).remote({"my_moody_reward:judge": 1.0}, scoring)
+    judge = RewardActor({"reward": handle}, timeout=120)
+    score(judge, "x")  # it has been imported
+    start = time.monotonic()
+    prompts, groups = ray.put([PROMPT]), ray.put(groups_of(*["x"] * 8))
+    parts = [judge.score(groups, 32, prompts) for _ in range(4)]
+    scored = wait_for(dict.fromkeys(parts, "reward"), 120, "score")
+    assert 1.0 <= time.monotonic() - start < 3.0  # one part after the other 2 s, one completion after the other 16 s
+    assert [[reward.total for reward in rewards] for (rewards,) in scored] == [[300.0] * 8] * 4
 
 
 def test_a_killed_actor_leaves_no_process_behind(actor: RewardActor):

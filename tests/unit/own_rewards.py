@@ -1,5 +1,6 @@
 """Reward functions as users write them. Apart, since the processes that run them import only this."""
 
+import os
 import time
 
 from rft_cluster.messages import Completion, Prompt
@@ -24,6 +25,14 @@ def only_with_its_image(prompt: Prompt, completion: Completion) -> float:
 
 def fails_on_empty(prompt: Prompt, completion: Completion) -> float:
     return float(completion.text.split("<answer>")[1].split("<")[0] == prompt.label)
+
+
+def counted(prompt: Prompt, completion: Completion) -> float:
+    """Adds a letter to a file each time that it is called, and talks."""
+    with open(os.environ["COUNTED"], "a") as file:
+        file.write("x")
+    print(f"looking at {completion.text!r}\x1b[2J")
+    return contained(prompt, completion)
 
 
 def fails(prompt: Prompt, completion: Completion) -> float:

@@ -85,6 +85,10 @@ def refusal(tmp_path: Path, capsys, *arguments: str, config: str = "digits") -> 
         (["schedule.steps=0"], "schedule.steps: Input should be greater than or equal to 1, got 0"),
         (["steps=3"], "override 'steps=3' must look like section.key=value"),
         (["rewards.acuracy=1"], "rewards: 'acuracy' is unknown. Did you mean accuracy?"),
+        (
+            ["rewards.my.py:f=1"],
+            "rewards: 'my.py:f' names a file: name the module, as in an import. Did you mean my:f?",
+        ),
         (["prompt.template=think_anser"], "'think_anser' is neither a file nor one of"),
         (["data.source=digit"], "data.source: 'digit' is unknown. Did you mean digits?"),
         (["data.validation=3", "data.test=15"], "(3) and data.test (15) ask for 18 images, but 12 are left"),

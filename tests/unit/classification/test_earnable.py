@@ -10,13 +10,15 @@ from rft_cluster.classification.redteam import check_rewards
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import ScoringSection
 from rft_cluster.prompts import render_template
+from rft_cluster.rewards.scorer import WeightedRewards
 
 CLASSES = ["rose", "tulip", "daisy"]
 BOTH, ACCURACY = {"format": 1.0, "accuracy": 1.0}, {"accuracy": 1.0}
 
 
 def tried(question: str, weights: dict[str, float] = BOTH, how: str = "refuse") -> str:
-    return check_rewards(weights, ScoringSection(red_team=how), CLASSES, [], question, 0)
+    scoring = ScoringSection(red_team=how)
+    return check_rewards(WeightedRewards(weights, scoring), scoring, CLASSES, [], question, 0)
 
 
 INSIDE = ["", " ", " ... ", "...", "\u2026", "\n...\n", "label", "[the name ...]", "{name}", "species name"]

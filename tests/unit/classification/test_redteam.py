@@ -1,6 +1,9 @@
 """The configured rewards against answers that know nothing, on the names of the 102 flowers and on small sets."""
 
+import asyncio
 import time
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from rft_cluster.config import ScoringSection
 from rft_cluster.data.archive import flower_classes
 from rft_cluster.messages import Example
 from rft_cluster.prompts import render_template
+from rft_cluster.rewards.scorer import WeightedRewards
 
 FLOWERS = flower_classes()
 THREE = ["rose", "tulip", "daisy"]
@@ -20,8 +24,23 @@ def question(template: str = "think_answer", classes: list[str] = FLOWERS) -> st
     return render_template(template, "flower", classes)
 
 
-def tried(weights: dict[str, float], classes: list[str] = FLOWERS, template: str = "think_answer", **more) -> RedTeam:
-    return red_team(weights, classes, [], question(template, classes), time_limit=5.0, seed=0, **more)
+def tried(
+    weights: dict[str, float],
+    classes: list[str] = FLOWERS,
+    template: str = "think_answer",
+    examples: Sequence[Example] = (),
+    calls: int = 100_000,
+    seconds: float = 60.0,
+) -> RedTeam:
+    with closing(WeightedRewards(weights, ScoringSection(time_limit=5.0), quiet=True)) as rewards:
+        rewards.load()
+        text = question(template, classes)
+        return asyncio.run(red_team(rewards, classes, examples, text, 0, calls, seconds))
+
+
+def checked(weights: dict[str, float], classes: list[str], text: str, how: str = "refuse") -> str:
+    scoring = ScoringSection(red_team=how)
+    return check_rewards(WeightedRewards(weights, scoring), scoring, classes, [], text, 0)
 
 
 def scores(found: RedTeam) -> dict[str, float]:
@@ -119,11 +138,11 @@ def test_a_quick_reward_of_ones_own_is_found_out():
 
 def test_images_and_aliases_are_the_examples_own():
     examples = [Example(f"{name}/{i}", b"the " + name.encode(), name, (f"a {name}",)) for name in THREE for i in "01"]
-    found = red_team({"own_rewards:only_with_its_image": 1.0}, THREE, examples, question(), 5.0, 0)
+    found = tried({"own_rewards:only_with_its_image": 1.0}, THREE, examples=examples)
     assert found.labels == 3
     # "a rose" is right for rose now, so as a class of its own it is right for two.
     classes = [*THREE, "a rose"]
-    assert scores(red_team({"accuracy": 1.0}, classes, examples, question(), 5.0, 0))["always a rose"] == 2 / 4
+    assert scores(tried({"accuracy": 1.0}, classes, examples=examples))["always a rose"] == 2 / 4
 
 
 def test_many_classes_are_sampled_by_the_seed():
@@ -161,23 +180,43 @@ def test_slow_ones_are_cut_short():
     assert "after 3 s 1 of 3 labels had been tried: the rewards are slow" in render(found)
 
 
+@pytest.mark.parametrize("calls", [100, 1000])
+def test_a_reward_of_ones_own_is_asked_a_limited_number_of_times(tmp_path, monkeypatch, calls):
+    monkeypatch.setenv("COUNTED", str(tmp_path / "calls"))
+    found = tried({"accuracy": 1.0, "own_rewards:counted": 0.1}, FLOWERS, calls=calls)
+    assert 0.75 * calls < len((tmp_path / "calls").read_text()) <= calls
+    assert found.labels == {100: 2, 1000: 18}[calls]
+    assert f"{found.labels} of the 102 classes, chosen by run.seed; scoring.red_team_calls allows no more" in render(
+        found
+    )
+
+
+def test_what_a_reward_prints_is_shown_once_and_harmlessly(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("COUNTED", str(tmp_path / "calls"))
+    found = render(tried({"own_rewards:counted": 1.0}, THREE))
+    assert capfd.readouterr() == ("", "")
+    first = "looking at '<think>This is what the image shows.</think><answer>"
+    assert f"  rewards.own_rewards:counted prints, in training to the reward actor's log:\n    {first}" in found
+    assert found.count("looking at") == 3 and "\x1b" not in found
+
+
 # --- for people
 
 
 def test_the_table_and_the_refusal():
-    arguments = (FLOWERS, [], question(), 0)
+    arguments = (FLOWERS, question())
     with pytest.raises(UserError) as caught:
-        check_rewards({"format": 1.0, "containment": 1.0}, ScoringSection(), *arguments)
+        checked({"format": 1.0, "containment": 1.0}, *arguments)
     message = str(caught.value)
     assert "pay for answers that know nothing" in message and "scoring.red_team=warn" in message
     rows = [line.split() for line in message.splitlines()]
     assert ["an", "empty", "answer", "100.0", "%", "1.0", "%", "1.00", "1.00"] in rows
     assert ["the", "letter", "e", "72.5", "%", "1.0", "%", "1.00", "0.73"] in rows
     assert "23 of 137 score more than 10 % above chance" in message
-    warned = check_rewards({"format": 1.0, "containment": 1.0}, ScoringSection(red_team="warn"), *arguments)
+    warned = checked({"format": 1.0, "containment": 1.0}, *arguments, how="warn")
     assert warned in message
-    assert check_rewards({"containment": 1.0}, ScoringSection(red_team="off"), *arguments) == ""
-    passed = check_rewards({"format": 1.0, "accuracy": 1.0}, ScoringSection(), *arguments)
+    assert checked({"containment": 1.0}, *arguments, how="off") == ""
+    passed = checked({"format": 1.0, "accuracy": 1.0}, *arguments)
     assert "0 of 137 score more than 10 % above chance" in passed
     assert [line.split()[:7] for line in passed.splitlines()[2:4]] == [
         ["always", "pink", "primrose", "(or", "any", "of", "101"],
@@ -211,8 +250,8 @@ def test_rewards_that_do_not_tell_right_from_wrong_are_refused_and_the_cure_work
     if other == "containment":
         accuracy, weight = accuracy - max(weight, 0.0), weight  # it pays for what accuracy takes
     text = render_template("think_answer", "flower", ["rose", "tulip"])
-    arguments = (["rose", "tulip"], [], text, 0)
+    arguments = (["rose", "tulip"], text)
     with pytest.raises(UserError, match="a right answer no more than a wrong one, with every label"):
-        check_rewards({"accuracy": accuracy, other: weight}, ScoringSection(), *arguments)
-    assert check_rewards({"accuracy": accuracy, other: weight}, ScoringSection(red_team="warn"), *arguments)
-    assert check_rewards({"accuracy": 1.0, "format": 1.0}, ScoringSection(), *arguments)
+        checked({"accuracy": accuracy, other: weight}, *arguments)
+    assert checked({"accuracy": accuracy, other: weight}, *arguments, how="warn")
+    assert checked({"accuracy": 1.0, "format": 1.0}, *arguments)

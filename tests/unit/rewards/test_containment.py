@@ -6,7 +6,7 @@ from rft_cluster.common.errors import UserError
 from rft_cluster.config import load_config
 from rft_cluster.data.archive import flower_classes
 from rft_cluster.messages import Completion, Prompt
-from rft_cluster.rewards import load_rewards
+from rft_cluster.rewards import REWARDS
 from rft_cluster.rewards.accuracy import accuracy_reward
 from rft_cluster.rewards.containment import containment_reward
 
@@ -20,7 +20,7 @@ def answer(text: str, label: str, reward=containment_reward) -> float:
 
 
 def test_it_is_registered():
-    assert load_rewards({"containment": 1.0}) == [("containment", 1.0, containment_reward)]
+    assert REWARDS["containment"] is containment_reward
 
 
 @pytest.mark.parametrize(

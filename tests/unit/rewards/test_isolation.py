@@ -1,5 +1,6 @@
 """A user's reward function in a process of its own: what it breaks is one completion's reward, and never a 0."""
 
+import asyncio
 import ctypes
 import os
 import signal
@@ -76,23 +77,28 @@ def gone(pid: int) -> bool:
     return False
 
 
+def ask(function: IsolatedFunction, *texts: str) -> list:
+    """The values of one group."""
+    return asyncio.run(function(PROMPT, completions(*texts)))
+
+
 @pytest.fixture(scope="module")
 def function():
-    isolated = IsolatedFunction(f"{__name__}:obeys", LIMIT)
+    isolated = IsolatedFunction(f"{__name__}:obeys", LIMIT, 32)
     yield isolated
     isolated.close()
 
 
 def test_values_come_in_order_and_from_one_other_process(function):
-    first, value, second, true = function(PROMPT, completions("pid", "number -1.5", "pid", "true"))
+    first, value, second, true = ask(function, "pid", "number -1.5", "pid", "true")
     assert first == second != os.getpid()
     assert (value, true) == (-1.5, 1.0)
-    assert function(PROMPT, completions("pid")) == [first]
-    assert function(PROMPT, []) == []
+    assert ask(function, "pid") == [first]
+    assert ask(function) == []
 
 
 def test_prompt_and_completion_arrive_whole(function):
-    assert function(PROMPT, completions("prompt")) == [1.0]
+    assert ask(function, "prompt") == [1.0]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +117,7 @@ def test_prompt_and_completion_arrive_whole(function):
     ],
 )
 def test_what_is_no_number_is_said_and_the_process_lives(function, text, reason):
-    before, answer, after = function(PROMPT, completions("pid", text, "pid"))
+    before, answer, after = ask(function, "pid", text, "pid")
     assert isinstance(answer, str) and answer.startswith(reason)
     assert len(answer) < 300
     assert before == after
@@ -128,7 +134,7 @@ def test_what_is_no_number_is_said_and_the_process_lives(function, text, reason)
 )
 def test_a_hang_or_a_crash_costs_its_own_completion(function, text, reason):
     start = time.monotonic()
-    before, answer, after, last = function(PROMPT, completions("pid", text, "pid", "number 3"))
+    before, answer, after, last = ask(function, "pid", text, "pid", "number 3")
     assert (answer, last) == (reason, 3.0)
     assert before != after, "a new process"
     with pytest.raises(ProcessLookupError):
@@ -137,29 +143,29 @@ def test_a_hang_or_a_crash_costs_its_own_completion(function, text, reason):
 
 
 def test_several_in_a_group_each_have_their_own_limit(function):
-    reasons = function(PROMPT, completions("die", "hang", "", "raise", "die"))
+    reasons = ask(function, "die", "hang", "", "raise", "die")
     assert reasons[:3] == ["its process died (exit code 7)", "no answer within 2 s", 0.25]
     assert reasons[3].startswith("KeyError") and reasons[4] == "its process died (exit code 7)"
 
 
 def test_a_death_between_two_groups_costs_nothing(function):
-    (before,) = function(PROMPT, completions("pid"))
-    assert function(PROMPT, completions("die later")) == [0.25]
+    (before,) = ask(function, "pid")
+    assert ask(function, "die later") == [0.25]
     assert gone(int(before))
-    assert function(PROMPT, completions("number 1", "number 2")) == [1.0, 2.0]
+    assert ask(function, "number 1", "number 2") == [1.0, 2.0]
 
 
 def test_a_death_with_a_group_in_its_pipe_costs_nothing(function):
     """The process is stopped when the group is sent, and killed before it can take it: no completion is to blame."""
-    (child,) = function(PROMPT, completions("pid"))
+    (child,) = ask(function, "pid")
     os.kill(int(child), signal.SIGSTOP)
     killer = threading.Timer(0.3, os.kill, (int(child), signal.SIGKILL))
     killer.start()
-    assert function(PROMPT, completions("number 1", "number 2")) == [1.0, 2.0]
+    assert ask(function, "number 1", "number 2") == [1.0, 2.0]
 
 
 def test_what_it_started_is_killed_with_it(function, tmp_path):
-    (answer,) = function(PROMPT, completions(f"spawn {tmp_path / 'pid'}"))
+    (answer,) = ask(function, f"spawn {tmp_path / 'pid'}")
     assert answer == "no answer within 2 s"
     assert gone(int((tmp_path / "pid").read_text()))
 
@@ -169,9 +175,9 @@ def test_the_module_is_found_as_here(tmp_path, monkeypatch):
     (tmp_path / "my_reward.py").write_text("import os\ndef f(p, c): return float(os.getcwd() == p.example_id)\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
-    function = IsolatedFunction("my_reward:f", LIMIT)
+    function = IsolatedFunction("my_reward:f", LIMIT, 32)
     here = Prompt("train/0/0", str(tmp_path), b"", "Which?", "rose", 0)
-    assert function(here, completions("x")) == [1.0]
+    assert asyncio.run(function(here, completions("x"))) == [1.0]
     function.close()
 
 
@@ -179,17 +185,17 @@ def test_the_module_is_found_as_here(tmp_path, monkeypatch):
     ("source", "message"),
     [
         ("import no_such_dependency\n", "ModuleNotFoundError: No module named 'no_such_dependency'"),
-        ("import os\nos._exit(5)\n", r"the import ends the process \(exit code 5\)"),
+        ("import os\nos._exit(5)\n", r"its import ends the process \(exit code 5\)"),
         ("def g(p, c): return 1\n", "has no function 'f'"),
     ],
 )
 def test_what_cannot_be_imported_is_the_users_to_mend(tmp_path, monkeypatch, source, message):
     (tmp_path / "broken_reward.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
-    function = IsolatedFunction("broken_reward:f", LIMIT)
+    function = IsolatedFunction("broken_reward:f", LIMIT, 32)
     for _ in range(2):
         with pytest.raises(UserError, match=message):
-            function(PROMPT, completions("x"))
+            ask(function, "x")
     function.close()
 
 
@@ -200,10 +206,10 @@ def test_a_process_whose_parent_was_killed_ends(busy):
 import os, sys, threading
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import test_isolation as t
-f = t.IsolatedFunction("test_isolation:obeys", 1.0)
-print(int(f(t.PROMPT, t.completions("pid"))[0]), flush=True)
+f = t.IsolatedFunction("test_isolation:obeys", 1.0, 32)
+print(int(t.ask(f, "pid")[0]), flush=True)
 threading.Timer(0.3, os.kill, (os.getpid(), 9)).start()
-f(t.PROMPT, t.completions({busy!r}))
+t.ask(f, {busy!r})
 threading.Event().wait()
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)

@@ -1,14 +1,18 @@
+import sys
+from contextlib import closing
 from random import Random
 
 import pytest
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.labels import extract_answer, normalise_label
+from rft_cluster.config import ScoringSection
 from rft_cluster.messages import Completion, Prompt
 from rft_cluster.prompts import render_template
-from rft_cluster.rewards import load_rewards
+from rft_cluster.rewards import check_names, isolation
 from rft_cluster.rewards.accuracy import accuracy_reward
 from rft_cluster.rewards.format import format_reward
+from rft_cluster.rewards.scorer import WeightedRewards
 
 
 def prompt(label: str, *aliases: str, text: str = "Which flower?") -> Prompt:
@@ -281,34 +285,55 @@ def short(prompt: Prompt, completion: Completion) -> float:
     return float(len(completion.text) < 10)
 
 
-def test_rewards_are_loaded_by_name_and_path_in_order():
-    loaded = load_rewards({"accuracy": 1.0, f"{__name__}:short": -0.5, "format": 2.0})
-    assert loaded == [
-        ("accuracy", 1.0, accuracy_reward),
-        (f"{__name__}:short", -0.5, short),
-        ("format", 2.0, format_reward),
-    ]
+def test_names_and_paths_are_taken():
+    check_names(["accuracy", f"{__name__}:short", "format", "my.module.function"])
 
 
 @pytest.mark.parametrize(
-    ("weights", "message"),
+    ("name", "message"),
     [
-        ({"acuracy": 1.0}, r"rewards: 'acuracy' is unknown. Did you mean accuracy\?"),
-        ({f"{__name__}.shrt": 1.0}, r"has no function 'shrt'. Did you mean short\?"),
-        ({"nowhere.module:f": 1.0}, "no module 'nowhere'"),
-        ({"rft_cluster.nowhere:f": 1.0}, "no module 'rft_cluster.nowhere'"),
-        ({"format": float("nan")}, "rewards.format: the weight must be a finite number, got nan"),
-        ({}, "none is given"),
+        ("acuracy", r"rewards: 'acuracy' is unknown. Did you mean accuracy\?"),
+        ("my rewards:f", "'my rewards:f' is not a dotted path"),
+        ("my.py:f", r"'my.py:f' names a file: name the module, as in an import. Did you mean my:f\?"),
+        ("./rewards/my.py:f", r"Did you mean rewards.my:f\?"),
+        ("rewards/my:f", r"Did you mean rewards.my:f\?"),
     ],
 )
-def test_a_wrong_reward_is_explained(weights, message):
+def test_a_name_that_can_be_none_is_refused_before_anything_is_imported(name, message):
     with pytest.raises(UserError, match=message):
-        load_rewards(weights)
+        check_names([name])
 
 
-def test_a_slip_in_the_users_module_is_explained(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (f"{__name__}:shrt", r"has no function 'shrt'. Did you mean short\?"),
+        ("nowhere.module:f", "^rewards: 'nowhere.module:f' cannot be found: there is no module 'nowhere'"),
+        ("rft_cluster.nowhere:f", "no module 'rft_cluster.nowhere'"),
+        ("broken_reward:f", "^rewards: 'broken_reward:f': broken_reward.py, line 1: ModuleNotFoundError"),
+        ("ends:f", r"'ends:f': its import ends the process \(exit code 3\). It printed last:\n  no licence$"),
+        ("mixed:f", r"^rewards: 'mixed:f' takes prompt, completions: a function of one completion takes \(prompt"),
+    ],
+)
+def test_one_that_cannot_be_loaded_is_explained(tmp_path, monkeypatch, name, message):
+    """Here nothing of it is imported: this process goes on, whatever the module does."""
     (tmp_path / "broken_reward.py").write_text("import no_such_dependency\n")
+    (tmp_path / "ends.py").write_text("import os\nprint('no licence')\nos._exit(3)\n")
+    (tmp_path / "mixed.py").write_text("def f(prompt, completions): return 1\n")
     monkeypatch.syspath_prepend(tmp_path)
-    message = "rewards: 'broken_reward:f': broken_reward.py, line 1: ModuleNotFoundError"
-    with pytest.raises(UserError, match=message):
-        load_rewards({"broken_reward:f": 1.0})
+    rewards = WeightedRewards({name: 1.0}, ScoringSection(), quiet=True)
+    with closing(rewards), pytest.raises(UserError, match=message):
+        rewards.load()
+    assert not {"broken_reward", "ends", "mixed"} & set(sys.modules)
+
+
+def test_an_import_that_does_not_end_is_named_with_the_limit(tmp_path, monkeypatch, capsys):
+    (tmp_path / "endless.py").write_text("while True: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(isolation, "LOAD_LIMIT", 0.5)
+    monkeypatch.setattr(isolation, "LOADING_LINE", 0.2)
+    rewards = WeightedRewards({"endless:f": 1.0}, ScoringSection(), quiet=True)
+    message = r"^rewards: 'endless:f': its module was not imported within 0.5 s$"
+    with closing(rewards), pytest.raises(UserError, match=message):
+        rewards.load()
+    assert capsys.readouterr().out.startswith("waiting for the import of rewards.endless:f: 0 s of at most 0.5 s\n")

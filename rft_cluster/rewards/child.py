@@ -1,0 +1,292 @@
+"""The process of one reward function of the user's: what runs in it, and the scorer's handle on it.
+
+They talk through a pipe. The child first says what kind of function it has imported, or why it could not. Then it gets
+requests, each one call of the function, and answers each twice: that it has begun, and what came of it.
+
+    parent                                                        child
+                                                                  Kind(batch=False, concurrent=True)
+    Ask(7, keys=[3], prompts={3: Prompt(...)}, completions=[...])
+                                                                  (7, None)          it has begun
+                                                                  (7, [0.5])         or (7, "KeyError: ..."): why not
+
+A prompt crosses once, with the first of its completions, and is kept under its key until it is forgotten.
+"""
+
+import asyncio
+import faulthandler
+import inspect
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from typing import Any
+
+from rft_cluster.common.errors import UserError
+from rft_cluster.common.lookup import find_function
+from rft_cluster.messages import Completion, Prompt
+
+GRACE = 2.0  # seconds past the time limit after which an event loop counts as blocked
+# Seconds past the time limit after which a child ends itself: there may be no parent any more to kill it.
+ORPHAN_GRACE = 3.0
+LARGEST = 1e100  # sums of squares of larger ones overflow
+LONGEST = 200  # characters of a reason
+Answer = list[float | str] | str  # for each completion a value or why there is none; or why there is none for all
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """`batch`: it takes lists of prompts and completions. `concurrent`: it is `async`, several calls run at once."""
+
+    batch: bool
+    concurrent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One call: completions and the keys of their prompts; `prompts` are those that the child does not have yet."""
+
+    number: int
+    keys: list[int]
+    prompts: dict[int, Prompt]
+    completions: list[Completion]
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """No more completions of the prompt under this key will come."""
+
+    key: int
+
+
+def kind_of(function: Callable[..., Any], name: str) -> Kind:
+    """What a function declares: a batch by the names of its parameters, concurrency by `async def`.
+
+    `(prompts, completions)` takes a batch; with any other names, `(prompt, completion)` say, it takes one completion.
+
+    Raises:
+        UserError: the names mix the two.
+    """
+    try:
+        names = list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # written in C, without a signature
+        names = []
+    plural = set(names) & {"prompts", "completions"}
+    if len(plural) == 1:
+        raise UserError(
+            f"rewards: {name!r} takes {', '.join(names)}: a function of one completion takes (prompt, completion), "
+            f"one of a batch (prompts, completions)"
+        )
+    is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+    return Kind(batch=bool(plural), concurrent=is_async)
+
+
+class Child:
+    """A process that serves one function. It starts at once, and what it says comes through `pipe`.
+
+    Args:
+        time_limit: seconds for one call.
+        output: a file for what the function prints; empty where it is to go where this process's own output goes.
+    """
+
+    def __init__(self, name: str, time_limit: float, output: str) -> None:
+        # A fork would copy the locks of this process's threads, of Ray and torch, as they happen to be held.
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.kind: Kind | None = None  # None until it has imported the function
+        self._known: set[int] = set()  # keys of the prompts that it has
+        self._process = context.Process(
+            target=_serve, args=(name, theirs, time_limit, output), name=f"reward {name}", daemon=True
+        )
+        # Ctrl-C is the parent's alone, also before the child is a group of its own.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        self._process.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        theirs.close()
+        # A pipe holds 64 kB: who writes an image to a child that is stuck would be stuck as well.
+        self._outbox: SimpleQueue[Ask | Forget | None] = SimpleQueue()
+        self._sender = threading.Thread(target=_send_all, args=(self.pipe, self._outbox), daemon=True)
+        self._sender.start()
+
+    def ask(self, number: int, keys: list[int], prompts: list[Prompt], completions: list[Completion]) -> None:
+        new = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in self._known}
+        self._known.update(new)
+        self._outbox.put(Ask(number, keys, new, completions))
+
+    def forget(self, key: int) -> None:
+        if key in self._known:
+            self._known.remove(key)
+            self._outbox.put(Forget(key))
+
+    def kill(self) -> None:
+        """End it and all that it started."""
+        assert self._process.pid
+        with suppress(ProcessLookupError):  # it is gone, or has not made its group yet
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.kill()
+        self._process.join()
+        self._outbox.put(None)
+        self._sender.join(timeout=1)  # before the pipe's number is given to another file
+        self.pipe.close()
+
+    def ending(self) -> str:
+        """How it ended, after its pipe did."""
+        self._process.join(timeout=1)  # the pipe is closed a moment earlier
+        code = self._process.exitcode
+        return signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
+
+
+def _send_all(pipe: Connection, outbox: "SimpleQueue[Ask | Forget | None]") -> None:
+    with suppress(OSError):  # the child is gone, which its pipe tells the one who listens, too
+        while (message := outbox.get()) is not None:
+            pipe.send(message)
+
+
+# --- in the child
+
+
+def _serve(name: str, pipe: Connection, time_limit: float, output: str) -> None:
+    """Import the function, then answer requests until the parent is gone."""
+    os.setsid()  # a group, to be killed as a whole; and Ctrl-C is the parent's alone
+    if output:
+        _print_to(output)
+    try:
+        function = find_function(name, {}, "rewards")
+        kind = kind_of(function, name)
+    except BaseException as error:  # noqa: BLE001 - the parent raises it
+        pipe.send(str(error) if isinstance(error, UserError) else f"rewards: {name!r}: {reason(error)}")
+        return
+    pipe.send(kind)
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone
+        if kind.concurrent:
+            asyncio.run(_serve_concurrently(function, kind, pipe, time_limit))
+        else:
+            _serve_in_turn(function, kind, pipe, time_limit)
+
+
+def _print_to(path: str) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_APPEND)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(file, stream.fileno())
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr] # a process that is killed flushes nothing
+
+
+def _serve_in_turn(function: Callable[..., Any], kind: Kind, pipe: Connection, time_limit: float) -> None:
+    known: dict[int, Prompt] = {}
+    while True:
+        if asked := _taken_in(pipe.recv(), known):
+            number, prompts, completions = asked
+            pipe.send((number, None))
+            # Needs no lock of the interpreter's, so it ends what hangs in native code, should the parent be gone.
+            faulthandler.dump_traceback_later(time_limit + ORPHAN_GRACE, exit=True)
+            try:
+                answer = _checked(_call(function, kind, prompts, completions), kind, len(completions))
+            except BaseException as error:  # noqa: BLE001 - a user's function may raise anything; the reason is recorded
+                answer = reason(error)
+            faulthandler.cancel_dump_traceback_later()
+            pipe.send((number, answer))
+
+
+async def _serve_concurrently(function: Callable[..., Any], kind: Kind, pipe: Connection, time_limit: float) -> None:
+    loop, gone = asyncio.get_running_loop(), asyncio.Event()
+    known: dict[int, Prompt] = {}
+    running: set[asyncio.Task[None]] = set()  # the loop itself holds tasks weakly
+
+    def hear() -> None:
+        try:
+            while pipe.poll():
+                if asked := _taken_in(pipe.recv(), known):
+                    task = loop.create_task(_answer(function, kind, pipe, time_limit, *asked))
+                    running.add(task)
+                    task.add_done_callback(running.discard)
+        except (EOFError, OSError):
+            gone.set()
+
+    def beat() -> None:
+        faulthandler.dump_traceback_later(time_limit + ORPHAN_GRACE, exit=True)
+        loop.call_later(1, beat)
+
+    loop.add_reader(pipe.fileno(), hear)
+    beat()
+    await gone.wait()
+
+
+async def _answer(
+    function: Callable[..., Any],
+    kind: Kind,
+    pipe: Connection,
+    time_limit: float,
+    number: int,
+    prompts: list[Prompt],
+    completions: list[Completion],
+) -> None:
+    """One call, which is cancelled and answered for when its time is over. The time begins with its first step."""
+    task, is_late = asyncio.current_task(), False
+
+    def late() -> None:
+        nonlocal is_late
+        is_late = True
+        pipe.send((number, f"no answer within {time_limit:g} s"))
+        assert task
+        task.cancel()
+
+    pipe.send((number, None))
+    timer = asyncio.get_running_loop().call_later(time_limit, late)
+    try:
+        answer = _checked(await _call(function, kind, prompts, completions), kind, len(completions))
+    except BaseException as error:  # noqa: BLE001 - a user's function may raise anything; the reason is recorded
+        answer = reason(error)
+    timer.cancel()
+    if not is_late:  # else a function that catches its own cancellation would answer twice
+        pipe.send((number, answer))
+
+
+def _taken_in(message: Ask | Forget, known: dict[int, Prompt]) -> tuple[int, list[Prompt], list[Completion]] | None:
+    """Number, prompts and completions of a request; None where a prompt was to be forgotten."""
+    if isinstance(message, Forget):
+        del known[message.key]
+        return None
+    known.update(message.prompts)
+    return message.number, [known[key] for key in message.keys], message.completions
+
+
+def _call(function: Callable[..., Any], kind: Kind, prompts: list[Prompt], completions: list[Completion]) -> Any:
+    if kind.batch:
+        return function(prompts=prompts, completions=completions)
+    return function(prompts[0], completions[0])
+
+
+def _checked(value: Any, kind: Kind, count: int) -> Answer:
+    if not kind.batch:
+        return [_number(value)]
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        return f"returned {value!r}, not a list of {count} numbers"[:LONGEST]
+    values = list(value)
+    if len(values) != count:
+        return f"returned {len(values)} values for {count} completions"
+    return [_number(one) for one in values]
+
+
+def _number(value: Any) -> float | str:
+    """The value as a float, or why it is none."""
+    if inspect.iscoroutine(value):
+        value.close()
+        return "returned a coroutine: define the function itself with async def"
+    try:
+        number = float("nan") if isinstance(value, str | bytes | bytearray) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = float("nan")
+    return number if abs(number) <= LARGEST else f"returned {value!r}, not a finite number"[:LONGEST]
+
+
+def reason(error: BaseException) -> str:
+    """Kind, message and place of an exception, on one line."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    text = " ".join(traceback.format_exception_only(error)[-1].split())
+    return f"{text[:LONGEST]} ({os.path.basename(place.filename)}, line {place.lineno})"

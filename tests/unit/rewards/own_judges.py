@@ -1,0 +1,88 @@
+"""Reward functions that take a batch or are `async`, and do what completions say. Their processes import only this."""
+
+import asyncio
+import os
+import time
+from contextlib import suppress
+
+from rft_cluster.messages import Completion, Prompt
+
+running = most = 0
+
+
+async def judge(prompt: Prompt, completion: Completion) -> float:
+    global running, most
+    running += 1
+    most = max(most, running)
+    try:
+        return await _obey(*completion.text.split())
+    finally:
+        running -= 1
+
+
+async def _obey(verb: str, *values: str) -> float:
+    match verb:
+        case "wait":
+            await asyncio.sleep(float(values[0]))
+        case "cancelled":  # leaves a file when it is
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                os.close(os.open(values[0], os.O_CREAT))
+        case "stubborn":
+            while True:
+                with suppress(asyncio.CancelledError):
+                    await asyncio.sleep(3600)
+        case "count":  # a letter in a file each time that it is asked
+            with open(values[0], "a") as file:
+                file.write("x")
+            await asyncio.sleep(0.2)
+            return 0.5
+        case "block":
+            await asyncio.sleep(0.1)
+            time.sleep(3600)
+        case "die":
+            await asyncio.sleep(0.1)
+            os._exit(7)
+        case "raise":
+            raise KeyError("petal")
+        case "exit":
+            raise SystemExit("enough")
+        case "pid":
+            return os.getpid()
+        case "most":
+            return most
+    return 0.25
+
+
+def batch(prompts: list[Prompt], completions: list[Completion]) -> list[float]:
+    """The size of the batch, or what the completions say."""
+    texts = [completion.text for completion in completions]
+    assert len(prompts) == len(texts)
+    if "raise" in texts:
+        raise KeyError("petal")
+    if "die" in texts:
+        os._exit(7)
+    if "hang" in texts:
+        time.sleep(3600)
+    if "short" in texts:
+        return [1.0]
+    sizes = [prompt.seed + float(len(texts)) for prompt in prompts]
+    return [float("nan") if text == "nan" else size for text, size in zip(texts, sizes, strict=True)]
+
+
+async def concurrent_batch(prompts: list[Prompt], completions: list[Completion]) -> list[float]:
+    values = await asyncio.gather(*(judge(*pair) for pair in zip(prompts, completions, strict=True)))
+    return [value + len(completions) for value in values]
+
+
+class Called:
+    async def __call__(self, prompt: Prompt, completion: Completion) -> float:
+        return 0.75
+
+
+called = Called()
+
+
+def wrapped(*arguments):
+    return judge(*arguments)

@@ -1,0 +1,111 @@
+"""The examples of docs/extending.md, run as they stand on the page."""
+
+import asyncio
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from rft_cluster.config import ScoringSection
+from rft_cluster.messages import Completion, Group, Prompt
+from rft_cluster.rewards.scorer import Scorer
+
+PAGE = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
+FILES = {code.split()[1]: code for code in re.findall(r"```python\n(# \S+\.py\n.*?)```", PAGE, re.DOTALL)}
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch) -> Path:
+    """A folder with the page's files, to work in and to import from."""
+    for name, code in FILES.items():
+        (tmp_path / name).write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+# --- a reward that asks a judge
+
+TAKES, AT_ONCE = 0.1, 16  # seconds of the judge for an answer; calls at once
+
+
+class Judge(ThreadingHTTPServer):
+    """Takes its time, and finds an answer right that names the label. Over the loopback interface."""
+
+    request_queue_size = 256
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Judging)
+        self.lock = threading.Lock()
+        self.running = self.most = self.asked = 0
+
+
+class _Judging(BaseHTTPRequestHandler):
+    server: Judge
+
+    def do_POST(self) -> None:
+        judge = self.server
+        question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with judge.lock:
+            judge.asked += 1
+            judge.running += 1
+            judge.most = max(judge.most, judge.running)
+        time.sleep(TAKES)
+        with judge.lock:
+            judge.running -= 1
+        allowed = self.headers["Authorization"] == "Bearer sesame" and "broken" not in question["answer"]
+        self.send_response(200 if allowed else 503)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps({"score": float(question["label"] in question["answer"])}).encode())
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def judge(monkeypatch) -> Iterator[Judge]:
+    with Judge() as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        monkeypatch.setenv("JUDGE_URL", f"http://127.0.0.1:{server.server_port}/score")
+        monkeypatch.setenv("JUDGE_KEY", "sesame")
+        yield server
+        server.shutdown()
+
+
+def chunk(number: int, *texts: str) -> list[Group]:
+    """A part of a step, as one generator's call brings it: one group."""
+    prompt = Prompt(f"train/0/{number}", f"photos/{number}.png", b"", "Which?", "rose", 0)
+    return [Group(prompt, [1], [Completion([1], [-0.1], text, "stop", 0) for text in texts])]
+
+
+def test_a_step_keeps_the_judge_busy_up_to_the_limit(written, judge):
+    async def score_step() -> tuple[list, float]:
+        await scorer.score(chunk(0, "rose"))  # it has been imported
+        start = time.monotonic()
+        chunks = [chunk(number, "a rose", *["a tulip"] * 7) for number in range(8)]
+        scored = await asyncio.gather(*(scorer.score(one, 64) for one in chunks))
+        return scored, time.monotonic() - start
+
+    scorer = Scorer({"my_judge:judge": 1.0}, ScoringSection(max_concurrent=AT_ONCE))
+    scored, seconds = asyncio.run(score_step())
+    scorer.close()
+    assert [[reward.total for reward in rewards] for (rewards,) in scored] == [[1.0, *[0.0] * 7]] * 8
+    assert judge.most == AT_ONCE
+    # 64 answers, 16 at once: 0.4 s. One after the other 6.4 s.
+    assert seconds < 64 * TAKES / 3
+
+
+def test_what_the_judge_refuses_is_masked(written, judge):
+    scorer = Scorer({"my_judge:judge": 1.0}, ScoringSection(failure_budget=0.5))
+    ((good, bad),) = asyncio.run(scorer.score(chunk(0, "a rose", "broken")))
+    scorer.close()
+    assert (good.total, bad.total) == (1.0, None)
+    assert bad.failures["my_judge:judge"].startswith("aiohttp.client_exceptions.ClientResponseError: 503")
+    assert "sesame" not in str(bad.failures)
