@@ -29,7 +29,7 @@ def tried(
     classes: list[str] = FLOWERS,
     template: str = "think_answer",
     examples: Sequence[Example] = (),
-    calls: int = 100_000,
+    calls: int = 1000,
     seconds: float = 60.0,
 ) -> RedTeam:
     with closing(WeightedRewards(weights, ScoringSection(time_limit=5.0), quiet=True)) as rewards:
