@@ -10,6 +10,7 @@ from typing import Any
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.hardware import Hardware, hardware
+from rft_cluster.common.imports import light_imports
 from rft_cluster.config import Config, GeneratorsSection, ModelSection
 from rft_cluster.messages import Sampling
 
@@ -107,9 +108,10 @@ def load_engine(options: EngineOptions, image_limits: dict[str, Any]) -> Any:
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": batched,
         }
-    from vllm import LLM
+    with light_imports():
+        from vllm import LLM
 
-    from rft_cluster.weights import receivers
+        from rft_cluster.weights import receivers
 
     receivers.register()
     with within_memory():

@@ -12,14 +12,17 @@ from typing import Any
 
 from jinja2 import TemplateError
 from PIL import Image
-from qwen_vl_utils import fetch_image, smart_resize
-from torch import Tensor
-from transformers import AutoProcessor, ProcessorMixin
 
 from rft_cluster.common.errors import UserError
+from rft_cluster.common.imports import light_imports
 from rft_cluster.data.images import open_image
 from rft_cluster.messages import Prompt
 from rft_cluster.model.qwen2vl import IMAGE_TOKEN, MERGE, PATCH, STOP_TOKENS, VISION_TOKENS
+
+with light_imports():
+    from qwen_vl_utils import fetch_image, smart_resize
+    from torch import Tensor
+    from transformers import AutoProcessor, ProcessorMixin
 
 REASON = 300  # characters of what a library says
 

@@ -7,19 +7,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import Qwen2VLForConditionalGeneration
 
 from rft_cluster.common.errors import UserError
+from rft_cluster.common.imports import light_imports
 from rft_cluster.config import ModelSection
 from rft_cluster.model.encoder import EncodedPrompt
 from rft_cluster.model.patch_embed import multiply_patches
 from rft_cluster.model.qwen2vl import LORA_TARGETS
 from rft_cluster.model.shared_prefix import PackLayout
+
+with light_imports():
+    from transformers import Qwen2VLForConditionalGeneration
 
 # Log-probabilities are computed for so many tokens at once: bounds the FP32 [tokens x vocabulary] tensor.
 LOGPROB_CHUNK = 512
@@ -108,6 +109,9 @@ def load_policy(
     if model.freeze_vision:
         policy.model.model.visual.requires_grad_(False)
     if model.lora:
+        with light_imports():  # a second, which only a run with LoRA needs to wait
+            from peft import LoraConfig, inject_adapter_in_model
+
         policy.requires_grad_(False)
         settings = LoraConfig(r=model.lora.rank, lora_alpha=model.lora.alpha, target_modules=LORA_TARGETS)
         inject_adapter_in_model(settings, policy.model)
@@ -153,6 +157,8 @@ def _load(
 @contextmanager
 def base_model(policy: PolicyModel) -> Iterator[PolicyModel]:
     """The policy with its adapters switched off: with LoRA the starting model needs no memory of its own."""
+    from peft.tuners.lora import LoraLayer
+
     layers = [module for module in policy.modules() if isinstance(module, LoraLayer)]
     scaling = [dict(layer.scaling) for layer in layers]
     for layer in layers:
