@@ -5,8 +5,8 @@
       path: photos
       shots: 4
 
-To add a built-in one: write the function in a file of this folder and name it in `SOURCES`. It says where labelled
-images lie (`reading.Unread`, a part each for train, validation and test) and hands them to `assemble.assemble`.
+To add a built-in one: write the function in a file of this folder and name it in `SOURCES`. It describes the labelled
+images (one `reading.Unread` each for train, validation and test) and passes them to `assemble.assemble`.
 """
 
 import reprlib
@@ -41,18 +41,18 @@ SOURCES: dict[str, Callable[[DataSection, int], FewShotDataset]] = {
     "huggingface": load_hub,
 }
 
-EXAMPLE = {"example_id": str, "image": bytes, "label": str}  # what fields of an `Example` hold
+EXAMPLE = {"example_id": str, "image": bytes, "label": str}  # the types of an `Example`'s fields
 
 
 def load_dataset(config: DataSection, seed: int) -> FewShotDataset:
     """Read the configured data set and choose its few-shot splits; the same for the same config and seed.
 
-    With `data.manifest` the splits are those of the manifest: its seed and its numbers of images stand in for
-    `seed`, `data.shots`, `data.validation` and `data.test`. `data.aliases` are put on the examples.
+    With `data.manifest` the splits are those of the manifest: its seed and its numbers of images replace `seed`,
+    `data.shots`, `data.validation` and `data.test`. Each example gets its class's `data.aliases`.
 
     Raises:
-        UserError: the source is unknown, its data will not do or are not those of the manifest, or a function of the
-            user's own returned a data set that cannot be trained and tested on.
+        UserError: the source is unknown, its data are unusable or differ from the manifest, or the user's own function
+            returned a data set that cannot be trained and tested on.
     """
     earlier = read_manifest(config.manifest) if config.manifest else None
     if earlier:
@@ -91,7 +91,7 @@ def _call(config: DataSection, seed: int) -> FewShotDataset:
 
 
 def _check_types(dataset: FewShotDataset, source: str) -> None:
-    """Hold what a function of the user's own filled in against what `FewShotDataset` and `Example` ask for."""
+    """Check the types of a data set that the user's own function returned."""
     examples = {f"{split}.{field}": kind for split in dataset.splits for field, kind in EXAMPLE.items()}
     wanted = {"name": str, "classes": str, "pool": bytes, **dict.fromkeys(dataset.splits, Example), **examples}
     for name, kind in wanted.items():
@@ -123,7 +123,7 @@ def _check_splits(dataset: FewShotDataset, config: DataSection) -> None:
 
 
 def _check_choices(dataset: FewShotDataset, config: DataSection) -> None:
-    """A function of the user's own that does not use `few_shot_split` has to look at these keys itself."""
+    """Check that the user's own function applied `data.only` and `data.strip_prefix`, as `few_shot_split` does."""
     if config.only is not None and not set(dataset.classes) <= set(config.only):
         raise UserError(f"data.only: {config.source} returned other classes: {', '.join(dataset.classes)}")
     if config.strip_prefix and stripped_names(dataset.classes):
@@ -131,7 +131,7 @@ def _check_choices(dataset: FewShotDataset, config: DataSection) -> None:
 
 
 def _check_images(dataset: FewShotDataset, config: DataSection) -> None:
-    """Decode every image of a function of the user's own; the built-in ones have done so."""
+    """Decode every image that the user's own function returned. The built-in sources have done so already."""
     images = {example.example_id: example.image for split in dataset.splits.values() for example in split}
     images |= {f"pool[{index}]": image for index, image in enumerate(dataset.pool)}
     problems = []
@@ -149,7 +149,7 @@ def _check_images(dataset: FewShotDataset, config: DataSection) -> None:
 
 def _with_aliases(dataset: FewShotDataset, config: DataSection) -> FewShotDataset:
     wanted = config.aliases
-    if config.only is not None:  # the aliases of classes that are left out are no mistake
+    if config.only is not None:  # aliases of excluded classes are allowed
         wanted = {label: names for label, names in wanted.items() if composed(label) in dataset.classes}
     aliases = check_aliases(dataset.classes, wanted)
     if not aliases:

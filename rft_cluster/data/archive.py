@@ -4,11 +4,11 @@
     flowers/imagelabels.mat      `labels`: each image's class, 1 to 102
     flowers/setid.mat            `trnid`, `valid`, `tstid`: the official splits, image numbers from 1
 
-The official splits serve to check that the archive is whole. Images are chosen by the seed out of all of it, as
+The official splits only serve to check that the archive is complete. The seed chooses images from the whole archive, as
 in few-shot work since CoOp (arXiv 2109.01134), whose test list has 2,463 images.
 
-Nothing but what is chosen is decoded. Copies are still found among all images: equal files have equal sizes, so
-only files that share their size with another are read and hashed.
+Only the chosen images are decoded. Copies are still found among all images: equal files have equal sizes, so only
+files that share their size with another file are read and hashed.
 """
 
 import hashlib
@@ -49,12 +49,13 @@ def flower_classes() -> list[str]:
 
 
 def open_archive(path: Path | None, key: str, max_bytes: int) -> Unread:
-    """Check that an archive is whole, without decoding its images. `key` names the config key in the messages; of no
-    image are more than `max_bytes` and one read.
+    """Check that an archive is complete, without decoding its images.
+
+    `key` names the config key in the messages. At most `max_bytes` + 1 bytes of an image are read.
 
     Raises:
-        UserError: a file is missing or no .mat file of the documented content, a label is none of the 102
-            classes, or the splits do not name every image once.
+        UserError: a file is missing or is not a .mat file of the documented content, a label is not one of the 102
+            classes, or the splits do not name every image exactly once.
     """
     root = _root(path, key)
     classes = flower_classes()
@@ -91,7 +92,7 @@ def _root(path: Path | None, key: str) -> Path:
 
 
 def _numbers(file: Path, name: str, key: str) -> list[int]:
-    """The whole numbers in variable `name` of a .mat file (of Matlab 4 to 7.2; read without running anything)."""
+    """The integers in variable `name` of a .mat file (Matlab 4 to 7.2). Nothing in the file is executed."""
     from scipy.io import loadmat  # takes a moment to import
     from scipy.io.matlab import MatReadError
 
@@ -113,7 +114,7 @@ def _check_files(root: Path, ids: list[str], key: str) -> None:
     problems = []
     for example_id in ids:
         path = root / example_id
-        if not path.is_file():  # a folder or a named pipe is none
+        if not path.is_file():  # also refuses a folder and a named pipe
             problems.append(f"{example_id}: missing")
         elif not path.resolve().is_relative_to(inside):
             problems.append(f"{example_id}: a link out of the folder")
@@ -130,7 +131,7 @@ def _read(root: Path, max_bytes: int, example_id: str) -> bytes:
 
 
 def _digests(files: list[Path]) -> list[str]:
-    """A text for each file, equal for byte-equal ones: the size where no other file has it, else of the content."""
+    """One text a file, equal for byte-equal files: the size if no other file has the same, else a content hash."""
     sizes = [file.stat().st_size for file in files]
     count = Counter(sizes)
     return [

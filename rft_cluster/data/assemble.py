@@ -1,7 +1,7 @@
-"""A data set of labelled images that lie in one part, or in train, validation and test parts of their own.
+"""Build a data set from labelled images: one part, or separate train, validation and test parts.
 
 parts                          validation images from    test images from
-train                          what the shots leave      what the shots leave
+train                          the rest after the shots  the rest after the shots
 train, validation or test      that part                 that part
 train, validation, test        validation                test
 """
@@ -19,13 +19,13 @@ from rft_cluster.messages import Example
 
 
 def assemble(name: str, parts: dict[str, Unread], found: list[str], config: DataSection, seed: int) -> FewShotDataset:
-    """The few-shot splits of the parts train, validation and test, of which the first alone is always there.
+    """Choose the few-shot splits. `parts` has the key "train", and "validation" and "test" where the source has them.
 
-    `found` are the classes in their order, as the source calls them; those of the result are `config.classes` or the
-    chosen and renamed ones. The images of one part are in no other.
+    `found` are the source's class names, in order. The result has `config.classes`, or the chosen and renamed classes.
+    No image is in two splits.
 
     Raises:
-        UserError: images cannot be used, labels do not go together, or there are too few images.
+        UserError: images cannot be used, the parts have different classes, or there are too few images.
     """
     names = chosen_names(found, config)
     classes = check_classes(list(names.values()), config.classes)
@@ -46,7 +46,7 @@ def assemble(name: str, parts: dict[str, Unread], found: list[str], config: Data
     whole = split_and_read(
         name, parts["train"], classes, replace_keys(config, validation=0, test=0) if own else config, seed
     )
-    seen: dict[str, Example] = {}  # of equal ones the first
+    seen: dict[str, Example] = {}  # the first image of each digest
     _see(parts["train"], seen)
     for part, keys in own:
         copies = {
@@ -67,12 +67,12 @@ def _see(part: Unread, seen: dict[str, Example]) -> None:
 
 
 def replace_keys(config: DataSection, **values: int) -> DataSection:
-    """Without checks: `shots` of a part that serves for the test alone is 0."""
+    """Set keys without validation: a part that is only for testing needs `shots=0`, which a user may not set."""
     return config.model_copy(update=values)
 
 
 def _held_out_keys(held_out: dict[str, Unread], config: DataSection) -> list[tuple[Unread, dict[str, int]]]:
-    """What is drawn from which part. A manifest names its images itself, from whichever part."""
+    """The keys to change for each held-out part: of two parts each gives only its own split."""
     if len(held_out) < 2:
         return [(part, {}) for part in held_out.values()]
     return [(held_out["validation"], {"test": 0}), (held_out["test"], {"validation": 0})]
@@ -92,10 +92,10 @@ def _without_conflicts(parts: dict[str, Unread], config: DataSection) -> dict[st
 
 
 def split_and_read(name: str, images: Unread, classes: list[str], config: DataSection, seed: int) -> FewShotDataset:
-    """The splits of one part. The chosen images are read, and decoded unless all were.
+    """Choose the splits of one part and read the chosen images. Decode them too, unless `images.decoded`.
 
-    A bad one is left out, if `config.on_bad_image` is skip, and the choice drawn again from the others, until all
-    that are chosen are good.
+    With `config.on_bad_image` skip, bad images are excluded and the splits are drawn again, until every chosen image is
+    good.
 
     Raises:
         UserError: as `few_shot_split`.

@@ -1,4 +1,4 @@
-"""What the columns of a data set of Hugging Face mean: labels as names, text or numbers, images however wrapped."""
+"""Find the label and image columns of a Hugging Face data set, and read labels and images from them."""
 
 import hashlib
 from collections.abc import Iterable
@@ -31,7 +31,7 @@ class Columns(NamedTuple):
 
 
 def find_columns(rows: "Dataset", config: DataSection, where: str) -> Columns:
-    """The configured columns, or those that can be meant.
+    """The configured columns, or the only ones that fit.
 
     Raises:
         UserError: there is no such column, or more than one.
@@ -48,7 +48,7 @@ def find_columns(rows: "Dataset", config: DataSection, where: str) -> Columns:
         raise UserError(
             f"data.image_column: column {image!r} of {where} must hold images, not {rows.features[image]}{hint}"
         )
-    # Runs of former versions have label_column: label in their record, whether it was set or not.
+    # Earlier versions recorded `label_column: label` for every run, whether the user had set it or not.
     unset = config.label_column is None or (config.label_column == "label" and "label" not in names)
     if unset and SOLUTION in names:
         return Columns(image, SOLUTION, True)
@@ -80,8 +80,7 @@ def _column(
 def labels_of(
     rows: "Dataset", columns: Columns, config: DataSection, where: str, may_lack_all: bool = False
 ) -> tuple[list[str], list[str]]:
-    """Each row's label, and all labels in the order of the classes. With `may_lack_all` a split in which no row has a
-    label has empty ones.
+    """Each row's label, and the classes in order. With `may_lack_all`, a split without any label gets empty labels.
 
     Raises:
         UserError: the column is missing, of another type, or rows have no label.
@@ -126,19 +125,19 @@ def labels_of(
 
 
 def _whole(value: float | None) -> str | None:
-    """The text of a whole number from 0 on; -1 is how data sets write that there is no label."""
-    if value is None or value != value or value < 0 or value % 1:  # a NaN is not itself
+    """The text of an integer >= 0, else None. Data sets write -1 for a missing label."""
+    if value is None or value != value or value < 0 or value % 1:  # NaN != NaN
         return None
     return str(int(value))
 
 
 def _sorted(labels: Iterable[str]) -> list[str]:
-    """By the alphabet; numbers by their value."""
+    """Labels in alphabetical order, or in numerical order if all are numbers."""
     return sorted(labels, key=lambda label: (not label.isdecimal(), int(label) if label.isdecimal() else 0, label))
 
 
 def _complete(labels: list[str | None], problem: str, where: str, may_lack_all: bool) -> list[str]:
-    """The labels, composed (NFC) and without white space around them, if none is empty."""
+    """The labels in NFC, stripped of white space. Refuse empty ones, unless `may_lack_all` and all are empty."""
     stripped = [composed(label or "").strip() for label in labels]
     lines = [f"row {index}: {problem}" for index, label in enumerate(stripped) if not label]
     if lines and not (may_lack_all and len(lines) == len(labels)):
@@ -150,13 +149,13 @@ def _complete(labels: list[str | None], problem: str, where: str, may_lack_all: 
 
 
 def _in_tags(rows: "Dataset", label: str) -> bool:
-    """Whether every row has its label in answer tags, as column `solution` has."""
+    """Return True if every row has its label in answer tags, as in column `solution`."""
     values = rows[label] if _is_text(rows, label) else []
     return len(values) > 0 and all(isinstance(text, str) and extract_answer(text) is not None for text in values)
 
 
 def problems_of(rows: "Dataset") -> tuple[str, ...]:
-    """The different questions in column `problem` of a set that has `solution` as well."""
+    """The distinct questions in column `problem`, if the set also has a column `solution`."""
     if not {"problem", SOLUTION} <= set(rows.column_names):
         return ()
     return tuple(sorted({str(text) for text in rows["problem"]}))
@@ -173,8 +172,8 @@ def _is_text(rows: "Dataset", column: str) -> bool:
 
 
 def _is_image(feature: Any) -> bool:
-    """An encoded image: as `datasets` has it, as parquet files of others do (a struct with bytes, or bytes alone), or
-    a list of such."""
+    """Return True for a column of encoded images: `datasets.Image`, a struct with bytes, plain bytes, or a list of
+    these."""
     import datasets
 
     if isinstance(feature, datasets.Image):
@@ -201,7 +200,7 @@ def _undecoded(feature: Any) -> Any:
 def unread_rows(
     rows: "Dataset", split: str, labels: list[str], columns: Columns, config: DataSection, name: str
 ) -> Unread:
-    """The labelled images of a split, of which none is decoded yet. Ids are `split/row`."""
+    """The labelled images of a split, not decoded yet. Ids are `split/row`."""
     where = f"{name}, split {split}"
     if columns.image not in rows.column_names or not _is_image(rows.features[columns.image]):
         raise UserError(f"data.image_column: {where} has no column {columns.image!r} of images")
@@ -225,7 +224,7 @@ def unread_rows(
 
 
 def _bytes(value: Any) -> tuple[bytes, str]:
-    """The encoded image in a cell; or nothing, and why."""
+    """The encoded image in a cell and ""; or b"" and the reason why there is none."""
     if isinstance(value, list):
         if len(value) != 1:
             return b"", f"{len(value)} images in the row, one is needed"

@@ -1,4 +1,4 @@
-"""The same picture under two labels, and pictures that look the same on both sides of a split."""
+"""Find pictures with two labels, and pictures that look the same in different splits."""
 
 import io
 from collections.abc import Sequence
@@ -14,24 +14,25 @@ from rft_cluster.data.dataset import FewShotDataset, listing
 from rft_cluster.data.images import FORMATS, open_image, upright
 from rft_cluster.messages import Example
 
-SIDE = 16  # of the small copies by which a picture is known again
-# Root of the mean squared difference, in grey levels of 255, up to which two small copies are the same picture. On
-# scikit-learn's two sample photographs encoding anew (JPEG of quality 40, PNG, WebP) and scaling to 224 pixels gave at
-# most 1.5, cutting 1 % off one side 3.6 and more. A picture that is taken for another only leaves the test.
+SIDE = 16  # pixels; pictures are compared by small copies of this size
+# Two small copies whose RMS difference is at most this (in grey levels, 0 to 255) are the same picture. Measured on
+# scikit-learn's two sample photographs: re-encoding (JPEG at quality 40, PNG, WebP) and scaling to 224 pixels give at
+# most 1.5, cropping 1 % off one side at least 3.6. A false match costs little: the picture only leaves the test set.
 SAME_PICTURE = 3.0
-# Up to which two pictures are noted as looking the same: thumbnails of 63x63 gave at most 4.2, and no two of 900
-# handwritten digits come below 14.
+# Two pictures up to this difference are noted as looking the same. 63x63 thumbnails give at most 4.2; no two of 900
+# handwritten digits differ by less than 14.
 LOOKS_THE_SAME = 5.0
-# A small copy that differs less than this from its own mean is nearly one colour: there is nothing to know it by.
+# A small copy closer than this to its own mean is nearly one colour, which says nothing about the picture.
 FLAT = 2 * LOOKS_THE_SAME
 
 
 def conflicting(pairs: Sequence[tuple[Example, str]], config: DataSection) -> dict[str, str]:
-    """Ids of the examples whose digest examples of another label have, too, each with the reason to leave it out. An
-    empty digest is of an image that cannot be used, and equals none.
+    """Map the id of each example that shares its digest with an example of another label to the reason to exclude it.
+
+    Unusable images have an empty digest and never match.
 
     Raises:
-        UserError: there are any and `config.on_conflict` is not skip; all are named.
+        UserError: there are such examples and `config.on_conflict` is not skip; all are named.
     """
     same: dict[str, list[Example]] = {}
     for example, digest in pairs:
@@ -39,7 +40,7 @@ def conflicting(pairs: Sequence[tuple[Example, str]], config: DataSection) -> di
             same.setdefault(digest, []).append(example)
     groups = [group for group in same.values() if len({example.label for example in group}) > 1]
     if groups and config.on_conflict == "error":
-        # Every one is named, however many: they are what the user has to look at.
+        # Name all of them, however many: the user has to look at each.
         lines = [" and ".join(f"{e.example_id} ({e.label!r})" for e in group) for group in groups]
         several = "the same picture has two labels" + (f", {len(groups)} times" if groups[1:] else "")
         raise UserError(
@@ -55,7 +56,7 @@ def _other(example: Example, group: list[Example]) -> str:
 
 
 def near_copies(dataset: FewShotDataset) -> list[tuple[str, str]]:
-    """Pairs of (split: id) in different splits that show the same picture, encoded or scaled otherwise."""
+    """Pairs of "split: id" from different splits that show the same picture, re-encoded or rescaled."""
     named = [(split, example) for split, examples in dataset.splits.items() for example in examples]
     if not named:
         return []
@@ -65,7 +66,7 @@ def near_copies(dataset: FewShotDataset) -> list[tuple[str, str]]:
     squares = np.square(small).sum(axis=1)
     pairs = []
     for index, (split, example) in enumerate(named):
-        earlier = small[: first[split]]  # the images of the splits before
+        earlier = small[: first[split]]  # the images of the preceding splits
         if not len(earlier) or is_flat(small[index]):
             continue
         distances = (squares[: first[split]] + squares[index] - 2 * earlier @ small[index]) / small.shape[1]
@@ -77,7 +78,7 @@ def near_copies(dataset: FewShotDataset) -> list[tuple[str, str]]:
 
 
 def near_copies_note(dataset: FewShotDataset) -> list[str]:
-    """What to know of them: one text, or none."""
+    """A note for the user about near copies across splits; an empty list if there are none."""
     pairs = near_copies(dataset)
     if not pairs:
         return []
@@ -89,7 +90,7 @@ def near_copies_note(dataset: FewShotDataset) -> list[str]:
 
 
 def small_copy(data: bytes) -> np.ndarray:
-    """The picture as SIDE x SIDE x 3 grey levels; JPEG is decoded at an eighth of its size, many times faster."""
+    """The picture scaled to [SIDE * SIDE * 3] grey levels. JPEG is decoded at an eighth of its size, for speed."""
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     if image.format == "JPEG":
         image.draft("RGB", (4 * SIDE, 4 * SIDE))

@@ -1,4 +1,4 @@
-"""A few-shot data set, and what is asked of its labels. `split.py` cuts one from labelled images."""
+"""The type of a few-shot data set, and the checks of its labels. `split.py` makes one from labelled images."""
 
 import difflib
 import hashlib
@@ -18,7 +18,7 @@ LISTED = 40
 
 
 class Pool(Sequence[bytes]):
-    """Encoded images that are read when they are asked for, so that not all of a large set are in memory."""
+    """Encoded images, read on access, so that a large set need not fit into memory."""
 
     def __init__(self, keys: Sequence[Any], read: Callable[[Any], bytes]) -> None:
         self._keys, self._read = keys, read
@@ -48,12 +48,13 @@ class Pool(Sequence[bytes]):
 class FewShotDataset:
     """Disjoint splits of a data set.
 
-    `validation` is for curves and choices, `test` only for the figures before and after training. `pool` holds encoded
-    images outside those two without labels, read when they are asked for; sources that decode only what they have
-    chosen do not know whether all can be. `problems` are the different questions that a data set brings along, where it
-    does. `skipped` are images that cannot be used, with the reason; `copies` are left out as well, with the id of the
-    image that each is equal to. `remarks` say what else was left out or taken in another way than it lies there.
-    `levels` are what became black and white of pictures with 16 bits a channel, where there are any.
+    `validation`: for curves and for choosing a checkpoint. `test`: for the figures before and after training only.
+    `pool`: encoded images outside those two, without labels, read on access; some may turn out not to decode.
+    `problems`: the distinct questions that come with the data set, if any.
+    `skipped`: maps the id of each unusable image to the reason.
+    `copies`: maps the id of each excluded duplicate to the id of the equal image that was kept.
+    `remarks`: what else was excluded or read differently than stored.
+    `levels`: the values shown as black and white, if there are pictures with 16 bits a channel.
     """
 
     name: str
@@ -74,10 +75,10 @@ class FewShotDataset:
 
     @property
     def problem(self) -> str | None:
-        """The question that the data set brings along.
+        """The question that comes with the data set, or None.
 
         Raises:
-            UserError: it brings several.
+            UserError: there are several.
         """
         if len(self.problems) > 1:
             raise UserError(
@@ -88,7 +89,7 @@ class FewShotDataset:
         return self.problems[0] if self.problems else None
 
     def with_held_out(self, *others: "FewShotDataset") -> "FewShotDataset":
-        """With the validation and test images of `others`, and what was left out of them."""
+        """A copy with the validation and test images of `others`, and their `skipped` and `copies`."""
         whole = self
         for other in others:
             whole = replace(
@@ -101,7 +102,7 @@ class FewShotDataset:
         return whole
 
     def notes(self) -> list[str]:
-        """What its user should know of images left out: texts of one line or more, none where all is in use."""
+        """Notes for the user about excluded images, of one line or more each; empty if every image is used."""
         notes = list(self.remarks)
         if self.copies:
             first, kept = next(iter(self.copies.items()))
@@ -114,10 +115,10 @@ class FewShotDataset:
         return notes
 
     def batch(self, seed: int, step: int, size: int) -> list[Example]:
-        """The step's `size` training examples; the same for the same arguments, so resuming needs no state.
+        """The `size` training examples of a step. Equal arguments give equal batches, so resuming needs no state.
 
-        Batches follow one another over seeded permutations of `train`: each epoch holds each image once,
-        whether or not a step crosses its end, and a batch may be larger than `train`.
+        Batches run through seeded permutations of `train`, one an epoch: an epoch has each image once, a batch may
+        cross the end of an epoch and may be larger than `train`.
         """
         orders: dict[int, np.ndarray] = {}
         batch = []
@@ -130,10 +131,10 @@ class FewShotDataset:
 
 
 def check_classes(found: list[str], wanted: list[str] | None) -> list[str]:
-    """The label set of a source that holds the classes `found` (composed, NFC), in the order of `wanted` if given.
+    """The classes `found` (in NFC), in the order of `wanted` if given.
 
     Raises:
-        UserError: `data.classes` and the source differ, or the labels will not do (see `check_labels`).
+        UserError: `wanted` (`data.classes`) and `found` differ, or `check_labels` refuses the labels.
     """
     if wanted is not None:
         wanted = [composed(label) for label in wanted]
@@ -153,8 +154,8 @@ def check_labels(classes: list[str]) -> None:
     """Refuse a label set in which answers cannot be told apart.
 
     Raises:
-        UserError: fewer than two classes, a label without any letter, digit or symbol, one that no answer could
-            hold, or two that are the same once case, spaces, hyphens, underscores and punctuation are set aside.
+        UserError: there are fewer than two classes; a label has no letter, digit or symbol, or contains a tag; or two
+            labels differ only in case, spaces, hyphens, underscores or punctuation.
     """
     if len(classes) < 2:
         raise UserError(f"a data set needs at least two classes, got {classes!r}")
@@ -173,8 +174,7 @@ def check_aliases(classes: list[str], aliases: dict[str, list[str]]) -> dict[str
     """`data.aliases` by class; a class without any is left out.
 
     Raises:
-        UserError: a key is none of `classes`, or an alias is empty or the same answer as another class or another
-            class's alias.
+        UserError: a key is not one of `classes`, or an alias is empty or equals another class or its alias.
     """
     owners = {normalise_label(label): (label, f"class {label!r}") for label in classes}
     checked = {}
@@ -198,7 +198,7 @@ def check_aliases(classes: list[str], aliases: dict[str, list[str]]) -> dict[str
 
 
 def _answer(label: str, what: str) -> str:
-    """The label as answers are compared with it. `what` names it in the message."""
+    """The normalised label, which answers are compared with. `what` names the label in the message."""
     key = normalise_label(label)
     if not key:
         raise UserError(f"{what} has no letter, digit or symbol, so no answer could match it: rename it")
@@ -210,17 +210,17 @@ def _answer(label: str, what: str) -> str:
 
 
 def composed(label: str) -> str:
-    """Accented letters as one character each (NFC): files and file systems write them in two ways."""
+    """The label in Unicode NFC. File systems store accented letters in one character or in two."""
     return unicodedata.normalize("NFC", label)
 
 
 def listing(lines: list[str]) -> str:
-    """The lines, indented and safe to print; from the 41st on only their number."""
+    """The lines, indented and escaped; beyond the 40th only their number."""
     rest = [f"and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
     return "\n".join(f"  {shown(line)}" for line in [*lines[:LISTED], *rest])
 
 
 def seeded_generator(*parts: int | str) -> np.random.Generator:
-    """A random generator of its own for each combination of parts, the same in every process."""
+    """A random generator for these parts; the same in every process, and independent for other parts."""
     digest = hashlib.blake2b("\0".join(map(str, parts)).encode(), digest_size=8).digest()
     return np.random.default_rng(int.from_bytes(digest, "little"))

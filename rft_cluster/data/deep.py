@@ -1,10 +1,10 @@
-"""Pictures with 16 bits a channel: their values, and how they become 8 bits.
+"""Read pictures with 16 bits a channel and convert them to 8 bits.
 
-X-rays, CT and microscopy fill 12 bits or fewer of the 16. Shown as if white were 65535 they are black, and different
-pictures become the same one; so what is black and white is taken from the values of the whole set.
+X-rays, CT and microscopy use 12 or fewer of the 16 bits. With 65535 as white such pictures would be black, and
+different ones would become equal. So black and white are chosen from the values of the whole set.
 
-Pillow decodes grey pictures of 16 bits as they are, but of colour ones it keeps one byte of the two. They are decoded
-twice here, the second time as if of the other byte order, which gives the other byte.
+Pillow decodes 16-bit grey in full, but keeps only one byte of each colour value. Colour pictures are therefore decoded
+twice, the second time with the byte order swapped, which gives the other byte.
 """
 
 import io
@@ -20,14 +20,14 @@ TIFF_BITS = 258
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether a picture that is open, but not decoded yet, has 16 bits a channel that `deep_values` can read."""
+    """Return True if an opened picture has 16 bits a channel and `deep_values` can read it. Decodes nothing."""
     if "transparency" in image.info:
-        return False  # one colour of it is see-through, which Pillow can only tell with 8 bits
+        return False  # one colour is transparent; Pillow handles that in 8 bits only
     return _is_grey(image) or _colour(image) is not None or _ppm_maximum(image) is not None
 
 
 def deep_values(data: bytes, formats: tuple[str, ...]) -> np.ndarray:
-    """The values [height, width, channels] of such a picture as stored, signed ones included; not turned upright."""
+    """The stored values, int32 [height, width, channels]. Signed values stay signed; EXIF rotation is not applied."""
     image = Image.open(io.BytesIO(data), formats=formats)
     maximum = _ppm_maximum(image)
     if _is_grey(image):
@@ -46,7 +46,7 @@ def deep_values(data: bytes, formats: tuple[str, ...]) -> np.ndarray:
 
 
 def eight_bit(values: np.ndarray, levels: tuple[int, int]) -> Image.Image:
-    """The picture in which `levels` have become 0 and 255. Opacity is taken of all 16 bits."""
+    """Scale `values` so that `levels` (black, white) become 0 and 255. Opacity always uses the full 16-bit range."""
     black, white = levels
     channels = values.shape[2]
     scaled = np.clip((values - black) * (255.0 / (white - black)), 0, 255)
@@ -62,8 +62,8 @@ def colours(values: np.ndarray) -> np.ndarray:
 
 
 def levels_of(lowest: int, highest: int) -> tuple[int, int]:
-    """Black and white for values from `lowest` to `highest`: the powers of two that hold them, so that a few pictures
-    more or fewer seldom change them."""
+    """Black and white for values from `lowest` to `highest`, widened to powers of two, so that adding a few pictures
+    seldom changes them."""
     black = -(1 << max(-lowest - 1, 0).bit_length()) if lowest < 0 else 0
     return black, (1 << max(highest, 255).bit_length()) - 1
 
@@ -77,7 +77,7 @@ def _is_grey(image: Image.Image) -> bool:
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """How the pixels lie in the file, as Pillow calls it; empty where it is not one way for all of them."""
+    """Pillow's raw mode of the file's pixels; empty if tiles differ."""
     arguments = {tile.args if isinstance(tile.args, str) else (tile.args or ("",))[0] for tile in _tiles(image)}
     return str(arguments.pop()) if len(arguments) == 1 else ""
 
@@ -101,7 +101,7 @@ def _read_as(image: Image.Image, raw_mode: str) -> Image.Image:
 
 
 def _ppm_maximum(image: Image.Image) -> int | None:
-    """The greatest value that a binary PPM in colour declares, where it takes 16 bits."""
+    """The maximum value that a binary colour PPM declares, if it needs 16 bits; else None."""
     tiles = _tiles(image) if image.format == "PPM" else []
     if len(tiles) != 1 or tiles[0].codec_name != "ppm" or tiles[0].args[0] != "RGB":
         return None

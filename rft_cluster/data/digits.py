@@ -16,7 +16,7 @@ from rft_cluster.data.reading import decoded
 from rft_cluster.messages import Example
 
 CLASSES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-SIDE = 56  # pixels: a scan has 8x8, too small for a person to read and for Qwen2-VL's 28x28 image tokens
+SIDE = 56  # pixels; the 8x8 scans are too small to read, and smaller than one of Qwen2-VL's 28x28 image tokens
 
 
 def load_digits(config: DataSection, seed: int) -> FewShotDataset:

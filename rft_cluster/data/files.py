@@ -1,6 +1,6 @@
-"""Files in folders: which are pictures, which are passed over, and a safe way to read one.
+"""Find the pictures in a folder, count the files that are left out, and read a file safely.
 
-What is not read is counted by kind, so that nobody trains on half of what lies there without knowing.
+Files left out are counted by kind, so that nobody trains on half of a folder without knowing.
 """
 
 from collections import Counter
@@ -15,9 +15,9 @@ SUFFIXES = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".mpo"),
     *(".webp", ".avif", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
-# Pictures as well, which cannot be read here: named as bad rather than passed over.
+# Picture formats that cannot be read here. They are reported as bad instead of being ignored.
 OTHER_SUFFIXES = (".heic", ".heif", ".svg", ".jp2", ".psd", ".dng")
-# What operating systems, network storage, version control and notebooks leave beside people's files.
+# Folders that operating systems, network storage, version control and notebooks create.
 SYSTEM_FOLDERS = {
     *("__macosx", ".ds_store", ".appledouble", ".trashes", ".spotlight-v100", ".fseventsd", ".temporaryitems"),
     *("$recycle.bin", "recycler", "recycled", "system volume information", "found.000", "lost+found"),
@@ -26,11 +26,11 @@ SYSTEM_FOLDERS = {
 }
 TABLE_SUFFIXES = (".csv", ".tsv")
 NAMED = 5
-SIDE_CARS = ("thumbs.db", "desktop.ini")  # of Windows; those of others begin with a dot
+SIDE_CARS = ("thumbs.db", "desktop.ini")  # Windows; other systems' side-car files begin with a dot
 
 
 class LeftOut:
-    """Counts what is not read, by kind, with an example of each."""
+    """Counts the files that are left out, by kind, with an example of each kind."""
 
     def __init__(self) -> None:
         self._kinds: Counter[str] = Counter()
@@ -38,7 +38,7 @@ class LeftOut:
         self._system: set[Path] = set()
 
     def file(self, path: Path) -> None:
-        """A file among pictures that is none. Hidden ones that are no pictures, and side cars, are of no interest."""
+        """Count a file that is not a picture. Side cars, and hidden files other than pictures, do not count."""
         name = path.name.lower()
         if name.startswith("._") or name in SIDE_CARS:
             return
@@ -49,14 +49,13 @@ class LeftOut:
             self._count(path.suffix or "without a suffix", path.name)
 
     def folder(self, path: Path, why: str) -> None:
-        """A folder that is not looked into, with all files in it and below; `why` is where they are, e.g. in
-        sub-folders of rose/."""
+        """Count all files below a folder that is not used. `why` says where they are: "in sub-folders of rose/"."""
         files = [file for file in path.rglob("*") if file.is_file() and not _hidden(file.relative_to(path))]
         for file in files:
             self._count(why, str(file.relative_to(path.parent)))
 
     def beside(self, path: Path, where: str) -> None:
-        """A picture where none is expected."""
+        """Count a picture outside the folders that are used."""
         self._count(where, path.name)
 
     def system(self, path: Path) -> None:
@@ -81,13 +80,13 @@ class LeftOut:
 
 
 def some(names: list[str]) -> str:
-    """At most `NAMED` of the names, and how many more there are."""
+    """The first `NAMED` names as text, and the number of the others."""
     rest = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + rest
 
 
 def is_picture(path: Path) -> bool:
-    """By its name. A hidden one (on a Mac `._a.jpg` holds a.jpg's attributes) is none."""
+    """Return True if the name is that of a picture. Hidden files are not: on a Mac `._a.jpg` has a.jpg's attributes."""
     return path.suffix.lower() in SUFFIXES + OTHER_SUFFIXES and not path.name.startswith(".")
 
 
@@ -109,10 +108,10 @@ def pictures_in(folder: Path) -> list[Path]:
 
 
 def folders_in(folder: Path, root: Path, left_out: LeftOut | None = None) -> list[Path]:
-    """Its sub-folders, without hidden ones and those of systems, which are counted.
+    """The sub-folders, without hidden ones and system folders. System folders are counted in `left_out`.
 
     Raises:
-        UserError: one is a link out of `root`.
+        UserError: a sub-folder is a link out of `root`.
     """
     found = []
     for path in entries(folder):
@@ -132,18 +131,18 @@ def is_system(path: Path) -> bool:
 
 
 def count_others(paths: Iterable[Path], left_out: LeftOut) -> None:
-    """Count the files among `paths` that are no pictures."""
+    """Count the files among `paths` that are not pictures."""
     for path in paths:
         if not path.is_dir() and not is_picture(path):
             left_out.file(path)
 
 
 def read_file(path: Path, root: Path, max_bytes: int = MAX_BYTES) -> bytes:
-    """The bytes of a plain file below `root`, at most one more than `max_bytes`: never all of a huge file.
+    """Read a plain file below `root`, at most `max_bytes` + 1 bytes of it.
 
     Raises:
-        UserError: it is not one; says what it is, after its path in `root`.
-        OSError: it cannot be read.
+        UserError: the path is not a plain file below `root`; the message has its path in `root` and what it is.
+        OSError: the file cannot be read.
     """
     where = path.relative_to(root)
     try:
@@ -151,13 +150,13 @@ def read_file(path: Path, root: Path, max_bytes: int = MAX_BYTES) -> bytes:
         resolved = path.resolve()
     except UnicodeEncodeError as error:
         raise UserError(f"{where}: its name is not UTF-8; rename it") from error
-    except RuntimeError as error:  # what Python 3.11 and 3.12 say of a link to itself
+    except RuntimeError as error:  # Python 3.11 and 3.12 raise this for a link to itself
         raise UserError(f"{where}: a link to itself") from error
     if not resolved.is_relative_to(root.resolve()):
         raise UserError(f"{where}: a link out of the folder")
     if path.is_dir():
         raise UserError(f"{where}: a folder, not a file")
-    if not path.is_file():  # opening a named pipe would wait for ever
+    if not path.is_file():  # opening a named pipe would block for ever
         raise UserError(f"{where}: not a file, or a link to nothing")
     with path.open("rb") as file:
         return file.read(max_bytes + 1)

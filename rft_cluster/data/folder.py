@@ -2,12 +2,12 @@
 
     photos/rose/a.jpg  photos/rose/b.png  photos/tulip/c.jpg  ...
 
-or, where some are set apart (in any of the usual words: Training, valid, Test_Images):
+or with splits (in any of the usual words: Training, valid, Test_Images):
 
     photos/train/rose/a.jpg  ...  photos/val/rose/b.jpg  ...  photos/test/rose/c.jpg  ...
 
-A level more is looked through where nothing else can be meant: photos/photos/rose/a.jpg as archives unpack into
-their own name, and photos/rose/images/a.jpg. Everything that is not read is counted by kind.
+One more level is accepted where the meaning is clear: photos/photos/rose/a.jpg, as archives unpack into a folder of
+their own name, and photos/rose/images/a.jpg. Files that are not read are counted by kind.
 """
 
 from dataclasses import dataclass, replace
@@ -35,12 +35,12 @@ from rft_cluster.data.reading import Unread, decoded
 from rft_cluster.messages import Example
 
 IMAGE_FOLDERS = {"images", "image", "imgs", "img", "pictures", "pics", "photos", "jpg", "jpeg", "png", "jpegimages"}
-DEPTH = 4  # levels below data.path that are looked through for what it should have been
+DEPTH = 4  # levels below data.path that are searched for the folder that the user may have meant
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the class folders of each split lie. Without splits all are `train`."""
+    """The folder that holds the class folders of each split. Without splits there is only `train`."""
 
     parts: dict[str, Path]
     remarks: list[str]
@@ -58,7 +58,7 @@ def load_folder(config: DataSection, seed: int) -> FewShotDataset:
     layout = _layout(root, config, left_out)
     classes = {role: _class_folders(part, root, left_out) for role, part in layout.parts.items()}
     found = list(classes["train"])
-    names = chosen_names(found, config)  # images of classes that are not wanted are not even read
+    names = chosen_names(found, config)  # images of other classes are not read at all
     wanted = {
         role: {label: folder for label, folder in folders.items() if label in names or label not in found}
         for role, folders in classes.items()
@@ -103,7 +103,7 @@ def _layout(root: Path, config: DataSection, left_out: LeftOut) -> Layout:
 
 
 def _parts(folder: Path, folders: list[Path], root: Path, config: DataSection) -> dict[str, Path]:
-    """The folders of the splits, if that is what `folders` are: the training images lie in class folders there."""
+    """The folders of the splits, if `folders` are splits, which hold class folders; else an empty mapping."""
     named = {path.name: path for path in folders}
     if config.splits:
         found = find_splits(list(named), config.splits, str(folder))
@@ -114,7 +114,7 @@ def _parts(folder: Path, folders: list[Path], root: Path, config: DataSection) -
 
 
 def _unlabelled(folders: list[Path], parts: dict[str, Path]) -> list[str]:
-    """Remarks on splits whose images lie in no class folders: they have no labels."""
+    """Remarks on splits whose images have no labels, because they are not in class folders."""
     return [
         f"{path.name}/ has no class folders, so its images have no labels: they are left out"
         for path in folders
@@ -127,7 +127,7 @@ def _is_class(folder: Path, root: Path) -> bool:
 
 
 def _holds_classes(folder: Path, root: Path) -> bool:
-    """Whether it is a folder of class folders, and not one of pictures in a folder of their own: test/images/a.jpg."""
+    """Return True for a folder of class folders. Unlabelled pictures below, as test/images/a.jpg, do not count."""
     folders = folders_in(folder, root)
     if pictures_in(folder) or [f.name.casefold() in IMAGE_FOLDERS for f in folders] == [True]:
         return False
@@ -135,7 +135,7 @@ def _holds_classes(folder: Path, root: Path) -> bool:
 
 
 def _pictures_of(folder: Path, root: Path) -> list[Path]:
-    """A class's pictures: those in its folder, or in the one folder therein, as in rose/images/a.jpg."""
+    """A class's pictures: those in its folder, or in its only sub-folder, as in rose/images/a.jpg."""
     pictures = pictures_in(folder)
     if pictures:
         return pictures
@@ -150,7 +150,7 @@ def _holds_pictures(folder: Path, depth: int = DEPTH) -> bool:
 
 
 def _count_beside(folder: Path, others: list[Path], left_out: LeftOut) -> None:
-    """What lies beside the folders that are used: pictures, and folders that hold some."""
+    """Count the pictures beside the folders that are used, and those in the folders `others`."""
     for picture in pictures_in(folder):
         left_out.beside(picture, f"beside the folders of {folder.name}/")
     for other in others:
@@ -174,7 +174,7 @@ def _explain(root: Path, nested: list[Path], config: DataSection) -> str:
 
 
 def _below(folder: Path, depth: int) -> list[Path]:
-    """All folders below it, the nearest first."""
+    """All folders up to `depth` levels below, nearest first."""
     level, found = [folder], []
     for _ in range(depth):
         level = [below for one in level for below in folders_in(one, one)]
@@ -183,7 +183,7 @@ def _below(folder: Path, depth: int) -> list[Path]:
 
 
 def _works(folder: Path, root: Path, config: DataSection) -> bool:
-    """Whether it would do as data.path: it holds classes, or splits that hold some."""
+    """Return True if the folder would work as data.path: it holds class folders, or splits that do."""
     folders = folders_in(folder, root)
     apart = config.model_copy(update={"splits": {}})
     return sum(_is_class(f, root) for f in folders) >= 2 or bool(_parts(folder, folders, root, apart))
@@ -201,7 +201,7 @@ def _table_hint(root: Path) -> str:
 
 
 def _class_folders(part: Path, root: Path, left_out: LeftOut) -> dict[str, Path]:
-    """Class folders by label, composed (NFC): some file systems give accents apart."""
+    """Class folders by label, in NFC: some file systems store accents as separate characters."""
     folders = folders_in(part, root, left_out if part != root else None)
     labels = [composed(folder.name) for folder in folders]
     if len(labels) != len(set(labels)):
@@ -229,7 +229,7 @@ def _files(root: Path, folders: dict[str, Path], left_out: LeftOut) -> dict[str,
 
 
 def _count_rest(folder: Path, used: list[Path], root: Path, left_out: LeftOut) -> None:
-    """What lies in a class folder and is none of its pictures."""
+    """Count the files of a class folder that are not used."""
     count_others(entries(folder), left_out)
     for below in folders_in(folder, root, left_out):
         if used and used[0].parent == below:

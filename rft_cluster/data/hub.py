@@ -1,13 +1,13 @@
-"""Data sets of Hugging Face: from the hub by name, or a folder of `save_to_disk`, or parquet files.
+"""Load Hugging Face data sets: from the hub by name, from a folder of `save_to_disk`, or from parquet files.
 
-    image, label                  `label` with names (ClassLabel), text or numbers; both columns can be called otherwise
+    image, label                  `label` with names (ClassLabel), text or numbers; both columns may have other names
     image, problem, solution      Visual-RFT's (arXiv 2503.01785): `<answer>label</answer>`, and the question to ask
 
-Images must lie in the set itself, encoded: a path in a row is not followed. No code of a data set is run: `datasets`
-has not been able to since version 4. What columns mean is decided in `columns.py`.
+Rows must contain the encoded images; a path in a row is not followed. A data set's own code is never run: `datasets`
+dropped that in version 4. `columns.py` decides what each column means.
 
-Validation and test images come from the set's own splits (see `assemble.py`); or, with `data.held_out`, from that
-Flower102 archive, without the pictures that are trained on.
+Validation and test images come from the set's own splits (see `assemble.py`), or, with `data.held_out`, from that
+Flower102 archive, without the training pictures.
 """
 
 import glob
@@ -44,11 +44,11 @@ PLAIN_NAME = re.compile(r"\w[\w.-]*")
 def load_hub(config: DataSection, seed: int) -> FewShotDataset:
     """The few-shot splits of the set that `data.path` names. Example ids are `split/row`.
 
-    Only the chosen images are decoded. Classes stand in the order of ClassLabel, or else of the alphabet; names
-    without a training image are left out.
+    Only the chosen images are decoded. Classes have the order of ClassLabel, or else of the alphabet. Classes without
+    a training image are left out.
 
     Raises:
-        UserError: the set cannot be had, has other columns, labels or splits, or too few images, or a chosen
+        UserError: the set cannot be loaded, has unsuitable columns, labels or splits, or too few images, or a chosen
             image cannot be decoded.
     """
     name, sets = _open(config.path)
@@ -118,9 +118,9 @@ def _open(path: Path | None) -> tuple[str, "dict[str, Dataset]"]:
     import datasets  # takes seconds to import
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
-    # Else a server that counts data sets is asked each time, of folders here, too: seconds where it cannot be reached.
+    # Otherwise `datasets` contacts a download-counting server on each load, even of a local folder: seconds offline.
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it would print what it raises, too
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # `datasets` prints errors that it also raises
     try:
         if not path.exists():
             found = datasets.load_dataset(path.as_posix())
@@ -151,7 +151,7 @@ def _open(path: Path | None) -> tuple[str, "dict[str, Dataset]"]:
 
 
 def _check_saved(folder: Path) -> None:
-    """Refuse a folder of `save_to_disk` whose JSON files lead out of it: `datasets` opens what they name."""
+    """Refuse a folder of `save_to_disk` whose JSON files name paths outside it: `datasets` would open them."""
     whole = folder / "dataset_dict.json"
     splits = json.loads(whole.read_text(encoding="utf-8"))["splits"] if whole.is_file() else []
     named = [(folder, split) for split in splits]
@@ -172,10 +172,10 @@ def _check_saved(folder: Path) -> None:
 
 
 def _parquet_files(path: Path) -> dict[str, list[Path]]:
-    """The parquet files of each split. One such file alone is all there is to learn from.
+    """The parquet files of each split. A single file is the training split.
 
     Raises:
-        UserError: there are none (points to the source that reads what there is), or they belong to several
+        UserError: there are none (the message names the source that reads the files found), or they belong to several
             configurations of one set.
     """
     if path.is_file():
@@ -210,7 +210,7 @@ def _parquet_files(path: Path) -> dict[str, list[Path]]:
 
 
 def _split_of(file: Path) -> str:
-    """The split that a file's folder or name says it belongs to; else a name of its own, without its number."""
+    """The split in the file's folder or name, e.g. "train"; else the file's name without its shard number."""
     for folder in reversed(file.parts[:-1]):
         if role := split_role(folder):
             return role
@@ -220,7 +220,7 @@ def _split_of(file: Path) -> str:
 
 
 def _configuration(folder: Path) -> Path:
-    """The folder of a configuration that parquet files in `folder` belong to: without names of splits, and `data`."""
+    """The configuration's folder for parquet files in `folder`: the path without trailing split names and `data`."""
     parts = list(folder.parts)
     while parts and (split_role(parts[-1]) or parts[-1].casefold() == "data"):
         parts.pop()
@@ -251,7 +251,7 @@ def _with_archive(dataset: FewShotDataset, config: DataSection, seed: int) -> Fe
     theirs = {normalise_label(example.label): example.label for example in archive.examples}
     lines = [f"{own_label[key]!r} is in {name} only" for key in sorted(own_label.keys() - theirs.keys())]
     lines += [f"{theirs[key]!r} is in the archive only" for key in sorted(theirs.keys() - own_label.keys())]
-    if config.only:  # of the archive's other classes nothing is wanted
+    if config.only:  # leave out the archive's other classes
         lines = lines[: len(own_label.keys() - theirs.keys())]
     if lines:
         raise UserError(f"data.held_out: its classes and those of {name} differ:\n{listing(lines)}")
@@ -265,10 +265,10 @@ def _with_archive(dataset: FewShotDataset, config: DataSection, seed: int) -> Fe
 
 
 def _known_pictures(train: list[Example], candidates: Unread) -> tuple[dict[str, str], dict[str, str]]:
-    """Which candidates show a picture of `train`, perhaps encoded or scaled otherwise, so that no digest tells.
+    """Find the candidates that show a picture of `train`, perhaps re-encoded or rescaled, so that digests differ.
 
-    All are held against all by small copies, whose distance changes little by encoding and scaling. Returns the ids
-    of such candidates with that of the picture they show, and the ids of those that cannot be read with the reason.
+    All pairs are compared by small copies, whose distance hardly changes with encoding and scale. Returns two mappings:
+    from such a candidate's id to the id of the picture in `train`, and from an unreadable one's id to the reason.
     """
     small = np.stack([small_copy(example.image) for example in train])  # [train, SIDE * SIDE * 3]
     known, bad = {}, {}

@@ -1,4 +1,4 @@
-"""Encoded images: opening them as RGB, and refusing those that cannot be trusted or read."""
+"""Open encoded images as RGB, and refuse those that are unsafe or unreadable."""
 
 import hashlib
 import io
@@ -19,11 +19,11 @@ from rft_cluster.data.deep import FULL, deep_values, eight_bit, is_deep
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 MAX_BYTES = 50_000_000
-MAX_PIXELS = 89_478_485  # from here on Pillow warns
-# What a larger picture is scaled to as it is read: 16,384 tokens of 28x28 pixels, the most that Qwen2-VL was made for.
+MAX_PIXELS = 89_478_485  # Pillow's own limit: it warns above
+# Larger pictures are scaled to this size on reading: 16,384 tokens of 28x28 pixels, Qwen2-VL's maximum.
 SHOWN_PIXELS = 16_384 * 28 * 28
-MAX_RATIO = 200  # of the longer side to the shorter: above it Qwen2-VL's own resizing refuses (its `smart_resize`)
-# What turns a picture upright, by the EXIF orientation that it is stored with.
+MAX_RATIO = 200  # longer side / shorter side; Qwen2-VL's `smart_resize` refuses more
+# The transformation that turns a picture upright, by its EXIF orientation.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -33,7 +33,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Pillow has no common base for what a malformed file makes it raise.
+# Pillow's exceptions for malformed files have no common base class.
 DECODE_ERRORS = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError),
     *(struct.error, zlib.error, Image.DecompressionBombError),
@@ -42,8 +42,8 @@ _limit_lock = threading.RLock()
 
 
 class Limits(NamedTuple):
-    """What is not even decoded: `data.max_pixels` and `data.max_bytes`, which the messages name where there are `keys`
-    to set."""
+    """Images beyond these limits are refused without decoding. Messages name `data.max_pixels` and `data.max_bytes` if
+    `keys` is true."""
 
     pixels: int = MAX_PIXELS
     bytes: int = MAX_BYTES
@@ -51,19 +51,19 @@ class Limits(NamedTuple):
 
 
 def open_image(data: bytes, levels: tuple[int, int] = FULL, pixels: int | None = None) -> Image.Image:
-    """The decoded picture in RGB: turned as its EXIF says, transparency on white, 16 bits made 8.
+    """Decode a picture to 8-bit RGB: EXIF rotation applied, transparency on white, the first frame of several.
 
-    Of an animation or a document, it is the first frame. `levels` are the values of 16 bits that become black and
-    white. With `pixels` a larger picture is scaled to about so many; one of more than `MAX_PIXELS` always is.
+    `levels` are the 16-bit values that become black and white. A picture larger than `pixels` (or `MAX_PIXELS`) is
+    scaled down to about that many pixels.
 
     Raises:
         ValueError: the pixels are 32-bit or floating point, which have no agreed black and white.
-        OSError and others of `DECODE_ERRORS`: the bytes are not an image; `check_image` explains them.
+        OSError and others of `DECODE_ERRORS`: the bytes are not an image; `check_image` turns these into messages.
     """
     image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     size = _smaller(image.size, pixels)
     if size and image.format == "JPEG":
-        image.draft(image.mode, size)  # decoded at a half, a quarter or an eighth, in as much less time and memory
+        image.draft(image.mode, size)  # JPEG: decode at 1/2, 1/4 or 1/8, with that much less time and memory
     if is_deep(image):
         turned, image = image, eight_bit(deep_values(data, FORMATS), levels)
         image = upright(image, turned.getexif())
@@ -82,7 +82,7 @@ def open_image(data: bytes, levels: tuple[int, int] = FULL, pixels: int | None =
 
 
 def _smaller(size: tuple[int, int], pixels: int | None) -> tuple[int, int] | None:
-    """The size to scale to, or None for a picture that may stay as it is."""
+    """The size to scale to, or None if the picture is small enough."""
     width, height = size
     limit = pixels or (SHOWN_PIXELS if width * height > MAX_PIXELS else width * height)
     if width * height <= limit:
@@ -92,7 +92,7 @@ def _smaller(size: tuple[int, int], pixels: int | None) -> tuple[int, int] | Non
 
 
 def upright(image: Image.Image, exif: Image.Exif | None = None) -> Image.Image:
-    """The picture as its EXIF orientation says. A broken EXIF block says nothing: viewers show the picture as it is."""
+    """Apply the EXIF orientation. A broken EXIF block is ignored, as viewers do."""
     image.load()
     try:
         turn = TURNS.get((exif or image.getexif()).get(ExifTags.Base.Orientation))
@@ -102,15 +102,13 @@ def upright(image: Image.Image, exif: Image.Exif | None = None) -> Image.Image:
 
 
 def check_image(data: bytes, where: str, limits: Limits = Limits()) -> str:  # noqa: B008  (a constant)
-    """Decode an image in full and return a digest of its pixels, equal for equal pictures in whatever
-    encoding.
+    """Decode an image in full and return a digest of its pixels. Equal pictures have equal digests in any encoding.
 
-    The sizes are checked before any pixel is decoded. `where` names the image in the message. Pictures with 16 bits a
-    channel are told apart by all of them, before anything is scaled.
+    Sizes are checked before any pixel is decoded. The digest of a 16-bit picture covers all 16 bits. `where` names the
+    image in the message.
 
     Raises:
-        UserError: the image has too many bytes or pixels, none at all, is too narrow for Qwen2-VL, is of another
-            format, or is damaged.
+        UserError: the image is empty, too large, too narrow for Qwen2-VL, of another format, or damaged.
     """
     if not data:
         raise UserError(f"{where}: empty, 0 bytes")
@@ -138,15 +136,15 @@ def check_image(data: bytes, where: str, limits: Limits = Limits()) -> str:  # n
 
 
 def pixel_digest(picture: Image.Image) -> str:
-    """SHA-256 of a picture's size and pixels: equal for equal pictures, in whatever encoding they came."""
+    """SHA-256 of a decoded picture's size and pixels."""
     return hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
 
 
 @contextmanager
 def pixel_limit(pixels: int) -> Iterator[None]:
-    """Within it Pillow raises DecompressionBombWarning or DecompressionBombError of a picture with more pixels."""
-    with _limit_lock, warnings.catch_warnings():  # both are of the whole process
-        warnings.simplefilter("ignore")  # of a broken comment and the like: the pixels are what counts
+    """Within this context Pillow raises DecompressionBombWarning or -Error for a picture with more pixels."""
+    with _limit_lock, warnings.catch_warnings():  # Pillow's limit and the warning filters are global to the process
+        warnings.simplefilter("ignore")  # broken metadata does not matter, only the pixels
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, pixels
         try:

@@ -1,4 +1,4 @@
-"""What a run trained and tested on, image by image, and the check that other data are the same.
+"""The manifest of a run: every image that it trains and tests on, and the check that other data are equal.
 
     {"name": "photos", "seed": 0, "classes": ["rose", "tulip"], "aliases": {"rose": ["dog rose"]},
      "splits": {"train": [{"id": "rose/a.jpg", "sha256": "9f86...", "label": "rose"}, ...],
@@ -6,8 +6,8 @@
      "skipped": {"tulip/cut.png": "damaged or unsupported (...)"}, "copies": {"rose/b.jpg": "rose/a.jpg"},
      "levels": [0, 4095]}
 
-`levels` are what became black and white of pictures with 16 bits, null without any.
-`sha256` is that of the encoded bytes, what `sha256sum` gives for a file. An id is compared with others, never opened.
+`levels` are the 16-bit values shown as black and white; null without 16-bit pictures.
+`sha256` is the hash of the encoded bytes, as `sha256sum` prints it. Ids are only compared, never opened as paths.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from rft_cluster.messages import Example
 
 
 class OtherData(UserError):
-    """The data are not those of a manifest; `problems` lists what differs."""
+    """The data differ from a manifest; `problems` lists the differences."""
 
     def __init__(self, problems: str) -> None:
         super().__init__(
@@ -57,12 +57,12 @@ class _Manifest(BaseModel):
     splits: _Splits
     skipped: dict[str, str]
     copies: dict[str, str]
-    # Absent from manifests of runs before there was a choice: 0 and 65535 were black and white.
+    # Manifests of earlier versions lack `levels`: black and white were 0 and 65535.
     levels: tuple[int, int] | None = FULL
 
 
 def manifest(dataset: FewShotDataset, config: DataSection, seed: int) -> dict[str, Any]:
-    """The manifest of a data set, ready for `json.dumps`; equal data sets give equal ones. `seed` chose the splits."""
+    """The manifest of a data set, for `json.dumps`. Equal data sets give equal manifests. `seed` chose the splits."""
     return {
         "name": dataset.name,
         "seed": seed,
@@ -79,10 +79,10 @@ def manifest(dataset: FewShotDataset, config: DataSection, seed: int) -> dict[st
 
 
 def read_manifest(file: Path) -> dict[str, Any]:
-    """The manifest in a file, of `manifest`'s form; keys beside those are left out.
+    """Read a manifest from a file, in the form that `manifest` returns. Unknown keys are dropped.
 
     Raises:
-        UserError: the file cannot be read, is no manifest, names an image twice, or a label that is not a class.
+        UserError: the file cannot be read, is not a manifest, names an image twice, or has a label that is no class.
     """
     try:
         text = file.read_bytes()
@@ -107,12 +107,12 @@ def read_manifest(file: Path) -> dict[str, Any]:
 
 
 def check_manifest(dataset: FewShotDataset, manifest: dict[str, Any]) -> None:
-    """Hold a data set against a manifest: the same classes and splits, in the same order, of the same bytes.
+    """Check that a data set has the manifest's classes and splits, in the same order and with the same bytes.
 
-    Images outside the splits may differ, and so may the name, the seed, and the aliases.
+    The name, the seed, the aliases, and images outside the splits may differ.
 
     Raises:
-        OtherData: something differs; all of it is listed.
+        OtherData: something differs; the message lists all differences.
     """
     problems = []
     if dataset.classes != manifest["classes"]:

@@ -1,4 +1,4 @@
-"""What splits and classes are called: the usual words for splits, names for numbers, numbers before names."""
+"""Names of splits and classes: usual words for splits, names for numbered labels, number prefixes, `data.only`."""
 
 import difflib
 import re
@@ -19,27 +19,27 @@ SPLIT_WORDS = {
     "test": {"test", "testing", "tst"},
 }
 BEFORE_SPLIT = re.compile(r"^\d+[\W_]+")  # 1-train, 02_test
-# What people put behind those: train_set, Test Images, val-data.
+# Endings that people add to those words: train_set, Test Images, val-data.
 SPLIT_ENDINGS = re.compile(r"(?<=.)[\W_]*(set|sets|split|data|images|imgs|pictures|photos)$")
 MISSING = ("", "nan", "<na>", "nat", "null", "#n/a")
-# People write these for want of a label, and call a class so as well ("None": no defect).
+# These may mean a missing label or a class ("None": no defect), so they are kept and noted.
 DOUBTFUL = ("none", "na", "n/a", "n.a.")
 WHOLE = re.compile(r"\d+(\.0*)?")  # pandas writes 1.0 where a label of the column is missing
-# A number or a code of letters and digits, and what parts it from the name: 001.Albatross, n02085620-Chihuahua, 12_oak.
+# A number or code and a separator before the name: 001.Albatross, n02085620-Chihuahua, 12_oak.
 PREFIX = re.compile(r"([A-Za-z]?\d+)[\s._-]+([^\W\d_].+)", re.DOTALL)
 
 
 def split_role(name: str) -> str | None:
-    """The split that a folder, a split of a data set or a value of a table means: train, validation or test."""
+    """The split that a name means: "train", "validation", "test" or None. `name` is a folder, split or table value."""
     word = SPLIT_ENDINGS.sub("", BEFORE_SPLIT.sub("", name.strip().casefold()))
     return next((role for role, words in SPLIT_WORDS.items() if word in words), None)
 
 
 def find_splits(names: Sequence[str], wanted: Mapping[Any, str], where: str) -> dict[str, str]:
-    """Which of the names is which split, by `data.splits` if given, else by the usual words. Others mean nothing.
+    """Map each split to its name among `names`: by `wanted` (`data.splits`) if given, else by the usual words.
 
     Raises:
-        UserError: `data.splits` names what is not there, or two names mean one split.
+        UserError: `data.splits` has a name that is missing, or two names mean one split.
     """
     if wanted:
         missing = [name for name in wanted.values() if name not in names]
@@ -59,8 +59,10 @@ def find_splits(names: Sequence[str], wanted: Mapping[Any, str], where: str) -> 
 
 
 def stripped_names(found: Iterable[str]) -> dict[str, str] | None:
-    """Each class with its name without the number or code before it; None unless all have one, each its own, and the
-    names that are left differ as well."""
+    """Map each class to its name without the number or code before it.
+
+    None unless every class has such a prefix, and both the prefixes and the remaining names are distinct.
+    """
     matches = {label: PREFIX.fullmatch(label) for label in found}
     parts = {label: match.groups() for label, match in matches.items() if match}
     if len(parts) < len(matches) or len(parts) < 2:
@@ -72,12 +74,11 @@ def stripped_names(found: Iterable[str]) -> dict[str, str] | None:
 
 
 def chosen_names(found: Sequence[str], config: DataSection) -> dict[str, str]:
-    """Those of the classes `found` that are used, with the name each has here: `data.strip_prefix`, `data.only`.
+    """Map each class in use to its name in the run, after `data.strip_prefix`, `data.only` and `data.manifest`.
 
     Raises:
-        UserError: `data.strip_prefix` is set, but not every class has such a prefix; `data.only` names a class that is
-            not there.
-        OtherData: a class of `data.manifest` is not there.
+        UserError: `data.strip_prefix` is set but not every class has a prefix, or `data.only` names a missing class.
+        OtherData: a class of `data.manifest` is missing.
     """
     names = {label: composed(label) for label in found}
     if config.strip_prefix:
@@ -89,10 +90,10 @@ def chosen_names(found: Sequence[str], config: DataSection) -> dict[str, str]:
                 f"data.strip_prefix is set, but it needs a number or code of its own before every class name; {problem}"
             )
         names = {label: stripped[name] for label, name in names.items()}
-    if config.only is None and config.manifest:  # classes that came beside its own do not matter
+    if config.only is None and config.manifest:  # classes that the manifest does not have are ignored
         earlier = read_manifest(config.manifest)["classes"]
         if gone := [f"class {label!r} is gone" for label in earlier if label not in names.values()]:
-            # A class that was renamed is one that is gone and one that is new.
+            # A renamed class shows up as one that is gone and one that is new.
             new = [f"class {name!r} is new" for name in names.values() if name not in earlier]
             raise OtherData(listing([*gone, *new]))
         return {label: name for label, name in names.items() if name in earlier}
@@ -109,7 +110,7 @@ def chosen_names(found: Sequence[str], config: DataSection) -> dict[str, str]:
 
 
 def name_notes(found: Sequence[str], names: Mapping[str, str]) -> list[str]:
-    """What to know of how the classes `found` became the chosen `names`."""
+    """Notes for the user about unused classes, doubtful names and number prefixes."""
     notes = []
     if len(names) < len(found):
         why = "data.only or a manifest names them"
@@ -131,13 +132,15 @@ def name_notes(found: Sequence[str], names: Mapping[str, str]) -> list[str]:
 
 
 def given(label: str, classes: list[str] | None) -> str | None:
-    """The label, None for what tools write where there is none; a class of `data.classes` is one, whatever its name."""
+    """The label, or None for a missing-value mark such as "nan", unless `classes` has that very name."""
     return None if label.casefold() in MISSING and label not in (classes or ()) else label
 
 
 def named_numbers(labels: list[str | None], classes: list[str] | None) -> list[str | None]:
-    """Labels that are whole numbers, by name where `data.classes` gives names: number n is the n-th, from 0. Without
-    them, or where `data.classes` holds the numbers themselves, they stay as they are."""
+    """Replace label n by the n-th of `classes`, counted from 0, if all labels are integers and `classes` are names.
+
+    Labels stay as they are without `classes` (`data.classes`), or if `classes` holds the numbers themselves.
+    """
     numbers = {label for label in labels if label}
     if not classes or not numbers or not all(map(WHOLE.fullmatch, numbers)) or numbers <= set(classes):
         return labels

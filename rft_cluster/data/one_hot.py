@@ -1,11 +1,10 @@
-"""Labels as a column a class, as Kaggle writes them: 1 in that of the picture's class and 0 in the others.
+"""One-hot labels, as Kaggle writes them: one column a class, 1 for the picture's class and 0 elsewhere.
 
     image,rose,tulip            image,label
     0001.jpg,1,0          ->    0001.jpg,rose
     0002.jpg,0,1                0002.jpg,tulip
 
-Columns of zeros and ones that are properties of a picture (`indoors`) look alike: they are told by their rows, which
-mark none of them or several.
+Columns of yes/no properties (`indoors`) look alike, but most of their rows mark none or several of them.
 """
 
 from collections.abc import Sequence
@@ -20,11 +19,10 @@ ZEROS, ONES = ("0", "0.0", "false", "no"), ("1", "1.0", "true", "yes")
 
 
 def without_one_hot(table: Table, image: int) -> tuple[Table, list[str]]:
-    """The table with a column `label` at its end in place of a column a class, if its labels stand like that, and a
-    remark that says so.
+    """Replace one-hot columns by one column `label` at the end, and return a remark about it. Other tables stay.
 
     Raises:
-        UserError: rows mark no class or several.
+        UserError: some rows mark no class or several.
     """
     cells = [table.column(index) for index in range(len(table.header))]
     columns = _one_hot_columns([[] if index == image else column for index, column in enumerate(cells)])
@@ -39,8 +37,7 @@ def without_one_hot(table: Table, image: int) -> tuple[Table, list[str]]:
 
 
 def _one_hot_columns(columns: Sequence[Sequence[str]]) -> list[int]:
-    """Indices of the columns of cells that together are one label: two or more with nothing but zeros and ones, and one
-    of them in most rows."""
+    """Indices of the one-hot columns: two or more that hold only 0 and 1, with exactly one 1 in most rows."""
     found = [i for i, cells in enumerate(columns) if cells and {cell.casefold() for cell in cells} <= {*ZEROS, *ONES}]
     if len(found) < 2:
         return []
@@ -49,7 +46,7 @@ def _one_hot_columns(columns: Sequence[Sequence[str]]) -> list[int]:
 
 
 def _labels(names: list[str], columns: Sequence[Sequence[str]], table: Table) -> list[str]:
-    """The label of each row: the name of the column that is 1 there."""
+    """The label of each row: the name of the column with the 1."""
     marks = [_marked(row) for row in zip(*columns, strict=True)]
     wrong = [
         f"line {line}: {' and '.join(names[i] for i in mark) or 'none'}"

@@ -1,4 +1,4 @@
-"""Reading labelled images: all that cannot be used are found at once."""
+"""Read labelled images, and report all unusable ones in one message."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
@@ -13,19 +13,19 @@ from rft_cluster.messages import Example
 
 @dataclass(frozen=True)
 class Unread:
-    """Labelled images of a split, which `read` gives one by one, by example id."""
+    """Labelled images of a split. `read(example_id)` returns the bytes of one."""
 
     examples: list[Example]
     """Without their images."""
     digests: list[str]
-    """Equal for equal images; empty for one that cannot be used."""
+    """Equal for equal images; empty for an unusable one."""
     read: Callable[[str], bytes]
     where: str
-    """For the messages."""
+    """Names the images in messages."""
     skipped: dict[str, str] = field(default_factory=dict)
-    """Those already known to be of no use, by id with the reason."""
+    """Maps the id of each image known to be unusable to the reason."""
     decoded: bool = False
-    """Each has been decoded once: none is tried again. Else only the chosen are decoded."""
+    """True if every image has been decoded once. Otherwise the chosen ones are decoded later."""
 
     def without(self, ids: Collection[str]) -> "Unread":
         return self.where_id(lambda example_id: example_id not in ids)
@@ -36,17 +36,17 @@ class Unread:
         return replace(self, examples=[e for e, _ in pairs], digests=[digest for _, digest in pairs], skipped=skipped)
 
     def named(self, names: dict[str, str]) -> "Unread":
-        """Those whose labels are in `names`, with the names for labels."""
+        """Keep the images whose labels are keys of `names`, and rename the labels accordingly."""
         labels = {e.example_id: e.label for e in self.examples}
         kept = self.where_id(lambda example_id: labels[example_id] in names)
         return replace(kept, examples=[replace(e, label=names[e.label]) for e in kept.examples])
 
 
 def decoded(examples: list[Example], read: Callable[[str], bytes], where: str, config: DataSection) -> Unread:
-    """All of the examples, decoded once and forgotten.
+    """Decode every image once, for its digest, without keeping it.
 
     Raises:
-        UserError: some cannot be used and `config.on_bad_image` is not skip.
+        UserError: some are unusable and `config.on_bad_image` is not skip.
     """
     digests, bad = [], {}
     for example in with_progress(examples, "reading images"):
@@ -61,10 +61,9 @@ def decoded(examples: list[Example], read: Callable[[str], bytes], where: str, c
 def read_images(
     examples: list[Example], read: Callable[[str], bytes], config: DataSection
 ) -> tuple[list[Example], list[str], dict[str, str]]:
-    """The examples with their images, which `read` gives by example id, and the images' digests.
+    """Read and check the examples' images. Returns the examples with images, the digests, and the bad ids with reasons.
 
-    Third are the ids of those that cannot be used, with the reason: `read` or `check_image` refused them (OSError or
-    UserError). They have no image and an empty digest.
+    An image is bad if `read` or `check_image` raises OSError or UserError. It is returned empty, with an empty digest.
     """
     complete, digests, bad = [], [], {}
     for example in with_progress(examples, "reading images"):
@@ -77,7 +76,7 @@ def read_images(
 
 
 def _try(example_id: str, read: Callable[[str], bytes], config: DataSection) -> tuple[bytes, str, str]:
-    """An image, its digest, and why it cannot be used: then the first two are empty, else the third is."""
+    """(image, digest, "") for a good image, (b"", "", reason) for a bad one."""
     try:
         data = read(example_id)
         return data, check_image(data, example_id, Limits(config.max_pixels, config.max_bytes)), ""
@@ -89,7 +88,7 @@ def _try(example_id: str, read: Callable[[str], bytes], config: DataSection) -> 
 
 def skip_or_refuse(bad: dict[str, str], of: str, config: DataSection) -> None:
     """Raises:
-    UserError: there are bad images and `config.on_bad_image` is not skip; all are named.
+    UserError: there are bad images and `config.on_bad_image` is not skip; the message names all.
     """
     if bad and config.on_bad_image == "error":
         raise UserError(

@@ -1,6 +1,6 @@
-"""Pictures as they are shown to the model: of those with 16 bits a channel 8, and none larger than it can take in.
+"""Convert pictures for the model: 16 bits a channel to 8, and oversized ones to the model's maximum size.
 
-Encoded bytes travel from here to generators and learners, which then need to know nothing of either.
+Generators and learners get the result as encoded bytes, so neither conversion concerns them.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from rft_cluster.messages import Example
 
 
 def as_shown(dataset: FewShotDataset, config: DataSection) -> FewShotDataset:
-    """The data set with such images encoded anew, each with its file's SHA-256; and what to know of it as a remark."""
+    """Re-encode 16-bit and oversized images, keep the SHA-256 of their files, and add a remark about it."""
     ranges: dict[str, tuple[int, int]] = {}
     examples = [example for split in dataset.splits.values() for example in split]
     for example in examples:
@@ -37,8 +37,10 @@ def as_shown(dataset: FewShotDataset, config: DataSection) -> FewShotDataset:
 
 
 def shown_bytes(data: bytes, levels: tuple[int, int] | None, max_pixels: int = MAX_PIXELS) -> bytes:
-    """The encoded image itself, or what it is made into. Without `levels` a picture of 16 bits has those of its own
-    values. `data` have passed `check_image` with this `max_pixels`."""
+    """The encoded image itself, or its conversion. Without `levels` a 16-bit picture gets the levels of its own values.
+
+    `data` must have passed `check_image` with the same `max_pixels`.
+    """
     with pixel_limit(max_pixels):
         header = Image.open(io.BytesIO(data), formats=FORMATS)
         if not is_deep(header) and header.width * header.height <= MAX_PIXELS:
@@ -55,7 +57,7 @@ def shown_bytes(data: bytes, levels: tuple[int, int] | None, max_pixels: int = M
 
 
 def deep_range(data: bytes, max_pixels: int) -> tuple[int, int] | None:
-    """The lowest and highest value of a picture with 16 bits a channel, None for others."""
+    """The lowest and highest value of a picture with 16 bits a channel; None for other pictures."""
     with pixel_limit(max_pixels):
         if not is_deep(Image.open(io.BytesIO(data), formats=FORMATS)):
             return None
@@ -100,6 +102,6 @@ def _remarks(ranges: dict[str, tuple[int, int]], levels: tuple[int, int]) -> lis
 
 
 def _common_top(ranges: dict[str, tuple[int, int]]) -> int:
-    """A white that most of the pictures reach: the median of their highest values, above the lowest of all."""
+    """A white level that half of the pictures reach: the median of their maxima, above the lowest value of all."""
     tops = sorted(high for _, high in ranges.values())
     return max(tops[len(tops) // 2], min(low for low, _ in ranges.values()) + 1)

@@ -1,4 +1,4 @@
-"""How few-shot splits are cut from labelled images.
+"""Cut few-shot splits from labelled images.
 
     each class's images, shuffled by (seed, class):
 
@@ -48,9 +48,9 @@ def few_shot_split(
     """Cut labelled examples into a `FewShotDataset`; deterministic in its arguments.
 
     Train gets `config.shots` images of each class. Validation and test take equally many of each class from
-    the rest, as far as the classes reach, and share each class in proportion to their sizes. Of equal
-    pictures only the first is kept, so none can be on both sides. With `config.manifest` each split gets those of
-    the examples that the manifest names for it instead. `config.only` and `config.strip_prefix` are applied.
+    the rest, as far as the classes reach, and share each class in proportion to their sizes. Only the first of equal
+    pictures is kept, so no picture is in two splits. With `config.manifest` the splits are the manifest's instead.
+    `config.only` and `config.strip_prefix` are applied.
 
     Raises:
         UserError: images cannot be read (unless `config.on_bad_image` is skip), a picture has two labels (unless
@@ -61,16 +61,20 @@ def few_shot_split(
     twice = [example_id for example_id, count in Counter(e.example_id for e in examples).items() if count > 1]
     if twice:
         raise UserError(f"{name} has several images of one id; give each its own:\n{listing(twice)}")
+    # Labels outside `classes` stay in, so that they raise KeyError below instead of vanishing.
     names = chosen_names(classes, config)
     wanted = [
         replace(e, label=names.get(e.label, e.label)) for e in examples if e.label in names or e.label not in classes
     ]
+    # Decode every image before the draw: digests find duplicates, and bad images must not be drawn.
     images = {example.example_id: example.image for example in wanted}
     complete, digests, skipped = read_images(wanted, images.__getitem__, config)
     skip_or_refuse(skipped, f"{len(wanted)} images of {name}", config)
+    # A picture with two labels would teach one and be tested on the other: both copies are excluded.
     skipped |= conflicting(list(zip(complete, digests, strict=True)), config)
     kept = list(names.values())
     chosen = choose(complete, digests, skipped, kept, config, seed)
+    # The pool gives pictures without labels. It includes the training images but none that is held out.
     pool = [example.image for example in chosen.pool]
     remarks = name_notes(classes, names)
     return FewShotDataset(name, kept, *chosen.splits, pool, (), skipped, chosen.copies, remarks)
@@ -84,7 +88,7 @@ def choose(
     config: DataSection,
     seed: int,
 ) -> Chosen:
-    """The splits, with or without the images: `digests` tell which are equal. Those in `skipped` cannot be used."""
+    """Choose the splits. Equal `digests` mark equal images; ids in `skipped` are excluded. Images are not read."""
     usable = [(e, digest) for e, digest in zip(examples, digests, strict=True) if e.example_id not in skipped]
     named = read_manifest(config.manifest)["splits"] if config.manifest else {}
     preferred = {entry["id"] for split in named.values() for entry in split}
@@ -105,7 +109,10 @@ def choose(
 
 
 def _without_duplicates(usable: list[tuple[Example, str]], preferred: set[str]) -> tuple[list[Example], dict[str, str]]:
-    """Of each digest the first example, or the first that is preferred; and the others' ids with that one's."""
+    """Keep one example per digest: the first preferred one if there is any, else the first.
+
+    Also maps the id of each dropped example to the id of the kept one.
+    """
     first: dict[str, Example] = {}
     for example, digest in usable:
         if digest not in first or (example.example_id in preferred and first[digest].example_id not in preferred):
@@ -119,7 +126,7 @@ def _without_duplicates(usable: list[tuple[Example, str]], preferred: set[str]) 
 def _draw(
     different: list[Example], classes: list[str], lost: Counter[str], config: DataSection, seed: int
 ) -> tuple[list[Example], list[Example], list[Example]]:
-    """Train, validation and test. `lost` counts each class's images that were skipped, for the messages."""
+    """Draw train, validation and test. `lost` counts each class's skipped images, for the messages."""
     shuffled = _shuffled(different, classes, seed)
     _check_shots(shuffled, lost, config.shots)
     train = [example for members in shuffled.values() for example in members[: config.shots]]
@@ -132,8 +139,10 @@ def _draw(
 def _draw_fold(
     different: list[Example], classes: list[str], lost: Counter[str], config: DataSection, seed: int
 ) -> tuple[list[Example], list[Example], list[Example]]:
-    """As `_draw`, with the images of fold `config.fold` for the test: those of each class are dealt out to the folds
-    in turn, going on with the next class where the last one ended, so that folds differ by one image at most."""
+    """Draw the splits of cross-validation: test is fold `config.fold`, train and validation come from the rest.
+
+    Images go to the folds in turn, class after class without a restart, so fold sizes differ by at most one.
+    """
     shuffled = _shuffled(different, classes, seed)
     dealt = [example for members in shuffled.values() for example in members]
     test = dealt[config.fold - 1 :: config.folds]
@@ -173,7 +182,7 @@ def _check_shots(by_class: dict[str, list[Example]], lost: Counter[str], shots: 
     if short:
         fewest = min(map(len, by_class.values()))
         cure = f"Add images or set data.shots={fewest}" if fewest else "Add images"
-        # Every short class is named, however many: they are what the user has to collect images for.
+        # Name every short class, however many: the user has to collect images for each.
         lines = "\n".join(f"  {shown(line)}" for line in short)
         raise UserError(f"data.shots is {shots}, but these classes have fewer different images. {cure}:\n{lines}")
 
@@ -183,7 +192,7 @@ def _check_held_out(by_class: dict[str, list[Example]], lost: int, config: DataS
     left, wanted = images - config.shots * classes, config.validation + config.test
     if left >= wanted:
         return
-    test = min(config.test, max(1, left * config.test // wanted))  # at least one where any is wanted
+    test = min(config.test, max(1, left * config.test // wanted))  # at least one if any is wanted
     fitting = {"validation": left - test, "test": test}
     cures = ["add images"]
     if left > 0:
@@ -206,7 +215,7 @@ def _check_held_out(by_class: dict[str, list[Example]], lost: int, config: DataS
 
 
 def _fitting_folds(by_class: dict[str, list[Example]], shots: int) -> int | None:
-    """The least number of folds from 5 on in which enough images are left to train on; few trainings take less time."""
+    """5 or 10, the smaller number of folds that leaves every class its shots to train on; None if neither does."""
     for folds in (5, 10):
         if all(len(members) - -(-len(members) // folds) >= shots for members in by_class.values()):
             return folds
@@ -230,7 +239,7 @@ def _round_robin(left: dict[str, list[Example]], count: int, seed: int) -> list[
 
 
 def _deal(examples: list[Example], first: int) -> tuple[list[Example], list[Example]]:
-    """Split into `first` examples and the others by even steps, so any run is shared in that proportion."""
+    """Split into `first` examples and the others in even steps, so that every stretch keeps that proportion."""
     n = len(examples)
     is_first = [(i + 1) * first // n > i * first // n for i in range(n)]
     return (

@@ -1,12 +1,12 @@
-"""A table of images and labels, as Kaggle and spreadsheets write it: a CSV file, and the pictures beside or below it.
+"""Load a CSV table of images and labels, as Kaggle and spreadsheets write it, with the pictures beside or below it.
 
     image,label
     0001.jpg,rose
     0002,tulip          the suffix may be missing
 
-The columns are guessed where only one can be meant: the image column holds names of files that are there, the label
-column is the other one of two or is called label, class, species or the like. A column `split` says which images are
-for training, validation and test. Paths lead nowhere but below the folder.
+Columns are guessed where only one fits. The image column holds names of existing files. The label column is the other
+one of two, or is called label, class, species or the like. A column `split` assigns images to training, validation and
+test. Paths that lead out of the folder are refused.
 """
 
 import os
@@ -40,8 +40,10 @@ NAME_COLUMNS = "Put a first line into it that names the columns, e.g. image,labe
 
 
 class Files:
-    """The pictures below a folder, found by what a table in `table` calls them: a path, a name, either without its
-    suffix, in capitals or not (cameras write .JPG)."""
+    """Finds pictures below `root` by the names in a table: a path or a file name, with or without the suffix.
+
+    Case does not matter (cameras write .JPG). `table` is the folder of the table, for relative paths.
+    """
 
     def __init__(self, root: Path, table: Path) -> None:
         self.root, self._table = root, table
@@ -57,7 +59,7 @@ class Files:
                             self._by_name[_key(name)].append(path)
 
     def find(self, name: str) -> list[Path]:
-        """All files that `name` may mean; that of the very path alone, where it is one."""
+        """All files that `name` may mean. If `name` is the exact path of a file, only that file."""
         path = self._inside(PurePosixPath(name.replace("\\", "/")))
         found = self._by_name.get(_key(str(path)), [])
         for same in (composed, _key):
@@ -67,7 +69,7 @@ class Files:
         return found
 
     def _inside(self, path: PurePosixPath) -> PurePosixPath:
-        """A path from the system's root, or with `..` from the table's folder, as one in `root`, if it leads there."""
+        """Turn an absolute path, or one with `..`, into a path relative to `root`, if it leads there."""
         if path.is_absolute() or ".." in path.parts:
             whole = Path(os.path.normpath(self._table / path))
             for root in (self.root, self.root.resolve()):
@@ -80,7 +82,7 @@ def load_table(config: DataSection, seed: int) -> FewShotDataset:
     """The data set of the table in `data.path`. Example ids are the pictures' paths in its folder.
 
     Raises:
-        UserError: there is no such table or several, its columns cannot be told, rows have no label or name no
+        UserError: there is no table or more than one, its columns cannot be determined, rows have no label or name no
             picture (each with its line number), or as for a folder.
     """
     path = _table_file(config.path)
@@ -158,7 +160,7 @@ def _plain(name: str) -> str:
 
 
 def _image_column(table: Table, files: Files, config: DataSection) -> tuple[Table, int]:
-    """The table with its header set apart, and the column of images: the one that names most files that are there."""
+    """Separate the header from the rows, and find the image column: the one that names the most existing files."""
     first = [cell.strip() for cell in table.rows[0][1]]
     with_header = replace(table, header=first, rows=table.rows[1:])
     data = any(files.find(cell) or is_picture(Path(cell)) for cell in first if cell)
@@ -190,8 +192,10 @@ def _image_column(table: Table, files: Files, config: DataSection) -> tuple[Tabl
 
 
 def _matches(names: list[str], files: Files) -> tuple[int, int]:
-    """How many of the names are pictures that are there: with their suffix, and at all. A column of numbers may happen
-    to be names as well, of other pictures."""
+    """(names of existing pictures with their suffix, names of existing pictures at all).
+
+    Names with a suffix count first: a column of numbers may match file names by chance.
+    """
     found = [name for name in names if name and files.find(name)]
     return sum(is_picture(Path(name)) for name in found), len(found)
 
@@ -248,8 +252,9 @@ def _roles(table: Table, split: int | None, config: DataSection) -> dict[int, st
 def _labelled(
     table: Table, names: list[str], labels: list[tuple[str, str | None]], files: Files
 ) -> tuple[list[tuple[Example, int]], dict[str, str]]:
-    """The examples with their lines, each picture once; and what is wrong with other rows, by line. `labels`: as
-    written, and what they mean.
+    """The examples with their line numbers, one a picture, and the problems of all other rows by line.
+
+    `labels` are pairs: the text in the table, and the label it means or None.
 
     Raises:
         UserError: a picture has two labels.
@@ -295,7 +300,7 @@ def _why(name: str, found: list[Path], files: Files) -> str:
 
 
 def _near(name: str, files: Files) -> str:
-    """The one picture that has this name in another folder, or with another suffix; for a message."""
+    """A hint for a message: the only picture with this name in another folder or with another suffix, if any."""
     path = PurePosixPath(name.replace("\\", "/"))
     near = [str(file.relative_to(files.root)) for file in files.find(path.name) or files.find(path.stem)]
     return f"; there is {near[0]}" if len(near) == 1 else ""

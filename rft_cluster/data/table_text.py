@@ -1,4 +1,4 @@
-"""A table's text, as it is read from a CSV file: cells in rows, with the numbers of their lines."""
+"""Read a CSV file into rows of cells, with their line numbers."""
 
 import csv
 import io
@@ -10,13 +10,13 @@ from pathlib import Path
 from rft_cluster.common.errors import UserError
 
 DELIMITERS = ",;\t|"
-SEPARATOR = re.compile(r"sep=([,;\t|])\r?\n", re.IGNORECASE)  # the first line that Excel takes a delimiter from
+SEPARATOR = re.compile(r"sep=([,;\t|])\r?\n", re.IGNORECASE)  # Excel's first line that declares the delimiter
 MAX_TABLE = 200_000_000  # bytes; a line an image
 
 
 @dataclass(frozen=True)
 class Table:
-    """`rows` are (number of the line in the file, cells), without empty lines; `header` is empty if there is none."""
+    """`rows` are (line number in the file, cells), without empty lines. `header` is empty if there is none."""
 
     path: Path
     header: list[str]
@@ -38,7 +38,7 @@ def read_table(path: Path) -> Table:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
         raise UserError(f"data.path: {path} is not UTF-8 text ({error}); save it as CSV UTF-8") from error
-    if "\0" in text:  # of a spreadsheet's own format, or UTF-16 without its mark
+    if "\0" in text:  # a spreadsheet's binary format, or UTF-16 without a byte order mark
         raise UserError(f"data.path: {path} is not UTF-8 text (it holds zero bytes); save it as CSV UTF-8")
     skipped = 0
     said = SEPARATOR.match(text)
@@ -65,7 +65,7 @@ def read_table(path: Path) -> Table:
 
 
 def _delimiter(text: str) -> str:
-    """The one that cuts the first lines into as many cells each; of several the one that gives most cells."""
+    """The delimiter that splits the first lines into equally many cells; if several do, the one with the most cells."""
     lines = [line for line in text.splitlines() if line.strip()][:50]
 
     def score(delimiter: str) -> tuple[int, int]:
