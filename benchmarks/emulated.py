@@ -20,7 +20,7 @@ import ray
 from PIL import Image
 
 from rft_cluster.config import Config
-from rft_cluster.messages import Completion, Example, Group, Prompt, WeightRecord
+from rft_cluster.messages import Completion, Example, Group, LearnerStats, Prompt, WeightRecord
 
 PROMPT_TOKENS, COMPLETION_TOKENS = 600, 64  # of the published recipe
 
@@ -93,12 +93,11 @@ class EmulatedLearner:
     def read_ahead(self, prompts: Sequence[Prompt], step: int) -> None:
         pass
 
-    def update(self, work: Any, step: int) -> dict[str, float]:
+    def update(self, work: Any, step: int) -> LearnerStats:
         time.sleep(self._seconds.learn)
-        tokens = sum(len(sample.token_ids) for update in work for batch in update for sample in batch)
-        sums = {"tokens": tokens, "loss": 0.0, "logprob_gap": 0.0, "kl": 0.0, "entropy": 0.0, "importance": tokens,
-                "clipped": 0.0}  # fmt: skip
-        return {**sums, "grad_norm": 1.0, "learning_rate": 1e-6, "skipped": 0.0, "memory_gib": 0.0}
+        return LearnerStats(
+            tokens=sum(len(sample.token_ids) for update in work for batch in update for sample in batch)
+        )
 
     def connect_generators(self, client: Any) -> None:
         self._client = client

@@ -120,7 +120,7 @@ def as_samples(config: Config, batch: dict[str, Any]) -> list[TrainingSample]:
         tokens = batch["completion_ids"][row][batch["completion_mask"][row].bool()].tolist()
         weight = 1.0 / (len(tokens) * len(patches))
         advantage = float(batch["advantages"][row])
-        samples.append(TrainingSample(prompt, prompt_ids, tokens, [0.0] * len(tokens), advantage, weight, 0))
+        samples.append(TrainingSample(prompt, prompt_ids, tokens, [0.0] * len(tokens), advantage, weight))
     return samples
 
 
@@ -136,25 +136,14 @@ def gradient(config: Config, samples: Sequence[TrainingSample], weights: dict[st
     )
     reference, policy = load_policy(*how), load_policy(*how)
     policy.model.load_state_dict(weights)
-    algorithm = config.algorithm
+    settings = config.algorithm.model_copy(update={"importance_cap": None})
     ((forwards,),) = split_work(samples, 1, 1, config.learners.micro_batch_tokens)
     for work in forwards:
         batch = collate(work, encoder, policy.prompt_positions)
         with torch.no_grad():
             starting = reference(**batch.inputs())[0]
         logprobs, _ = policy(**batch.inputs())
-        grpo_loss(
-            logprobs,
-            logprobs.detach(),
-            batch.generator_logprobs,
-            starting,
-            batch.advantages,
-            batch.weights,
-            clip_low=algorithm.clip_low,
-            clip_high=algorithm.clip_high,
-            importance_cap=None,
-            kl_beta=algorithm.kl_beta,
-        ).loss.backward()
+        grpo_loss(logprobs, batch, logprobs, starting, settings).loss.backward()
     return {name: p.grad for name, p in policy.model.named_parameters() if p.grad is not None}
 
 

@@ -19,6 +19,7 @@ from benchmarks.emulated import EmulatedCluster, Seconds, examples
 from rft_cluster.config import Config, load_config
 from rft_cluster.data.dataset import FewShotDataset
 from rft_cluster.run.folder import RunFolder
+from rft_cluster.run.metrics import StepStats
 from rft_cluster.run.task import Task
 from rft_cluster.train import train
 
@@ -72,11 +73,11 @@ class TimedRun(RunFolder):
         self.ends: list[tuple[float, float, float]] = []
         self.stages: list[dict[str, float]] = []
 
-    def log_step(self, *arguments: Any) -> None:
+    def log_step(self, stats: StepStats, *arguments: Any) -> None:
         start = time.monotonic()
-        super().log_step(*arguments)
+        super().log_step(stats, *arguments)
         self.ends.append((time.monotonic(), time.process_time(), time.thread_time()))
-        self.stages.append({**arguments[-1], "log": self.ends[-1][0] - start})
+        self.stages.append({**stats.seconds, "log": self.ends[-1][0] - start})
 
 
 def run_steps(overrides: list[str], cluster: EmulatedCluster) -> StepSeconds:

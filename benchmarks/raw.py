@@ -5,6 +5,7 @@ own shared-prefix model, reference model and loss with FP32 masters and AdamW, w
 and one memcpy of the BF16 weights. The wall time of the service's step is measured against the sum of the three.
 """
 
+import asyncio
 import copy
 import os
 import time
@@ -17,20 +18,19 @@ import numpy as np
 import torch
 
 from benchmarks.turns import serve_steps
-from rft_cluster.algorithm.advantages import group_advantages
+from rft_cluster.algorithm import load_algorithm
 from rft_cluster.algorithm.loss import grpo_loss
-from rft_cluster.algorithm.samples import build_samples
 from rft_cluster.common.hardware import hardware
-from rft_cluster.common.lookup import find_function
+from rft_cluster.common.reduce import reduced
 from rft_cluster.config import Config
 from rft_cluster.generator.vllm_options import CPU_BATCHED_TOKENS, MM_CACHE_GIB, environment, sampling_params
 from rft_cluster.learner.collate import collate
 from rft_cluster.learner.packing import split_work
-from rft_cluster.messages import Completion, Group, Prompt, Sampling
+from rft_cluster.messages import Completion, Group, LossSums, Prompt, Sampling
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.policy import PolicyModel, load_policy, load_reference
 from rft_cluster.prompts import make_prompts
-from rft_cluster.rewards import REWARDS
+from rft_cluster.rewards.scorer import Scorer
 from rft_cluster.run.task import base_model_path, prepare
 
 
@@ -113,13 +113,9 @@ class RawLearner:
 
     def update(self, groups: Sequence[Group]) -> float:
         """One update. Returns the mean gap between the engine's log-probabilities and the learner's, in nats."""
-        rewards = [(find_function(name, REWARDS, "rewards"), w) for name, w in self._config.rewards.items()]
-        algorithm, gap, tokens = self._config.algorithm, 0.0, 0.0
-        advantages = [
-            group_advantages([sum(w * f(group.prompt, c) for f, w in rewards) for c in group.completions])
-            for group in groups
-        ]
-        samples = build_samples(groups, advantages, keep_all=algorithm.kl_beta > 0)
+        algorithm, sums = load_algorithm(self._config), [LossSums()]
+        rewards = asyncio.run(Scorer(self._config.rewards, self._config.scoring).score(list(groups)))
+        samples = algorithm.samples(groups, algorithm.advantages(rewards))
         ((forwards,),) = split_work(samples, 1, 1, self._config.learners.micro_batch_tokens)
         for work in forwards:
             batch = collate(work, self._encoder, self.policy.prompt_positions)
@@ -128,20 +124,9 @@ class RawLearner:
                 with torch.no_grad():
                     reference = self._reference(**batch.inputs())[0]
             logprobs, _ = self.policy(**batch.inputs())
-            terms = grpo_loss(
-                logprobs,
-                logprobs.detach(),
-                batch.generator_logprobs,
-                reference,
-                batch.advantages,
-                batch.weights,
-                clip_low=algorithm.clip_low,
-                clip_high=algorithm.clip_high,
-                importance_cap=algorithm.importance_cap,
-                kl_beta=algorithm.kl_beta,
-            )
+            terms = grpo_loss(logprobs, batch, logprobs, reference, self._config.algorithm)
             terms.loss.backward()
-            gap, tokens = gap + terms.sums["logprob_gap"], tokens + terms.sums["tokens"]
+            sums.append(terms.sums)
         pairs = list(zip(self._masters.parameters(), self.policy.parameters(), strict=True))
         if self.policy is not self._masters:
             for master, computing in pairs:
@@ -153,7 +138,7 @@ class RawLearner:
             with torch.no_grad():
                 for master, computing in pairs:
                     computing.copy_(master)
-        return gap / tokens
+        return reduced(sums).logprob_gap / reduced(sums).tokens
 
 
 def computing_in(dtype: torch.dtype, policy: PolicyModel) -> PolicyModel:

@@ -34,7 +34,7 @@ from typing import Any
 import psutil
 import torch
 
-from rft_cluster.messages import Completion, Group, Prompt, Sampling, WeightRecord
+from rft_cluster.messages import Completion, LossSums, Prompt, Sampling, TrainingSample, WeightRecord
 
 RESULTS = Path(__file__).parent / "results" / "true_shapes.json"
 GIB, GB = 2**30, 1e9
@@ -461,9 +461,10 @@ def step(folder: Path, micro_batch_tokens: int, minutes: float) -> dict[str, Any
 
     Micro-batches that would not begin within `minutes` are left out; the result says how many were done.
     """
-    from rft_cluster.algorithm.advantages import group_advantages
+    from rft_cluster.algorithm.advantages import grpo
     from rft_cluster.algorithm.loss import grpo_loss
-    from rft_cluster.algorithm.samples import build_samples
+    from rft_cluster.common.reduce import reduced
+    from rft_cluster.config import AlgorithmSection
     from rft_cluster.learner.collate import collate
     from rft_cluster.learner.packing import split_work
     from rft_cluster.model.encoder import PromptEncoder
@@ -478,12 +479,17 @@ def step(folder: Path, micro_batch_tokens: int, minutes: float) -> dict[str, Any
 
     saved = json.loads((folder / "group.json").read_text())
     completions = [Completion(**completion) for completion in saved["completions"]]
-    group = Group(prompt(), saved["prompt_token_ids"], completions)
-    rewards = [float(i % 2) for i in range(len(completions))]
-    samples = build_samples([group], [group_advantages(rewards)], keep_all=False)
+    (advantages,) = grpo([[float(i % 2) for i in range(len(completions))]])
+    samples = [
+        TrainingSample(
+            *(prompt(), saved["prompt_token_ids"], one.token_ids, one.generator_logprobs, advantage),
+            weight=1.0 / (len(one.token_ids) * len(completions)),
+        )
+        for one, advantage in zip(completions, advantages, strict=True)
+    ]
 
     began = time.perf_counter()
-    done, tokens, image_tokens, sums = 0, 0, 0, {"tokens": 0.0, "logprob_gap": 0.0}
+    done, tokens, image_tokens, sums = 0, 0, 0, [LossSums()]
     seconds: list[float] = []
     ((forwards,),) = split_work(samples, ranks=1, updates=1, micro_batch_tokens=micro_batch_tokens)
     for micro_batch in forwards:
@@ -493,15 +499,12 @@ def step(folder: Path, micro_batch_tokens: int, minutes: float) -> dict[str, Any
         batch = collate(micro_batch, encoder, policy.prompt_positions)
         logprobs, _ = policy(**batch.inputs())
         forward = time.perf_counter() - started
-        terms = grpo_loss(
-            logprobs, logprobs.detach(), batch.generator_logprobs, None, batch.advantages, batch.weights,
-            clip_low=0.2, clip_high=0.2, importance_cap=2.0, kl_beta=0.0,
-        )  # fmt: skip
+        terms = grpo_loss(logprobs, batch, logprobs, None, AlgorithmSection(kl_beta=0.0))
         terms.loss.backward()
         seconds.append(time.perf_counter() - started)
         done += len(micro_batch)
         tokens += batch.input_ids.shape[1]
-        sums = {name: sums[name] + terms.sums[name] for name in sums}
+        sums.append(terms.sums)
         image_tokens = int((batch.input_ids == encoder.image_token_id).sum())
         print(f"  {done} of {len(samples)} completions: {seconds[-1]:.1f} s, forward {forward:.1f} s", flush=True)
     without = [name for name, parameter in policy.named_parameters() if parameter.grad is None]
@@ -517,8 +520,8 @@ def step(folder: Path, micro_batch_tokens: int, minutes: float) -> dict[str, Any
         "micro_batch_tokens": micro_batch_tokens,
         "image_tokens": image_tokens,
         "tokens_forward": tokens,
-        "completion_tokens": int(sums["tokens"]),
-        "logprob_gap": sums["logprob_gap"] / sums["tokens"],
+        "completion_tokens": reduced(sums).tokens,
+        "logprob_gap": reduced(sums).logprob_gap / reduced(sums).tokens,
         "grad_norm": norm,
         "micro_batch_seconds": seconds,
         "optimizer_and_digest_seconds": time.perf_counter() - started,

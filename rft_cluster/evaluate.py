@@ -31,7 +31,8 @@ from rft_cluster.run.task import Task, base_model_path, check_model, prepare
 
 BASE = "base"
 AT_ONCE = 64  # prompts a generator gets in one call
-UNUSED = ("rewards", "scoring")  # sections of a run that evaluating has no use for
+# What evaluating has no use for in a run's configuration: sections, and keys that may name somebody's functions.
+UNUSED = ("rewards", "scoring", "algorithm.total", "algorithm.advantage", "algorithm.normaliser", "run.sinks")
 
 
 def main(arguments: list[str] | None = None) -> int:

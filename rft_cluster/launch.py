@@ -85,16 +85,20 @@ def _dry_run(config: Config, resume: bool) -> None:
 
 def _check(config: Config, start: "Start") -> "Task":
     """Read the data, hold all against one another, and print the plan."""
+    from rft_cluster.algorithm import load_algorithm
     from rft_cluster.classification.redteam import check_rewards
     from rft_cluster.cluster.machine import check_machine, check_memory, check_ray_folder
     from rft_cluster.cluster.placement import describe
     from rft_cluster.rewards.scorer import WeightedRewards
+    from rft_cluster.run.metrics import own_sinks
     from rft_cluster.run.preflight import check_paths, check_task
     from rft_cluster.run.resume import read_task
 
     with closing(WeightedRewards(config.rewards, config.scoring, quiet=True)) as rewards:
         model = check_paths(config, config.model.path)
         check_ray_folder(config)
+        load_algorithm(config)
+        own_sinks(config)
         rewards.load()
         task = read_task(start, config)
         dataset = task.dataset

@@ -8,6 +8,9 @@ bytes (PNG or JPEG), never as pixel tensors. `Batch` holds tensors and lives wit
 """
 
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from rft_cluster.common.reduce import largest
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +101,8 @@ class Reward:
 class TrainingSample:
     """All that a learner needs of one completion, but for the image, which it was given when generation began.
 
-    `weight` is this completion's share of the loss, the same for each of its tokens. Weights are computed over
-    the whole step before it is split, so the loss is a plain sum and no split over ranks changes it.
+    `weight` is that of each of the completion's tokens in the loss. Weights are computed over the whole step before
+    it is split, so the loss is a plain sum and no split over ranks changes it.
     """
 
     prompt: Prompt
@@ -108,7 +111,45 @@ class TrainingSample:
     generator_logprobs: list[float]
     advantage: float
     weight: float
-    policy_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class LossSums:
+    """Sums over completion tokens that were trained on, e.g. `LossSums(tokens=8, logprob_gap=0.4)`: 0.05 nats a token.
+
+    The function at each field makes one figure of those of several micro-batches, or ranks (`common.reduce`).
+    """
+
+    tokens: Annotated[int, sum] = 0
+    """How many."""
+    loss: Annotated[float, sum] = 0.0
+    """Of weight times token loss. Weights add up to a whole loss over an optimizer update."""
+    kl: Annotated[float, sum] = 0.0
+    """Nats. The k3 estimate of the KL from the starting model; 0 where `algorithm.kl_beta` is."""
+    logprob_gap: Annotated[float, sum] = 0.0
+    """Nats. |learner's log-probability - generator's|."""
+    importance: Annotated[float, sum] = 0.0
+    """Of truncated importance weights, learner over generator."""
+    clipped: Annotated[int, sum] = 0
+    """Tokens whose policy ratio was clipped."""
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerStats(LossSums):
+    """What a learner rank says of its share of a step; `loss` is the mean over the step's optimizer updates."""
+
+    entropy: Annotated[float, sum] = 0.0
+    """Nats. Sum over the same tokens, of the policy's distribution."""
+    grad_norm: Annotated[float, max] = 0.0
+    """L2 norm of the whole gradient before clipping, the largest of the step's updates; the same on all ranks."""
+    learning_rate: Annotated[float, max] = 0.0
+    """The same on all ranks."""
+    skipped: Annotated[int, max] = 0
+    """Optimizer updates left out because the gradient was not finite; the same on all ranks."""
+    memory_gib: Annotated[float, max] = 0.0
+    """GiB. Of a GPU the most that was allocated at once in the step, of a CPU process the most in its life."""
+    activation_gib: Annotated[float | None, largest] = None
+    """GiB. GPU only: how much of that the step itself took, with gradients and, in the first step, Adam's moments."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,7 @@ and the new weights go back to the generators, which then hold version `step + 1
 
 from collections import deque
 
-from rft_cluster.algorithm.advantages import group_advantages
-from rft_cluster.algorithm.samples import build_samples
+from rft_cluster.algorithm import load_algorithm
 from rft_cluster.classification.card import make_card
 from rft_cluster.classification.report import Evaluation, summarise
 from rft_cluster.cluster.cluster import Cluster
@@ -19,7 +18,7 @@ from rft_cluster.messages import Sampling
 from rft_cluster.prompts import make_prompts
 from rft_cluster.rewards.scorer import check_failures
 from rft_cluster.run.folder import RunFolder
-from rft_cluster.run.metrics import Stopwatch
+from rft_cluster.run.metrics import Stopwatch, step_stats
 from rft_cluster.run.saving import Keeper
 from rft_cluster.run.stuck import GO_ON, Stuck
 from rft_cluster.run.task import Task
@@ -27,8 +26,8 @@ from rft_cluster.run.task import Task
 
 def train(config: Config, task: Task, cluster: Cluster, run: RunFolder) -> None:
     """Train from step `run.first_step`, whose policy the learners of `cluster` hold, to the configuration's last."""
-    schedule, algorithm, seed = config.schedule, config.algorithm, config.run.seed
-    dataset, sampling = task.dataset, Sampling(**config.sampling.model_dump())
+    schedule, seed, dataset = config.schedule, config.run.seed, task.dataset
+    algorithm, sampling = load_algorithm(config), Sampling(**config.sampling.model_dump())
     card = make_card(config, dataset, task.text)
     keeper = Keeper(config, card, cluster.learners, run.first_step, run.tiny_model)
     cluster.broadcast_weights(version=run.first_step)
@@ -46,15 +45,16 @@ def train(config: Config, task: Task, cluster: Cluster, run: RunFolder) -> None:
             with stage("generate"):
                 groups, rewards = rollouts.popleft().wait()
             check_failures(groups, rewards, len(groups) * sampling.group_size, config.scoring.failure_budget)
-            advantages = [group_advantages([reward.total for reward in group]) for group in rewards]
-            samples = build_samples(groups, advantages, keep_all=algorithm.kl_beta > 0)
+            advantages = algorithm.advantages(rewards)
+            samples = algorithm.samples(groups, advantages)
             with keeper.step(step + 1):
                 with stage("learn"):
                     learned = cluster.update(samples, step)
                 with stage("transfer"):
                     cluster.broadcast_weights(version=step + 1)
-                run.log_step(step + 1, groups, rewards, learned, stage.seconds)
-            nothing_to_learn = stuck.see(groups, rewards)
+                stats = step_stats(step + 1, groups, rewards, advantages, learned, stage.seconds)
+                run.log_step(stats, groups, rewards)
+            nothing_to_learn = stuck.see(groups, rewards, live=stats.live_groups > 0)
             keeper.save_if_due(at_once=bool(nothing_to_learn))
             if nothing_to_learn:
                 raise UserError(f"stopped after step {step + 1}, which is saved: {nothing_to_learn}. {GO_ON}")

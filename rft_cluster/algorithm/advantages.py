@@ -1,41 +1,65 @@
-"""Group-relative advantages, GRPO's replacement for a value model (arXiv 2402.03300, section 4.1.2).
+"""Advantages: how much better than its group each completion is. They stand in for a value model.
 
-    A_i = (r_i - mean(r)) / (std(r) + epsilon),    std with n - 1
+    grpo([[1.0, 0.0], [1.0, 1.0]])  ->  [[0.707, -0.707], [0.0, 0.0]]
 
-The epsilon and the n - 1 are those of the Visual-RFT recipe.
+A function gets a step's rewards, a list for each group, and returns an advantage in the place of each. Masked
+completions are not among them, nor groups in which all are masked. A group whose rewards are equal has nothing to teach
+and gets exact zeros: rounding errors divided by a tiny deviation would be noise that looks like a signal.
 """
 
 import math
 import statistics
 from collections.abc import Sequence
 
+Step = Sequence[Sequence[float]]
+EPSILON = 1e-4  # of the Visual-RFT recipe
 
-def group_advantages(rewards: Sequence[float | None], epsilon: float = 1e-4) -> list[float | None]:
-    """How much better than its group each completion is, in standard deviations of the group.
 
-    A masked completion (reward None) gets None and is in neither mean nor deviation. The others of a group that is
-    not live get exact zeros: dividing its rounding errors by epsilon would make noise a signal.
+def grpo(rewards: Step) -> list[list[float]]:
+    """A = (r - mean(r)) / (std(r) + epsilon) in each group, std with n - 1.
 
-    Raises:
-        ValueError: there are no rewards, or one of them is not finite.
+    GRPO, arXiv 2402.03300, section 4.1.2. The epsilon and the n - 1 are those of the Visual-RFT recipe.
     """
-    if not is_live(rewards):
-        return [None if reward is None else 0.0 for reward in rewards]
-    valid = [reward for reward in rewards if reward is not None]
-    mean = statistics.fmean(valid)
-    scale = statistics.stdev(valid) + epsilon
-    return [None if reward is None else (reward - mean) / scale for reward in rewards]
+    return [standardised(group) for group in rewards]
 
 
-def is_live(rewards: Sequence[float | None]) -> bool:
-    """Whether the rewards differ by more than rounding: only then has the group anything to teach.
+def dr_grpo(rewards: Step) -> list[list[float]]:
+    """A = r - mean(r) in each group. Without the division a group weighs by how much its rewards differ.
 
-    Masked completions (None) do not count.
-
-    Raises:
-        ValueError: there are no rewards, or one of them is not finite.
+    Dr. GRPO, arXiv 2503.20783, section 3.2; its loss has the normaliser `constant`.
     """
-    valid = [reward for reward in rewards if reward is not None]
-    if not rewards or not all(map(math.isfinite, valid)):
-        raise ValueError(f"a group's rewards must be finite and at least one, got {rewards}")
-    return len(valid) > 1 and not math.isclose(min(valid), max(valid), rel_tol=1e-9, abs_tol=1e-12)
+    return [centred(group) for group in rewards]
+
+
+def rloo(rewards: Step) -> list[list[float]]:
+    """A = r - mean(r of the others in the group), which is n / (n - 1) times r - mean(r): an unbiased baseline.
+
+    RLOO, arXiv 2402.14740, section 2.2.
+    """
+    return [[len(group) / max(1, len(group) - 1) * value for value in centred(group)] for group in rewards]
+
+
+def gpg(rewards: Step) -> list[list[float]]:
+    """A = (r - mean(r)) * groups / live groups, so that groups with equal rewards do not shrink the gradient.
+
+    GPG, arXiv 2504.02546, section 3 (alpha = B / (B - M), F_norm = 1); its loss has the normaliser `token` and no KL.
+    """
+    live = sum(map(is_live, rewards))
+    return [[len(rewards) / max(1, live) * value for value in centred(group)] for group in rewards]
+
+
+def is_live(rewards: Sequence[float]) -> bool:
+    """Whether a group's rewards differ by more than rounding."""
+    return len(rewards) > 1 and not math.isclose(min(rewards), max(rewards), rel_tol=1e-9, abs_tol=1e-12)
+
+
+def centred(rewards: Sequence[float]) -> list[float]:
+    """r - mean(r) of one group; exact zeros if it is not live."""
+    mean = statistics.fmean(rewards)
+    return [reward - mean for reward in rewards] if is_live(rewards) else [0.0] * len(rewards)
+
+
+def standardised(rewards: Sequence[float]) -> list[float]:
+    """(r - mean(r)) / (std(r) + epsilon) of one group; exact zeros if it is not live."""
+    scale = statistics.stdev(rewards) + EPSILON if len(rewards) > 1 else 1.0
+    return [value / scale for value in centred(rewards)]

@@ -7,26 +7,43 @@ A: group advantage (GRPO, arXiv 2402.03300). ratio: new over old policy, both th
 above, without gradient: the engine that sampled computes slightly other probabilities than the learner.
 k3: the KL estimator exp(d) - d - 1 with d = reference - learner (Schulman, "Approximating KL divergence", 2020).
 
-Weights come with the samples: over a whole update those of a completion's tokens add up to 1 / completions. So the sum
-over any split into micro-batches and ranks is the same loss. (They add up to less than 1 in all where groups without
-variance are left out, which count in the mean: see `samples.build_samples`.)
+Weights come with the samples and say which mean over tokens the loss is (`normalisers.py`). They were computed over the
+whole step, so the sum over any split into micro-batches and ranks is the same loss.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from rft_cluster.config import AlgorithmSection
+from rft_cluster.messages import LossSums
 
 # exp(10): far beyond any healthy token; beyond it exponentials would only overflow.
 MAX_LOG_RATIO = 10.0
 
 
-@dataclass(frozen=True)
-class LossTerms:
-    """`loss`: scalar with gradient. `sums`: sums over the tokens, to be added up over micro-batches and ranks."""
+class LossInputs(Protocol):
+    """What the loss needs of a micro-batch of C completion tokens (`learner.collate.Batch`); all [C] FP32."""
+
+    @property
+    def generator_logprobs(self) -> Tensor:
+        """Nats."""
+
+    @property
+    def advantages(self) -> Tensor:
+        """The same for all tokens of a completion, as `weights`."""
+
+    @property
+    def weights(self) -> Tensor:
+        """0 for tokens of a padding sample, which count nowhere."""
+
+
+class LossTerms(NamedTuple):
+    """`loss`: scalar with gradient. `sums`: to be added up over micro-batches and ranks."""
 
     loss: Tensor
-    sums: dict[str, float]
+    sums: LossSums
 
 
 def importance_weights(old_logprobs: Tensor, generator_logprobs: Tensor, cap: float | None) -> Tensor:
@@ -49,47 +66,39 @@ def k3_divergence(learner_logprobs: Tensor, reference_logprobs: Tensor) -> Tenso
 
 def grpo_loss(
     learner_logprobs: Tensor,
+    batch: LossInputs,
     old_logprobs: Tensor,
-    generator_logprobs: Tensor,
     reference_logprobs: Tensor | None,
-    advantages: Tensor,
-    weights: Tensor,
-    *,
-    clip_low: float,
-    clip_high: float,
-    importance_cap: float | None,
-    kl_beta: float,
+    settings: AlgorithmSection,
 ) -> LossTerms:
     """The loss of one micro-batch of C completion tokens.
 
     Args:
-        learner_logprobs, old_logprobs, generator_logprobs: [C] FP32 in nats; gradient flows into the first.
-            The old policy is the learner's at the start of the step.
-        reference_logprobs: [C], or None where `kl_beta` is 0.
-        advantages, weights: [C], the same for all tokens of a completion.
+        learner_logprobs, old_logprobs: [C] FP32 in nats; gradient flows into the first. The old policy is the
+            learner's at the start of the step.
+        reference_logprobs: [C], or None where `settings.kl_beta` is 0.
     """
-    old = old_logprobs.detach()
+    old, advantages = old_logprobs.detach(), batch.advantages
     ratio = (learner_logprobs - old).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    importance = importance_weights(old, generator_logprobs, importance_cap)
+    clipped = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
+    importance = importance_weights(old, batch.generator_logprobs, settings.importance_cap)
     token_loss = -importance * torch.minimum(ratio * advantages, clipped * advantages)
 
     divergence = torch.zeros_like(learner_logprobs)
-    if kl_beta:
+    if settings.kl_beta:
         assert reference_logprobs is not None, "kl_beta needs reference_logprobs"
         divergence = k3_divergence(learner_logprobs, reference_logprobs.detach())
-        token_loss = token_loss + kl_beta * divergence
+        token_loss = token_loss + settings.kl_beta * divergence
 
-    loss = (token_loss * weights).sum()
-    # Padding samples have weight 0 and count nowhere.
-    counted = weights > 0
+    loss = (token_loss * batch.weights).sum()
+    counted = batch.weights > 0
     is_clipped = (ratio * advantages) > (clipped * advantages)
-    sums = {
-        "tokens": counted.sum(),
-        "loss": loss.detach(),
-        "kl": (divergence.detach() * counted).sum(),
-        "logprob_gap": ((old - generator_logprobs).abs() * counted).sum(),
-        "importance": (importance * counted).sum(),
-        "clipped": (is_clipped & counted).sum(),
-    }
-    return LossTerms(loss, {name: float(value) for name, value in sums.items()})
+    sums = LossSums(
+        tokens=int(counted.sum()),
+        loss=float(loss.detach()),
+        kl=float((divergence.detach() * counted).sum()),
+        logprob_gap=float(((old - batch.generator_logprobs).abs() * counted).sum()),
+        importance=float((importance * counted).sum()),
+        clipped=int((is_clipped & counted).sum()),
+    )
+    return LossTerms(loss, sums)

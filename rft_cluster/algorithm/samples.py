@@ -1,31 +1,80 @@
-"""From scored groups to samples with loss weights: which mean the loss is."""
+"""From scored groups to samples with advantages and loss weights: all of the algorithm that runs in the driver.
 
-from collections.abc import Sequence
+Rewards -> totals -> advantages      Groups, advantages -> TrainingSamples with loss weights
+"""
 
-from rft_cluster.messages import Group, TrainingSample
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rft_cluster.common.function import Function
+from rft_cluster.messages import Group, Reward, TrainingSample
+
+Advantages = list[list[float | None]]
 
 
-def build_samples(
-    groups: Sequence[Group], advantages: Sequence[Sequence[float | None]], keep_all: bool
-) -> list[TrainingSample]:
-    """Samples whose weights make the loss a mean over each completion's tokens, then over all completions.
+@dataclass(frozen=True)
+class Algorithm:
+    """The functions that the configuration names, and the settings that they need.
 
-    A group without variance has advantages of 0: it pulls nothing but the KL. With `keep_all` false (no KL) its
-    samples are left out, but still count in the mean. A masked completion (advantage None) is left out always, and
-    does not count. One without tokens counts, as 0, and is left out: there is nothing in it to learn from.
+    `weights`: of the rewards, by name. `max_tokens`: of a completion. `kl_beta`: weight of the KL in the loss.
     """
-    total = sum(advantage is not None for group_advantages in advantages for advantage in group_advantages)
-    return [
-        TrainingSample(
-            prompt=group.prompt,
-            prompt_token_ids=group.prompt_token_ids,
-            token_ids=completion.token_ids,
-            generator_logprobs=completion.generator_logprobs,
-            advantage=advantage,
-            weight=1.0 / (len(completion.token_ids) * total),
-            policy_version=completion.policy_version,
-        )
-        for group, group_advantages in zip(groups, advantages, strict=True)
-        for completion, advantage in zip(group.completions, group_advantages, strict=True)
-        if advantage is not None and completion.token_ids and (keep_all or advantage != 0.0)
-    ]
+
+    total: Function
+    advantage: Function
+    normaliser: Function
+    weights: Mapping[str, float]
+    max_tokens: int
+    kl_beta: float
+
+    def advantages(self, rewards: Sequence[Sequence[Reward]]) -> Advantages:
+        """An advantage for each completion of a step; None for those that are masked, which count nowhere.
+
+        Raises:
+            UserError: a function of the user's own raised, or returned something else than finite numbers.
+        """
+        valid = [[reward for reward in group if reward.total is not None] for group in rewards]
+        totals = [self.total.numbers(self.total(group, self.weights), len(group)) for group in valid if group]
+        found = iter(self.advantage.groups(self.advantage(totals), [len(group) for group in totals]))
+        # A group whose every completion is masked was not among those that the function has seen.
+        values = [iter(next(found) if group else ()) for group in valid]
+        return [
+            [None if reward.total is None else next(own) for reward in group]
+            for own, group in zip(values, rewards, strict=True)
+        ]
+
+    def token_weights(self, lengths: Sequence[int]) -> list[float]:
+        """The weight in the loss of each token of a completion, from the lengths in tokens of a step's completions.
+
+        Raises:
+            UserError: the normaliser is the user's own and raised, or returned something else than finite numbers.
+        """
+        return self.normaliser.numbers(self.normaliser(lengths, self.max_tokens), len(lengths), least=0.0)
+
+    def samples(self, groups: Sequence[Group], advantages: Sequence[Sequence[float | None]]) -> list[TrainingSample]:
+        """What learners train on. Weights are computed over the whole step, before anything is left out of it.
+
+        A masked completion is left out, and counts in no mean. One without tokens counts, as 0, and is left out: there
+        is nothing in it to learn from. So is one with an advantage of 0, unless the KL pulls on it.
+
+        Raises:
+            UserError: see `token_weights`.
+        """
+        counted = [
+            (group, completion, advantage)
+            for group, own in zip(groups, advantages, strict=True)
+            for completion, advantage in zip(group.completions, own, strict=True)
+            if advantage is not None
+        ]
+        weights = self.token_weights([len(completion.token_ids) for _, completion, _ in counted])
+        return [
+            TrainingSample(
+                prompt=group.prompt,
+                prompt_token_ids=group.prompt_token_ids,
+                token_ids=completion.token_ids,
+                generator_logprobs=completion.generator_logprobs,
+                advantage=advantage,
+                weight=weight,
+            )
+            for (group, completion, advantage), weight in zip(counted, weights, strict=True)
+            if completion.token_ids and (advantage != 0.0 or self.kl_beta > 0)
+        ]

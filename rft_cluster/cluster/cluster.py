@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rft_cluster.cluster.handles import Learners, RewardActor
 from rft_cluster.cluster.rollouts import Generators, Rollout
 from rft_cluster.config import Config
-from rft_cluster.messages import Prompt, Sampling, TrainingSample
+from rft_cluster.messages import LearnerStats, Prompt, Sampling, TrainingSample
 
 
 class Cluster:
@@ -21,7 +21,7 @@ class Cluster:
         self.learners.read_ahead(prompts, step)
         return rollout
 
-    def update(self, samples: Sequence[TrainingSample], step: int) -> dict[str, float]:
+    def update(self, samples: Sequence[TrainingSample], step: int) -> LearnerStats | None:
         """One step's optimizer updates; see `Learners.update`. On a shared GPU the generators sleep meanwhile."""
         if self._config.shares_gpus:
             self.generators.call_all("sleep")

@@ -13,8 +13,9 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from rft_cluster.common.errors import ClusterError, UserError
 from rft_cluster.common.files import FORMAT, unfinished, write_json
+from rft_cluster.common.reduce import reduced
 from rft_cluster.learner.packing import split_work
-from rft_cluster.messages import Prompt, TrainingSample
+from rft_cluster.messages import LearnerStats, Prompt, TrainingSample
 
 
 def wait_for(calls: Mapping[ray.ObjectRef, str], timeout: float, doing: str) -> list[Any]:
@@ -72,15 +73,6 @@ class RewardActor(ActorGroup):
         return self.handles[0].score.remote(groups, completions, prompts)
 
 
-def combined(answers: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """What all ranks say of a step, as one: sums over tokens, what they have in common, the fullest rank's memory."""
-    return {
-        **{name: sum(answer[name] for answer in answers) for name in answers[0]},
-        **{name: answers[0][name] for name in ("grad_norm", "learning_rate", "skipped")},
-        **{name: max(answer[name] for answer in answers) for name in answers[0] if name.endswith("_gib")},
-    }
-
-
 class Learners(ActorGroup):
     def __init__(self, handles: dict[str, ActorHandle], timeout: float) -> None:
         super().__init__(handles, timeout)
@@ -100,14 +92,14 @@ class Learners(ActorGroup):
 
     def update(
         self, samples: Sequence[TrainingSample], step: int, updates: int, micro_batch_tokens: int
-    ) -> dict[str, float]:
-        """One step's optimizer updates on all ranks; sums over all their tokens. No samples: no update."""
+    ) -> LearnerStats | None:
+        """One step's optimizer updates on all ranks; what they say of it as one. No samples: no update, and None."""
         wait_for(self._reading.pop(step, {}), self._timeout, "read_ahead")
         if not samples:
             self.call_all("step_is_over", step)
-            return {}
+            return None
         work = split_work(samples, len(self), updates, micro_batch_tokens)
-        return combined(self.call_each("update", [(share, step) for share in work]))
+        return reduced(self.call_each("update", [(share, step) for share in work]))
 
     def save_checkpoint(self, folder: Path, state: Mapping[str, Any]) -> None:
         """Write a checkpoint with what is to be known of it, `state`; it has its name when it is complete."""

@@ -45,10 +45,8 @@ def split_name(name: str, known: Mapping[str, Any], key: str) -> tuple[str, str]
     """
     module, separator, function = name.rpartition(":" if ":" in name else ".")
     if not separator:
-        raise UserError(
-            f"{key}: {name!r} is unknown.{_nearest(name, known)} Known are {', '.join(sorted(known))}; "
-            f"a function of your own is given as package.module:function"
-        )
+        built_in = f" is unknown.{_nearest(name, known)} Known are {', '.join(sorted(known))};" if known else ":"
+        raise UserError(f"{key}: {name!r}{built_in} a function of your own is given as package.module:function")
     if module.endswith(".py") or "/" in module:
         dotted = f"{module.removeprefix('./').removesuffix('.py').replace('/', '.')}:{function}"
         raise UserError(f"{key}: {name!r} names a file: name the module, as in an import. Did you mean {dotted}?")

@@ -32,10 +32,15 @@ def _is_given(value: Any) -> bool:
 
 # Key: does its value need the caller's word, what does it do, and what to type for doing without.
 CAUTIONS: dict[str, tuple[Callable[[Any], bool], str, str]] = {
+    "run.sinks": (bool, "runs functions that are not built in", "[]"),
     "model.trust_remote_code": (bool, "runs code of the model's folder", "false"),
     "data.source": (_is_own_code, "runs a function that is not built in", "folder"),
     "data.held_out": (_is_given, "reads files elsewhere", "null"),
     "data.manifest": (_is_given, "reads a file elsewhere", "null"),
+    **{
+        f"algorithm.{key}": (_is_own_code, "runs a function that is not built in", built_in)
+        for key, built_in in (("total", "weighted_sum"), ("advantage", "grpo"), ("normaliser", "completion"))
+    },
     "prompt.template": (lambda name: name not in TEMPLATES, "asks the text of a file elsewhere", "think_answer"),
     "cluster.address": (_is_given, "connects there", "null"),
     "cluster.interface": (_is_given, "listens there", "null"),

@@ -36,7 +36,7 @@ def page() -> str:
             rows = "\n".join(_rows(classes, kind.__name__, section))
             text = f"| key | default | values | |\n|---|---|---|---|\n{rows}"
         else:  # rewards, whose keys are names of functions
-            text = next(text for key, _, text in _fields(classes["Config"]) if key == section)
+            text = next(text for key, _, text in documented_fields(classes["Config"]) if key == section)
             text += f" Default: `{_shown(field.get_default())}`."
         parts.append(f"## {section}\n\n{text}\n")
     return "\n".join(parts)
@@ -45,20 +45,20 @@ def page() -> str:
 def _rows(classes: dict[str, ast.ClassDef], name: str, prefix: str) -> Iterator[str]:
     """A row for each key of a section, with those of a section within it below its own."""
     model: type[BaseModel] = getattr(sections, name)
-    for key, annotation, text in _fields(classes[name]):
+    for key, annotation, text in documented_fields(classes[name]):
         field = model.model_fields[key]
         default = "" if field.is_required() else f"`{_shown(field.get_default())}`"
         values = ", ".join(filter(None, (_type(annotation), _limits(field))))
-        yield _row(f"`{prefix}.{key}`", default, values, text)
+        yield table_row(f"`{prefix}.{key}`", default, values, text)
         if (inner := annotation.split(" | ")[0]) in classes:
             yield from _rows(classes, inner, f"{prefix}.{key}")
 
 
-def _row(*cells: str) -> str:
+def table_row(*cells: str) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _fields(section: ast.ClassDef) -> Iterator[tuple[str, str, str]]:
+def documented_fields(section: ast.ClassDef) -> Iterator[tuple[str, str, str]]:
     """Name, type and docstring of each key, as they are written."""
     body = section.body
     for node, following in zip(body, [*body[1:], None], strict=True):

@@ -31,6 +31,9 @@ class RunSection(Section):
     folder: FilePath = Path("runs")
     seed: int = Field(0, ge=0, lt=2**32)
     """Everything random hangs on it: the choice of images, their order, each completion, the tiny model."""
+    sinks: list[str] = Field([])
+    """Functions of your own that get every step's figures, by dotted path: `[my_module:dashboard]` (docs/metrics.md).
+    They may change when a run is resumed."""
 
 
 class LoraSection(Section):
@@ -175,6 +178,17 @@ class ScoringSection(Section):
 
 
 class AlgorithmSection(Section):
+    total: str = "weighted_sum"
+    """How a completion's rewards become the number that its advantage is computed from: `weighted_sum`,
+    `normalised_sum` (each reward first brought to mean 0 and deviation 1 in its group), or a function's dotted path."""
+    advantage: str = "grpo"
+    """How good a completion is beside its group: `grpo` (deviations from the mean, in standard deviations), `dr_grpo`
+    (without the division), `rloo` (from the mean of the others), `gpg` (as `dr_grpo`, scaled up by the share of groups
+    whose rewards are equal), or a function's dotted path."""
+    normaliser: str = "completion"
+    """Which mean over tokens the loss is: `completion` (over each completion's tokens, then over completions), `token`
+    (over all tokens of the step), `constant` (the sum by `sampling.max_tokens`, then over completions), or a function's
+    dotted path."""
     kl_beta: float = Field(0.04, ge=0, le=1000)
     """Weight of the KL to the starting model. 0 keeps no reference model."""
     clip_low: float = Field(0.2, gt=0, lt=1)

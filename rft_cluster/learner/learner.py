@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -27,13 +28,14 @@ from torch.distributed.tensor import DTensor
 from rft_cluster.algorithm.loss import grpo_loss
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.hardware import hardware
+from rft_cluster.common.reduce import reduced
 from rft_cluster.config import Config
 from rft_cluster.learner.checkpoint import export_model, load_shards, save_shards
 from rft_cluster.learner.collate import Batch, collate
 from rft_cluster.learner.packing import RankWork
 from rft_cluster.learner.prompt_cache import PromptCache
 from rft_cluster.learner.rendezvous import connections, interface_of, open_store, reach_store
-from rft_cluster.messages import Prompt, TrainingSample
+from rft_cluster.messages import LearnerStats, Prompt, TrainingSample
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.policy import PolicyModel, base_model, load_policy, load_reference, shard_units
 from rft_cluster.weights.broadcast import WeightBroadcast
@@ -154,61 +156,59 @@ class Learner:
         self._prompts.step_is_over(step)
 
     @within_memory()
-    def update(self, work: RankWork, step: int) -> dict[str, float]:
-        """The optimizer updates of one step on this rank's share of its samples.
-
-        Returns sums over this rank's tokens (see `loss.LossTerms`), but of `loss` the mean over the updates, for each
-        has a whole loss; what `_peak_memory` says; and `grad_norm`, `learning_rate` and `skipped` (updates whose
-        gradient was not finite), which are the same on all ranks.
-        """
+    def update(self, work: RankWork, step: int) -> LearnerStats:
+        """The optimizer updates of one step on this rank's share of its samples."""
         held, started = self._held_memory(), time.monotonic()
-        settings, algorithm = self._config.optimizer, self._config.algorithm
-        factor = learning_rate_factor(step, settings.warmup_steps, self._config.schedule.steps)
+        optimizer = self._config.optimizer
+        learning_rate = optimizer.learning_rate * learning_rate_factor(
+            step, optimizer.warmup_steps, self._config.schedule.steps
+        )
         for group in self._optimizer.param_groups:
-            group["lr"] = settings.learning_rate * factor
+            group["lr"] = learning_rate
         # With one update a step the old policy is the current one: its log-probabilities need no forward.
         old = None
         if len(work) > 1:
             old = [[self._logprobs(self._policy, batch) for batch in self._batches(update)] for update in work]
 
-        sums: dict[str, float] = {"skipped": 0.0, "grad_norm": 0.0}
+        parts, norms, skipped = [LearnerStats()], [0.0], 0
         for i, update in enumerate(work):
             for j, batch in enumerate(self._batches(update)):
-                reference = self._reference_logprobs(batch) if algorithm.kl_beta else None
-                logprobs, entropy = self._policy(**batch.inputs())
-                terms = grpo_loss(
-                    logprobs,
-                    old[i][j] if old else logprobs.detach(),
-                    batch.generator_logprobs,
-                    reference,
-                    batch.advantages,
-                    batch.weights,
-                    clip_low=algorithm.clip_low,
-                    clip_high=algorithm.clip_high,
-                    importance_cap=algorithm.importance_cap,
-                    kl_beta=algorithm.kl_beta,
-                )
-                terms.loss.backward()
-                summed = {**terms.sums, "entropy": float(entropy[batch.weights > 0].sum())}
-                for name, value in summed.items():
-                    sums[name] = sums.get(name, 0.0) + value
+                parts.append(self._backward(batch, old[i][j] if old else None))
             norm = self._clip_gradients()
             if torch.isfinite(norm):
                 self._optimizer.step()
-                sums["grad_norm"] = max(sums["grad_norm"], float(norm))
+                norms.append(float(norm))
             else:
                 # The norm is a sum over all ranks: all of them skip, or none.
-                sums["skipped"] += 1
+                skipped += 1
             self._optimizer.zero_grad()
-        sums["loss"] /= len(work)
         self.step_is_over(step)
+        total, (memory, activations) = reduced(parts), self._peak_memory(held)
+        stats = replace(
+            total,
+            loss=total.loss / len(work),
+            grad_norm=max(norms),
+            learning_rate=learning_rate,
+            skipped=skipped,
+            memory_gib=memory,
+            activation_gib=activations,
+        )
         # For this actor's own log, which Ray keeps.
         print(
-            f"step {step + 1}: {sums.get('tokens', 0):.0f} tokens here, loss {sums['loss']:.3g}, "
-            f"gradient {sums['grad_norm']:.3g}, {time.monotonic() - started:.1f} s",
+            f"step {step + 1}: {stats.tokens:.0f} tokens here, loss {stats.loss:.3g}, "
+            f"gradient {stats.grad_norm:.3g}, {time.monotonic() - started:.1f} s",
             flush=True,
         )
-        return {**sums, "learning_rate": settings.learning_rate * factor, **self._peak_memory(held)}
+        return stats
+
+    def _backward(self, batch: Batch, old_logprobs: Tensor | None) -> LearnerStats:
+        """Add one micro-batch to the gradient. Without `old_logprobs` [C] the old policy is the current one."""
+        settings = self._config.algorithm
+        reference = self._reference_logprobs(batch) if settings.kl_beta else None
+        logprobs, entropy = self._policy(**batch.inputs())  # [C] each
+        terms = grpo_loss(logprobs, batch, logprobs if old_logprobs is None else old_logprobs, reference, settings)
+        terms.loss.backward()
+        return LearnerStats(**asdict(terms.sums), entropy=float(entropy[batch.weights > 0].sum()))
 
     def _held_memory(self) -> int:
         """Bytes of a GPU's memory that are held before a step; the record of the peak begins again."""
@@ -217,14 +217,13 @@ class Learner:
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
 
-    def _peak_memory(self, held: int) -> dict[str, float]:
-        """GiB. Of a GPU in this step: the most at once, `memory_gib`, and how much of that the step itself took,
-        `activation_gib` (with gradients, and the optimizer's moments in the first step). Of a CPU process, which keeps
-        what it was given once: the most in all its life."""
+    def _peak_memory(self, held: int) -> tuple[float, float | None]:
+        """`memory_gib` and `activation_gib` of `LearnerStats`. A CPU process keeps what it was given once, so only the
+        most in all its life is known there."""
         if self._device.type != "cuda":
-            return {"memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB}
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB, None
         peak = torch.cuda.max_memory_allocated()
-        return {"memory_gib": peak / GIB, "activation_gib": (peak - held) / GIB}
+        return peak / GIB, (peak - held) / GIB
 
     def _batches(self, update: Sequence[list[TrainingSample]]) -> Iterator[Batch]:
         """An update's batches on the device; each is made while the one before it is computed with."""

@@ -2,10 +2,10 @@
 
 runs/NAME/  config.yaml      the resolved configuration
             manifest.json    which images were chosen, with their SHA-256 (see data/manifest.py)
-            metrics.jsonl    an object a step (see metrics.py)
+            metrics.jsonl    an object a step (see docs/metrics.md)
             eval.jsonl       an object an evaluation
             baselines.json   what the same images give without a language model
-            rollouts/        step-000012.jsonl: an object a group: prompt, label, completions, rewards, version
+            rollouts/        step-000012.jsonl: an object a group: prompt, label, completions, rewards, versions
             checkpoints/     see checkpoints.py
             model/           the trained policy as a Hugging Face folder
             model-best/      the one of its earlier states that did best on the validation images
@@ -16,7 +16,7 @@ runs/NAME/  config.yaml      the resolved configuration
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from rft_cluster.config import Config, config_text
 from rft_cluster.data.manifest import manifest
 from rft_cluster.messages import Group, Reward
 from rft_cluster.run.checkpoints import clear_unfinished
-from rft_cluster.run.metrics import step_line, step_metrics
+from rft_cluster.run.metrics import StepStats, console, metrics_file, own_sinks, version_spans
 from rft_cluster.run.records import append, read_rows, split_rows
 from rft_cluster.run.task import Task
 
@@ -47,9 +47,8 @@ class RunFolder:
     """
 
     def __init__(self, config: Config, task: Task, first_step: int = 0, tiny_model: str | None = None) -> None:
-        self._config = config
         self.path, self.first_step, self.tiny_model = config.run_folder, first_step, tiny_model
-        self._step_seconds: list[float] = []
+        self._sinks = [metrics_file(self.path / "metrics.jsonl"), console(config.schedule.steps), *own_sinks(config)]
         (self.path / "rollouts").mkdir(parents=True, exist_ok=True)
         clear_unfinished(self.path)
         self._move_aside(first_step)
@@ -71,34 +70,24 @@ class RunFolder:
         if again:
             print(f"steps {first_step + 1} to {max(again)} are done again; their records are in {aside}", flush=True)
 
-    def log_step(
-        self,
-        step: int,
-        groups: Sequence[Group],
-        rewards: Sequence[Sequence[Reward]],
-        learner: Mapping[str, float],
-        seconds: Mapping[str, float],
-    ) -> None:
-        """Record step number `step` (from 1: the version it made) and show its line."""
-        metrics = step_metrics(groups, rewards, learner, seconds)
+    def log_step(self, stats: StepStats, groups: Sequence[Group], rewards: Sequence[Sequence[Reward]]) -> None:
+        """Record a step: its completions in `rollouts/`, its figures by every sink."""
         rows = [
             {
                 "prompt_id": group.prompt.prompt_id,
                 "example_id": group.prompt.example_id,
                 "label": group.prompt.label,
-                "policy_version": group.completions[0].policy_version,
                 "completions": [completion.text for completion in group.completions],
+                # Of each completion: the versions of the weights that wrote it, each with its number of tokens.
+                "version_spans": [version_spans(completion) for completion in group.completions],
                 "rewards": [{"total": r.total, "parts": r.parts, "failures": r.failures} for r in group_rewards],
             }
             for group, group_rewards in zip(groups, rewards, strict=True)
         ]
         rollouts = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_text(self.path / "rollouts" / f"step-{step:06d}.jsonl", rollouts)
-        append(self.path / "metrics.jsonl", {"step": step, **metrics})
-        self._step_seconds.append(sum(seconds.values()))
-        recent = self._step_seconds[-20:]
-        left = (self._config.schedule.steps - step) * sum(recent) / len(recent)
-        print(step_line(step, self._config.schedule.steps, metrics, left), flush=True)
+        write_text(self.path / "rollouts" / f"step-{stats.step:06d}.jsonl", rollouts)
+        for sink in self._sinks:
+            sink(stats)
 
     def evaluation(self, step: int, split: str) -> Evaluation | None:
         """What is on record, where a run was stopped after an evaluation."""

@@ -1,13 +1,105 @@
-"""A step's figures, and the line that shows them."""
+"""A step's figures, and where they go.
+
+    stats = step_stats(1, groups, rewards, advantages, learned, stage.seconds)
+    for sink in (metrics_file(path), console(steps), *own_sinks(config)): sink(stats)
+
+A sink is a function that gets every step's `StepStats`, whose fields docs/metrics.md lists. Write one for a dashboard,
+and name it in `run.sinks`.
+"""
 
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, fields
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Any
 
-from rft_cluster.algorithm.advantages import is_live
-from rft_cluster.messages import Group, Reward
+from rft_cluster.common.function import Function
+from rft_cluster.common.lookup import find_function
+from rft_cluster.config import Config
+from rft_cluster.messages import Completion, Group, LearnerStats, Reward
+from rft_cluster.run.records import append
+
+RECENT = 20  # steps whose mean duration the time left is computed from
+
+
+@dataclass(frozen=True, slots=True)
+class StepStats:
+    """One step of training. A type is annotated with the unit; None: not known in this step.
+
+    In `metrics.jsonl` a field has its name as key (but see `KEYS`), a mapping a key `KEY/NAME` for each entry, and None
+    no key.
+    """
+
+    step: Annotated[int, "step"]
+    """Number of the step, from 1: the version of the weights that it made."""
+    reward: Annotated[float, "reward"]
+    """Weighted sum of a completion's rewards, mean over completions that have one."""
+    reward_parts: Annotated[Mapping[str, float], "reward"]
+    """The reward NAME, unweighted, mean over completions for which no reward failed."""
+    reward_failures: Annotated[int, "completions"]
+    """Masked completions: those for which a reward failed."""
+    failures: Annotated[Mapping[str, int], "completions"]
+    """Completions for which the reward NAME failed."""
+    live_groups: Annotated[float, "share of groups"]
+    """Groups with an advantage that is not 0: only these teach."""
+    logprob_gap: Annotated[float | None, "nats a token"]
+    """|learner's log-probability - generator's|, mean over the tokens trained on, as the next four."""
+    kl: Annotated[float | None, "nats a token"]
+    """KL from the starting model, estimated (k3); 0 where `algorithm.kl_beta` is."""
+    entropy: Annotated[float | None, "nats a token"]
+    """Entropy of the policy's distribution."""
+    importance: Annotated[float | None, "ratio"]
+    """Importance weight, learner over generator, truncated at `algorithm.importance_cap`."""
+    clipped: Annotated[float | None, "share of tokens"]
+    """Tokens whose policy ratio was clipped."""
+    loss: Annotated[float | None, "loss"]
+    """Mean over the step's optimizer updates."""
+    grad_norm: Annotated[float | None, "L2 norm"]
+    """Gradient before clipping, the largest of the step's updates."""
+    learning_rate: Annotated[float | None, "1"]
+    """Learning rate of the step's updates."""
+    skipped: Annotated[int | None, "updates"]
+    """Optimizer updates left out because the gradient was not finite."""
+    memory_gib: Annotated[float | None, "GiB"]
+    """The fullest learner's: of a GPU the most that was allocated at once, of a CPU process the most in its life."""
+    activation_gib: Annotated[float | None, "GiB"]
+    """GPU only: how much of that the step itself took, with gradients and, in the first step, Adam's moments."""
+    completion_tokens: Annotated[float, "tokens"]
+    """Length of a completion, mean."""
+    cut_short: Annotated[float, "share of completions"]
+    """Completions that `sampling.max_tokens` ended."""
+    oldest_version: Annotated[int, "version"]
+    """The oldest weights that wrote a token of this step."""
+    staleness: Annotated[float, "steps"]
+    """How many steps the policy was ahead of the weights that wrote a token, mean over tokens."""
+    staleness_max: Annotated[int, "steps"]
+    """The same of the oldest token: at most `schedule.max_staleness`."""
+    tokens: Annotated[int, "tokens"]
+    """Sampled in this step."""
+    tokens_trained: Annotated[int, "tokens"]
+    """Those of completions that were trained on; 0: there was no update."""
+    tokens_per_second: Annotated[float, "tokens/s"]
+    """Sampled tokens by the seconds of all stages."""
+    seconds: Annotated[Mapping[str, float], "s"]
+    """Each stage: `generate` (waiting for completions and rewards), `learn`, `transfer` (weights to the generators)."""
+
+    def row(self) -> dict[str, Any]:
+        """As `metrics.jsonl` has it, one flat object."""
+        row: dict[str, Any] = {}
+        for field in fields(self):
+            value, key = getattr(self, field.name), KEYS.get(field.name, field.name)
+            if isinstance(value, Mapping):
+                row |= {f"{key}/{name}": entry for name, entry in value.items()}
+            elif value is not None:
+                row[key] = value
+        return row
+
+
+KEYS = {"reward_parts": "reward", "failures": "reward_failures"}  # of fields that are written under another name
+Sink = Callable[[StepStats], None]
 
 
 class Stopwatch:
@@ -23,73 +115,103 @@ class Stopwatch:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - start
 
 
-def step_metrics(
+def version_spans(completion: Completion) -> tuple[tuple[int, int], ...]:
+    """Which weights wrote a completion: (version, number of tokens), in order; one pair if no update fell into it."""
+    return completion.version_spans or ((completion.policy_version, len(completion.token_ids)),)
+
+
+def step_stats(
+    step: int,
     groups: Sequence[Group],
     rewards: Sequence[Sequence[Reward]],
-    learner: Mapping[str, float],
+    advantages: Sequence[Sequence[float | None]],
+    learned: LearnerStats | None,
     seconds: Mapping[str, float],
-) -> dict[str, Any]:
-    """One step as one flat object. Learner sums become means over the tokens that were trained on, rewards means
-    over the completions that have one; one at least must. `reward_failures` counts the others."""
+) -> StepStats:
+    """One step's figures. One completion at least must have a reward. `learned` is None where there was no update."""
     every = [reward for group in rewards for reward in group]
-    totals = [reward.total for reward in every if reward.total is not None]
     valid = [reward.parts for reward in every if not reward.failures]
-    failures = Counter(name for reward in every for name in reward.failures)
     completions = [completion for group in groups for completion in group.completions]
+    spans = [span for completion in completions for span in version_spans(completion)]
     tokens = sum(len(completion.token_ids) for completion in completions)
-    trained = learner.get("tokens", 0.0)
-    means = (
-        {
-            name: learner[name] / trained if trained else 0.0
-            for name in ("logprob_gap", "kl", "entropy", "importance", "clipped")
-            if name in learner or not trained
-        }
-        if learner
-        else {}
+    oldest = min(version for version, _ in spans)
+    return StepStats(
+        step=step,
+        reward=fmean(reward.total for reward in every if reward.total is not None),
+        reward_parts={name: fmean(parts[name] for parts in valid) for name in valid[0]},
+        reward_failures=len(every) - len(valid),
+        failures=Counter(name for reward in every for name in reward.failures),
+        live_groups=fmean(any(group) for group in advantages),
+        **_learner_figures(learned),
+        completion_tokens=tokens / len(completions),
+        cut_short=fmean(completion.finish_reason == "length" for completion in completions),
+        oldest_version=oldest,
+        # The learners held version `step - 1` when the step began.
+        staleness=sum(count * (step - 1 - version) for version, count in spans) / max(1, tokens),
+        staleness_max=step - 1 - oldest,
+        tokens=tokens,
+        tokens_trained=learned.tokens if learned else 0,
+        tokens_per_second=tokens / sum(seconds.values()),
+        seconds=seconds,
     )
+
+
+def _learner_figures(learned: LearnerStats | None) -> dict[str, Any]:
+    """Sums over tokens as means, the rest as they are; all None where there was no update."""
+    means = ("logprob_gap", "kl", "entropy", "importance", "clipped")
+    others = ("loss", "grad_norm", "learning_rate", "skipped", "memory_gib", "activation_gib")
+    if learned is None:
+        return dict.fromkeys((*means, *others))
     return {
-        "reward": sum(totals) / len(totals),
-        **{f"reward/{name}": sum(parts[name] for parts in valid) / len(valid) for name in valid[0]},
-        "reward_failures": len(every) - len(valid),
-        **{f"reward_failures/{name}": count for name, count in failures.items()},
-        "live_groups": sum(is_live([reward.total for reward in group]) for group in rewards) / len(groups),
-        **means,
-        **{
-            name: learner[name]
-            for name in ("loss", "grad_norm", "learning_rate", "skipped", "memory_gib", "activation_gib")
-            if name in learner
-        },
-        "completion_tokens": tokens / len(completions),
-        "cut_short": sum(completion.finish_reason == "length" for completion in completions) / len(completions),
-        "oldest_version": min(completion.policy_version for completion in completions),
-        "tokens": tokens,
-        "tokens_trained": trained,
-        "tokens_per_second": tokens / sum(seconds.values()),
-        **{f"seconds/{stage}": value for stage, value in seconds.items()},
+        **{name: getattr(learned, name) / max(1, learned.tokens) for name in means},
+        **{name: getattr(learned, name) for name in others},
     }
 
 
-def step_line(step: int, steps: int, metrics: Mapping[str, Any], seconds_left: float) -> str:
+def metrics_file(path: Path) -> Sink:
+    """Appends every step to a file, an object a line."""
+    return lambda stats: append(path, stats.row())
+
+
+def console(steps: int) -> Sink:
+    """Shows every step on one line, with the time that is left of `steps`."""
+    recent: deque[float] = deque(maxlen=RECENT)
+
+    def show(stats: StepStats) -> None:
+        recent.append(sum(stats.seconds.values()))
+        print(step_line(steps, stats, seconds_left=(steps - stats.step) * fmean(recent)), flush=True)
+
+    return show
+
+
+def own_sinks(config: Config) -> list[Sink]:
+    """The functions in `run.sinks`, imported.
+
+    Raises:
+        UserError: one cannot be imported, or does not take one argument.
+    """
+    sinks = [
+        Function(f"run.sinks: {name!r}", "sink(stats)", find_function(name, {}, "run.sinks"))
+        for name in config.run.sinks
+    ]
+    for sink in sinks:
+        sink.check_takes(None)
+    return list(sinks)
+
+
+def step_line(steps: int, stats: StepStats, seconds_left: float) -> str:
     """A step for people, on one line."""
-    stages = {name.removeprefix("seconds/"): value for name, value in metrics.items() if name.startswith("seconds/")}
-    total = sum(stages.values())
-    shares = " ".join(f"{stage} {100 * value / total:.0f}%" for stage, value in stages.items())
-    parts = " ".join(
-        f"{name.removeprefix('reward/')} {value:.2f}" for name, value in metrics.items() if name.startswith("reward/")
-    )
-    if metrics["reward_failures"]:
-        failed = " ".join(
-            f"{name.removeprefix('reward_failures/')} {value}"
-            for name, value in metrics.items()
-            if name.startswith("reward_failures/")
-        )
-        parts += f"; {metrics['reward_failures']} completions without: {failed} failed"
-    cut = metrics["cut_short"]
-    shortened = f"{max(1, round(100 * cut))} % cut at max_tokens  " if cut else ""
-    gap = f"gap {metrics['logprob_gap']:.4f}" if "logprob_gap" in metrics else "no live group: no update"
+    total = sum(stats.seconds.values())
+    shares = " ".join(f"{stage} {100 * value / total:.0f}%" for stage, value in stats.seconds.items())
+    parts = " ".join(f"{name} {value:.2f}" for name, value in stats.reward_parts.items())
+    if stats.reward_failures:
+        failed = " ".join(f"{name} {count}" for name, count in stats.failures.items())
+        parts += f"; {stats.reward_failures} completions without: {failed} failed"
+    cut = f"{max(1, round(100 * stats.cut_short))} % cut at max_tokens  " if stats.cut_short else ""
+    gap = "no live group: no update" if stats.logprob_gap is None else f"gap {stats.logprob_gap:.4f}"
     return (
-        f"step {step:>{len(str(steps))}}/{steps}  reward {metrics['reward']:.2f} ({parts})  "
-        f"live {metrics['live_groups']:.2f}  {shortened}{gap}  {metrics['tokens_per_second']:.0f} tok/s  "
+        f"step {stats.step:>{len(str(steps))}}/{steps}  reward {stats.reward:.2f} ({parts})  "
+        f"live {stats.live_groups:.2f}  {cut}{gap}  {stats.tokens_per_second:.0f} tok/s  "
         f"[{shares}]  {clock(seconds_left)} left"
     )
 

@@ -24,7 +24,7 @@ from rft_cluster.run.task import Task, prepare
 # These say where, how and how long a run runs, not what a step computes: they may change when it is resumed. The data
 # may have moved, since the manifest proves each image.
 MAY_CHANGE = {
-    *("cluster", "generators", "learners", "scoring", "run.name", "run.folder"),
+    *("cluster", "generators", "learners", "scoring", "run.name", "run.folder", "run.sinks"),
     *("data.path", "data.held_out", "data.manifest"),
     *(f"schedule.{key}" for key in ("steps", "evaluate_every", "save_every", "save_minutes", "keep_checkpoints")),
     "schedule.stop_when_stuck",

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 
-from rft_cluster.algorithm.advantages import is_live
 from rft_cluster.messages import Group, Reward
 
 BUILT_IN = ("format", "accuracy", "containment")  # whose best is 1; of others it is not known
@@ -25,11 +24,14 @@ class Stuck:
         self._steps = self._completions = 0
         self._had_format = False
 
-    def see(self, groups: Sequence[Group], rewards: Sequence[Sequence[Reward]]) -> str:
-        """Look at one more step. Returns why the run should end, for its user; nothing while it should go on."""
+    def see(self, groups: Sequence[Group], rewards: Sequence[Sequence[Reward]], live: bool) -> str:
+        """Look at one more step. Returns why the run should end, for its user; nothing while it should go on.
+
+        `live`: some advantage of the step is not 0.
+        """
         every = [reward for group in rewards for reward in group if reward.total is not None]
-        lost = self._format_is_lost(every, rewards)
-        if not (lost or _equal_and_not_the_best(every)):
+        lost = self._format_is_lost(every, live)
+        if not (lost or (not live and _equal_and_not_the_best(every))):
             self._steps = self._completions = 0
             return ""
         self._steps += 1
@@ -44,13 +46,13 @@ class Stuck:
             print(f"note: {said}; from {self._limit} such steps on the run ends (schedule.stop_when_stuck)", flush=True)
         return ""
 
-    def _format_is_lost(self, every: Sequence[Reward], rewards: Sequence[Sequence[Reward]]) -> bool:
+    def _format_is_lost(self, every: Sequence[Reward], live: bool) -> bool:
         """Nobody has the format: though it was there before, or with nothing else to learn from."""
         formats = [reward.parts["format"] for reward in every if "format" in reward.parts]
         if not formats or any(formats):
             self._had_format = self._had_format or bool(formats)
             return False
-        return self._had_format or not any(is_live([reward.total for reward in group]) for group in rewards)
+        return self._had_format or not live
 
     def _cause(self, groups: Sequence[Group], lost: bool) -> str:
         reasons = [completion.finish_reason for group in groups for completion in group.completions]

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
 from rft_cluster import evaluate
-from rft_cluster.algorithm.samples import build_samples
+from rft_cluster.algorithm import load_algorithm
 from rft_cluster.classification.answers import AnswerReader
 from rft_cluster.classification.card import read_card
 from rft_cluster.common.hardware import hardware
@@ -80,7 +80,7 @@ def test_the_run_folder_is_whole(run: tuple[Path, str]):
     assert [row["step"] for row in metrics] == [1, 2, 3, 4]
     for row in metrics:
         assert row["logprob_gap"] <= 0.005, "learner and generator compute the same distribution"
-        assert row["oldest_version"] == row["step"] - 1, "strictly on policy"
+        assert (row["oldest_version"], row["staleness_max"]) == (row["step"] - 1, 0), "strictly on policy"
         assert row["skipped"] == 0
         assert row["grad_norm"] > 0
         assert row["importance"] == pytest.approx(1.0, abs=0.01)
@@ -93,7 +93,7 @@ def test_the_run_folder_is_whole(run: tuple[Path, str]):
     rollouts = rows(folder / "rollouts" / "step-000003.jsonl")
     assert len(rollouts) == 6
     assert all(len(row["completions"]) == len(row["rewards"]) == 8 for row in rollouts)
-    assert {row["policy_version"] for row in rollouts} == {2}
+    assert {version for row in rollouts for spans in row["version_spans"] for version, _ in spans} == {2}
     files = {path.suffix for path in (folder / "checkpoints").rglob("*") if path.is_file()}
     assert files == {".safetensors", ".json"}, "no pickle"
     assert not [path for path in folder.rglob("*") if path.suffix == ".tmp" or path.name == ".lock"]
@@ -127,7 +127,7 @@ def test_the_export_loads_in_vllm_and_computes_the_same(run: tuple[Path, str], c
     )
     generator.serve_loaded(version=4)
     groups = generator.generate(prompts, Sampling(8, 1.0, 16), version=4)
-    samples = build_samples(groups, [[0.0] * 8] * len(groups), keep_all=True)
+    samples = load_algorithm(config).samples(groups, [[0.0] * 8] * len(groups))
     cache = PromptCache(generator._encoder, 0)
     cache.read_ahead(prompts, step=4)  # generators send no images back
     batch = collate(samples, cache, policy.prompt_positions)

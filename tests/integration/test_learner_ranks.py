@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rft_cluster.algorithm.samples import build_samples
+from rft_cluster.algorithm import load_algorithm
 from rft_cluster.config import Config, load_config
 from rft_cluster.learner.learner import Learner
 from rft_cluster.learner.packing import split_work
@@ -53,7 +53,7 @@ def samples(tiny_model: str, config: Config, prompts: list[Prompt]) -> list[Trai
         for prompt, group in zip(prompts, lengths, strict=False)
     ]
     advantages = [[1.0, -0.5, 0.3, -0.8], [0.7, -0.7], [1.2]]
-    return build_samples(groups, advantages, keep_all=True)
+    return load_algorithm(config).samples(groups, advantages)
 
 
 def rank_gradients(folder: str, path: str, config: Config, rank: int, ranks: int, work: list) -> None:
@@ -76,10 +76,10 @@ def rank_gradients(folder: str, path: str, config: Config, rank: int, ranks: int
         return torch.tensor(1.0)
 
     learner._clip_gradients = take  # type: ignore[method-assign]
-    sums = learner.update(work, step=30)
+    stats = learner.update(work, step=30)
     if rank == 0:
         save_file(taken, f"{folder}/gradients.safetensors")
-    (Path(folder) / f"sums-{rank}").write_text(f"{sums['loss']} {sums['tokens']} {sums['logprob_gap']}")
+    (Path(folder) / f"sums-{rank}").write_text(f"{stats.loss} {stats.tokens} {stats.logprob_gap}")
 
 
 def gradients_of(
@@ -155,10 +155,10 @@ def two_updates(folder: str, path: str, config: Config, work: list) -> None:
     """In a process of its own: a step of two updates, then what the optimizer and the sums say of it."""
     learner = Learner(path, config, 0, 1, "127.0.0.1", threads=1)
     learner.join(f"file://{folder}/rendezvous", one_host=True)
-    sums = learner.update(work, step=30)
+    stats = learner.update(work, step=30)
     (Path(folder) / "checkpoint").mkdir()
     updates = learner.save_checkpoint(f"{folder}/checkpoint")
-    (Path(folder) / "sums").write_text(f"{updates} {sums['tokens']} {sums['kl']} {sums['skipped']}")
+    (Path(folder) / "sums").write_text(f"{updates} {stats.tokens} {stats.kl} {stats.skipped}")
 
 
 def test_several_updates_on_one_step_s_completions(tmp_path: Path, tiny_model: str, samples: list[TrainingSample]):

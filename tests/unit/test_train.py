@@ -15,7 +15,7 @@ from rft_cluster.common.errors import exit_code
 from rft_cluster.common.files import unfinished, write_json
 from rft_cluster.config import Config
 from rft_cluster.data.dataset import FewShotDataset
-from rft_cluster.messages import Completion, Example, Group, Prompt, Reward
+from rft_cluster.messages import Completion, Example, Group, LearnerStats, Prompt, Reward
 from rft_cluster.run.folder import RunFolder
 from rft_cluster.run.lock import locked
 from rft_cluster.run.records import read_rows
@@ -73,7 +73,7 @@ class Roles:
         self._called("learning")
         assert step == self.steps
         self.steps, self.between = step + 1, True
-        return {}
+        return LearnerStats(tokens=8)
 
     def broadcast_weights(self, version):
         self._called("transferring")

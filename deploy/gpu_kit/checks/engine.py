@@ -40,7 +40,7 @@ def eagerly() -> None:
 
 
 def engine(path: str, config: Any, prompts: list[Any]) -> None:
-    from rft_cluster.algorithm.samples import build_samples
+    from rft_cluster.algorithm import load_algorithm
     from rft_cluster.common.hardware import hardware
     from rft_cluster.generator.generator import Generator
     from rft_cluster.generator.vllm_options import EngineOptions
@@ -76,7 +76,7 @@ def engine(path: str, config: Any, prompts: list[Any]) -> None:
     whole = [type(g)(asked[g.prompt.prompt_id], g.prompt_token_ids, g.completions) for g in groups]
     total = 0.0
     for group in whole:
-        samples = build_samples([group], [[1.0] * 8], keep_all=True)
+        samples = load_algorithm(config).samples([group], [[1.0] * 8])
         batch = collate(samples, encoder, policy.prompt_positions).to(torch.device("cuda"))
         with torch.no_grad():
             logprobs, _ = policy(**batch.inputs())

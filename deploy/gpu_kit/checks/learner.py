@@ -14,6 +14,7 @@ import multiprocessing
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,8 @@ def attention() -> None:
         )
 
 
-def made_up_samples(encoder: Any, prompts: list[Any], group_size: int, tokens: int) -> list[Any]:
-    from rft_cluster.algorithm.samples import build_samples
+def made_up_samples(config: Any, encoder: Any, prompts: list[Any], group_size: int, tokens: int) -> list[Any]:
+    from rft_cluster.algorithm import load_algorithm
     from rft_cluster.messages import Completion, Group
 
     draw = torch.Generator().manual_seed(0)
@@ -70,7 +71,7 @@ def made_up_samples(encoder: Any, prompts: list[Any], group_size: int, tokens: i
         ]  # fmt: skip
         groups.append(Group(prompt, encoder.encode(prompt).token_ids, completions))
     advantages = [torch.randn(group_size, generator=draw).tolist() for _ in groups]
-    return build_samples(groups, advantages, keep_all=True)
+    return load_algorithm(config).samples(groups, advantages)
 
 
 def updates(answers: Any, path: str, config: Any, prompts: list[Any], group: tuple[int, int], keep: bool) -> None:
@@ -84,7 +85,8 @@ def updates(answers: Any, path: str, config: Any, prompts: list[Any], group: tup
 
     logging.disable_progress_bar()
     torch.manual_seed(0)  # adapters begin at random
-    samples = made_up_samples(PromptEncoder(path, config.model.min_pixels, config.model.max_pixels), prompts, *group)
+    encoder = PromptEncoder(path, config.model.min_pixels, config.model.max_pixels)
+    samples = made_up_samples(config, encoder, prompts, *group)
     (work,) = split_work(samples, 1, 1, config.learners.micro_batch_tokens)
     learner = Learner(path, config, 0, 1, "127.0.0.1", threads=4)
     with tempfile.TemporaryDirectory() as folder:
@@ -92,8 +94,8 @@ def updates(answers: Any, path: str, config: Any, prompts: list[Any], group: tup
         said = []
         for step in range(3):
             began = time.perf_counter()
-            sums = learner.update(work, step)
-            said.append({**sums, "seconds": time.perf_counter() - began})
+            stats = learner.update(work, step)
+            said.append({**asdict(stats), "seconds": time.perf_counter() - began})
         same = None
         if keep:
             (Path(folder) / "checkpoint").mkdir()

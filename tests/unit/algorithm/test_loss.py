@@ -1,25 +1,30 @@
 """The loss against numbers worked out by hand and against a plain, independent implementation."""
 
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
 
 from rft_cluster.algorithm.loss import grpo_loss, importance_weights, k3_divergence
+from rft_cluster.config import AlgorithmSection
 
-SETTINGS = {"clip_low": 0.2, "clip_high": 0.3, "importance_cap": 2.0, "kl_beta": 0.0}
+SETTINGS = AlgorithmSection(clip_low=0.2, clip_high=0.3, importance_cap=2.0, kl_beta=0.0)
+
+
+class Batch(NamedTuple):
+    generator_logprobs: torch.Tensor
+    advantages: torch.Tensor
+    weights: torch.Tensor
 
 
 def logs(*probabilities: float) -> torch.Tensor:
     return torch.tensor([math.log(p) for p in probabilities])
 
 
-def one_token(new: float, old: float, generator: float, advantage: float, **settings: float) -> float:
-    terms = grpo_loss(
-        logs(new), logs(old), logs(generator), None, torch.tensor([advantage]), torch.ones(1),
-        **{**SETTINGS, **settings},
-    )  # fmt: skip
-    return float(terms.loss)
+def one_token(new: float, old: float, generator: float, advantage: float) -> float:
+    batch = Batch(logs(generator), torch.tensor([advantage]), torch.ones(1))
+    return float(grpo_loss(logs(new), batch, logs(old), None, SETTINGS).loss)
 
 
 def test_policy_term_by_hand():
@@ -65,16 +70,14 @@ def test_k3_pulls_as_trl_s_does_wherever_it_cannot_overflow(difference):
 def test_padding_counts_nowhere():
     learner = torch.full((5,), -1.0, requires_grad=True)
     weights = torch.tensor([0.1, 0.1, 0.1, 0.0, 0.0])
-    terms = grpo_loss(
-        learner, learner.detach(), torch.full((5,), -1.5), None, torch.full((5,), 2.0), weights,
-        **{**SETTINGS, "importance_cap": None},
-    )  # fmt: skip
+    batch = Batch(torch.full((5,), -1.5), torch.full((5,), 2.0), weights)
+    terms = grpo_loss(learner, batch, learner, None, SETTINGS.model_copy(update={"importance_cap": None}))
     terms.loss.backward()
-    assert terms.sums["loss"] == pytest.approx(-0.6)
+    assert terms.sums.loss == pytest.approx(-0.6)
     assert learner.grad is not None
     assert learner.grad.tolist() == pytest.approx([-0.2, -0.2, -0.2, 0.0, 0.0])
-    assert terms.sums["tokens"] == 3
-    assert terms.sums["logprob_gap"] == pytest.approx(3 * 0.5)
+    assert terms.sums.tokens == 3
+    assert terms.sums.logprob_gap == pytest.approx(3 * 0.5)
 
 
 def test_gradients_equal_a_plain_implementation():
@@ -90,10 +93,8 @@ def test_gradients_equal_a_plain_implementation():
     advantages = torch.randn(rows, generator=generator, dtype=torch.float64)
     count = torch.tensor(lengths)
     weights = (1.0 / (count.double() * rows)).repeat_interleave(count)
-    terms = grpo_loss(
-        learner, old, sampled, reference, advantages.repeat_interleave(count), weights,
-        clip_low=0.2, clip_high=0.3, importance_cap=2.0, kl_beta=beta,
-    )  # fmt: skip
+    batch = Batch(sampled, advantages.repeat_interleave(count), weights)
+    terms = grpo_loss(learner, batch, old, reference, SETTINGS.model_copy(update={"kl_beta": beta}))
     (gradient,) = torch.autograd.grad(terms.loss, learner)
 
     plain = learner.detach().clone().requires_grad_()

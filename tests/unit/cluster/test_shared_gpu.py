@@ -14,7 +14,7 @@ from rft_cluster.cluster.placement import NodeResources, bundles
 from rft_cluster.cluster.rollouts import Generators
 from rft_cluster.common.hardware import hardware
 from rft_cluster.config import Config, load_config
-from rft_cluster.messages import Prompt, TrainingSample
+from rft_cluster.messages import LearnerStats, Prompt, TrainingSample
 
 GPUS = ["cluster.device=cuda", "learners.count=1"]
 SHARED = [*GPUS, "generators.gpus=0.4", "learners.gpus=0.6"]
@@ -54,7 +54,7 @@ class Actors:
 
     def _wait_for(self, calls: dict["Call", str], timeout: float, doing: str) -> list[Any]:
         self.events += [f"{name} {call.method}{call.shown}" for call, name in calls.items()]
-        return [{"grad_norm": 1.0, "learning_rate": 1.0, "skipped": 0.0, "memory_gib": 1.0} for _ in calls]
+        return [LearnerStats() for _ in calls]
 
 
 class Call:
@@ -87,7 +87,7 @@ def cluster_of(recorded: Actors, overrides: list[str]) -> Cluster:
 
 def sample() -> TrainingSample:
     prompt = Prompt("p", "e", b"", "which digit?", "one", 0)
-    return TrainingSample(prompt, [1], [2], [-1.0], advantage=1.0, weight=1.0, policy_version=0)
+    return TrainingSample(prompt, [1], [2], [-1.0], advantage=1.0, weight=1.0)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_generators_sleep_before_learners_update(recorded: Actors, overrides: li
 
 
 def test_a_step_without_samples_ends_for_the_learners_too(recorded: Actors):
-    assert cluster_of(recorded, []).update([], step=4) == {}
+    assert cluster_of(recorded, []).update([], step=4) is None
     assert recorded.events == ["learner step_is_over 4"]
 
 

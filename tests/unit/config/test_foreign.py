@@ -22,6 +22,10 @@ SAFE: dict[str, dict[str, Any]] = {
 }
 CANARY = "open('canary', 'w').close()\ndef steal(*_): return 1.0\n"
 HOSTILE = {
+    "run.sinks": ["canary:steal"],
+    "algorithm.total": "canary:steal",
+    "algorithm.advantage": "canary:steal",
+    "algorithm.normaliser": "canary.steal",
     "model.trust_remote_code": True,
     "data.source": "canary:steal",
     "data.held_out": "/etc",

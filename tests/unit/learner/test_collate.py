@@ -3,7 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rft_cluster.algorithm.samples import build_samples
+from rft_cluster.algorithm import load_algorithm
+from rft_cluster.config import load_config
 from rft_cluster.learner.collate import collate
 from rft_cluster.messages import Completion, Group, Prompt, TrainingSample
 from rft_cluster.model.encoder import EncodedPrompt
@@ -23,7 +24,7 @@ def group(name: str, *lengths: int) -> Group:
 def asked(prompt_tokens: int, *lengths: int, name: str = "p") -> list[TrainingSample]:
     """Samples of one prompt, which adds `prompt_tokens` to a row; each completion adds its length less one."""
     return [
-        TrainingSample(prompt(name), [1] * prompt_tokens, [number] * length, [-0.5] * length, 1.0, 0.125, 7)
+        TrainingSample(prompt(name), [1] * prompt_tokens, [number] * length, [-0.5] * length, 1.0, 0.125)
         for number, length in enumerate(lengths)
     ]
 
@@ -52,9 +53,9 @@ def positions(prompt: EncodedPrompt) -> torch.Tensor:
 
 
 def test_a_batch_by_hand():
-    first = TrainingSample(prompt("a"), PROMPTS["a"], [11, 12], [-0.1, -0.2], 1.5, 0.25, 7)
-    second = TrainingSample(prompt("b"), PROMPTS["b"], [13, 14, 15, 16], [-0.3, -0.4, -0.5, -0.6], -0.5, 0.125, 7)
-    third = TrainingSample(prompt("a"), PROMPTS["a"], [17], [-0.7], 0.0, 0.5, 7)
+    first = TrainingSample(prompt("a"), PROMPTS["a"], [11, 12], [-0.1, -0.2], 1.5, 0.25)
+    second = TrainingSample(prompt("b"), PROMPTS["b"], [13, 14, 15, 16], [-0.3, -0.4, -0.5, -0.6], -0.5, 0.125)
+    third = TrainingSample(prompt("a"), PROMPTS["a"], [17], [-0.7], 0.0, 0.5)
     encoder = Encoder()
     batch = collate([first, second, third], encoder, positions)
     # Prompt b, which is shorter, prompt a, then their completions, the shorter first, without their last tokens:
@@ -81,7 +82,8 @@ def test_a_batch_by_hand():
 
 
 def test_the_dtypes_are_as_documented():
-    batch = collate(build_samples([group("a", 2, 5)], [[1.0, -1.0]], keep_all=True), Encoder(), positions)
+    algorithm = load_algorithm(load_config("digits", []))
+    batch = collate(algorithm.samples([group("a", 2, 5)], [[1.0, -1.0]]), Encoder(), positions)
     whole = (batch.input_ids, batch.position_ids, batch.image_grid_thw, batch.predictor_index, batch.completion_ids)
     assert {tensor.dtype for tensor in whole} == {torch.int64}
     real = (batch.pixel_values, batch.generator_logprobs, batch.advantages, batch.weights)
@@ -95,7 +97,7 @@ def test_the_dtypes_are_as_documented():
     [([1, 9, 9, 9, 2], "into 4 tokens, the generator saw 5"), ([1, 9, 9, 3], "into 4 tokens, the generator saw 4")],
 )
 def test_other_prompt_tokens_than_the_generator_s_are_refused(seen, counts):
-    right = TrainingSample(prompt("a"), PROMPTS["a"], [11], [-0.1], 1.0, 1.0, 7)
+    right = TrainingSample(prompt("a"), PROMPTS["a"], [11], [-0.1], 1.0, 1.0)
     odd = replace(right, prompt_token_ids=seen)
     for given in ([odd], [right, odd]):
         with pytest.raises(ValueError, match=f"a: the learner encodes the prompt {counts}"):

@@ -91,7 +91,7 @@ def test_the_loss_of_a_step_is_the_mean_of_its_updates(advantages, loss):
         )
         for advantage in update
     )
-    assert learner.update(advantages, step=0)["loss"] == pytest.approx(loss)
+    assert learner.update(advantages, step=0).loss == pytest.approx(loss)
 
 
 @pytest.mark.parametrize(

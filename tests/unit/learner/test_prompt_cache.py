@@ -18,7 +18,7 @@ def prompt(name: str) -> Prompt:
 def asked(prompt_tokens: int, *lengths: int, name: str = "p") -> list[TrainingSample]:
     """Samples of one prompt, which adds `prompt_tokens` to a row; each completion adds its length less one."""
     return [
-        TrainingSample(prompt(name), [1] * prompt_tokens, [number] * length, [-0.5] * length, 1.0, 0.125, 7)
+        TrainingSample(prompt(name), [1] * prompt_tokens, [number] * length, [-0.5] * length, 1.0, 0.125)
         for number, length in enumerate(lengths)
     ]
 

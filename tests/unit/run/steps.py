@@ -1,6 +1,9 @@
 """One step of a run, made by hand: what its roles gave, and how long each stage took."""
 
-from rft_cluster.messages import Completion, Group, Prompt, Reward
+from typing import Any
+
+from rft_cluster.messages import Completion, Group, LearnerStats, Prompt, Reward
+from rft_cluster.run.metrics import StepStats, step_stats
 
 
 def completion(length: int, finish_reason: str = "stop", version: int = 7) -> Completion:
@@ -22,8 +25,15 @@ GROUPS = [
     group(1, completion(4), completion(4)),
 ]
 REWARDS = [[reward(1, 0), reward(1, 1)], [reward(0, 0), reward(0, 0)]]
-LEARNER = {
-    **{"tokens": 8.0, "logprob_gap": 0.4, "kl": 0.8, "entropy": 16.0, "importance": 8.0, "clipped": 2.0},
-    **{"loss": -0.5, "grad_norm": 1.5, "learning_rate": 1e-4, "skipped": 0.0},
-}
+ADVANTAGES = [[-0.7, 0.7], [0.0, 0.0]]
+LEARNER = LearnerStats(
+    **{"tokens": 8, "logprob_gap": 0.4, "kl": 0.8, "entropy": 16.0, "importance": 8.0, "clipped": 2},
+    **{"loss": -0.5, "grad_norm": 1.5, "learning_rate": 1e-4, "memory_gib": 0.5},
+)
 SECONDS = {"generate": 2.0, "score": 0.0, "learn": 1.5, "transfer": 0.5}
+
+
+def stats(step: int = 8, **changes: Any) -> StepStats:
+    """Of this step, or of one that differs in an argument of `step_stats`."""
+    made = {"groups": GROUPS, "rewards": REWARDS, "advantages": ADVANTAGES, "learned": LEARNER, "seconds": SECONDS}
+    return step_stats(step, **{**made, **changes})

@@ -1,48 +1,74 @@
 import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from rft_cluster.messages import Reward
-from rft_cluster.run.metrics import Stopwatch, clock, step_line, step_metrics
-from tests.unit.run.steps import GROUPS, LEARNER, REWARDS, SECONDS, completion, group, reward
+from rft_cluster.common.errors import UserError
+from rft_cluster.messages import LearnerStats, Reward
+from rft_cluster.run.metrics import Stopwatch, clock, own_sinks, step_line
+from rft_cluster.run.reference import page, step_fields
+from tests.unit.run.begun import config
+from tests.unit.run.steps import REWARDS, completion, group, reward, stats
+
+PAGE = Path(__file__).parents[3] / "docs" / "metrics.md"
+ROW = {
+    "step": 8,
+    "reward": 0.75,  # (1 + 2 + 0 + 0) / 4
+    "reward/format": 0.5,
+    "reward/accuracy": 0.25,
+    "reward_failures": 0,
+    "live_groups": 0.5,
+    "logprob_gap": 0.05,  # 0.4 / 8 tokens, as the next four
+    "kl": 0.1,
+    "entropy": 2.0,
+    "importance": 1.0,
+    "clipped": 0.25,
+    "loss": -0.5,
+    "grad_norm": 1.5,
+    "learning_rate": 1e-4,
+    "skipped": 0,
+    "memory_gib": 0.5,
+    "completion_tokens": 4.0,  # (3 + 5 + 4 + 4) / 4
+    "cut_short": 0.25,
+    "oldest_version": 6,
+    "staleness": 5 / 16,  # of 16 tokens 5 are of version 6, the others of 7, which step 8 begins with
+    "staleness_max": 1,
+    "tokens": 16,
+    "tokens_trained": 8,
+    "tokens_per_second": 4.0,  # 16 / (2 + 0 + 1.5 + 0.5)
+    "seconds/generate": 2.0,
+    "seconds/score": 0.0,
+    "seconds/learn": 1.5,
+    "seconds/transfer": 0.5,
+}
 
 
 def test_a_step_by_hand():
-    assert step_metrics(GROUPS, REWARDS, LEARNER, SECONDS) == pytest.approx(
-        {
-            "reward": 0.75,  # (1 + 2 + 0 + 0) / 4
-            "reward/format": 0.5,
-            "reward/accuracy": 0.25,
-            "reward_failures": 0,
-            "live_groups": 0.5,
-            "logprob_gap": 0.05,  # 0.4 / 8 tokens, as the next four
-            "kl": 0.1,
-            "entropy": 2.0,
-            "importance": 1.0,
-            "clipped": 0.25,
-            "loss": -0.5,
-            "grad_norm": 1.5,
-            "learning_rate": 1e-4,
-            "skipped": 0.0,
-            "completion_tokens": 4.0,  # (3 + 5 + 4 + 4) / 4
-            "cut_short": 0.25,
-            "oldest_version": 6,
-            "tokens": 16,
-            "tokens_trained": 8.0,
-            "tokens_per_second": 4.0,  # 16 / (2 + 0 + 1.5 + 0.5)
-            "seconds/generate": 2.0,
-            "seconds/score": 0.0,
-            "seconds/learn": 1.5,
-            "seconds/transfer": 0.5,
-        }
-    )
+    assert stats().row() == pytest.approx(ROW)
+
+
+def test_staleness_counts_the_tokens_of_each_version():
+    updated = replace(completion(10, version=5), version_spans=((5, 2), (6, 5), (7, 3)))
+    found = stats(groups=[group(0, updated)], rewards=[[reward(1, 0)]])
+    assert (found.staleness, found.staleness_max, found.oldest_version) == ((2 * 2 + 5 * 1) / 10, 2, 5)
+
+
+def test_the_page_has_every_key_with_its_unit():
+    assert PAGE.read_text() == page(), "python -m rft_cluster.run.reference > docs/metrics.md"
+    fields = list(step_fields())
+    assert all(unit and meaning for _, unit, meaning in fields)
+    keys = {key.removesuffix("/NAME") for key, _, _ in fields}
+    assert {key.split("/")[0] for key in ROW} | {"activation_gib"} == keys
 
 
 def test_a_step_without_an_update_has_no_learner_figures():
-    metrics = step_metrics(GROUPS, REWARDS, {}, SECONDS)
-    assert metrics["tokens_trained"] == 0
-    assert metrics["reward"] == 0.75
-    assert not {"logprob_gap", "kl", "loss", "learning_rate"} & set(metrics)
+    row = stats(learned=None).row()
+    assert row["tokens_trained"] == 0
+    assert row["reward"] == 0.75
+    assert not {"logprob_gap", "kl", "loss", "learning_rate"} & set(row)
 
 
 # The second group's rewards: one of one's own failed on the one, both on the other.
@@ -56,23 +82,23 @@ MASKED = [
 
 
 def test_masked_completions_are_counted_and_in_no_mean():
-    metrics = step_metrics(GROUPS, MASKED, LEARNER, SECONDS)
-    assert (metrics["reward"], metrics["reward/format"], metrics["reward/accuracy"]) == (1.5, 1.0, 0.5)
-    assert metrics["live_groups"] == 0.5
-    failures = {name: value for name, value in metrics.items() if name.startswith("reward_failures")}
+    found = stats(rewards=MASKED, advantages=[[-0.7, 0.7], [None, None]])
+    assert (found.reward, found.reward_parts) == (1.5, {"format": 1.0, "accuracy": 0.5})
+    assert found.live_groups == 0.5
+    failures = {name: value for name, value in found.row().items() if name.startswith("reward_failures")}
     assert failures == {"reward_failures": 2, "reward_failures/accuracy": 2, "reward_failures/format": 1}
-    line = step_line(8, 120, metrics, seconds_left=5)
+    line = step_line(120, found, seconds_left=5)
     assert "reward 1.50 (format 1.00 accuracy 0.50; 2 completions without: accuracy 2 format 1 failed)" in line
-    assert "without" not in step_line(8, 120, step_metrics(GROUPS, REWARDS, LEARNER, SECONDS), seconds_left=5)
+    assert "without" not in step_line(120, stats(), seconds_left=5)
 
 
 def test_every_figure_is_finite_json():
-    for learner in (LEARNER, {}, {**dict.fromkeys(LEARNER, 0.0)}):
-        json.dumps(step_metrics(GROUPS, REWARDS, learner, SECONDS), allow_nan=False)
+    for found in (stats(), stats(learned=None), stats(learned=LearnerStats())):
+        json.dumps(found.row(), allow_nan=False)
 
 
 def test_the_line_of_a_step():
-    line = step_line(8, 120, step_metrics(GROUPS, REWARDS, LEARNER, SECONDS), seconds_left=3725)
+    line = step_line(120, stats(), seconds_left=3725)
     assert "\n" not in line
     assert line.startswith("step   8/120 ")
     for part in (
@@ -87,14 +113,28 @@ def test_the_line_of_a_step():
 )
 def test_the_line_of_a_step_says_how_many_answers_were_cut(cut, of, shown):
     groups = [group(0, *(completion(3, "length" if i < cut else "stop") for i in range(of)))]
-    line = step_line(8, 120, step_metrics(groups, [[reward(1, 0)] * of], LEARNER, SECONDS), seconds_left=5)
+    line = step_line(120, stats(groups=groups, rewards=[[reward(1, 0)] * of]), seconds_left=5)
     assert (f"  {shown} cut at max_tokens  " in line) if shown else ("cut" not in line)
 
 
 def test_the_line_of_a_step_without_an_update_says_so():
-    line = step_line(8, 120, step_metrics(GROUPS, REWARDS, {}, SECONDS), seconds_left=5)
+    line = step_line(120, stats(learned=None), seconds_left=5)
     assert "no live group: no update" in line
     assert "gap" not in line
+
+
+def test_a_sink_of_ones_own_gets_every_step(tmp_path, monkeypatch):
+    seen = []
+    own = ModuleType("own")
+    own.dashboard, own.other = seen.append, lambda: None
+    monkeypatch.setitem(sys.modules, "own", own)
+    for sink in own_sinks(config(tmp_path, "run.sinks=[own:dashboard]")):
+        sink(stats())
+    assert seen == [stats()]
+    with pytest.raises(UserError, match=r"run\.sinks: 'own:other' cannot be called as sink\(stats\)"):
+        own_sinks(config(tmp_path, "run.sinks=[own:other]"))
+    with pytest.raises(UserError, match=r"run\.sinks: 'own:dashbord' cannot be found.*Did you mean dashboard"):
+        own_sinks(config(tmp_path, "run.sinks=[own:dashbord]"))
 
 
 @pytest.mark.parametrize(

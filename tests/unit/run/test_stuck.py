@@ -24,9 +24,13 @@ def step(*kinds: tuple[float, float], cut: float = 0.0, groups: int = 2) -> tupl
     return [Group(PROMPT, [1], completions)] * groups, [rewards] * groups
 
 
+def see(watch: Stuck, groups: list[Group], rewards: list[list[Reward]]) -> str:
+    return watch.see(groups, rewards, live=any(len({one.total for one in group} - {None}) > 1 for group in rewards))
+
+
 def ends(watch: Stuck, steps) -> int | None:
     """The step, from 1, at which a run is ended."""
-    return next((number for number, one in enumerate(steps, 1) if watch.see(*one)), None)
+    return next((number for number, one in enumerate(steps, 1) if see(watch, *one)), None)
 
 
 HEALTHY = [step(NOTHING, FORMAT), step(FORMAT, BOTH), step(FORMAT, BOTH, NOTHING, BOTH), step(TAGS, NOTHING, FORMAT)]
@@ -96,7 +100,7 @@ def test_off_is_off(capsys):
 )
 def test_it_is_said_before_it_ends_and_then_why(run, cause, capsys):
     watch = Stuck(5, 2)
-    *_, why = [watch.see(*one) for one in run]
+    *_, why = [see(watch, *one) for one in run]
     assert why.startswith("in the last 5 steps ") and cause in why
     assert ("no completion had the format" in why) == (run[-1] != step(FORMAT))
     (note,) = capsys.readouterr().out.splitlines()

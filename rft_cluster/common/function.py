@@ -1,0 +1,71 @@
+"""A function that the configuration names. Whatever is wrong with a user's own is told in one message."""
+
+import inspect
+import math
+import reprlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rft_cluster.common.errors import UserError
+from rft_cluster.common.lookup import slip
+
+
+@dataclass(frozen=True)
+class Function:
+    """`what` names it in messages (`algorithm.advantage: 'mine:f'`), `form` is how it is to be written."""
+
+    what: str
+    form: str
+    function: Callable[..., Any]
+
+    def check_takes(self, *arguments: Any) -> None:
+        """Raises UserError where the function cannot be called with so many arguments."""
+        try:
+            inspect.signature(self.function).bind(*arguments)
+        except TypeError as error:
+            raise UserError(f"{self.what} cannot be called as {self.form}: {error}") from error
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Its answer, unchecked.
+
+        Raises:
+            UserError: it does not take these arguments, or raised.
+        """
+        self.check_takes(*arguments)
+        try:
+            return self.function(*arguments)
+        except Exception as error:
+            raise slip(self.what, error) from error
+
+    def numbers(self, answer: Any, count: int, least: float = -math.inf) -> list[float]:
+        """`answer`, or a part of it, as the `count` finite numbers, none below `least`, that it has to be.
+
+        Raises:
+            UserError: it is something else.
+        """
+        try:
+            values = [float(value) for value in answer]
+        except (TypeError, ValueError):
+            values = []
+        if len(values) != count or not all(math.isfinite(value) and value >= least for value in values):
+            bound = "" if least == -math.inf else f", none below {least:g},"
+            raise UserError(
+                f"{self.what} must return {count} finite numbers{bound} here, as {self.form}; it returned "
+                f"{reprlib.repr(answer)}"
+            )
+        return values
+
+    def groups(self, answer: Any, sizes: Sequence[int]) -> list[list[float]]:
+        """`answer` as a list of finite numbers for each group, of which there are `sizes`.
+
+        Raises:
+            UserError: it is something else.
+        """
+        groups = list(answer) if isinstance(answer, Iterable) else []
+        if len(groups) != len(sizes):
+            raise UserError(
+                f"{self.what} must return a list for each of {len(sizes)} groups here, as {self.form}; it returned "
+                f"{reprlib.repr(answer)}"
+            )
+        return [self.numbers(group, size) for group, size in zip(groups, sizes, strict=True)]
