@@ -1,4 +1,4 @@
-"""From a completion's text to a class, and from several completions to a vote."""
+"""Read a class from a completion's text, and a vote from several completions."""
 
 import re
 from collections import Counter
@@ -12,9 +12,12 @@ THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """`label` has the most votes (None: no completion named a class), `share` of all completions, 0 to 1.
+    """The most frequent answer to an image.
 
-    `counts` are the votes by label; `reasoning` is that of the first completion that said `label`.
+    `label`: the class with the most votes, None if no completion named a class.
+    `share`: its votes as a share of all completions, 0 to 1.
+    `counts`: the votes by label.
+    `reasoning`: the think block of the first completion that answered `label`.
     """
 
     label: str | None
@@ -24,19 +27,19 @@ class Vote:
 
 
 class AnswerReader:
-    """Knows the classes and their aliases; reads answers as strictly as the `accuracy` reward does."""
+    """Maps a completion's text to a class, by labels and aliases, as strictly as the `accuracy` reward."""
 
     def __init__(self, classes: Sequence[str], aliases: Mapping[str, Sequence[str]]) -> None:
         self._label = {normalise_label(label): label for label in classes}
         self._label |= {normalise_label(name): label for label, names in aliases.items() for name in names}
 
     def label(self, text: str) -> str | None:
-        """The class in the text's one answer block; None if there is no such block, or no such class."""
+        """The class in the text's answer block. None without exactly one block, or if its text is no class."""
         answer = extract_answer(text)
         return None if answer is None else self._label.get(normalise_label(answer))
 
     def vote(self, texts: Sequence[str]) -> Vote:
-        """The class that most texts answer; of equally many the one answered first.
+        """The most frequent class in the texts. A tie goes to the class that was answered first.
 
         Raises:
             ValueError: there are no texts.
@@ -47,11 +50,11 @@ class AnswerReader:
         counts = Counter(label for label in labels if label is not None)
         if not counts:
             return Vote(None, 0.0, {}, reasoning(texts[0]))
-        label, votes = counts.most_common(1)[0]  # in order of first occurrence where votes are equal
+        label, votes = counts.most_common(1)[0]  # ties: in order of first occurrence
         return Vote(label, votes / len(texts), dict(counts), reasoning(texts[labels.index(label)]))
 
 
 def reasoning(text: str) -> str:
-    """What stands in the first think block, without white space around it; empty where there is none."""
+    """The stripped text of the first think block; empty without one."""
     match = THINK.search(text)
     return match.group(1).strip() if match else ""

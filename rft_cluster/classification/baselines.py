@@ -1,6 +1,6 @@
-"""What the same few images give without a language model: the figures to beat.
+"""Baselines without a language model on the same few images: the accuracies to beat.
 
-Both baselines see an image as 32x32 RGB pixels from 0 to 1.
+Both see an image as 32x32 RGB pixels from 0 to 1.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from rft_cluster.data.images import open_image
 from rft_cluster.messages import Example
 
 SIDE = 32
-# As they are called in files and shown to people.
+# Names in files, and names in messages.
 BASELINES = {"nearest_neighbour": "1-nearest neighbour", "logistic_regression": "logistic regression"}
 
 
@@ -33,7 +33,7 @@ def nearest_neighbour_and_regression(dataset: FewShotDataset) -> dict[str, float
         "nearest_neighbour": KNeighborsClassifier(n_neighbors=1),
         "logistic_regression": LogisticRegression(max_iter=1000),
     }
-    # Matrices this small only lose by threads, a hundredfold where other processes hold the cores.
+    # Threads only slow down matrices this small, a hundredfold while other processes occupy the cores.
     with threadpool_limits(limits=1):
         return {
             name: float(classifier.fit(train, train_labels).score(test, test_labels))
@@ -44,13 +44,13 @@ def nearest_neighbour_and_regression(dataset: FewShotDataset) -> dict[str, float
 def verdict(
     rate: float, interval: tuple[float, float], baselines: Mapping[str, float], images: int, small_model: bool
 ) -> str:
-    """Which is better, the trained model or a baseline on the same images, in words, and what to try where it is one.
+    """One sentence: is the trained model or a baseline better? If a baseline is, also what to try.
 
     Args:
         rate, interval: the model's test accuracy with its 95 % interval, 0 to 1.
         baselines: test accuracies, by the names of `BASELINES`.
-        images: labelled ones that all were trained on.
-        small_model: whether the model is the one that is built here.
+        images: number of labelled training images, the same for all.
+        small_model: True for the model of `model.path: tiny`.
     """
     name, best = max(baselines.items(), key=lambda item: item[1])
     other = f"{BASELINES[name]} on the pixels of the same {images} images ({100 * best:.1f} %)"

@@ -1,4 +1,4 @@
-"""What a policy was taught to do: `classifier.json` in its folder, all that evaluating and predicting need."""
+"""The card of an exported policy, `classifier.json`: its question, classes and limits, for `evaluate` and `predict`."""
 
 import hashlib
 import os
@@ -22,8 +22,10 @@ MOST_CARD = 100_000_000  # bytes
 
 
 class Card(BaseModel):
-    """The question as the policy was asked it, what it may answer, and the limits its images were resized to. A card
-    may be somebody else's: its numbers have the configuration's ranges."""
+    """The question that the policy was trained on, its possible answers, and its image limits.
+
+    A card may come from a stranger, so its numbers must lie within the configuration's ranges.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -38,19 +40,18 @@ class Card(BaseModel):
     max_tokens: int = Field(ge=1, le=MOST_TOKENS)
     temperature: float = Field(gt=0, le=2)
     steps: int = Field(ge=0, le=MOST_STEPS)
-    """Steps that made the policy."""
+    """Training steps."""
     validation: float | None = Field(None, ge=0, le=1)
-    """Its strict accuracy on the validation images, where it was taken."""
+    """Strict accuracy on the validation images, if measured."""
     levels: tuple[Level, Level] | None = None
-    """What was black and white of pictures with 16 bits a channel, if it saw any."""
+    """The 16-bit values shown as black and white, if there were pictures with 16 bits a channel."""
     data_max_pixels: int = Field(MAX_PIXELS, ge=1, le=MOST_DECODED)
     data_max_bytes: int = Field(MAX_BYTES, ge=1, le=MOST_BYTES)
-    """Larger pictures are not read."""
+    """Larger files are not read."""
     trained_on_pixels: list[str] = []
-    """Digests of the training images' pixels (`pixel_digest`): an evaluation on any of them, in whatever encoding,
-    would prove nothing."""
+    """Digests of the training images' pixels (`pixel_digest`). Evaluating on these images would prove nothing."""
     trained_on: list[str] = []
-    """In cards written before the one above existed: SHA-256 of the encoded training images."""
+    """SHA-256 of the encoded training images, in cards of earlier versions without `trained_on_pixels`."""
 
 
 def make_card(config: Config, dataset: FewShotDataset, text: str) -> Card:
@@ -75,10 +76,10 @@ def make_card(config: Config, dataset: FewShotDataset, text: str) -> Card:
 
 
 def read_card(folder: Path) -> Card:
-    """The card of an exported policy.
+    """Read the card of an exported policy.
 
     Raises:
-        UserError: there is none, it is not what `make_card` wrote, or a newer version wrote it.
+        UserError: there is none, it is damaged, or a newer version of the program wrote it.
     """
     file = folder / CARD_FILE
     if not file.is_file():
@@ -96,7 +97,7 @@ def read_card(folder: Path) -> Card:
         raise UserError(f"{file} cannot be read, it is not what a run writes:\n{listing(lines)}") from error
     if card.min_pixels > card.max_pixels:
         raise UserError(f"{file}: min_pixels {card.min_pixels} is above max_pixels {card.max_pixels}")
-    if "<|" in card.prompt:  # it would be taken for the token
+    if "<|" in card.prompt:  # the tokenizer would read it as a special token
         raise UserError(f"{file}: the prompt holds a special token (<|...), which no template may")
     if text_hash(card.prompt) != card.prompt_sha256:
         raise UserError(f"{file}: the prompt was changed after training (its SHA-256 is not {card.prompt_sha256})")
@@ -104,10 +105,10 @@ def read_card(folder: Path) -> Card:
 
 
 def find_export(path: Path) -> Path:
-    """The exported model that a path means: its own folder, or the run folder that it lies in.
+    """The folder of an exported model. `path` is that folder, or the run folder above it.
 
     Raises:
-        UserError: there is none; says what the path is instead.
+        UserError: there is none; the message says what the path is instead.
     """
     path = Path(os.path.expanduser(path))
     for folder in (path, path / "model"):
@@ -128,10 +129,10 @@ def find_export(path: Path) -> Path:
 
 
 def check_card(card: Card, config: Config, dataset: FewShotDataset, text: str) -> None:
-    """Refuse to ask a policy something else than it was trained on.
+    """Check that an evaluation asks a policy what it was trained on, about images that it was not trained on.
 
     Raises:
-        UserError: prompt, classes or pixel limits differ, or an image to evaluate on was trained on.
+        UserError: prompt, classes or pixel limits differ, or an image was a training image.
     """
     if text_hash(text) != card.prompt_sha256:
         raise UserError(

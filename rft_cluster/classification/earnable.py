@@ -1,7 +1,7 @@
-"""Before training: does the question ask for what the rewards read, and can an answer fit? (pure)
+"""Check before training that a policy which follows the question can earn a reward, and that answers fit (pure).
 
-A policy that does as the question says must be able to earn something. `obedient` writes such completions: the
-question's own example line with a label put in, and the tags that the question shows, whatever their names.
+`obedient` writes completions that follow the question: its own example line with a label filled in, and the tags that
+it shows, whatever their names.
 """
 
 import re
@@ -13,20 +13,20 @@ from rft_cluster.prompts import asks_for_thinking
 
 REASONING = "This is what the image shows."
 OPENING = re.compile(r"<\s*([A-Za-z][\w.-]*)(?:\s[^<>]*)?>")
-MARKUP = re.compile("b|br|code|em|i|li|p|pre|strong|sub|sup|u|ul", re.IGNORECASE)  # of prose, not of a layout
+MARKUP = re.compile("b|br|code|em|i|li|p|pre|strong|sub|sup|u|ul", re.IGNORECASE)  # tags that format prose
 THINKS = re.compile("think|thought|reason|analy|explain|rationale|scratch", re.IGNORECASE)
 ANSWERS = re.compile("answer|label|class|final|solution|result|output|predict", re.IGNORECASE)
 BOXED = re.compile(r"\\?boxed\s*\{")
 JSON = re.compile(r"\s*\{\s*[\"']")
 BLANK = re.compile(r"\.\.\.|\u2026")
 LISTED = 5
-Tag = tuple[str, str]  # opening and closing, as the question writes them
+Tag = tuple[str, str]  # opening and closing tag, as in the question
 
 
 def tags_shown(question: str) -> list[Tag]:
-    """Opening and closing tag of each block that the question shows, as written there, in order of appearance.
+    """The opening and closing tag of each block that the question shows, in order of appearance.
 
-    `<think>` and `<answer>` count without their ends, too ("in <answer> tags"): those go without saying.
+    `<think>` and `<answer>` also count without a closing tag ("in <answer> tags").
     """
     shown: dict[str, Tag] = {}
     for opening in OPENING.finditer(question):
@@ -39,7 +39,7 @@ def tags_shown(question: str) -> list[Tag]:
 
 
 def obedient(question: str, label: str) -> list[str]:
-    """Completions that do as the question says and answer `label`; each is one reading of what it says."""
+    """Completions that follow the question and answer `label`, one for each way to read the question."""
     tags = tags_shown(question)
     example = _example(question, tags)
     readings = [_filled(tags, question, label), _filled([tag for tag in tags if tag[0] in example], example, label)]
@@ -47,9 +47,9 @@ def obedient(question: str, label: str) -> list[str]:
 
 
 def _filled(tags: Sequence[Tag], shown: str, label: str) -> str:
-    """Reasoning in every block but the one for the answer; where there is no such block, the answer stands last.
+    """A completion with reasoning in every block and the answer in its own block, or at the end if it has none.
 
-    What the question shows in that block is a stand-in for the answer, but for a box or an object in JSON around it.
+    If the question shows a box or a JSON object in the answer block, the label goes inside it.
     """
     place = _for_the_answer(tags)
     inside = shown.rpartition(place[0])[2].partition(place[1])[0] if place else shown
@@ -66,7 +66,7 @@ def _for_the_answer(tags: Sequence[Tag]) -> Tag | None:
 
 
 def _example(question: str, tags: Sequence[Tag]) -> str:
-    """The last lines that begin with a tag, to the end: where a question shows its layout. Empty where it does not."""
+    """The question's example of the layout: from the last lines that begin with a tag to the end. Empty without one."""
     lines = [line.lstrip() for line in question.splitlines() if line.strip()]
     openings, closings = tuple(tag[0] for tag in tags), {tag[1]: tag[0] for tag in tags}
     start = next((i for i in reversed(range(len(lines))) if openings and lines[i].startswith(openings)), len(lines))
@@ -84,7 +84,7 @@ def _example(question: str, tags: Sequence[Tag]) -> str:
 
 
 def what_it_shows(question: str) -> str:
-    """For a message: the blocks that the question shows, and whether the rewards' own is among them."""
+    """Text for a message: the blocks that the question shows, and whether the rewards read one of them."""
     shown = [f"{opening} {closing}" for opening, closing in tags_shown(question)]
     shown += [r"\boxed{}"] if BOXED.search(question) else []
     if "<answer>" in question:
@@ -93,7 +93,7 @@ def what_it_shows(question: str) -> str:
 
 
 def cure(question: str) -> str:
-    """What to change in the question, so that an answer to it can be rewarded."""
+    """Advice for a message: how to change the question so that its answers can be rewarded."""
     place = _for_the_answer(tags_shown(question))
     if place is None:
         return "add this line to the question:\n  <answer> ... </answer>"
@@ -110,14 +110,14 @@ def check_room(
     max_tokens: int,
     count: Callable[[str], int],
 ) -> list[str]:
-    """Do right answers fit into `sampling.max_tokens`? Notes where some do not, or hardly.
+    """Check that right answers fit into `max_tokens` (`sampling.max_tokens`). Returns notes on those that barely fit.
 
     Args:
-        rewards: their names; without `accuracy` and `format` nothing is known of what they read.
-        count: a text's tokens.
+        rewards: names of the rewards; the check needs `accuracy` or `format`, whose layout is known.
+        count: returns the number of tokens of a text.
 
     Raises:
-        UserError: none fits, so that nothing could be earned.
+        UserError: no right answer fits.
     """
     if not {"accuracy", "format"} & set(rewards):
         return []
@@ -125,7 +125,7 @@ def check_room(
     needed: dict[str, int] = {}
     for label in classes:
         texts = [f"{think}<answer>{name}</answer>" for name in (label, *aliases.get(label, ()))]
-        needed[label] = min(map(count, texts)) + 1  # the stop token
+        needed[label] = min(map(count, texts)) + 1  # plus the stop token
     least, most = min(needed.values()), max(needed.values())
     cure = f"Set sampling.max_tokens to {max(most, 16)} at least; 256 leaves room for reasoning"
     if least > max_tokens:

@@ -1,4 +1,4 @@
-"""Names in any script in pictures: which of this machine's fonts draw them, and what stands for the others."""
+"""Choose fonts that can draw names in any script, and replace names that no font can draw by numbers."""
 
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,15 +6,15 @@ from functools import cache
 from pathlib import Path
 
 BASE = "DejaVu Sans"  # comes with matplotlib
-# Draws a box with its block's name for every character there is: no name could be read.
+# These fonts draw a box for every character, so they match anything and show nothing.
 NO_FONTS = ("Last Resort", "LastResort", "Adobe Blank")
 LABEL_LENGTH = 28
 
 
 def plain(text: str) -> str:
-    """A text as pictures show it: on one line, without what is invisible or steers, and not longer than there is room.
+    """The text on one line, without invisible and control characters, cut to `LABEL_LENGTH`.
 
-    Joiners and variation selectors go, too: matplotlib draws character by character.
+    Joiners and variation selectors are removed, too: matplotlib draws character by character.
     """
     one_line = " ".join(text.split())
     seen = "".join(c for c in one_line if unicodedata.category(c)[0] != "C" and not _selects_a_variant(c))
@@ -22,7 +22,7 @@ def plain(text: str) -> str:
 
 
 def families_for(texts: Iterable[str]) -> tuple[list[str], set[str]]:
-    """Font families that draw the texts' characters together, matplotlib's own first, and the characters left over."""
+    """Font families that together draw the texts, matplotlib's default first, and the characters that none has."""
     from matplotlib import font_manager  # takes a second to import
 
     left = {c for text in texts for c in plain(text)} - _characters(font_manager.findfont(BASE))
@@ -38,9 +38,9 @@ def families_for(texts: Iterable[str]) -> tuple[list[str], set[str]]:
 
 
 def drawable(names: Sequence[str], missing: set[str]) -> tuple[list[str], list[str]]:
-    """The names as they can be drawn, with a number in place of one that cannot, and a legend of those numbers.
+    """Replace each name that cannot be drawn by its number, from 1. Returns the names, and a legend of the numbers.
 
-    Numbers count from 1 in the order of the names. The legend has a missing character by its code point.
+    The legend shows a missing character by its code point.
     """
     shown = [plain(name) for name in names]
     numbered = {i for i, name in enumerate(shown) if not name or missing & set(name)}
@@ -54,16 +54,16 @@ def escaped(text: str, missing: set[str]) -> str:
 
 
 def _fonts() -> Mapping[str, str]:
-    """A file for each family that can be used. What was installed since matplotlib wrote its list is added to it."""
+    """The font file of each usable family. Fonts installed after matplotlib wrote its list are added."""
     from matplotlib import font_manager
 
     manager = font_manager.fontManager
     listed = {entry.fname for entry in manager.ttflist}
     for path in font_manager.findSystemFonts():
-        if path not in listed and Path(path).name != "NotoColorEmoji.ttf":  # which matplotlib leaves out itself
+        if path not in listed and Path(path).name != "NotoColorEmoji.ttf":  # matplotlib excludes this font, too
             try:
                 manager.addfont(path)
-            except (RuntimeError, OSError):  # FreeType's: it cannot be read
+            except (RuntimeError, OSError):  # from FreeType: the file cannot be read
                 continue
     usual = [entry for entry in manager.ttflist if entry.style == "normal" and not entry.name.startswith(NO_FONTS)]
     return {entry.name: entry.fname for entry in sorted(usual, key=lambda entry: (entry.name, entry.fname))}
@@ -71,7 +71,7 @@ def _fonts() -> Mapping[str, str]:
 
 @cache
 def _characters(file: str) -> frozenset[str]:
-    """What a font draws at any size; nothing, if it has pictures of fixed sizes or cannot be read."""
+    """The characters of a scalable font; empty for a bitmap font or an unreadable file."""
     from matplotlib.ft2font import FT2Font
 
     try:

@@ -1,4 +1,4 @@
-"""Rates and differences with their 95 % intervals."""
+"""Rates and their differences, with 95 % intervals."""
 
 import statistics
 from collections.abc import Sequence
@@ -6,9 +6,9 @@ from typing import Any
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of a rate of `right` in `n`: Wilson's score interval (E. B. Wilson, JASA 22, 1927, p. 209).
+    """Wilson's 95 % score interval of the rate `right` / `n` (E. B. Wilson, JASA 22, 1927, p. 209).
 
-    Unlike the textbook one it stays within 0 and 1 and is right for small n and for rates near 0 or 1.
+    Unlike the textbook interval it stays within 0 and 1, and holds for small n and for rates near 0 or 1.
     """
     from scipy.stats import binomtest  # takes a second to import
 
@@ -19,9 +19,8 @@ def wilson(right: int, n: int) -> tuple[float, float]:
 def over_runs(rates: Sequence[float], n: int) -> tuple[float, float]:
     """The 95 % interval of the mean rate of several runs on `n` images each: Student's t over the runs, within 0 and 1.
 
-    Runs with other seeds differ by their training and their images, and share some of these, so their images do not
-    add up to one large test. What one run says of itself (Wilson) stands in where there is no spread to be seen: of
-    one run, or of equal ones.
+    Runs with different seeds differ in training and in images but share some images, so pooling their images into one
+    large test would be wrong. Without a spread (one run, or equal rates) Wilson's interval of one run is returned.
 
     Raises:
         ValueError: there are no rates.
@@ -38,19 +37,19 @@ def over_runs(rates: Sequence[float], n: int) -> tuple[float, float]:
 
 
 def rate(flags: Sequence[bool]) -> dict[str, Any]:
-    """{"right", "n", "rate", "interval"}: a rate with its 95 % interval."""
+    """A rate with its 95 % interval: {"right", "n", "rate", "interval"}."""
     right, n = sum(flags), len(flags)
     return {"right": right, "n": n, "rate": right / n, "interval": list(wilson(right, n))}
 
 
 def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> dict[str, Any]:
-    """How much more often `second` is right than `first` on the same images, with a 95 % interval.
+    """The rate of `second` minus the rate of `first` on the same images, with a 95 % interval.
 
     The interval is Agresti and Min's (Statistics in Medicine 24, 2005, p. 729): half a pair is added to each of the
-    four kinds of pairs. `p` is McNemar's exact one: the chance of so uneven a split of the pairs that differ.
+    four kinds of pairs. `p` is McNemar's exact test: the probability of so uneven a split of the pairs that differ.
 
     Raises:
-        ValueError: not equally many, or none.
+        ValueError: the lengths differ, or are 0.
     """
     from scipy.stats import binomtest
 

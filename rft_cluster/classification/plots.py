@@ -1,4 +1,4 @@
-"""Pictures for people who would rather look than read. Text from data and models is drawn as it is, never as markup."""
+"""Plots of an evaluation and of a sweep. Text from data and models is drawn literally, never as markup."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-NAMED_CLASSES = 40  # more have no room for their names
+NAMED_CLASSES = 40  # with more classes there is no room for names
 INK, ACCENT = "#22313f", "#1f77b4"
 
 
 def draw_evaluation(report: Mapping[str, Any], title: str, path: Path) -> None:
-    """The confusion matrix of a report of `report.report`, with its accuracies and their 95 % intervals."""
+    """Draw the confusion matrix of a `report.report`, with accuracies and their 95 % intervals, into a PNG file."""
     with _fonts_for([title, *report["confusion"]["columns"]]) as missing:
         _save(evaluation_figure(report, title, missing), path)
 
 
 def evaluation_figure(report: Mapping[str, Any], title: str, missing: set[str]) -> "Figure":
-    """What `draw_evaluation` saves. A class whose name has one of the `missing` characters is shown by its number."""
+    """The figure of `draw_evaluation`. Classes whose names contain `missing` characters are shown by number."""
     rows, columns = report["confusion"]["rows"], report["confusion"]["columns"]
     side = 5 + 0.16 * min(len(rows), NAMED_CLASSES)
     figure = _figure(side + 3, side)
@@ -49,7 +49,7 @@ def evaluation_figure(report: Mapping[str, Any], title: str, missing: set[str]) 
 
 
 def _draw_confusion(axes: "Axes", counts: np.ndarray) -> None:  # [labels, answers]
-    """Colours by the share of a label's images, and the numbers of images where there is room for them."""
+    """Colour cells by the share of the label's images, and write the counts where there is room."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", aspect="auto")
     axes.set_xlabel("answered")
@@ -64,7 +64,7 @@ def _draw_confusion(axes: "Axes", counts: np.ndarray) -> None:  # [labels, answe
 
 
 def _explain(figure: "Figure", legend: Sequence[str]) -> None:
-    """Below the picture: the names that stand as numbers in it."""
+    """Write the legend of numbered names below the plot."""
     if not legend:
         return
     from matplotlib.lines import Line2D
@@ -75,9 +75,9 @@ def _explain(figure: "Figure", legend: Sequence[str]) -> None:
 
 
 def draw_sweep(series: Mapping[str, Sequence[tuple[float | str, Mapping[str, Any]]]], axis: str, path: Path) -> None:
-    """Test accuracy with 95 % intervals: a colour for each of `series`, whose points are (value on `axis`, rate).
+    """Plot test accuracy with 95 % intervals, one colour a series; a series is a list of (value on `axis`, rate).
 
-    No line joins the points: values are categories, and nothing was measured between them.
+    Points are not joined by lines: the values are categories, with nothing measured between them.
     """
     places = list(dict.fromkeys(value for points in series.values() for value, _ in points))
     with _fonts_for([axis, *series, *map(str, places)]) as missing:
@@ -120,13 +120,13 @@ def _points(
 
 @contextmanager
 def _fonts_for(texts: Sequence[str]) -> Iterator[set[str]]:
-    """Within it texts are drawn as they are, in this machine's fonts; yields the characters that none of them has."""
+    """Within this context texts are drawn literally, in fonts that have them. Yields the characters no font has."""
     from matplotlib import rc_context  # takes a second to import
 
     families, missing = families_for(texts)
     log = logging.getLogger("matplotlib.font_manager")
     before = log.level
-    log.setLevel(logging.ERROR)  # it warns of every fallback font that has no normal weight
+    log.setLevel(logging.ERROR)  # matplotlib warns about every fallback font without a normal weight
     try:
         with rc_context({"font.family": families, "text.parse_math": False}):
             yield missing
@@ -141,8 +141,8 @@ def _figure(width: float, height: float) -> "Figure":
 
 
 def _save(figure: "Figure", path: Path) -> None:
-    """Written under another name, then renamed. No date or version goes in: the same figures give the same bytes."""
+    """Write the file under another name, then rename it. It contains no date or version: equal plots, equal bytes."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.unlink(missing_ok=True)  # not through a link of that name
+    temporary.unlink(missing_ok=True)  # do not write through a link of that name
     figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
     temporary.replace(path)

@@ -1,12 +1,12 @@
-"""Before training: the configured rewards, tried against answers that know nothing of the image (pure).
+"""Red team: before training, try the configured rewards on answers that ignore the image (pure).
 
 A reward that pays for such an answer teaches the policy that answer. For each of the user's labels
 
     s = (R(attack) - R(wrong)) / (R(right) - R(wrong)),    at least 0
 
 where R is the total reward, R(right) that of the label in the layout that the prompt asks for, and R(wrong) the median
-of the other classes in that layout. An attack's score is the mean of s over n labels. Under a sound reward a class
-that is always answered has 1/n, chance, and everything else about 0.
+of the other classes in that layout. An attack's score is the mean of s over n labels. Under a sound reward, always
+answering one class scores 1/n (chance), and every other attack about 0.
 """
 
 import asyncio
@@ -27,9 +27,9 @@ from rft_cluster.messages import Completion, Example, Prompt, Reward
 from rft_cluster.prompts import asks_for_thinking
 from rft_cluster.rewards.scorer import WeightedRewards
 
-MARGIN = 0.10  # above chance; a small reward for brevity, say, pays for an empty answer and does no harm
-MOST = 200  # labels, and classes to answer always
-TIME = 60.0  # seconds after which no further label is begun
+MARGIN = 0.10  # tolerated above chance: a small reward for brevity pays for an empty answer but does no harm
+MOST = 200  # labels, and constant answers
+TIME = 60.0  # seconds after which no further label is tried
 SHOWN = 12  # attacks in the table
 NAME = 44  # characters of its first column
 ALWAYS = "always "  # begins the name of an attack that answers one class
@@ -37,7 +37,8 @@ ALWAYS = "always "  # begins the name of an attack that answers one class
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """`score` is the mean of s over the labels, `parts` that of each reward, unweighted (None: it failed on all)."""
+    """One attack's result. `score`: the mean of s over the labels. `parts`: each reward's unweighted mean, None if the
+    reward failed on all labels."""
 
     name: str
     score: float
@@ -46,9 +47,13 @@ class Attack:
 
 @dataclass(frozen=True, slots=True)
 class RedTeam:
-    """What the attacks got, the worst first; none where no label counts. `labels` says how many do, `chance` is 1
-    over it, and `notes` are what to know about the figures. `unearned` says why who does as the question says earns
-    nothing; it is empty where that is not so."""
+    """The results of a red team.
+
+    `attacks`: highest score first; empty if no label counts.
+    `labels`: how many labels count. `chance`: 1 / labels.
+    `notes`: caveats to print.
+    `unearned`: why following the question earns nothing; empty if it earns something.
+    """
 
     attacks: list[Attack]
     labels: int
@@ -58,7 +63,7 @@ class RedTeam:
 
     @property
     def paid(self) -> list[Attack]:
-        """The attacks that the rewards pay for."""
+        """The attacks that score more than `MARGIN` above chance."""
         return [attack for attack in self.attacks if attack.score > self.chance + MARGIN + 1e-9]
 
 
@@ -70,11 +75,11 @@ def check_rewards(
     prompt_text: str,
     seed: int,
 ) -> str:
-    """Red-team the rewards as `scoring.red_team` says. Returns what it found, for people; nothing when it is off.
+    """Red-team the rewards as `scoring.red_team` says. Returns the findings as text; empty if it is off.
 
     Raises:
-        UserError: an attack pays, or nothing can be earned by doing as the question says, and the configuration says to
-            refuse that; or a reward cannot be imported.
+        UserError: a reward cannot be imported; or, with `refuse`, an attack pays or following the question earns
+            nothing.
     """
     if scoring.red_team == "off":
         return ""
@@ -113,11 +118,11 @@ async def red_team(
     """Try the rewards against every class, or a seeded choice of at most `MOST`.
 
     Args:
-        examples: labelled images, for a reward that looks at one, and for a label's aliases; the first of a label is
-            taken. A class without one has an empty image.
-        prompt_text: the rendered question, which says what layout an answer has.
-        calls: completions, at most, on which a user's own function is asked: fewer classes are chosen.
-        seconds: after these no further label is tried, however slow the functions are.
+        examples: labelled images, for rewards that use the image, and for aliases. The first of each label is used;
+            a class without an example gets an empty image.
+        prompt_text: the rendered question, which determines the layout of answers.
+        calls: the most completions that a user's own function may score. If it is low, fewer classes are tried.
+        seconds: after this time no further label is tried.
 
     Raises:
         UserError: a function cannot be imported.
@@ -157,14 +162,17 @@ async def red_team(
 
 
 def _affordable(besides: int, calls: int) -> int:
-    """The most labels that can be tried with so many calls: on each, a right answer first, then the attacks, `besides`
-    and a constant one for each label; and a few completions that do as the question says."""
+    """The most labels that `calls` completions allow, at least 2.
+
+    Each label takes one right answer, `besides` attacks, and one constant answer per label. A few more completions
+    follow the question.
+    """
     few = 8
     return max(most for most in range(2, MOST + 1) if most * (1 + besides + most) + few <= calls or most == 2)
 
 
 def render(found: RedTeam) -> str:
-    """The worst attacks as a table, constant answers that fare alike on one line, and the verdict."""
+    """A table of the worst attacks, with equal constant answers on one line, and the verdict."""
     lines = [f"the rewards against answers that know nothing of the image, on {found.labels} labels:"]
     if found.attacks:
         heads = "".join(f"{_short(re.split('[:.]', name)[-1], 15):>16}" for name in found.attacks[0].parts)
@@ -193,9 +201,9 @@ def _row(alike: Sequence[Attack], chance: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """One label: the reward of each attack, and what a right and a wrong answer are worth.
+    """One label: the reward of each attack, and the totals of a right and a (median) wrong answer.
 
-    Where the rewards fail on a right answer, `right` is None, and `rewards` holds that failure alone.
+    If the rewards fail on the right answer, `right` is None and `rewards` holds only that failure.
     """
 
     rewards: list[Reward]
@@ -204,12 +212,12 @@ class _Trial:
 
     @property
     def tells(self) -> bool:
-        """Whether a right answer is worth more than a wrong one. Only such labels count."""
+        """True if a right answer earns more than a wrong one. Only such labels count."""
         return self.right is not None and self.wrong is not None and self.right > self.wrong
 
 
 def _attacks(classes: Sequence[str], prompt_text: str) -> Iterator[tuple[str, str]]:
-    """Name and text of each completion that is tried against every label, but for the constant ones."""
+    """(name, text) of each attack, except the constant answers."""
     think = _reasoning(prompt_text)
     everything = ", ".join(classes)
     yield "an empty completion", ""
@@ -227,7 +235,7 @@ def _attacks(classes: Sequence[str], prompt_text: str) -> Iterator[tuple[str, st
 
 
 def _constant(always: Sequence[str], prompt_text: str) -> Iterator[tuple[str, str]]:
-    """Name and text of the completions that answer one class whatever the image shows."""
+    """(name, text) of the constant answers: each names one class whatever the image shows."""
     for label in always:
         yield f"{ALWAYS}{printable(label)}", f"{_reasoning(prompt_text)}<answer>{label}</answer>"
 
@@ -239,14 +247,18 @@ def _reasoning(prompt_text: str) -> str:
 async def _try(scorer: WeightedRewards, prompt: Prompt, texts: Sequence[str], own: int, constant: int) -> _Trial:
     """Score all `texts` for one label.
 
-    The last `constant` texts are a class each, and the one at `own`, counted from the end, is right.
+    The last `constant` texts each name one class. `texts[own]` (`own` is negative) is the right answer.
     """
-    await asyncio.sleep(0)  # built-in rewards never wait, and the time is looked at only by who does
+    # Built-in rewards never await anything; this lets the caller's timeout cancel between two labels.
+    await asyncio.sleep(0)
     completions = [Completion([], [], text, "stop", 0) for text in texts]
+    # Ask about the right answer alone first: a reward that fails on it would fail on all, each up to its time limit.
     (right,) = await scorer.score(prompt, [completions[own]])
     if right.total is None:
         return _Trial([right], None, None)
+    # Score all at once, so that a batched or async reward works on them together. The right one is scored again.
     rewards = await scorer.score(prompt, completions)
+    # The median: one class that the reward favours must not define what a wrong answer is worth.
     wrong = [reward.total for reward in rewards[-constant:] if reward is not rewards[own] and reward.total is not None]
     return _Trial(rewards, right.total, statistics.median(wrong) if wrong else None)
 
@@ -254,9 +266,9 @@ async def _try(scorer: WeightedRewards, prompt: Prompt, texts: Sequence[str], ow
 async def _of_the_obedient(
     scorer: WeightedRewards, prompt: Prompt, right: Mapping[str, float], classes: Sequence[str]
 ) -> tuple[str, list[str]]:
-    """Why doing as the question says earns nothing (empty where it does), and notes on rewards that it cannot earn.
+    """Score completions that follow the question. Returns why they earn nothing ("" if they do), and notes.
 
-    `right` are the rewards of a right answer in the layout that they read.
+    The notes name rewards that such completions cannot earn. `right`: rewards of a right answer in the usual layout.
     """
     other = next(name for name in classes if name != prompt.label)
     texts = [*obedient(prompt.text, prompt.label), *obedient(prompt.text, other)]
@@ -280,7 +292,7 @@ async def _of_the_obedient(
 
 
 def _attack(name: str, index: int, rewards: Sequence[str], trials: Sequence[_Trial]) -> Attack:
-    """One attack over all labels that count. Where a reward fails on it, it gets nothing."""
+    """Aggregate one attack over all labels that count. A failed reward scores 0."""
     scores = []
     for trial in trials:
         total = trial.rewards[index].total

@@ -1,8 +1,8 @@
-"""Figures of an evaluation: each held-out image's greedy answer, and a vote over several samples (pure).
+"""The report of an evaluation: each image's greedy answer, and a vote over several samples (pure).
 
-Strict accuracy is the `accuracy` reward's rule. Lenient accuracy is the published containment rule, beside it only for
-comparison with published figures, but for empty answers: by that rule they are right for every class, and a policy that
-says nothing any more would be shown as perfect. Here an empty answer is wrong by either.
+Strict accuracy follows the `accuracy` reward. Lenient accuracy follows the published containment rule, for comparison
+with published figures, with one exception: an empty answer is wrong. By the published rule it is right for every class,
+so a policy that writes nothing would look perfect.
 """
 
 from collections import Counter
@@ -26,7 +26,7 @@ NO_CLASS = "(no class)"
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Figures on the `n` images of a split, 0 to 1; `interval` is the 95 % interval of `accuracy_strict`."""
+    """Rates on the `n` images of a split, 0 to 1. `interval`: 95 % interval of `accuracy_strict`."""
 
     step: int
     split: str
@@ -39,7 +39,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One image's greedy answer, judged. `predicted` is None where the answer is no class."""
+    """One image's greedy answer and its judgement. `predicted` is None if the answer is no class."""
 
     example_id: str
     label: str
@@ -89,9 +89,9 @@ def summarise(step: int, split: str, groups: Sequence[Group]) -> Evaluation:
 def report(
     judged: Sequence[Judged], votes: Sequence[Vote], classes: Sequence[str], pixels: Mapping[str, str]
 ) -> dict[str, Any]:
-    """All figures of an evaluation as one JSON-able object.
+    """The content of `evaluation.json`.
 
-    `votes` belong to `judged`, one each; `pixels` are the digests of the images (`pixel_digest`), by example id.
+    `votes`: one for each of `judged`. `pixels`: the images' digests (`pixel_digest`) by example id.
     """
     strict = [image.strict for image in judged]
     voted = [vote.label == image.label for image, vote in zip(judged, votes, strict=True)]
@@ -149,10 +149,10 @@ def _matrix(rows: Sequence[str], columns: Sequence[str], counts: Mapping[tuple[s
 
 
 def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """Strict greedy accuracy and vote of two reports, image by image (see `paired_difference`).
+    """Compare two reports image by image: strict greedy accuracy, and votes (see `paired_difference`).
 
     Raises:
-        UserError: they are not of the same images with the same labels (see `knows_pixels` for older reports).
+        UserError: the images or labels differ (see `knows_pixels` for older reports).
     """
     ours, theirs = ({row["id"]: row for row in side["predictions"]} for side in (first, second))
     if ours.keys() != theirs.keys():
@@ -174,7 +174,7 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, An
 
 
 def knows_pixels(report: Mapping[str, Any]) -> bool:
-    """Whether a report says which pictures it is of: older ones have only their ids."""
+    """Return True if a report has the digests of its images; reports of earlier versions have only ids."""
     return all("pixels" in row for row in report["predictions"])
 
 

@@ -1,1 +1,1 @@
-"""What every folder may use: errors, files, text, and how CPUs and GPUs differ. Imports nothing of ours."""
+"""Helpers for every folder: errors, files, text, and the differences of CPUs and GPUs. Imports no other folder."""

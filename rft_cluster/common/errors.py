@@ -1,4 +1,4 @@
-"""Exceptions that a user can mend, and what they mean to an entry point."""
+"""Exceptions that a user can fix, and the exit codes of commands."""
 
 import errno
 import io
@@ -12,8 +12,7 @@ from typing import TextIO
 
 from rft_cluster.common import stopping
 
-# What the operating system refuses for want of something that its user can give, with what to do. Its other
-# errors are defects of the program, as every exception that is not named here.
+# Errors of the operating system that the user can fix, with advice. All other exceptions are defects of the program.
 MENDABLE = {
     errno.ENOSPC: "the disk is full: free some space there, or choose another folder",
     errno.EDQUOT: "your quota of disk space is used up: free some space there, or choose another folder",
@@ -38,20 +37,20 @@ MENDABLE = {
     errno.ENETUNREACH: "the network cannot be reached: check the connection",
     errno.ETIMEDOUT: "no answer came in time: check the address and the network",
 }
-PIPE_CLOSED = 141  # what a shell reports of a program that SIGPIPE ended: 128 + 13
+PIPE_CLOSED = 141  # a shell's exit code for SIGPIPE: 128 + 13
 
 
 class UserError(Exception):
-    """Bad input or a cluster that cannot run what was asked.
+    """Bad input, or a cluster that cannot run the configuration.
 
-    The message says what is wrong, where, the value, and what to do. The entry points print it without a
-    traceback and exit with code 2, as they do `ClusterError` and the errors in `MENDABLE`; every other exception is a
-    defect of the program and keeps its traceback.
+    The message says what is wrong, where, the value, and what to do. Commands print it without a traceback and exit
+    with code 2. They do the same for `ClusterError` and the errors in `MENDABLE`. Any other exception is a defect of
+    the program and keeps its traceback.
     """
 
 
 def check_range(option: str, value: int, least: int, most: int) -> None:
-    """Raises UserError for a number on the command line that is out of its range."""
+    """Raise UserError if a number on the command line is out of its range."""
     if not least <= value <= most:
         raise UserError(f"{option} is {value}: it must be between {least} and {most}")
 
@@ -61,30 +60,30 @@ class ClusterError(RuntimeError):
 
 
 class StaleGenerator(RuntimeError):
-    """A generator was asked for completions of a version that it does not hold."""
+    """A generator was asked for a newer version of the weights than it has."""
 
 
 class WeightTransferError(RuntimeError):
-    """An update that did not arrive whole. The generator has no valid version and must not generate."""
+    """A weight update failed or did not verify. The generator has no valid version and must not generate."""
 
 
 def exit_code(work: Callable[[], int | None]) -> int:
-    """Do an entry point's work. Its own exit code, 0 if it has none.
+    """Run a command's `work` and return the exit code: the one that `work` returns, 0 for None.
 
-    2 after what a user can mend, which is printed; 128 and the signal's number after one that stops it (130 for Ctrl-C,
-    143 for SIGTERM), with one line: what `work` says in its KeyboardInterrupt, or "interrupted". Where nobody reads the
-    output any more (`predict ... | head`) it ends without a word, as Unix tools do.
+    Errors that the user can fix are printed and give 2. A signal gives 128 + its number (130 for Ctrl-C, 143 for
+    SIGTERM) and prints one line: the text of the KeyboardInterrupt from `work`, or "interrupted". A closed output
+    (`predict ... | head`) ends the command silently, as for Unix tools.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a class's name gets its code
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character gets its code
     with stopping.stoppable():
         try:
             return _code(work)
         except KeyboardInterrupt as stop:
             return _stopped(str(stop))
         except Exception:
-            if stopping.received():  # what fails while all is taken down is the signal's consequence
+            if stopping.received():  # errors during the shutdown are consequences of the signal
                 return _stopped("")
             raise
 
@@ -93,7 +92,7 @@ def _code(work: Callable[[], int | None]) -> int:
     try:
         code = work() or 0
         if sys.stdout:
-            sys.stdout.flush()  # here an error can still be told; at the interpreter's end it could not
+            sys.stdout.flush()  # an error can be reported here, but not at the interpreter's exit
         return code
     except (UserError, ClusterError) as error:
         if stopping.received():
@@ -117,15 +116,17 @@ def _stopped(text: str) -> int:
 
 
 def explain(error: OSError) -> str:
-    """What, where, and what to do, of an error in `MENDABLE`."""
+    """The message for an error in `MENDABLE`: what, where, and what to do."""
     assert error.errno is not None
     where, reason = error.filename or "the output or a file", error.strerror or os.strerror(error.errno)
     return f"{where}: {reason}: {MENDABLE[error.errno]}"
 
 
 def _silence_cut_streams() -> bool:
-    """Whether an output takes nothing more, its reader gone or its disk full. What waits for it is dropped, for good:
-    the interpreter would fail on it at its end."""
+    """Return True if stdout or stderr cannot be written any more (reader gone, disk full).
+
+    Buffered output is dropped, since the interpreter would fail to flush it at its exit.
+    """
     cut = [number for number, stream in ((1, sys.stdout), (2, sys.stderr)) if stream and _is_cut(number, stream)]
     for number in cut:
         os.dup2(os.open(os.devnull, os.O_WRONLY), number)
@@ -134,7 +135,7 @@ def _silence_cut_streams() -> bool:
 
 def _is_cut(number: int, stream: TextIO) -> bool:
     poll = select.poll()
-    poll.register(number, 0)  # an error and the end of a pipe are reported unasked
+    poll.register(number, 0)  # poll always reports errors and a closed pipe
     try:
         stream.flush()
     except OSError:

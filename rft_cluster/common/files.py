@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: written under another name, then renamed."""
+"""Write files and folders atomically: under another name first, then renamed. Also checks of disk and folders."""
 
 import errno
 import json
@@ -19,24 +19,24 @@ FORMAT = 2
 
 
 class NewerFormat(UserError):
-    """A record that a newer version of the program wrote: nothing is wrong with it."""
+    """A newer version of the program wrote this record; the record itself is not damaged."""
 
 
 def json_object(text: str | bytes) -> dict[str, Any] | None:
-    """The JSON object that a text is, or None: a record that was cut, or damaged in another way."""
+    """Parse a JSON object; None if the text is cut or damaged."""
     try:
         value = json.loads(text)
-    except (ValueError, RecursionError):  # not JSON or not UTF-8, or nested without end
+    except (ValueError, RecursionError):  # not JSON, not UTF-8, or nested too deep
         return None
     return value if isinstance(value, dict) else None
 
 
 def check_format(values: dict[str, Any], file: str | Path) -> None:
-    """Take the format's number out of a record.
+    """Remove the format number from a record and check it.
 
     Raises:
-        NewerFormat: a newer version wrote it.
-        UserError: it has no such number.
+        NewerFormat: a newer version wrote the record.
+        UserError: the number is missing.
     """
     found = str(values.pop("format", 1))
     if not found.isdecimal() or len(found) > 9:
@@ -52,11 +52,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write, then rename: a reader sees the old file or the whole new one."""
+    """Write a file, then rename it: a reader sees the old file or the complete new one."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with naming(path):
-            temporary.unlink(missing_ok=True)  # a link of that name in somebody else's folder would be followed
+            temporary.unlink(missing_ok=True)  # do not follow a link of that name
             temporary.write_text(text, encoding="utf-8")
     except OSError:
         temporary.unlink(missing_ok=True)
@@ -66,7 +66,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An error of the system in here says which path it is of: that of a write, on a full disk for one, does not."""
+    """Add `path` to every OSError raised in this context: errors of a write, as on a full disk, lack it."""
     try:
         yield
     except OSError as error:
@@ -77,9 +77,9 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def unfinished(final: Path) -> Iterator[Path]:
-    """An empty folder beside `final`, which gets that name when all that was to be written in here is.
+    """Yield an empty folder to write to. It is renamed to `final` at the end of the context.
 
-    Where that fails nothing is left: what half a checkpoint takes may be what fills the disk.
+    After an error it is removed: half a checkpoint may be what fills the disk.
 
     Raises:
         UserError: the disk is full.
@@ -103,7 +103,7 @@ def unfinished(final: Path) -> Iterator[Path]:
 
 
 def publish(temporary: Path, final: Path) -> None:
-    """Give a finished folder its name, in place of an older one of that name."""
+    """Rename a finished folder to `final`, replacing an older one."""
     if final.exists():
         old = final.with_name(final.name + ".old")
         shutil.rmtree(old, ignore_errors=True)
@@ -115,7 +115,7 @@ def publish(temporary: Path, final: Path) -> None:
 
 
 def recover(final: Path) -> None:
-    """Undo what a crash in `unfinished` left; `final` itself is as it was before, or whole."""
+    """Clean up after a crash in `unfinished`. Afterwards `final` is the old folder or the complete new one."""
     old = final.with_name(final.name + ".old")
     if old.exists() and not final.exists():
         old.rename(final)
@@ -124,11 +124,12 @@ def recover(final: Path) -> None:
 
 
 def check_writable(folder: Path, cure: str) -> None:
-    """Refuse a folder in which nothing can be written; while it is not there, the nearest one above it. A file without
-    a name is tried there: nothing is left. `cure`: what to do, e.g. which key to change.
+    """Check that files can be written in a folder, or in its nearest existing parent.
+
+    A file without a name is created there, so nothing is left. `cure`: advice for the message.
 
     Raises:
-        UserError: says why not.
+        UserError: the folder is not writable; the message says why.
     """
     path = folder.absolute()
     nearest = next(there for there in (path, *path.parents) if os.path.lexists(there))
@@ -145,16 +146,16 @@ def check_writable(folder: Path, cure: str) -> None:
 
 
 def check_home() -> None:
-    """Raises UserError where this user has no home folder, as a container's that runs under a number without a name."""
+    """Raise UserError if the user has no home folder, as in a container that runs under an unnamed user id."""
     if not os.path.isabs(os.path.expanduser("~")):
         raise UserError("this user has no home folder, where caches and Ray's token are kept: export HOME=FOLDER")
 
 
 def check_space(folder: Path, needed: int, what: str, cure: str) -> None:
-    """Refuse a folder on whose disk fewer than `needed` bytes are free.
+    """Check that `needed` bytes are free on a folder's disk.
 
     Raises:
-        UserError: says `what` they are for, how many there are and what to do.
+        UserError: fewer are free; the message says `what` needs them and the advice in `cure`.
     """
     path = folder.absolute()
     nearest = next(there for there in (path, *path.parents) if there.exists())
@@ -169,6 +170,6 @@ def size(count: int) -> str:
 
 
 def bytes_in(folder: Path) -> int:
-    """What the files in a folder and below take, links not followed; 0 where there is none."""
+    """Total size in bytes of the files in a folder and below, without following links; 0 if there is no folder."""
     files = (Path(root, name) for root, _, names in os.walk(folder) for name in names)
     return sum(file.lstat().st_size for file in files)

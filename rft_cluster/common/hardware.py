@@ -1,4 +1,4 @@
-"""What differs between a CPU box and GPUs, each difference named once, here."""
+"""The differences between CPUs and GPUs, each named once."""
 
 import sys
 from dataclasses import dataclass
@@ -6,15 +6,19 @@ from importlib.util import find_spec
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
-# As the kernel names them: Intel's and AMD's, and ARM's.
+# CPU flags in the kernel's spelling: Intel and AMD, then ARM.
 BF16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """`dtype` is what layers compute in, torch's name of it; `transfer` is the backend that carries the weights;
-    `attention` names the learner's implementation for each part of the model, as transformers takes it (the text's are
-    in `model/shared_prefix.py`)."""
+    """How to compute on a device.
+
+    `dtype`: torch's name of the type that layers compute in.
+    `transfer`: backend of the weight transfer.
+    `attention`: the learner's attention implementation by part of the model, in transformers' form; those for text are
+    in `model/shared_prefix.py`.
+    """
 
     device: str
     dtype: str
@@ -24,31 +28,31 @@ class Hardware:
 
 
 def native_dtype(device: str, cpuinfo: str | None = None) -> str:
-    """BF16 where the device computes in it, else FP32. `cpuinfo`: the text of /proc/cpuinfo, left out: this machine's.
+    """The fastest dtype: "bfloat16" with BF16 instructions, else "float32". `cpuinfo`: text of /proc/cpuinfo.
 
-    Processors without BF16 instructions (laptops', and servers' of some years ago) do it far from peak: forward and
-    backward of a linear layer took 6 to 43 times as long as in FP32 on one with AVX2.
+    Processors without BF16 instructions (laptops, servers of some years ago) emulate BF16 slowly: on one with AVX2,
+    forward and backward of a linear layer took 6 to 43 times as long as in FP32.
     """
     text = cpuinfo if cpuinfo is not None else CPUINFO.read_text() if CPUINFO.is_file() else ""
     return "bfloat16" if device == "cuda" or BF16_INSTRUCTIONS & set(text.split()) else "float32"
 
 
 def hardware(device: str, dtype: str | None = None, shares_gpus: bool = False) -> Hardware:
-    """The differences for a device, `"cpu"` or `"cuda"`; `shares_gpus`: a generator and a learner on one GPU."""
+    """The settings for `device`, `"cpu"` or `"cuda"`. `shares_gpus`: a generator and a learner share each GPU."""
     dtype = dtype or native_dtype(device)
     if device == "cpu":
         attention = {"text_config": "shared_prefix_sdpa", "vision_config": "sdpa"}
         return Hardware("cpu", dtype, "gloo", "shared_memory", attention)
-    # gloo beside nccl: checkpoints and weight digests are gathered from CPU tensors.
+    # gloo in addition to nccl: checkpoints and weight digests are gathered from CPU tensors.
     vision = "flash_attention_2" if find_spec("flash_attn") else "sdpa"
     attention = {"text_config": "shared_prefix_varlen", "vision_config": vision}
     return Hardware("cuda", dtype, "cpu:gloo,cuda:nccl", "ipc" if shares_gpus else "nccl", attention)
 
 
 def openmp_environment(device: str) -> dict[str, str]:
-    """What a process needs in its environment from the start: on CPUs Intel's OpenMP runtime, where it is installed.
+    """Environment variables that a process needs at its start: on CPUs Intel's OpenMP runtime, if installed.
 
-    Without it the CPU build of vLLM was seen to take 1.7 to 52 s for the same batch.
+    Without that runtime, vLLM's CPU build took between 1.7 and 52 s for the same batch.
     """
     runtime = Path(sys.prefix) / "lib" / "libiomp5.so"
     return {"LD_PRELOAD": str(runtime), "KMP_BLOCKTIME": "0"} if device == "cpu" and runtime.is_file() else {}

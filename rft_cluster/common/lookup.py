@@ -1,4 +1,4 @@
-"""Find what a configuration names: a function that is built in, or one of the user's own by its dotted path."""
+"""Find the function that a configuration names: a built-in one, or the user's own by its dotted path."""
 
 import difflib
 import importlib
@@ -14,17 +14,17 @@ from rft_cluster.common.errors import UserError
 from rft_cluster.common.text import shown
 
 LIBRARIES = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-# Where code lies that the user did not write: the interpreter, its libraries, this package.
+# Folders of code that the user did not write: the interpreter, its libraries, this package.
 ELSEWHERE = ("<frozen ", *(f"{folder}{os.sep}" for folder in (*LIBRARIES, Path(__file__).parents[1])))
 
 
 def find_function(name: str, known: Mapping[str, Callable[..., Any]], key: str) -> Callable[..., Any]:
-    """The function that a config names: one of `known`, or by dotted path `package.module:function`.
+    """Return the function called `name`: one of `known`, or one by its dotted path `package.module:function`.
 
-    The last separator may be a dot as well. `key` is the config key, for the messages.
+    A dot may replace the colon. `key` is the config key, for the messages.
 
     Raises:
-        UserError: the name is unknown, there is no such module or function in it, or the module cannot be imported.
+        UserError: the name is unknown, the module or function does not exist, or the module cannot be imported.
     """
     if name in known:
         return known[name]
@@ -38,10 +38,10 @@ def find_function(name: str, known: Mapping[str, Callable[..., Any]], key: str) 
 
 
 def split_name(name: str, known: Mapping[str, Any], key: str) -> tuple[str, str]:
-    """Module and function of a dotted path; nothing is imported.
+    """Split a dotted path into module and function, without an import. `known`: other valid names, for the message.
 
     Raises:
-        UserError: it is none, or the path of a file. `known` are the names that would have done as well.
+        UserError: `name` is not a dotted path, or is the path of a file.
     """
     module, separator, function = name.rpartition(":" if ":" in name else ".")
     if not separator:
@@ -69,7 +69,7 @@ def _import(module: str, what: str) -> ModuleType:
 
 
 def slip(what: str, error: BaseException) -> UserError:
-    """For what code of the user's own raised: `what` it is, file, line, the exception, and their frames alone."""
+    """A UserError for an exception in the user's own code: `what`, file, line, the exception, the user's frames."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith(ELSEWHERE)]
     if isinstance(error, SyntaxError) and error.filename:
@@ -84,14 +84,16 @@ def slip(what: str, error: BaseException) -> UserError:
 
 
 def near_path(path: Path) -> str:
-    """`. Did you mean PATH?` for a path that is not there: the first part of it that is missing, as what lies in its
-    place is called. Nothing where that is unlike all of it, or where the rest of the path is not in there either."""
+    """A hint for a missing path, ". Did you mean PATH?", or an empty text.
+
+    PATH exists and differs from `path` only in its first missing part, which is replaced by a similar name.
+    """
     try:
         missing = next((part for part in (*reversed(path.parents), path) if not part.exists()), None)
         if missing is None:
             return ""
         beside = {entry.name.casefold(): entry for entry in sorted(missing.parent.iterdir())}
-    except OSError:  # the folder may not be listed, or is a file
+    except OSError:  # a folder without read permission, or a file
         return ""
     near = difflib.get_close_matches(missing.name.casefold(), beside, n=3)
     meant = [beside[name] / path.relative_to(missing) for name in near]

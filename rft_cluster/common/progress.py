@@ -1,4 +1,4 @@
-"""A line now and then while something takes long."""
+"""Progress lines for work that takes more than a few seconds."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -6,13 +6,13 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-QUIET = 3.0  # seconds without a line, and then between two
+QUIET = 3.0  # seconds before the first line, and between lines
 
 
 def with_progress(items: Sequence[T], doing: str) -> Iterator[T]:
-    """The items, one after the other; once it takes more than `QUIET` seconds, lines say how far it is.
+    """Yield the items. Print a progress line every `QUIET` seconds.
 
-    `doing` begins them, e.g. `"reading images"`: `reading images: 120 of 1600, 0:41 left`.
+    `doing` begins each line, e.g. `"reading images"`: `reading images: 120 of 1600, 0:41 left`.
     """
     started = said = time.monotonic()
     for done, item in enumerate(items):

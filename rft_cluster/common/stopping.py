@@ -1,7 +1,7 @@
-"""Ctrl-C, SIGTERM (Slurm, Kubernetes, `ray job stop`) and SIGHUP (a closed terminal) end a command alike.
+"""End a command in the same way for Ctrl-C, SIGTERM (Slurm, Kubernetes, `ray job stop`) and SIGHUP (closed terminal).
 
-The first of them is raised in the main thread as KeyboardInterrupt, which every `finally` sees; the second ends the
-process at once. So does the first after `PATIENCE`, should what it raised have been lost or the tidying up hang.
+The first signal raises KeyboardInterrupt in the main thread, so every `finally` runs. A second one ends the process at
+once. So does a timer after `PATIENCE`, in case the exception got lost or the clean-up hangs.
 """
 
 import os
@@ -12,7 +12,7 @@ from types import FrameType
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PATIENCE = 60.0  # seconds from a signal to the end by force
-# At most this many seconds are waited for what is under way to become whole. Kubernetes kills 30 s after SIGTERM.
+# Seconds that a signal waits at most for the current step to finish. Kubernetes kills 30 s after SIGTERM.
 WHOLE = 10.0
 
 _taken = False  # inside `stoppable`
@@ -21,16 +21,16 @@ _whole_first = False  # inside `whole`
 
 
 def received() -> signal.Signals | None:
-    """The signal that is ending this process."""
+    """The signal that is ending this process, if any."""
     return _received
 
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Take the signals while a command works. In the main thread only."""
+    """Handle the signals within this context. In the main thread only."""
     global _taken, _received
     _taken, _received = True, None
-    # Read when Ray is imported: a SIGTERM while it starts would be answered with a C++ stack.
+    # Ray reads this on import. Without it, a SIGTERM during Ray's start prints a C++ stack trace.
     os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
     before = {number: signal.getsignal(number) for number in (*STOPPING, signal.SIGALRM)}
     take_signals()
@@ -38,33 +38,35 @@ def stoppable() -> Iterator[None]:
         yield
     finally:
         _taken = False
-        if _received:  # else the timer is somebody else's
+        if _received:  # without a signal, the timer is not ours
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def end_quietly() -> None:
-    """While a command is loaded nothing is there to tidy up: a signal ends it with one line."""
+    """End the process with one line on a signal. For the time while a command is loaded: nothing to clean up yet."""
     _take(_end)
 
 
 def take_signals() -> None:
-    """Take them again, if a command works here: libraries install handlers of their own (Ray one of SIGTERM)."""
+    """Install the handlers again inside `stoppable`: libraries replace them (Ray replaces SIGTERM's)."""
     if _taken:
         _take(_stop)
 
 
 def _take(handler: Callable[[int, FrameType | None], None]) -> None:
-    """SIGINT is taken even where a shell has it ignored in the background: it was sent by hand then. SIGHUP is not: who
-    has it ignored (nohup) wants the command to go on."""
+    """Install `handler` for all signals, except for an ignored SIGHUP: `nohup` means that the command shall go on.
+
+    An ignored SIGINT (shells do so for background jobs) is handled: whoever sends it then, does so on purpose.
+    """
     for number in STOPPING:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, handler)
 
 
 def stop_for(number: signal.Signals) -> KeyboardInterrupt:
-    """What to raise for a signal that arrived in another way than by its handler here."""
+    """The exception to raise for a signal that did not come through the handlers here."""
     global _received
     _received = number
     return KeyboardInterrupt()
@@ -72,7 +74,7 @@ def stop_for(number: signal.Signals) -> KeyboardInterrupt:
 
 @contextmanager
 def whole() -> Iterator[None]:
-    """A signal in here is raised at its end, so that what it does is done whole; but never later than `WHOLE`."""
+    """Delay a signal to the end of this context, by `WHOLE` seconds at most, so that the work in it is completed."""
     global _whole_first
     _whole_first = True
     try:

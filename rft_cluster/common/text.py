@@ -1,4 +1,4 @@
-"""Text of data and models, made safe to print."""
+"""Make text from data and models safe to print."""
 
 import csv
 import io
@@ -6,26 +6,25 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
-# Zero-width (non-)joiners: scripts and emoji need them, and they steer nothing.
+# Zero-width (non-)joiners: scripts and emoji need them, and they are harmless.
 JOINERS = "\u200c\u200d"
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would run
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet runs a cell that begins with one of these
 
 
 def printable(text: str) -> str:
-    """The text on one line, without what could steer a terminal or turn its direction: such characters become `?`."""
+    """The text on one line. Characters that control a terminal or the direction of text become `?`."""
     one_line = " ".join(text.split())
     return "".join("?" if unicodedata.category(c)[0] == "C" and c not in JOINERS else c for c in one_line)
 
 
 def shown(text: str) -> str:
-    """`text` with control characters and the like written as in Python, so that a file name cannot steer a terminal."""
+    """Escape control characters as in Python, so that a file name cannot control the terminal."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def csv_line(values: Iterable[Any]) -> str:
-    """A row of a CSV file, with its line end. What a model or a file's name says could be a formula to a spreadsheet:
-    an apostrophe goes in front."""
+    """One row of a CSV file, with the line end. Text that a spreadsheet would run as a formula gets an apostrophe."""
     file = io.StringIO()
     safe = (f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value for value in values)
     csv.writer(file, lineterminator="\n").writerow(safe)

@@ -1,5 +1,5 @@
-"""Configuration: `sections.py` has every key; `load.py` reads a file and overrides into a checked `Config`;
-`foreign.py` says what of a run's folder is only data."""
+"""Configuration: `sections.py` defines every key; `load.py` reads a file and overrides into a checked `Config`;
+`foreign.py` restricts a `config.yaml` from a run's folder."""
 
 from rft_cluster.config.base import FilePath, PathText, Section
 from rft_cluster.config.foreign import run_folder_of

@@ -1,4 +1,4 @@
-"""A section of settings: its fields decide what a text means that YAML or an override holds for them."""
+"""Base class of config sections. A field's type decides how the text of YAML or an override is read."""
 
 import os
 import re
@@ -12,11 +12,11 @@ from pydantic_core import PydanticCustomError
 from rft_cluster.config.yaml_text import Text
 
 NULLS = ("", "~", "null", "Null", "NULL")
-WITH_EXPONENT = re.compile(r"[+-]?[0-9][0-9_]*(\.[0-9]*)?[eE]\+?[0-9]+")  # 1e3, which is an integer, too
+WITH_EXPONENT = re.compile(r"[+-]?[0-9][0-9_]*(\.[0-9]*)?[eE]\+?[0-9]+")  # 1e3 is also valid as an integer
 
 
 def _expanded(value: Any) -> Any:
-    """The home folder for a leading `~` and for `$HOME` or `${HOME}` anywhere."""
+    """Replace a leading `~`, and `$HOME` or `${HOME}` anywhere, by the home folder."""
     if not isinstance(value, str):
         return value
     home = os.path.expanduser("~")
@@ -24,7 +24,7 @@ def _expanded(value: Any) -> Any:
 
 
 def _written(path: Path) -> str:
-    """As text that is read as the same path again: a leading `~` is then a file's own."""
+    """The path as text that reads back as the same path: a literal leading `~` is protected."""
     return f"./{path}" if str(path).startswith("~") else str(path)
 
 
@@ -34,7 +34,7 @@ PathText = Annotated[str, BeforeValidator(_expanded)]
 
 
 class Section(BaseModel):
-    """Fields decide what a text means that YAML or an override holds for them (`yaml_text.Text`)."""
+    """A section whose fields convert `yaml_text.Text`, the text of YAML or an override, by their types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -54,10 +54,10 @@ def _is_null(value: Any) -> bool:
 
 
 def _meant(annotation: Any, value: Any) -> Any:
-    """What YAML's texts say to a field of this type, the same inside lists and mappings; pydantic does the rest."""
+    """Convert `Text`, also inside lists and mappings, for a field of this type. pydantic does the rest."""
     if isinstance(value, list):
         return [_meant(annotation, one) for one in value]
-    if isinstance(value, dict) and _has(annotation, dict):  # a section's keys have types of their own
+    if isinstance(value, dict) and _has(annotation, dict):  # a nested section converts its own keys
         return {name: _meant(annotation, one) for name, one in value.items()}
     if not isinstance(value, Text):
         return value
@@ -73,5 +73,5 @@ def _meant(annotation: Any, value: Any) -> Any:
 
 
 def _has(annotation: Any, *types: type) -> bool:
-    """Whether a field's type, or what it is made of, is one of `types`."""
+    """Return True if `annotation`, or a part of it such as X in `X | None`, is one of `types`."""
     return (get_origin(annotation) or annotation) in types or any(_has(one, *types) for one in get_args(annotation))

@@ -1,8 +1,8 @@
-"""A `config.yaml` that lies in a run's folder is data, perhaps somebody else's. What in it would run code, connect
-somewhere, or read files elsewhere counts only where the command line says it, too.
+"""Treat a `config.yaml` in a run's folder as data, perhaps a stranger's. Values that run code, open connections or read
+other files are refused unless the command line repeats them.
 
-`HONOURED` are paths that count: weights are safetensors, images are decoded, and without these a run says nothing.
-`run.folder` and `run.name` do not: a run's folder is the one that it lies in.
+Paths in `HONOURED` are accepted: they lead to safetensors and images, and the run is useless without them. `run.folder`
+and `run.name` are ignored: the run is in the folder where its config.yaml is.
 """
 
 import os
@@ -22,7 +22,7 @@ EXPORTS = ("classifier.json", "model/classifier.json", "model-best/classifier.js
 
 
 def _is_own_code(name: str) -> bool:
-    """A function's dotted path, not the name of what is built in."""
+    """Return True for the dotted path of a function, as opposed to a built-in name."""
     return re.search("[.:]", name) is not None
 
 
@@ -30,7 +30,7 @@ def _is_given(value: Any) -> bool:
     return value is not None
 
 
-# Key: does its value need the caller's word, what does it do, and what to type for doing without.
+# key: (does this value need confirmation?, what it does, the value that does without)
 CAUTIONS: dict[str, tuple[Callable[[Any], bool], str, str]] = {
     "run.sinks": (bool, "runs functions that are not built in", "[]"),
     "model.trust_remote_code": (bool, "runs code of the model's folder", "false"),
@@ -49,8 +49,10 @@ HONOURED = ("model.path", "data.path", "data.images")
 
 
 def run_folder_of(file: Path) -> Path | None:
-    """The run's folder, or the exported model's, that a file lies in at any depth; None for a file elsewhere. A link
-    lies in both places."""
+    """The folder of the run or exported model that contains a file, at any depth; None if there is none.
+
+    For a link both its own place and its target's are checked.
+    """
     for path in (Path(os.path.abspath(file)), file.resolve()):
         for folder in path.parents:
             if _is_run(folder):
@@ -65,10 +67,10 @@ def _is_run(folder: Path) -> bool:
 
 
 def refuse_unsaid(config: Config, typed: set[str], file: Path) -> None:
-    """Refuse what a run's `file` says alone; `typed` are the keys that stand on the command line.
+    """Refuse values in `CAUTIONS` that a run's `file` sets and the command line does not. `typed`: its keys.
 
     Raises:
-        UserError: names every such key, what it does, and what to type.
+        UserError: there are such values; the message names each key, its effect, and what to type.
     """
     problems = []
     for key, (is_cautioned, does, instead) in CAUTIONS.items():
@@ -89,13 +91,12 @@ def refuse_unsaid(config: Config, typed: set[str], file: Path) -> None:
 
 
 def _typed(words: str) -> str:
-    """As it has to be typed in a shell; signs that could steer a terminal are escaped, and then it is only shown."""
+    """The words quoted for a shell. Control characters are escaped; such words can be shown but not typed."""
     return shown(shlex.quote(words))
 
 
 def settled(config: Config, folder: Path, typed: set[str]) -> Config:
-    """The configuration of the run in `folder`, wherever that was moved to since: it is the folder to write to, and
-    data that lay beside it are found there."""
+    """Adapt the configuration of a run to its present `folder`: its records go there, and data beside it are found."""
     run = {"folder": folder.parent, "name": folder.name}
     run = {name: value for name, value in run.items() if f"run.{name}" not in typed}
     paths = {"path": config.data.path, "images": config.data.images}
@@ -108,7 +109,7 @@ def settled(config: Config, folder: Path, typed: set[str]) -> Config:
 
 
 def _beside(path: Path | None, folder: Path, saved: Path) -> Path | None:
-    """A relative path from where the run was begun (above its `saved` folder), if it leads nowhere from here."""
+    """Resolve a relative path from where the run was started (above `saved`), if it does not exist from here."""
     if path is None or path.is_absolute() or path.exists() or saved.is_absolute():
         return path
     above = Path(os.path.abspath(folder)).parents[len(saved.parts) :]

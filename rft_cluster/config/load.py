@@ -1,9 +1,9 @@
-"""Configuration: YAML, then `section.key=value` overrides, then checks; nothing starts before all of it is right.
+"""Load a configuration: YAML, then `section.key=value` overrides, then checks of all values.
 
     config = load_config("digits", ["schedule.steps=10", "optimizer.learning_rate=1e-4", "data.path=photos #1"])
 
-A bare name is looked up in the working folder and then in `configs/`. A value is text until the field that takes it
-decides: a path or a name arrives as it was written. Lists and mappings are YAML's: `data.classes=[no, yes]`.
+A bare name is looked up in the working folder, then in `configs/`. The field decides how a value's text is read, so
+paths and names arrive as written. Lists and mappings are in YAML: `data.classes=[no, yes]`.
 """
 
 import difflib
@@ -25,20 +25,20 @@ from rft_cluster.config.foreign import refuse_unsaid, run_folder_of, settled
 from rft_cluster.config.sections import DEFAULT_REWARDS, Config
 from rft_cluster.config.yaml_text import QUOTES, Text, read_yaml
 
-SHIPPED = Path(__file__).parents[1] / "configs"  # a link to the repository's; an installed package has them there
+SHIPPED = Path(__file__).parents[1] / "configs"  # in the repository a link; in an installed package the files
 CONFIG_FOLDERS = (Path("."), Path("configs"), SHIPPED)
 
-NO_TEXT = ("string_type", "path_type", "dict_type", "list_type")  # what a sign of YAML's makes of a text
+NO_TEXT = ("string_type", "path_type", "dict_type", "list_type")  # errors when YAML read a text as something else
 S = TypeVar("S", bound=Section)
 
 
 def load_config(name: str, overrides: list[str]) -> Config:
-    """Read a config by name or path, apply `section.key=value` overrides, check everything.
+    """Read a config by name or path, apply `section.key=value` overrides, and check everything.
 
     Raises:
-        UserError: the file is missing or not YAML, a key is unknown (the nearest right one is named), a value is
-            wrong (key, value and what is allowed are named), or it lies in a run's folder and says what only the
-            command line may say (see `foreign.py`).
+        UserError: the file is missing or not YAML, a key is unknown (the message names the nearest one), a value is
+            wrong (it names key, value and what is allowed), or a file in a run's folder sets what only the command line
+            may set (see `foreign.py`).
     """
     file = find_config(name)
     run = run_folder_of(file)
@@ -46,11 +46,11 @@ def load_config(name: str, overrides: list[str]) -> Config:
 
 
 def load_run_config(run: Path, file: Path, overrides: list[str], without: tuple[str, ...] = ()) -> Config:
-    """The configuration in a run's folder, as `load_config` reads it. `without`: keys (or whole sections) that the
-    command has no use for and so does not read."""
+    """Read the configuration in a run's folder, like `load_config`. `without`: keys or sections to ignore, because the
+    command does not use them."""
     values = read_file(file)
     if isinstance(values.get("run"), dict):
-        values["run"]["name"] = "run"  # for the checks: the folder may bear a name that no run could be given
+        values["run"]["name"] = "run"  # the folder's present name may be invalid as run.name
     for key in without:
         section, _, name = key.partition(".")
         if not name:
@@ -63,17 +63,17 @@ def load_run_config(run: Path, file: Path, overrides: list[str], without: tuple[
 
 
 def _load(values: dict[str, Any], file: Path, overrides: list[str]) -> tuple[Config, set[str]]:
-    """The configuration, and the keys that overrides have set."""
-    values.setdefault("rewards", DEFAULT_REWARDS)  # so that an override changes one and leaves the other
+    """The configuration, and the keys that overrides set."""
+    values.setdefault("rewards", DEFAULT_REWARDS)  # so that an override of one reward keeps the others
     typed = {_apply(values, override) for override in overrides}
     return validated(Config, values, f"{file} with its overrides is not a valid configuration"), typed
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """A YAML file's keys; its scalars are `Text`.
+    """Read a YAML file as a mapping whose scalars are `Text`.
 
     Raises:
-        UserError: it cannot be read, or holds something else than keys.
+        UserError: the file cannot be read, or is not a mapping.
     """
     try:
         data = path.read_bytes()
@@ -83,17 +83,17 @@ def read_file(path: Path) -> dict[str, Any]:
     values = read_yaml(data, str(path))
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold keys and values (key: value), not {_written(values)}")
-    check_format(values, path)  # which a run's own record has
+    check_format(values, path)  # only a run's record has a format number
     return values
 
 
 def config_text(config: Config) -> str:
-    """A configuration as YAML from which `load_config` makes the same one again."""
+    """The configuration as YAML that `load_config` reads back unchanged."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def validated(model: type[S], values: dict[str, Any], complaint: str) -> S:
-    """`values` as a `model`. Raises UserError with `complaint` and a line for everything that is wrong."""
+    """Validate `values` as a `model`. Raises UserError with `complaint` and one line for each problem."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -102,8 +102,8 @@ def validated(model: type[S], values: dict[str, Any], complaint: str) -> S:
 
 
 def find_config(name: str) -> Path:
-    """The file that a name or a path means. Raises UserError where there is none; names the nearest."""
-    home = os.path.expanduser(name)  # which a shell leaves alone in --config=~/mine.yaml
+    """The file of a config name or path. Raises UserError with the nearest name if there is none."""
+    home = os.path.expanduser(name)  # shells do not expand `~` in --config=~/mine.yaml
     candidates = [folder / f"{home}{suffix}" for suffix in ("", ".yaml") for folder in CONFIG_FOLDERS]
     for candidate in candidates:
         if _is_file(candidate):
@@ -115,7 +115,7 @@ def find_config(name: str) -> Path:
 
 
 def _neighbour(path: Path) -> str:
-    """The YAML file in the same folder whose name is nearest: a slip of the hand."""
+    """A hint: the YAML file in the same folder with the most similar name."""
     beside = {file.name: file for pattern in ("*.yaml", "*.yml") for file in path.parent.glob(pattern)}
     near = difflib.get_close_matches(path.name, beside, n=1)
     return f" Did you mean {beside[near[0]]}?" if near else ""
@@ -124,12 +124,12 @@ def _neighbour(path: Path) -> str:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # a name that is too long for one, or a folder that may not be looked into
+    except OSError:  # the name is too long, or the folder cannot be listed
         return False
 
 
 def _apply(values: dict[str, Any], override: str) -> str:
-    """Set in `values` what `section.key=value` says, and return the key."""
+    """Apply one `section.key=value` to `values`, and return the key."""
     written, equals, value = override.partition("=")
     key, annotation = _field(written.strip())
     if not equals or len(key) < 2 or not all(key):
@@ -139,7 +139,7 @@ def _apply(values: dict[str, Any], override: str) -> str:
         new = read_yaml(value, f"override {override!r}")
     for part in key[:-1]:
         inner = values.get(part)
-        values[part] = dict(inner) if isinstance(inner, dict) else {}  # a copy: an alias may share it
+        values[part] = dict(inner) if isinstance(inner, dict) else {}  # a copy: a YAML alias may share it
         values = values[part]
     old = values.get(key[-1])
     values[key[-1]] = {**old, **new} if isinstance(old, dict) and isinstance(new, dict) else new
@@ -147,8 +147,10 @@ def _apply(values: dict[str, Any], override: str) -> str:
 
 
 def _field(written: str) -> tuple[list[str], Any]:
-    """The parts of a key, and the type of what it names, None where there is no such key. What names an entry of a
-    mapping (a reward, a label) is one part, whatever its dots."""
+    """The parts of a key, and the type of its value; None for an unknown key.
+
+    The name of a mapping's entry (a reward, a label) is one part, even with dots in it.
+    """
     parts = written.split(".")
     annotation: Any = Config
     for depth, part in enumerate(parts):
@@ -163,14 +165,14 @@ def _field(written: str) -> tuple[list[str], Any]:
 
 
 def _takes_yaml(annotation: Any, value: str) -> bool:
-    """Whether an override of this type is a list or a mapping: by its bracket, where it may be a word as well."""
+    """Return True if an override is to be read as a YAML list or mapping. If text is allowed too, a bracket decides."""
     kinds = _alternatives(annotation)
     collections = [kind for kind in kinds if get_origin(kind) in (list, dict, tuple) or _section(kind)]
     return bool(value.strip() and collections) and (collections == kinds or value.lstrip()[0] in "[{")
 
 
 def _alternatives(annotation: Any) -> list[Any]:
-    """`X` and `Y` of `X | Y | None`, and `X` of `Annotated[X, ...]`."""
+    """The alternatives of a type: `X` and `Y` of `X | Y | None`, `X` of `Annotated[X, ...]`."""
     if get_origin(annotation) is Annotated:
         return _alternatives(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
@@ -184,8 +186,8 @@ def _section(annotation: Any) -> type[Section] | None:
 
 
 def _explain(model: type[Section], problem: Any) -> str:
-    """One line for one of pydantic's errors: the key, the value, what is allowed, and where it stands."""
-    # Of a field that takes one of several types, pydantic names the type as if it were a key.
+    """One line for one of pydantic's errors: the key, the value, what is allowed, and the line in the file."""
+    # For a union type, pydantic's path also contains the name of the type, as if it were a key.
     path = [str(part) for part in problem["loc"] if not re.match(r"(literal|tuple|list|dict)\[", str(part))]
     key = shown(".".join(path)) or "configuration"
     value = problem["input"]
@@ -202,7 +204,7 @@ def _explain(model: type[Section], problem: Any) -> str:
 
 
 def _advice(model: type[Section], path: list[str], kind: str, message: str, value: Any) -> tuple[str, str]:
-    """What is allowed, in words of the user's, and what to write."""
+    """What is allowed, in the user's words, and what to write instead."""
     if kind == "string_pattern_mismatch":
         return "may hold letters (A to Z), digits, '.', '_' and '-', and begins with a letter or digit", ""
     if isinstance(value, str) and kind in ("list_type", "tuple_type"):
@@ -218,7 +220,7 @@ def _advice(model: type[Section], path: list[str], kind: str, message: str, valu
 
 
 def _line(value: Any) -> int:
-    """Where the first text of a value stands; 0 for an override's."""
+    """The line of a value's first text; 0 for an override."""
     if isinstance(value, Text):
         return value.line
     inner = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
@@ -236,7 +238,7 @@ def _nearest(model: type[Section], path: list[str]) -> str:
 
 
 def _written(value: Any) -> str:
-    """A value as its writer would know it again, on one line and not too long."""
+    """A value as the user wrote it, on one line and shortened."""
     if isinstance(value, str) and re.fullmatch(r"[+-]?\.?[0-9][\w.+-]{0,40}", value):
         return value
     if isinstance(value, float):

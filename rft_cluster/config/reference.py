@@ -1,4 +1,4 @@
-"""All keys of a configuration as a page: python -m rft_cluster.config.reference > docs/configuration.md"""
+"""Write the page of all config keys: python -m rft_cluster.config.reference > docs/configuration.md"""
 
 import ast
 import inspect
@@ -35,7 +35,7 @@ def page() -> str:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             rows = "\n".join(_rows(classes, kind.__name__, section))
             text = f"| key | default | values | |\n|---|---|---|---|\n{rows}"
-        else:  # rewards, whose keys are names of functions
+        else:  # rewards: the keys are names of functions
             text = next(text for key, _, text in documented_fields(classes["Config"]) if key == section)
             text += f" Default: `{_shown(field.get_default())}`."
         parts.append(f"## {section}\n\n{text}\n")
@@ -43,7 +43,7 @@ def page() -> str:
 
 
 def _rows(classes: dict[str, ast.ClassDef], name: str, prefix: str) -> Iterator[str]:
-    """A row for each key of a section, with those of a section within it below its own."""
+    """One row a key, followed by the rows of a nested section."""
     model: type[BaseModel] = getattr(sections, name)
     for key, annotation, text in documented_fields(classes[name]):
         field = model.model_fields[key]
@@ -59,7 +59,7 @@ def table_row(*cells: str) -> str:
 
 
 def documented_fields(section: ast.ClassDef) -> Iterator[tuple[str, str, str]]:
-    """Name, type and docstring of each key, as they are written."""
+    """Name, type and docstring of each key, as in the source."""
     body = section.body
     for node, following in zip(body, [*body[1:], None], strict=True):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
@@ -93,7 +93,7 @@ TYPES = {
 
 
 def _type(annotation: str) -> str:
-    """A type in a user's words."""
+    """The type in the user's words."""
     return " or ".join(map(_kind, annotation.split(" | ")))
 
 
@@ -105,7 +105,7 @@ def _kind(name: str) -> str:
 
 
 def _shown(value: object) -> str:
-    """As YAML has it."""
+    """The value in YAML."""
     if value is None or isinstance(value, bool):
         return str(value).lower().replace("none", "null")
     return str(value)

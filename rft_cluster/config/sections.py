@@ -1,4 +1,4 @@
-"""The sections of a configuration: every key with its type, its range, its default and what it means."""
+"""The sections of a configuration: every key with its type, range, default and meaning."""
 
 import os
 from pathlib import Path
@@ -11,17 +11,17 @@ from rft_cluster.config.base import FilePath, PathText, Section
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 DEFAULT_REWARDS = {"format": 1.0, "accuracy": 1.0}
-# Ranges end where a number can only be a slip, or a stranger's: before memory is taken for it.
-MOST_PIXELS = 16_384 * 28 * 28  # what Qwen2-VL's own processor allows an image
+# Upper bounds refuse slips, and a stranger's numbers, before memory is allocated for them.
+MOST_PIXELS = 16_384 * 28 * 28  # the limit of Qwen2-VL's own processor
 MOST_TOKENS = 1_048_576
-MOST_DECODED = 2_000_000_000  # pixels of a picture as it lies on disk
-MOST_BYTES = 4_000_000_000  # of a picture's file
+MOST_DECODED = 2_000_000_000  # pixels of an image file
+MOST_BYTES = 4_000_000_000  # size of an image file
 MOST_IMAGES = 100_000_000
 MOST_STEPS = 100_000_000
 MOST_ACTORS = 10_000
 MOST_GIB = 16_384
 MOST_SECONDS = 30 * 86_400.0
-Level = Annotated[int, Field(ge=-65_536, le=65_535)]  # of 16 bits, signed or not
+Level = Annotated[int, Field(ge=-65_536, le=65_535)]  # a value of 16 bits, signed or unsigned
 Weight = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
@@ -30,7 +30,7 @@ class RunSection(Section):
     """The run's folder is `folder/name`."""
     folder: FilePath = Path("runs")
     seed: int = Field(0, ge=0, lt=2**32)
-    """Everything random hangs on it: the choice of images, their order, each completion, the tiny model."""
+    """Determines everything random: the choice of images, their order, each completion, the tiny model."""
     sinks: list[str] = Field([])
     """Functions of your own that get every step's figures, by dotted path: `[my_module:dashboard]` (docs/metrics.md).
     They may change when a run is resumed."""
@@ -46,15 +46,15 @@ class LoraSection(Section):
 
 class ModelSection(Section):
     path: PathText
-    """A Qwen2-VL folder or hub name, or `tiny`: a small one built here for the configured data set."""
+    """A Qwen2-VL folder or hub name, or `tiny`: a small model built here for the configured data set."""
     freeze_vision: bool = False
     lora: LoraSection | None = None
-    """Generators get the merged weights, by the same transfer; the export is merged, too."""
+    """Generators get the merged weights by the same transfer. The export is merged, too."""
     min_pixels: int = Field(56 * 56, ge=28 * 28, le=MOST_PIXELS)
     max_pixels: int = Field(401_408, ge=28 * 28, le=MOST_PIXELS)
-    """An image is resized to lie between the two; 28x28 pixels make one token."""
+    """Images are resized to between `min_pixels` and `max_pixels`. 28x28 pixels make one token."""
     max_prompt_tokens: int = Field(1024, ge=16, le=MOST_TOKENS)
-    """With the image's tokens. A longer prompt is refused, never cut."""
+    """Includes the image's tokens. A longer prompt is refused, never cut."""
     trust_remote_code: bool = False
 
     @model_validator(mode="after")
@@ -73,48 +73,47 @@ class DataSection(Section):
     """The folder; for `csv` the table or the folder that holds it; for `huggingface` a folder, a parquet file or a
     name on the hub, e.g. `laolao77/ViRFT_CLS_flower_4_shot`."""
     images: FilePath | None = None
-    """For `csv` only: the folder with the pictures, where they do not lie beside or below the table."""
+    """For `csv` only: the folder with the pictures, if they are not beside or below the table."""
     image_column: str | None = None
     label_column: str | None = None
-    """Both for `csv` and `huggingface`. Left out, they are guessed where only one column can be meant."""
+    """Both for `csv` and `huggingface`. Left out, they are guessed if only one column fits."""
     splits: dict[Literal["train", "validation", "test"], str] = Field({})
-    """What a source calls its splits, where it does not say train, validation and test in one of the usual ways:
-    folders (`folder`), splits (`huggingface`) or values of the split column (`csv`)."""
+    """The source's names of the splits, if they are none of the usual words for train, validation and test: folders
+    (`folder`), splits (`huggingface`) or values of the split column (`csv`)."""
     held_out: FilePath | None = None
-    """For `huggingface` only: an official Flower102 archive, from which the validation and test images are drawn
-    when the set has only images to train on."""
+    """For `huggingface` only: an official Flower102 archive. Validation and test images are drawn from it if the set
+    has only training images."""
     classes: list[str] | None = None
-    """The label set. Left out, it is what the source holds. Names of integer labels are given here as well."""
+    """The label set; left out, that of the source. Also gives names to integer labels."""
     only: list[str] | None = None
-    """Classes to use; images of the others are left out."""
+    """Classes to use. Images of other classes are left out."""
     strip_prefix: bool = False
-    """Leave out the number or code that every class name begins with: `001.Black_footed_Albatross`."""
+    """Remove the number or code at the start of every class name: `001.Black_footed_Albatross`."""
     aliases: dict[str, list[str]] = Field({})
-    """Other names of a label that are as right as it, e.g. `{t-shirt: [tee]}`."""
+    """Other correct names of a label, e.g. `{t-shirt: [tee]}`."""
     on_bad_image: Literal["error", "skip"] = "error"
-    """With `error` all images that cannot be used are listed and nothing starts; with `skip` they are left out."""
+    """`error`: list all unusable images and do not start. `skip`: leave them out."""
     on_conflict: Literal["error", "skip"] = "error"
-    """The same picture under two labels: `error` lists all of them, `skip` leaves out every copy."""
+    """For pictures with two labels. `error`: list all of them and do not start. `skip`: leave out every copy."""
     max_pixels: int = Field(89_478_485, ge=28 * 28, le=MOST_DECODED)
     max_bytes: int = Field(50_000_000, ge=1, le=MOST_BYTES)
-    """Larger pictures are refused before they are decoded, which takes up to 4 bytes a pixel."""
+    """Larger images are refused before they are decoded. Decoding takes up to 4 bytes a pixel."""
     sixteen_bit: Literal["auto", "full"] | tuple[Level, Level] = "auto"
-    """What becomes black and white of pictures with 16 bits a channel. `auto`: the powers of two that hold all values
-    of the set. `full`: 0 and 65535. Or two values, e.g. `[-160, 240]`, a window of a CT."""
+    """The values shown as black and white, for pictures with 16 bits a channel. `auto`: powers of two that enclose all
+    values of the set. `full`: 0 and 65535. Or two values, e.g. `[-160, 240]`, a window of a CT."""
     manifest: FilePath | None = None
-    """The `manifest.json` of an earlier run, to use exactly its images. `shots`, `validation` and `test` then follow
-    from it."""
+    """The `manifest.json` of an earlier run, whose images are used. Replaces `shots`, `validation` and `test`."""
     shots: int = Field(4, ge=1, le=MOST_IMAGES)
     """Labelled images a class to learn from."""
     validation: int = Field(200, ge=0, le=MOST_IMAGES)
-    """Images for the curves during training, drawn from what is left."""
+    """Images for evaluations during training, drawn from the rest."""
     test: int = Field(500, ge=0, le=MOST_IMAGES)
-    """Images for the figures before and after, used for nothing else. 0: train without measuring."""
+    """Images for the evaluations before and after training, and for nothing else. 0: none are made."""
     folds: int = Field(0, ge=0, le=100)
-    """Cross-validation, for sets too small for test images of their own: so many trainings one after the other, each
-    tested on its share of all images, so that every image is tested once. 0: none. `test` is not used then."""
+    """Number of folds for cross-validation, for sets too small for a test split: one training a fold, each tested on
+    its own share of all images. Replaces `test`. 0: no cross-validation."""
     fold: int = Field(0, ge=0, le=100)
-    """Which of the folds is tested, from 1. 0: all of them, in turn."""
+    """The fold to test, from 1. 0: all folds, one after the other."""
 
     @field_validator("path", "images", "held_out", "manifest", mode="before")
     @classmethod
@@ -145,9 +144,9 @@ class DataSection(Section):
 
 class PromptSection(Section):
     template: PathText = "think_answer"
-    """A file in `rft_cluster/prompts/`, a path, or `problem`: the question that the data set itself brings."""
+    """A file in `rft_cluster/prompts/`, a path, or `problem`: the question that comes with the data set."""
     subject: str = "object"
-    """What the images show, e.g. `flower`: the template asks for the class of it."""
+    """What the images show, e.g. `flower`. The template asks for its class."""
 
 
 class SamplingSection(Section):
@@ -155,26 +154,26 @@ class SamplingSection(Section):
     temperature: float = Field(1.0, gt=0, le=2)
     max_tokens: int = Field(256, ge=1, le=MOST_TOKENS)
     top_k: int = Field(0, ge=0, le=10_000_000)
-    """Sample from the k likeliest tokens; 0 is off. The published recipe had 50, Hugging Face's default. The
-    generators' log-probabilities are then those of the truncated distribution and the learners' are not, so it goes
-    only with `algorithm.importance_cap: null`."""
+    """Sample from the k likeliest tokens; 0: from all. The published recipe had 50, Hugging Face's default. Generators
+    then return log-probabilities of the truncated distribution and learners of the full one, so this needs
+    `algorithm.importance_cap: null`."""
 
 
 class ScoringSection(Section):
     time_limit: float = Field(10.0, gt=0, le=MOST_SECONDS)
-    """Seconds for one call of a reward function of your own. Past it the completion has no reward: it is masked."""
+    """Seconds for one call of your own reward function. A completion that takes longer has no reward: it is masked."""
     max_concurrent: int = Field(32, ge=1, le=65_536)
-    """Completions on which a reward function of your own works at once: the calls of an `async` one, the batch of one
-    that takes `(prompts, completions)`. Any other is called once at a time."""
+    """Completions that your own reward function scores at once: concurrent calls of an `async` function, or the batch
+    of one that takes `(prompts, completions)`. Any other function gets one call at a time."""
     failure_budget: float = Field(0.1, ge=0, lt=1)
-    """Share of a step's completions that may be without a reward; more stops the run."""
+    """Largest share of a step's completions without a reward; more stops the run."""
     red_team: Literal["refuse", "warn", "off"] = "refuse"
-    """Before training the rewards are tried against answers that know nothing of the image, and against answers that do
-    as the question says. Where one of the former pays, or none of the latter: `refuse` to train, or `warn` and go on;
-    `off` does not try. See docs/rewards.md."""
+    """Before training, try the rewards on answers that ignore the image, and on answers that follow the question. If
+    one of the former earns, or none of the latter: `refuse` to train, or `warn` and go on. `off`: do not try. See
+    docs/rewards.md."""
     red_team_calls: int = Field(1000, ge=100, le=100_000_000)
-    """Completions, at most, on which that trial asks a reward function of your own, since a judge may be slow or cost
-    money. With many classes it then tries fewer of them."""
+    """The most completions that the red team lets your own reward function score: a judge may be slow or cost money. A
+    low number means that fewer classes are tried."""
 
 
 class AlgorithmSection(Section):
@@ -190,19 +189,19 @@ class AlgorithmSection(Section):
     (over all tokens of the step), `constant` (the sum by `sampling.max_tokens`, then over completions), or a function's
     dotted path."""
     kl_beta: float = Field(0.04, ge=0, le=1000)
-    """Weight of the KL to the starting model. 0 keeps no reference model."""
+    """Weight of the KL to the starting model. 0: no reference model is loaded."""
     clip_low: float = Field(0.2, gt=0, lt=1)
     clip_high: float = Field(0.2, gt=0, le=1000)
     importance_cap: float | None = Field(2.0, gt=0, le=1_000_000)
-    """Cap of the learner-to-generator importance weight; null turns the correction off."""
+    """Cap of the learner-to-generator importance weight. null: no correction."""
     updates_per_step: int = Field(1, ge=1, le=10_000)
-    """Optimizer updates on each step's completions. With 1 the policy ratio is 1 and clipping does nothing."""
+    """Optimizer updates on each step's completions. With 1 the policy ratio is 1, so clipping has no effect."""
 
 
 class OptimizerSection(Section):
     learning_rate: float = Field(1e-6, gt=0, le=10)
     warmup_steps: int = Field(0, ge=0, le=MOST_STEPS)
-    """Linear warm-up; after it, linear decay towards 0, which the step after the last one would have."""
+    """Steps of linear warm-up, followed by linear decay that would reach 0 one step after the last."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     weight_decay: float = Field(0.0, ge=0, le=1000)
     max_grad_norm: float = Field(1.0, gt=0, le=1e9)
@@ -212,20 +211,20 @@ class ScheduleSection(Section):
     steps: int = Field(ge=1, le=MOST_STEPS)
     prompts_per_step: int = Field(ge=1, le=1_000_000)
     max_staleness: int = Field(0, ge=0, le=10_000)
-    """Steps that the policy may be ahead of the weights which wrote a completion's oldest token; with
-    `algorithm.updates_per_step` U these are U times as many updates. 0: generators and learners take turns. 1: they
-    write the next step's completions while the learners work on this one's. More evens out steps of different
-    lengths. Above 0 an update may fall into running completions: a run is not reproducible bit for bit then."""
+    """How many steps the policy may be ahead of the weights that wrote a completion's first token; with
+    `algorithm.updates_per_step` U, times U updates. 0: generators and learners take turns. 1: generators write the next
+    step's completions while the learners train on this step's. Higher values even out steps of different lengths. Above
+    0 weights may change within a completion, so a run is not reproducible bit for bit."""
     evaluate_every: int = Field(0, ge=0, le=MOST_STEPS)
-    """Steps between evaluations on the validation images, which the last step has, too; 0 for none."""
+    """Steps between evaluations on the validation images; the last step has one, too. 0: none."""
     save_every: int = Field(0, ge=0, le=MOST_STEPS)
-    """Steps between checkpoints; 0: by the clock. The last step always saves one."""
+    """Steps between checkpoints. 0: by time, see `save_minutes`. The last step always saves one."""
     save_minutes: float = Field(10.0, gt=0, le=MOST_STEPS)
-    """With save_every 0, minutes between checkpoints. More, where writing them would take over 2 % of the time."""
+    """Minutes between checkpoints if `save_every` is 0. Longer if writing would take more than 2 % of the time."""
     stop_when_stuck: int = Field(5, ge=0, le=MOST_STEPS)
-    """Steps in a row in which no completion has the format any more, or all rewards are equal and not the best there
-    are: then the run saves a checkpoint and ends with exit code 2. 0: it goes on. Equal rewards count only from 10
-    completions a class on, since few wrong answers may be bad luck."""
+    """After this many consecutive steps without anything to learn the run saves a checkpoint and ends with exit code 2.
+    Nothing to learn: no completion has the format any more, or all rewards are equal and below the best. Equal rewards
+    count only with at least 10 completions a class; fewer may be bad luck. 0: the run goes on."""
     keep_checkpoints: int = Field(1, ge=1, le=MOST_STEPS)
 
 
@@ -233,13 +232,13 @@ class GeneratorsSection(Section):
     count: int = Field(1, ge=1, le=MOST_ACTORS)
     cpus: float = Field(1, ge=0, le=4096)
     gpus: float = Field(0, ge=0, le=64)
-    """For each generator, so its tensor-parallel size on GPUs."""
+    """GPUs of each generator: its tensor-parallel size."""
     max_concurrent: int = Field(256, ge=1, le=65_536)
-    """Completions that an engine works on at once. Prompts beyond it go to the generator that has room first."""
+    """Completions that an engine generates at once. Further prompts wait for the first generator with room."""
     kv_cache_gib: int = Field(1, ge=1, le=MOST_GIB)
-    """CPU only: memory for keys and values."""
+    """CPU only: memory of the KV cache, in GiB."""
     gpu_memory: float = Field(0.85, gt=0, le=1)
-    """GPU only: the share of a GPU's memory that the engine may take."""
+    """GPU only: share of a GPU's memory for the engine."""
 
 
 class LearnersSection(Section):
@@ -247,37 +246,37 @@ class LearnersSection(Section):
     cpus: float = Field(1, ge=0, le=4096)
     gpus: float = Field(0, ge=0, le=64)
     micro_batch_tokens: int = Field(4096, ge=1, le=100_000_000)
-    """Tokens in one forward of one rank: prompts, each once, and their completions. A larger group is divided."""
+    """Tokens in one micro-batch of a rank: each prompt once, and its completions. A larger group is divided."""
     prompt_cache_gib: float = Field(1, ge=0, le=MOST_GIB)
-    """Memory of each rank for images that are ready for the model, so that each is decoded once, not every epoch."""
+    """Memory of each rank for encoded images, in GiB, so that each image is encoded once and not every epoch."""
     gradient_checkpointing: bool = False
     cpu_offload: bool = False
-    """GPU only: keep masters, gradients and optimizer state in host memory."""
+    """GPU only: keep FP32 master weights, gradients and optimizer state in host memory."""
 
 
 class ClusterSection(Section):
     device: Literal["cpu", "cuda"] = "cuda"
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """What layers compute in. `auto`: BF16 on GPUs, and on processors that have BF16 instructions; else FP32. Masters
-    are FP32, and weights travel and are exported in BF16, in either case."""
+    """The type that layers compute in. `auto`: BF16 on GPUs and on processors with BF16 instructions, else FP32. In
+    either case master weights are FP32, and weights are transferred and exported in BF16."""
     address: str | None = None
-    """A running Ray cluster (`auto` finds it). Left out: RAY_ADDRESS, and without that a local one is started."""
+    """Address of a running Ray cluster, or `auto` to find it. Left out: RAY_ADDRESS, else Ray is started locally."""
     interface: str | None = None
-    """Network interface between hosts. Left out: the one that bears the address Ray gave a host."""
+    """Network interface between hosts. Left out: the one with the address that Ray uses for a host."""
     start_timeout: float = Field(600, gt=0, le=MOST_SECONDS)
-    """Seconds until every actor must be ready."""
+    """Seconds within which every actor must be ready."""
     step_timeout: float = Field(1800, gt=0, le=MOST_SECONDS)
-    """Seconds that any one call to an actor may take."""
+    """Seconds that a single call to an actor may take."""
 
     @property
     def joins(self) -> str | None:
-        """The address of the running cluster that is joined; without one Ray is started on this machine."""
+        """The address of the running cluster to join; None if Ray is to be started on this machine."""
         return self.address or os.environ.get("RAY_ADDRESS")
 
     @model_validator(mode="before")
     @classmethod
     def _auto_is_decided_here(cls, values: Any) -> Any:
-        """Once for all roles, so that they agree, and the run's record has it."""
+        """Resolve `auto` once for all roles, so that they agree and the run's record has the result."""
         if isinstance(values, dict) and values.get("dtype", "auto") == "auto":
             return {**values, "dtype": native_dtype(values.get("device", "cuda"))}
         return values
@@ -290,7 +289,7 @@ class Config(Section):
     prompt: PromptSection = PromptSection()
     sampling: SamplingSection = SamplingSection()
     rewards: dict[str, Weight] = Field(DEFAULT_REWARDS, min_length=1)
-    """Reward functions with their weights: a name in `rft_cluster/rewards/`, or a function's dotted path."""
+    """Weights of reward functions by name: one in `rft_cluster/rewards/`, or a function's dotted path."""
     scoring: ScoringSection = ScoringSection()
     algorithm: AlgorithmSection = AlgorithmSection()
     optimizer: OptimizerSection = OptimizerSection()
@@ -342,7 +341,7 @@ class Config(Section):
 
     @property
     def shares_gpus(self) -> bool:
-        """A generator and a learner on each GPU: one sleeps while the other works."""
+        """True if each GPU has a generator and a learner: one sleeps while the other works."""
         return self.cluster.device == "cuda" and self.generators.gpus < 1
 
     @property

@@ -1,5 +1,7 @@
-"""YAML whose scalars stay the text that was written: `no`, `01`, `2024` and `1e-4` mean what the field that takes them
-says, not what YAML guesses. Safe for files of others: no tags, no objects, a bounded size."""
+"""Read YAML with scalars as text: the config field, not YAML, decides what `no`, `01`, `2024` and `1e-4` mean.
+
+Safe for a stranger's file: no tags, no objects, a bounded size.
+"""
 
 import codecs
 import re
@@ -12,13 +14,16 @@ from rft_cluster.common.errors import UserError
 from rft_cluster.common.text import shown
 
 MAX_BYTES = 10_000_000
-MAX_VALUES = 200_000  # with every alias counted as often as it is used: a few lines can stand for billions
+MAX_VALUES = 200_000  # each use of an alias counts: a few lines of aliases can expand to billions of values
 QUOTES = "a text with any of # : , [ ] { } & * ! | > % @ ` ' \" in it needs quotes around it"
 
 
 class Text(str):
-    """A scalar as written. `plain`: without quotes, so that null may mean none. `line`: from 1; 0 on the command line.
-    `comment`: a single word that follows as `#word`, which may have been meant as part of the text."""
+    """A scalar as written.
+
+    `plain`: without quotes, so null may mean None. `line`: from 1; 0 for the command line.
+    `comment`: a following comment of one word, `#word`, which may have been meant as part of the text.
+    """
 
     plain: bool
     line: int
@@ -31,10 +36,10 @@ class Text(str):
 
 
 def read_yaml(data: bytes | str, where: str) -> Any:
-    """The one document in `data` as dicts, lists and `Text`; an empty one is an empty dict. `where` is for messages.
+    """Parse one YAML document into dicts, lists and `Text`; an empty one gives {}. `where` is for messages.
 
     Raises:
-        UserError: it is not YAML, names a key twice, holds a tag, or is larger than any configuration.
+        UserError: the text is not YAML, repeats a key, has a tag, or is larger than any configuration.
     """
     if len(data) > MAX_BYTES:
         raise UserError(f"{where} holds {len(data)} bytes: that is no configuration")
@@ -55,23 +60,23 @@ def read_yaml(data: bytes | str, where: str) -> Any:
         raise UserError(f"{where} cannot be read: it is nested too deeply") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{where} cannot be read: it is not UTF-8 text ({error}); save it as UTF-8") from error
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # characters that do not exist, or are not allowed
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # ValueError, OverflowError: invalid characters
         raise UserError(f"{where} cannot be read: {shown(str(error))}") from error
 
 
 def _decoded(data: bytes) -> str:
-    """As YAML says: UTF-16 by its mark, else UTF-8."""
+    """Decode as YAML requires: UTF-16 with a byte order mark, else UTF-8."""
     utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return data.decode("utf-16" if utf16 else "utf-8-sig")
 
 
 class _Reader:
-    """Builds values from the parser's events, which still know how a scalar was written."""
+    """Builds values from the parser's events, which keep how a scalar was written."""
 
     def __init__(self, text: str, where: str) -> None:
         self._text, self._where = text, where
         self._events: Iterator[yaml.Event] = yaml.parse(text, Loader=yaml.BaseLoader)
-        self._anchors: dict[str, tuple[Any, int]] = {}  # value, and how many values it holds
+        self._anchors: dict[str, tuple[Any, int]] = {}  # (value, number of values in it)
         self._unused: dict[str, yaml.Event] = {}
         self._count = 0
 

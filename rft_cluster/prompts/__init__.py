@@ -1,15 +1,15 @@
-"""Prompt templates: a text file each, in Jinja2, with the variables `subject` and `classes`.
+"""Prompt templates: text files in Jinja2, with the variables `subject` and `classes`.
 
     prompt:
       template: think_answer      # a file in this folder, the path of your own, or `problem`
       subject: flower
 
-    think_answer   reasoning and answer in tags, strictly: the prompt that the recipe owes its success to
+    think_answer   reasoning and answer in tags, strictly: the prompt that makes the recipe work
     answer_only    the answer in its tag, no reasoning
-    with_labels    think_answer that lists the classes
+    with_labels    think_answer, with the list of classes
     weak           asks for no format, for comparison: its answers cannot be told from the rest
 
-`problem` is no file: it stands for the question that the data set itself brings, word for word.
+`problem` is not a file. It means the question that comes with the data set, word for word.
 
 The image comes before the text in the user's turn, and the model's chat template adds all special tokens.
 """
@@ -27,24 +27,24 @@ from rft_cluster.messages import Example, Prompt
 
 FOLDER = Path(__file__).parent
 PROBLEM = "problem"
-# Variables as other tools write them, which Jinja2 takes for text: {subject}, ${subject}, $subject, %(subject)s.
+# Variables in other tools' syntax, which Jinja2 would leave as text: {subject}, ${subject}, $subject, %(subject)s.
 VARIABLES = "subject|classes|class_names|question|problem|image|video"
 NOT_RENDERED = re.compile(
     rf"(?<![{{\w])[$%]?\{{\s*(?:{VARIABLES})\b[^{{}}]*\}}(?!\}})|\$(?:{VARIABLES})\b|%\((?:{VARIABLES})\)s|<(?:subject|classes)>",
     re.IGNORECASE,
 )
 COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
-# How other formats mark the place of the image. Here it is text, beside the real image.
+# Image placeholders of other formats. Here they would be plain text beside the real image.
 IMAGE_MARK = re.compile(r"<\s*/?\s*(?:image|img|video)(?:[\s_-]*\d+)?\s*/?\s*>|\[(?:image|img|video)\]", re.IGNORECASE)
 
 
 def render_template(name_or_path: str, subject: str, classes: list[str], problem: str | None = None) -> str:
-    """The question that is asked about every image. `problem` is the data set's own, for the template of that name.
+    """Render the question that is asked about every image. `problem` is the data set's own question, if any.
 
     Raises:
-        UserError: there is no such template, it is not right Jinja2, it uses a variable other than `subject`
-            and `classes`, it would leave a variable or a mark for the image as text, its text is empty or holds special
-            tokens, or the data set has no `problem`.
+        UserError: there is no such template; its Jinja2 is invalid or uses a variable other than `subject` and
+            `classes`; the text contains an unreplaced variable, an image placeholder or special tokens, or is empty;
+            or the template is `problem` and the data set has none.
     """
     if name_or_path == PROBLEM:
         if problem is None:
@@ -68,7 +68,7 @@ def render_template(name_or_path: str, subject: str, classes: list[str], problem
 
 
 def _check_subject(subject: str, path: Path) -> None:
-    """It becomes text of the question, and is no template."""
+    """Refuse a subject that is empty or has template syntax: it is inserted as plain text."""
     if not subject.strip():
         raise UserError(f"prompt.subject is empty, and {path} asks for it: say what the images show, e.g. flower")
     _check_marks(subject, "prompt.subject", "Take it out there")
@@ -78,13 +78,13 @@ def _check_subject(subject: str, path: Path) -> None:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")  # editors of Windows begin a file with a mark
+        return path.read_text(encoding="utf-8-sig")  # Windows editors write a byte order mark
     except UnicodeDecodeError as error:
         raise UserError(f"prompt.template: {path} is not UTF-8 text: {error}. Save it as UTF-8") from error
 
 
 def _check_marks(source: str, where: str, cure: str) -> None:
-    """Refuse what the model would read as it stands, and whoever wrote it took for something else."""
+    """Refuse marks that the author meant as variables or placeholders and the model would read as text."""
     if mark := IMAGE_MARK.search(source):
         raise UserError(
             f"{where} holds {mark[0]}, which is text here: the image comes before the question by itself. {cure}"
@@ -110,19 +110,19 @@ def _checked(text: str, where: str) -> str:
     if not text.strip():
         raise UserError(f"{where} gives an empty text")
     if "<|" in text:
-        # An image token in the text would be taken for an image.
+        # The model would read an image token in the text as an image.
         raise UserError(f"{where} holds a special token (<|...); leave those to the chat template")
     return text
 
 
 def text_hash(text: str) -> str:
-    """SHA-256 of a rendered template. A policy is bound to the question it was trained on: checkpoint and export
-    carry this, and training on, evaluating or predicting with another text is an error."""
+    """SHA-256 of a rendered template. Checkpoints and exports record it: resuming, evaluating or predicting with
+    another text is an error."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def make_prompts(examples: list[Example], text: str, split: str, step: int, seed: int) -> list[Prompt]:
-    """Ask `text` about each example. Ids and seeds follow from (seed, split, step, index) alone."""
+    """Make one prompt for each example. Ids and seeds depend only on (seed, split, step, index)."""
     return [
         Prompt(
             prompt_id=f"{split}/{step}/{index}",
@@ -138,7 +138,7 @@ def make_prompts(examples: list[Example], text: str, split: str, step: int, seed
 
 
 def _prompt_seed(seed: int, split: str, step: int, index: int) -> int:
-    """31 bits fit every sampler's signed integer and leave room to count up a group's completions."""
+    """A seed of 31 bits: it fits a signed integer, and leaves room to add a completion's index."""
     digest = hashlib.blake2b(f"{seed}/{split}/{step}/{index}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little") >> 1
 
@@ -147,7 +147,7 @@ def find_template(name_or_path: str) -> Path:
     """The file of a template.
 
     Raises:
-        UserError: there is none; the nearest name is given.
+        UserError: there is none; the message gives the nearest name.
     """
     known = {path.stem: path for path in FOLDER.glob("*.txt")}
     if name_or_path in known:
@@ -163,5 +163,5 @@ def find_template(name_or_path: str) -> Path:
 
 
 def asks_for_thinking(prompt_text: str) -> bool:
-    """Whether a completion of this prompt must have a think block: always, unless it shows only `<answer>`."""
+    """Return True if completions of this prompt need a think block: always, unless the prompt shows only `<answer>`."""
     return "<think>" in prompt_text or "<answer>" not in prompt_text
