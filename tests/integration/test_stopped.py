@@ -18,7 +18,9 @@ STEPS = 12
 SHORT = [f"schedule.steps={STEPS}", "schedule.evaluate_every=5", "schedule.save_every=4", "schedule.prompts_per_step=6",
          "optimizer.warmup_steps=2", "data.validation=20", "data.test=20", "schedule.stop_when_stuck=0"]  # fmt: skip
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
-GONE = 30.0  # seconds until what a killed driver leaves has ended itself
+GONE = (
+    90.0  # seconds until what a killed driver leaves has ended itself: Ray's agents take their time on a busy machine
+)
 
 
 @dataclass
