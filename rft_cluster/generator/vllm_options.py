@@ -114,7 +114,7 @@ def load_engine(options: EngineOptions, image_limits: dict[str, Any]) -> Any:
         from rft_cluster.weights import receivers
 
     receivers.register()
-    with within_memory():
+    with within_memory(), light_imports():  # it imports as much again
         engine = LLM(
             model=options.path,
             dtype=devices.dtype,
