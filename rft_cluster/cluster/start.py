@@ -54,7 +54,6 @@ from rft_cluster.rewards.scorer import Scorer
 # More would wait. Weights have threads of their own, since a call that waits for weights must not keep them out.
 GENERATOR_CALLS = PARTS + 8
 WEIGHT_THREADS = {"weights": 2}
-SCORER: dict[str, Any] = {"allow_out_of_order_execution": True}  # what is written first is scored first
 # A learner waits for generators a little less long than others wait for it, so that it can say for which.
 PATIENCE = 0.9
 ADDRESS_TIMEOUT = 10.0  # seconds until an address counts as silent
@@ -342,9 +341,7 @@ def _start_actors(reservation: _Reservation, model_path: str) -> Cluster:
         for rank, (name, address) in enumerate(zip(learners.names, learner_addresses, strict=True))
     }
     reward_handles = {
-        name: ray.remote(Scorer)
-        .options(**SCORER, **reservation.options(name, reward, {}))
-        .remote(config.rewards, config.scoring)
+        name: ray.remote(Scorer).options(**reservation.options(name, reward, {})).remote(config.rewards, config.scoring)
         for name in reward.names
     }
     reservation.wait_until_ready(learner_handles | generator_handles | reward_handles)

@@ -9,7 +9,6 @@ import pytest
 import ray
 
 from rft_cluster.cluster.handles import RewardActor, wait_for
-from rft_cluster.cluster.start import SCORER
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import ScoringSection
 from rft_cluster.messages import Completion, Group, Prompt, Reward
@@ -58,7 +57,7 @@ def actor(tmp_path_factory) -> Iterator[RewardActor]:
         patch.chdir(folder)
         ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="warning")
         scoring = ScoringSection(time_limit=2.0, failure_budget=0.6)
-        handle = ray.remote(Scorer).options(num_cpus=0, **SCORER).remote({"format": 1.0, NAME: 1.0}, scoring)
+        handle = ray.remote(Scorer).options(num_cpus=0).remote({"format": 1.0, NAME: 1.0}, scoring)
         yield RewardActor({"reward": handle}, timeout=120)
         ray.shutdown()
 
@@ -81,7 +80,7 @@ def test_over_budget_is_the_users_error_without_the_actors_traceback(actor: Rewa
 def test_calls_overlap_and_share_the_limit(actor: RewardActor):
     """The parts of a step are scored together: 4 of 8 completions, of 0.5 s each, 16 at once."""
     scoring = ScoringSection(max_concurrent=16)
-    handle = ray.remote(Scorer).options(num_cpus=0, **SCORER).remote({"my_moody_reward:judge": 1.0}, scoring)
+    handle = ray.remote(Scorer).options(num_cpus=0).remote({"my_moody_reward:judge": 1.0}, scoring)
     judge = RewardActor({"reward": handle}, timeout=120)
     score(judge, "x")  # it has been imported
     start = time.monotonic()

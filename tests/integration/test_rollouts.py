@@ -13,7 +13,7 @@ from ray.actor import ActorHandle
 from rft_cluster.cluster import rollouts
 from rft_cluster.cluster.handles import ActorGroup, RewardActor
 from rft_cluster.cluster.rollouts import Generators
-from rft_cluster.cluster.start import GENERATOR_CALLS, SCORER, WEIGHT_THREADS
+from rft_cluster.cluster.start import GENERATOR_CALLS, WEIGHT_THREADS
 from rft_cluster.common.errors import ClusterError
 from rft_cluster.config import ScoringSection
 from rft_cluster.messages import Completion, Group, Prompt, Sampling
@@ -52,7 +52,7 @@ def actors() -> Iterator[list[ActorHandle]]:
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="warning")
     remote = ray.remote(concurrency_groups=WEIGHT_THREADS)(Waiting)
     waiting = remote.options(num_cpus=0, max_concurrency=GENERATOR_CALLS)
-    scorer = ray.remote(Scorer).options(num_cpus=0, **SCORER).remote({"accuracy": 1.0}, ScoringSection())
+    scorer = ray.remote(Scorer).options(num_cpus=0).remote({"accuracy": 1.0}, ScoringSection())
     yield [waiting.remote(), waiting.remote(), scorer]
     ray.shutdown()
 

@@ -1,22 +1,34 @@
 """The examples of docs/extending.md, run as they stand on the page."""
 
 import asyncio
+import io
 import json
 import re
+import runpy
+import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from rft_cluster import launch
 from rft_cluster.config import ScoringSection
 from rft_cluster.messages import Completion, Group, Prompt
+from rft_cluster.prompts import render_template
 from rft_cluster.rewards.scorer import Scorer
+from rft_cluster.run.folder import RunFolder
+from tests.unit.run.begun import TASK, config
+from tests.unit.run.steps import GROUPS, LEARNER, REWARDS, SECONDS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
-FILES = {code.split()[1]: code for code in re.findall(r"```python\n(# \S+\.py\n.*?)```", PAGE, re.DOTALL)}
+FILES = {name: code for name, code in re.findall(r"```python\n# (\S+\.py)\n(.*?)```", PAGE, re.DOTALL)}
+FILES |= {name: text for name, text in re.findall(r"```text\n(\S+\.txt)\n(.*?)```", PAGE, re.DOTALL)}
 
 
 @pytest.fixture
@@ -109,3 +121,47 @@ def test_what_the_judge_refuses_is_masked(written, judge):
     assert (good.total, bad.total) == (1.0, None)
     assert bad.failures["my_judge:judge"].startswith("aiohttp.client_exceptions.ClientResponseError: 503")
     assert "sesame" not in str(bad.failures)
+
+
+# --- a data source and a question
+
+
+def test_a_source_and_a_question_pass_a_dry_run(written, capsys, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with closing(sqlite3.connect("plants.sqlite")) as database, database:
+        database.execute("CREATE TABLE plants (id INTEGER PRIMARY KEY, photo BLOB, species TEXT, checked INTEGER)")
+        for number in range(24):
+            image = io.BytesIO()
+            Image.new("RGB", (32, 32), (10 * number, 0, 0)).save(image, "PNG")
+            row = (image.getvalue(), "rose" if number % 2 else "tulip", number < 20)
+            database.execute("INSERT INTO plants (photo, species, checked) VALUES (?, ?, ?)", row)
+    code = launch.main(
+        ["--config", "photos", "data.source=my_database:plants", "data.path=plants.sqlite", "data.shots=2",
+         "data.validation=2", "data.test=4", "prompt.subject=plant", "prompt.template=my_question.txt", "--dry-run"]
+    )  # fmt: skip
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    assert "plants: 2 classes, 4 images to learn from, 2 for validation, 4 for the test" in printed.out
+    assert "A botanist asks: which plant is this, of 2?" in render_template("my_question.txt", "plant", ["a", "b"])
+
+
+# --- a command
+
+
+def run_as_a_command(name: str, *arguments: str) -> object:
+    """Its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [name, *arguments])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(name, run_name="__main__")
+    return end.value.code
+
+
+def test_a_command_reads_a_run(written, capsys):
+    run = RunFolder(config(written), TASK)
+    run.log_step(1, GROUPS, REWARDS, LEARNER, SECONDS)
+    capsys.readouterr()
+    assert run_as_a_command("my_hardest.py", str(run.path)) == 0
+    assert capsys.readouterr().out.splitlines() == ["  0.0 % of 2  digits/1", " 50.0 % of 2  digits/0"]
+    assert run_as_a_command("my_hardest.py", "nowhere") == 2
+    assert capsys.readouterr().err == "error: nowhere has no rollouts: name the folder of a run\n"
