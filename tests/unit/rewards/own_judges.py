@@ -29,10 +29,9 @@ async def _obey(verb: str, *values: str) -> float:
                 await asyncio.sleep(3600)
             finally:
                 os.close(os.open(values[0], os.O_CREAT))
-        case "stubborn":
-            while True:
-                with suppress(asyncio.CancelledError):
-                    await asyncio.sleep(3600)
+        case "stubborn":  # has a value after its cancellation
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(3600)
         case "count":  # a letter in a file each time that it is asked
             with open(values[0], "a") as file:
                 file.write("x")

@@ -17,7 +17,7 @@ from rft_cluster.messages import Completion, Prompt
 from rft_cluster.rewards.isolation import IsolatedFunction
 
 PROMPT = Prompt("train/3/0", "photos/a.png", b"an image", "Which flower?", "rose", 0, ("rosa",))
-LIMIT = 2.0
+LIMIT = 1.0
 
 
 def completions(*texts: str) -> list[Completion]:
@@ -126,8 +126,8 @@ def test_what_is_no_number_is_said_and_the_process_lives(function, text, reason)
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("hang", "no answer within 2 s"),
-        ("native", "no answer within 2 s"),
+        ("hang", "no answer within 1 s"),
+        ("native", "no answer within 1 s"),
         ("die", "its process died (exit code 7)"),
         ("segfault", "its process died (SIGSEGV)"),
     ],
@@ -139,12 +139,12 @@ def test_a_hang_or_a_crash_costs_its_own_completion(function, text, reason):
     assert before != after, "a new process"
     with pytest.raises(ProcessLookupError):
         os.kill(int(before), 0)
-    assert time.monotonic() - start < LIMIT + 15  # two would hang 4 s, a group of four 8
+    assert time.monotonic() - start < LIMIT + 15  # two would hang 2 s, a group of four 4
 
 
 def test_several_in_a_group_each_have_their_own_limit(function):
     reasons = ask(function, "die", "hang", "", "raise", "die")
-    assert reasons[:3] == ["its process died (exit code 7)", "no answer within 2 s", 0.25]
+    assert reasons[:3] == ["its process died (exit code 7)", "no answer within 1 s", 0.25]
     assert reasons[3].startswith("KeyError") and reasons[4] == "its process died (exit code 7)"
 
 
@@ -166,7 +166,7 @@ def test_a_death_with_a_group_in_its_pipe_costs_nothing(function):
 
 def test_what_it_started_is_killed_with_it(function, tmp_path):
     (answer,) = ask(function, f"spawn {tmp_path / 'pid'}")
-    assert answer == "no answer within 2 s"
+    assert answer == "no answer within 1 s"
     assert gone(int((tmp_path / "pid").read_text()))
 
 
