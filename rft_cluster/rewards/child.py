@@ -21,7 +21,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -114,10 +114,11 @@ class Child:
         self._sender = threading.Thread(target=_send_all, args=(self.pipe, self._outbox), daemon=True)
         self._sender.start()
 
-    def ask(self, number: int, keys: list[int], prompts: list[Prompt], completions: list[Completion]) -> None:
-        new = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in self._known}
+    def ask(self, number: int, prompts: Sequence[tuple[int, Prompt]], completions: list[Completion]) -> None:
+        """`prompts`: of each completion its prompt's key, which stands for it from then on, and the prompt."""
+        new = {key: prompt for key, prompt in prompts if key not in self._known}
         self._known.update(new)
-        self._outbox.put(Ask(number, keys, new, completions))
+        self._outbox.put(Ask(number, [key for key, _ in prompts], new, completions))
 
     def forget(self, key: int) -> None:
         if key in self._known:

@@ -4,19 +4,11 @@
     values = await brevity(prompt, completions)     # for each a float, or a text that says why there is none
 
 There it may raise, return what is no number, hang (in native code, too), or take the interpreter down: each costs the
-one completion that it happened on. Completions of all calls wait in one queue, so that groups which are scored at the
-same time share the limit:
+one completion that it happened on. A late call of an `async` function is cancelled by its own event loop. A process
+that dies, or is silent for too long, is killed with all that it started, and a new one goes on.
 
-| the function | calls at once | completions in a call |
-|---|---|---|
-| `def f(prompt, completion)` | 1 | 1 |
-| `def f(prompts, completions)` | 1 | all that wait, up to the limit |
-| `async def f(prompt, completion)` | up to the limit | 1 |
-| `async def f(prompts, completions)` | any number | all that wait, up to what others have left of the limit |
-
-A late call of an `async` function is cancelled by its own event loop. A process that dies, or is silent for too long,
-is killed with all that it started, and a new one goes on. If it was scoring one completion, that one is to blame. If it
-was scoring several, each is asked once more, alone. So is each of a batch that failed as a whole.
+`pending.py` decides how many completions are asked about at once, and which is to blame; `child.py` is what runs in the
+process.
 
 Not a library's process pool: there a task has one answer and one limit, so an image would cross for each completion;
 pebble's, otherwise fit, is broken for good by a worker that dies between two tasks.
@@ -27,39 +19,19 @@ import itertools
 import os
 import tempfile
 import time
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.text import shown
 from rft_cluster.messages import Completion, Prompt
 from rft_cluster.rewards.child import GRACE, Answer, Child, Kind
+from rft_cluster.rewards.pending import Call, Pending
 
 LOAD_LIMIT = 300.0  # seconds that the import of the user's module may take: it may load a reward model
 LOADING_LINE = 10.0  # seconds between lines that say what is waited for
 MOST_PRINTED = 100_000  # bytes of what a function prints that are looked at
 LAST_LINES = 5  # of what a process printed, where it ended during the import
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """One completion, and the value that is awaited for it. `key` stands for its prompt."""
-
-    key: int
-    prompt: Prompt
-    completion: Completion
-    value: "asyncio.Future[float | str]"
-
-
-@dataclass(slots=True)
-class _Request:
-    """One call of the function. `alone`: it is asked once more, with nothing beside it; `begun`: the child has said."""
-
-    calls: list[_Call]
-    alone: bool = False
-    begun: bool = False
 
 
 class IsolatedFunction:
@@ -75,7 +47,7 @@ class IsolatedFunction:
     """
 
     def __init__(self, name: str, time_limit: float, max_concurrent: int, quiet: bool = False) -> None:
-        self._name, self._time_limit, self._max_concurrent = name, time_limit, max_concurrent
+        self._name, self._time_limit = name, time_limit
         self._output = _new_file() if quiet else None
         self._child: Child | None = self._new_child()
         self._started = time.monotonic()  # of the child
@@ -84,10 +56,8 @@ class IsolatedFunction:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._loading: list[asyncio.Future[None]] = []  # who waits until it is imported
-        self._waiting: deque[_Call] = deque()
-        self._again: deque[_Request] = deque()
-        self._asked: dict[int, _Request] = {}  # by number
-        self._keys, self._numbers = itertools.count(), itertools.count()
+        self._pending = Pending(max_concurrent)
+        self._keys = itertools.count()  # of prompts
 
     async def __call__(self, prompt: Prompt, completions: Sequence[Completion]) -> list[float | str]:
         """For each completion, in order, the function's value, or why there is none.
@@ -96,8 +66,8 @@ class IsolatedFunction:
             UserError: the child cannot import the function.
         """
         loop, key = self._attach(), next(self._keys)
-        calls = [_Call(key, prompt, completion, loop.create_future()) for completion in completions]
-        self._waiting += calls
+        calls = [Call(key, prompt, completion, loop.create_future()) for completion in completions]
+        self._pending.add(calls)
         loop.call_soon(self._ask)  # not at once: the groups that are scored together may make one batch
         try:
             return list(await asyncio.gather(*(call.value for call in calls)))
@@ -151,43 +121,21 @@ class IsolatedFunction:
     def _ask(self) -> None:
         """Send what there is room for, and tell who waits for the import how that went."""
         if self._problem:
-            self._give_up()
-        elif self._child is None and (self._waiting or self._again or self._loading):
+            self._pending.give_up(UserError(self._problem))
+            self._loaded()
+        elif self._child is None and (self._pending.left or self._loading):
             assert self._loop
             self._child = self._new_child()
             self._started = time.monotonic()
             self._loop.add_reader(self._child.pipe.fileno(), self._hear)
-        elif self._child:
-            while request := self._next():
-                if not self._asked:
-                    self._heard = time.monotonic()
-                number = next(self._numbers)
-                self._asked[number] = request
-                calls = request.calls
-                self._child.ask(
-                    number, [c.key for c in calls], [c.prompt for c in calls], [c.completion for c in calls]
-                )
-            if self._child.kind:
-                self._loaded()
+        elif self._child and self._child.kind:
+            self._loaded()
+            if not self._pending.asked:
+                self._heard = time.monotonic()
+            while request := self._pending.next(self._child.kind):
+                prompts = [(call.key, call.prompt) for call in request.calls]
+                self._child.ask(request.number, prompts, [call.completion for call in request.calls])
         self._set_timer()
-
-    def _next(self) -> _Request | None:
-        """What the child is asked next; None while it has enough to do."""
-        while self._waiting and self._waiting[0].value.done():  # who asked has been cancelled
-            self._waiting.popleft()
-        while self._again and self._again[0].calls[0].value.done():
-            self._again.popleft()
-        kind = self._child.kind if self._child else None
-        busy = bool(self._asked)
-        if kind is None or any(request.alone for request in self._asked.values()):
-            return None
-        if self._again:
-            return None if busy else self._again.popleft()
-        room = self._max_concurrent - sum(len(request.calls) for request in self._asked.values())
-        if not self._waiting or room <= 0 or (busy and not kind.concurrent):
-            return None
-        size = min(room, len(self._waiting)) if kind.batch else 1
-        return _Request([self._waiting.popleft() for _ in range(size)])
 
     def _hear(self) -> None:
         """The child has said something, or its pipe has ended."""
@@ -213,19 +161,16 @@ class IsolatedFunction:
         else:
             number, answer = message
             if answer is None:
-                self._asked[number].begun = True
-            elif isinstance(answer, str):
-                self._fail(self._asked.pop(number), answer)
+                self._pending.begun(number)
             else:
-                for call, value in zip(self._asked.pop(number).calls, answer, strict=True):
-                    _answer(call, value)
+                self._pending.answered(number, answer)
 
     def _set_timer(self) -> None:
         """Until when the child must have said something."""
         if self._timer:
             self._timer.cancel()
             self._timer = None
-        if self._child and (self._asked or self._child.kind is None):
+        if self._child and (self._pending.asked or self._child.kind is None):
             assert self._loop
             self._timer = self._loop.call_later(max(0.0, self._silence() - time.monotonic()), self._silent)
 
@@ -255,30 +200,7 @@ class IsolatedFunction:
         self._loop.remove_reader(self._child.pipe.fileno())
         self._child.kill()
         self._child = None
-        asked = list(self._asked.values())
-        self._asked.clear()
-        # A process that was killed closes its pipe a moment later: it may die with a request already sent to it. That
-        # is not to blame, until a fresh process does not live to begin with it either.
-        if len(asked) == 1 and (asked[0].begun or asked[0].alone):
-            self._fail(asked[0], reason)
-        else:
-            self._again += _one_by_one([call for request in asked for call in request.calls])
-
-    def _fail(self, request: _Request, reason: str) -> None:
-        if len(request.calls) > 1:
-            self._again += _one_by_one(request.calls)
-        else:
-            _answer(request.calls[0], reason)
-
-    def _give_up(self) -> None:
-        """Nothing will be answered: everybody who waits raises the problem."""
-        calls = [*self._waiting, *(call for request in self._again for call in request.calls)]
-        self._waiting.clear()
-        self._again.clear()
-        for call in calls:
-            if not call.value.done():
-                call.value.set_exception(UserError(self._problem))
-        self._loaded()
+        self._pending.died(reason)
 
     def _loaded(self) -> None:
         for future in self._loading:
@@ -291,16 +213,7 @@ class IsolatedFunction:
         return "\n".join([". It printed last:", *(f"  {line}" for line in lines)]) if lines else ""
 
 
-def _answer(call: _Call, value: float | str) -> None:
-    if not call.value.done():  # who asked has been cancelled
-        call.value.set_result(value)
-
-
 def _new_file() -> Path:
     number, path = tempfile.mkstemp(prefix="rft_reward_")
     os.close(number)
     return Path(path)
-
-
-def _one_by_one(calls: Sequence[_Call]) -> list[_Request]:
-    return [_Request([call], alone=True) for call in calls]

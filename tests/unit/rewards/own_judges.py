@@ -60,8 +60,6 @@ def batch(prompts: list[Prompt], completions: list[Completion]) -> list[float]:
     assert len(prompts) == len(texts)
     if "raise" in texts:
         raise KeyError("petal")
-    if "die" in texts:
-        os._exit(7)
     if "hang" in texts:
         time.sleep(3600)
     if "short" in texts:
