@@ -3,12 +3,16 @@
 import asyncio
 import io
 import json
+import os
 import re
 import runpy
+import shlex
+import socket
 import sqlite3
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,13 +22,16 @@ import pytest
 from PIL import Image
 
 from rft_cluster import launch
-from rft_cluster.config import ScoringSection
+from rft_cluster.config import ScoringSection, load_config
 from rft_cluster.messages import Completion, Group, Prompt
 from rft_cluster.prompts import render_template
 from rft_cluster.rewards.scorer import Scorer
 from rft_cluster.run.folder import RunFolder
+from rft_cluster.train import train
 from tests.unit.run.begun import TASK, config
-from tests.unit.run.steps import GROUPS, LEARNER, REWARDS, SECONDS
+from tests.unit.run.steps import GROUPS, REWARDS, stats
+from tests.unit.test_train import SETTINGS, Roles
+from tests.unit.test_train import TASK as TRAINED
 
 PAGE = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
 FILES = {name: code for name, code in re.findall(r"```python\n# (\S+\.py)\n(.*?)```", PAGE, re.DOTALL)}
@@ -39,6 +46,18 @@ def written(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
+
+
+LAUNCHES = re.findall(r"^python -m rft_cluster.launch --config (\S+) ([^#&\n]*)", PAGE, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("name", "arguments"), LAUNCHES)
+def test_the_commands_on_the_page_have_keys_that_there_are(name, arguments):
+    load_config(name, [word for word in shlex.split(arguments) if not word.startswith("--")])
+
+
+def test_the_page_has_what_is_tested():
+    assert len(FILES) == 6 and len(LAUNCHES) == 6
 
 
 # --- a reward that asks a judge
@@ -123,6 +142,34 @@ def test_what_the_judge_refuses_is_masked(written, judge):
     assert "sesame" not in str(bad.failures)
 
 
+# --- an advantage and a sink, in the loop
+
+
+class Recording(Roles):
+    """Roles that give the first completion of a group 1 and the second 0, and remember their advantages."""
+
+    def __init__(self) -> None:
+        super().__init__(None, 0, 0.0)
+        self.advantages: list[float] = []
+
+    def update(self, samples, step):
+        self.advantages += [sample.advantage for sample in samples]
+        return super().update(samples, step)
+
+
+def test_an_advantage_and_a_sink_run_in_the_loop(written, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("METRICS_PORT", str(free.getsockname()[1]))
+    own = ("algorithm.advantage=my_advantage:above_median", "run.sinks=[my_metrics:prometheus]")
+    settings, roles = config(written, *SETTINGS, *own), Recording()
+    train(settings, TRAINED, roles, RunFolder(settings, TRAINED, 0, "nothing"))
+    assert roles.advantages == [0.5, -0.5] * 2 * settings.schedule.steps  # GRPO's would be 0.7
+    with urllib.request.urlopen(f"http://127.0.0.1:{os.environ['METRICS_PORT']}/metrics", timeout=10) as page:
+        lines = page.read().decode().splitlines()
+    assert {"rft_reward 0.5", "rft_live_groups 1.0", "rft_staleness 0.0"} <= set(lines)
+
+
 # --- a data source and a question
 
 
@@ -159,7 +206,7 @@ def run_as_a_command(name: str, *arguments: str) -> object:
 
 def test_a_command_reads_a_run(written, capsys):
     run = RunFolder(config(written), TASK)
-    run.log_step(1, GROUPS, REWARDS, LEARNER, SECONDS)
+    run.log_step(stats(), GROUPS, REWARDS)
     capsys.readouterr()
     assert run_as_a_command("my_hardest.py", str(run.path)) == 0
     assert capsys.readouterr().out.splitlines() == ["  0.0 % of 2  digits/1", " 50.0 % of 2  digits/0"]
