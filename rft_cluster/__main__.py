@@ -1,4 +1,4 @@
-"""python -m rft_cluster: what there is to run."""
+"""python -m rft_cluster: list the commands."""
 
 import sys
 

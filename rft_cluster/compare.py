@@ -1,6 +1,6 @@
-"""Is one policy better than another? python -m rft_cluster.compare FIRST/evaluation.json SECOND/evaluation.json
+"""Compare two policies: python -m rft_cluster.compare FIRST/evaluation.json SECOND/evaluation.json
 
-Both must have been evaluated on the same images; the difference is taken image by image, with its 95 % interval.
+Both must have been evaluated on the same images. The difference is taken image by image, with its 95 % interval.
 """
 
 import argparse
@@ -26,7 +26,7 @@ class _Prediction(BaseModel):
 
 
 class _Evaluation(BaseModel):
-    """What is read of evaluation.json; the rest of it is not looked at."""
+    """The keys of evaluation.json that are read; others are ignored."""
 
     predictions: list[_Prediction] = Field(min_length=1)
 

@@ -1,8 +1,8 @@
-"""How good is a policy? python -m rft_cluster.evaluate --checkpoint RUN_OR_MODEL [--config C] [--split test]
+"""Evaluate a policy: python -m rft_cluster.evaluate --checkpoint RUN_OR_MODEL [--config C] [--split test]
 
-`--checkpoint base` evaluates the untouched model that the configuration starts from. Greedy answers, strictly and
-leniently judged, and a vote over several samples, with 95 % intervals. Writes evaluation.json, predictions.csv and
-evaluation.png; the same command twice writes the same files. Two evaluations: python -m rft_cluster.compare A B
+`--checkpoint base` evaluates the untouched model that the configuration starts from. Judges greedy answers strictly and
+leniently, and a vote over several samples, with 95 % intervals. Writes evaluation.json, predictions.csv and
+evaluation.png. The same command writes the same files again. To compare two: python -m rft_cluster.compare A B
 """
 
 import argparse
@@ -30,8 +30,8 @@ from rft_cluster.run.saving import BEST
 from rft_cluster.run.task import Task, base_model_path, check_model, prepare
 
 BASE = "base"
-AT_ONCE = 64  # prompts a generator gets in one call
-# What evaluating has no use for in a run's configuration: sections, and keys that may name somebody's functions.
+AT_ONCE = 64  # prompts in one call to a generator
+# Sections of a run's configuration that an evaluation does not use, and unused keys that may name a user's functions.
 UNUSED = ("rewards", "scoring", "algorithm.total", "algorithm.advantage", "algorithm.normaliser", "run.sinks")
 
 
@@ -51,14 +51,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Check, ask, judge, write, and show the figures."""
+    """Check the options, generate and judge the answers, write the files, and print the figures."""
     check_range("--votes", options.votes, 1, 10_000)
     export = None if options.checkpoint == BASE else find_export(Path(options.checkpoint))
     config = _config(options, export)
     whose = f"-{BASE}" if export is None else "-best" if export.name == BEST else ""
     folder = export.parent if export else config.run_folder
     output = options.output or folder / f"evaluation{whose}-{options.split}"
-    if options.output is None and output.is_symlink():  # a folder of others may hold links to anywhere
+    if options.output is None and output.is_symlink():  # a stranger's folder may have links to anywhere
         raise UserError(f"{output} is a link to {output.readlink()}: name the folder to write to with --output")
     check_writable(output, "Set --output to a folder that can be")
     check_paths(config, str(export) if export else config.model.path)
@@ -115,14 +115,14 @@ def _config(options: argparse.Namespace, export: Path | None) -> Config:
     config = load_run_config(run, file, options.overrides, without=("data.manifest", *UNUSED))
     if config.data.manifest is not None or not (run / "manifest.json").is_file():
         return config
-    # The very images of the run, on the object: a path is no text of YAML.
+    # Use the images of the run. Set on the object, because a path need not survive YAML.
     return config.model_copy(update={"data": config.data.model_copy(update={"manifest": run / "manifest.json"})})
 
 
 def _ask(
     config: Config, task: Task, model_path: str, examples: list[Example], split: str, votes: int
 ) -> tuple[list[Group], list[Group]]:
-    """The greedy and the sampled answers to every example."""
+    """Greedy and sampled completions for every example."""
     from rft_cluster.cluster.start import start_generators  # imports Ray, which takes seconds
 
     prompts = make_prompts(examples, task.text, split, 0, config.run.seed)

@@ -31,9 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def launch(config: Config, dry_run: bool, resume: bool, command: list[str]) -> None:
-    """Check all that can be checked, then train. Nothing stays written until the checks are over.
+    """Run all checks, then train. Until the checks have passed, nothing stays on disk.
 
-    `command` is what was typed, for the log, and for the message that says how to go on.
+    `command` is the command line, for the log and for the message about resuming.
     """
     if config.data.folds and not config.data.fold:
         return launch_folds(config, dry_run, resume, command)
@@ -63,7 +63,7 @@ def launch(config: Config, dry_run: bool, resume: bool, command: list[str]) -> N
 
 
 def _dry_run(config: Config, resume: bool) -> None:
-    """What a launch would check. That a run of this name is there is noted: the configuration may be for another."""
+    """Run all checks of a launch. An existing run of the same name is only noted, not refused."""
     from rft_cluster.run.lock import holder
     from rft_cluster.run.resume import Start, find_start, is_run
 
@@ -84,7 +84,7 @@ def _dry_run(config: Config, resume: bool) -> None:
 
 
 def _check(config: Config, start: "Start") -> "Task":
-    """Read the data, hold all against one another, and print the plan."""
+    """Read the data, check everything against the task, and print the plan."""
     from rft_cluster.algorithm import load_algorithm
     from rft_cluster.classification.redteam import check_rewards
     from rft_cluster.cluster.machine import check_machine, check_memory, check_ray_folder
@@ -121,7 +121,7 @@ def _check(config: Config, start: "Start") -> "Task":
 
 
 def _run(config: Config, task: "Task", start: "Start", log: "Log") -> None:
-    """Train, and say how good it is and where it lies."""
+    """Train, then print the result and where the model is."""
     from rft_cluster.classification.baselines import nearest_neighbour_and_regression, verdict
     from rft_cluster.common.files import write_json
     from rft_cluster.run.folder import read_evaluations
@@ -149,7 +149,7 @@ def _run(config: Config, task: "Task", start: "Start", log: "Log") -> None:
 
 
 def _train(config: Config, task: "Task", model_path: str, start: "Start") -> None:
-    """Start the actors, bring the learners to where the run begins, and run the loop."""
+    """Start the actors, load the checkpoint into the learners if the run resumes, and run the loop."""
     from rft_cluster.cluster.start import start_cluster
     from rft_cluster.run.folder import RunFolder
     from rft_cluster.run.task import tiny_model_of
@@ -158,7 +158,7 @@ def _train(config: Config, task: "Task", model_path: str, start: "Start") -> Non
     with start_cluster(config, model_path) as cluster:
         if start.checkpoint:
             cluster.learners.restore_checkpoint(start.checkpoint.path, start.checkpoint.state.optimizer_updates)
-        # Opened last: until the actors are up the folder stays as it was found.
+        # Opened last: until all actors are ready, the folder stays unchanged.
         train(config, task, cluster, RunFolder(config, task, start.step, tiny_model_of(config, model_path)))
 
 
@@ -172,7 +172,7 @@ def _models(config: Config) -> str:
 
 
 def launch_folds(config: Config, dry_run: bool, resume: bool, command: list[str]) -> None:
-    """A run for each fold, one after the other, then the figure of all together. A dry run checks them all."""
+    """Launch one run a fold, one after the other, and pool their results. A dry run checks all folds."""
     from rft_cluster.run.folds import fold_configs, write_folds
 
     for number, fold in enumerate(fold_configs(config), 1):
@@ -183,8 +183,10 @@ def launch_folds(config: Config, dry_run: bool, resume: bool, command: list[str]
 
 
 def _where(config: Config, dry_run: bool) -> str:
-    """Where the run would go. A running cluster that it would join is asked whether it can hold it; a run waits a
-    minute for what others hold."""
+    """A line about where the run would be placed. A running cluster is asked whether it has room.
+
+    A run waits up to a minute for resources that others hold; a dry run does not.
+    """
     if not config.cluster.joins:
         return "no cluster address is set: the run would start Ray on this machine, which can hold it"
     from rft_cluster.cluster.start import RESERVE_TIMEOUT, check_cluster

@@ -1,8 +1,8 @@
 """Classify images: python -m rft_cluster.predict --checkpoint RUN_OR_MODEL IMAGE_OR_FOLDER... [--json | --csv]
 
-The exported model brings its classes, its question and its pixel limits along. Answers are greedy, as accuracy is
-measured. With --votes several samples an image vote, and the share of votes says how sure the policy is of its own
-answer. Exit code 1: some files could not be read.
+The exported model contains its classes, question and pixel limits. Answers are greedy, like those that accuracy is
+measured on. With --votes several samples an image vote, and the share of votes shows how certain the policy is.
+Exit code 1: some files could not be read.
 """
 
 import argparse
@@ -37,10 +37,10 @@ from rft_cluster.prompts import make_prompts
 if TYPE_CHECKING:
     from rft_cluster.generator.generator import Generator
 
-AT_ONCE = 32  # images in the engine at a time: results stream, and memory stays bounded however many files there are
+AT_ONCE = 32  # images in the engine at a time, so that results stream and memory is bounded
 REASONING_SHOWN = 200
 COLUMNS = ("file", "label", "share", "reasoning")  # of --csv
-COUNTED = 20  # classes in the summary
+COUNTED = 20  # classes listed in the summary
 NO_CLASS = "(no class)"
 
 
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def predict(options: argparse.Namespace) -> int:
-    """Classify every image under the given paths and print a line for each as soon as it is known."""
+    """Classify every image under the given paths, and print each result as soon as it is there."""
     check_range("--votes", options.votes, 1, 10_000)
     check_range("--seed", options.seed, 0, 2**32 - 1)
     check_range("--kv-cache-gib", options.kv_cache_gib, 1, MOST_GIB)
@@ -98,7 +98,7 @@ def predict(options: argparse.Namespace) -> int:
 
 
 def _summary(labels: Mapping[str, int], unreadable: int) -> str:
-    """`81 images: 41 bag, 38 shoe, 2 (no class)`, the most frequent first; then how many were not classified."""
+    """`81 images: 41 bag, 38 shoe, 2 (no class)`, most frequent first, then the number of unreadable files."""
     ranked = sorted(labels.items(), key=lambda item: (-item[1], item[0]))
     counts = [f"{count} {label}" for label, count in ranked[:COUNTED]]
     rest = ranked[COUNTED:]
@@ -110,11 +110,12 @@ def _summary(labels: Mapping[str, int], unreadable: int) -> str:
 
 
 def image_files(paths: list[Path], left_out: LeftOut) -> Iterator[Path]:
-    """The files named, and all images in the folders named and below, sorted; hidden ones are left out, as are the
-    folders of systems. `left_out` counts what in those folders is no image.
+    """The given files, and all images in and below the given folders, sorted.
+
+    Hidden files and system folders are left out. `left_out` counts other files in the folders.
 
     Raises:
-        UserError: there is nothing at a path.
+        UserError: a path does not exist.
     """
     for path in paths:
         if path.is_dir():
@@ -122,7 +123,7 @@ def image_files(paths: list[Path], left_out: LeftOut) -> Iterator[Path]:
                 below = [Path(folder, name) for name in sorted(folders)]
                 for system in filter(is_system, below):
                     left_out.system(system)
-                for link in (one for one in below if one.is_symlink()):  # not followed: they may lead in circles
+                for link in (one for one in below if one.is_symlink()):  # not followed: links may form a cycle
                     left_out.beside(link, "links to folders")
                 folders[:] = [one.name for one in below if not (is_system(one) or one.name.startswith("."))]
                 for file in (Path(folder, name) for name in sorted(names)):
@@ -139,11 +140,11 @@ def image_files(paths: list[Path], left_out: LeftOut) -> Iterator[Path]:
 def _answers(
     export: Path, card: Card, files: list[Path], options: argparse.Namespace, reader: AnswerReader, bad: list[str]
 ) -> Iterator[tuple[Path, Vote]]:
-    """Each readable file with its vote, in order; what is wrong with the others goes to `bad`."""
+    """Yield each readable file with its vote, in order. Messages about unreadable files are appended to `bad`."""
     engine = None
     readable = _readable(files, bad, Limits(card.data_max_pixels, card.data_max_bytes, keys=False), card.levels)
     while chunk := list(islice(readable, AT_ONCE)):
-        if engine is None:  # not before there is something to ask
+        if engine is None:  # start the engine only when there is an image to classify
             print(f"loading the model and starting its engine for {len(files)} images ...", file=sys.stderr, flush=True)
             started = time.monotonic()
             engine = _start(export, card, options)
@@ -158,10 +159,10 @@ def _answers(
 def _readable(
     files: list[Path], bad: list[str], limits: Limits, levels: tuple[int, int] | None
 ) -> Iterator[tuple[Path, bytes]]:
-    """Each image that can be read, as the policy saw such in training; what is wrong with the others goes to `bad`."""
+    """Yield each readable image, converted as in training. Messages about unreadable files are appended to `bad`."""
     for path in files:
         try:
-            if not path.is_file():  # opening a named pipe would wait for ever
+            if not path.is_file():  # opening a named pipe would block for ever
                 raise UserError(f"{path}: not a file")
             with path.open("rb") as file:
                 image = file.read(limits.bytes + 1)  # one more than `check_image` accepts
@@ -176,11 +177,11 @@ def _readable(
 
 
 def _start(export: Path, card: Card, options: argparse.Namespace) -> "tuple[Generator, Sampling]":
-    """An engine in this process, and how to sample from it."""
+    """Start an engine in this process. Returns it with the sampling parameters."""
     from rft_cluster.generator.generator import Generator
     from rft_cluster.generator.vllm_options import EngineOptions, device_here
 
-    # On stdout results alone; on stderr what is wrong with files, and nothing of vLLM's that is not an error.
+    # stdout gets results only; stderr gets messages about files, and of vLLM's output only errors.
     os.environ["VLLM_LOGGING_STREAM"] = "ext://sys.stderr"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     device = device_here()
@@ -210,7 +211,7 @@ def _line(path: Path, vote: Vote, options: argparse.Namespace) -> str:
 
 
 def _begin_again_with_openmp() -> None:
-    """The runtime can only be loaded before everything else."""
+    """Restart the process with Intel's OpenMP runtime, which must be loaded before anything else."""
     environment = openmp_environment("cpu")
     if environment and "LD_PRELOAD" not in os.environ:
         os.execve(

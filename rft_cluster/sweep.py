@@ -1,14 +1,14 @@
-"""Compare choices: python -m rft_cluster.sweep --config sweep.yaml [--parallel N]
+"""Train one run for each combination of settings: python -m rft_cluster.sweep --config sweep.yaml [--parallel N]
 
     name: templates-and-shots      # the folder runs/NAME gets a run for each combination, a table and a plot
-    config: digits                 # what they all start from, as for launch
+    config: digits                 # the common configuration, as for launch
     overrides: [schedule.steps=80]
     grid:
       prompt.template: [think_answer, answer_only]
-      data.shots: [1, 2, 4]        # the last key is the plot's axis, the others make its colours
-    seeds: [0, 1]                  # run.seed; of several the mean is shown, with the interval of their spread
+      data.shots: [1, 2, 4]        # the last key is the plot's axis; the others become colours
+    seeds: [0, 1]                  # run.seed; with several, the table has the mean and the interval of their spread
 
-Runs are `launch` as you would type it, one after another. Started again it goes on where it stopped.
+Each run is a `launch` command, one after another. The same sweep started again continues where it stopped.
 """
 
 import argparse
@@ -35,12 +35,12 @@ from rft_cluster.common.errors import UserError, check_range, exit_code
 from rft_cluster.config import FilePath, PathText, Section, load_config, read_file, run_folder_of, validated
 from rft_cluster.run.folder import read_evaluations
 
-LINES = 6  # of a failed run's log that are shown
-STEP = re.compile(r"step +(\d+)/\d+ ")  # begins a step's line of `launch`
+LINES = 6  # lines shown of a failed run's log
+STEP = re.compile(r"step +(\d+)/\d+ ")  # start of a step's line in the output of `launch`
 
 
 class Sweep(Section):
-    """A sweep's file; see the module. The grid's values are what an override would be given, as they are written."""
+    """A sweep's file, see the module's docstring. The grid's values are the texts of overrides."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     config: PathText
@@ -56,7 +56,7 @@ class Sweep(Section):
 
 @dataclass(frozen=True)
 class Run:
-    """One combination of the grid's values with one seed; `name` is its folder's."""
+    """One combination of the grid's values and one seed. `name` is that of its folder."""
 
     values: tuple[str, ...]
     seed: int
@@ -79,17 +79,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def read_sweep(path: Path) -> Sweep:
-    """Raises UserError where the file is missing, not YAML, or says something else than a sweep's file may."""
-    if (run := run_folder_of(path)) is not None:  # its overrides would count as typed
+    """Read a sweep's file. Raises UserError if it is missing, not YAML, or has unknown or invalid keys."""
+    if (run := run_folder_of(path)) is not None:  # its overrides would count as typed by the user
         raise UserError(f"{path} lies in the folder of a run, {run}, so it is data: copy it elsewhere if you trust it")
     return validated(Sweep, read_file(path), f"{path} is not a sweep (name, config, grid, ...)")
 
 
 def combinations(sweep: Sweep) -> list[Run]:
-    """Every run of a sweep; the last key of the grid and then the seed change fastest.
+    """All runs of a sweep. The seed changes fastest, then the last key of the grid.
 
     Raises:
-        UserError: two of them would have one name.
+        UserError: two runs would have the same name.
     """
     runs = []
     for values in itertools.product(*sweep.grid.values()):
@@ -105,7 +105,7 @@ def combinations(sweep: Sweep) -> list[Run]:
 
 
 def sweep(plan: Sweep, parallel: int) -> int:
-    """Check every combination, run what has not run, then write the table and the plot."""
+    """Check every combination, run those that are not complete, then write the table and the plot."""
     check_range("--parallel", parallel, 1, 1000)
     runs = combinations(plan)
     steps = [load_config(plan.config, run.overrides(plan)).schedule.steps for run in runs]
@@ -133,7 +133,7 @@ def sweep(plan: Sweep, parallel: int) -> int:
 
 @contextmanager
 def _all_stopped(pool: ThreadPoolExecutor) -> Iterator[list["subprocess.Popen[str]"]]:
-    """Runs that are put into the list are stopped when the sweep is: each saves what it has."""
+    """Stop the processes in the yielded list when the sweep is stopped: each saves a checkpoint."""
     launched: list[subprocess.Popen[str]] = []
     try:
         yield launched
@@ -149,7 +149,7 @@ def _all_stopped(pool: ThreadPoolExecutor) -> Iterator[list["subprocess.Popen[st
 def _launch(
     plan: Sweep, run: Run, steps: int, bar: "tqdm[NoReturn]", launched: list["subprocess.Popen[str]"]
 ) -> tuple[Run, float, int]:
-    """Run one combination to its end, or go on with it; its output goes to NAME.log, its `steps` to the bar."""
+    """Run or resume one combination. Its output goes to NAME.log, its steps to the progress bar."""
     started, done = time.monotonic(), 0
     command = [sys.executable, "-m", "rft_cluster.launch", "--resume", "--config", plan.config, *run.overrides(plan)]
     bar.set_postfix_str(run.name)
@@ -157,7 +157,7 @@ def _launch(
         (plan.path / f"{run.name}.log").open("a", encoding="utf-8") as log,
         subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace",
-            start_new_session=True,  # a terminal's Ctrl-C is the sweep's alone, which passes it on once
+            start_new_session=True,  # a terminal's Ctrl-C reaches only the sweep, which passes it on once
         ) as process,
     ):  # fmt: skip
         launched.append(process)
@@ -175,7 +175,7 @@ def _launch(
 
 
 def _tests(plan: Sweep, run: Run) -> list[dict[str, Any]]:
-    """The evaluations on the test split, before and after; fewer while a run is not complete."""
+    """The evaluations on the test split, before and after training; fewer if the run is not complete."""
     folder = plan.path / run.name
     return read_evaluations(folder, "test") if (folder / "model").is_dir() else []
 
@@ -191,7 +191,7 @@ def _outcome(plan: Sweep, run: Run, code: int) -> str:
 
 
 def _row(plan: Sweep, runs: Sequence[Run], values: tuple[str, ...]) -> dict[str, Any] | None:
-    """One line of the table: the runs of these values. Rates are means over them, `n` is the images of each."""
+    """One row of the table, for all seeds of one combination. Rates are means over seeds, `n` the images of each."""
     from rft_cluster.classification.intervals import over_runs
 
     done = [(run, tests) for run in runs if run.values == values and (tests := _tests(plan, run))]
@@ -233,9 +233,9 @@ def _write(plan: Sweep, rows: list[dict[str, Any]]) -> None:
 
 
 def markdown(plan: Sweep, rows: Sequence[dict[str, Any]]) -> str:
-    """The table: test accuracy before and after, with its 95 % interval, and the baselines' on the same images.
+    """The table: test accuracy before and after, with its 95 % interval, and the baselines on the same images.
 
-    Of several seeds all are means, and the interval is that of their spread (`over_runs`).
+    With several seeds all rates are means, and the interval is that of the spread over seeds (`over_runs`).
     """
     head = [*plan.grid, "before", "after", "95 % interval", "format", *BASELINES.values(), "images", "seeds"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]

@@ -1,2 +1,2 @@
-"""Everything that knows Qwen2-VL: its encoder, the policy that is trained, and the tiny one of the demo. Imports
+"""All code that depends on Qwen2-VL: its encoder, the trained policy, and the tiny model of the demo. Imports
 `data` and `prompts`."""

@@ -1,7 +1,6 @@
-"""From a question about an image to token ids and pixel values.
+"""Encode a question about an image into token ids and pixel values.
 
-Generators and learners encode a prompt with the same `PromptEncoder`, so pixel limits and token counts cannot
-drift apart.
+Generators and learners use the same `PromptEncoder`, so their pixel limits and token counts agree.
 """
 
 import io
@@ -24,7 +23,7 @@ with light_imports():
     from torch import Tensor
     from transformers import AutoProcessor, ProcessorMixin
 
-REASON = 300  # characters of what a library says
+REASON = 300  # characters of a library's message
 
 
 @dataclass(frozen=True)
@@ -37,10 +36,10 @@ class EncodedPrompt:
 
 
 class PromptEncoder:
-    """Turns prompts into what the model reads, with the model's own processor and fixed pixel limits."""
+    """Encodes prompts with the model's own processor and fixed pixel limits."""
 
     def __init__(self, path: str, min_pixels: int, max_pixels: int, trust_remote_code: bool = False) -> None:
-        """Raises UserError where the folder's processor, tokenizer or chat template is missing, damaged or another
+        """Raises UserError if the folder's processor, tokenizer or chat template is missing, damaged, or another
         model's."""
         self._processor = _load_processor(path, trust_remote_code)
         self._limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
@@ -62,15 +61,18 @@ class PromptEncoder:
             raise UserError(f"model.path: the chat template in {path} does not place one image and the question")
 
     def _forbidden(self) -> list[int]:
-        """What generators never sample and learners renormalise without, sorted: vision tokens, and every other special
-        token that does not end a completion. A text shows none of those, so no reward could see them."""
+        """Sorted ids of the tokens that generators never sample and learners exclude from the softmax.
+
+        These are vision tokens and all other special tokens, except those that end a completion. They do not show in
+        the text, so no reward could see them.
+        """
         added = self.tokenizer.added_tokens_decoder.items()
         special = {token_id for token_id, token in added if token.special} | set(self.tokenizer.all_special_ids)
         vision = self.tokenizer.convert_tokens_to_ids(list(VISION_TOKENS))
         return sorted((special | set(vision)) - set(self.stop_token_ids))
 
     def chat(self, text: str) -> str:
-        """The model's chat format of an image followed by `text`, up to where the answer begins."""
+        """Format an image followed by `text` with the chat template, up to the start of the answer."""
         turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
         return self._processor.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
 
@@ -79,7 +81,7 @@ class PromptEncoder:
         return fetch_image({"image": open_image(data), **self._limits})
 
     def image_limits(self) -> dict[str, Any]:
-        """The processor's own pixel limits, set so that it leaves an image from `image` as it is."""
+        """The processor's pixel limits, set so that it does not resize the images that `image` returns."""
         return {"size": {"shortest_edge": self._limits["min_pixels"], "longest_edge": self._limits["max_pixels"]}}
 
     def encode(self, prompt: Prompt) -> EncodedPrompt:
@@ -134,7 +136,7 @@ class PromptEncoder:
 def _load_processor(path: str, trust_remote_code: bool) -> Any:
     try:
         processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except Exception as error:  # tokenizers raise no other kind
+    except Exception as error:  # tokenizers raises plain Exception
         reason = " ".join(str(error).split())[:REASON]
         raise UserError(
             f"model.path: the processor or tokenizer of {path} cannot be read ({type(error).__name__}: {reason}); "

@@ -1,8 +1,8 @@
-"""A model's folder, held against what training needs of it before anything heavy is imported: no torch here.
+"""Check a model's folder before anything heavy is imported: no torch here.
 
-config.json                   a Qwen2-VL, with a window that is long enough
-model.safetensors             the weights; or several files of them with model.safetensors.index.json, which says
-                              what lies in which
+config.json                   a Qwen2-VL with a long enough window
+model.safetensors             the weights, or several such files with model.safetensors.index.json, which maps tensors
+                              to files
 """
 
 import json
@@ -23,7 +23,7 @@ INDEX = "model.safetensors.index.json"
 PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 TRAINABLE = ("F32", "BF16", "F16")
 LAYER = re.compile(r"(.*\b(?:layers|blocks))\.(\d+)\.(.+)")
-# Of each of these the policy has one beside its layers, whatever prefix a version of transformers wrote before it.
+# The tensors beside the layers, by the end of their names: prefixes differ between versions of transformers.
 BESIDE_LAYERS = ("embed_tokens.weight", "norm.weight", "visual.patch_embed.proj.weight", "visual.merger.mlp.0.weight")
 CURE = "copy or download the folder anew"
 
@@ -31,10 +31,10 @@ Shapes = dict[str, list[int]]
 
 
 def check_model_folder(path: str | Path, longest_sequence: int) -> int:
-    """Refuse a folder that is not a whole Qwen2-VL, or whose window is too short. Returns its number of parameters.
+    """Check that a folder has a complete Qwen2-VL with a long enough window. Returns its number of parameters.
 
     Raises:
-        UserError: says what the folder is instead, or what of it is missing or damaged.
+        UserError: the message says what the folder is instead, or what is missing or damaged.
     """
     folder = Path(path)
     config = check_model_config(folder, longest_sequence)
@@ -45,7 +45,7 @@ def check_model_folder(path: str | Path, longest_sequence: int) -> int:
 
 
 def check_model_config(folder: Path, longest_sequence: int) -> dict[str, Any]:
-    """What config.json says of the model, if that is a Qwen2-VL that can be trained and has a long enough window.
+    """Read config.json and check that the model is a trainable Qwen2-VL with a long enough window.
 
     Raises:
         UserError: it is not, or the file is missing or damaged.
@@ -71,7 +71,7 @@ def check_model_config(folder: Path, longest_sequence: int) -> dict[str, Any]:
 
 
 def check_window(window: int, longest_sequence: int, model: str) -> None:
-    """Raises UserError where a prompt and its completion would not fit into a model's window."""
+    """Raise UserError if a prompt and its completion may not fit into the model's window."""
     if longest_sequence > window:
         raise UserError(
             f"model.max_prompt_tokens + sampling.max_tokens = {longest_sequence} is more than the window of "
@@ -80,7 +80,7 @@ def check_window(window: int, longest_sequence: int, model: str) -> None:
 
 
 def check_parallel(config: dict[str, Any], gpus: int) -> None:
-    """Raises UserError where an engine cannot spread the attention heads over `gpus` GPUs."""
+    """Raise UserError if the attention heads cannot be divided over `gpus` GPUs."""
     heads = _of_text(config, "num_attention_heads")
     if isinstance(heads, int) and gpus > 1 and heads % gpus:
         fits = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
@@ -88,7 +88,7 @@ def check_parallel(config: dict[str, Any], gpus: int) -> None:
 
 
 def _of_text(config: dict[str, Any], key: str) -> Any:
-    """A value of the language model's, which older configurations have at the top."""
+    """A value of the language model's config. Older configurations have it at the top level."""
     section = config.get("text_config")
     return section.get(key) if isinstance(section, dict) and section else config.get(key)
 
@@ -98,7 +98,7 @@ def _read_json(file: Path, missing: str) -> dict[str, Any]:
         value = json.loads(file.read_bytes())
     except FileNotFoundError as error:
         raise UserError(f"model.path: {missing}") from error
-    except (ValueError, RecursionError) as error:  # of JSON or of UTF-8
+    except (ValueError, RecursionError) as error:  # invalid JSON or UTF-8
         raise UserError(f"model.path: {file} is not JSON: {error}; {CURE}") from error
     if not isinstance(value, dict):
         raise UserError(f"model.path: {file} holds a {type(value).__name__}, not an object; {CURE}")
@@ -106,7 +106,7 @@ def _read_json(file: Path, missing: str) -> dict[str, Any]:
 
 
 def _shapes(folder: Path) -> Shapes:
-    """The shape of each tensor, from the files' headers; every file is as long as its header says."""
+    """The shape of each tensor, from the files' headers. Also checks that each file is as long as its header says."""
     if (folder / WEIGHTS).is_file():
         return _header(folder / WEIGHTS)
     if not list(folder.glob("*.safetensors")):
@@ -133,7 +133,7 @@ def _header(file: Path) -> Shapes:
     shapes: Shapes = {}
     try:
         with safe_open(str(file), framework="numpy") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - it is no dictionary
+            for name in tensors.keys():  # noqa: SIM118 - not a dictionary
                 part = tensors.get_slice(name)
                 shapes[name] = part.get_shape()
                 if part.get_dtype() not in TRAINABLE:
@@ -147,8 +147,8 @@ def _header(file: Path) -> Shapes:
 
 
 def _check_complete(folder: Path, config: dict[str, Any], shapes: Shapes) -> None:
-    """As many layers as the configuration says, each with the tensors that the others have, and what is beside them."""
-    layers: dict[str, dict[int, dict[str, list[int]]]] = {}  # prefix -> number -> tensors
+    """Check that all layers of the configuration are there with the same tensors, and the tensors beside the layers."""
+    layers: dict[str, dict[int, dict[str, list[int]]]] = {}  # prefix -> layer number -> name -> shape
     for name, shape in shapes.items():
         if match := LAYER.fullmatch(name):
             layers.setdefault(match[1], {}).setdefault(int(match[2]), {})[match[3]] = shape

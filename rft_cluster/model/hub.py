@@ -1,9 +1,9 @@
-"""Where a model's files lie: in a folder, in the hub's cache on this machine, or on the hub, to be fetched.
+"""Find a model's files: in a folder, in the hub's cache on this machine, or on the hub.
 
-find_model("models/qwen")                     a folder: itself
-find_model("Qwen/Qwen2-VL-2B-Instruct")       in the cache, whole: the folder there; nothing is asked of the hub
-otherwise                                     its configuration and tokenizer are fetched (some MB), which is enough
-                                              for all checks; `fetch_weights` then brings the rest
+find_model("models/qwen")                     a folder: returned as it is
+find_model("Qwen/Qwen2-VL-2B-Instruct")       complete in the cache: the folder there, without asking the hub
+                                              not in the cache: its configuration and tokenizer are fetched (some MB),
+                                              enough for all checks; `fetch_weights` fetches the rest later
 """
 
 import difflib
@@ -20,14 +20,18 @@ from rft_cluster.model.folder import check_model_config, check_model_folder
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 KNOWN = ("Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-7B-Instruct", "Qwen/Qwen2-VL-2B", "Qwen/Qwen2-VL-7B")
 SMALL = ["*.json", "*.txt", "*.jinja"]
-UNKNOWN = (401, 404)  # what the hub answers where there is no such model, or it is another's
+UNKNOWN = (401, 404)  # the hub's answers for a missing or a private model
 WEIGHTS = ["*.safetensors"]
 
 
 @dataclass(frozen=True)
 class Model:
-    """`folder` holds its configuration, tokenizer and processor, and its weights where `missing` is 0. `missing`: bytes
-    of weights that are to be fetched. `note`: a line for people on where it comes from, if not a folder of theirs."""
+    """A model's files.
+
+    `folder`: has configuration, tokenizer and processor, and the weights if `missing` is 0.
+    `missing`: bytes of weights still to be fetched.
+    `note`: a line for the user about the model's origin, unless it is a local folder.
+    """
 
     folder: Path
     missing: int = 0
@@ -38,8 +42,8 @@ def find_model(path: str) -> Model:
     """The model that `model.path` names.
 
     Raises:
-        UserError: there is no such folder and it is no name on the hub; or the hub cannot be reached, has no such model
-            or does not show it, or its weights would not fit on the disk. Says what to do.
+        UserError: the path is neither a folder nor a hub name; or the hub cannot be reached or denies the model; or its
+            weights would not fit on the disk. The message says what to do.
     """
     folder = Path(path)
     if path and folder.is_dir():
@@ -55,22 +59,22 @@ def find_model(path: str) -> Model:
 
 
 def check_files(model: Model, longest_sequence: int) -> int:
-    """Hold a model's folder against what training needs, as far as its files are here. Returns its parameters.
+    """Check the model's files that are here. Returns its number of parameters.
 
     Raises:
-        UserError: as of `check_model_folder`.
+        UserError: as in `check_model_folder`.
     """
     if model.missing:
         check_model_config(model.folder, longest_sequence)
-        return model.missing // 2  # published in BF16
+        return model.missing // 2  # published weights are BF16: 2 bytes a parameter
     return check_model_folder(model.folder, longest_sequence)
 
 
 def fetch_weights(path: str) -> Path:
-    """The folder in the cache with all files of a model of the hub; shows how far it is.
+    """Fetch all files of a hub model, with a progress bar. Returns the folder in the cache.
 
     Raises:
-        UserError: as of `find_model`.
+        UserError: as in `find_model`.
     """
     from huggingface_hub import snapshot_download
 
@@ -107,10 +111,10 @@ def _on_the_hub(name: str) -> Model:
 
 @contextmanager
 def _asking(name: str) -> Iterator[None]:
-    """Ask the hub in here.
+    """Translate the hub's errors within this context.
 
     Raises:
-        UserError: it cannot be reached, or has no such model for who asks.
+        UserError: the hub cannot be reached, or has no such model for this user.
     """
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -145,7 +149,7 @@ def _asking(name: str) -> Iterator[None]:
 
 
 def _nearest(path: str) -> str:
-    """What may have been meant: a folder beside it, or a model whose name is alike."""
+    """A hint: a folder or a known model with a similar name."""
     parent = Path(path).parent
     known = {str(parent / file.parent.name): str(parent / file.parent.name) for file in parent.glob("*/config.json")}
     if not path.startswith((".", "~", "/")):

@@ -1,4 +1,4 @@
-"""The numbers of a model's config.json, held against ranges and against its weights before memory is taken for them."""
+"""Check the numbers in a model's config.json against ranges and against its weights, before memory is allocated."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from rft_cluster.common.errors import UserError
 from rft_cluster.common.text import shown
 from rft_cluster.model.qwen2vl import MERGE, PATCH
 
-FRAMES = 2  # an image is one pair of equal frames
+FRAMES = 2  # Qwen2-VL encodes an image as two equal video frames
 Width = Annotated[int, Field(ge=1, le=65_536)]
 Heads = Annotated[int, Field(ge=1, le=1024)]
 Layers = Annotated[int, Field(ge=1, le=512)]
@@ -19,7 +19,7 @@ Small = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Numbers(BaseModel):
-    """Left out, a number is Qwen2-VL's usual one, as in transformers. Keys beside those named here go unread."""
+    """The numbers that are checked. Defaults are those of transformers' Qwen2-VL. Other keys are ignored."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
@@ -61,7 +61,7 @@ class _Text(_Tokens):
     rope_parameters: _Rope | None = None
 
     def weights(self) -> int:
-        """Of the embedding and of the layers' matrices: what there is at the least."""
+        """A lower bound of the number of parameters: the embedding and the layers' matrices."""
         shared = (self.num_key_value_heads or self.num_attention_heads) / self.num_attention_heads
         attention = (2 + 2 * shared) * self.hidden_size**2
         matrices = attention + 3 * self.hidden_size * self.intermediate_size
@@ -93,7 +93,7 @@ class _Processor(_Numbers):
 
 
 def least_weights(config: dict[str, Any], file: Path) -> int:
-    """How many parameters a model of this config.json has at the least.
+    """A lower bound of the number of parameters of a model with this config.json.
 
     Raises:
         UserError: a number is out of its range.
@@ -110,12 +110,12 @@ def least_weights(config: dict[str, Any], file: Path) -> int:
 
 
 def check_processor(config: dict[str, Any], file: Path) -> None:
-    """Raises UserError where a processor's configuration cuts images into other patches than Qwen2-VL's."""
+    """Raise UserError if a processor's configuration has other patch sizes than Qwen2-VL's."""
     _checked(_Processor, config.get("image_processor") or config, file)
 
 
 def check_against(least: int, shapes: dict[str, list[int]], file: Path) -> None:
-    """Raises UserError where config.json stands for more parameters than the weights' files hold."""
+    """Raise UserError if config.json implies more parameters than the weight files have."""
     held = sum(math.prod(shape) for shape in shapes.values())
     if least > held:
         raise UserError(

@@ -1,5 +1,5 @@
-"""The learner's model: it reads each prompt and image once for all its completions and returns log-probabilities of
-completion tokens, never a [tokens x vocabulary] tensor for the whole sequence.
+"""The learner's model. It encodes each prompt and image once for all its completions, and returns log-probabilities of
+completion tokens without a [tokens x vocabulary] tensor for the whole sequence.
 """
 
 import socket
@@ -22,15 +22,15 @@ from rft_cluster.model.shared_prefix import PackLayout
 with light_imports():
     from transformers import Qwen2VLForConditionalGeneration
 
-# Log-probabilities are computed for so many tokens at once: bounds the FP32 [tokens x vocabulary] tensor.
+# Tokens for which log-probabilities are computed at once. Bounds the FP32 [tokens x vocabulary] tensor.
 LOGPROB_CHUNK = 512
 
 
 class PolicyModel(nn.Module):
-    """Qwen2-VL whose forward gives the log-probabilities of given completion tokens.
+    """Qwen2-VL whose forward returns the log-probabilities of given completion tokens.
 
-    It is the FSDP root: log-probabilities are computed inside its forward, where the tied embedding and lm_head
-    are gathered. Calling `lm_head` from outside would go around FSDP's hooks.
+    This module is the FSDP root, and computes log-probabilities inside its forward, where the tied embedding and
+    lm_head are gathered. A call of `lm_head` from outside would bypass FSDP's hooks.
     """
 
     def __init__(self, model: Qwen2VLForConditionalGeneration, forbidden: list[int], temperature: float) -> None:
@@ -62,7 +62,7 @@ class PolicyModel(nn.Module):
         Args:
             input_ids: [1, T] int64: prompts, then completions, as `layout` says.
             position_ids: [3, 1, T] int64.
-            layout: what of the row attends to what.
+            layout: which positions of the row attend to which.
             pixel_values: [patches of the prompts' images, 1176].
             image_grid_thw: [prompts, 3] int64.
             predictor_index: [C] int64, the position in T whose output predicts each completion token.
@@ -71,7 +71,7 @@ class PolicyModel(nn.Module):
         Returns:
             log-probabilities [C] FP32 in nats, and entropy [C] FP32 without gradient.
         """
-        # Apart from the language model's call, so that the vision tower never sees the layout.
+        # The vision tower is called separately, because it must not get the layout.
         images = self.model.model.get_image_features(pixel_values, image_grid_thw, return_dict=True)
         hidden = self.model.model(
             input_ids=input_ids,
@@ -93,23 +93,23 @@ class PolicyModel(nn.Module):
         logits = self.model.lm_head(states).float().div_(self.temperature)
         # The generator samples from the same restricted, tempered distribution.
         logits[:, self.forbidden] = float("-inf")
-        logits = logits.log_softmax(-1)  # under the old name: two tensors of this size are the peak
+        logits = logits.log_softmax(-1)  # reusing the name frees the logits: only two tensors of this size at the peak
         with torch.no_grad():
             terms = logits.exp().mul_(logits)
-            terms[:, self.forbidden] = 0.0  # not 0 * -inf
+            terms[:, self.forbidden] = 0.0  # 0 * -inf would be NaN
         return logits.gather(-1, token_ids[:, None]).squeeze(-1), -terms.sum(-1)
 
 
 def load_policy(
     path: str, model: ModelSection, attention: dict[str, str], forbidden: list[int], temperature: float
 ) -> PolicyModel:
-    """The trainable model of a folder or hub name, on the CPU: FP32 masters, or FP32 adapters on a BF16 base."""
+    """Load the trainable model on the CPU: FP32 master weights, or FP32 adapters on a BF16 base."""
     dtype = torch.bfloat16 if model.lora else torch.float32
     policy = PolicyModel(_load(path, dtype, attention, model.trust_remote_code), forbidden, temperature)
     if model.freeze_vision:
         policy.model.model.visual.requires_grad_(False)
     if model.lora:
-        with light_imports():  # a second, which only a run with LoRA needs to wait
+        with light_imports():  # takes a second, and only LoRA needs it
             from peft import LoraConfig, inject_adapter_in_model
 
         policy.requires_grad_(False)
@@ -118,14 +118,14 @@ def load_policy(
         for parameter in policy.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-    # Qwen2-VL has no dropout; transformers checkpoints activations in training mode alone.
+    # transformers checkpoints activations only in training mode. Qwen2-VL has no dropout.
     return policy.train()
 
 
 def load_reference(
     path: str, model: ModelSection, attention: dict[str, str], forbidden: list[int], temperature: float
 ) -> PolicyModel:
-    """The starting model in BF16, not trained. With LoRA none is needed: see `base_model`."""
+    """Load the frozen starting model in BF16. LoRA does not need it: see `base_model`."""
     policy = PolicyModel(_load(path, torch.bfloat16, attention, model.trust_remote_code), forbidden, temperature)
     return policy.requires_grad_(False).eval()
 
@@ -133,11 +133,11 @@ def load_reference(
 def _load(
     path: str, dtype: torch.dtype, attention: dict[str, str], trust_remote_code: bool
 ) -> Qwen2VLForConditionalGeneration:
-    """Only safetensors are read.
+    """Load a model from safetensors only.
 
     Raises:
-        UserError: the files cannot be read or fetched here; a node may not have what the driver's checks have seen. Or
-            its attention sees only a window of the sequence, which no published Qwen2-VL's does.
+        UserError: the files cannot be read or fetched on this node, although the driver's checks passed elsewhere; or
+            the model has sliding-window attention, which no published Qwen2-VL uses.
     """
     try:
         model = Qwen2VLForConditionalGeneration.from_pretrained(
@@ -156,7 +156,7 @@ def _load(
 
 @contextmanager
 def base_model(policy: PolicyModel) -> Iterator[PolicyModel]:
-    """The policy with its adapters switched off: with LoRA the starting model needs no memory of its own."""
+    """The policy with its adapters switched off: the starting model of LoRA, without extra memory."""
     from peft.tuners.lora import LoraLayer
 
     layers = [module for module in policy.modules() if isinstance(module, LoraLayer)]
@@ -169,5 +169,5 @@ def base_model(policy: PolicyModel) -> Iterator[PolicyModel]:
 
 
 def shard_units(policy: PolicyModel) -> list[nn.Module]:
-    """The layers that FSDP gathers one at a time; the rest (tied embedding, lm_head, merger) stays in the root."""
+    """The layers that FSDP gathers one at a time. The rest (tied embedding, lm_head, merger) is in the root's unit."""
     return [*policy.model.model.visual.blocks, *policy.model.model.language_model.layers]

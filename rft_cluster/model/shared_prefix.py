@@ -1,11 +1,11 @@
-"""Attention for groups that share their prompt: one row, each prompt once, completions that do not see each other.
+"""Attention for groups with a shared prompt: each prompt once in a row, and completions that do not see each other.
 
     row      [ prompt 1 | prompt 2 | ... | completion | completion | ... ]
 
-A prompt attends to itself, a completion to its prompt and itself, both causally. Cut into segments of queries, each
-with its own keys (a prompt's are its own, a completion's are its prompt's followed by its own), that is one call of
-variable-length attention, causal aligned to the end of the keys; no mask of the row's length squared is ever made.
-Both implementations below are registered with transformers; `common/hardware.py` names the one for a device.
+A prompt attends to itself, a completion to its prompt and itself, both causally. The row is cut into segments of
+queries. The keys of a prompt are its own; the keys of a completion are its prompt's, followed by its own. This makes
+one call of variable-length attention, causal and aligned to the end of the keys, without a mask of [T, T].
+Both implementations below are registered with transformers; `common/hardware.py` names the one for each device.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,11 +22,12 @@ from transformers import AttentionInterface
 
 @dataclass(frozen=True)
 class PackLayout:
-    """Where the prompts and completions of a row of T tokens lie, as attention needs it.
+    """The prompts and completions in a row of T tokens.
 
-    `segments` are the (queries, keys) of each prompt, then of each completion, in the order of the row; completions
-    without a token in the row are left out. `key_rows` [K] int64 are the rows of all their keys, one segment after the
-    other; `query_starts` and `key_starts` [segments + 1] int32 are where each begins, and where the last ends.
+    `segments`: number of (queries, keys) of each prompt, then of each completion, in the order of the row. Completions
+        without a token in the row are left out.
+    `key_rows` [K] int64: positions in the row of all keys, segment after segment.
+    `query_starts`, `key_starts` [segments + 1] int32: where each segment begins; the last entry is the total.
     """
 
     segments: tuple[tuple[int, int], ...]
@@ -41,7 +42,7 @@ class PackLayout:
 
 
 def pack_layout(prompts: Sequence[int], completions: Sequence[int], owners: Sequence[int]) -> PackLayout:
-    """The layout of prompts and completions of so many tokens; `owners` names each completion's prompt by its index."""
+    """The layout for these lengths in tokens. `owners[i]` is the index of the prompt of completion i."""
     prompt_starts = [0, *accumulate(prompts)]
     starts = [*accumulate(completions, initial=prompt_starts[-1])][:-1]
     segments = [(length, length) for length in prompts]
@@ -60,10 +61,10 @@ def _starts(lengths: Sequence[int]) -> Tensor:
 
 
 def sdpa_segments(query: Tensor, key: Tensor, value: Tensor, layout: PackLayout, scaling: float) -> Tensor:
-    """Attention with torch's SDPA: neighbouring segments of one shape in one call. For CPUs.
+    """Attention with torch's SDPA, one call for neighbouring segments of the same shape. For CPUs.
 
-    It computes in FP32: the backward of the CPU's BF16 kernel takes 0.13 ms for each head of each segment, however
-    small, which for short completions is 40 times as long as in FP32, and is no faster for long ones.
+    Computes in FP32. The CPU's BF16 backward takes at least 0.13 ms for each head of each segment: 40 times as long as
+    FP32 for short completions, and no faster for long ones.
 
     Args:
         query: [T, heads, head size].
@@ -79,7 +80,7 @@ def sdpa_segments(query: Tensor, key: Tensor, value: Tensor, layout: PackLayout,
         count = len(list(equal))
         run = [_take(rows, count, length) for rows, length in ((query, queries), (key, keys), (value, keys))]
         query, key, value = query[count * queries :], key[count * keys :], value[count * keys :]
-        # SDPA's own causal mask is aligned to the first key. This one is as small as one segment.
+        # SDPA's own causal mask is aligned to the first key, so make one that is aligned to the last, for one segment.
         own, mask = queries == keys, None
         if not own:
             mask = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
@@ -91,12 +92,12 @@ def sdpa_segments(query: Tensor, key: Tensor, value: Tensor, layout: PackLayout,
 
 
 def _take(rows: Tensor, count: int, length: int) -> Tensor:
-    """The first segments, `count` of one length: [rows, heads, size] -> [count, heads, length, size]."""
+    """Reshape the first `count` segments of one length: [rows, heads, size] -> [count, heads, length, size]."""
     return rows[: count * length].unflatten(0, (count, length)).transpose(1, 2)
 
 
 def varlen_segments(query: Tensor, key: Tensor, value: Tensor, layout: PackLayout, scaling: float) -> Tensor:
-    """The same as `sdpa_segments` in one call of the flash-attention that comes with torch: GPUs, BF16 or FP16."""
+    """As `sdpa_segments`, in one call of torch's own flash-attention. For GPUs, in BF16 or FP16."""
     return varlen_attn(
         query,
         _gather(key, layout.key_rows),
@@ -106,7 +107,7 @@ def varlen_segments(query: Tensor, key: Tensor, value: Tensor, layout: PackLayou
         max(queries for queries, _ in layout.segments),
         max(keys for _, keys in layout.segments),
         scale=scaling,
-        window_size=(-1, 0),  # causal; with fewer queries than keys flash-attention aligns it to the end
+        window_size=(-1, 0),  # causal; flash-attention aligns it to the end if there are fewer queries than keys
         enable_gqa=True,
     )
 
@@ -114,8 +115,8 @@ def varlen_segments(query: Tensor, key: Tensor, value: Tensor, layout: PackLayou
 def _gather(rows: Tensor, index: Tensor) -> Tensor:
     """[T, heads, size], [K] -> [K, heads, size].
 
-    As an embedding: a prompt's rows are read by each of its completions, and on GPUs the backward of an embedding
-    adds their gradients up in FP32 and always in the same order, that of indexing does neither.
+    Uses an embedding lookup. Each completion reads its prompt's rows, so the backward adds up gradients: on GPUs an
+    embedding does that in FP32 and in a fixed order, indexing does neither.
     """
     return F.embedding(index, rows.flatten(1)).unflatten(1, rows.shape[1:])
 
@@ -132,7 +133,7 @@ def _register(name: str, attend: Callable[[Tensor, Tensor, Tensor, PackLayout, f
         layout: PackLayout,
         **_: Any,
     ) -> tuple[Tensor, None]:
-        """[1, heads, T, head size] -> [1, T, heads, head size], as transformers calls it and wants it back."""
+        """transformers' attention interface: [1, heads, T, head size] -> [1, T, heads, head size]."""
         query, key, value = (rows[0].transpose(0, 1) for rows in (query, key, value))
         return attend(query, key, value, layout, scaling)[None], None
 

@@ -1,2 +1,2 @@
-"""One run: what is to be learned, checked before any actor starts, and its folder on disk. Imports `data`, `prompts`,
+"""One run: its task, the checks before any actor starts, and its folder on disk. Imports `data`, `prompts`,
 `algorithm`, `classification` and `model`."""

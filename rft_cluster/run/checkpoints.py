@@ -1,4 +1,4 @@
-"""Checkpoints in a run's folder: where they are, which are whole, and when the next is due.
+"""Checkpoints in a run's folder: find the newest complete one, remove old ones, decide when the next is due.
 
 checkpoints/step-000050/   state.json, and the learners' shards (see learner/checkpoint.py)
 """
@@ -15,19 +15,19 @@ from rft_cluster.common.files import check_format, json_object, recover
 from rft_cluster.config import ScheduleSection
 
 STATE_FILE = "state.json"
-MOST_TIME = 0.02  # share of a run's time that saving by the clock may take
+MOST_TIME = 0.02  # largest share of a run's time for saving every `schedule.save_minutes`
 
 
 class State(BaseModel):
-    """`state.json`, what is to be known of a checkpoint."""
+    """The content of `state.json`."""
 
     step: int = Field(ge=0)
     prompt_sha256: str
     optimizer_updates: int = 0
     tiny_model: str | None = None
-    """The name in the cache of the small model that the run began from."""
+    """Cache name of the tiny model that the run started from, if any."""
     files: dict[str, int] = {}
-    """Each other file's size in bytes: one that was cut has another."""
+    """Size in bytes of every other file, to detect truncated ones."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ def checkpoint_folder(run: Path, step: int) -> Path:
 
 
 def latest_checkpoint(run: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest whole checkpoint of a run folder, and what is wrong with each newer one.
+    """The newest complete checkpoint of a run folder, and a note on each newer, damaged one.
 
     Raises:
-        UserError: there are some, but none is whole, or a newer version of the program wrote the newest.
+        UserError: all checkpoints are damaged, or a newer version of the program wrote the newest.
     """
     problems: list[str] = []
     for folder in _newest_first(run):
@@ -62,10 +62,10 @@ def latest_checkpoint(run: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def read_state(folder: Path) -> State:
-    """The state of a checkpoint that is whole.
+    """Read the state of a checkpoint and check that all its files are complete.
 
     Raises:
-        ValueError: it is not; says what is wrong.
+        ValueError: the checkpoint is damaged; the message says how.
         UserError: a newer version of the program wrote it.
     """
     file = folder / STATE_FILE
@@ -93,12 +93,12 @@ def read_state(folder: Path) -> State:
 
 
 def _newest_first(run: Path) -> list[Path]:
-    """Those that were given their name; `.tmp` is one that was not finished."""
+    """The checkpoint folders, newest first, without unfinished ones (`.tmp`)."""
     return sorted((run / "checkpoints").glob("step-" + "[0-9]" * 6), reverse=True)
 
 
 def _whole_size(file: Path) -> int:
-    """What a safetensors file's head says of its size: 8 bytes, a JSON object of that length, the tensors."""
+    """The size of a safetensors file according to its header: 8 bytes, a JSON object of that length, the tensors."""
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         if length > file.stat().st_size:
@@ -107,18 +107,18 @@ def _whole_size(file: Path) -> int:
     try:
         ends = [entry["data_offsets"][1] for name, entry in head.items() if name != "__metadata__"]
         return 8 + length + max(ends)
-    except (ValueError, LookupError, TypeError):  # no tensors, or no such object
+    except (ValueError, LookupError, TypeError):  # no tensors, or not such an object
         return -1
 
 
 def prune_checkpoints(run: Path, keep: int) -> None:
-    """Remove all but the newest `keep`; called after a newer one is complete."""
+    """Remove all but the newest `keep` checkpoints. Call this only after the newest is complete."""
     for path in _newest_first(run)[keep:]:
         shutil.rmtree(path)
 
 
 def clear_unfinished(run: Path) -> None:
-    """Remove what a process that died while saving left."""
+    """Remove unfinished checkpoints of a process that died while saving."""
     for path in _unfinished(run):
         recover(path.with_suffix(""))
 
@@ -130,7 +130,7 @@ def _unfinished(run: Path) -> Iterator[Path]:
 
 
 def is_due(schedule: ScheduleSection, step: int, seconds: float, cost: float) -> bool:
-    """Whether to save after `step` steps, `seconds` after the last time, which took `cost` seconds."""
+    """Return True if a checkpoint is due after `step` steps, `seconds` after the last one, which took `cost` s."""
     if step == schedule.steps:
         return True
     if schedule.save_every:

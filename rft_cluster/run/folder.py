@@ -4,13 +4,13 @@ runs/NAME/  config.yaml      the resolved configuration
             manifest.json    which images were chosen, with their SHA-256 (see data/manifest.py)
             metrics.jsonl    an object a step (see docs/metrics.md)
             eval.jsonl       an object an evaluation
-            baselines.json   what the same images give without a language model
+            baselines.json   accuracies without a language model on the same images
             rollouts/        step-000012.jsonl: an object a group: prompt, label, completions, rewards, versions
             checkpoints/     see checkpoints.py
             model/           the trained policy as a Hugging Face folder
-            model-best/      the one of its earlier states that did best on the validation images
-            log.txt          what the console showed (see log.py)
-            redone-DATE/     records of steps past the checkpoint from which a run was resumed: it did them again
+            model-best/      the policy with the best validation accuracy
+            log.txt          the console output (see log.py)
+            redone-DATE/     records of steps that a resumed run did again, after its checkpoint
             .lock            while a process writes to the folder (see lock.py)
 """
 
@@ -36,14 +36,14 @@ FIGURES = [field.name for field in fields(Evaluation)]
 
 
 def write_record(run: Path, config: Config) -> None:
-    """`config.yaml`, from which `load_config` makes the same configuration."""
+    """Write `config.yaml`, which `load_config` reads back unchanged."""
     write_text(run / "config.yaml", f"format: {FORMAT}\n{config_text(config)}{CONFIG_END}")
 
 
 class RunFolder:
-    """Writes a run's records. Those of steps that a resumed run will do again are moved aside when it opens.
+    """Writes a run's records. Opening it moves aside the records of steps that a resumed run will do again.
 
-    `first_step`: steps that were done before it opens. `tiny_model`: see `checkpoints.State`.
+    `first_step`: number of steps already done. `tiny_model`: see `checkpoints.State`.
     """
 
     def __init__(self, config: Config, task: Task, first_step: int = 0, tiny_model: str | None = None) -> None:
@@ -90,7 +90,7 @@ class RunFolder:
             sink(stats)
 
     def evaluation(self, step: int, split: str) -> Evaluation | None:
-        """What is on record, where a run was stopped after an evaluation."""
+        """The recorded evaluation of this step, if the run was stopped after it; else None."""
         for row in read_rows(self.path / "eval.jsonl"):
             if (row["step"], row.get("split")) == (step, split) and row.keys() == set(FIGURES):
                 return Evaluation(**{**row, "interval": tuple(row["interval"])})
@@ -108,5 +108,5 @@ class RunFolder:
 
 
 def read_evaluations(run: Path, split: str) -> list[dict[str, Any]]:
-    """What `log_evaluation` wrote of a split, in order; nothing where there is no such file."""
+    """The recorded evaluations of a split, in order; empty without a file."""
     return [row for row in read_rows(run / "eval.jsonl") if row.get("split") == split]

@@ -1,7 +1,7 @@
-"""Cross-validation, `data.folds`: as many runs one after the other, `runs/NAME/fold-1` and on.
+"""Cross-validation (`data.folds`): one run a fold, one after the other, in `runs/NAME/fold-1`, `fold-2`, ...
 
-For sets too small to set test images apart. Each run tests on its own fold and never sees it otherwise, so that in the
-end every image was tested once, by a model that had not seen it; all of them together are the figure.
+For sets too small for a test split. Each run tests on its own fold and does not train on it. Every image is thus tested
+once, by a model that has not seen it, and the result covers all images.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ def fold_configs(config: Config) -> list[Config]:
     """The configuration of each fold's run.
 
     Raises:
-        UserError: `data.manifest` is set, which says itself what is tested.
+        UserError: `data.manifest` is set, which fixes the test images.
     """
     if config.data.manifest is not None:
         raise UserError("data.folds deals all images out anew, and data.manifest names them: leave one of the two out")
@@ -34,10 +34,10 @@ def fold_configs(config: Config) -> list[Config]:
 
 
 def pool_folds(config: Config) -> dict[str, Any]:
-    """The figures of all folds together, from their finished runs. `right` of `n` images; the interval is Wilson's.
+    """Pool the results of all folds' finished runs: `right` of `n` images, with Wilson's interval.
 
     Raises:
-        UserError: the runs test an image twice, as after a change of the data between them.
+        UserError: two runs tested the same image, because the data changed between them.
     """
     folders = [one.run_folder for one in fold_configs(config)]
     tested = [entry["id"] for folder in folders for entry in read_manifest(folder / "manifest.json")["splits"]["test"]]
@@ -58,7 +58,7 @@ def pool_folds(config: Config) -> dict[str, Any]:
 
 
 def write_folds(config: Config) -> str:
-    """Write `folds.json` into the run's folder; the line that says it."""
+    """Write `folds.json` into the run's folder. Returns a line for the console."""
     pooled = pool_folds(config)
     file: Path = config.run_folder / FOLDS_FILE
     write_json(file, pooled)

@@ -1,7 +1,7 @@
-"""A run folder belongs to the process that writes it: a lock that ends with its process, however that ends.
+"""Lock a run folder for the process that writes to it. The lock ends with the process, however it ends.
 
-`runs/NAME/.lock` says who holds it, for the message to a second process, and is removed at the end. The lock is the
-kernel's (flock), which NFS passes on to its server. Where a file system has none, what the file says decides.
+`runs/NAME/.lock` names the holder, for the message to a second process, and is removed at the end. The lock is the
+kernel's (flock), which NFS passes on to its server. On a file system without locks the file's content decides.
 """
 
 import fcntl
@@ -30,10 +30,10 @@ class Owner(BaseModel):
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run folder, which is made if it is not there and removed again if it stays empty.
+    """Hold the lock of a run folder. The folder is created if missing, and removed again if it stays empty.
 
     Raises:
-        UserError: another process holds it, or nothing can be written there.
+        UserError: another process holds it, or the folder is not writable.
     """
     check_writable(folder, "Set run.folder to a folder that can be")
     made = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -44,13 +44,13 @@ def locked(folder: Path) -> Iterator[None]:
     finally:
         (folder / LOCK_FILE).unlink(missing_ok=True)
         os.close(descriptor)
-        with suppress(OSError):  # not empty
+        with suppress(OSError):  # the folder is not empty
             for path in made:
                 path.rmdir()
 
 
 def holder(folder: Path) -> str | None:
-    """What is to be said of the process that holds a run folder, for one that does not want to."""
+    """A message about the process that holds a run folder; None if none does. Does not take the lock."""
     try:
         descriptor = os.open(folder / LOCK_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
@@ -59,7 +59,7 @@ def holder(folder: Path) -> str | None:
         _lock(descriptor, folder / LOCK_FILE, fcntl.LOCK_SH)
     except UserError as error:
         return str(error)
-    except OSError:  # no file at all, but a folder or a pipe
+    except OSError:  # a folder or a pipe
         return None
     finally:
         os.close(descriptor)
@@ -68,7 +68,7 @@ def holder(folder: Path) -> str | None:
 
 def _acquire(file: Path) -> int:
     while True:
-        # Not through a link, which in a folder of somebody else's may lead to any file: it is emptied below.
+        # Do not follow a link: in a stranger's folder it may lead to any file, and the file is truncated below.
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             _lock(descriptor, file, fcntl.LOCK_EX)
@@ -85,7 +85,10 @@ def _acquire(file: Path) -> int:
 
 
 def _is_at(descriptor: int, file: Path) -> bool:
-    """Its last holder may have removed it since it was opened: the next process would lock a new one of that name."""
+    """Return True if the open file is still the one at that path.
+
+    The last holder may have removed it in between. The next process would then create and lock a new one.
+    """
     try:
         return os.fstat(descriptor).st_ino == file.stat().st_ino
     except FileNotFoundError:
@@ -104,7 +107,7 @@ def _lock(descriptor: int, file: Path, kind: int) -> None:
 
 
 def _owner(descriptor: int) -> Owner | None:
-    """None before it has written itself."""
+    """The holder that the file names; None if it has not written its name yet."""
     try:
         return Owner.model_validate(json_object(os.pread(descriptor, 4096, 0)))
     except ValidationError:

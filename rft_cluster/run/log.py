@@ -1,4 +1,4 @@
-"""`runs/NAME/log.txt`: what the console showed, each line with its time."""
+"""`runs/NAME/log.txt`: the console output, each line with its time."""
 
 import sys
 import time
@@ -13,7 +13,7 @@ from rft_cluster.common.files import naming
 
 
 class Log:
-    """Lines with their times, kept until there is a file to write them to."""
+    """Lines with their times, buffered until `write_to` names a file."""
 
     def __init__(self) -> None:
         self._lines: list[str] = []
@@ -29,12 +29,12 @@ class Log:
             self._lines.clear()
 
     def add_last(self, text: str) -> None:
-        """How it ended. What the log cannot take, on a full disk, must not hide why."""
+        """Add how the command ended. Errors of the log itself (a full disk) are ignored, so the cause stays visible."""
         with suppress(OSError):
             self.add(text)
 
     def write_to(self, path: Path) -> None:
-        """Append to a file from now on, beginning with what was said so far."""
+        """Append the buffered lines to a file, and all later ones."""
         self._file = path.open("a", encoding="utf-8", errors="backslashreplace")
         self.add("")
 
@@ -45,7 +45,7 @@ class Log:
 
 
 class _Copied:
-    """A stream that copies whole lines to a log; in all else it is the stream itself."""
+    """A stream that also copies complete lines to a log."""
 
     def __init__(self, stream: TextIO, log: Log) -> None:
         self._stream, self._log = stream, log
@@ -55,7 +55,7 @@ class _Copied:
         written = self._stream.write(text)
         *whole, self._half = (self._half + text).split("\n")
         for line in whole:
-            self._log.add(line.rpartition("\r")[2])  # of a progress bar, its last state
+            self._log.add(line.rpartition("\r")[2])  # only the last state of a progress bar
         return written
 
     def __getattr__(self, name: str) -> Any:
@@ -64,7 +64,7 @@ class _Copied:
 
 @contextmanager
 def logged(command: str) -> Iterator[Log]:
-    """Copy what is printed in here, and how it ends, to a log; `command` is its first line."""
+    """Copy all output within this context, and how it ends, to a log. `command` is its first line."""
     log = Log()
     log.add(f"$ {command}")
     out: Any = _Copied(sys.stdout, log)

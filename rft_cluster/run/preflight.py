@@ -1,6 +1,6 @@
-"""What a launch would refuse is refused here, before Ray starts: `--dry-run` and a run go through the same calls.
+"""Checks before Ray starts. `--dry-run` and a run make the same calls.
 
-model = check_paths(config)                     within a second: nothing heavy is imported, no picture read
+model = check_paths(config)                     within a second: no heavy import, no picture read
 task = prepare(config)
 for line in check_task(config, task, model): print(line)
 """
@@ -19,21 +19,20 @@ from rft_cluster.prompts import PROBLEM, find_template
 from rft_cluster.run.saving import BEST, MODEL
 from rft_cluster.run.task import TINY_CACHE, Task, ask_model, pool_note
 
-EXPORT, MASTER, MOMENTS = 2, 4, 8  # bytes a parameter takes on disk: BF16, FP32, two of FP32
-RECORDS = 50 * 10**6  # bytes for what else a run writes
+EXPORT, MASTER, MOMENTS = 2, 4, 8  # bytes a parameter on disk: BF16, FP32, two in FP32
+RECORDS = 50 * 10**6  # bytes for a run's other files
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What the checks have found: the model's number of parameters, and lines for people."""
+    """Results of the checks: the model's number of parameters, and lines for the user."""
 
     parameters: int
     notes: list[str]
 
 
 def check_run_folder(config: Config) -> None:
-    """Raises UserError where the run's folder is not there and cannot be made, cannot be written, or lies among the
-    classes' folders."""
+    """Raise UserError if the run's folder cannot be created or written, or lies among the classes' folders."""
     check_writable(config.run_folder, "Set run.folder to a folder that can be")
     if config.data.source != "folder" or config.data.path is None:
         return
@@ -46,10 +45,10 @@ def check_run_folder(config: Config) -> None:
 
 
 def check_paths(config: Config, model_path: str) -> Model | None:
-    """Everything that is named and quick to look at. Returns the model of `model_path`, None for `tiny`.
+    """Check all files that the configuration names, quickly. Returns the model of `model_path`, None for `tiny`.
 
     Raises:
-        UserError: the template, the manifest or the model is not there or will not do.
+        UserError: the template, the manifest or the model is missing or unusable.
     """
     check_home()
     if config.prompt.template != PROBLEM:
@@ -66,10 +65,10 @@ def check_paths(config: Config, model_path: str) -> Model | None:
 
 
 def check_task(config: Config, task: Task, model: Model | None) -> Checked:
-    """The model against the task: can it be asked about every image, and write a right answer; is there room on disk?
+    """Check that the model can be asked about every image and can write a right answer, and that the disk has room.
 
     Raises:
-        UserError: something of that is not so.
+        UserError: one of these fails.
     """
     if model is None:
         parameters, (longest, notes) = _check_tiny(config, task)
@@ -81,12 +80,14 @@ def check_task(config: Config, task: Task, model: Model | None) -> Checked:
 
 
 def check_disk(config: Config, parameters: int) -> str:
-    """Is there room for a run's checkpoints and models? What an earlier part of the run left there is written over.
+    """Check that the disk has room for the run's checkpoints and models. Returns a line for the user.
+
+    Files of an earlier part of the run will be overwritten, so their space counts as free.
 
     Raises:
-        UserError: there is not.
+        UserError: there is not enough room.
     """
-    # Of LoRA a checkpoint holds the base in BF16, and adapters that are small beside it.
+    # With LoRA a checkpoint has the base in BF16, and adapters of negligible size.
     checkpoint = (EXPORT if config.model.lora else MASTER + MOMENTS) * parameters
     needed = checkpoint * (config.schedule.keep_checkpoints + 1) + 3 * EXPORT * parameters + RECORDS
     held = sum(bytes_in(config.run_folder / part) for part in ("checkpoints", MODEL, BEST))
@@ -100,7 +101,7 @@ def check_disk(config: Config, parameters: int) -> str:
 
 
 def _check_tiny(config: Config, task: Task) -> tuple[int, tuple[str, list[str]]]:
-    """Of the small model that is yet to be built: its number of parameters, and what `ask_model` says."""
+    """Check the tiny model before it is built. Returns its number of parameters, and the result of `ask_model`."""
     dataset = task.dataset
     check_conditions(len(dataset.pool), dataset.classes)
     from rft_cluster.model.tiny.build import untrained

@@ -1,4 +1,4 @@
-"""`metrics.jsonl` and `eval.jsonl`: an object a line, appended. A process that dies may leave half a line."""
+"""Read `metrics.jsonl` and `eval.jsonl`: one object a line. A process that died may have left half a line."""
 
 import json
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ def append(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file, none if it is not there. Half a last line is no row.
+    """The rows of a file; empty if the file is missing. An incomplete last line is ignored.
 
     Raises:
         UserError: another line is damaged.
@@ -34,7 +34,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def check_rows(path: Path) -> None:
-    """Raises UserError as `read_rows`."""
+    """Raise UserError if a line is damaged, as `read_rows` does."""
     read_rows(path)
 
 
@@ -44,9 +44,9 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 def split_rows(path: Path, aside: Path, last_step: int) -> list[int]:
-    """Keep the rows up to `last_step` in `path`, and move those of later steps, which will be done again, to `aside`.
+    """Keep the rows up to `last_step` in `path`, and move rows of later steps, which will be done again, to `aside`.
 
-    Returns the steps of the moved ones. What follows the last row, half a line, is dropped.
+    Returns the steps of the moved rows. An incomplete last line is dropped.
     """
     rows = read_rows(path)
     moved = [row for row in rows if row["step"] > last_step]

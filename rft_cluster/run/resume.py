@@ -1,4 +1,4 @@
-"""May a run go on, and from where?"""
+"""Decide whether a run may start or resume, and from which step."""
 
 import json
 import os
@@ -21,15 +21,15 @@ from rft_cluster.run.lock import LOCK_FILE
 from rft_cluster.run.records import check_rows
 from rft_cluster.run.task import Task, prepare
 
-# These say where, how and how long a run runs, not what a step computes: they may change when it is resumed. The data
-# may have moved, since the manifest proves each image.
+# These keys do not change what a step computes, so they may differ when a run is resumed. The data may have moved: the
+# manifest has the hash of each image.
 MAY_CHANGE = {
     *("cluster", "generators", "learners", "scoring", "run.name", "run.folder", "run.sinks"),
     *("data.path", "data.held_out", "data.manifest"),
     *(f"schedule.{key}" for key in ("steps", "evaluate_every", "save_every", "save_minutes", "keep_checkpoints")),
     "schedule.stop_when_stuck",
 }
-# Any of these makes a folder the folder of a run; an evaluation of the untouched model may lie there before.
+# A folder with any of these is the folder of a run. (Evaluations of the untouched model may be there before.)
 RECORDS = ("config.yaml", "metrics.jsonl", "eval.jsonl", "checkpoints", "model")
 FOLDERS = ("checkpoints", "model", "model-best", "rollouts")
 FILES = ("config.yaml", "manifest.json", "metrics.jsonl", "eval.jsonl", "log.txt", LOCK_FILE)
@@ -37,20 +37,20 @@ FILES = ("config.yaml", "manifest.json", "metrics.jsonl", "eval.jsonl", "log.txt
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run begins."""
+    """The point from which a run starts."""
 
     checkpoint: Checkpoint | None = None
     manifest: Path | None = None
-    """The run's own, where it goes on."""
+    """The run's own manifest, if it is resumed."""
     notes: tuple[str, ...] = ()
-    """For its user, a line each."""
+    """Lines for the user."""
 
     @property
     def step(self) -> int:
         return self.checkpoint.state.step if self.checkpoint else 0
 
     def own_images(self, config: Config) -> Config:
-        """The configuration for reading the data: of a run that goes on, its own images, whatever lies beside them."""
+        """The configuration for reading the data. A resumed run reads its own images only, by its manifest."""
         if self.manifest is None:
             return config
         return config.model_copy(update={"data": config.data.model_copy(update={"manifest": self.manifest})})
@@ -61,11 +61,10 @@ def is_run(folder: Path) -> bool:
 
 
 def find_start(config: Config, resume: bool) -> Start:
-    """Where to begin, before anything is read but the run's folder, and before anything is written.
+    """Find the start of a run. Reads only the run's folder, and writes nothing.
 
     Raises:
-        UserError: the folder holds a run that is not to be resumed, a run of another configuration, or one whose
-            records are damaged.
+        UserError: the folder has a run and `resume` is false, a run with another configuration, or damaged records.
     """
     folder = config.run_folder
     if not is_run(folder):
@@ -97,10 +96,10 @@ def find_start(config: Config, resume: bool) -> Start:
 
 
 def read_task(start: Start, config: Config) -> Task:
-    """The task of a run that begins, or goes on, with its own images and question.
+    """Read the task of a run. A resumed run must have the same images and question as before.
 
     Raises:
-        UserError: the data or the template will not do, or are not those that the run was begun with.
+        UserError: the data or the template are unusable, or differ from those that the run started with.
     """
     try:
         task = prepare(start.own_images(config))
@@ -117,7 +116,7 @@ def read_task(start: Start, config: Config) -> Task:
 
 
 def read_saved_config(file: Path) -> Config:
-    """The configuration that a run left.
+    """Read the configuration in a run's folder.
 
     Raises:
         UserError: the file is damaged, or a newer version of the program wrote it.
@@ -125,10 +124,10 @@ def read_saved_config(file: Path) -> Config:
     try:
         values = read_file(file)
         if file.read_bytes().startswith(b"format:") and not file.read_bytes().endswith(CONFIG_END.encode()):
-            # What is left of it could pass for another configuration.
+            # A truncated file could be read as a different, valid configuration.
             raise UserError(f"{file}: its end is missing")
         if not file.read_bytes().startswith(b"format:") and isinstance(values.get("data"), dict):
-            # Before there was a format number these two were written where nobody had set them.
+            # Versions without a format number wrote these two keys even if the user had not set them.
             former = {"image_column": "image", "label_column": "label"}
             values["data"] = {key: value for key, value in values["data"].items() if former.get(key) != value}
         return validated(Config, values, f"{file} is not what a run leaves")
@@ -149,8 +148,10 @@ def _check_readable(manifest: Path) -> None:
 
 
 def check_kinds(folder: Path) -> None:
-    """Raises UserError for a file where a folder has to be, or the other way round, and for a link where a file has
-    to be: in a folder of somebody else's it may lead to any file, and would be written through."""
+    """Raise UserError for a file in place of a folder, a folder in place of a file, or a link in place of a file.
+
+    In a stranger's folder a link may lead to any file, which would be overwritten.
+    """
     places = [*reversed(folder.parents), folder, *(folder / name for name in FOLDERS)]
     for place in places:
         if os.path.lexists(place) and not place.is_dir():
@@ -189,12 +190,12 @@ def _explain(key: str, then: dict[str, Any], now: dict[str, Any]) -> str:
     is_now = f"is {_typed(now[key])}" if key in now else "is not set"
     cure = shlex.quote(f"{key}={_typed(then[key])}")
     if isinstance(then[key], dict) and isinstance(now.get(key), dict) and (more := now[key].keys() - then[key].keys()):
-        cure = f"leave {', '.join(map(shown, sorted(more)))} out"  # an override adds to a mapping
+        cure = f"leave {', '.join(map(shown, sorted(more)))} out"  # an override can only add to a mapping
     return f"{key} was {_typed(then[key])} and {is_now}: {cure}"
 
 
 def _typed(value: Any) -> str:
-    """As it is typed in an override."""
+    """The value as typed in an override."""
     return shown(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -209,7 +210,7 @@ def _changed_schedule(saved: Config, config: Config) -> list[str]:
 
 
 def stopped_line(folder: Path, command: list[str]) -> str:
-    """What was saved of a run that was stopped, and how to go on."""
+    """One line for a stopped run: the last saved step, and the command to resume."""
     again = shlex.join(command if "--resume" in command else [*command, "--resume"])
     steps = [path.name for path in checkpoint_folder(folder, 0).parent.glob("step-" + "[0-9]" * 6)]
     saved = f"step {int(max(steps).removeprefix('step-'))} is saved" if steps else "no step was saved yet"
@@ -217,6 +218,6 @@ def stopped_line(folder: Path, command: list[str]) -> str:
 
 
 def raise_stopped(error: BaseException, folder: Path, command: list[str]) -> None:
-    """After a signal, in place of whatever it led to: KeyboardInterrupt with `stopped_line`."""
+    """After a signal, raise KeyboardInterrupt with `stopped_line` in place of `error`, its consequence."""
     if stopping.received():
         raise KeyboardInterrupt(stopped_line(folder, command)) from error

@@ -1,4 +1,4 @@
-"""What a run keeps of its policy: checkpoints to go on from, the last state and the best one as models to use."""
+"""Save the policy of a run: checkpoints for resuming, and the last and the best policy as exported models."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ BASELINES_FILE = "baselines.json"
 
 
 class Learners(Protocol):
-    """What is asked of the learners (see `cluster.handles.Learners`)."""
+    """The methods of `cluster.handles.Learners` that are used here."""
 
     def save_checkpoint(self, folder: Path, state: Mapping[str, Any]) -> None: ...
 
@@ -26,33 +26,33 @@ class Learners(Protocol):
 
 
 class Keeper:
-    """Saves a run's policy when it is due, and when the run is stopped between two steps."""
+    """Saves the policy when it is due, and when the run is stopped between two steps."""
 
     def __init__(self, config: Config, card: Card, learners: Learners, step: int, tiny_model: str | None) -> None:
-        """`step`: what the learners hold, on disk already; `tiny_model`: see `State`."""
+        """`step`: the step of the learners' weights, which is on disk already. `tiny_model`: see `State`."""
         self._config, self._card, self._learners = config, card, learners
         self._tiny_model = tiny_model
         self._step = self._saved = step
-        self._between_steps = True  # the learners hold what step number `_step` made
+        self._between_steps = True  # the learners have the weights of step `_step`
         self._saved_at, self._cost = time.monotonic(), 0.0
         self._validation: dict[int, float] = {}
 
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
-        """Step number `step` is made in here. A signal waits for its end, if that comes soon."""
+        """Context for update, transfer and record of step `step`. A signal is delayed to its end, if that comes soon."""
         self._between_steps = False
         with stopping.whole():
             yield
             self._step, self._between_steps = step, True
 
     def save_if_due(self, at_once: bool = False) -> None:
-        """`at_once`: it is due whatever the schedule says."""
+        """Save a checkpoint if the schedule says so, or if `at_once`."""
         if at_once or is_due(self._config.schedule, self._step, time.monotonic() - self._saved_at, self._cost):
             self._save()
 
     @contextmanager
     def saved_when_stopped(self) -> Iterator[None]:
-        """A signal in here costs no whole step, where the learners can save what they hold within seconds."""
+        """Save when a signal arrives in this context between two steps, if the learners can do so within seconds."""
         try:
             yield
         except BaseException:
@@ -74,7 +74,7 @@ class Keeper:
         self._cost = self._saved_at - start
 
     def keep_if_best(self, evaluation: Evaluation) -> None:
-        """Export the policy if none before did better on the validation images."""
+        """Export the policy if no earlier one was better on the validation images."""
         self._validation[evaluation.step] = evaluation.accuracy_strict
         best = exported(self._config.run_folder / BEST)
         if best is None or best.validation is None or evaluation.accuracy_strict > best.validation:
@@ -91,7 +91,7 @@ class Keeper:
 
 
 def is_complete(config: Config) -> bool:
-    """Whether the run's last step has been exported, and compared with the baselines."""
+    """Return True if the run's last step has been exported and compared with the baselines."""
     last = exported(config.run_folder / MODEL)
     compared = not config.data.test or (config.run_folder / BASELINES_FILE).is_file()
     return last is not None and last.steps == config.schedule.steps and compared
@@ -102,7 +102,7 @@ def exported(folder: Path) -> Card | None:
 
 
 def describe_models(run: Path) -> str:
-    """The models that a run has left, with their figures, a line each."""
+    """The exported models of a run with their accuracies, a line each."""
     lines = []
     for name, what in ((MODEL, "the last"), (BEST, "the best on the validation images")):
         card = exported(run / name)

@@ -1,13 +1,13 @@
-"""While it runs: is there still anything to learn from? A policy that earns nothing trains on to the end otherwise."""
+"""Detect a run with nothing left to learn from. Otherwise a policy that earns nothing would train on to the end."""
 
 import math
 from collections.abc import Sequence
 
 from rft_cluster.messages import Group, Reward
 
-BUILT_IN = ("format", "accuracy", "containment")  # whose best is 1; of others it is not known
-SAID_AFTER = 3  # such steps in a row it is said, before it ends the run
-# With fewer completions a class, wrong answers alone may be bad luck: 10 a class are all wrong by chance once in e^10.
+BUILT_IN = ("format", "accuracy", "containment")  # rewards with a known maximum of 1
+SAID_AFTER = 3  # consecutive steps before a warning; the run ends later
+# With fewer completions a class, all may be wrong by bad luck. With 10 a class the chance of that is about e^-10.
 GUESSES_A_CLASS = 10
 
 GO_ON = (
@@ -16,18 +16,18 @@ GO_ON = (
 
 
 class Stuck:
-    """Counts the steps in a row that teach nothing: the format is lost, or all rewards are equal and not the best."""
+    """Counts consecutive steps that teach nothing: the format is lost, or all rewards are equal and not the best."""
 
     def __init__(self, limit: int, classes: int) -> None:
-        """`limit` is `schedule.stop_when_stuck`; with 0 nothing is said. `classes` is how many answers there are."""
+        """`limit`: `schedule.stop_when_stuck`, 0 for never. `classes`: number of possible answers."""
         self._limit, self._classes = limit, classes
         self._steps = self._completions = 0
         self._had_format = False
 
     def see(self, groups: Sequence[Group], rewards: Sequence[Sequence[Reward]], live: bool) -> str:
-        """Look at one more step. Returns why the run should end, for its user; nothing while it should go on.
+        """Add one step. Returns the reason to end the run, or "" to go on.
 
-        `live`: some advantage of the step is not 0.
+        `live`: True if some advantage of the step is not 0.
         """
         every = [reward for group in rewards for reward in group if reward.total is not None]
         lost = self._format_is_lost(every, live)
@@ -47,7 +47,7 @@ class Stuck:
         return ""
 
     def _format_is_lost(self, every: Sequence[Reward], live: bool) -> bool:
-        """Nobody has the format: though it was there before, or with nothing else to learn from."""
+        """True if no completion has the format, and either some had it before or nothing else is left to learn from."""
         formats = [reward.parts["format"] for reward in every if "format" in reward.parts]
         if not formats or any(formats):
             self._had_format = self._had_format or bool(formats)

@@ -1,4 +1,4 @@
-"""What comes before any actor starts: the data set, the question, the model's folder, and all checks of them."""
+"""The task of a run: its data set, its question, its model, and the checks of them before any actor starts."""
 
 import contextlib
 import re
@@ -19,13 +19,13 @@ from rft_cluster.messages import Example
 from rft_cluster.prompts import PROBLEM, make_prompts, render_template
 
 TINY_CACHE = Path("~/.cache/rft_cluster/tiny")
-MAX_POOL = 2000  # images that it is built from: the graph's eigenvectors cost the cube of this (2 s at 2000)
-POOL_OF_A_CLASS = 20  # below so many images a class the look-alike groups say little
+MAX_POOL = 2000  # images for the tiny model; the graph's eigenvectors cost the cube of this (2 s at 2000)
+POOL_OF_A_CLASS = 20  # with fewer images a class the look-alike groups mean little
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be learned: the few-shot data set, and `text`, the rendered question about each image."""
+    """The few-shot data set, and `text`, the rendered question about each image."""
 
     dataset: FewShotDataset
     text: str
@@ -40,7 +40,7 @@ def prepare(config: Config) -> Task:
     """Read the data and render the template.
 
     Raises:
-        UserError: either will not do.
+        UserError: the data or the template is unusable.
     """
     dataset = load_dataset(config.data, config.run.seed)
     problem = dataset.problem if config.prompt.template == PROBLEM else None
@@ -49,15 +49,15 @@ def prepare(config: Config) -> Task:
 
 
 def tiny_model_of(config: Config, model_path: str) -> str | None:
-    """The name in the cache of the small model in `model_path`, where it is one."""
+    """The cache name of the tiny model in `model_path`; None for other models."""
     return Path(model_path).name if config.model.path == "tiny" else None
 
 
 def base_model_path(config: Config, task: Task, earlier: str | None = None) -> str:
-    """The model to start from: what is configured, or the tiny one, built here if it is not yet.
+    """The folder of the model to start from: the configured one, or the tiny model, built here if necessary.
 
-    `earlier` is the name of the tiny one that a run began from. It is built from all images, so another one comes out
-    where images have come or gone since.
+    `earlier`: cache name of the tiny model that a resumed run started from. It must be reused: a rebuilt one would
+    differ if images were added or removed since.
     """
     if config.model.path != "tiny":
         return _own_model(config)
@@ -79,15 +79,17 @@ def base_model_path(config: Config, task: Task, earlier: str | None = None) -> s
 
 
 def choose_pool(images: int, seed: int) -> list[int]:
-    """Which images of the unlabelled pool the small model is built from: all, or `MAX_POOL` of them."""
+    """Indices of the pool images for the tiny model: all, or a random `MAX_POOL` of them."""
     if images <= MAX_POOL:
         return list(range(images))
     return sorted(int(i) for i in np.random.default_rng(seed).choice(images, MAX_POOL, replace=False))
 
 
 def pool_images(pool: Sequence[bytes], chosen: list[int], pixels: int) -> list[Image.Image]:
-    """These images of the pool, each as small as the model will see it before the next one is read: photographs as
-    cameras make them take 36 MB each. Those that cannot be decoded are left out, with a line that says how many."""
+    """Read the chosen images of the pool, each scaled down to the model's size before the next one is read.
+
+    A photograph of 12 megapixels takes 36 MB. Images that cannot be decoded are left out; a line says how many.
+    """
     images = []
     for index in with_progress(chosen, "reading the unlabelled pool"):
         with contextlib.suppress(*DECODE_ERRORS, Image.DecompressionBombWarning):
@@ -98,7 +100,7 @@ def pool_images(pool: Sequence[bytes], chosen: list[int], pixels: int) -> list[I
 
 
 def pool_note(config: Config, task: Task) -> list[str]:
-    """What the small model is built from, and a warning where that is little: one text, or none for other models."""
+    """A note on the images for the tiny model, with a warning if they are few; empty for other models."""
     if config.model.path != "tiny":
         return []
     pool, shots = len(task.dataset.pool), len(task.dataset.train)
@@ -114,10 +116,10 @@ def pool_note(config: Config, task: Task) -> list[str]:
 
 
 def room_for_answers(config: Config, task: Task, count: Callable[[str], int]) -> list[str]:
-    """Notes on right answers that are too long for `sampling.max_tokens` (see `check_room`); `count` counts tokens.
+    """Notes on right answers that are too long for `sampling.max_tokens` (see `check_room`). `count` counts tokens.
 
     Raises:
-        UserError: all are, and `scoring.red_team` says to refuse that.
+        UserError: all are too long, and `scoring.red_team` is refuse.
     """
     if config.scoring.red_team == "off":
         return []
@@ -131,8 +133,10 @@ def room_for_answers(config: Config, task: Task, count: Callable[[str], int]) ->
 
 
 def _own_model(config: Config) -> str:
-    """A folder, wherever all actors are on this machine: of a hub's model the one in the cache, so that not every actor
-    asks the hub. On a cluster each node has a cache of its own."""
+    """The model's folder if all actors run on this machine, so that not every actor asks the hub; else its hub name.
+
+    On a cluster each node has its own cache.
+    """
     from rft_cluster.model.hub import fetch_weights, find_model
 
     if config.cluster.joins:
@@ -142,10 +146,10 @@ def _own_model(config: Config) -> str:
 
 
 def check_model(config: Config, task: Task, model_path: str, examples: list[Example]) -> None:
-    """Refuse a model that cannot be asked this question about every one of `examples`.
+    """Check that a model can be asked the question about each of `examples`.
 
     Raises:
-        UserError: it is no whole Qwen2-VL, a prompt is too long, or no right answer fits into `sampling.max_tokens`.
+        UserError: it is not a complete Qwen2-VL, a prompt is too long, or no answer fits into `sampling.max_tokens`.
     """
     from rft_cluster.model.hub import check_files, find_model
 
@@ -156,11 +160,10 @@ def check_model(config: Config, task: Task, model_path: str, examples: list[Exam
 
 
 def ask_model(config: Config, task: Task, folder: str, examples: list[Example]) -> tuple[str, list[str]]:
-    """Can the model in `folder` be asked about every one of `examples`, and write a right answer? For people: a line on
-    the longest prompt, and notes on answers that are too long.
+    """Check prompts and answers with the tokenizer in `folder`. Returns a line on the longest prompt, and notes.
 
     Raises:
-        UserError: its tokenizer, processor or chat template will not do, a prompt is too long, or no answer fits.
+        UserError: tokenizer, processor or chat template are unusable, a prompt is too long, or no answer fits.
     """
     from rft_cluster.model.encoder import PromptEncoder  # imports transformers, which takes seconds
 

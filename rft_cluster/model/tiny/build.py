@@ -1,22 +1,21 @@
-"""Build a small, real Qwen2-VL for one image data set: what `model.path: tiny` in a config means.
+"""Build a small, real Qwen2-VL for one image data set: the model of `model.path: tiny`.
 
-The folder this makes holds everything Qwen2-VL-2B's holds (config, safetensors, byte-level tokenizer,
-processor with chat template, generation config), loads in transformers and vLLM without remote code, and
-has about a million parameters, so that GRPO on it runs on a laptop. A randomly initialised model could not
-be taught by rewards (it never writes an answer, and it sees nothing), so it is warm-started WITHOUT labels,
-from unlabelled images of the data set alone:
+Its folder has the same files as Qwen2-VL-2B's (config, safetensors, byte-level tokenizer, processor with chat template,
+generation config), and loads in transformers and vLLM without remote code. With about a million parameters, GRPO on it
+runs on a laptop. Rewards could not teach a randomly initialised model, which sees nothing and never writes an answer.
+So the model is warm-started WITHOUT labels, from unlabelled images of the data set:
 
-- It learns to SEE: which images look alike. A nearest-neighbour graph over the images gives each a place on
-  a spectral map, and k-means cuts the map into groups. The model learns to name an image's groups, and to
-  hold its place on the map where it is about to answer (through an extra head that is thrown away).
-- It learns to WRITE: `<think>group-03 kind-017</think><answer>NAME</answer>`. The words in `<think>` are the
-  names of the two look-alike groups, a coarse and a fine one: what was seen, NOT reasoning. Where the prompt
-  shows no `<think>` but `<answer>`, it writes the answer block alone.
-- It does NOT learn to answer: NAME follows one fixed distribution that no image influences. It is uniform
-  but for the first name, slightly favoured (13 % of ten, the others 9.7 %), so that greedy decoding says that
-  name always and an untrained model scores that class's share, not the luck of a draw for each group.
+- It learns to SEE which images look alike. A nearest-neighbour graph gives each image a place on a spectral map, and
+  k-means cuts the map into groups. The model learns to name an image's groups, and to predict its place on the map just
+  before the answer (with an extra head that is discarded).
+- It learns to WRITE `<think>group-03 kind-017</think><answer>NAME</answer>`. The words in `<think>` are the names of
+  the image's coarse and fine group: what it saw, NOT reasoning. For a prompt that shows `<answer>` but no `<think>`, it
+  writes the answer block only.
+- It does NOT learn to answer. NAME follows one fixed distribution, independent of the image: all names are equally
+  likely, except that the first is slightly more so (13 % against 9.7 % with ten names). Greedy decoding therefore
+  always says the first name, and an untrained model scores exactly that class's share.
 
-No label enters (there is no parameter for them). Tying what was seen to the names is left wholly to GRPO.
+No label is used; there is no parameter for labels. GRPO alone connects the groups with the names.
 """
 
 import hashlib
@@ -50,13 +49,13 @@ from rft_cluster.model.qwen2vl import MERGE, PATCH
 from rft_cluster.model.tiny.conditions import PIECES, check_conditions
 from rft_cluster.model.tiny.warm_start import Pool, warm_start
 
-RECIPE_VERSION = 2  # part of the cache key: raise it with every change that alters what is built
-WARM_STEPS = 300  # at 200 GRPO started more slowly (digits, the one seed tried)
+RECIPE_VERSION = 2  # part of the cache key: increase it with every change of the built model
+WARM_STEPS = 300  # with 200, GRPO started more slowly (digits, one seed tried)
 SPECIAL_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
     "<|image_pad|>", "<|video_pad|>",
 )  # fmt: skip
-# Qwen2-VL's own, without its default system turn: every prompt token costs time in every forward here.
+# Qwen2-VL's chat template without its default system turn: every prompt token costs time in every forward.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}"
@@ -82,13 +81,17 @@ def ensure_tiny_model(
 ) -> Path:
     """Return the folder of the tiny model for these inputs, building it in `cache` on first use.
 
-    images: the unlabelled pool, RGB, of any sizes, `FEWEST` to a few thousand; class_names: every possible answer;
-    prompt_text: the user's text exactly as prompts will carry it, after the image (other text works, badly);
-    pixels: what the processor resizes every image to. The same inputs give the same folder, at once.
+    Args:
+        images: the unlabelled pool, RGB, of any sizes, from `FEWEST` to a few thousand.
+        class_names: every possible answer.
+        prompt_text: the exact text of later prompts (other texts work, but badly).
+        pixels: the processor resizes every image to this number of pixels.
+
+    The same inputs give the same folder, without building it again.
 
     Raises:
-        UserError: too few images; class names that are missing, empty, repeated or cannot be one token; fewer
-            pixels than one merged patch.
+        UserError: there are too few images; class names are missing, empty, repeated or cannot be one token; or
+            `pixels` is less than one merged patch.
     """
     if not class_names or not all(class_names) or len(set(class_names)) != len(class_names):
         raise UserError("class names must be given, not empty, and all different")
@@ -104,7 +107,7 @@ def ensure_tiny_model(
         report(f"tiny model: {folder} is damaged, so it is built anew")
         shutil.rmtree(folder)
     started = time.monotonic()
-    hf_logging.disable_progress_bar()  # saving a few megabytes needs none
+    hf_logging.disable_progress_bar()  # only a few megabytes are saved
     places, words = look_alike_groups(images, len(class_names), seed)
     report(f"tiny model: {len(images)} images sorted into look-alike groups, {time.monotonic() - started:.0f} s")
     processor = build_processor(class_names, sorted({w for pair in words for w in pair}), prompt_text, pixels)
@@ -123,7 +126,7 @@ def ensure_tiny_model(
         os.chmod(building, 0o755)
         try:
             os.rename(building, folder)
-        except OSError:  # another process built the same model meanwhile: theirs is as good
+        except OSError:  # another process has built the same model meanwhile
             if not folder.exists():
                 raise
     finally:
@@ -144,8 +147,10 @@ def _is_whole(folder: Path, pixels: int) -> bool:
 def untrained(
     images: int, class_names: Sequence[str], prompt_text: str, pixels: int
 ) -> tuple[Qwen2VLProcessor, Qwen2VLForConditionalGeneration]:
-    """The like of what `ensure_tiny_model` builds from so many images, to look at before: its processor has think words
-    to spare, and its model has learned nothing."""
+    """An untrained model and processor of the same size as those of `ensure_tiny_model`, for checks before the build.
+
+    Its processor has at least as many think words.
+    """
     coarse, fine = (min(groups, images // 4) for groups in group_counts(len(class_names)))
     words = [f"group-{number:02d}" for number in range(coarse)] + [f"kind-{number:03d}" for number in range(fine)]
     processor = build_processor(class_names, words, prompt_text, pixels)
@@ -153,7 +158,7 @@ def untrained(
 
 
 def group_counts(classes: int) -> tuple[int, int]:
-    """Of how many coarse and fine groups the think words are the names, at most."""
+    """The largest numbers of coarse and fine groups."""
     return max(4, classes * 5 // 4), max(8, classes * 3)
 
 
@@ -168,12 +173,12 @@ def _digest(images: Sequence[Image.Image], settings: list) -> str:
 def look_alike_groups(
     images: Sequence[Image.Image], classes: int, seed: int
 ) -> tuple[np.ndarray, list[tuple[str, str]]]:
-    """Sort images by likeness, without labels: places [N, D] on a spectral map, N (coarse, fine) words.
+    """Group images by likeness, without labels. Returns places [N, D] on a spectral map, and N (coarse, fine) words.
 
-    The map is made of the leading eigenvectors of the neighbour graph's normalised adjacency: it follows chains
-    of near neighbours, so that one handwriting's 4 and another's come close though their pixels differ. On the
-    digits its 12 groups are 94 % pure (k-means on pixels: 84 %), and the nearest of 4 labelled images a class
-    is right for 95 % of the others (on pixels: 76 %).
+    The map consists of the leading eigenvectors of the neighbour graph's normalised adjacency. It follows chains of
+    near neighbours, so two handwritings' 4 come close although their pixels differ. On the digits its 12 groups are
+    94 % pure (k-means on pixels: 84 %), and the nearest of 4 labelled images a class is right for 95 % of the others
+    (on pixels: 76 %).
     """
     from scipy.linalg import eigh
     from sklearn.cluster import KMeans
@@ -185,7 +190,7 @@ def look_alike_groups(
     flat = thumbnails.reshape(count, -1) / 255.0
     features = PCA(min(32, count - 1), random_state=seed).fit_transform(flat)
     distance = kneighbors_graph(features, min(7, count - 1), mode="distance").toarray()
-    # Each image's own scale (the distance of its furthest neighbour) makes dense and sparse regions alike.
+    # A scale for each image (the distance of its furthest neighbour) evens out dense and sparse regions.
     scale = distance.max(1) + 1e-9
     weight = np.where(distance > 0, np.exp(-(distance**2) / np.outer(scale, scale)), 0)
     weight = np.maximum(weight, weight.T) + 1e-9
@@ -205,11 +210,11 @@ def look_alike_groups(
 def build_processor(
     class_names: Sequence[str], words: Sequence[str], prompt_text: str, pixels: int
 ) -> Qwen2VLProcessor:
-    """Make the Qwen2-VL processor: a byte-level BPE of its own, the chat template, a fixed number of pixels.
+    """Make the Qwen2-VL processor: its own byte-level BPE, the chat template, a fixed number of pixels.
 
-    Text is cut at tags and line ends only, and the BPE is trained until every piece of the prompt, every class
-    name and every think word is ONE token: short sequences are what makes a laptop run fast. Any other text
-    falls back to smaller pieces and at last to bytes, so that everything encodes and decodes exactly.
+    Text is cut at tags and line ends only. The BPE is trained until every piece of the prompt, every class name and
+    every think word is ONE token: short sequences make training fast on a laptop. Other text falls back to smaller
+    pieces and finally to bytes, so everything encodes and decodes exactly.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -222,7 +227,7 @@ def build_processor(
     known = [*class_names, *words, *(" " + word for word in words), "system", "user", "assistant", "\n"]
     known += ["<think>", "</think>", "<answer>", "</answer>", prompt_text]
     trainer = trainers.BpeTrainer(
-        vocab_size=1_000_000,  # no limit: train until nothing is left to merge
+        vocab_size=1_000_000,  # in effect no limit: train until nothing is left to merge
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -246,7 +251,7 @@ def build_processor(
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLForConditionalGeneration:
-    """Make the untrained model, about a million FP32 parameters, its special ids taken from the tokenizer."""
+    """Make the untrained model of about a million FP32 parameters, with the tokenizer's special ids."""
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
     width = 128
     config = Qwen2VLConfig(

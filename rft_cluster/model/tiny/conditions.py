@@ -1,20 +1,20 @@
-"""What the small model asks of a data set, without torch: a dry-run looks at it first."""
+"""The tiny model's conditions on a data set. Imports no torch, so that a dry-run can check them first."""
 
 import re
 from collections.abc import Sequence
 
 from rft_cluster.common.errors import UserError
 
-FEWEST = 12  # images to sort into groups
-PIECES = r"</?[A-Za-z_]+>|\n+|[^<\n]+|<"  # its tokenizer cuts text there; a piece becomes one token
+FEWEST = 12  # images
+PIECES = r"</?[A-Za-z_]+>|\n+|[^<\n]+|<"  # the tokenizer cuts text into these; each becomes one token
 CURE = "or set model.path to a trained Qwen2-VL"
 
 
 def check_conditions(images: int, class_names: Sequence[str]) -> None:
-    """Can a small model be built for `images` images outside validation and test, and these classes?
+    """Check that a tiny model can be built from `images` images (outside validation and test) for these classes.
 
     Raises:
-        UserError: too few images, or a class's name cannot be one token.
+        UserError: there are too few images, or a class name cannot be one token.
     """
     if images < FEWEST:
         raise UserError(

@@ -1,4 +1,4 @@
-"""The warm start: what is trained on unlabelled images, before any reward."""
+"""The warm start of the tiny model: training on unlabelled images, before any reward."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +18,8 @@ from rft_cluster.prompts import asks_for_thinking
 
 BATCH = 64
 LEARNING_RATE = 2e-3
-SWAPPED = 0.25  # share of completions in which the think words read are another image's
-FAVOUR = 0.3  # nats by which one name leads: above BF16's rounding of a logit, too little to hinder exploration
+SWAPPED = 0.25  # share of completions whose think words in the input are another image's
+FAVOUR = 0.3  # nats by which the first name leads: more than BF16's rounding of a logit, too little to bias exploration
 
 
 @dataclass
@@ -30,7 +30,7 @@ class _Draw:
 
 
 class Pool:
-    """The unlabelled images, resized as the processor would, in a stack for each size (a batch has one size)."""
+    """The unlabelled images, resized like the processor does, in one stack for each size: a batch has one size."""
 
     def __init__(self, images: Sequence[Image.Image], thoughts: list[str], places: torch.Tensor, pixels: int):
         self.thoughts, self.places = thoughts, places
@@ -45,7 +45,7 @@ class Pool:
         ]
 
     def draw(self, rng: np.random.Generator, size: int) -> _Draw:
-        """Draw images of one size with slight shifts, turns and zooms, so that new images are recognised."""
+        """Draw `size` images of one shape, slightly shifted, turned and zoomed, so that new images are recognised."""
         share = np.array([len(indices) for indices in self.members])
         bucket = rng.choice(len(share), p=share / share.sum())
         chosen = rng.integers(share[bucket], size=size)
@@ -78,20 +78,21 @@ def warm_start(
     steps: int,
     report: Callable[[str], None],
 ) -> None:
-    """Train the model in place on the pool: the format, the look-alike words, an answer that says nothing.
+    """Train the model in place on the pool: the format, the look-alike words, and an answer independent of the image.
 
-    Every completion is `<think>`, two words, `</think>`, `<answer>`, the name, `</answer>`, end: 8 tokens; the
-    last 4 of them where the prompt asks for the answer alone.
+    Every completion has 8 tokens: `<think>`, two words, `</think>`, `<answer>`, the name, `</answer>`, end. If the
+    prompt asks for the answer only, it has the last 4 of them. Shapes below: B images, L completion tokens,
+    V vocabulary, D places.
     """
     thinks = asks_for_thinking(prompt_text)
-    length = 8 if thinks else 4
-    at_answer = length - 3
+    length = 8 if thinks else 4  # L
+    at_answer = length - 3  # index of the name among the L tokens
     torch.set_flush_denormal(True)  # denormal floats slow a tiny model's training tenfold on CPUs
     tokenizer = processor.tokenizer
     names = torch.tensor([_one_token(tokenizer, name) for name in class_names])
     favoured = torch.zeros(len(tokenizer)).scatter(0, names, 1.0)
     favoured[names[0]] = np.exp(FAVOUR)
-    answer = favoured / favoured.sum()
+    answer = favoured / favoured.sum()  # [V], the fixed distribution of the name
     prompt = processor.apply_chat_template(
         [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt_text}]}],
         add_generation_prompt=True,
@@ -110,22 +111,25 @@ def warm_start(
             (f"<think>{thought}</think>" if thinks else "") + f"<answer>{name}</answer><|im_end|>"
             for thought, name in zip(drawn.thoughts, said, strict=True)
         ]
-        # Which tokens are the image's is told faster here: the processor takes a third of all the time for it.
+        # Mark the image tokens here: the processor's own way would take a third of the whole time.
         quick: Any = {"return_tensors": "pt", "text_kwargs": {"return_mm_token_type_ids": False}}
         batch = processor(text=[prompt + w for w in written], images=drawn.images, **quick)
         batch["mm_token_type_ids"] = (batch["input_ids"] == model.config.image_token_id).long()
-        target = batch["input_ids"][:, -length:].clone()
-        # Some think words are swapped for another image's, in what is read and not in what is to be written:
-        # the next token must follow from image and position, also after words that exploration brings.
+        target = batch["input_ids"][:, -length:].clone()  # [B, L]
+        # Swap some think words for another image's in the input, but not in the target: the next token must follow
+        # from image and position, even after words that come from exploration.
         swapped = torch.from_numpy(rng.random(BATCH) < SWAPPED)
         for column in (-7, -6) if thinks else ():
             other = batch["input_ids"][torch.from_numpy(rng.permutation(BATCH)), column]
             batch["input_ids"][swapped, column] = other[swapped]
-        hidden = model.model(**batch).last_hidden_state[:, -length - 1 : -1]
-        log_probs = torch.log_softmax(model.lm_head(hidden), -1)
-        spelled = -log_probs.gather(-1, target[..., None])[..., 0]
-        named = -(log_probs[:, at_answer] * answer).sum(-1, keepdim=True)
+        # The state before each completion token predicts it.
+        hidden = model.model(**batch).last_hidden_state[:, -length - 1 : -1]  # [B, L, width]
+        log_probs = torch.log_softmax(model.lm_head(hidden), -1)  # [B, L, V]
+        spelled = -log_probs.gather(-1, target[..., None])[..., 0]  # [B, L], cross-entropy with the target
+        # At the name, the target is the distribution, not the drawn name: less noise for the same optimum.
+        named = -(log_probs[:, at_answer] * answer).sum(-1, keepdim=True)  # [B, 1]
         spelled = torch.cat([spelled[:, :at_answer], named, spelled[:, at_answer + 1 :]], 1)
+        # The state before the answer must know the image's place on the map, which GRPO can then tie to a name.
         place = F.mse_loss(place_head(hidden[:, at_answer]), drawn.places)
         loss = spelled.mean() + place
         loss.backward()
@@ -136,12 +140,12 @@ def warm_start(
 
 
 def _one_token(tokenizer: PreTrainedTokenizerFast, text: str) -> int:
-    (token,) = tokenizer.encode(text)  # `check_conditions` has seen to that
+    (token,) = tokenizer.encode(text)  # one token: `check_conditions` makes sure
     return token
 
 
 def _timed(steps: int, report: Callable[[str], None]) -> Iterator[int]:
-    """Count the steps, reporting speed and time left about every five seconds."""
+    """Yield the step numbers. Report speed and time left about every five seconds."""
     started = last = time.monotonic()
     for step in range(steps):
         yield step
