@@ -1,10 +1,10 @@
-"""Holds a machine against what the environment needs, before anything is downloaded. Runs on any Python from 3.8 on.
+"""Check the machine before anything is downloaded. Runs on any Python from 3.8 on.
 
     python3 deploy/check_machine.py cpu,dev
 
-Prints the Python that `.venv` is to be made of: a path, or `uv` where none here fits and uv is to bring one, with the
-command for a user who has not the network that uv needs. What the machine lacks is said in one line on stderr, with the
-command that brings it, and the exit code is 2.
+Prints the Python for `.venv`: a path, or `uv` if no Python here fits and uv shall fetch one, together with the command
+for a user without the network that uv needs. If something is missing, one line on stderr says what and gives the
+command to install it, and the exit code is 2.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-# Shared libraries that the wheels load and do not bring: who needs it, and the package with apt and with dnf.
+# Shared libraries that the wheels need but do not contain: the wheel that needs it, its package in apt and in dnf.
 LIBRARIES = {
     "libnuma.so.1": ("vLLM", "libnuma1", "numactl-libs"),
     "libstdc++.so.6": ("torch", "libstdc++6", "libstdc++"),
@@ -30,9 +30,9 @@ LIBRARIES = {
 }
 INSTRUCTIONS = ("avx2", "fma", "f16c")  # vLLM's CPU build has code for AVX2 and for AVX-512
 LSCPU = ["lscpu", "--json", "--extended=CPU,CORE,NODE", "--online"]
-GLIBC = (2, 28)  # of the wheels: manylinux_2_28
+GLIBC = (2, 28)  # the wheels are manylinux_2_28
 DISK_GB = {"cpu": 5, "gpu": 15}
-CUDA = 13000  # of torch's wheels, as the driver counts it
+CUDA = 13000  # version of torch's wheels, in the driver's numbering
 
 
 def main(extras: list[str]) -> int:
@@ -53,14 +53,14 @@ def say(line: str) -> None:
 
 
 class Lack:
-    """Something that a package of the system brings."""
+    """A missing thing that a system package provides."""
 
     def __init__(self, what: str, apt: str, dnf: str) -> None:
         self.what, self.packages = what, {"apt": apt, "dnf": dnf}
 
 
 def said(lacks: list[Lack], unfit: list[str]) -> str:
-    """One line: what is missing and the command that brings it; what no command brings, too."""
+    """One line: what is missing, the command that installs it, and what no command can provide."""
     parts = list(unfit)
     if lacks:
         parts.append(f"this machine lacks {', '.join(lack.what for lack in lacks)}: {command(lacks)}")
@@ -68,7 +68,7 @@ def said(lacks: list[Lack], unfit: list[str]) -> str:
 
 
 def command(lacks: list[Lack], os_release: str = "") -> str:
-    """What to type, for the packages of this system."""
+    """The install command for this system's packages."""
     system = package_system(os_release or read("/etc/os-release"))
     if not system:
         return "install " + ("it" if len(lacks) == 1 else "them") + " with the packages of your system"
@@ -80,7 +80,7 @@ def command(lacks: list[Lack], os_release: str = "") -> str:
 
 
 def package_system(os_release: str) -> str:
-    """`apt`, `dnf` or nothing, from the text of /etc/os-release."""
+    """`apt`, `dnf` or an empty text, from the text of /etc/os-release."""
     kinds = " ".join(re.findall(r"^ID(?:_LIKE)?=\"?([^\"\n]*)", os_release, re.MULTILINE)).split()
     if {"debian", "ubuntu"} & set(kinds):
         return "apt"
@@ -91,13 +91,13 @@ def package_system(os_release: str) -> str:
 
 
 def python_range() -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The first version that fits and the first that is too new, as pyproject.toml has them."""
+    """The lowest version that fits and the lowest that is too new, from pyproject.toml."""
     low, high = re.search(r'requires-python = ">=([\d.]+),<([\d.]+)"', read(ROOT / "pyproject.toml")).groups()
     return tuple(map(int, low.split("."))), tuple(map(int, high.split(".")))
 
 
 def choose_python(asked: str, fitting: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[str, list[Lack]]:
-    """A Python that fits, else `uv`, and what is missing to make an environment of it."""
+    """A Python that fits, else `uv`; and the packages that are missing to make an environment with it."""
     low, high = fitting
     versions = [f"{low[0]}.{minor}" for minor in range(high[1] - 1, low[1] - 1, -1)]
     found = [probe(name) for name in ([asked] if asked else ["python3", *(f"python{v}" for v in versions)])]
@@ -107,18 +107,18 @@ def choose_python(asked: str, fitting: tuple[tuple[int, ...], tuple[int, ...]]) 
         say(f"PYTHON={asked} is {version}: set it to a Python from {versions[-1]} to {versions[0]}")
         sys.exit(2)
     uv = shutil.which("uv")
-    ready = [python for python in fit if python.has_venv or uv]  # uv needs no module of it
+    ready = [python for python in fit if python.has_venv or uv]  # uv does not need Python's venv module
     if ready:
         return ready[0].path, []
     if not fit and (uv or probe(sys.executable).has_venv):
         return "uv", []
-    # Debian has what makes environments in a package of its own, one for each of its Pythons.
+    # Debian packages venv separately, once for each Python.
     name = f"python{dotted(fit[0].version)}" if fit else "python3"
     return fit[0].path if fit else "uv", [Lack(f"{name}'s module venv", f"{name}-venv", name)]
 
 
 def python_command(fitting: tuple[tuple[int, ...], tuple[int, ...]]) -> str:
-    """What to type for a Python that fits, from this system's packages; where they have none, a hint."""
+    """The command to install a Python that fits from this system's packages, or a hint if there is none."""
     low, high = fitting
     for name in (f"python{low[0]}.{minor}" for minor in range(high[1] - 1, low[1] - 1, -1)):
         for tool in ("apt-cache show", "dnf info"):
@@ -128,7 +128,7 @@ def python_command(fitting: tuple[tuple[int, ...], tuple[int, ...]]) -> str:
 
 
 def run_quietly(words: list[str]) -> bool:
-    """Whether a command succeeds; not if there is none of its name."""
+    """Return True if a command exists and succeeds."""
     quiet = subprocess.DEVNULL
     try:
         return subprocess.run(words, stdout=quiet, stderr=quiet, check=False).returncode == 0
@@ -137,7 +137,7 @@ def run_quietly(words: list[str]) -> bool:
 
 
 class Python(NamedTuple):
-    """`version` is empty where there is none; `has_venv`: it can make an environment with pip in it."""
+    """A Python interpreter. `version` is empty if there is none. `has_venv`: it can make an environment with pip."""
 
     path: str = ""
     version: tuple[int, ...] = ()
@@ -176,11 +176,11 @@ def can_load(name: str) -> bool:
 
 
 def missing_compiler(python: str, extras: list[str]) -> list[Lack]:
-    """On GPUs Triton compiles a launcher for each kernel, with the headers of Python. On CPUs nothing is compiled."""
+    """On GPUs Triton compiles a launcher for each kernel and needs Python's headers. On CPUs nothing is compiled."""
     if "gpu" not in extras:
         return []
     lacks = [] if shutil.which("g++") else [Lack("g++ (for Triton)", "g++", "gcc-c++")]
-    if python == "uv":  # brings its headers
+    if python == "uv":  # uv's Pythons include the headers
         return lacks
     code = "import sys, sysconfig; print('python%d.%d' % sys.version_info[:2], sysconfig.get_path('include'))"
     name, include = subprocess.check_output([python, "-c", code], text=True).split(None, 1)
@@ -190,14 +190,14 @@ def missing_compiler(python: str, extras: list[str]) -> list[Lack]:
 
 
 def cuda_driver() -> int:
-    """The CUDA version that the driver can do, 13000 for 13.0; 0 without a driver."""
+    """The highest CUDA version that the driver supports, 13000 for 13.0; 0 without a driver."""
     version = ctypes.c_int(0)
     with contextlib.suppress(OSError):
         ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
     return version.value
 
 
-# What no package brings
+# Not in any package
 
 
 def unfit_machine(extras: list[str]) -> list[str]:
@@ -216,13 +216,13 @@ def unfit_machine(extras: list[str]) -> list[str]:
         unfit.append(
             f"'{' '.join(LSCPU)}', by which vLLM learns of the cores, fails: is util-linux here, and /sys mounted?"
         )
-    if not (ROOT / ".venv").exists():  # what an environment takes that is there, it has taken
+    if not (ROOT / ".venv").exists():  # an existing environment already has its disk space
         unfit += full_disks(DISK_GB["gpu" if "gpu" in extras else "cpu"])
     return unfit
 
 
 def full_disks(need_gb: int) -> list[str]:
-    """The environment's disk and that of uv's cache, from which it is linked where they are one."""
+    """Disks with too little space: the environment's and that of uv's cache. On one disk uv links files: count once."""
     cache = os.environ.get("UV_CACHE_DIR") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "uv")
     disks = {}
     for folder, cure in (

@@ -1,9 +1,9 @@
-"""Installs this folder and its extras with uv, from where pip would take packages, too.
+"""Install this folder and its extras with uv, from the sources that pip is configured for.
 
     .venv/bin/python deploy/install_packages.py cpu,dev
 
-uv reads its own configuration and environment (`UV_INDEX`, `UV_FIND_LINKS`, ...) but not pip's. What pip is told, in
-files or in the environment (`PIP_INDEX_URL`, `PIP_FIND_LINKS`, ...), is handed on wherever uv is not told otherwise.
+uv reads its own configuration and environment (`UV_INDEX`, `UV_FIND_LINKS`, ...) but not pip's. This script passes on
+pip's settings, from files and environment (`PIP_INDEX_URL`, `PIP_FIND_LINKS`, ...), unless uv has its own.
 """
 
 import ast
@@ -16,13 +16,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 UV = [str(Path(sys.prefix) / "bin" / "uv"), "pip", "install", "--python", sys.executable]
-# The CPU builds of torch and torchvision; from PyPI they would bring gigabytes of CUDA.
+# The CPU builds of torch and torchvision. PyPI's builds need gigabytes of CUDA packages.
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-SECTIONS = ("global", "install", ":env:")  # the later wins
+SECTIONS = ("global", "install", ":env:")  # later ones take precedence
 
 
 def pip_settings(listed: str) -> dict[str, str]:
-    """Name -> value for `pip install`, from what `pip config list` prints."""
+    """The settings of `pip install` as name -> value, from the output of `pip config list`."""
     settings: dict[str, str] = {}
     rows = [line.partition("=") for line in listed.splitlines()]
     for section in SECTIONS:
@@ -33,7 +33,7 @@ def pip_settings(listed: str) -> dict[str, str]:
 
 
 def uv_environment(pip: Mapping[str, str], environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables of uv that say the same as pip's settings. What uv is told itself stands."""
+    """uv's environment variables for pip's settings. uv's own settings take precedence."""
     links = [link for link in pip.get("find-links", "").split() if "://" in link or Path(link).exists()]
     extra = pip.get("extra-index-url", "").split()
     told = {
@@ -44,7 +44,7 @@ def uv_environment(pip: Mapping[str, str], environment: Mapping[str, str]) -> di
         ("UV_INSECURE_HOST",): " ".join(pip.get("trusted-host", "").split()),
         ("SSL_CERT_FILE",): pip.get("cert", ""),
         ("ALL_PROXY", "HTTPS_PROXY", "https_proxy"): pip.get("proxy", ""),
-        # To pip all indexes are alike; uv would take a package from the first that has any version of it.
+        # pip treats all indexes alike; uv by default takes a package from the first index that has any version of it.
         ("UV_INDEX_STRATEGY",): "unsafe-best-match" if extra else "",
     }
     return {names[0]: value for names, value in told.items() if value and not any(map(environment.get, names))}
@@ -56,7 +56,7 @@ def with_cpu_index(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def finds_cpu_torch(options: list[str], environment: dict[str, str]) -> bool:
-    """Whether the folders and indexes named so far have the CPU build that vLLM is pinned to."""
+    """Return True if the configured folders and indexes have the CPU build of torch that vLLM is pinned to."""
     text = (ROOT / "pyproject.toml").read_text()
     wanted = re.search(r'"torch>=([\d.]+),', text)
     assert wanted, "pyproject.toml names torch's first version"

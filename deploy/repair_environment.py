@@ -1,12 +1,12 @@
-"""Cures an environment in which a CPU build of torch stands beside CUDA builds of its companions.
+"""Repair an environment that has a CPU build of torch but CUDA builds of torchvision or torchaudio.
 
-That happens where a package index has CPU builds of torch alone. Nothing is touched that imports as it is.
+This happens if a package index has CPU builds only of torch. Packages that can be imported are not touched.
 
-- torchvision fails with "operator torchvision::nms does not exist" in every process that imports it, vLLM's and
-  transformers' included. Nothing here calls the operator, only its schema has to exist: this file is copied into
-  site-packages with a `.pth` line that, in every process, declares the schema just before torchvision is imported.
-- torchaudio fails to load its library, and transformers imports it where it is installed. It is not needed here, so
-  it is uninstalled, and torchcodec likewise.
+- torchvision fails with "operator torchvision::nms does not exist" in every process that imports it, also through vLLM
+  and transformers. Nothing here calls the operator; only its schema must exist. This file is copied into site-packages
+  with a `.pth` line that, in every process, declares the schema just before torchvision is imported.
+- torchaudio fails to load its library, and transformers imports it if it is installed. It is not needed here, so it is
+  uninstalled, and so is torchcodec.
 
     python deploy/repair_environment.py
 """
@@ -15,7 +15,7 @@ import sys
 
 
 class _DeclareOperators:
-    """A meta-path finder that acts when torchvision is first looked for, and then removes itself."""
+    """A meta-path finder that acts on the first import of torchvision, and then removes itself."""
 
     def find_spec(self, name, path=None, target=None):
         if name == "torchvision":
@@ -31,7 +31,7 @@ class _DeclareOperators:
 
 
 def activate() -> None:
-    # A .pth file is read once for each way in which its folder is on the path.
+    # A .pth file is read once for each entry of sys.path that leads to its folder.
     if not any(type(finder).__name__ == "_DeclareOperators" for finder in sys.meta_path):
         sys.meta_path.insert(0, _DeclareOperators())
 

@@ -1,6 +1,6 @@
-"""Says what `ray job submit` is about to upload of this folder, and what stays here by deploy/runtime_env.yaml.
+"""Show what `ray job submit` will upload of this folder, and what deploy/runtime_env.yaml excludes.
 
-Packs it as Ray does, with Ray's own code, and throws the package away.
+Packs the folder with Ray's own code and discards the package.
 """
 
 import fnmatch
@@ -14,7 +14,7 @@ from ray._private.runtime_env.packaging import create_package
 
 ROOT = Path(__file__).resolve().parent.parent
 LISTED = 8
-# Left out as a matter of course, and so not worth a word.
+# Always excluded, so not mentioned.
 ROUTINE = (
     ".git*",
     ".venv",
@@ -31,7 +31,7 @@ ROUTINE = (
 
 
 def pack(folder: Path, package: Path) -> list[str]:
-    """Write what would be uploaded of `folder` to `package`; the paths in it."""
+    """Write the upload of `folder` to `package`. Returns the paths in it."""
     excludes = yaml.safe_load((ROOT / "deploy" / "runtime_env.yaml").read_text())["excludes"]
     create_package(str(folder), package, include_gitignore=True, excludes=excludes, logger=Quiet())
     with ZipFile(package) as content:
@@ -39,7 +39,7 @@ def pack(folder: Path, package: Path) -> list[str]:
 
 
 def left_out(folder: Path, packed: list[str]) -> list[str]:
-    """The highest files and folders that stay here, but for those that always do."""
+    """The topmost files and folders that are excluded, without those that always are."""
     kept = {part for name in packed for part in (Path(name), *Path(name).parents)}
     found: list[str] = []
 
@@ -57,7 +57,7 @@ def left_out(folder: Path, packed: list[str]) -> list[str]:
 
 
 class Quiet:
-    """Ray would say that it makes a package, on every call, where only the real upload should."""
+    """Silences Ray's message about packing, which only the real upload should print."""
 
     def info(self, message: str) -> None: ...
 

@@ -39,7 +39,7 @@ class Keeper:
 
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
-        """Context for update, transfer and record of step `step`. A signal is delayed to its end, if that comes soon."""
+        """Context for the update, transfer and record of a step. A signal is delayed to its end, if that comes soon."""
         self._between_steps = False
         with stopping.whole():
             yield

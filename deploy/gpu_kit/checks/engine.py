@@ -1,8 +1,8 @@
-"""Does a vLLM engine on a GPU generate what the learner's model says that it generates?
+"""Check on a GPU that vLLM's log-probabilities agree with the learner's model.
 
     python engine.py tiny            the demo's model
-    python engine.py shapes FOLDER   Qwen2-VL-2B's shapes, where learner.py built them
-    EAGER=1 python engine.py ...     without torch.compile and CUDA graphs, should those fail
+    python engine.py shapes FOLDER   Qwen2-VL-2B's shapes, in the folder that learner.py built
+    EAGER=1 python engine.py ...     without torch.compile and CUDA graphs, in case those fail
 
 Run in the project's root. One JSON object a line; the last line is `N passed, N failed`.
 """
@@ -21,7 +21,7 @@ results: list[bool] = []
 
 
 def report(name: str, passed: bool | None = None, **values: Any) -> None:
-    """`passed` left out: a measurement."""
+    """Print one result as JSON. Without `passed` it is a measurement."""
     shown = {key: round(value, 5) if isinstance(value, float) else value for key, value in values.items()}
     print(json.dumps({"check": name, **({} if passed is None else {"passed": passed}), **shown}), flush=True)
     if passed is not None:
@@ -68,7 +68,7 @@ def engine(path: str, config: Any, prompts: list[Any]) -> None:
     model = config.model
     encoder = PromptEncoder(path, model.min_pixels, model.max_pixels)
     policy = load_policy(path, model, devices.attention, encoder.forbidden_token_ids, 1.0)
-    for parameter in policy.parameters():  # as FSDP does it: not the rotary frequencies
+    for parameter in policy.parameters():  # like FSDP: parameters only, not the rotary frequencies
         parameter.data = parameter.data.bfloat16()
     policy.cuda()
     # A group comes back without its image.

@@ -1,4 +1,4 @@
-"""Does the learner compute on a GPU what it computes on a CPU, and in how much memory?
+"""Check that the learner computes the same on a GPU as on a CPU, and measure its memory.
 
     python learner.py attention            varlen attention against SDPA in FP32, forward and backward, 2B's heads
     python learner.py tiny [DEVICE [NAME]] three updates of the tiny model: a CPU in FP32 against DEVICE (cuda) in BF16,
@@ -26,7 +26,7 @@ results: list[bool] = []
 
 
 def report(name: str, passed: bool | None = None, **values: Any) -> None:
-    """`passed` left out: a measurement."""
+    """Print one result as JSON. Without `passed` it is a measurement."""
     shown = {key: round(value, 5) if isinstance(value, float) else value for key, value in values.items()}
     print(json.dumps({"check": name, **({} if passed is None else {"passed": passed}), **shown}), flush=True)
     if passed is not None:
@@ -75,7 +75,7 @@ def made_up_samples(config: Any, encoder: Any, prompts: list[Any], group_size: i
 
 
 def updates(answers: Any, path: str, config: Any, prompts: list[Any], group: tuple[int, int], keep: bool) -> None:
-    """In a process of its own: three updates of one learner; what it says of them."""
+    """Run three updates of one learner, in a process of its own, and report the results through `answers`."""
     from transformers.utils import logging
 
     from rft_cluster.learner.learner import Learner
@@ -84,7 +84,7 @@ def updates(answers: Any, path: str, config: Any, prompts: list[Any], group: tup
     from rft_cluster.weights.source import PolicyWeights
 
     logging.disable_progress_bar()
-    torch.manual_seed(0)  # adapters begin at random
+    torch.manual_seed(0)  # adapters are initialised randomly
     encoder = PromptEncoder(path, config.model.min_pixels, config.model.max_pixels)
     samples = made_up_samples(config, encoder, prompts, *group)
     (work,) = split_work(samples, 1, 1, config.learners.micro_batch_tokens)
@@ -151,7 +151,7 @@ def tiny(device: str, only: str = "") -> None:
                 path, load_config("digits", [*TINY, "cluster.dtype=float32", *changes]), prompts, (8, 12), False
             )
         answer = in_a_process(path, load_config("digits", [*TINY, *gpu, *changes]), prompts, (8, 12), name == "plain")
-        # The norm of the first gradient alone: Adam's first steps go by signs, which rounding can turn.
+        # Compare only the norm of the first gradient: Adam's first steps follow signs, which rounding can flip.
         apart = [
             abs(one[key] - other[key]) / (abs(other[key]) + 1e-3)
             for i, (one, other) in enumerate(zip(answer["updates"], reference["updates"], strict=True))
