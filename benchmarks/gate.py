@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from benchmarks.bench_model import bench_images, bench_model
 from benchmarks.common import CACHE, machine, write_result
+from benchmarks.models import bench_images, bench_model
 from benchmarks.trl_grpo import make_trainer
 from rft_cluster.algorithm.loss import grpo_loss
 from rft_cluster.common.hardware import hardware

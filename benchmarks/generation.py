@@ -19,8 +19,8 @@ from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import Any
 
-from benchmarks.bench_model import SIDES
 from benchmarks.common import CACHE, Usage, machine, read_result, write_result
+from benchmarks.models import SIDES
 from benchmarks.speed import RAW, make_config
 from benchmarks.turns import SERVICE, Arm, Turn, comparison, serve_steps
 from rft_cluster.cluster import start as ray_cluster

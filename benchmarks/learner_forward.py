@@ -2,7 +2,7 @@
 
     python -m benchmarks.learner_forward [--dtypes bf16,fp32] [--repeats 5]
 
-Four photographs of 448 x 448 pixels, 8 completions of 64 tokens to each, through the model of `bench_model.py`: vision
+Four photographs of 448 x 448 pixels, 8 completions of 64 tokens to each, through the model of `models.py`: vision
 tower included, log-probabilities of all completion tokens, then the gradients of every parameter. Both sides have the
 learner's chunked log-probabilities and its patch embedding; they differ in
 
@@ -32,8 +32,8 @@ import torch
 from torch import Tensor
 from transformers import Qwen2VLForConditionalGeneration
 
-from benchmarks.bench_model import bench_images, bench_model
 from benchmarks.common import CACHE, FOREIGN_LIMIT, ROOT, Usage, machine, read_result, spread, write_result
+from benchmarks.models import bench_images, bench_model
 from benchmarks.plain_forward import plain_logprobs
 from rft_cluster.common.hardware import hardware, openmp_environment
 from rft_cluster.learner.collate import Batch, collate

@@ -5,7 +5,9 @@
 Reads `benchmarks/results/*.json`; what has not been measured is said to be so.
 """
 
-from collections.abc import Callable
+import functools
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,14 +21,15 @@ NAMES = {
     "trl": "TRL",
     "trl-bf16": "TRL, all BF16",
 }
-FORWARD = "learner_forward"
+FORWARD, TRANSFER = "learner_forward", "weight_transfer"
 Results = dict[str, Any]
-Three = tuple[float, float, float]
+Spread = dict[str, float]
+SPREAD = ("median", "low", "high")
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A row of the table. `read` takes the file's content and gives median, low and high.
+    """A row of the table. `read` takes the file's content and gives `SPREAD`.
 
     `native`: for the precision of a machine; left out where that was not measured.
     """
@@ -35,204 +38,181 @@ class Goal:
     what: str
     least: float
     file: str
-    read: Callable[[Results], Three]
+    read: Callable[[Results], Spread]
     native: bool = False
 
-    def row(self) -> str | None:
+    def row(self) -> Sequence[Any] | None:
         found = read_result(self.file)
         try:
-            median, low, high = self.read(found)
+            spread = self.read(found)
         except (KeyError, TypeError):  # no such file, or that part was not measured
-            return None if self.native else f"| {self.name} | {self.what} | {self.least:g} | not measured | |"
-        verdict = "met" if median >= self.least else "**missed**"
-        return f"| {self.name} | {self.what} | {self.least:g} | {median:.3g} ({low:.3g} to {high:.3g}) | {verdict} |"
+            return None if self.native else (self.name, self.what, f"{self.least:g}", "not measured", "")
+        verdict = "met" if spread["median"] >= self.least else "**missed**"
+        return self.name, self.what, f"{self.least:g}", shown(spread), verdict
 
 
-def three(found: Results) -> Three:
-    return found["median"], found["low"], found["high"]
+def shown(spread: Spread, form: str = ".3g") -> str:
+    """A median with its range, e.g. `5.56 (5.55 to 5.91)`."""
+    return f"{spread['median']:{form}} ({spread['low']:{form}} to {spread['high']:{form}})"
 
 
-def speed(name: str, side: int) -> Callable[[Results], Three]:
-    return lambda found: three(found["sides"][str(side)][name])
+def table(head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
+    """Markdown. A cell is what `str` makes of it."""
+    lines = ["| " + " | ".join(map(str, cells)) + " |" for cells in (head, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
 
 
-def digits(found: Results) -> Three:
+def at(*keys: str) -> Callable[[Results], Spread]:
+    return lambda found: functools.reduce(operator.getitem, keys, found)
+
+
+def digits(found: Results) -> Spread:
     """Of the medians over the seeds; the range is the seeds'."""
     (name,) = found["ratio_of_medians"]
-    return found["ratio_of_medians"][name], found["ratios"][name]["low"], found["ratios"][name]["high"]
+    return found["ratios"][name] | {"median": found["ratio_of_medians"][name]}
 
 
-def overlap(found: Results) -> Three:
+def overlap(found: Results) -> Spread:
     """The worst of the emulated cases, one step off."""
     cases = [row["ratio"] for row in found["rows"] if row["max_staleness"] == 1]
-    return three(min(cases, key=lambda ratio: ratio["median"]))
+    return min(cases, key=operator.itemgetter("median"))
 
 
-def controller(found: Results) -> Three:
+def controller(found: Results) -> Spread:
     """10 ms over what the dearest case costs beyond its roles."""
-    cost = max((row["beyond_roles_ms"] for row in found["rows"]), key=lambda cost: cost["median"])
-    return 10 / cost["median"], 10 / cost["high"], 10 / cost["low"]
+    cost = max((row["beyond_roles_ms"] for row in found["rows"]), key=operator.itemgetter("median"))
+    return {"median": 10 / cost["median"], "low": 10 / cost["high"], "high": 10 / cost["low"]}
 
 
-def transfer(size: str) -> Callable[[Results], Three]:
-    return lambda found: three(found["sizes"][size]["ratio"])
-
-
-def forward(dtype: str) -> Callable[[Results], Three]:
+def forward(dtype: str) -> list[Goal]:
     """How many times as fast the packed learner is as the plain one, in processor time."""
-    return lambda found: three(found[dtype]["cpu"]["times_as_fast"]["packed"])
+    faster, native = at(dtype, "cpu", "times_as_fast", "packed"), dtype == "fp32"
+
+    def by_tokens(found: Results) -> Spread:
+        return {name: value / found["rows"]["token_ratio"] for name, value in faster(found).items()}
+
+    what = f"plain learner / shared prefix, 448 x 448, {dtype.upper()}"
+    return [
+        Goal("G5", what, 3.0, FORWARD, faster, native),
+        Goal("G5", "the same as a share of the ratio of tokens", 0.85, FORWARD, by_tokens, native),
+    ]
 
 
-def forward_by_tokens(dtype: str) -> Callable[[Results], Three]:
-    """The same as a share of the ratio of their tokens."""
-
-    def read(found: Results) -> Three:
-        median, low, high = (value / found["rows"]["token_ratio"] for value in forward(dtype)(found))
-        return median, low, high
-
-    return read
-
-
-def forward_memory(dtype: str) -> Callable[[Results], Three]:
+def memory(dtype: str) -> Goal:
     """One measurement, so without a range."""
-    return lambda found: (found[dtype]["memory_ratio"],) * 3
+    what = f"memory of a learner's step, plain / shared prefix, {dtype.upper()}"
+    return Goal("G8", what, 3.0, FORWARD, lambda found: dict.fromkeys(SPREAD, found[dtype]["memory_ratio"]),
+                native=dtype == "fp32")  # fmt: skip
 
 
 GOALS = [
-    Goal("G1", "samples a second / TRL's, images of 448 x 448", 4.0, "speed", speed("g1", 448)),
-    Goal("G1", "samples a second / TRL's, images of 112 x 112", 1.2, "speed", speed("g1", 112)),
-    Goal("G2", "plain script / wall time of a step, 448 x 448", 0.90, "speed", speed("g2", 448)),
-    Goal("G2", "plain script / wall time of a step, 112 x 112", 0.90, "speed", speed("g2", 112)),
+    Goal("G1", "samples a second / TRL's, images of 448 x 448", 4.0, "speed", at("sides", "448", "g1")),
+    Goal("G1", "samples a second / TRL's, images of 112 x 112", 1.2, "speed", at("sides", "112", "g1")),
+    Goal("G2", "plain script / wall time of a step, 448 x 448", 0.90, "speed", at("sides", "448", "g2")),
+    Goal("G2", "plain script / wall time of a step, 112 x 112", 0.90, "speed", at("sides", "112", "g2")),
     Goal("G3", "longer role / wall time of a step, one step off, emulated devices", 0.97, "overlap", overlap),
-    Goal("G4", "sampled tokens a second / plain `LLM.generate`, 448 x 448", 0.97, "generation", speed("ratio", 448)),
-    Goal("G4", "sampled tokens a second / plain `LLM.generate`, 112 x 112", 0.97, "generation", speed("ratio", 112)),
-    Goal("G5", "plain learner / shared prefix, 448 x 448, FP32", 3.0, FORWARD, forward("fp32"), native=True),
-    Goal("G5", "the same as a share of the ratio of tokens", 0.85, FORWARD, forward_by_tokens("fp32"), native=True),
-    Goal("G5", "plain learner / shared prefix, 448 x 448, BF16", 3.0, FORWARD, forward("bf16")),
-    Goal("G5", "the same as a share of the ratio of tokens", 0.85, FORWARD, forward_by_tokens("bf16")),
-    Goal("G6", "weights into an engine, bytes a second / memcpy, 426 MB", 0.30, "weight_transfer", transfer("medium")),
-    Goal("G6", "the same, 2.4 MB", 0.30, "weight_transfer", transfer("tiny")),
-    Goal("G7", "TRL's time to 60 % on the digits / ours, three seeds", 2.0, "digits", digits),
-    Goal(
-        "G8",
-        "memory of a learner's step, plain / shared prefix, FP32",
-        3.0,
-        FORWARD,
-        forward_memory("fp32"),
-        native=True,
+    *(
+        Goal("G4", f"sampled tokens a second / plain `LLM.generate`, {side} x {side}", 0.97, "generation",
+             at("sides", side, "ratio"))
+        for side in ("448", "112")
     ),
-    Goal("G8", "memory of a learner's step, plain / shared prefix, BF16", 3.0, FORWARD, forward_memory("bf16")),
+    *forward("fp32"),
+    *forward("bf16"),
+    Goal("G6", "weights into an engine, bytes a second / memcpy, 426 MB", 0.30, TRANSFER,
+         at("sizes", "medium", "ratio")),
+    Goal("G6", "the same, 2.4 MB", 0.30, TRANSFER, at("sizes", "tiny", "ratio")),
+    Goal("G7", "TRL's time to 60 % on the digits / ours, three seeds", 2.0, "digits", digits),
+    memory("fp32"),
+    memory("bf16"),
     Goal("", "10 ms / what a step costs beyond its roles, the dearest case", 1.0, "controller", controller),
-]
+]  # fmt: skip
 
 
 def goals_table() -> str:
-    head = "| | What | Goal, at least | Median (range) | |\n|---|---|---|---|---|\n"
-    return head + "\n".join(row for goal in GOALS if (row := goal.row()))
+    rows = (goal.row() for goal in GOALS)
+    return table(("", "What", "Goal, at least", "Median (range)", ""), filter(None, rows))
 
 
-def speed_table() -> str:
-    found = read_result("speed")
-    if not found:
-        return "Not measured."
-    lines = ["| Images | Program | Seconds a step | Ratio | Rounds | Others | Parts, seconds |", "|" + "---|" * 7]
+def speed_table(found: Results) -> str:
+    rows = []
     for side, measured in found["sides"].items():
         for name, against in measured["against"].items():
             for program in (name, "service"):
-                seconds, ratio = against["seconds"][program], against["ratio"]
-                parts = against["parts"][program]
+                seconds, parts = against["seconds"][program], against["parts"][program]
                 stages = ", ".join(f"{part} {parts[part]:.2f}" for part in parts if part not in ("gap", "tokens"))
-                factor = f"{ratio['median']:.3g} ({ratio['low']:.3g} to {ratio['high']:.3g})" if program == name else ""
-                spent = f"{seconds['median']:.2f} ({seconds['low']:.2f} to {seconds['high']:.2f})"
-                repeats = f"{seconds['n']} | {100 * against['foreign']:.0f} %"
-                lines.append(f"| {side} x {side} | {NAMES[program]} | {spent} | {factor} | {repeats} | {stages} |")
-    return "\n".join(lines)
+                factor = shown(against["ratio"]) if program == name else ""
+                others = f"{100 * against['foreign']:.0f} %"
+                size = f"{side} x {side}"
+                rows.append((size, NAMES[program], shown(seconds, ".2f"), factor, seconds["n"], others, stages))
+    return table(("Images", "Program", "Seconds a step", "Ratio", "Rounds", "Others", "Parts, seconds"), rows)
 
 
-def digits_table() -> str:
-    found = read_result("digits")
-    if not found:
-        return "Not measured."
-    lines = ["| Seed | Program | Step at 60 % | Seconds to it | Seconds a step | Best accuracy |", "|" + "---|" * 6]
-    for run in found["runs"]:
-        for name, own in run.items():
-            if name != "seed":
-                seconds = f"{own['reached_seconds']:.1f}" if own["reached_seconds"] else "not reached"
-                best = max(point["accuracy"] for point in own["curve"])
-                lines.append(
-                    f"| {run['seed']} | {NAMES[name]} | {own['reached_step'] or '-'} | {seconds} | "
-                    f"{own['step_seconds']:.2f} | {100 * best:.1f} % |"
-                )
-    return "\n".join(lines)
+def digits_table(found: Results) -> str:
+    rows = [
+        (
+            *(run["seed"], NAMES[name], own["reached_step"] or "-"),
+            f"{own['reached_seconds']:.1f}" if own["reached_seconds"] else "not reached",
+            f"{own['step_seconds']:.2f}",
+            f"{100 * max(point['accuracy'] for point in own['curve']):.1f} %",
+        )
+        for run in found["runs"]
+        for name, own in run.items()
+        if name != "seed"
+    ]
+    return table(("Seed", "Program", "Step at 60 %", "Seconds to it", "Seconds a step", "Best accuracy"), rows)
 
 
-def forward_table() -> str:
+def forward_table(found: Results) -> str:
     """Of the shared prefix: processor seconds, times as fast within a round, and peak memory."""
-    found = read_result("learner_forward")
-    if not found:
-        return "Not measured."
-    lines = ["| Computation | Side | Processor seconds | Times as fast | MiB, of a forward |", "|" + "---|" * 5]
-    for dtype in ("bf16", "fp32"):
-        if dtype not in found:
-            continue
+    rows = []
+    for dtype in (one for one in ("bf16", "fp32") if one in found):
         measured = found[dtype]
         for side, seconds in measured["cpu"]["seconds"].items():
             ratio = measured["cpu"]["times_as_fast"].get(side)
-            times = f"{ratio['median']:.3g} ({ratio['low']:.3g} to {ratio['high']:.3g})" if ratio else ""
-            lines.append(
-                f"| {dtype.upper()} | {side} | {seconds['median']:.3g} ({seconds['low']:.3g} to {seconds['high']:.3g}) "
-                f"| {times} | {measured['memory_mib'][side]['step']:.0f} |"
-            )
-    return "\n".join(lines)
+            mib = f"{measured['memory_mib'][side]['step']:.0f}"
+            rows.append((dtype.upper(), side, shown(seconds), shown(ratio) if ratio else "", mib))
+    return table(("Computation", "Side", "Processor seconds", "Times as fast", "MiB, of a forward"), rows)
 
 
-def transfer_table() -> str:
+def transfer_table(found: Results) -> str:
     """Milliseconds of an update's parts."""
-    found = read_result("weight_transfer")
-    if not found:
-        return "Not measured."
-    parts = list(next(iter(found["sizes"].values()))["milliseconds"])
-    lines = [f"| MB | {' | '.join(parts)} | GB/s | memcpy's |", "|" + "---|" * (len(parts) + 3)]
-    for measured in found["sizes"].values():
-        spent = [f"{measured['milliseconds'][part]['median']:.1f}" for part in parts]
-        rates = [f"{measured[name]['median']:.2f}" for name in ("gb_per_second", "memcpy_gb_per_second")]
-        lines.append(f"| {measured['bytes'] / 1e6:.1f} | {' | '.join([*spent, *rates])} |")
-    return "\n".join(lines)
-
-
-def roles_table() -> str:
-    """Of emulated roles: overlap, and what a step costs beyond its roles."""
-    overlapped, costs = read_result("overlap"), read_result("controller")
-    if not (overlapped and costs):
-        return "Not measured."
-    lines = ["| Generating, learning, transfer, s | `max_staleness` | Longer role / wall |", "|" + "---|" * 3]
-    for row in overlapped["rows"]:
-        ratio = row["ratio"]
-        lines.append(
-            f"| {row['generate']:g}, {row['learn']:g}, {row['transfer']:g} | {row['max_staleness']} | "
-            f"{ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f}) |"
+    sizes = list(found["sizes"].values())
+    parts = list(sizes[0]["milliseconds"])
+    rows = [
+        (
+            f"{size['bytes'] / 1e6:.1f}",
+            *(f"{size['milliseconds'][part]['median']:.1f}" for part in parts),
+            *(f"{size[name]['median']:.2f}" for name in ("gb_per_second", "memcpy_gb_per_second")),
         )
-    stages = list(costs["rows"][0]["stages_ms"])
-    lines += ["", f"| Generators | Prompts | Beyond the roles, ms | {' | '.join(stages)} | Simulated | Driver | Loop |"]
-    lines.append("|" + "---|" * (len(stages) + 6))
-    rows = {(row["generators"], row["prompts"]): row for row in costs["rows"]}
-    for simulated in costs["simulated"]:
-        size = simulated["generators"], simulated["prompts"]
-        cells = [*map(str, size), *[""] * (len(stages) + 4)]
-        if row := rows.get(size):
-            beyond = row["beyond_roles_ms"]
-            cells[2] = f"{beyond['median']:.0f} ({beyond['low']:.0f} to {beyond['high']:.0f})"
-            cells[3:-3] = [f"{row['stages_ms'][stage]:.0f}" for stage in stages]
-            cells[-2:] = [f"{row[name]['median']:.0f}" for name in ("driver_cpu_ms", "loop_cpu_ms")]
-        cells[-3] = f"{simulated['beyond_roles_ms']:.0f}"
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        for size in sizes
+    ]
+    return table(("MB", *parts, "GB/s", "memcpy's"), rows)
 
 
-def machine_lines() -> str:
-    found = read_result("speed") or read_result("digits")
-    if not found:
-        return "Not measured."
+def overlap_table(found: Results) -> str:
+    rows = [
+        (", ".join(f"{row[role]:g}" for role in ("generate", "learn", "transfer")), row["max_staleness"],
+         shown(row["ratio"], ".3f"))
+        for row in found["rows"]
+    ]  # fmt: skip
+    return table(("Generating, learning, transfer, s", "`max_staleness`", "Longer role / wall"), rows)
+
+
+def controller_table(found: Results) -> str:
+    """Milliseconds of a step beyond its emulated roles."""
+    stages = list(found["rows"][0]["stages_ms"])
+    rows = [
+        (
+            *(row["generators"], row["prompts"], shown(row["beyond_roles_ms"], ".0f")),
+            *(f"{row['stages_ms'][stage]:.0f}" for stage in stages),
+            *(f"{row[name]['median']:.0f}" for name in ("driver_cpu_ms", "loop_cpu_ms")),
+        )
+        for row in found["rows"]
+    ]
+    return table(("Generators", "Prompts", "Beyond the roles, ms", *stages, "Driver", "Loop"), rows)
+
+
+def machine_line(found: Results) -> str:
     box = found["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in box["versions"].items())
     return (
@@ -258,29 +238,22 @@ def plot() -> None:
     matplotlib.rcParams["svg.hashsalt"] = "rft_cluster"  # the same figures give the same file
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
     colours = {name: f"C{place}" for place, name in enumerate(NAMES)}
+    sides = (read_result("speed") or {"sides": {}})["sides"]
     labelled: set[str] = set()
-    for index, measured in enumerate((read_result("speed") or {"sides": {}})["sides"].values()):
+    for index, measured in enumerate(sides.values()):
         seconds = {name: against["seconds"][name] for name, against in measured["against"].items()}
         seconds["service"] = next(iter(measured["against"].values()))["seconds"]["service"]
         for place, name in enumerate(name for name in NAMES if name in seconds):
             low, middle, high = (measured["completions"] / seconds[name][key] for key in ("high", "median", "low"))
-            left.bar(
-                index + 0.2 * place,
-                middle,
-                0.18,
-                yerr=[[middle - low], [high - middle]],
-                color=colours[name],
-                label=None if name in labelled else NAMES[name],
-            )
+            bar = {"yerr": [[middle - low], [high - middle]], "color": colours[name]}
+            left.bar(index + 0.2 * place, middle, 0.18, label=None if name in labelled else NAMES[name], **bar)
             labelled.add(name)
-    sides = list((read_result("speed") or {"sides": {}})["sides"])
     left.set_xticks([0.3 + index for index in range(len(sides))], [f"{side} x {side} pixels" for side in sides])
     left.set_ylabel("samples a second")
     for index, run in enumerate((read_result("digits") or {"runs": []})["runs"]):
         for name in (name for name in run if name != "seed"):
-            clock = [point["seconds"] for point in run[name]["curve"]]
-            accuracy = [100 * point["accuracy"] for point in run[name]["curve"]]
-            label = NAMES[name] if index == 0 else None
+            clock, accuracy = zip(*((p["seconds"], 100 * p["accuracy"]) for p in run[name]["curve"]), strict=True)
+            label = None if index else NAMES[name]
             right.plot(clock, accuracy, color=colours[name], label=label, linewidth=1)
     right.axhline(60, color="grey", linewidth=0.5)
     right.set_xlabel("seconds of training")
@@ -292,16 +265,30 @@ def plot() -> None:
     figure.savefig(PLOT, metadata={"Date": None})
 
 
+# The page's marks: what stands between them, made from which results.
+PARTS: dict[str, tuple[Callable[[Results], str], str]] = {
+    "speed": (speed_table, "speed"),
+    "digits": (digits_table, "digits"),
+    "forward": (forward_table, FORWARD),
+    "transfer": (transfer_table, TRANSFER),
+    "overlap": (overlap_table, "overlap"),
+    "controller": (controller_table, "controller"),
+    "machine": (machine_line, "speed"),
+}
+
+
 def main() -> None:
-    text = PAGE.read_text()
-    parts = {"goals": goals_table, "speed": speed_table, "forward": forward_table, "digits": digits_table}
-    parts |= {"machine": machine_lines, "plot": plot_line, "transfer": transfer_table, "roles": roles_table}
-    for name, make in parts.items():
+    texts = {"goals": goals_table(), "plot": plot_line()}
+    for name, (make, file) in PARTS.items():
+        found = read_result(file)
+        texts[name] = make(found) if found else "Not measured."
+    page = PAGE.read_text()
+    for name, text in texts.items():
         start, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
-        head, rest = text.split(start)
-        text = head + start + make() + end + rest.partition(end.strip())[2]
-    write_text(PAGE, text)
-    print(goals_table())
+        head, rest = page.split(start)
+        page = head + start + text + end + rest.partition(end.strip())[2]
+    write_text(PAGE, page)
+    print(texts["goals"])
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m benchmarks.speed [--sides 448,112] [--rounds 6]
 
-4 images x 8 completions x 64 tokens, one update, an 87 M model (see bench_model.py, speed.yaml), in turns (turns.py). A
+4 images x 8 completions x 64 tokens, one update, an 87 M model (see models.py, speed.yaml), in turns (turns.py). A
 round is a repeat; those that other programs disturbed, by more than 5 % of the machine, do not count.
 """
 
@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks.bench_model import SIDES, bench_images, bench_model
 from benchmarks.common import CACHE, machine, read_result, write_result
+from benchmarks.models import SIDES, bench_images, bench_model
 from benchmarks.turns import SERVICE, Arm, Turn, comparison, run_rounds
 from rft_cluster.common.hardware import native_dtype
 from rft_cluster.config import Config, load_config

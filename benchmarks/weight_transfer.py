@@ -27,13 +27,13 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.common import CACHE, machine, spread, write_result
-from rft_cluster.common.hardware import openmp_environment
+from benchmarks.models import SIZES, TRANSFER_PIXELS, transfer_model
+from rft_cluster.common.hardware import hardware, openmp_environment
+from rft_cluster.config import GeneratorsSection, ModelSection
+from rft_cluster.generator.vllm_options import EngineOptions
 from rft_cluster.generator.vllm_options import environment as generator_environment
 
 RANKS = 2
-# Of the language model and of the vision tower: width, layers, inner width.
-SIZES = {"tiny": ((128, 3, 384), (96, 3, 192)), "medium": ((1024, 12, 4096), (512, 8, 1024))}
-PIXELS = 56 * 56
 MEMCPY_LIMIT = 1 << 30  # bytes; larger models are compared with a copy of this size
 GOAL = 0.30
 SEED = 0
@@ -41,45 +41,14 @@ HEAD = "the output layer, tied to the embedding"
 EMBEDDING = "model.language_model.embed_tokens.weight"
 
 
-def build(folder: Path, size: str) -> None:
-    """A Qwen2-VL of this size with random weights."""
-    from transformers import Qwen2VLForConditionalGeneration
-
-    from rft_cluster.model.tiny.build import build_model, build_processor
-
-    processor = build_processor(["rose"], ["group-00"], "Which?", PIXELS)
-    small = build_model(processor.tokenizer)
-    config, (text, vision) = small.config, SIZES[size]
-    width, layers, inner = text
-    config.text_config.update({"hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers})
-    heads = max(4, width // 64)
-    config.text_config.update({"num_attention_heads": heads, "num_key_value_heads": heads // 2})
-    config.text_config.layer_types = ["full_attention"] * layers
-    sections = [width // heads // 8, 3 * width // heads // 16, 3 * width // heads // 16]
-    config.text_config.rope_parameters["mrope_section"] = sections
-    config.vision_config.update({"hidden_size": width, "embed_dim": vision[0], "depth": vision[1]})
-    config.vision_config.update({"num_heads": max(4, vision[0] // 64), "mlp_ratio": vision[2] // vision[0]})
-    torch.manual_seed(SEED)
-    model = Qwen2VLForConditionalGeneration(config)
-    model.generation_config = small.generation_config
-    model.to(torch.bfloat16).save_pretrained(folder)
-    processor.save_pretrained(folder)
-
-
 # The engine's process
 
 
-def serve(folder: str, max_tokens: int, max_pixels: int, connections: list[Connection]) -> None:
+def serve(options: EngineOptions, connections: list[Connection]) -> None:
     """Calls of a generator's methods, or of functions here with it, from several connections until one sends None."""
-    from rft_cluster.common.hardware import hardware
-    from rft_cluster.config import GeneratorsSection, ModelSection
     from rft_cluster.generator.generator import Generator
-    from rft_cluster.generator.vllm_options import EngineOptions
 
-    torch.set_num_threads(1)
-    model = ModelSection(path=folder, min_pixels=min(PIXELS, max_pixels), max_pixels=max_pixels)
-    section = GeneratorsSection(max_concurrent=8)
-    generator = Generator(EngineOptions(folder, model, section, max_tokens, hardware("cpu"), SEED))
+    generator = Generator(options)
 
     def answer(connection: Connection) -> None:
         connection.send("ready")
@@ -249,24 +218,26 @@ class Service:
 
 
 @contextmanager
-def service(folder: Path, ranks: int = RANKS, max_tokens: int = 256, max_pixels: int = PIXELS) -> Iterator[Service]:
+def service(folder: Path) -> Iterator[Service]:
+    model = ModelSection(path=str(folder), min_pixels=TRANSFER_PIXELS, max_pixels=TRANSFER_PIXELS)
+    options = EngineOptions(str(folder), model, GeneratorsSection(max_concurrent=8), 256, hardware("cpu"), SEED)
     context = multiprocessing.get_context("spawn")
     own, theirs = context.Pipe()
     senders, engines = context.Pipe()
-    parents = [context.Pipe() for _ in range(ranks)]
+    parents = [context.Pipe() for _ in range(RANKS)]
     meeting = folder / f"meeting-{os.getpid()}"
     meeting.unlink(missing_ok=True)
     os.environ.update({**openmp_environment("cpu"), "OMP_NUM_THREADS": "1"})
     workers = [
-        context.Process(target=rank_process, args=(rank, ranks, str(folder), str(meeting), senders, parents[rank][1]))
-        for rank in range(ranks)
+        context.Process(target=rank_process, args=(rank, RANKS, str(folder), str(meeting), senders, parents[rank][1]))
+        for rank in range(RANKS)
     ]
     for worker in workers:
         worker.start()
     for connection, _ in parents:
         assert connection.recv() == "sharded"
     os.environ.update(generator_environment("cpu"))
-    engine = context.Process(target=serve, args=(str(folder), max_tokens, max_pixels, [theirs, engines]))
+    engine = context.Process(target=serve, args=(options, [theirs, engines]))
     engine.start()
     assert own.recv() == "ready"
     for connection, _ in parents:
@@ -327,9 +298,7 @@ def main() -> None:
     arguments = parser.parse_args()
     results: dict[str, Any] = {}
     for size in arguments.sizes:
-        folder = CACHE / f"weight-transfer-{size}"
-        if not (folder / "config.json").exists():
-            build(folder, size)
+        folder = transfer_model(CACHE, size)
         load_average = os.getloadavg()[0]
         with service(folder) as running:
             results[size] = {"load_average_before": load_average, **compare(running, arguments.repeats)}

@@ -109,10 +109,10 @@ if __name__ == "__main__":
         task = prepare(config)
         engine(base_model_path(config, task), config, make_prompts(task.dataset.train[:20], task.text, "train", 0, 0))
     else:
-        from benchmarks import true_shapes
+        from benchmarks.true_shapes import prompt
 
         config = load_config("flower102_1gpu", [f"model.path={Path(rest[0])}"])
-        one = true_shapes.prompt()
+        one = prompt()
         prompts = [type(one)(f"train/0/{i}", f"noise/{i}", one.image, one.text, one.label, i) for i in range(16)]
         engine(rest[0], config, prompts)
     print(f"{sum(results)} passed, {len(results) - sum(results)} failed")

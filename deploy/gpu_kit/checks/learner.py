@@ -164,15 +164,16 @@ def tiny(device: str, only: str = "") -> None:
 
 
 def shapes(folder: Path) -> None:
-    from benchmarks import true_shapes
+    from benchmarks.models import true_model
+    from benchmarks.true_shapes import prompt
     from rft_cluster.config import load_config
 
     if not (folder / "config.json").is_file():
         folder.mkdir(parents=True, exist_ok=True)
         began = time.perf_counter()
-        true_shapes.build(folder)
+        true_model(folder)
         report("2B built", seconds=time.perf_counter() - began)
-    prompts = [true_shapes.prompt() for _ in range(4)]
+    prompts = [prompt() for _ in range(4)]
     prompts = [type(p)(f"train/0/{i}", f"noise/{i}", p.image, p.text, p.label, i) for i, p in enumerate(prompts)]
     for name, limit in (("flower102_1gpu", 75.0), ("flower102_24gb", 22.0)):
         config = load_config(name, [f"model.path={folder}"])

@@ -233,17 +233,30 @@ def build_processor(
         show_progress=False,
     )
     tokenizer.train_from_iterator(known, trainer)
+    return qwen2vl_processor(tokenizer, pixels, pixels)
+
+
+def qwen2vl_processor(
+    tokenizer: Tokenizer,
+    min_pixels: int,
+    max_pixels: int,
+    special_tokens: Sequence[str] = SPECIAL_TOKENS,
+    max_tokens: int = 2048,
+) -> Qwen2VLProcessor:
+    """Qwen2-VL's processor around a tokenizer of our own, with our chat template."""
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        additional_special_tokens=list(SPECIAL_TOKENS),
-        model_max_length=2048,
+        additional_special_tokens=list(special_tokens),
+        model_max_length=max_tokens,
         clean_up_tokenization_spaces=False,
     )
     fast.chat_template = CHAT_TEMPLATE
     return Qwen2VLProcessor(
-        image_processor=Qwen2VLImageProcessor(min_pixels=pixels, max_pixels=pixels, patch_size=PATCH, merge_size=MERGE),
+        image_processor=Qwen2VLImageProcessor(
+            min_pixels=min_pixels, max_pixels=max_pixels, patch_size=PATCH, merge_size=MERGE
+        ),
         tokenizer=fast,
         video_processor=Qwen2VLVideoProcessor(),
         chat_template=CHAT_TEMPLATE,

@@ -10,7 +10,7 @@ from PIL import Image
 from rft_cluster.config import DataSection
 from rft_cluster.data import load_dataset
 
-TOOL = runpy.run_path(str(Path(__file__).parents[3] / "benchmarks/fashion_folder.py"))
+TOOL = runpy.run_path(str(Path(__file__).parents[3] / "examples/fashion_folder.py"))
 
 
 @pytest.fixture

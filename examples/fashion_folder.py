@@ -1,7 +1,7 @@
 """Ten classes of clothes as folders of PNG files: Fashion-MNIST (arXiv 1708.07747), real photographs to train on.
 
     sudo apt-get install dataset-fashion-mnist          # Debian's package
-    python benchmarks/fashion_folder.py clothes --per-class 60
+    python examples/fashion_folder.py clothes --per-class 60
 
 The images come from the training file, chosen by the seed, and are enlarged from 28x28 to 56x56 pixels. A file is named
 by its row there. Elsewhere than on Debian give `--source` the folder of the two published files
