@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ import ray
 from PIL import Image
 
 from rft_cluster.config import Config
-from rft_cluster.messages import Completion, Example, Group, LearnerStats, Prompt, WeightRecord
+from rft_cluster.data import FewShotDataset, LabelledImage
+from rft_cluster.messages import Completion, Group, LearnerStats, Prompt, WeightRecord
 
 PROMPT_TOKENS, COMPLETION_TOKENS = 600, 64  # of the published recipe
 
@@ -80,7 +81,7 @@ def _group(prompt: Prompt, size: int, version: int) -> Group:
         )
         for _ in range(size)
     ]
-    return Group(replace(prompt, image=b""), list(range(PROMPT_TOKENS)), completions)
+    return Group(prompt, list(range(PROMPT_TOKENS)), completions)
 
 
 class EmulatedLearner:
@@ -89,9 +90,6 @@ class EmulatedLearner:
         self._client: Any = None
         self._pool = ThreadPoolExecutor(1)
         self._proof: Future[list[WeightRecord]] | None = None
-
-    def read_ahead(self, prompts: Sequence[Prompt], step: int) -> None:
-        pass
 
     def update(self, work: Any, step: int) -> LearnerStats:
         time.sleep(self._seconds.learn)
@@ -155,9 +153,10 @@ class EmulatedCluster:
             ray.kill(handle)
 
 
-def examples(count: int, image_bytes: int) -> list[Example]:
-    """Examples with pictures of noise, which take about `image_bytes` each: PNG cannot make them smaller."""
-    return [Example(f"photos/{i}", _noise(i, image_bytes), ("rose", "tulip")[i % 2]) for i in range(count)]
+def dataset(count: int, image_bytes: int) -> FewShotDataset:
+    """Training images of noise, which take about `image_bytes` each: PNG cannot make them smaller."""
+    images = [LabelledImage(f"photos/{i}", _noise(i, image_bytes), ("rose", "tulip")[i % 2]) for i in range(count)]
+    return FewShotDataset.of("emulated", ["rose", "tulip"], images, [], [], [])
 
 
 def _noise(seed: int, image_bytes: int) -> bytes:

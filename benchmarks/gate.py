@@ -25,6 +25,7 @@ from rft_cluster.common.hardware import hardware
 from rft_cluster.config import Config, load_config
 from rft_cluster.learner.collate import collate
 from rft_cluster.learner.packing import split_work
+from rft_cluster.learner.prompt_cache import PromptCache
 from rft_cluster.messages import Prompt, TrainingSample
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.policy import load_policy
@@ -109,7 +110,8 @@ def as_samples(config: Config, batch: dict[str, Any]) -> list[TrainingSample]:
     task = prepare(config)
     encoder = PromptEncoder(str(config.model.path), config.model.min_pixels, config.model.max_pixels)
     asked = make_prompts(task.dataset.train, task.text, "train", 0, config.run.seed)
-    known: list[tuple[Prompt, Any]] = [(prompt, encoder.encode(prompt)) for prompt in asked]
+    prompts = PromptCache(encoder, task.dataset.images, capacity=0)
+    known: list[tuple[Prompt, Any]] = [(prompt, prompts.encode(prompt)) for prompt in asked]
     patches = batch["image_grid_thw"].prod(-1).tolist()
     samples = []
     for row, pixels in enumerate(batch["pixel_values"].split(patches)):
@@ -127,6 +129,7 @@ def as_samples(config: Config, batch: dict[str, Any]) -> list[TrainingSample]:
 def gradient(config: Config, samples: Sequence[TrainingSample], weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The gradient of the learner's loss in FP32, by the parameter's name."""
     encoder = PromptEncoder(str(config.model.path), config.model.min_pixels, config.model.max_pixels)
+    prompts = PromptCache(encoder, prepare(config).dataset.images, capacity=0)
     how: tuple[Any, ...] = (
         str(config.model.path),
         config.model,
@@ -139,7 +142,7 @@ def gradient(config: Config, samples: Sequence[TrainingSample], weights: dict[st
     settings = config.algorithm.model_copy(update={"importance_cap": None})
     ((forwards,),) = split_work(samples, 1, 1, config.learners.micro_batch_tokens)
     for work in forwards:
-        batch = collate(work, encoder, policy.prompt_positions)
+        batch = collate(work, prompts, policy.prompt_positions)
         with torch.no_grad():
             starting = reference(**batch.inputs())[0]
         logprobs, _ = policy(**batch.inputs())

@@ -75,7 +75,7 @@ def in_turns(config: Config, rounds: int) -> list[dict[str, Turn]]:
     sampling = Sampling(**config.sampling.model_dump())
     counted = []
     ray_cluster.Generator = TimedGenerator  # type: ignore[misc, assignment]
-    with start_cluster(config, str(config.model.path)) as cluster:
+    with start_cluster(config, str(config.model.path), task.dataset.images) as cluster:
         plain.wait_until_ready()
         usage = Usage()
 
@@ -122,7 +122,8 @@ def serve(connection: Connection, config: Config) -> None:
     from rft_cluster.model.encoder import PromptEncoder
 
     task, path = prepare(config), str(config.model.path)
-    generator = RawGenerator(config, path, PromptEncoder(path, config.model.min_pixels, config.model.max_pixels))
+    encoder = PromptEncoder(path, config.model.min_pixels, config.model.max_pixels)
+    generator = RawGenerator(config, path, encoder, task.dataset.images)
 
     def step(number: int) -> dict[str, Any]:
         prompts = prompts_of(config, task, number)

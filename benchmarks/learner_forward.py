@@ -36,9 +36,10 @@ from benchmarks.common import CACHE, FOREIGN_LIMIT, ROOT, Usage, machine, read_r
 from benchmarks.models import bench_images, bench_model
 from benchmarks.plain_forward import plain_logprobs
 from rft_cluster.common.hardware import hardware, openmp_environment
+from rft_cluster.data.images import image_sha256
 from rft_cluster.learner.collate import Batch, collate
 from rft_cluster.learner.prompt_cache import PromptCache
-from rft_cluster.messages import Prompt, TrainingSample
+from rft_cluster.messages import Example, ImageRef, Prompt, TrainingSample
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.policy import PolicyModel
 
@@ -60,7 +61,8 @@ class Sides:
         self.model = Qwen2VLForConditionalGeneration.from_pretrained(path, dtype=dtype).train()
         encoder = PromptEncoder(str(path), SMALL**2, SIDE**2)
         self.forbidden = encoder.forbidden_token_ids
-        self.encoder = PromptCache(encoder, capacity=1e9)
+        self.images: dict[str, bytes] = {}
+        self.encoder = PromptCache(encoder, self.images, capacity=1e9)
         self.policy = PolicyModel(self.model, self.forbidden, temperature=1.0)
         self.read(IMAGES, GROUP_SIZE, SIDE)
 
@@ -69,7 +71,9 @@ class Sides:
         draw = torch.Generator().manual_seed(0)
         self.groups = []
         for image in sorted(bench_images(CACHE, pixels).rglob("*.png"))[:images]:
-            prompt = Prompt(image.stem, image.stem, image.read_bytes(), QUESTION.read_text().strip(), "", 0)
+            reference = ImageRef(image.stem, image_sha256(image.read_bytes()))
+            self.images[reference.sha256] = image.read_bytes()
+            prompt = Prompt(image.stem, Example(reference, "rose"), QUESTION.read_text().strip(), 0)
             tokens = self.encoder.encode(prompt).token_ids
             completions = torch.randint(300, 16_000, (group_size, COMPLETION_TOKENS), generator=draw).tolist()
             self.groups.append(

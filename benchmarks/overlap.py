@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 import ray
 
 from benchmarks.common import machine, spread, write_result
-from benchmarks.emulated import EmulatedCluster, Seconds, examples
+from benchmarks.emulated import EmulatedCluster, Seconds, dataset
 from rft_cluster.config import Config, load_config
-from rft_cluster.data.dataset import FewShotDataset
 from rft_cluster.run.folder import RunFolder
 from rft_cluster.run.metrics import StepStats
 from rft_cluster.run.task import Task
@@ -82,8 +81,7 @@ class TimedRun(RunFolder):
 
 def run_steps(overrides: list[str], cluster: EmulatedCluster) -> StepSeconds:
     """A step of `train`, on average from when the pipeline is full to its end."""
-    train_set = examples(64, 100_000)
-    task = Task(FewShotDataset("emulated", ["rose", "tulip"], train_set, [], [], []), "Which flower?")
+    task = Task(dataset(64, 100_000), "Which flower?")
     with tempfile.TemporaryDirectory() as folder:
         config = load_config("digits", [f"run.folder={folder}", "run.name=emulated", *overrides])
         run = TimedRun(config, task)

@@ -26,7 +26,8 @@ from rft_cluster.config import Config
 from rft_cluster.generator.vllm_options import CPU_BATCHED_TOKENS, MM_CACHE_GIB, environment, sampling_params
 from rft_cluster.learner.collate import collate
 from rft_cluster.learner.packing import split_work
-from rft_cluster.messages import Completion, Group, LossSums, Prompt, Sampling
+from rft_cluster.learner.prompt_cache import PromptCache
+from rft_cluster.messages import Completion, Group, Images, LossSums, Prompt, Sampling
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.policy import PolicyModel, load_policy, load_reference
 from rft_cluster.prompts import make_prompts
@@ -37,7 +38,8 @@ from rft_cluster.run.task import base_model_path, prepare
 class RawGenerator:
     """`LLM.generate`, with what `Generator` sets."""
 
-    def __init__(self, config: Config, path: str, encoder: PromptEncoder) -> None:
+    def __init__(self, config: Config, path: str, encoder: PromptEncoder, images: Images) -> None:
+        self._images = images
         os.environ.update(environment(config.cluster.device))
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.generators.kv_cache_gib)
         from vllm import LLM
@@ -68,8 +70,11 @@ class RawGenerator:
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Any]:
         inputs = [
-            {"prompt": self._encoder.chat(p.text), "multi_modal_data": {"image": self._encoder.image(p.image)}}
-            for p in prompts
+            {
+                "prompt": self._encoder.chat(prompt.text),
+                "multi_modal_data": {"image": self._encoder.image(self._images[prompt.example.image.sha256])},
+            }
+            for prompt in prompts
         ]
         stop, forbidden = self._encoder.stop_token_ids, self._encoder.forbidden_token_ids
         params = [sampling_params(self._sampling, prompt.seed, stop, forbidden) for prompt in prompts]
@@ -96,8 +101,8 @@ def as_groups(prompts: Sequence[Prompt], outputs: Sequence[Any]) -> list[Group]:
 class RawLearner:
     """Forward, backward and update in plain torch. Where layers compute in BF16, a copy of the FP32 masters does."""
 
-    def __init__(self, config: Config, path: str, encoder: PromptEncoder) -> None:
-        self._config, self._encoder = config, encoder
+    def __init__(self, config: Config, path: str, encoder: PromptEncoder, images: Images) -> None:
+        self._config, self._images, self._prompts = config, images, PromptCache(encoder, images, capacity=0)
         how = (path, config.model, hardware("cpu").attention, encoder.forbidden_token_ids, config.sampling.temperature)
         self._masters = load_policy(*how)
         compute = getattr(torch, config.cluster.dtype)
@@ -114,11 +119,11 @@ class RawLearner:
     def update(self, groups: Sequence[Group]) -> float:
         """One update. Returns the mean gap between the engine's log-probabilities and the learner's, in nats."""
         algorithm, sums = load_algorithm(self._config), [LossSums()]
-        rewards = asyncio.run(Scorer(self._config.rewards, self._config.scoring).score(list(groups)))
+        rewards = asyncio.run(Scorer(self._config.rewards, self._config.scoring, self._images).score(list(groups)))
         samples = algorithm.samples(groups, algorithm.advantages(rewards))
         ((forwards,),) = split_work(samples, 1, 1, self._config.learners.micro_batch_tokens)
         for work in forwards:
-            batch = collate(work, self._encoder, self.policy.prompt_positions)
+            batch = collate(work, self._prompts, self.policy.prompt_positions)
             reference = None
             if self._reference:
                 with torch.no_grad():
@@ -160,7 +165,8 @@ def serve(connection: Connection, config: Config) -> None:
     task = prepare(config)
     path = base_model_path(config, task)
     encoder = PromptEncoder(path, config.model.min_pixels, config.model.max_pixels)
-    generator, learner = RawGenerator(config, path, encoder), RawLearner(config, path, encoder)
+    images = task.dataset.images
+    generator, learner = RawGenerator(config, path, encoder, images), RawLearner(config, path, encoder, images)
     source, target = wire_bytes(learner.policy)
 
     def step(number: int) -> dict[str, Any]:

@@ -25,8 +25,9 @@ from trl import GRPOConfig, GRPOTrainer
 from rft_cluster.classification.report import summarise
 from rft_cluster.common.lookup import find_function
 from rft_cluster.config import Config, load_config
+from rft_cluster.data import FewShotDataset
 from rft_cluster.generator.vllm_options import environment
-from rft_cluster.messages import Completion, Example, Group, Prompt
+from rft_cluster.messages import Completion, Group, Prompt
 from rft_cluster.prompts import make_prompts
 from rft_cluster.rewards import REWARDS
 from rft_cluster.run.task import Task, base_model_path, prepare
@@ -76,9 +77,12 @@ def trainer_arguments(config: Config, rows: int, weights: str, folder: str, vllm
     )
 
 
-def as_dataset(examples: list[Example], text: str) -> Dataset:
+def as_dataset(ours: FewShotDataset, text: str) -> Dataset:
     turn = [{"role": "user", "content": text}]
-    rows = [{"prompt": turn, "image": {"bytes": e.image, "path": None}, "example_id": e.example_id} for e in examples]
+    rows = [
+        {"prompt": turn, "image": {"bytes": ours.image(e), "path": None}, "example_id": e.example_id}
+        for e in ours.train
+    ]
     turns = [{"role": Value("string"), "content": Value("string")}]
     return Dataset.from_list(
         rows, features=Features({"prompt": turns, "image": Image(), "example_id": Value("string")})
@@ -142,7 +146,8 @@ class Steps(TrainerCallback):
         groups = []
         for start in range(0, len(prompts), EVALUATION_ROWS):
             part = prompts[start : start + EVALUATION_ROWS]
-            images = [PillowImage.open(io.BytesIO(prompt.image)).convert("RGB") for prompt in part]
+            files = [io.BytesIO(self._task.dataset.image(prompt.example)) for prompt in part]
+            images = [PillowImage.open(file).convert("RGB") for file in files]
             inputs = self._processor(text=[chat] * len(part), images=images, return_tensors="pt", padding=True)
             length = inputs["input_ids"].shape[1]
             output = model.generate(**inputs, do_sample=False, max_new_tokens=self._config.sampling.max_tokens)
@@ -169,7 +174,7 @@ def make_trainer(
         model=model,
         reward_funcs=rewards,
         args=trainer_arguments(config, rows, weights, folder, vllm),
-        train_dataset=as_dataset(task.dataset.train, task.text),
+        train_dataset=as_dataset(task.dataset, task.text),
         processing_class=processor,
         callbacks=[Steps(connection, config, task, processor)] if connection else [],
     )

@@ -37,8 +37,9 @@ from benchmarks.models import TRUE_PIXELS, empty_model, published_layout, true_m
 from benchmarks.weight_transfer import PipeClient, call, serve
 from rft_cluster.common.hardware import hardware
 from rft_cluster.config import GeneratorsSection, ModelSection
+from rft_cluster.data.images import image_sha256
 from rft_cluster.generator.vllm_options import EngineOptions
-from rft_cluster.messages import Completion, LossSums, Prompt, Sampling, TrainingSample
+from rft_cluster.messages import Completion, Example, ImageRef, LossSums, Prompt, Sampling, TrainingSample
 
 RESULTS = Path(__file__).parent / "results" / "true_shapes.json"
 GIB, GB = 2**30, 1e9
@@ -53,8 +54,8 @@ def published_name(name: str) -> str:
     return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
 
 
-def prompt() -> Prompt:
-    """The question about a picture of exactly the largest size."""
+def image() -> bytes:
+    """A picture of noise of exactly the largest size."""
     from PIL import Image
 
     width, height = IMAGE_SIZE
@@ -62,7 +63,16 @@ def prompt() -> Prompt:
     noise = torch.randint(0, 256, (height, width, 3), generator=draw, dtype=torch.uint8)
     buffer = BytesIO()
     Image.fromarray(noise.numpy()).save(buffer, format="PNG")
-    return Prompt("train/0/0", "noise/0", buffer.getvalue(), true_question(), "rose", SEED)
+    return buffer.getvalue()
+
+
+def prompt() -> Prompt:
+    """The question about it."""
+    return Prompt("train/0/0", Example(ImageRef("noise/0", image_sha256(image())), "rose"), true_question(), SEED)
+
+
+def images() -> dict[str, bytes]:
+    return {prompt().example.image.sha256: image()}
 
 
 # Stage 1
@@ -103,7 +113,7 @@ def names(folder: Path) -> dict[str, Any]:
     assert sum(torch.Size(shape).numel() for shape in exported.values()) == PARAMETERS
 
     started = time.perf_counter()
-    generator = Generator(engine_options(folder))
+    generator = Generator(engine_options(folder), images())
     start_seconds = time.perf_counter() - started
     found = on_engine(generator, lambda model: load_by_name(model, exported))
     return {"tensors": len(exported), "parameters": PARAMETERS, "engine_start_seconds": start_seconds, **found}
@@ -174,7 +184,7 @@ def transfer(folder: Path) -> dict[str, Any]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     started = time.perf_counter()
-    process = context.Process(target=serve, args=(engine_options(folder), [theirs]))
+    process = context.Process(target=serve, args=(engine_options(folder), images(), [theirs]))
     process.start()
     assert ours.recv() == "ready"
     result: dict[str, Any] = {"engine_start_seconds": time.perf_counter() - started}
@@ -256,11 +266,13 @@ def step(folder: Path, micro_batch_tokens: int, minutes: float) -> dict[str, Any
     from rft_cluster.config import AlgorithmSection
     from rft_cluster.learner.collate import collate
     from rft_cluster.learner.packing import split_work
+    from rft_cluster.learner.prompt_cache import PromptCache
     from rft_cluster.model.encoder import PromptEncoder
     from rft_cluster.weights.digests import tensor_digest
 
     torch.set_flush_denormal(True)
     encoder = PromptEncoder(str(folder), *TRUE_PIXELS)
+    prompts = PromptCache(encoder, images(), capacity=1e9)
     policy = bf16_policy(folder)
     policy.model.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.1, foreach=False)
@@ -285,7 +297,7 @@ def step(folder: Path, micro_batch_tokens: int, minutes: float) -> dict[str, Any
         if seconds and time.perf_counter() - began + max(seconds) > 60 * minutes:
             break
         started = time.perf_counter()
-        batch = collate(micro_batch, encoder, policy.prompt_positions)
+        batch = collate(micro_batch, prompts, policy.prompt_positions)
         logprobs, _ = policy(**batch.inputs())
         forward = time.perf_counter() - started
         terms = grpo_loss(logprobs, batch, logprobs, None, AlgorithmSection(kl_beta=0.0))

@@ -175,7 +175,7 @@ def run_rounds(config: Config, task: Task, model_path: str, others: dict[str, Ar
     in_turns = Task(TurnTaking(**parts, step_begins=rounds.step_begins), task.text)
     for arm in others.values():
         arm.wait_until_ready()
-    with start_cluster(config, model_path) as cluster:
+    with start_cluster(config, model_path, task.dataset.images) as cluster:
         try:
             train(config, in_turns, cluster, UntimedEvaluations(config, in_turns, model_path, rounds))
         except Enough:

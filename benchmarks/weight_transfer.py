@@ -15,7 +15,7 @@ import ctypes
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -44,11 +44,11 @@ EMBEDDING = "model.language_model.embed_tokens.weight"
 # The engine's process
 
 
-def serve(options: EngineOptions, connections: list[Connection]) -> None:
+def serve(options: EngineOptions, images: Mapping[str, bytes], connections: list[Connection]) -> None:
     """Calls of a generator's methods, or of functions here with it, from several connections until one sends None."""
     from rft_cluster.generator.generator import Generator
 
-    generator = Generator(options)
+    generator = Generator(options, images)
 
     def answer(connection: Connection) -> None:
         connection.send("ready")
@@ -237,7 +237,7 @@ def service(folder: Path) -> Iterator[Service]:
     for connection, _ in parents:
         assert connection.recv() == "sharded"
     os.environ.update(generator_environment("cpu"))
-    engine = context.Process(target=serve, args=(options, [theirs, engines]))
+    engine = context.Process(target=serve, args=(options, {}, [theirs, engines]))  # nothing is generated
     engine.start()
     assert own.recv() == "ready"
     for connection, _ in parents:

@@ -22,7 +22,6 @@ from rft_cluster.common.errors import UserError, check_range, exit_code
 from rft_cluster.common.files import check_writable, write_json, write_text
 from rft_cluster.common.text import csv_line, printable
 from rft_cluster.config import Config, find_config, load_config, load_run_config, run_folder_of
-from rft_cluster.data.images import open_image, pixel_digest
 from rft_cluster.messages import Example, Group, Sampling
 from rft_cluster.prompts import make_prompts, text_hash
 from rft_cluster.run.preflight import check_paths
@@ -90,7 +89,7 @@ def evaluate(options: argparse.Namespace) -> None:
             [judge(group, reader) for group in greedy],
             [reader.vote([completion.text for completion in group.completions]) for group in sampled],
             task.dataset.classes,
-            {example.example_id: pixel_digest(open_image(example.image)) for example in examples},
+            {example.example_id: task.dataset.pixels_of(example) for example in examples},
         ),
         "baselines": nearest_neighbour_and_regression(task.dataset) if options.split == "test" else {},
     }
@@ -125,12 +124,13 @@ def _ask(
     """Greedy and sampled completions for every example."""
     from rft_cluster.cluster.start import start_generators  # imports Ray, which takes seconds
 
+    images = {example.image.sha256: task.dataset.image(example) for example in examples}
     prompts = make_prompts(examples, task.text, split, 0, config.run.seed)
     greedy = Sampling(1, 0.0, config.sampling.max_tokens)
     sampling = Sampling(votes, config.sampling.temperature, config.sampling.max_tokens, config.sampling.top_k)
     answers: list[Group] = []
     samples: list[Group] = []
-    with start_generators(config, model_path) as generators, tqdm(total=len(prompts), unit="image") as bar:
+    with start_generators(config, model_path, images) as generators, tqdm(total=len(prompts), unit="image") as bar:
         size = AT_ONCE * len(generators)
         for first in range(0, len(prompts), size):
             chunk = prompts[first : first + size]

@@ -107,7 +107,9 @@ def _check(config: Config, start: "Start") -> "Task":
             f"{len(dataset.validation)} for validation, {len(dataset.test)} for the test",
             flush=True,
         )
-        red_team = check_rewards(rewards, config.scoring, dataset.classes, task.examples, task.text, config.run.seed)
+        red_team = check_rewards(
+            rewards, config.scoring, dataset.classes, task.examples, dataset.images, task.text, config.run.seed
+        )
     plan = describe(config, len(dataset.train))
     for line in filter(None, [*dataset.notes(), *start.notes, plan, red_team]):
         print(line, flush=True)
@@ -155,7 +157,7 @@ def _train(config: Config, task: "Task", model_path: str, start: "Start") -> Non
     from rft_cluster.run.task import tiny_model_of
     from rft_cluster.train import train
 
-    with start_cluster(config, model_path) as cluster:
+    with start_cluster(config, model_path, task.dataset.images) as cluster:
         if start.checkpoint:
             cluster.learners.restore_checkpoint(start.checkpoint.path, start.checkpoint.state.optimizer_updates)
         # Opened last: until all actors are ready, the folder stays unchanged.

@@ -3,46 +3,77 @@
     Example -> Prompt -> Group (of Completions) -> Reward -> advantages -> TrainingSample -> Batch
 
 Each stage returns a new value instead of filling blanks in an old one, so a type says all there is to know at
-its boundary. A group owns its completions: no shuffle can separate them. Images travel once a prompt, as encoded
-bytes (PNG or JPEG), never as pixel tensors. `Batch` holds tensors and lives with the learner, in `learner/collate.py`.
+its boundary. A group owns its completions: no shuffle can separate them. Images travel by reference: a message holds
+an `ImageRef`, and each process fetches the encoded image once, by hash (`Images`). `Batch` holds tensors and lives
+with the learner, in `learner/collate.py`.
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from rft_cluster.common.reduce import largest
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
-    """A labelled image. `example_id` is unique in its data set, e.g. `Example("digits/17", PNG, "seven")`.
+class ImageRef:
+    """Names an image, e.g. `ImageRef("rose/a.jpg", "9f86d081...")`.
 
-    `aliases` are other names of the label that are as right as it. `sha256` is that of the file, where `image` is not
-    its bytes but what they were made into (of a picture with 16 bits a channel, or a huge one); else empty.
+    `image_id` is unique in its data set and is what people see. `sha256` (64 hex digits) is that of the file, as
+    `sha256sum` prints it; under it every process finds the image as it is shown to the model.
     """
 
-    example_id: str
-    image: bytes
+    image_id: str
+    sha256: str
+
+
+class Images(Protocol):
+    """The encoded images (PNG, JPEG, ...) of a run by `ImageRef.sha256`: a dict, or what fetches them (`cluster/`)."""
+
+    def __getitem__(self, sha256: str, /) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A labelled image, e.g. `Example(ImageRef("rose/a.jpg", "9f86d081..."), "rose", aliases=("dog rose",))`.
+
+    `aliases` are other names of the label that are as right as it.
+    """
+
+    image: ImageRef
     label: str
     aliases: tuple[str, ...] = ()
-    sha256: str = ""
+
+    @property
+    def example_id(self) -> str:
+        """Unique in the data set."""
+        return self.image.image_id
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A question about an image. The image comes first in the user's turn, then `text`.
+    """A question about an image, e.g. `Prompt("train/12/3", example, "Which flower is this?", seed=1234)`.
 
-    `prompt_id` names this asking of the question, e.g. `"train/12/3"` (split, step, index in the step); the seed
-    of its completions follows from `seed`, so that neither the generator nor the order matters.
+    The image comes first in the user's turn, then `text`. `prompt_id` names this asking of the question (split, step,
+    index in the step). The seeds of its completions follow from `seed`, 31 bits, so that neither the generator nor the
+    order matters.
     """
 
     prompt_id: str
-    example_id: str
-    image: bytes
+    example: Example
     text: str
-    label: str
     seed: int
-    aliases: tuple[str, ...] = ()
+
+    @property
+    def example_id(self) -> str:
+        return self.example.example_id
+
+    @property
+    def label(self) -> str:
+        return self.example.label
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        return self.example.aliases
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +105,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A prompt with its completions. `prompt_token_ids` has the image tokens expanded, as the engine saw them.
-
-    The prompt's `image` is empty: who asked has it, and it need not travel back.
-    """
+    """A prompt with its completions. `prompt_token_ids` has the image tokens expanded, as the engine saw them."""
 
     prompt: Prompt
     prompt_token_ids: list[int]
@@ -99,7 +127,7 @@ class Reward:
 
 @dataclass(frozen=True, slots=True)
 class TrainingSample:
-    """All that a learner needs of one completion, but for the image, which it was given when generation began.
+    """All that a learner needs of one completion; the image is fetched by its reference.
 
     `weight` is that of each of the completion's tokens in the loss. Weights are computed over the whole step before
     it is split, so the loss is a plain sum and no split over ranks changes it.

@@ -28,9 +28,9 @@ from rft_cluster.common.text import csv_line, printable
 from rft_cluster.config import GeneratorsSection, ModelSection
 from rft_cluster.config.sections import MOST_GIB
 from rft_cluster.data.files import SUFFIXES, LeftOut, is_system
-from rft_cluster.data.images import Limits, check_image
+from rft_cluster.data.images import Limits, check_image, image_sha256
 from rft_cluster.data.shown import shown_bytes
-from rft_cluster.messages import Example, Sampling
+from rft_cluster.messages import Example, ImageRef, Images, Sampling
 from rft_cluster.model.folder import check_model_folder
 from rft_cluster.prompts import make_prompts
 
@@ -42,6 +42,7 @@ REASONING_SHOWN = 200
 COLUMNS = ("file", "label", "share", "reasoning")  # of --csv
 COUNTED = 20  # classes listed in the summary
 NO_CLASS = "(no class)"
+UNKNOWN = "(unknown)"  # the label of an image that is to be classified
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -142,23 +143,26 @@ def _answers(
 ) -> Iterator[tuple[Path, Vote]]:
     """Yield each readable file with its vote, in order. Messages about unreadable files are appended to `bad`."""
     engine = None
+    images: dict[str, bytes] = {}  # those that are in the engine
     readable = _readable(files, bad, Limits(card.data_max_pixels, card.data_max_bytes, keys=False), card.levels)
     while chunk := list(islice(readable, AT_ONCE)):
         if engine is None:  # start the engine only when there is an image to classify
             print(f"loading the model and starting its engine for {len(files)} images ...", file=sys.stderr, flush=True)
             started = time.monotonic()
-            engine = _start(export, card, options)
+            engine = _start(export, card, options, images)
             print(f"ready after {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
         generator, sampling = engine
-        examples = [Example(str(path), image, label="") for path, image in chunk]
+        images.clear()
+        images.update({reference.sha256: image for _, reference, image in chunk})
+        examples = [Example(reference, label=UNKNOWN) for _, reference, _ in chunk]
         prompts = make_prompts(examples, card.prompt, "predict", 0, options.seed)
-        for (path, _), group in zip(chunk, generator.generate(prompts, sampling, version=0), strict=True):
+        for (path, _, _), group in zip(chunk, generator.generate(prompts, sampling, version=0), strict=True):
             yield path, reader.vote([completion.text for completion in group.completions])
 
 
 def _readable(
     files: list[Path], bad: list[str], limits: Limits, levels: tuple[int, int] | None
-) -> Iterator[tuple[Path, bytes]]:
+) -> Iterator[tuple[Path, ImageRef, bytes]]:
     """Yield each readable image, converted as in training. Messages about unreadable files are appended to `bad`."""
     for path in files:
         try:
@@ -167,17 +171,18 @@ def _readable(
             with path.open("rb") as file:
                 image = file.read(limits.bytes + 1)  # one more than `check_image` accepts
             check_image(image, str(path), limits)
+            reference = ImageRef(str(path), image_sha256(image))
             image = shown_bytes(image, levels, limits.pixels)
         except OSError as error:
             bad.append(f"{path}: {error.strerror or error}")
         except UserError as error:
             bad.append(str(error))
         else:
-            yield path, image
+            yield path, reference, image
 
 
-def _start(export: Path, card: Card, options: argparse.Namespace) -> "tuple[Generator, Sampling]":
-    """Start an engine in this process. Returns it with the sampling parameters."""
+def _start(export: Path, card: Card, options: argparse.Namespace, images: Images) -> "tuple[Generator, Sampling]":
+    """Start an engine in this process, for prompts of these images. Returns it with the sampling parameters."""
     from rft_cluster.generator.generator import Generator
     from rft_cluster.generator.vllm_options import EngineOptions, device_here
 
@@ -193,7 +198,8 @@ def _start(export: Path, card: Card, options: argparse.Namespace) -> "tuple[Gene
             max_tokens=card.max_prompt_tokens + card.max_tokens,
             hardware=hardware(device),
             seed=options.seed,
-        )
+        ),
+        images,
     )
     generator.serve_loaded(0)
     return generator, Sampling(options.votes, card.temperature if options.votes > 1 else 0.0, card.max_tokens)

@@ -41,7 +41,7 @@ def train(config: Config, task: Task, cluster: Cluster, run: RunFolder) -> None:
             for asked in range(step + len(rollouts), min(step + schedule.max_staleness + 1, schedule.steps)):
                 examples = dataset.batch(seed, asked, schedule.prompts_per_step)
                 prompts = make_prompts(examples, task.text, "train", asked, seed)
-                rollouts.append(cluster.start_rollout(prompts, sampling, version=step, step=asked))
+                rollouts.append(cluster.start_rollout(prompts, sampling, version=step))
             with stage("generate"):
                 groups, rewards = rollouts.popleft().wait()
             check_failures(groups, rewards, len(groups) * sampling.group_size, config.scoring.failure_budget)

@@ -27,7 +27,7 @@ def nearest_neighbour_and_regression(dataset: FewShotDataset) -> dict[str, float
     from sklearn.neighbors import KNeighborsClassifier
     from threadpoolctl import threadpool_limits
 
-    train, test = _pixels(dataset.train), _pixels(dataset.test)
+    train, test = _pixels(dataset, dataset.train), _pixels(dataset, dataset.test)
     train_labels, test_labels = _labels(dataset.train), _labels(dataset.test)
     classifiers = {
         "nearest_neighbour": KNeighborsClassifier(n_neighbors=1),
@@ -66,8 +66,8 @@ def verdict(
     return f"verdict: {first}. What to try: {', '.join(tries)}"
 
 
-def _pixels(examples: list[Example]) -> np.ndarray:  # [n, 32 * 32 * 3]
-    images = [open_image(e.image).resize((SIDE, SIDE), Image.Resampling.BILINEAR) for e in examples]
+def _pixels(dataset: FewShotDataset, examples: list[Example]) -> np.ndarray:  # [n, 32 * 32 * 3]
+    images = [open_image(dataset.image(e)).resize((SIDE, SIDE), Image.Resampling.BILINEAR) for e in examples]
     return np.stack([np.asarray(image, dtype=np.float64).ravel() / 255 for image in images])
 
 

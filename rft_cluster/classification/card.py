@@ -1,6 +1,5 @@
 """The card of an exported policy, `classifier.json`: its question, classes and limits, for `evaluate` and `predict`."""
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from rft_cluster.common.text import shown
 from rft_cluster.config import Config
 from rft_cluster.config.sections import MOST_BYTES, MOST_DECODED, MOST_PIXELS, MOST_STEPS, MOST_TOKENS, Level
 from rft_cluster.data.dataset import FewShotDataset, listing
-from rft_cluster.data.images import MAX_BYTES, MAX_PIXELS, open_image, pixel_digest
+from rft_cluster.data.images import MAX_BYTES, MAX_PIXELS
 from rft_cluster.messages import Example
 from rft_cluster.prompts import text_hash
 
@@ -71,7 +70,7 @@ def make_card(config: Config, dataset: FewShotDataset, text: str) -> Card:
         data_max_pixels=config.data.max_pixels,
         data_max_bytes=config.data.max_bytes,
         steps=config.schedule.steps,
-        trained_on_pixels=sorted({_pixels(example) for example in dataset.train}),
+        trained_on_pixels=sorted({dataset.pixels_of(example) for example in dataset.train}),
     )
 
 
@@ -151,9 +150,8 @@ def check_card(card: Card, config: Config, dataset: FewShotDataset, text: str) -
             f"of pictures with 16 bits a channel {dataset.levels[0]} and {dataset.levels[1]} are black and white here, "
             f"but the policy was trained with others: set 'data.sixteen_bit={list(card.levels)}'"
         )
-    trained, digest = (
-        (set(card.trained_on_pixels), _pixels) if card.trained_on_pixels else (set(card.trained_on), _bytes)
-    )
+    trained = {*card.trained_on_pixels, *card.trained_on}
+    digest = dataset.pixels_of if card.trained_on_pixels else _bytes
     seen = [example.example_id for example in [*dataset.validation, *dataset.test] if digest(example) in trained]
     if seen:
         raise UserError(
@@ -162,9 +160,5 @@ def check_card(card: Card, config: Config, dataset: FewShotDataset, text: str) -
         )
 
 
-def _pixels(example: Example) -> str:
-    return pixel_digest(open_image(example.image))
-
-
 def _bytes(example: Example) -> str:
-    return hashlib.sha256(example.image).hexdigest()
+    return example.image.sha256

@@ -13,9 +13,10 @@ import asyncio
 import random
 import re
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from string import ascii_lowercase
 from typing import Any
 
@@ -23,7 +24,7 @@ from rft_cluster.classification.earnable import REASONING, cure, obedient, what_
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.text import printable
 from rft_cluster.config import ScoringSection
-from rft_cluster.messages import Completion, Example, Prompt, Reward
+from rft_cluster.messages import Completion, Example, Images, Prompt, Reward
 from rft_cluster.prompts import asks_for_thinking
 from rft_cluster.rewards.scorer import WeightedRewards
 
@@ -32,6 +33,7 @@ MOST = 200  # labels, and constant answers
 TIME = 60.0  # seconds after which no further label is tried
 SHOWN = 12  # attacks in the table
 NAME = 44  # characters of its first column
+Score = Callable[[Prompt, Sequence[Completion]], Awaitable[list[Reward]]]
 ALWAYS = "always "  # begins the name of an attack that answers one class
 
 
@@ -72,6 +74,7 @@ def check_rewards(
     scoring: ScoringSection,
     classes: Sequence[str],
     examples: Sequence[Example],
+    images: Images,
     prompt_text: str,
     seed: int,
 ) -> str:
@@ -83,7 +86,7 @@ def check_rewards(
     """
     if scoring.red_team == "off":
         return ""
-    found = asyncio.run(red_team(rewards, classes, examples, prompt_text, seed, scoring.red_team_calls))
+    found = asyncio.run(red_team(rewards, classes, examples, images, prompt_text, seed, scoring.red_team_calls))
     if scoring.red_team == "warn":
         return "\n".join(filter(None, (render(found), found.unearned)))
     if not found.labels:
@@ -110,6 +113,7 @@ async def red_team(
     rewards: WeightedRewards,
     classes: Sequence[str],
     examples: Sequence[Example],
+    images: Images,
     prompt_text: str,
     seed: int,
     calls: int,
@@ -119,7 +123,8 @@ async def red_team(
 
     Args:
         examples: labelled images, for rewards that use the image, and for aliases. The first of each label is used;
-            a class without an example gets an empty image.
+            a class without an example gets another's image.
+        images: those of the examples.
         prompt_text: the rendered question, which determines the layout of answers.
         calls: the most completions that a user's own function may score. If it is low, fewer classes are tried.
         seconds: after this time no further label is tried.
@@ -133,18 +138,19 @@ async def red_team(
     always = [label for label in classes if label in set(chosen)]
     attacks = [*besides, *_constant(always, prompt_text)]
     first = {example.label: example for example in reversed(examples)}
+    score = partial(rewards.score, images=images)
     trials: list[_Trial] = []
     unearned, notes = "", list[str]()
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             for label in chosen:
-                example = first.get(label, Example(f"red-team/{label}", b"", label))
-                prompt = Prompt("red-team", example.example_id, example.image, prompt_text, label, 0, example.aliases)
+                example = first.get(label) or Example(examples[0].image, label)
+                prompt = Prompt("red-team", example, prompt_text, 0)
                 own = always.index(label) - len(always)
-                trial = await _try(rewards, prompt, [text for _, text in attacks], own, len(always))
+                trial = await _try(score, prompt, [text for _, text in attacks], own, len(always))
                 trials.append(trial)
                 if trial.tells and sum(one.tells for one in trials) == 1:
-                    unearned, notes = await _of_the_obedient(rewards, prompt, trial.rewards[own].parts, classes)
+                    unearned, notes = await _of_the_obedient(score, prompt, trial.rewards[own].parts, classes)
     if trials and all(trial.right is None for trial in trials):
         raise UserError(
             f"{_failure(trials[0].rewards[0])} That was a right answer, and so it went with all {len(trials)} labels "
@@ -244,7 +250,7 @@ def _reasoning(prompt_text: str) -> str:
     return f"<think>{REASONING}</think>" if asks_for_thinking(prompt_text) else ""
 
 
-async def _try(scorer: WeightedRewards, prompt: Prompt, texts: Sequence[str], own: int, constant: int) -> _Trial:
+async def _try(score: Score, prompt: Prompt, texts: Sequence[str], own: int, constant: int) -> _Trial:
     """Score all `texts` for one label.
 
     The last `constant` texts each name one class. `texts[own]` (`own` is negative) is the right answer.
@@ -253,18 +259,18 @@ async def _try(scorer: WeightedRewards, prompt: Prompt, texts: Sequence[str], ow
     await asyncio.sleep(0)
     completions = [Completion([], [], text, "stop", 0) for text in texts]
     # Ask about the right answer alone first: a reward that fails on it would fail on all, each up to its time limit.
-    (right,) = await scorer.score(prompt, [completions[own]])
+    (right,) = await score(prompt, [completions[own]])
     if right.total is None:
         return _Trial([right], None, None)
     # Score all at once, so that a batched or async reward works on them together. The right one is scored again.
-    rewards = await scorer.score(prompt, completions)
+    rewards = await score(prompt, completions)
     # The median: one class that the reward favours must not define what a wrong answer is worth.
     wrong = [reward.total for reward in rewards[-constant:] if reward is not rewards[own] and reward.total is not None]
     return _Trial(rewards, right.total, statistics.median(wrong) if wrong else None)
 
 
 async def _of_the_obedient(
-    scorer: WeightedRewards, prompt: Prompt, right: Mapping[str, float], classes: Sequence[str]
+    score: Score, prompt: Prompt, right: Mapping[str, float], classes: Sequence[str]
 ) -> tuple[str, list[str]]:
     """Score completions that follow the question. Returns why they earn nothing ("" if they do), and notes.
 
@@ -272,7 +278,7 @@ async def _of_the_obedient(
     """
     other = next(name for name in classes if name != prompt.label)
     texts = [*obedient(prompt.text, prompt.label), *obedient(prompt.text, other)]
-    rewards = await scorer.score(prompt, [Completion([], [], text, "stop", 0) for text in texts])
+    rewards = await score(prompt, [Completion([], [], text, "stop", 0) for text in texts])
     ours, theirs = rewards[: len(rewards) // 2], rewards[len(rewards) // 2 :]
     best = {name: max(reward.parts.get(name, 0.0) for reward in ours) for name in right}
     shows = what_it_shows(prompt.text)

@@ -15,11 +15,9 @@ class Cluster:
         self.generators, self.reward, self.learners = generators, reward, learners
         self._config = config
 
-    def start_rollout(self, prompts: Sequence[Prompt], sampling: Sampling, version: int, step: int) -> Rollout:
-        """Begin a step's completions with weights of `version`, without waiting; the learners get its images, too."""
-        rollout = self.generators.start(prompts, sampling, version, self.reward)
-        self.learners.read_ahead(prompts, step)
-        return rollout
+    def start_rollout(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> Rollout:
+        """Begin a step's completions with weights of `version`, without waiting."""
+        return self.generators.start(prompts, sampling, version, self.reward)
 
     def update(self, samples: Sequence[TrainingSample], step: int) -> LearnerStats | None:
         """One step's optimizer updates; see `Learners.update`. On a shared GPU the generators sleep meanwhile."""

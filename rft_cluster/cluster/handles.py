@@ -15,7 +15,7 @@ from rft_cluster.common.errors import ClusterError, UserError
 from rft_cluster.common.files import FORMAT, unfinished, write_json
 from rft_cluster.common.reduce import reduced
 from rft_cluster.learner.packing import split_work
-from rft_cluster.messages import LearnerStats, Prompt, TrainingSample
+from rft_cluster.messages import LearnerStats, TrainingSample
 
 
 def wait_for(calls: Mapping[ray.ObjectRef, str], timeout: float, doing: str) -> list[Any]:
@@ -68,16 +68,12 @@ class ActorGroup:
 
 
 class RewardActor(ActorGroup):
-    def score(self, groups: ray.ObjectRef, completions: int, prompts: ray.ObjectRef) -> ray.ObjectRef:
+    def score(self, groups: ray.ObjectRef, completions: int) -> ray.ObjectRef:
         """The rewards of groups that are under way, of a step of `completions`: scored as soon as they are written."""
-        return self.handles[0].score.remote(groups, completions, prompts)
+        return self.handles[0].score.remote(groups, completions)
 
 
 class Learners(ActorGroup):
-    def __init__(self, handles: dict[str, ActorHandle], timeout: float) -> None:
-        super().__init__(handles, timeout)
-        self._reading: dict[int, dict[ray.ObjectRef, str]] = {}  # by step: the ranks' calls that read ahead
-
     def join(self, addresses: Sequence[str], timeout: float) -> None:
         """Make the ranks one process group. Rank 0 opens a port on its host and says which; Ray carries the word."""
         first, one_host = self.handles[0], len(set(addresses)) == 1
@@ -85,18 +81,11 @@ class Learners(ActorGroup):
         (rendezvous,) = wait_for({first.offer_rendezvous.remote(one_host): name}, timeout, "offering a rendezvous")
         self.call_each("join", [(rendezvous, one_host)] * len(self), timeout)
 
-    def read_ahead(self, prompts: Sequence[Prompt], step: int) -> None:
-        """Let all ranks get a step's images ready, without waiting for them."""
-        shared = ray.put(list(prompts))
-        self._reading[step] = {handle.read_ahead.remote(shared, step): name for name, handle in self._handles.items()}
-
     def update(
         self, samples: Sequence[TrainingSample], step: int, updates: int, micro_batch_tokens: int
     ) -> LearnerStats | None:
         """One step's optimizer updates on all ranks; what they say of it as one. No samples: no update, and None."""
-        wait_for(self._reading.pop(step, {}), self._timeout, "read_ahead")
         if not samples:
-            self.call_all("step_is_over", step)
             return None
         work = split_work(samples, len(self), updates, micro_batch_tokens)
         return reduced(self.call_each("update", [(share, step) for share in work]))

@@ -67,9 +67,9 @@ class Rollout:
         for name, dealt_indices in dealt.items():
             for start in range(0, len(dealt_indices), part):
                 indices = [self._given + index for index in dealt_indices[start : start + part]]
-                own = ray.put([self._prompts[index] for index in indices])
+                own = [self._prompts[index] for index in indices]
                 groups = handles[name].generate.remote(own, self._sampling, self._version)
-                rewards = self._reward.score(groups, completions, own) if self._reward else None
+                rewards = self._reward.score(groups, completions) if self._reward else None
                 shares.append(_Share(name, indices, groups, rewards))
         self._shares += shares
         self._given += sum(len(share.indices) for share in shares)

@@ -1,6 +1,6 @@
 """Ray: connecting, placement, starting and stopping actors.
 
-    with start_cluster(config, model_path) as cluster:
+    with start_cluster(config, model_path, task.dataset.images) as cluster:
         cluster.broadcast_weights(version=0)
         groups = cluster.generators.generate(prompts, sampling, version=0)
 
@@ -17,7 +17,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -30,6 +30,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from rft_cluster.cluster.cluster import Cluster
 from rft_cluster.cluster.generator_actor import Generator
 from rft_cluster.cluster.handles import ActorGroup, Learners, RewardActor, wait_for
+from rft_cluster.cluster.images import StoredImages
 from rft_cluster.cluster.placement import (
     ActorPlan,
     Bundle,
@@ -56,6 +57,8 @@ GENERATOR_CALLS = PARTS + 8
 WEIGHT_THREADS = {"weights": 2}
 # A learner waits for generators a little less long than others wait for it, so that it can say for which.
 PATIENCE = 0.9
+# The scorer is async and fetches images in a thread of its own; Ray would warn of it as if the event loop waited.
+QUIET_GET = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}
 ADDRESS_TIMEOUT = 10.0  # seconds until an address counts as silent
 WAITING_LINE = 10.0  # seconds between lines about actors that are still starting
 # How Ray's core says that a token is missing or wrong.
@@ -199,24 +202,24 @@ def _taken(wanted: Sequence[Bundle]) -> str:
 
 
 @contextmanager
-def start_cluster(config: Config, model_path: str) -> Iterator[Cluster]:
-    """Connect, place and start all actors, and stop them at the end.
+def start_cluster(config: Config, model_path: str, images: Mapping[str, bytes]) -> Iterator[Cluster]:
+    """Connect, place and start all actors, and stop them at the end. `images`: those of every prompt, by SHA-256.
 
     Raises:
         UserError: the cluster lacks resources, or what it has is taken by others.
         ClusterError: an actor did not become ready in time.
     """
     with _reserved(config, training=True) as reservation:
-        cluster = _start_actors(reservation, model_path)
+        cluster = _start_actors(reservation, model_path, StoredImages(images))
         with closing(cluster.generators):
             yield cluster
 
 
 @contextmanager
-def start_generators(config: Config, model_path: str) -> Iterator[Generators]:
+def start_generators(config: Config, model_path: str, images: Mapping[str, bytes]) -> Iterator[Generators]:
     """The generators alone, which serve the weights in `model_path` as version 0; errors as of `start_cluster`."""
     with _reserved(config, training=False) as reservation:
-        handles = reservation.start_generators(model_path)
+        handles = reservation.start_generators(model_path, StoredImages(images))
         reservation.wait_until_ready(handles)
         with closing(Generators(handles, config.cluster.step_timeout, config.generators.max_concurrent)) as generators:
             generators.call_all("serve_loaded", 0)
@@ -299,7 +302,7 @@ class _Reservation:
             chosen["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self._group, self._bundle_of[name])
         return chosen
 
-    def start_generators(self, model_path: str) -> dict[str, Any]:
+    def start_generators(self, model_path: str, images: StoredImages) -> dict[str, Any]:
         config = self.config
         _, generators, _ = plan_actors(config)
         options = EngineOptions.of_run(model_path, config)
@@ -308,7 +311,7 @@ class _Reservation:
         return {
             name: ray.remote(concurrency_groups=WEIGHT_THREADS)(Generator)
             .options(max_concurrency=calls, **self.options(name, generators, environment))
-            .remote(options)
+            .remote(options, images)
             for name in generators.names
         }
 
@@ -325,10 +328,10 @@ class _Reservation:
         wait_for(calls, self.left(), "starting")
 
 
-def _start_actors(reservation: _Reservation, model_path: str) -> Cluster:
+def _start_actors(reservation: _Reservation, model_path: str, images: StoredImages) -> Cluster:
     config = reservation.config
     learners, generators, reward = plan_actors(config)
-    generator_handles = reservation.start_generators(model_path)
+    generator_handles = reservation.start_generators(model_path, images)
     if config.shares_gpus:
         # An engine measures the memory that is free when it starts; the learner loads into what sleep gives back.
         reservation.wait_until_ready(generator_handles)
@@ -337,11 +340,13 @@ def _start_actors(reservation: _Reservation, model_path: str) -> Cluster:
     learner_handles = {
         name: ray.remote(Learner)
         .options(**reservation.options(name, learners, {}))
-        .remote(model_path, config, rank, learners.count, address, max(1, int(learners.cpus)))
+        .remote(model_path, config, rank, learners.count, address, max(1, int(learners.cpus)), images)
         for rank, (name, address) in enumerate(zip(learners.names, learner_addresses, strict=True))
     }
     reward_handles = {
-        name: ray.remote(Scorer).options(**reservation.options(name, reward, {})).remote(config.rewards, config.scoring)
+        name: ray.remote(Scorer)
+        .options(**reservation.options(name, reward, QUIET_GET))
+        .remote(config.rewards, config.scoring, images)
         for name in reward.names
     }
     reservation.wait_until_ready(learner_handles | generator_handles | reward_handles)

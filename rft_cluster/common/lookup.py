@@ -15,7 +15,7 @@ from rft_cluster.common.text import shown
 
 LIBRARIES = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
 # Folders of code that the user did not write: the interpreter, its libraries, this package.
-ELSEWHERE = ("<frozen ", *(f"{folder}{os.sep}" for folder in (*LIBRARIES, Path(__file__).parents[1])))
+ELSEWHERE = ("<frozen ", "<string>", *(f"{folder}{os.sep}" for folder in (*LIBRARIES, Path(__file__).parents[1])))
 
 
 def find_function(name: str, known: Mapping[str, Callable[..., Any]], key: str) -> Callable[..., Any]:

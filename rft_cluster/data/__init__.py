@@ -13,25 +13,28 @@ import reprlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.lookup import find_function, slip
+from rft_cluster.common.progress import with_progress
 from rft_cluster.config import DataSection
 from rft_cluster.data.archive import load_flower102
 from rft_cluster.data.conflicts import near_copies_note
-from rft_cluster.data.dataset import FewShotDataset, check_aliases, check_labels, composed, listing
+from rft_cluster.data.dataset import FewShotDataset, LabelledImage, check_aliases, check_labels, composed, listing
 from rft_cluster.data.digits import load_digits
 from rft_cluster.data.folder import load_folder
 from rft_cluster.data.hub import load_hub
 from rft_cluster.data.images import Limits, check_image
+from rft_cluster.data.lazy import Pool
 from rft_cluster.data.manifest import check_manifest, manifest, read_manifest
 from rft_cluster.data.names import stripped_names
-from rft_cluster.data.shown import as_shown
+from rft_cluster.data.shown import Fit, as_shown
 from rft_cluster.data.split import few_shot_split
 from rft_cluster.data.table import load_table
 from rft_cluster.messages import Example
 
-__all__ = ["SOURCES", "DataSection", "Example", "FewShotDataset", "few_shot_split", "load_dataset", "manifest"]
+__all__ = ["SOURCES", "DataSection", "FewShotDataset", "LabelledImage", "few_shot_split", "load_dataset", "manifest"]
 
 SOURCES: dict[str, Callable[[DataSection, int], FewShotDataset]] = {
     "digits": load_digits,
@@ -41,11 +44,15 @@ SOURCES: dict[str, Callable[[DataSection, int], FewShotDataset]] = {
     "huggingface": load_hub,
 }
 
-EXAMPLE = {"example_id": str, "image": bytes, "label": str}  # the types of an `Example`'s fields
+
+def as_it_is(width: int, height: int) -> tuple[int, int]:
+    return width, height
 
 
-def load_dataset(config: DataSection, seed: int) -> FewShotDataset:
+def load_dataset(config: DataSection, seed: int, fit: Fit = as_it_is) -> FewShotDataset:
     """Read the configured data set and choose its few-shot splits; the same for the same config and seed.
+
+    No image is kept larger than `fit` says, given its width and height: the model scales it down to that.
 
     With `data.manifest` the splits are those of the manifest: its seed and its numbers of images replace `seed`,
     `data.shots`, `data.validation` and `data.test`. Each example gets its class's `data.aliases`.
@@ -73,7 +80,7 @@ def load_dataset(config: DataSection, seed: int) -> FewShotDataset:
     if config.source not in SOURCES:
         _check_images(dataset, config)
         _check_choices(dataset, config)
-    dataset = as_shown(dataset, config)
+    dataset = as_shown(dataset, config, fit)
     dataset = replace(dataset, remarks=dataset.remarks + near_copies_note(dataset))
     return _with_aliases(dataset, config)
 
@@ -92,17 +99,17 @@ def _call(config: DataSection, seed: int) -> FewShotDataset:
 
 def _check_types(dataset: FewShotDataset, source: str) -> None:
     """Check the types of a data set that the user's own function returned."""
-    examples = {f"{split}.{field}": kind for split in dataset.splits for field, kind in EXAMPLE.items()}
-    wanted = {"name": str, "classes": str, "pool": bytes, **dict.fromkeys(dataset.splits, Example), **examples}
+    wanted = {"name": str, "classes": str, "pool": bytes, **dict.fromkeys(dataset.splits, Example)}
     for name, kind in wanted.items():
-        owner, _, field = name.partition(".")
-        values = [dataset.name] if owner == "name" else getattr(dataset, owner)
-        if not isinstance(values, list):
-            raise UserError(f"data.source: {source} returned a {type(values).__name__} as {owner}, not a list")
-        for value in (getattr(value, field) if field else value for value in values):
+        values = [dataset.name] if name == "name" else getattr(dataset, name)
+        if not isinstance(values, list | Pool):
+            raise UserError(f"data.source: {source} returned a {type(values).__name__} as {name}, not a list")
+        for value in values:
             if not isinstance(value, kind):
+                cure = ": make the data set with few_shot_split or FewShotDataset.of" if kind is Example else ""
                 raise UserError(
                     f"data.source: {source} returned {reprlib.repr(value)} in {name}, where {kind.__name__} belongs"
+                    f"{cure}"
                 )
 
 
@@ -132,17 +139,18 @@ def _check_choices(dataset: FewShotDataset, config: DataSection) -> None:
 
 def _check_images(dataset: FewShotDataset, config: DataSection) -> None:
     """Decode every image that the user's own function returned. The built-in sources have done so already."""
-    images = {example.example_id: example.image for split in dataset.splits.values() for example in split}
-    images |= {f"pool[{index}]": image for index, image in enumerate(dataset.pool)}
+    read: dict[str, Callable[[], bytes]]
+    read = {e.example_id: partial(dataset.image, e) for split in dataset.splits.values() for e in split}
+    read |= {f"pool[{index}]": partial(dataset.pool.__getitem__, index) for index in range(len(dataset.pool))}
     problems = []
-    for where, image in images.items():
+    for where in with_progress(list(read), "reading images"):
         try:
-            check_image(image, where, Limits(config.max_pixels, config.max_bytes))
+            check_image(read[where](), where, Limits(config.max_pixels, config.max_bytes))
         except UserError as error:
             problems.append(str(error))
     if problems:
         raise UserError(
-            f"data.source: {len(problems)} of the {len(images)} images of {config.source} cannot be used; mend or "
+            f"data.source: {len(problems)} of the {len(read)} images of {config.source} cannot be used; mend or "
             f"leave them out:\n{listing(problems)}"
         )
 

@@ -24,8 +24,7 @@ from rft_cluster.common.lookup import near_path
 from rft_cluster.config import DataSection
 from rft_cluster.data.assemble import assemble
 from rft_cluster.data.dataset import FewShotDataset, listing
-from rft_cluster.data.reading import Unread
-from rft_cluster.messages import Example
+from rft_cluster.data.reading import Labelled, Unread
 
 CLASSES_FILE = Path(__file__).with_name("flowers102_classes.txt")
 HOME = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
@@ -75,7 +74,7 @@ def open_archive(path: Path | None, key: str, max_bytes: int) -> Unread:
         )
     ids = [f"jpg/image_{number:05d}.jpg" for number in range(1, len(labels) + 1)]
     _check_files(root, ids, key)
-    examples = [Example(i, b"", classes[label - 1]) for i, label in zip(ids, labels, strict=True)]
+    examples = [Labelled(i, classes[label - 1]) for i, label in zip(ids, labels, strict=True)]
     return Unread(examples, _digests([root / i for i in ids]), partial(_read, root, max_bytes), f"{key} ({root})")
 
 

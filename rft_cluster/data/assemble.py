@@ -11,11 +11,10 @@ from dataclasses import replace
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import DataSection
 from rft_cluster.data.conflicts import conflicting
-from rft_cluster.data.dataset import FewShotDataset, Pool, check_classes, listing
+from rft_cluster.data.dataset import FewShotDataset, check_classes, listing
 from rft_cluster.data.names import chosen_names, name_notes
-from rft_cluster.data.reading import Unread, read_images, skip_or_refuse
-from rft_cluster.data.split import choose
-from rft_cluster.messages import Example
+from rft_cluster.data.reading import Labelled, Unread, look_at, skip_or_refuse
+from rft_cluster.data.split import choose, dataset_of
 
 
 def assemble(name: str, parts: dict[str, Unread], found: list[str], config: DataSection, seed: int) -> FewShotDataset:
@@ -46,7 +45,7 @@ def assemble(name: str, parts: dict[str, Unread], found: list[str], config: Data
     whole = split_and_read(
         name, parts["train"], classes, replace_keys(config, validation=0, test=0) if own else config, seed
     )
-    seen: dict[str, Example] = {}  # the first image of each digest
+    seen: dict[str, Labelled] = {}  # the first image of each digest
     _see(parts["train"], seen)
     for part, keys in own:
         copies = {
@@ -60,7 +59,7 @@ def assemble(name: str, parts: dict[str, Unread], found: list[str], config: Data
     return replace(whole, remarks=name_notes(found, names))
 
 
-def _see(part: Unread, seen: dict[str, Example]) -> None:
+def _see(part: Unread, seen: dict[str, Labelled]) -> None:
     for example, digest in zip(part.examples, part.digests, strict=True):
         if example.example_id not in part.skipped:
             seen.setdefault(digest, example)
@@ -92,7 +91,7 @@ def _without_conflicts(parts: dict[str, Unread], config: DataSection) -> dict[st
 
 
 def split_and_read(name: str, images: Unread, classes: list[str], config: DataSection, seed: int) -> FewShotDataset:
-    """Choose the splits of one part and read the chosen images. Decode them too, unless `images.decoded`.
+    """Choose the splits of one part, and decode the chosen images that were not decoded before.
 
     With `config.on_bad_image` skip, bad images are excluded and the splits are drawn again, until every chosen image is
     good.
@@ -100,20 +99,13 @@ def split_and_read(name: str, images: Unread, classes: list[str], config: DataSe
     Raises:
         UserError: as `few_shot_split`.
     """
-    skipped = dict(images.skipped)
-    good: dict[str, Example] = {}
+    skipped, sha256 = dict(images.skipped), dict(images.sha256)
     while True:
         chosen = choose(images.examples, images.digests, skipped, classes, config, seed)
-        new = [e for split in chosen.splits for e in split if e.example_id not in good]
-        if images.decoded:
-            good |= {e.example_id: replace(e, image=images.read(e.example_id)) for e in new}
-            break
-        complete, _, bad = read_images(new, images.read, config)
+        new = [e for split in chosen.splits for e in split if e.example_id not in sha256]
+        seen, _, bad = look_at(new, images.read, config)
         skip_or_refuse(bad, f"{len(new)} images chosen from {images.where}", config)
-        good |= {example.example_id: example for example in complete}
+        sha256 |= seen
         skipped |= bad
         if not bad:
-            break
-    train, validation, test = ([good[e.example_id] for e in split] for split in chosen.splits)
-    pool = Pool([e.example_id for e in chosen.pool], images.read)
-    return FewShotDataset(name, classes, train, validation, test, pool, (), skipped, chosen.copies)
+            return dataset_of(name, classes, chosen, sha256, images.read, skipped)

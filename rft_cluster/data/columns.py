@@ -1,6 +1,5 @@
 """Find the label and image columns of a Hugging Face data set, and read labels and images from them."""
 
-import hashlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -8,9 +7,9 @@ from rft_cluster.common.errors import UserError
 from rft_cluster.common.labels import extract_answer
 from rft_cluster.config import DataSection
 from rft_cluster.data.dataset import composed, listing
+from rft_cluster.data.images import image_sha256
 from rft_cluster.data.names import given, named_numbers
-from rft_cluster.data.reading import Unread, skip_or_refuse
-from rft_cluster.messages import Example
+from rft_cluster.data.reading import Labelled, Unread, skip_or_refuse
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -211,8 +210,8 @@ def unread_rows(
     examples, digests, skipped = [], [], {}
     for index, (row, label) in enumerate(zip(images, labels, strict=True)):
         data, problem = _bytes(row[columns.image])
-        examples.append(Example(f"{split}/{index:06d}", b"", label))
-        digests.append(hashlib.sha256(data).hexdigest() if data else "")
+        examples.append(Labelled(f"{split}/{index:06d}", label))
+        digests.append(image_sha256(data) if data else "")
         if not data:
             skipped[examples[-1].example_id] = problem
     skip_or_refuse(skipped, f"{len(labels)} rows of {where}", config)

@@ -12,7 +12,7 @@ from rft_cluster.common.text import shown
 from rft_cluster.config import DataSection
 from rft_cluster.data.dataset import FewShotDataset, listing
 from rft_cluster.data.images import FORMATS, open_image, upright
-from rft_cluster.messages import Example
+from rft_cluster.data.reading import Labelled
 
 SIDE = 16  # pixels; pictures are compared by small copies of this size
 # Two small copies whose RMS difference is at most this (in grey levels, 0 to 255) are the same picture. Measured on
@@ -26,7 +26,7 @@ LOOKS_THE_SAME = 5.0
 FLAT = 2 * LOOKS_THE_SAME
 
 
-def conflicting(pairs: Sequence[tuple[Example, str]], config: DataSection) -> dict[str, str]:
+def conflicting(pairs: Sequence[tuple[Labelled, str]], config: DataSection) -> dict[str, str]:
     """Map the id of each example that shares its digest with an example of another label to the reason to exclude it.
 
     Unusable images have an empty digest and never match.
@@ -34,7 +34,7 @@ def conflicting(pairs: Sequence[tuple[Example, str]], config: DataSection) -> di
     Raises:
         UserError: there are such examples and `config.on_conflict` is not skip; all are named.
     """
-    same: dict[str, list[Example]] = {}
+    same: dict[str, list[Labelled]] = {}
     for example, digest in pairs:
         if digest:
             same.setdefault(digest, []).append(example)
@@ -50,7 +50,7 @@ def conflicting(pairs: Sequence[tuple[Example, str]], config: DataSection) -> di
     return {example.example_id: _other(example, group) for group in groups for example in group}
 
 
-def _other(example: Example, group: list[Example]) -> str:
+def _other(example: Labelled, group: list[Labelled]) -> str:
     other = next(one for one in group if one.label != example.label)
     return f"the same picture as {other.example_id}, whose label is {other.label!r}"
 
@@ -61,7 +61,7 @@ def near_copies(dataset: FewShotDataset) -> list[tuple[str, str]]:
     if not named:
         return []
     looked_at = with_progress(named, "looking for pictures on both sides of a split")
-    small = np.stack([small_copy(example.image) for _, example in looked_at])  # [images, SIDE * SIDE * 3]
+    small = np.stack([small_copy(dataset.image(example)) for _, example in looked_at])  # [images, SIDE * SIDE * 3]
     first = {"train": 0, "validation": len(dataset.train), "test": len(dataset.train) + len(dataset.validation)}
     squares = np.square(small).sum(axis=1)
     pairs = []

@@ -2,52 +2,60 @@
 
 import difflib
 import hashlib
+import reprlib
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, overload
 
 import numpy as np
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.labels import extract_answer, normalise_label
 from rft_cluster.common.text import shown
-from rft_cluster.messages import Example
+from rft_cluster.data.images import image_sha256, open_image, pixel_digest
+from rft_cluster.data.lazy import LazyImages
+from rft_cluster.messages import Example, ImageRef
 
 LISTED = 40
 
 
-class Pool(Sequence[bytes]):
-    """Encoded images, read on access, so that a large set need not fit into memory."""
+@dataclass(frozen=True, slots=True)
+class LabelledImage:
+    """A labelled image as a source of the user's own brings it, e.g. `LabelledImage("rose/a.jpg", JPEG, "rose")`.
 
-    def __init__(self, keys: Sequence[Any], read: Callable[[Any], bytes]) -> None:
-        self._keys, self._read = keys, read
+    `image` are the encoded bytes; `example_id` is unique in the data set.
 
-    def map(self, change: Callable[[bytes], bytes]) -> "Pool":
-        return Pool(self._keys, lambda key: change(self._read(key)))
+    Raises:
+        TypeError: a field holds something else.
+    """
 
-    def __len__(self) -> int:
-        return len(self._keys)
+    example_id: str
+    image: bytes
+    label: str
+    aliases: tuple[str, ...] = ()
 
-    @overload
-    def __getitem__(self, index: int) -> bytes: ...
-    @overload
-    def __getitem__(self, index: slice) -> "Pool": ...
-    def __getitem__(self, index: int | slice) -> "bytes | Pool":
-        if isinstance(index, slice):
-            return Pool(self._keys[index], self._read)
-        return self._read(self._keys[index])
+    def __post_init__(self) -> None:
+        for name, kind in (("example_id", str), ("image", bytes), ("label", str), ("aliases", tuple)):
+            if not isinstance(value := getattr(self, name), kind):
+                raise TypeError(f"{name} of a LabelledImage must be {kind.__name__}, not {reprlib.repr(value)}")
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
+    def example(self) -> Example:
+        return Example(ImageRef(self.example_id, image_sha256(self.image)), self.label, self.aliases)
 
-    __hash__ = None  # type: ignore[assignment]
+
+def check_labelled(name: str, images: object) -> None:
+    """Raises TypeError where what the user's own source gives as `name` is not a list of `LabelledImage`."""
+    if not isinstance(images, list | tuple) or not all(isinstance(one, LabelledImage) for one in images):
+        raise TypeError(f"{name} must be a list of LabelledImage, not {reprlib.repr(images)}")
 
 
 @dataclass(frozen=True, slots=True)
 class FewShotDataset:
-    """Disjoint splits of a data set.
+    """Disjoint splits of a data set. A source of the user's own makes one with `few_shot_split` or `of`.
 
+    `images`: the encoded images of all splits by `ImageRef.sha256`. A source returns them unread; `load_dataset`
+    returns them in memory, none larger than the model looks at it.
+    `whole_pixels`: by the same key, the `pixel_digest` at full size of those that were made smaller.
     `validation`: for curves and for choosing a checkpoint. `test`: for the figures before and after training only.
     `pool`: encoded images outside those two, without labels, read on access; some may turn out not to decode.
     `problems`: the distinct questions that come with the data set, if any.
@@ -63,11 +71,42 @@ class FewShotDataset:
     validation: list[Example]
     test: list[Example]
     pool: Sequence[bytes]
+    images: Mapping[str, bytes]
     problems: tuple[str, ...] = ()
     skipped: dict[str, str] = field(default_factory=dict)
     copies: dict[str, str] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
     levels: tuple[int, int] | None = None
+    whole_pixels: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        classes: list[str],
+        train: Sequence[LabelledImage],
+        validation: Sequence[LabelledImage],
+        test: Sequence[LabelledImage],
+        pool: Sequence[bytes],
+    ) -> "FewShotDataset":
+        """A data set whose splits were chosen elsewhere. `pool` is a list.
+
+        Raises:
+            TypeError: a split is not a list of `LabelledImage`.
+        """
+        for split, images in (("train", train), ("validation", validation), ("test", test)):
+            check_labelled(split, images)
+        in_train, in_validation, in_test = ([one.example() for one in split] for split in (train, validation, test))
+        by_hash = {image_sha256(one.image): one.image for one in (*train, *validation, *test)}
+        return cls(name, classes, in_train, in_validation, in_test, pool, by_hash)
+
+    def image(self, example: Example) -> bytes:
+        """The encoded image of an example of one of the splits."""
+        return self.images[example.image.sha256]
+
+    def pixels_of(self, example: Example) -> str:
+        """The `pixel_digest` of the example's picture at its full size."""
+        return self.whole_pixels.get(example.image.sha256) or pixel_digest(open_image(self.image(example)))
 
     @property
     def splits(self) -> dict[str, list[Example]]:
@@ -96,6 +135,7 @@ class FewShotDataset:
                 whole,
                 validation=[*whole.validation, *other.validation],
                 test=[*whole.test, *other.test],
+                images=LazyImages.over(whole.images, other.images),
                 skipped=whole.skipped | other.skipped,
                 copies=whole.copies | other.copies,
             )

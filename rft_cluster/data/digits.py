@@ -11,9 +11,8 @@ from PIL import Image
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import DataSection
 from rft_cluster.data.assemble import assemble
-from rft_cluster.data.dataset import FewShotDataset
-from rft_cluster.data.reading import decoded
-from rft_cluster.messages import Example
+from rft_cluster.data.dataset import FewShotDataset, LabelledImage
+from rft_cluster.data.reading import Labelled, decoded
 
 CLASSES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 SIDE = 56  # pixels; the 8x8 scans are too small to read, and smaller than one of Qwen2-VL's 28x28 image tokens
@@ -27,18 +26,19 @@ def load_digits(config: DataSection, seed: int) -> FewShotDataset:
     """
     if config.path is not None:
         raise UserError(f"data.path is {config.path}, but data.source is digits, which is built in: set source=folder")
-    examples = _examples()
-    images = {example.example_id: example.image for example in examples}
-    scans = decoded(examples, images.__getitem__, f"{len(examples)} digits", config)
-    return assemble("digits", {"train": scans}, CLASSES, config, seed)
+    scans = _scans()
+    images = {scan.example_id: scan.image for scan in scans}
+    labelled = [Labelled(scan.example_id, scan.label) for scan in scans]
+    part = decoded(labelled, images.__getitem__, f"{len(scans)} digits", config)
+    return assemble("digits", {"train": part}, CLASSES, config, seed)
 
 
-def _examples() -> list[Example]:
+def _scans() -> list[LabelledImage]:
     from sklearn import datasets  # takes a second to import
 
     digits = datasets.load_digits()
     return [
-        Example(f"digits/{i:04d}", _png(scan), CLASSES[target])
+        LabelledImage(f"digits/{i:04d}", _png(scan), CLASSES[target])
         for i, (scan, target) in enumerate(zip(digits.images, digits.target, strict=True))
     ]
 

@@ -31,8 +31,7 @@ from rft_cluster.data.files import (
     tables_in,
 )
 from rft_cluster.data.names import chosen_names, find_splits, split_role
-from rft_cluster.data.reading import Unread, decoded
-from rft_cluster.messages import Example
+from rft_cluster.data.reading import Labelled, Unread, decoded
 
 IMAGE_FOLDERS = {"images", "image", "imgs", "img", "pictures", "pics", "photos", "jpg", "jpeg", "png", "jpegimages"}
 DEPTH = 4  # levels below data.path that are searched for the folder that the user may have meant
@@ -239,7 +238,7 @@ def _count_rest(folder: Path, used: list[Path], root: Path, left_out: LeftOut) -
 
 
 def _unread(root: Path, part: Path, files: dict[str, list[Path]], config: DataSection) -> Unread:
-    examples = [Example(str(path.relative_to(root)), b"", label) for label, paths in files.items() for path in paths]
+    examples = [Labelled(str(path.relative_to(root)), label) for label, paths in files.items() for path in paths]
     what = f"{len(examples)} image files in data.path ({part})"
     unread = decoded(examples, lambda example_id: read_file(root / example_id, root, config.max_bytes), what, config)
     return replace(unread, where=str(part))

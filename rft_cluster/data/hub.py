@@ -32,7 +32,6 @@ from rft_cluster.data.files import TABLE_SUFFIXES, is_picture, is_system, some
 from rft_cluster.data.images import DECODE_ERRORS
 from rft_cluster.data.names import ROLES, find_splits, split_role
 from rft_cluster.data.reading import Unread, skip_or_refuse
-from rft_cluster.messages import Example
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -256,7 +255,7 @@ def _with_archive(dataset: FewShotDataset, config: DataSection, seed: int) -> Fe
     if lines:
         raise UserError(f"data.held_out: its classes and those of {name} differ:\n{listing(lines)}")
 
-    known, bad = _known_pictures(dataset.train, archive)
+    known, bad = _known_pictures(dataset, archive)
     skip_or_refuse(bad, f"{len(archive.examples)} images in {archive.where}", config)
     shared = {label: own_label[key] for key, label in theirs.items() if key in own_label}
     left = replace(archive, skipped=bad).named(shared).without(known)
@@ -264,13 +263,13 @@ def _with_archive(dataset: FewShotDataset, config: DataSection, seed: int) -> Fe
     return dataset.with_held_out(replace(held_out, copies=known | held_out.copies))
 
 
-def _known_pictures(train: list[Example], candidates: Unread) -> tuple[dict[str, str], dict[str, str]]:
-    """Find the candidates that show a picture of `train`, perhaps re-encoded or rescaled, so that digests differ.
+def _known_pictures(dataset: FewShotDataset, candidates: Unread) -> tuple[dict[str, str], dict[str, str]]:
+    """Find the candidates that show a training picture, perhaps re-encoded or rescaled, so that digests differ.
 
     All pairs are compared by small copies, whose distance hardly changes with encoding and scale. Returns two mappings:
-    from such a candidate's id to the id of the picture in `train`, and from an unreadable one's id to the reason.
+    from such a candidate's id to the id of that picture, and from an unreadable one's id to the reason.
     """
-    small = np.stack([small_copy(example.image) for example in train])  # [train, SIDE * SIDE * 3]
+    small = np.stack([small_copy(dataset.image(example)) for example in dataset.train])  # [train, SIDE * SIDE * 3]
     known, bad = {}, {}
     for candidate in candidates.examples:
         try:
@@ -281,5 +280,5 @@ def _known_pictures(train: list[Example], candidates: Unread) -> tuple[dict[str,
         distances = np.square(differences).mean(axis=1)
         nearest = int(distances.argmin())
         if distances[nearest] <= SAME_PICTURE**2:
-            known[candidate.example_id] = train[nearest].example_id
+            known[candidate.example_id] = dataset.train[nearest].example_id
     return known, bad

@@ -135,6 +135,11 @@ def check_image(data: bytes, where: str, limits: Limits = Limits()) -> str:  # n
     return pixel_digest(picture)
 
 
+def image_sha256(data: bytes) -> str:
+    """The `ImageRef.sha256` of a file's bytes, as `sha256sum` prints it."""
+    return hashlib.sha256(data).hexdigest()
+
+
 def pixel_digest(picture: Image.Image) -> str:
     """SHA-256 of a decoded picture's size and pixels."""
     return hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()

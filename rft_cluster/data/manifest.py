@@ -10,7 +10,6 @@
 `sha256` is the hash of the encoded bytes, as `sha256sum` prints it. Ids are only compared, never opened as paths.
 """
 
-import hashlib
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
@@ -69,7 +68,7 @@ def manifest(dataset: FewShotDataset, config: DataSection, seed: int) -> dict[st
         "classes": list(dataset.classes),
         "aliases": {label: list(names) for label, names in config.aliases.items()},
         "splits": {
-            split: [{"id": e.example_id, "sha256": _sha256(e), "label": e.label} for e in examples]
+            split: [{"id": e.example_id, "sha256": e.image.sha256, "label": e.label} for e in examples]
             for split, examples in dataset.splits.items()
         },
         "skipped": dict(dataset.skipped),
@@ -138,13 +137,9 @@ def _differences(
             problems.append(f"{where}: {reason}")
         elif example.label != entry["label"]:
             problems.append(f"{where}: its label was {entry['label']!r} and is {example.label!r}")
-        elif _sha256(example) != entry["sha256"]:
+        elif example.image.sha256 != entry["sha256"]:
             problems.append(f"{where}: its bytes have changed (another sha256)")
     problems += [f"{split}: {example_id}: not in the manifest" for example_id in found]
     if not problems and [e.example_id for e in examples] != [entry["id"] for entry in entries]:
         problems.append(f"{split}: the same images in another order")
     return problems
-
-
-def _sha256(example: Example) -> str:
-    return example.sha256 or hashlib.sha256(example.image).hexdigest()

@@ -7,16 +7,27 @@ from rft_cluster.common.errors import UserError
 from rft_cluster.common.progress import with_progress
 from rft_cluster.config import DataSection
 from rft_cluster.data.dataset import listing
-from rft_cluster.data.images import Limits, check_image
-from rft_cluster.messages import Example
+from rft_cluster.data.images import Limits, check_image, image_sha256
+from rft_cluster.messages import Example, ImageRef
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """An image that is not read yet, by its id, and its label."""
+
+    example_id: str
+    label: str
+    aliases: tuple[str, ...] = ()
+
+    def example(self, sha256: str) -> Example:
+        return Example(ImageRef(self.example_id, sha256), self.label, self.aliases)
 
 
 @dataclass(frozen=True)
 class Unread:
     """Labelled images of a split. `read(example_id)` returns the bytes of one."""
 
-    examples: list[Example]
-    """Without their images."""
+    examples: list[Labelled]
     digests: list[str]
     """Equal for equal images; empty for an unusable one."""
     read: Callable[[str], bytes]
@@ -24,8 +35,8 @@ class Unread:
     """Names the images in messages."""
     skipped: dict[str, str] = field(default_factory=dict)
     """Maps the id of each image known to be unusable to the reason."""
-    decoded: bool = False
-    """True if every image has been decoded once. Otherwise the chosen ones are decoded later."""
+    sha256: dict[str, str] = field(default_factory=dict)
+    """Maps the id of each image that has been decoded to its file's SHA-256. Other images are decoded when chosen."""
 
     def without(self, ids: Collection[str]) -> "Unread":
         return self.where_id(lambda example_id: example_id not in ids)
@@ -42,48 +53,56 @@ class Unread:
         return replace(kept, examples=[replace(e, label=names[e.label]) for e in kept.examples])
 
 
-def decoded(examples: list[Example], read: Callable[[str], bytes], where: str, config: DataSection) -> Unread:
+def decoded(examples: list[Labelled], read: Callable[[str], bytes], where: str, config: DataSection) -> Unread:
     """Decode every image once, for its digest, without keeping it.
 
     Raises:
         UserError: some are unusable and `config.on_bad_image` is not skip.
     """
-    digests, bad = [], {}
-    for example in with_progress(examples, "reading images"):
-        digest, reason = _try(example.example_id, read, config)[1:]
-        digests.append(digest)
-        if reason:
-            bad[example.example_id] = reason
+    sha256, digests, bad = look_at(examples, read, config)
     skip_or_refuse(bad, where, config)
-    return Unread(examples, digests, read, where, bad, decoded=True)
+    return Unread(examples, digests, read, where, bad, sha256)
 
 
-def read_images(
-    examples: list[Example], read: Callable[[str], bytes], config: DataSection
-) -> tuple[list[Example], list[str], dict[str, str]]:
-    """Read and check the examples' images. Returns the examples with images, the digests, and the bad ids with reasons.
+def look_at(
+    examples: list[Labelled], read: Callable[[str], bytes], config: DataSection
+) -> tuple[dict[str, str], list[str], dict[str, str]]:
+    """Decode each image once and forget it, so that memory does not grow with their number.
 
-    An image is bad if `read` or `check_image` raises OSError or UserError. It is returned empty, with an empty digest.
+    Returns the SHA-256 of those that can be used, by id; the digest of each one's pixels, empty for the others; and the
+    others' ids with the reason: `read` or `check_image` refused them (OSError or UserError).
     """
-    complete, digests, bad = [], [], {}
+    sha256: dict[str, str] = {}
+    digests: list[str] = []
+    bad: dict[str, str] = {}
     for example in with_progress(examples, "reading images"):
-        image, digest, reason = _try(example.example_id, read, config)
-        if reason:
-            bad[example.example_id] = reason
-        complete.append(replace(example, image=image))
-        digests.append(digest)
-    return complete, digests, bad
+        example_id = example.example_id
+        try:
+            data = read(example_id)
+            digests.append(check_image(data, example_id, Limits(config.max_pixels, config.max_bytes)))
+        except OSError as error:
+            bad[example_id] = error.strerror or str(error)
+        except UserError as error:
+            bad[example_id] = str(error).removeprefix(f"{example_id}: ")
+        else:
+            sha256[example_id] = image_sha256(data)
+        if example_id in bad:
+            digests.append("")
+    return sha256, digests, bad
 
 
-def _try(example_id: str, read: Callable[[str], bytes], config: DataSection) -> tuple[bytes, str, str]:
-    """(image, digest, "") for a good image, (b"", "", reason) for a bad one."""
-    try:
-        data = read(example_id)
-        return data, check_image(data, example_id, Limits(config.max_pixels, config.max_bytes)), ""
-    except OSError as error:
-        return b"", "", error.strerror or str(error)
-    except UserError as error:
-        return b"", "", str(error).removeprefix(f"{example_id}: ")
+def read_again(example_id: str, sha256: str, read: Callable[[str], bytes]) -> bytes:
+    """The bytes of an image that has been looked at.
+
+    Raises:
+        UserError: they are others by now.
+    """
+    data = read(example_id)
+    if image_sha256(data) != sha256:
+        raise UserError(
+            f"{example_id} changed while the data set was being read; start again when nothing writes there"
+        )
+    return data
 
 
 def skip_or_refuse(bad: dict[str, str], of: str, config: DataSection) -> None:

@@ -3,37 +3,69 @@
 Generators and learners get the result as encoded bytes, so neither conversion concerns them.
 """
 
-import hashlib
 import io
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 from PIL import Image
 
+from rft_cluster.common.progress import with_progress
 from rft_cluster.common.text import shown as safe
 from rft_cluster.config import DataSection
-from rft_cluster.data.dataset import FewShotDataset, Pool
+from rft_cluster.data.dataset import FewShotDataset
 from rft_cluster.data.deep import FULL, colours, deep_values, is_deep, levels_of
-from rft_cluster.data.images import FORMATS, MAX_PIXELS, open_image, pixel_limit
-from rft_cluster.messages import Example
+from rft_cluster.data.images import FORMATS, MAX_PIXELS, open_image, pixel_digest, pixel_limit
+from rft_cluster.data.lazy import Pool
+
+COMPRESSION = 1  # of zlib, 0 to 9
+Fit = Callable[[int, int], tuple[int, int]]
+"""From a picture's width and height to those at which the model looks at it."""
 
 
-def as_shown(dataset: FewShotDataset, config: DataSection) -> FewShotDataset:
-    """Re-encode 16-bit and oversized images, keep the SHA-256 of their files, and add a remark about it."""
-    ranges: dict[str, tuple[int, int]] = {}
-    examples = [example for split in dataset.splits.values() for example in split]
-    for example in examples:
-        found = deep_range(example.image, config.max_pixels)
-        if found:
-            ranges[example.example_id] = found
-    levels = _levels(ranges, config) if ranges else None
-    change = partial(shown_bytes, levels=levels, max_pixels=config.max_pixels)
-    train, validation, test = ([_changed(e, change(e.image)) for e in split] for split in dataset.splits.values())
-    pool = dataset.pool
-    pool = pool.map(change) if isinstance(pool, Pool) else [change(image) for image in pool]
-    remarks = dataset.remarks + (_remarks(ranges, levels) if levels else [])
-    whole = replace(dataset, train=train, validation=validation, test=test, pool=pool)
-    return replace(whole, remarks=remarks, levels=levels)
+def as_shown(dataset: FewShotDataset, config: DataSection, fit: Fit) -> FewShotDataset:
+    """The data set with its images in memory as the model is shown them, and what to know of it as a remark.
+
+    Each image is read, made smaller where it is larger than `fit` says, and encoded, before the next one is read: 2,000
+    photographs as cameras make them are 10 GB of files, and 70 GB once decoded.
+    """
+    images: dict[str, bytes] = {}
+    whole_pixels: dict[str, str] = {}
+    deep: dict[str, tuple[int, int]] = {}  # lowest and highest value of those with 16 bits
+    limit = config.max_pixels
+    for sha256 in with_progress(list(dataset.images), "making images as small as the model looks at them"):
+        data = dataset.images[sha256]
+        if values := deep_range(data, limit):
+            deep[sha256] = values  # they wait for the levels, which are of all of them
+        else:
+            images[sha256], whole_pixels[sha256] = _fitted(shown_bytes(data, None, limit), fit)
+    levels = _levels(deep, config) if deep else None
+    for sha256 in deep:
+        images[sha256], whole_pixels[sha256] = _fitted(shown_bytes(dataset.images[sha256], levels, limit), fit)
+    pool = Pool(range(len(dataset.pool)), lambda index: shown_bytes(dataset.pool[index], levels, limit))
+    whole = replace(dataset, images=images, whole_pixels={k: v for k, v in whole_pixels.items() if v}, pool=pool)
+    if levels is None:
+        return whole
+    ids = {e.image.sha256: e.example_id for split in dataset.splits.values() for e in split}
+    ranges = {ids[sha256]: values for sha256, values in deep.items()}
+    return replace(whole, levels=levels, remarks=dataset.remarks + _remarks(ranges, levels))
+
+
+def _fitted(data: bytes, fit: Fit) -> tuple[bytes, str]:
+    """An image no larger than the model looks at it, with the `pixel_digest` of the whole one; or as it is, with
+    nothing, where it is no larger, or takes fewer bytes as it is.
+
+    Nothing is lost: the picture is scaled as the model's processor would, which then leaves it as it is, and PNG keeps
+    every pixel.
+    """
+    with Image.open(io.BytesIO(data), formats=FORMATS) as header:
+        width, height = header.size
+    fitted_width, fitted_height = fit(width, height)
+    if not 0 < fitted_width * fitted_height < width * height:
+        return data, ""
+    picture = open_image(data)  # upright: width and height may have changed places
+    file = io.BytesIO()
+    picture.resize(fit(*picture.size)).save(file, "PNG", compress_level=COMPRESSION)
+    return (file.getvalue(), pixel_digest(picture)) if file.tell() < len(data) else (data, "")
 
 
 def shown_bytes(data: bytes, levels: tuple[int, int] | None, max_pixels: int = MAX_PIXELS) -> bytes:
@@ -75,12 +107,6 @@ def _levels(ranges: dict[str, tuple[int, int]], config: DataSection) -> tuple[in
     if config.sixteen_bit == "full":
         return FULL
     return levels_of(min(low for low, _ in ranges.values()), max(high for _, high in ranges.values()))
-
-
-def _changed(example: Example, image: bytes) -> Example:
-    if image is example.image:
-        return example
-    return replace(example, image=image, sha256=hashlib.sha256(example.image).hexdigest())
 
 
 def _remarks(ranges: dict[str, tuple[int, int]], levels: tuple[int, int]) -> list[str]:

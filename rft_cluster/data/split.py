@@ -13,39 +13,40 @@ With `data.manifest` nothing is drawn: the images that an earlier run's manifest
 """
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.text import shown
 from rft_cluster.config import DataSection
 from rft_cluster.data.conflicts import conflicting
-from rft_cluster.data.dataset import FewShotDataset, listing, seeded_generator
+from rft_cluster.data.dataset import FewShotDataset, LabelledImage, check_labelled, listing, seeded_generator
+from rft_cluster.data.lazy import LazyImages, Pool
 from rft_cluster.data.manifest import read_manifest
 from rft_cluster.data.names import chosen_names, name_notes
-from rft_cluster.data.reading import read_images, skip_or_refuse
-from rft_cluster.messages import Example
+from rft_cluster.data.reading import Labelled, look_at, read_again, skip_or_refuse
 
 
 @dataclass(frozen=True)
 class Chosen:
     """Examples by split. `pool`: all but the held-out ones."""
 
-    train: list[Example]
-    validation: list[Example]
-    test: list[Example]
-    pool: list[Example]
+    train: list[Labelled]
+    validation: list[Labelled]
+    test: list[Labelled]
+    pool: list[Labelled]
     copies: dict[str, str]
 
     @property
-    def splits(self) -> tuple[list[Example], list[Example], list[Example]]:
+    def splits(self) -> tuple[list[Labelled], list[Labelled], list[Labelled]]:
         return self.train, self.validation, self.test
 
 
 def few_shot_split(
-    name: str, examples: list[Example], classes: list[str], config: DataSection, seed: int
+    name: str, examples: Sequence[LabelledImage], classes: list[str], config: DataSection, seed: int
 ) -> FewShotDataset:
-    """Cut labelled examples into a `FewShotDataset`; deterministic in its arguments.
+    """Cut labelled images into a `FewShotDataset`; deterministic in its arguments.
 
     Train gets `config.shots` images of each class. Validation and test take equally many of each class from
     the rest, as far as the classes reach, and share each class in proportion to their sizes. Only the first of equal
@@ -57,31 +58,53 @@ def few_shot_split(
             `config.on_conflict` is skip), a class has too few images for the shots, or too few images are left for
             validation and test.
         KeyError: an example's label is not one of `classes`.
+        TypeError: `examples` is not a list of `LabelledImage`.
     """
+    check_labelled("examples", examples)
     twice = [example_id for example_id, count in Counter(e.example_id for e in examples).items() if count > 1]
     if twice:
         raise UserError(f"{name} has several images of one id; give each its own:\n{listing(twice)}")
     # Labels outside `classes` stay in, so that they raise KeyError below instead of vanishing.
     names = chosen_names(classes, config)
     wanted = [
-        replace(e, label=names.get(e.label, e.label)) for e in examples if e.label in names or e.label not in classes
+        Labelled(e.example_id, names.get(e.label, e.label), e.aliases)
+        for e in examples
+        if e.label in names or e.label not in classes
     ]
     # Decode every image before the draw: digests find duplicates, and bad images must not be drawn.
-    images = {example.example_id: example.image for example in wanted}
-    complete, digests, skipped = read_images(wanted, images.__getitem__, config)
+    images = {example.example_id: example.image for example in examples}
+    sha256, digests, skipped = look_at(wanted, images.__getitem__, config)
     skip_or_refuse(skipped, f"{len(wanted)} images of {name}", config)
     # A picture with two labels would teach one and be tested on the other: both copies are excluded.
-    skipped |= conflicting(list(zip(complete, digests, strict=True)), config)
+    skipped |= conflicting(list(zip(wanted, digests, strict=True)), config)
     kept = list(names.values())
-    chosen = choose(complete, digests, skipped, kept, config, seed)
+    chosen = choose(wanted, digests, skipped, kept, config, seed)
+    dataset = dataset_of(name, kept, chosen, sha256, images.__getitem__, skipped)
+    return replace(dataset, remarks=name_notes(classes, names))
+
+
+def dataset_of(
+    name: str,
+    classes: list[str],
+    chosen: Chosen,
+    sha256: Mapping[str, str],
+    read: Callable[[str], bytes],
+    skipped: dict[str, str],
+) -> FewShotDataset:
+    """The chosen splits as a data set that reads its images, by example id, when they are asked for.
+
+    `sha256` are those of the chosen images' bytes, by example id.
+    """
+    train, validation, test = ([e.example(sha256[e.example_id]) for e in split] for split in chosen.splits)
+    examples = (*train, *validation, *test)
+    images = LazyImages({e.image.sha256: partial(read_again, e.example_id, e.image.sha256, read) for e in examples})
     # The pool gives pictures without labels. It includes the training images but none that is held out.
-    pool = [example.image for example in chosen.pool]
-    remarks = name_notes(classes, names)
-    return FewShotDataset(name, kept, *chosen.splits, pool, (), skipped, chosen.copies, remarks)
+    pool = Pool([e.example_id for e in chosen.pool], read)
+    return FewShotDataset(name, classes, train, validation, test, pool, images, (), skipped, chosen.copies)
 
 
 def choose(
-    examples: list[Example],
+    examples: list[Labelled],
     digests: list[str],
     skipped: Collection[str],
     classes: list[str],
@@ -108,12 +131,14 @@ def choose(
     return Chosen(train, validation, test, pool, copies)
 
 
-def _without_duplicates(usable: list[tuple[Example, str]], preferred: set[str]) -> tuple[list[Example], dict[str, str]]:
+def _without_duplicates(
+    usable: list[tuple[Labelled, str]], preferred: set[str]
+) -> tuple[list[Labelled], dict[str, str]]:
     """Keep one example per digest: the first preferred one if there is any, else the first.
 
     Also maps the id of each dropped example to the id of the kept one.
     """
-    first: dict[str, Example] = {}
+    first: dict[str, Labelled] = {}
     for example, digest in usable:
         if digest not in first or (example.example_id in preferred and first[digest].example_id not in preferred):
             first[digest] = example
@@ -124,8 +149,8 @@ def _without_duplicates(usable: list[tuple[Example, str]], preferred: set[str]) 
 
 
 def _draw(
-    different: list[Example], classes: list[str], lost: Counter[str], config: DataSection, seed: int
-) -> tuple[list[Example], list[Example], list[Example]]:
+    different: list[Labelled], classes: list[str], lost: Counter[str], config: DataSection, seed: int
+) -> tuple[list[Labelled], list[Labelled], list[Labelled]]:
     """Draw train, validation and test. `lost` counts each class's skipped images, for the messages."""
     shuffled = _shuffled(different, classes, seed)
     _check_shots(shuffled, lost, config.shots)
@@ -137,8 +162,8 @@ def _draw(
 
 
 def _draw_fold(
-    different: list[Example], classes: list[str], lost: Counter[str], config: DataSection, seed: int
-) -> tuple[list[Example], list[Example], list[Example]]:
+    different: list[Labelled], classes: list[str], lost: Counter[str], config: DataSection, seed: int
+) -> tuple[list[Labelled], list[Labelled], list[Labelled]]:
     """Draw the splits of cross-validation: test is fold `config.fold`, train and validation come from the rest.
 
     Images go to the folds in turn, class after class without a restart, so fold sizes differ by at most one.
@@ -163,8 +188,8 @@ def _draw_fold(
     return train, _round_robin(others, wanted, seed), test
 
 
-def _shuffled(different: list[Example], classes: list[str], seed: int) -> dict[str, list[Example]]:
-    by_class: dict[str, list[Example]] = {label: [] for label in classes}
+def _shuffled(different: list[Labelled], classes: list[str], seed: int) -> dict[str, list[Labelled]]:
+    by_class: dict[str, list[Labelled]] = {label: [] for label in classes}
     for example in different:
         by_class[example.label].append(example)
     return {
@@ -173,7 +198,7 @@ def _shuffled(different: list[Example], classes: list[str], seed: int) -> dict[s
     }
 
 
-def _check_shots(by_class: dict[str, list[Example]], lost: Counter[str], shots: int) -> None:
+def _check_shots(by_class: dict[str, list[Labelled]], lost: Counter[str], shots: int) -> None:
     short = [
         f"{label!r}: {len(members)}" + (f", and {lost[label]} skipped that cannot be used" if lost[label] else "")
         for label, members in by_class.items()
@@ -187,7 +212,7 @@ def _check_shots(by_class: dict[str, list[Example]], lost: Counter[str], shots: 
         raise UserError(f"data.shots is {shots}, but these classes have fewer different images. {cure}:\n{lines}")
 
 
-def _check_held_out(by_class: dict[str, list[Example]], lost: int, config: DataSection) -> None:
+def _check_held_out(by_class: dict[str, list[Labelled]], lost: int, config: DataSection) -> None:
     classes, images = len(by_class), sum(map(len, by_class.values()))
     left, wanted = images - config.shots * classes, config.validation + config.test
     if left >= wanted:
@@ -214,7 +239,7 @@ def _check_held_out(by_class: dict[str, list[Example]], lost: int, config: DataS
     )
 
 
-def _fitting_folds(by_class: dict[str, list[Example]], shots: int) -> int | None:
+def _fitting_folds(by_class: dict[str, list[Labelled]], shots: int) -> int | None:
     """5 or 10, the smaller number of folds that leaves every class its shots to train on; None if neither does."""
     for folds in (5, 10):
         if all(len(members) - -(-len(members) // folds) >= shots for members in by_class.values()):
@@ -222,7 +247,7 @@ def _fitting_folds(by_class: dict[str, list[Example]], shots: int) -> int | None
     return None
 
 
-def _round_robin(left: dict[str, list[Example]], count: int, seed: int) -> list[Example]:
+def _round_robin(left: dict[str, list[Labelled]], count: int, seed: int) -> list[Labelled]:
     """`count` examples, one of each class in turn, grouped by class. The seed decides a partial turn."""
     labels = list(left)
     taken: Counter[str] = Counter()
@@ -238,7 +263,7 @@ def _round_robin(left: dict[str, list[Example]], count: int, seed: int) -> list[
     return [example for label in labels for example in left[label][: taken[label]]]
 
 
-def _deal(examples: list[Example], first: int) -> tuple[list[Example], list[Example]]:
+def _deal(examples: list[Labelled], first: int) -> tuple[list[Labelled], list[Labelled]]:
     """Split into `first` examples and the others in even steps, so that every stretch keeps that proportion."""
     n = len(examples)
     is_first = [(i + 1) * first // n > i * first // n for i in range(n)]

@@ -28,9 +28,8 @@ from rft_cluster.data.files import (
 )
 from rft_cluster.data.names import ROLES, find_splits, given, named_numbers, split_role
 from rft_cluster.data.one_hot import without_one_hot
-from rft_cluster.data.reading import Unread, decoded, skip_or_refuse
+from rft_cluster.data.reading import Labelled, Unread, decoded, skip_or_refuse
 from rft_cluster.data.table_text import Table, read_table
-from rft_cluster.messages import Example
 
 IMAGE_WORDS = ("image", "images", "img", "picture", "photo", "file", "filename", "filepath", "path", "imagepath",
                "imagename", "imagefile", "imageid", "imgpath", "imgname", "id")  # fmt: skip
@@ -251,7 +250,7 @@ def _roles(table: Table, split: int | None, config: DataSection) -> dict[int, st
 
 def _labelled(
     table: Table, names: list[str], labels: list[tuple[str, str | None]], files: Files
-) -> tuple[list[tuple[Example, int]], dict[str, str]]:
+) -> tuple[list[tuple[Labelled, int]], dict[str, str]]:
     """The examples with their line numbers, one a picture, and the problems of all other rows by line.
 
     `labels` are pairs: the text in the table, and the label it means or None.
@@ -259,7 +258,7 @@ def _labelled(
     Raises:
         UserError: a picture has two labels.
     """
-    examples: dict[str, tuple[Example, int]] = {}
+    examples: dict[str, tuple[Labelled, int]] = {}
     bad, twice = {}, []
     for (line, _), name, (text, label) in zip(table.rows, names, labels, strict=True):
         written = f" (but {text!r}; if that is a class, name it in data.classes)" if text else ""
@@ -270,7 +269,7 @@ def _labelled(
         elif not label:
             bad[where] = f"{name} has no label{written}"
         else:
-            example = Example(str(found[0].relative_to(files.root)), b"", composed(label).strip())
+            example = Labelled(str(found[0].relative_to(files.root)), composed(label).strip())
             known, before = examples.setdefault(example.example_id, (example, line))
             if known.label != example.label:
                 twice.append(

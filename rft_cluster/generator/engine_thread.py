@@ -10,7 +10,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from rft_cluster.common.errors import StaleGenerator
@@ -152,4 +152,4 @@ def group_of(prompt: Prompt, output: Any, batch: Batch) -> Group:
         raise RuntimeError(
             f"{prompt.prompt_id}: {len(completions)} completions came back, {batch.group_size} were asked"
         )
-    return Group(replace(prompt, image=b""), list(output.prompt_token_ids), completions)
+    return Group(prompt, list(output.prompt_token_ids), completions)

@@ -18,7 +18,7 @@ from rft_cluster.common.errors import WeightTransferError
 from rft_cluster.generator.engine_thread import Batch, EngineThread, Result
 from rft_cluster.generator.vllm_options import EngineOptions, load_engine, sampling_params
 from rft_cluster.generator.weight_state import WeightState
-from rft_cluster.messages import Group, Prompt, Sampling, WeightRecord
+from rft_cluster.messages import Group, Images, Prompt, Sampling, WeightRecord
 from rft_cluster.weights.digests import combined_digest
 
 PROOF_TIMEOUT = 600.0  # seconds from the last token to the proof of the weights that wrote it
@@ -27,8 +27,9 @@ PROOF_TIMEOUT = 600.0  # seconds from the last token to the proof of the weights
 class Generator:
     """See the module. Plain class: `cluster/` makes it a Ray actor."""
 
-    def __init__(self, options: EngineOptions) -> None:
-        """Starts the engine; returns when it is ready."""
+    def __init__(self, options: EngineOptions, images: Images) -> None:
+        """Starts the engine; returns when it is ready. `images`: those of the prompts that it will be asked."""
+        self._images = images
         self._weights = WeightState()
         self._thread = EngineThread(self._weights)
         self._in_process = options.hardware.device == "cpu"  # where the engine's one worker is, too
@@ -46,7 +47,7 @@ class Generator:
         self._on_thread(serve)
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> list[Group]:
-        """Groups in the order of their prompts, without images; every token is of weights of `version` or newer.
+        """Groups in the order of their prompts; every token is of weights of `version` or newer.
 
         A request that comes while weights are being updated begins with the new ones.
 
@@ -165,7 +166,7 @@ class Generator:
     def _request(self, prompt: Prompt, sampling: Sampling) -> tuple[dict[str, Any], Any]:
         inputs = {
             "prompt": self._encoder.chat(prompt.text),
-            "multi_modal_data": {"image": self._encoder.image(prompt.image)},
+            "multi_modal_data": {"image": self._encoder.image(self._images[prompt.example.image.sha256])},
         }
         encoder = self._encoder
         return inputs, sampling_params(sampling, prompt.seed, encoder.stop_token_ids, encoder.forbidden_token_ids)

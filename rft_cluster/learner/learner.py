@@ -35,7 +35,7 @@ from rft_cluster.learner.collate import Batch, collate
 from rft_cluster.learner.packing import RankWork
 from rft_cluster.learner.prompt_cache import PromptCache
 from rft_cluster.learner.rendezvous import connections, interface_of, open_store, reach_store
-from rft_cluster.messages import LearnerStats, Prompt, TrainingSample
+from rft_cluster.messages import Images, LearnerStats, TrainingSample
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.policy import PolicyModel, base_model, load_policy, load_reference, shard_units
 from rft_cluster.weights.broadcast import WeightBroadcast
@@ -71,7 +71,9 @@ def within_memory() -> Iterator[None]:
 class Learner:
     """One rank. `cluster/` makes it a Ray actor; all ranks are called with the same method at the same time."""
 
-    def __init__(self, path: str, config: Config, rank: int, ranks: int, address: str, threads: int) -> None:
+    def __init__(
+        self, path: str, config: Config, rank: int, ranks: int, address: str, threads: int, images: Images
+    ) -> None:
         """Loads the model on the CPU; `join` makes it one of `ranks`. `address` is this host's, as Ray knows it."""
         self._config, self._rank, self._ranks, self._address = config, rank, ranks, address
         self._hardware = hardware(config.cluster.device, config.cluster.dtype, config.shares_gpus)
@@ -81,7 +83,7 @@ class Learner:
         model = config.model
         self._encoder = PromptEncoder(path, model.min_pixels, model.max_pixels, model.trust_remote_code)
         how = (path, model, self._hardware.attention, self._encoder.forbidden_token_ids, config.sampling.temperature)
-        self._prompts = PromptCache(self._encoder, config.learners.prompt_cache_gib * GIB)
+        self._prompts = PromptCache(self._encoder, images, config.learners.prompt_cache_gib * GIB)
         self._collating = ThreadPoolExecutor(1, "collate")
         self._policy = load_policy(*how)
         if config.learners.gradient_checkpointing:
@@ -144,17 +146,6 @@ class Learner:
 
     # Training
 
-    def read_ahead(self, prompts: Sequence[Prompt], step: int) -> None:
-        """Get a step's images ready while generators still answer; its samples come without them.
-
-        Which will be this rank's is not known yet: it gets all.
-        """
-        self._prompts.read_ahead(prompts, step)
-
-    def step_is_over(self, step: int) -> None:
-        """Drop what was read ahead for a step and those before it."""
-        self._prompts.step_is_over(step)
-
     @within_memory()
     def update(self, work: RankWork, step: int) -> LearnerStats:
         """The optimizer updates of one step on this rank's share of its samples."""
@@ -182,7 +173,6 @@ class Learner:
                 # The norm is a sum over all ranks: all of them skip, or none.
                 skipped += 1
             self._optimizer.zero_grad()
-        self.step_is_over(step)
         total, (memory, activations) = reduced(parts), self._peak_memory(held)
         stats = replace(
             total,

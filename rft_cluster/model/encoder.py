@@ -15,11 +15,12 @@ from PIL import Image
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.imports import light_imports
 from rft_cluster.data.images import open_image
-from rft_cluster.messages import Prompt
-from rft_cluster.model.qwen2vl import IMAGE_TOKEN, MERGE, PATCH, STOP_TOKENS, VISION_TOKENS
+from rft_cluster.messages import Images, Prompt
+from rft_cluster.model.image_size import image_tokens, model_size
+from rft_cluster.model.qwen2vl import IMAGE_TOKEN, STOP_TOKENS, VISION_TOKENS
 
 with light_imports():
-    from qwen_vl_utils import fetch_image, smart_resize
+    from qwen_vl_utils import fetch_image
     from torch import Tensor
     from transformers import AutoProcessor, ProcessorMixin
 
@@ -84,50 +85,50 @@ class PromptEncoder:
         """The processor's pixel limits, set so that it does not resize the images that `image` returns."""
         return {"size": {"shortest_edge": self._limits["min_pixels"], "longest_edge": self._limits["max_pixels"]}}
 
-    def encode(self, prompt: Prompt) -> EncodedPrompt:
+    def encode(self, text: str, image: bytes) -> EncodedPrompt:
+        """A prompt of this text and this encoded image."""
         inputs = self._processor(
-            text=[self.chat(prompt.text)],
-            images=[self.image(prompt.image)],
+            text=[self.chat(text)],
+            images=[self.image(image)],
             return_tensors="pt",
             images_kwargs=self.image_limits(),
         )
         return EncodedPrompt(inputs["input_ids"][0].tolist(), inputs["pixel_values"], inputs["image_grid_thw"])
 
-    def check_lengths(self, prompts: Sequence[Prompt], max_prompt_tokens: int) -> int:
-        """The longest prompt's number of tokens. Of images the sizes are read, and the largest is encoded.
+    def check_lengths(self, prompts: Sequence[Prompt], images: Images, max_prompt_tokens: int) -> int:
+        """The longest prompt's number of tokens, by arithmetic: images are not decoded, their sizes are read.
 
         Raises:
             UserError: a prompt is longer than `max_prompt_tokens`. It is never cut: an image that lost tokens
                 no longer matches its features. Or an image is too long and narrow for the pixel limits.
         """
-        longest: dict[str, tuple[int, Prompt]] = {}
+        text_tokens = {text: self._text_tokens(text) for text in {prompt.text for prompt in prompts}}
+        longest = 0
         for prompt in prompts:
-            pixels = self._resized_pixels(prompt)
-            if prompt.text not in longest or longest[prompt.text][0] < pixels:
-                longest[prompt.text] = pixels, prompt
-        counts = [0]
-        for _, prompt in longest.values():
-            token_ids = self.encode(prompt).token_ids
-            counts.append(len(token_ids))
-            if len(token_ids) > max_prompt_tokens:
-                image = token_ids.count(self.image_token_id)
+            image, text = self._image_tokens(prompt, images), text_tokens[prompt.text]
+            longest = max(longest, image + text)
+            if image + text > max_prompt_tokens:
                 raise UserError(
-                    f"the prompt of {prompt.example_id} has {len(token_ids)} tokens ({image} of the image, "
-                    f"{len(token_ids) - image} of the text), more than model.max_prompt_tokens = "
-                    f"{max_prompt_tokens}: raise that, lower model.max_pixels, or shorten the template"
+                    f"the prompt of {prompt.example_id} has {image + text} tokens ({image} of the image, {text} of the "
+                    f"text), more than model.max_prompt_tokens = {max_prompt_tokens}: raise that, lower "
+                    f"model.max_pixels, or shorten the template"
                 )
-        return max(counts)
+        return longest
 
-    def _resized_pixels(self, prompt: Prompt) -> int:
-        with Image.open(io.BytesIO(prompt.image)) as header:
+    def _text_tokens(self, text: str) -> int:
+        """Tokens of a prompt without those of its image."""
+        return len(self.tokenizer(self.chat(text))["input_ids"]) - 1  # the image's place is one
+
+    def _image_tokens(self, prompt: Prompt, images: Images) -> int:
+        with Image.open(io.BytesIO(images[prompt.example.image.sha256])) as header:
             width, height = header.size
-        sides = smart_resize(height, width, factor=PATCH * MERGE, **self._limits)
-        if 0 in sides:
+        size = model_size(width, height, **self._limits)
+        if 0 in size:
             raise UserError(
                 f"{prompt.example_id}: {width}x{height} is too long and narrow for model.max_pixels = "
                 f"{self._limits['max_pixels']}: raise that, or leave the image out"
             )
-        return sides[0] * sides[1]
+        return image_tokens(*size)
 
     def save(self, folder: Path) -> None:
         self._processor.save_pretrained(folder)

@@ -124,15 +124,7 @@ def text_hash(text: str) -> str:
 def make_prompts(examples: list[Example], text: str, split: str, step: int, seed: int) -> list[Prompt]:
     """Make one prompt for each example. Ids and seeds depend only on (seed, split, step, index)."""
     return [
-        Prompt(
-            prompt_id=f"{split}/{step}/{index}",
-            example_id=example.example_id,
-            image=example.image,
-            text=text,
-            label=example.label,
-            seed=_prompt_seed(seed, split, step, index),
-            aliases=example.aliases,
-        )
+        Prompt(f"{split}/{step}/{index}", example, text, _prompt_seed(seed, split, step, index))
         for index, example in enumerate(examples)
     ]
 

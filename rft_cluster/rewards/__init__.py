@@ -11,16 +11,34 @@ reward actor's process: write the function in a file of this folder and name it 
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from rft_cluster.common.lookup import split_name
-from rft_cluster.messages import Completion, Prompt
+from rft_cluster.messages import Completion, Images, Prompt
 from rft_cluster.rewards.accuracy import accuracy_reward
 from rft_cluster.rewards.containment import containment_reward
 from rft_cluster.rewards.format import format_reward
 
-RewardFunction = Callable[[Prompt, Completion], float]
 
-REWARDS: dict[str, RewardFunction] = {
+@dataclass(frozen=True, slots=True)
+class RewardPrompt(Prompt):
+    """The prompt as a reward function of the user's own gets it: with `image`, the encoded bytes (PNG, JPEG, ...).
+
+    It crosses to that function's process; messages between the roles hold a reference in their place.
+    """
+
+    image: bytes
+
+
+def with_image(prompt: Prompt, images: Images) -> RewardPrompt:
+    image = images[prompt.example.image.sha256]
+    return RewardPrompt(prompt.prompt_id, prompt.example, prompt.text, prompt.seed, image)
+
+
+BuiltIn = Callable[[Prompt, Completion], float]
+RewardFunction = Callable[[RewardPrompt, Completion], float]
+
+REWARDS: dict[str, BuiltIn] = {
     "format": format_reward,
     "accuracy": accuracy_reward,
     "containment": containment_reward,

@@ -1,6 +1,6 @@
 """The reward actor's work: score groups of completions with the configured reward functions.
 
-scorer = Scorer({"format": 1.0, "accuracy": 1.0}, ScoringSection())
+scorer = Scorer({"format": 1.0, "accuracy": 1.0}, ScoringSection(), images)
 rewards = await scorer.score(groups)      # rewards[i][j] is of groups[i].completions[j]
 
 Calls of `score` overlap: a step comes in parts, as generators finish them, and completions of all parts that are here
@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import ScoringSection
-from rft_cluster.messages import Completion, Group, Prompt, Reward
-from rft_cluster.rewards import REWARDS, check_names
+from rft_cluster.messages import Completion, Group, Images, Prompt, Reward
+from rft_cluster.rewards import REWARDS, check_names, with_image
 from rft_cluster.rewards.isolation import IsolatedFunction
 
 PRINTED = 3  # lines of what a function prints that are shown
@@ -24,29 +24,28 @@ PRINTED = 3  # lines of what a function prints that are shown
 class Scorer:
     """Scores completions; the weights of the rewards are by name or dotted path."""
 
-    def __init__(self, rewards: dict[str, float], scoring: ScoringSection) -> None:
-        self._rewards = WeightedRewards(rewards, scoring)
+    def __init__(self, rewards: dict[str, float], scoring: ScoringSection, images: Images) -> None:
+        self._rewards, self._images = WeightedRewards(rewards, scoring), images
         self._budget = scoring.failure_budget
 
-    async def score(
-        self, groups: list[Group], completions: int | None = None, prompts: list[Prompt] | None = None
-    ) -> list[list[Reward]]:
+    async def score(self, groups: list[Group], completions: int | None = None) -> list[list[Reward]]:
         """One reward for each completion, in order. Where a user's function failed there is no total.
 
         Args:
             completions: the whole step's, of which the budget is a share, where `groups` are a part of a step.
-            prompts: the groups' own, where these come without images.
 
         Raises:
             UserError: more than the budget allows are without a reward (as soon as that is sure), or a function
                 cannot be imported.
         """
         completions = completions or sum(len(group.completions) for group in groups)
-        prompts = prompts or [group.prompt for group in groups]
         scored: list[list[Reward]] = []
+        if self._rewards.has_own:
+            # Images that another host has may take a while, in which the event loop goes on with other parts.
+            await asyncio.to_thread(lambda: [self._images[group.prompt.example.image.sha256] for group in groups])
         scoring = [
-            asyncio.ensure_future(self._rewards.score(prompt, group.completions))
-            for prompt, group in zip(prompts, groups, strict=True)
+            asyncio.ensure_future(self._rewards.score(group.prompt, group.completions, self._images))
+            for group in groups
         ]
         try:
             for task in scoring:
@@ -118,13 +117,15 @@ class WeightedRewards:
         """Whether a function of the user's is among them."""
         return bool(self._isolated)
 
-    async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Reward]:
+    async def score(self, prompt: Prompt, completions: Sequence[Completion], images: Images) -> list[Reward]:
         """One reward for each completion, in order; where a function of the user's failed it is without a total.
+
+        `images` holds the prompt's, which a function of the user's own is given.
 
         Raises:
             UserError: a function of the user's own cannot be imported.
         """
-        values = await asyncio.gather(*(self._values(name, prompt, completions) for name in self.weights))
+        values = await asyncio.gather(*(self._values(name, prompt, completions, images) for name in self.weights))
         return [self._weigh(dict(zip(self.weights, of_one, strict=True))) for of_one in zip(*values, strict=True)]
 
     def load(self) -> None:
@@ -150,9 +151,11 @@ class WeightedRewards:
     async def _all_ready(self) -> None:
         await asyncio.gather(*(function.wait_until_ready() for function in self._isolated.values()))
 
-    async def _values(self, name: str, prompt: Prompt, completions: Sequence[Completion]) -> Sequence[float | str]:
+    async def _values(
+        self, name: str, prompt: Prompt, completions: Sequence[Completion], images: Images
+    ) -> Sequence[float | str]:
         if name in self._isolated:
-            return await self._isolated[name](prompt, completions)
+            return await self._isolated[name](with_image(prompt, images), completions)
         return [REWARDS[name](prompt, completion) for completion in completions]
 
     def _weigh(self, values: Mapping[str, float | str]) -> Reward:

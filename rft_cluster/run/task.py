@@ -42,7 +42,16 @@ def prepare(config: Config) -> Task:
     Raises:
         UserError: the data or the template is unusable.
     """
-    dataset = load_dataset(config.data, config.run.seed)
+    model = config.model
+
+    def fit(width: int, height: int) -> tuple[int, int]:
+        if width * height <= model.max_pixels:
+            return width, height
+        from rft_cluster.model.image_size import model_size
+
+        return model_size(width, height, model.min_pixels, model.max_pixels)
+
+    dataset = load_dataset(config.data, config.run.seed, fit)
     problem = dataset.problem if config.prompt.template == PROBLEM else None
     text = render_template(config.prompt.template, config.prompt.subject, dataset.classes, problem=problem)
     return Task(dataset, text)
@@ -171,5 +180,5 @@ def ask_model(config: Config, task: Task, folder: str, examples: list[Example]) 
     encoder = PromptEncoder(folder, model.min_pixels, model.max_pixels, model.trust_remote_code)
     notes = room_for_answers(config, task, lambda text: len(encoder.tokenizer(text)["input_ids"]))
     prompts = make_prompts(examples, task.text, "check", 0, config.run.seed)
-    longest = encoder.check_lengths(prompts, model.max_prompt_tokens)
+    longest = encoder.check_lengths(prompts, task.dataset.images, model.max_prompt_tokens)
     return f"prompts     {longest} tokens at most, of {model.max_prompt_tokens}", notes

@@ -10,6 +10,7 @@ from rft_cluster.cluster.cluster import Cluster
 from rft_cluster.cluster.start import connect, start_cluster
 from rft_cluster.common.errors import ClusterError, StaleGenerator, UserError
 from rft_cluster.config import Config, load_config
+from rft_cluster.data import FewShotDataset
 from rft_cluster.messages import Prompt, Sampling
 
 # These start no actors of their own and come before the fixture that does: one process joins one Ray at a time.
@@ -17,7 +18,7 @@ from rft_cluster.messages import Prompt, Sampling
 
 def test_what_is_missing_is_named_within_seconds(tiny_model: str):
     greedy = load_config("digits", ["cluster.device=cuda", "generators.gpus=2", "learners.gpus=1"])
-    with pytest.raises(UserError, match="needs 4 GPUs, the cluster has 0"), start_cluster(greedy, tiny_model):
+    with pytest.raises(UserError, match="needs 4 GPUs, the cluster has 0"), start_cluster(greedy, tiny_model, {}):
         pass
 
 
@@ -33,8 +34,8 @@ def two_generators() -> Config:
 
 
 @pytest.fixture(scope="module")
-def cluster(two_generators: Config, tiny_model: str) -> Iterator[Cluster]:
-    with start_cluster(two_generators, tiny_model) as cluster:
+def cluster(two_generators: Config, tiny_model: str, dataset: FewShotDataset) -> Iterator[Cluster]:
+    with start_cluster(two_generators, tiny_model, dataset.images) as cluster:
         yield cluster
 
 

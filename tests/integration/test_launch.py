@@ -119,17 +119,18 @@ def test_the_export_loads_in_transformers_and_matches_the_masters(run: tuple[Pat
     assert torch.equal(dict(model.named_parameters())[name], full.to(torch.bfloat16))
 
 
-def test_the_export_loads_in_vllm_and_computes_the_same(run: tuple[Path, str], config: Config, prompts: list[Prompt]):
+def test_the_export_loads_in_vllm_and_computes_the_same(
+    run: tuple[Path, str], config: Config, dataset: FewShotDataset, prompts: list[Prompt]
+):
     folder, _ = run
-    generator = make_generator(str(folder / "model"), config)
+    generator = make_generator(str(folder / "model"), config, dataset.images)
     policy = load_reference(
         str(folder / "model"), config.model, hardware("cpu").attention, generator._encoder.forbidden_token_ids, 1.0
     )
     generator.serve_loaded(version=4)
     groups = generator.generate(prompts, Sampling(8, 1.0, 16), version=4)
     samples = load_algorithm(config).samples(groups, [[0.0] * 8] * len(groups))
-    cache = PromptCache(generator._encoder, 0)
-    cache.read_ahead(prompts, step=4)  # generators send no images back
+    cache = PromptCache(generator._encoder, dataset.images, 0)
     batch = collate(samples, cache, policy.prompt_positions)
     with torch.no_grad():
         logprobs, _ = policy(**batch.inputs())
@@ -190,7 +191,7 @@ def test_images_are_classified_by_the_export_alone(run: tuple[Path, str], datase
     photos = tmp_path / "photos"
     photos.mkdir()
     for i, example in enumerate(dataset.test[:40]):
-        (photos / f"{i:02d}.png").write_bytes(example.image)
+        (photos / f"{i:02d}.png").write_bytes(dataset.image(example))
     (photos / "bad.png").write_bytes(b"no image")
     result = command("predict", "--checkpoint", model, photos, "--json", "--votes", "8")
     assert result.returncode == 1
@@ -226,7 +227,7 @@ def test_vllm_serves_the_export(run: tuple[Path, str], dataset: FewShotDataset, 
             except OSError:
                 assert served.poll() is None, (tmp_path / "log").read_text()[-3000:]
                 time.sleep(1)
-        image = base64.b64encode(dataset.test[0].image).decode()
+        image = base64.b64encode(dataset.image(dataset.test[0])).decode()
         content = [
             {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}},
             {"type": "text", "text": card["prompt"]},

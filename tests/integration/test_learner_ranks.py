@@ -16,9 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from rft_cluster.algorithm import load_algorithm
 from rft_cluster.config import Config, load_config
+from rft_cluster.data import FewShotDataset
 from rft_cluster.learner.learner import Learner
 from rft_cluster.learner.packing import split_work
-from rft_cluster.messages import Completion, Group, Prompt, TrainingSample
+from rft_cluster.learner.prompt_cache import PromptCache
+from rft_cluster.messages import Completion, Group, Images, Prompt, TrainingSample
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.policy import load_policy
 
@@ -37,9 +39,10 @@ def run_config(checkpointing: bool = False) -> Config:
 
 
 @pytest.fixture(scope="module")
-def samples(tiny_model: str, config: Config, prompts: list[Prompt]) -> list[TrainingSample]:
+def samples(tiny_model: str, config: Config, dataset: FewShotDataset, prompts: list[Prompt]) -> list[TrainingSample]:
     """Three groups of 4, 2 and 1 completions, of 1 to 9 tokens, with made-up log-probabilities and advantages."""
     encoder = PromptEncoder(tiny_model, config.model.min_pixels, config.model.max_pixels)
+    cache = PromptCache(encoder, dataset.images, capacity=0)
     draw = torch.Generator().manual_seed(0)
 
     def completion(length: int) -> Completion:
@@ -49,21 +52,21 @@ def samples(tiny_model: str, config: Config, prompts: list[Prompt]) -> list[Trai
 
     lengths = [[3, 9, 1, 5], [2, 7], [4]]
     groups = [
-        Group(prompt, encoder.encode(prompt).token_ids, [completion(length) for length in group])
+        Group(prompt, cache.encode(prompt).token_ids, [completion(length) for length in group])
         for prompt, group in zip(prompts, lengths, strict=False)
     ]
     advantages = [[1.0, -0.5, 0.3, -0.8], [0.7, -0.7], [1.2]]
     return load_algorithm(config).samples(groups, advantages)
 
 
-def rank_gradients(folder: str, path: str, config: Config, rank: int, ranks: int, work: list) -> None:
+def rank_gradients(folder: str, path: str, config: Config, images: Images, rank: int, ranks: int, work: list) -> None:
     """In a process of its own: one update; rank 0 saves the summed gradients, in full."""
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
     import rft_cluster.learner.learner as module
 
     module.MixedPrecisionPolicy = lambda **_: MixedPrecisionPolicy(torch.float32, torch.float32)
-    learner = Learner(path, config, rank, ranks, "127.0.0.1", threads=1)
+    learner = Learner(path, config, rank, ranks, "127.0.0.1", threads=1, images=images)
     learner.join(f"file://{folder}/rendezvous", one_host=True)
     reference = learner._reference
     assert reference is not None
@@ -83,10 +86,10 @@ def rank_gradients(folder: str, path: str, config: Config, rank: int, ranks: int
 
 
 def gradients_of(
-    tmp_path: Path, path: str, config: Config, samples: list[TrainingSample], ranks: int, tokens: int
+    tmp_path: Path, path: str, config: Config, images: Images, samples: list[TrainingSample], ranks: int, tokens: int
 ) -> tuple[Gradients, list[float]]:
     work = split_work(samples, ranks, updates=1, micro_batch_tokens=tokens)
-    arguments = [(str(tmp_path), path, config, rank, ranks, work[rank]) for rank in range(ranks)]
+    arguments = [(str(tmp_path), path, config, images, rank, ranks, work[rank]) for rank in range(ranks)]
     processes = [PROCESSES.Process(target=rank_gradients, args=argument) for argument in arguments]
     for process in processes:
         process.start()
@@ -98,13 +101,15 @@ def gradients_of(
 
 
 @pytest.fixture(scope="module")
-def plain(tiny_model: str, config: Config, samples: list[TrainingSample]) -> tuple[Gradients, list[float]]:
+def plain(
+    tiny_model: str, config: Config, dataset: FewShotDataset, samples: list[TrainingSample]
+) -> tuple[Gradients, list[float]]:
     encoder = PromptEncoder(tiny_model, config.model.min_pixels, config.model.max_pixels)
     model = load_policy(tiny_model, config.model, {"text_config": "eager", "vision_config": "eager"}, [], 1.0).model
     weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     total, gap = torch.zeros(()), 0.0
     for sample in samples:
-        encoded = encoder.encode(sample.prompt)
+        encoded = encoder.encode(sample.prompt.text, dataset.image(sample.prompt.example))
         ids = torch.tensor([sample.prompt_token_ids + sample.token_ids])
         logits = model(
             input_ids=ids,
@@ -139,10 +144,12 @@ def plain(tiny_model: str, config: Config, samples: list[TrainingSample]) -> tup
     ],
 )
 def test_gradients_do_not_depend_on_the_split(
-    ranks: int, tokens: int, checkpointing: bool, tmp_path: Path, tiny_model: str, samples: list[TrainingSample],
-    plain: tuple[Gradients, list[float]],
+    ranks: int, tokens: int, checkpointing: bool, tmp_path: Path, tiny_model: str, dataset: FewShotDataset,
+    samples: list[TrainingSample], plain: tuple[Gradients, list[float]],
 ):  # fmt: skip
-    gradients, sums = gradients_of(tmp_path, tiny_model, run_config(checkpointing), samples, ranks, tokens)
+    gradients, sums = gradients_of(
+        tmp_path, tiny_model, run_config(checkpointing), dataset.images, samples, ranks, tokens
+    )
     expected, expected_sums = plain
     assert sums == pytest.approx(expected_sums, rel=1e-4)
     assert gradients.keys() == expected.keys()
@@ -151,9 +158,9 @@ def test_gradients_do_not_depend_on_the_split(
         assert distance < 1e-4, name
 
 
-def two_updates(folder: str, path: str, config: Config, work: list) -> None:
+def two_updates(folder: str, path: str, config: Config, images: Images, work: list) -> None:
     """In a process of its own: a step of two updates, then what the optimizer and the sums say of it."""
-    learner = Learner(path, config, 0, 1, "127.0.0.1", threads=1)
+    learner = Learner(path, config, 0, 1, "127.0.0.1", threads=1, images=images)
     learner.join(f"file://{folder}/rendezvous", one_host=True)
     stats = learner.update(work, step=30)
     (Path(folder) / "checkpoint").mkdir()
@@ -161,9 +168,13 @@ def two_updates(folder: str, path: str, config: Config, work: list) -> None:
     (Path(folder) / "sums").write_text(f"{updates} {stats.tokens} {stats.kl} {stats.skipped}")
 
 
-def test_several_updates_on_one_step_s_completions(tmp_path: Path, tiny_model: str, samples: list[TrainingSample]):
+def test_several_updates_on_one_step_s_completions(
+    tmp_path: Path, tiny_model: str, dataset: FewShotDataset, samples: list[TrainingSample]
+):
     (work,) = split_work(samples, ranks=1, updates=2, micro_batch_tokens=60)
-    process = PROCESSES.Process(target=two_updates, args=(str(tmp_path), tiny_model, run_config(), work))
+    process = PROCESSES.Process(
+        target=two_updates, args=(str(tmp_path), tiny_model, run_config(), dataset.images, work)
+    )
     process.start()
     process.join(300)
     assert process.exitcode == 0

@@ -109,7 +109,7 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_actors_are_where_the_plan_says(nodes: Nodes, recorders: None, overrides, learners, generators):
     config = nodes.config(*overrides)
-    with start_cluster(config, "model") as started:
+    with start_cluster(config, "model", {}) as started:
         learner_places = started.learners.call_all("where")
         generator_places = started.generators.call_all("where")
         (reserved,) = [group for group in placement_group_table().values() if group["state"] == "CREATED"]
@@ -129,7 +129,7 @@ def test_actors_are_where_the_plan_says(nodes: Nodes, recorders: None, overrides
 
 def test_a_shared_gpu_holds_its_generator_beside_its_learner(nodes: Nodes, recorders: None):
     shared = ["learners.count=2", "learners.gpus=0.5", "generators.count=2", "generators.gpus=0.5"]
-    with start_cluster(nodes.config(*shared), "model") as started:
+    with start_cluster(nodes.config(*shared), "model", {}) as started:
         learner_places = started.learners.call_all("where")
         generator_places = started.generators.call_all("where")
     assert learner_places == generator_places

@@ -2,16 +2,17 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import ray
 
 from rft_cluster.cluster.handles import RewardActor, wait_for
+from rft_cluster.cluster.images import StoredImages
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import ScoringSection
-from rft_cluster.messages import Completion, Group, Prompt, Reward
+from rft_cluster.data.images import image_sha256
+from rft_cluster.messages import Completion, Example, Group, ImageRef, Prompt, Reward
 from rft_cluster.rewards.scorer import Scorer
 from tests.integration.conftest import is_alive
 
@@ -30,20 +31,20 @@ def moody(prompt, completion):
         case "pids": return os.getppid() * 1e7 + os.getpid()
     return len(prompt.image)
 """
+IMAGE = b"x" * 300
 NAME = "my_moody_reward:moody"
 
 
-PROMPT = Prompt("train/0/0", "photos/a.png", b"x" * 300, "Which?", "rose", 0)
+PROMPT = Prompt("train/0/0", Example(ImageRef("photos/a.png", image_sha256(IMAGE)), "rose"), "Which?", 0)
 
 
 def groups_of(*texts: str) -> list[Group]:
-    bare = replace(PROMPT, image=b"")  # as generators send it
-    return [Group(bare, [1, 2], [Completion([1], [-0.1], text, "stop", 0) for text in texts])]
+    return [Group(PROMPT, [1, 2], [Completion([1], [-0.1], text, "stop", 0) for text in texts])]
 
 
 def score(actor: RewardActor, *texts: str) -> list[Reward]:
     """The rewards of one group of these completions, which is the whole step."""
-    scored = actor.score(ray.put(groups_of(*texts)), len(texts), ray.put([PROMPT]))
+    scored = actor.score(ray.put(groups_of(*texts)), len(texts))
     ((rewards,),) = wait_for({scored: "reward"}, 120, "score")
     return rewards
 
@@ -57,7 +58,8 @@ def actor(tmp_path_factory) -> Iterator[RewardActor]:
         patch.chdir(folder)
         ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="warning")
         scoring = ScoringSection(time_limit=2.0, failure_budget=0.6)
-        handle = ray.remote(Scorer).options(num_cpus=0).remote({"format": 1.0, NAME: 1.0}, scoring)
+        scorer = ray.remote(Scorer).options(num_cpus=0)
+        handle = scorer.remote({"format": 1.0, NAME: 1.0}, scoring, StoredImages({image_sha256(IMAGE): IMAGE}))
         yield RewardActor({"reward": handle}, timeout=120)
         ray.shutdown()
 
@@ -80,12 +82,13 @@ def test_over_budget_is_the_users_error_without_the_actors_traceback(actor: Rewa
 def test_calls_overlap_and_share_the_limit(actor: RewardActor):
     """The parts of a step are scored together: 4 of 8 completions, of 0.5 s each, 16 at once."""
     scoring = ScoringSection(max_concurrent=16)
-    handle = ray.remote(Scorer).options(num_cpus=0).remote({"my_moody_reward:judge": 1.0}, scoring)
+    images = StoredImages({image_sha256(IMAGE): IMAGE})
+    handle = ray.remote(Scorer).options(num_cpus=0).remote({"my_moody_reward:judge": 1.0}, scoring, images)
     judge = RewardActor({"reward": handle}, timeout=120)
     score(judge, "x")  # it has been imported
     start = time.monotonic()
-    prompts, groups = ray.put([PROMPT]), ray.put(groups_of(*["x"] * 8))
-    parts = [judge.score(groups, 32, prompts) for _ in range(4)]
+    groups = ray.put(groups_of(*["x"] * 8))
+    parts = [judge.score(groups, 32) for _ in range(4)]
     scored = wait_for(dict.fromkeys(parts, "reward"), 120, "score")
     assert 1.0 <= time.monotonic() - start < 3.0  # one part after the other 2 s, one completion after the other 16 s
     assert [[reward.total for reward in rewards] for (rewards,) in scored] == [[300.0] * 8] * 4

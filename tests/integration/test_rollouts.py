@@ -16,11 +16,12 @@ from rft_cluster.cluster.rollouts import Generators
 from rft_cluster.cluster.start import GENERATOR_CALLS, WEIGHT_THREADS
 from rft_cluster.common.errors import ClusterError
 from rft_cluster.config import ScoringSection
-from rft_cluster.messages import Completion, Group, Prompt, Sampling
+from rft_cluster.messages import Completion, Example, Group, ImageRef, Prompt, Sampling
 from rft_cluster.rewards.scorer import Scorer
 
 GROUP, ROOM = 4, 64  # completions of a prompt, and at once in an engine: 16 prompts, parts of 2
-PROMPTS = [Prompt(f"train/0/{i}", f"photos/{i}", b"", "Which digit?", "one", seed=i) for i in range(60)]
+ONE = Example(ImageRef("photos/1", "0" * 64), "one")
+PROMPTS = [Prompt(f"train/0/{i}", ONE, "Which digit?", seed=i) for i in range(60)]
 
 
 class Waiting:
@@ -52,7 +53,7 @@ def actors() -> Iterator[list[ActorHandle]]:
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="warning")
     remote = ray.remote(concurrency_groups=WEIGHT_THREADS)(Waiting)
     waiting = remote.options(num_cpus=0, max_concurrency=GENERATOR_CALLS)
-    scorer = ray.remote(Scorer).options(num_cpus=0).remote({"accuracy": 1.0}, ScoringSection())
+    scorer = ray.remote(Scorer).options(num_cpus=0).remote({"accuracy": 1.0}, ScoringSection(), {})
     yield [waiting.remote(), waiting.remote(), scorer]
     ray.shutdown()
 

@@ -19,9 +19,10 @@ from transformers import Qwen2VLForConditionalGeneration
 
 from rft_cluster.common.errors import StaleGenerator, WeightTransferError
 from rft_cluster.config import Config
+from rft_cluster.data import FewShotDataset
 from rft_cluster.generator.generator import Generator
 from rft_cluster.generator.vllm_options import EngineOptions
-from rft_cluster.messages import Group, Prompt, Sampling, WeightRecord
+from rft_cluster.messages import Group, Images, Prompt, Sampling, WeightRecord
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.weights import cpu_loader, receivers
 from rft_cluster.weights.client import check_records
@@ -34,13 +35,13 @@ SAMPLED = Sampling(8, 1.0, 12)
 Weights = dict[str, torch.Tensor]
 
 
-def make_generator(path: str, config: Config) -> Generator:
-    return Generator(EngineOptions.of_run(path, config))
+def make_generator(path: str, config: Config, images: Images) -> Generator:
+    return Generator(EngineOptions.of_run(path, config), images)
 
 
 @pytest.fixture(scope="module")
-def generator(tiny_model: str, config: Config) -> Generator:
-    return make_generator(tiny_model, config)
+def generator(tiny_model: str, config: Config, dataset: FewShotDataset) -> Generator:
+    return make_generator(tiny_model, config, dataset.images)
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +61,14 @@ def changed(original: Weights) -> Weights:
 
 @pytest.fixture(scope="module")
 def fresh_answers(
-    tiny_model: str, changed: Weights, config: Config, prompts: list[Prompt], tmp_path_factory
+    tiny_model: str, changed: Weights, config: Config, dataset: FewShotDataset, prompts: list[Prompt], tmp_path_factory
 ) -> list[Group]:
     """What an engine answers that vLLM itself loaded from an export of the changed weights."""
     folder = tmp_path_factory.mktemp("export")
     model = Qwen2VLForConditionalGeneration.from_pretrained(tiny_model, dtype=WIRE_DTYPE)
     model.save_pretrained(folder, state_dict=changed)
     PromptEncoder(tiny_model, config.model.min_pixels, config.model.max_pixels).save(folder)
-    fresh = make_generator(str(folder), config)
+    fresh = make_generator(str(folder), config, dataset.images)
     fresh.serve_loaded(7)
     from_disk = fresh.generate(prompts, GREEDY, version=7)
     # It already holds these weights: sending them changes nothing.
@@ -130,8 +131,8 @@ def answers(groups: list[Group]) -> list[tuple[list[int], list[float]]]:
     return [(group.completions[0].token_ids, group.completions[0].generator_logprobs) for group in groups]
 
 
-def without_images(prompts: list[Prompt]) -> list[Prompt]:
-    return [replace(prompt, image=b"") for prompt in prompts]
+def content_of(generator: Generator, prompt: Prompt) -> tuple[str, bytes]:
+    return prompt.text, generator._images[prompt.example.image.sha256]
 
 
 def test_updated_engine_equals_a_fresh_one(
@@ -170,7 +171,7 @@ def test_each_cure_is_needed(
 def test_groups_keep_order_seed_and_version(generator: Generator, original: Weights, prompts: list[Prompt]):
     send(generator, original, version=8)
     groups = generator.generate(prompts, SAMPLED, version=8)
-    assert [group.prompt for group in groups] == without_images(prompts)
+    assert [group.prompt for group in groups] == prompts
     assert all(len(group.completions) == 8 for group in groups)
     assert len({tuple(completion.token_ids) for completion in groups[0].completions}) > 1
     again = generator.generate(prompts, SAMPLED, version=8)
@@ -179,7 +180,7 @@ def test_groups_keep_order_seed_and_version(generator: Generator, original: Weig
     assert [c.token_ids for c in other_seed[0].completions] != [c.token_ids for c in groups[0].completions]
     vision = set(generator._encoder.forbidden_token_ids)
     assert not vision & {token for group in groups for c in group.completions for token in c.token_ids}
-    assert groups[0].prompt_token_ids == generator._encoder.encode(prompts[0]).token_ids
+    assert groups[0].prompt_token_ids == generator._encoder.encode(*content_of(generator, prompts[0])).token_ids
 
 
 def test_wrong_bytes_are_refused(generator: Generator, original: Weights, prompts: list[Prompt]):
@@ -268,12 +269,13 @@ def test_a_dropped_update_is_caught_however_small(
 
 
 def token_logprobs(
-    path: str, weights: Weights, prompt: Prompt, token_ids: list[int], encoder: PromptEncoder, temperature: float
+    path: str, weights: Weights, prompt: Prompt, token_ids: list[int], generator: Generator, temperature: float
 ) -> torch.Tensor:
     """Of a completion's tokens under given weights, by transformers alone: [tokens] FP32."""
     model = Qwen2VLForConditionalGeneration.from_pretrained(path, dtype=WIRE_DTYPE)
     model.load_state_dict(weights, strict=False)
-    encoded = encoder.encode(prompt)
+    encoder = generator._encoder
+    encoded = encoder.encode(*content_of(generator, prompt))
     ids = torch.tensor([encoded.token_ids + token_ids])
     with torch.no_grad():
         logits = model(
@@ -308,7 +310,7 @@ def test_an_update_may_fall_into_running_completions(
             assert not asked.done(), asked.result()
         send(generator, further, version=22)
         groups = asked.result(timeout=60)
-    assert [group.prompt for group in groups] == without_images(prompts)
+    assert [group.prompt for group in groups] == prompts
 
     spanning = [(prompt, c) for prompt, group in zip(prompts, groups, strict=True)
                 for c in group.completions if c.version_spans]  # fmt: skip
@@ -319,7 +321,7 @@ def test_an_update_may_fall_into_running_completions(
     assert first + second == len(completion.token_ids) and second > 5
     written = torch.tensor(completion.generator_logprobs)
     by_old, by_new = (
-        token_logprobs(tiny_model, weights, prompt, completion.token_ids, generator._encoder, hot.temperature)
+        token_logprobs(tiny_model, weights, prompt, completion.token_ids, generator, hot.temperature)
         for weights in (changed, further)
     )
     gap = (written - torch.cat([by_old[:first], by_new[first:]])).abs().mean()

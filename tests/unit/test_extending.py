@@ -20,10 +20,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from some_prompt import some_prompt
 
 from rft_cluster import launch
 from rft_cluster.config import ScoringSection, load_config
-from rft_cluster.messages import Completion, Group, Prompt
+from rft_cluster.data.images import image_sha256
+from rft_cluster.messages import Completion, Group
 from rft_cluster.prompts import render_template
 from rft_cluster.rewards.scorer import Scorer
 from rft_cluster.run.folder import RunFolder
@@ -110,9 +112,12 @@ def judge(monkeypatch) -> Iterator[Judge]:
         server.shutdown()
 
 
+IMAGES = {image_sha256(b"an image"): b"an image"}
+
+
 def chunk(number: int, *texts: str) -> list[Group]:
     """A part of a step, as one generator's call brings it: one group."""
-    prompt = Prompt(f"train/0/{number}", f"photos/{number}.png", b"", "Which?", "rose", 0)
+    prompt = some_prompt(f"train/0/{number}", f"photos/{number}.png")
     return [Group(prompt, [1], [Completion([1], [-0.1], text, "stop", 0) for text in texts])]
 
 
@@ -124,7 +129,7 @@ def test_a_step_keeps_the_judge_busy_up_to_the_limit(written, judge):
         scored = await asyncio.gather(*(scorer.score(one, 64) for one in chunks))
         return scored, time.monotonic() - start
 
-    scorer = Scorer({"my_judge:judge": 1.0}, ScoringSection(max_concurrent=AT_ONCE))
+    scorer = Scorer({"my_judge:judge": 1.0}, ScoringSection(max_concurrent=AT_ONCE), IMAGES)
     scored, seconds = asyncio.run(score_step())
     scorer.close()
     assert [[reward.total for reward in rewards] for (rewards,) in scored] == [[1.0, *[0.0] * 7]] * 8
@@ -134,7 +139,7 @@ def test_a_step_keeps_the_judge_busy_up_to_the_limit(written, judge):
 
 
 def test_what_the_judge_refuses_is_masked(written, judge):
-    scorer = Scorer({"my_judge:judge": 1.0}, ScoringSection(failure_budget=0.5))
+    scorer = Scorer({"my_judge:judge": 1.0}, ScoringSection(failure_budget=0.5), IMAGES)
     ((good, bad),) = asyncio.run(scorer.score(chunk(0, "a rose", "broken")))
     scorer.close()
     assert (good.total, bad.total) == (1.0, None)

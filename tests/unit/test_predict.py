@@ -38,7 +38,7 @@ def test_unreadable_files_are_kept_for_the_end(tmp_path):
     bad: list[str] = []
     names = ("bad.png", "folder.png", "good.png", "none.png")
     read = list(predict._readable([tmp_path / name for name in names], bad, Limits(), None))
-    assert [path.name for path, _ in read] == ["good.png"]
+    assert [path.name for path, _, _ in read] == ["good.png"]
     assert [Path(problem.split(":")[0]).name for problem in bad] == ["bad.png", "folder.png", "none.png"]
 
 
@@ -125,7 +125,7 @@ def test_pictures_of_16_bits_are_shown_as_in_training(tmp_path, levels):
 
     values = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)  # 0 to 4095
     Image.fromarray(values).save(tmp_path / "scan.png")
-    ((_, image),) = predict._readable([tmp_path / "scan.png"], [], Limits(), levels)
+    ((_, _, image),) = predict._readable([tmp_path / "scan.png"], [], Limits(), levels)
     shown = np.asarray(Image.open(io.BytesIO(image)))
     assert (shown[:, :, 0] == np.rint(values.astype(int) * 255 / 4095)).all()
 

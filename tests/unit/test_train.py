@@ -14,8 +14,8 @@ from rft_cluster.common import stopping
 from rft_cluster.common.errors import exit_code
 from rft_cluster.common.files import unfinished, write_json
 from rft_cluster.config import Config
-from rft_cluster.data.dataset import FewShotDataset
-from rft_cluster.messages import Completion, Example, Group, LearnerStats, Prompt, Reward
+from rft_cluster.data.dataset import FewShotDataset, LabelledImage
+from rft_cluster.messages import Completion, Group, LearnerStats, Prompt, Reward
 from rft_cluster.run.folder import RunFolder
 from rft_cluster.run.lock import locked
 from rft_cluster.run.records import read_rows
@@ -28,8 +28,8 @@ STEPS = 6
 SETTINGS = (f"schedule.steps={STEPS}", "schedule.prompts_per_step=2", "optimizer.warmup_steps=0",
             "schedule.evaluate_every=2", "schedule.stop_when_stuck=0")  # fmt: skip
 COLOURS = ("red", "yellow", "blue", "green", "white", "black")
-SHOWN = [Example(colour, picture(colour), ("rose", "tulip")[i % 2]) for i, colour in enumerate(COLOURS)]
-TASK = Task(FewShotDataset("photos", ["rose", "tulip"], SHOWN[:2], SHOWN[2:4], SHOWN[4:], []), "Which flower?")
+SHOWN = [LabelledImage(colour, picture(colour), ("rose", "tulip")[i % 2]) for i, colour in enumerate(COLOURS)]
+TASK = Task(FewShotDataset.of("photos", ["rose", "tulip"], SHOWN[:2], SHOWN[2:4], SHOWN[4:], []), "Which flower?")
 RIGHT = (0, 1, 1, 2, 1, 2, 1)  # of the two validation images, after so many steps
 
 
@@ -48,7 +48,7 @@ class Roles:
             os.kill(os.getpid(), self._number)
             time.sleep(self._seconds)
 
-    def start_rollout(self, prompts, sampling, version, step):
+    def start_rollout(self, prompts, sampling, version):
         self._called("asking")
         self._asked = prompts
         return self

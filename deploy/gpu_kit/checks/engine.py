@@ -39,19 +39,20 @@ def eagerly() -> None:
     vllm.LLM = lambda **options: whole(**{**options, "enforce_eager": True})
 
 
-def engine(path: str, config: Any, prompts: list[Any]) -> None:
+def engine(path: str, config: Any, prompts: list[Any], images: Any) -> None:
     from rft_cluster.algorithm import load_algorithm
     from rft_cluster.common.hardware import hardware
     from rft_cluster.generator.generator import Generator
     from rft_cluster.generator.vllm_options import EngineOptions
     from rft_cluster.learner.collate import collate
+    from rft_cluster.learner.prompt_cache import PromptCache
     from rft_cluster.messages import Sampling
     from rft_cluster.model.encoder import PromptEncoder
     from rft_cluster.model.policy import load_policy
 
     devices = hardware("cuda", shares_gpus=True)
     before, began = free_gib(), time.perf_counter()
-    generator = Generator(EngineOptions.of_run(path, config))
+    generator = Generator(EngineOptions.of_run(path, config), images)
     report("engine started", seconds=time.perf_counter() - began, held_gib=before - free_gib())
     generator.serve_loaded(0)
 
@@ -67,17 +68,15 @@ def engine(path: str, config: Any, prompts: list[Any]) -> None:
 
     model = config.model
     encoder = PromptEncoder(path, model.min_pixels, model.max_pixels)
+    encoded = PromptCache(encoder, images, capacity=0)
     policy = load_policy(path, model, devices.attention, encoder.forbidden_token_ids, 1.0)
     for parameter in policy.parameters():  # like FSDP: parameters only, not the rotary frequencies
         parameter.data = parameter.data.bfloat16()
     policy.cuda()
-    # A group comes back without its image.
-    asked = {prompt.prompt_id: prompt for prompt in prompts}
-    whole = [type(g)(asked[g.prompt.prompt_id], g.prompt_token_ids, g.completions) for g in groups]
     total = 0.0
-    for group in whole:
+    for group in groups:
         samples = load_algorithm(config).samples([group], [[1.0] * 8])
-        batch = collate(samples, encoder, policy.prompt_positions).to(torch.device("cuda"))
+        batch = collate(samples, encoded, policy.prompt_positions).to(torch.device("cuda"))
         with torch.no_grad():
             logprobs, _ = policy(**batch.inputs())
         total += float((logprobs - batch.generator_logprobs).abs().sum())
@@ -107,13 +106,14 @@ if __name__ == "__main__":
 
         config = load_config("digits", [*ON_GPU, "generators.gpu_memory=0.3"])
         task = prepare(config)
-        engine(base_model_path(config, task), config, make_prompts(task.dataset.train[:20], task.text, "train", 0, 0))
+        prompts = make_prompts(task.dataset.train[:20], task.text, "train", 0, 0)
+        engine(base_model_path(config, task), config, prompts, task.dataset.images)
     else:
-        from benchmarks.true_shapes import prompt
+        from benchmarks.true_shapes import images, prompt
 
         config = load_config("flower102_1gpu", [f"model.path={Path(rest[0])}"])
         one = prompt()
-        prompts = [type(one)(f"train/0/{i}", f"noise/{i}", one.image, one.text, one.label, i) for i in range(16)]
-        engine(rest[0], config, prompts)
+        prompts = [type(one)(f"train/0/{i}", one.example, one.text, i) for i in range(16)]
+        engine(rest[0], config, prompts, images())
     print(f"{sum(results)} passed, {len(results) - sum(results)} failed")
     sys.exit(not all(results))

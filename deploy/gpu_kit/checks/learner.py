@@ -55,7 +55,9 @@ def attention() -> None:
         )
 
 
-def made_up_samples(config: Any, encoder: Any, prompts: list[Any], group_size: int, tokens: int) -> list[Any]:
+def made_up_samples(
+    config: Any, encoder: Any, images: Any, prompts: list[Any], group_size: int, tokens: int
+) -> list[Any]:
     from rft_cluster.algorithm import load_algorithm
     from rft_cluster.messages import Completion, Group
 
@@ -69,12 +71,16 @@ def made_up_samples(config: Any, encoder: Any, prompts: list[Any], group_size: i
                        [-4.0] * (tokens - i % 3), "", "stop", 0)
             for i in range(group_size)
         ]  # fmt: skip
-        groups.append(Group(prompt, encoder.encode(prompt).token_ids, completions))
+        groups.append(
+            Group(prompt, encoder.encode(prompt.text, images[prompt.example.image.sha256]).token_ids, completions)
+        )
     advantages = [torch.randn(group_size, generator=draw).tolist() for _ in groups]
     return load_algorithm(config).samples(groups, advantages)
 
 
-def updates(answers: Any, path: str, config: Any, prompts: list[Any], group: tuple[int, int], keep: bool) -> None:
+def updates(
+    answers: Any, path: str, config: Any, images: Any, prompts: list[Any], group: tuple[int, int], keep: bool
+) -> None:
     """Run three updates of one learner, in a process of its own, and report the results through `answers`."""
     from transformers.utils import logging
 
@@ -86,9 +92,9 @@ def updates(answers: Any, path: str, config: Any, prompts: list[Any], group: tup
     logging.disable_progress_bar()
     torch.manual_seed(0)  # adapters are initialised randomly
     encoder = PromptEncoder(path, config.model.min_pixels, config.model.max_pixels)
-    samples = made_up_samples(config, encoder, prompts, *group)
+    samples = made_up_samples(config, encoder, images, prompts, *group)
     (work,) = split_work(samples, 1, 1, config.learners.micro_batch_tokens)
-    learner = Learner(path, config, 0, 1, "127.0.0.1", threads=4)
+    learner = Learner(path, config, 0, 1, "127.0.0.1", threads=4, images=images)
     with tempfile.TemporaryDirectory() as folder:
         learner.join(f"file://{folder}/rendezvous", one_host=True)
         said = []
@@ -132,7 +138,7 @@ def tiny(device: str, only: str = "") -> None:
     task = prepare(config)
     path = base_model_path(config, task)
     prompts = make_prompts(task.dataset.train[:6], task.text, "train", 0, 0)
-    expected = in_a_process(path, config, prompts, (8, 12), True)
+    expected = in_a_process(path, config, task.dataset.images, prompts, (8, 12), True)
     report("tiny cpu FP32", expected["restored"], losses=[u["loss"] for u in expected["updates"]])
     gpu = ON_GPU if device == "cuda" else ["cluster.dtype=bfloat16"]
     variants = {
@@ -148,9 +154,15 @@ def tiny(device: str, only: str = "") -> None:
         reference = expected
         if lora:
             reference = in_a_process(
-                path, load_config("digits", [*TINY, "cluster.dtype=float32", *changes]), prompts, (8, 12), False
+                path,
+                load_config("digits", [*TINY, "cluster.dtype=float32", *changes]),
+                task.dataset.images,
+                prompts,
+                (8, 12),
+                False,
             )
-        answer = in_a_process(path, load_config("digits", [*TINY, *gpu, *changes]), prompts, (8, 12), name == "plain")
+        here = load_config("digits", [*TINY, *gpu, *changes])
+        answer = in_a_process(path, here, task.dataset.images, prompts, (8, 12), name == "plain")
         # Compare only the norm of the first gradient: Adam's first steps follow signs, which rounding can flip.
         apart = [
             abs(one[key] - other[key]) / (abs(other[key]) + 1e-3)
@@ -165,7 +177,7 @@ def tiny(device: str, only: str = "") -> None:
 
 def shapes(folder: Path) -> None:
     from benchmarks.models import true_model
-    from benchmarks.true_shapes import prompt
+    from benchmarks.true_shapes import images, prompt
     from rft_cluster.config import load_config
 
     if not (folder / "config.json").is_file():
@@ -173,11 +185,11 @@ def shapes(folder: Path) -> None:
         began = time.perf_counter()
         true_model(folder)
         report("2B built", seconds=time.perf_counter() - began)
-    prompts = [prompt() for _ in range(4)]
-    prompts = [type(p)(f"train/0/{i}", f"noise/{i}", p.image, p.text, p.label, i) for i, p in enumerate(prompts)]
+    one = prompt()
+    prompts = [type(one)(f"train/0/{i}", one.example, one.text, i) for i in range(4)]
     for name, limit in (("flower102_1gpu", 75.0), ("flower102_24gb", 22.0)):
         config = load_config(name, [f"model.path={folder}"])
-        answer = in_a_process(str(folder), config, prompts, (8, 64), False)
+        answer = in_a_process(str(folder), config, images(), prompts, (8, 64), False)
         last = answer["updates"][-1]
         report(f"2B {name}: 32 completions of 64 tokens", math.isfinite(last["loss"]) and last["memory_gib"] < limit,
                first_seconds=answer["updates"][0]["seconds"], seconds=last["seconds"], forwards=answer["forwards"],

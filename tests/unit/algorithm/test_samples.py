@@ -2,6 +2,7 @@ import sys
 from types import ModuleType
 
 import pytest
+from some_prompt import some_prompt
 
 from rft_cluster.algorithm import load_algorithm
 from rft_cluster.algorithm.samples import Algorithm
@@ -19,7 +20,7 @@ def algorithm(**settings: object) -> Algorithm:
 
 
 def prompt(name: str) -> Prompt:
-    return Prompt(name, f"photos/{name}.png", b"", "Which?", "rose", 0)
+    return some_prompt(name, f"photos/{name}.png", b"", "Which?", "rose", 0)
 
 
 def group(name: str, *lengths: int) -> Group:

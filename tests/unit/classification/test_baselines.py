@@ -7,14 +7,13 @@ from PIL import Image
 from rft_cluster.classification.baselines import BASELINES, nearest_neighbour_and_regression, verdict
 from rft_cluster.config import DataSection
 from rft_cluster.data import load_dataset
-from rft_cluster.data.dataset import FewShotDataset
-from rft_cluster.messages import Example
+from rft_cluster.data.dataset import FewShotDataset, LabelledImage
 
 
-def example(grey: int, label: str) -> Example:
+def example(grey: int, label: str) -> LabelledImage:
     file = io.BytesIO()
     Image.fromarray(np.full((40, 50), grey, dtype=np.uint8)).save(file, "PNG")
-    return Example(f"{label}/{grey}", file.getvalue(), label)
+    return LabelledImage(f"{label}/{grey}", file.getvalue(), label)
 
 
 def test_greys_by_hand():
@@ -22,7 +21,7 @@ def test_greys_by_hand():
     # one mistake of three. The regression's border lies half way, at 50, by symmetry: the same mistake.
     train = [example(0, "dark"), example(100, "light")]
     test = [example(40, "dark"), example(60, "dark"), example(255, "light")]
-    figures = nearest_neighbour_and_regression(FewShotDataset("greys", ["dark", "light"], train, [], test, []))
+    figures = nearest_neighbour_and_regression(FewShotDataset.of("greys", ["dark", "light"], train, [], test, []))
     assert figures == pytest.approx({"nearest_neighbour": 2 / 3, "logistic_regression": 2 / 3})
 
 

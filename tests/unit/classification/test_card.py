@@ -9,8 +9,7 @@ from PIL import Image
 from rft_cluster.classification.card import CARD_FILE, check_card, find_export, make_card, read_card
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import load_config
-from rft_cluster.data.dataset import FewShotDataset
-from rft_cluster.messages import Example
+from rft_cluster.data.dataset import FewShotDataset, LabelledImage
 
 
 def picture(colour: str, encoding: str = "PNG") -> bytes:
@@ -20,12 +19,12 @@ def picture(colour: str, encoding: str = "PNG") -> bytes:
 
 
 CONFIG = load_config("digits", ["sampling.max_tokens=12"])
-DATASET = FewShotDataset(
+DATASET = FewShotDataset.of(
     "photos",
     ["rose", "tulip"],
-    train=[Example("a", picture("red"), "rose", ("Rosa",)), Example("b", picture("blue"), "tulip")],
+    train=[LabelledImage("a", picture("red"), "rose", ("Rosa",)), LabelledImage("b", picture("blue"), "tulip")],
     validation=[],
-    test=[Example("c", picture("green"), "rose")],
+    test=[LabelledImage("c", picture("green"), "rose")],
     pool=[],
 )
 TEXT = "Which flower?"
@@ -96,7 +95,7 @@ def test_only_what_was_trained_is_asked(export):
 
 
 def split_of(image: bytes) -> FewShotDataset:
-    return FewShotDataset("photos", DATASET.classes, [], [], [Example("again", image, "tulip")], [])
+    return FewShotDataset.of("photos", DATASET.classes, [], [], [LabelledImage("again", image, "tulip")], [])
 
 
 @pytest.mark.parametrize("encoding", ["PNG", "BMP", "TIFF", "GIF", "WEBP"])

@@ -8,12 +8,13 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager, get_data_path
 from PIL import Image
+from some_prompt import some_prompt
 
 from rft_cluster.classification.answers import AnswerReader, Vote
 from rft_cluster.classification.fonts import families_for
 from rft_cluster.classification.plots import draw_evaluation, draw_sweep, evaluation_figure
 from rft_cluster.classification.report import judge, report
-from rft_cluster.messages import Completion, Group, Prompt
+from rft_cluster.messages import Completion, Group
 
 
 def figures(classes: list[str]) -> dict:
@@ -21,7 +22,7 @@ def figures(classes: list[str]) -> dict:
     judged = [
         judge(
             Group(
-                Prompt(f"test/0/{i}", f"{i}.png", b"", "?", label, 0),
+                some_prompt(f"test/0/{i}", f"{i}.png", b"", "?", label, 0),
                 [1],
                 [Completion([1], [0.0], f"<answer>{classes[0]}</answer>", "stop", 0)],
             ),

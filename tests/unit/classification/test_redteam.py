@@ -12,12 +12,15 @@ from rft_cluster.classification.redteam import RedTeam, check_rewards, red_team,
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import ScoringSection
 from rft_cluster.data.archive import flower_classes
-from rft_cluster.messages import Example
+from rft_cluster.data.dataset import LabelledImage
+from rft_cluster.data.images import image_sha256
 from rft_cluster.prompts import render_template
 from rft_cluster.rewards.scorer import WeightedRewards
 
 FLOWERS = flower_classes()
 THREE = ["rose", "tulip", "daisy"]
+ROSE = LabelledImage("rose/a", b"the rose", "rose")
+IMAGES = {image_sha256(ROSE.image): ROSE.image}
 
 
 def question(template: str = "think_answer", classes: list[str] = FLOWERS) -> str:
@@ -28,19 +31,20 @@ def tried(
     weights: dict[str, float],
     classes: list[str] = FLOWERS,
     template: str = "think_answer",
-    examples: Sequence[Example] = (),
+    shown: Sequence[LabelledImage] = (LabelledImage("rose/a", b"the rose", "rose"),),
     calls: int = 1000,
     seconds: float = 60.0,
 ) -> RedTeam:
     with closing(WeightedRewards(weights, ScoringSection(time_limit=5.0), quiet=True)) as rewards:
         rewards.load()
+        examples, images = [one.example() for one in shown], {image_sha256(one.image): one.image for one in shown}
         text = question(template, classes)
-        return asyncio.run(red_team(rewards, classes, examples, text, 0, calls, seconds))
+        return asyncio.run(red_team(rewards, classes, examples, images, text, 0, calls, seconds))
 
 
 def checked(weights: dict[str, float], classes: list[str], text: str, how: str = "refuse") -> str:
     scoring = ScoringSection(red_team=how)
-    return check_rewards(WeightedRewards(weights, scoring), scoring, classes, [], text, 0)
+    return check_rewards(WeightedRewards(weights, scoring), scoring, classes, [ROSE.example()], IMAGES, text, 0)
 
 
 def scores(found: RedTeam) -> dict[str, float]:
@@ -137,12 +141,14 @@ def test_a_quick_reward_of_ones_own_is_found_out():
 
 
 def test_images_and_aliases_are_the_examples_own():
-    examples = [Example(f"{name}/{i}", b"the " + name.encode(), name, (f"a {name}",)) for name in THREE for i in "01"]
-    found = tried({"own_rewards:only_with_its_image": 1.0}, THREE, examples=examples)
+    shown = [
+        LabelledImage(f"{name}/{i}", b"the " + name.encode(), name, (f"a {name}",)) for name in THREE for i in "01"
+    ]
+    found = tried({"own_rewards:only_with_its_image": 1.0}, THREE, shown=shown)
     assert found.labels == 3
     # "a rose" is right for rose now, so as a class of its own it is right for two.
     classes = [*THREE, "a rose"]
-    assert scores(tried({"accuracy": 1.0}, classes, examples=examples))["always a rose"] == 2 / 4
+    assert scores(tried({"accuracy": 1.0}, classes, shown=shown))["always a rose"] == 2 / 4
 
 
 def test_many_classes_are_sampled_by_the_seed():

@@ -1,17 +1,18 @@
 import numpy as np
 import pytest
+from some_prompt import some_prompt
 
 from rft_cluster.classification.answers import AnswerReader, Vote
 from rft_cluster.classification.intervals import over_runs, paired_difference, wilson
 from rft_cluster.classification.report import compare, judge, knows_pixels, report, summarise
 from rft_cluster.common.errors import UserError
-from rft_cluster.messages import Completion, Group, Prompt
+from rft_cluster.messages import Completion, Group
 
 FULL = "<think>red</think><answer>rose</answer>"
 
 
 def group(*texts: str) -> Group:
-    prompt = Prompt("test/0/0", "photos/a.png", b"", "Which flower?", "rose", 0)
+    prompt = some_prompt("test/0/0", "photos/a.png", b"", "Which flower?", "rose", 0)
     return Group(prompt, [1, 2], [Completion([1], [-0.1], text, "stop", 0) for text in texts])
 
 
@@ -45,7 +46,7 @@ def test_nothing_to_evaluate_is_an_error():
 
 
 def asked(index: int, label: str, text: str) -> Group:
-    prompt = Prompt(f"test/0/{index}", f"photos/{index}.png", b"", "Which flower?", label, 0)
+    prompt = some_prompt(f"test/0/{index}", f"photos/{index}.png", b"", "Which flower?", label, 0)
     return Group(prompt, [1, 2], [Completion([1], [-0.1], text, "stop", 0)])
 
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from some_prompt import some_prompt
 
 from rft_cluster.cluster import handles, start
 from rft_cluster.cluster.cluster import Cluster
@@ -14,7 +15,7 @@ from rft_cluster.cluster.placement import NodeResources, bundles
 from rft_cluster.cluster.rollouts import Generators
 from rft_cluster.common.hardware import hardware
 from rft_cluster.config import Config, load_config
-from rft_cluster.messages import LearnerStats, Prompt, TrainingSample
+from rft_cluster.messages import LearnerStats, TrainingSample
 
 GPUS = ["cluster.device=cuda", "learners.count=1"]
 SHARED = [*GPUS, "generators.gpus=0.4", "learners.gpus=0.6"]
@@ -60,7 +61,7 @@ class Actors:
 class Call:
     def __init__(self, method: str, arguments: tuple[Any, ...]) -> None:
         self.method = method
-        self.shown = f" {arguments[0]}" if method in ("wake_up", "send_weights", "step_is_over") else ""
+        self.shown = f" {arguments[0]}" if method in ("wake_up", "send_weights") else ""
 
 
 class Actor:
@@ -86,7 +87,7 @@ def cluster_of(recorded: Actors, overrides: list[str]) -> Cluster:
 
 
 def sample() -> TrainingSample:
-    prompt = Prompt("p", "e", b"", "which digit?", "one", 0)
+    prompt = some_prompt()
     return TrainingSample(prompt, [1], [2], [-1.0], advantage=1.0, weight=1.0)
 
 
@@ -99,9 +100,9 @@ def test_generators_sleep_before_learners_update(recorded: Actors, overrides: li
     assert recorded.events == events
 
 
-def test_a_step_without_samples_ends_for_the_learners_too(recorded: Actors):
+def test_a_step_without_samples_asks_no_learner(recorded: Actors):
     assert cluster_of(recorded, []).update([], step=4) is None
-    assert recorded.events == ["learner step_is_over 4"]
+    assert recorded.events == []
 
 
 @pytest.mark.parametrize(
@@ -131,7 +132,7 @@ def started(recorded: Actors, overrides: list[str]) -> list[str]:
     wanted = bundles(config)
     nodes = [NodeResources("n0", "10.0.0.1", 64, 8)] * len(wanted)
     reservation = start._Reservation(config, None, wanted, nodes, time.monotonic() + 60)  # type: ignore[arg-type]
-    start._start_actors(reservation, "model")
+    start._start_actors(reservation, "model", {})  # type: ignore[arg-type]
     return recorded.events
 
 

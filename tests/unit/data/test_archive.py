@@ -76,13 +76,13 @@ def test_an_archive_is_a_data_set(root):
     assert dataset.name == "flower102" and dataset.classes == flower_classes()
     assert Counter(e.label for e in dataset.train) == Counter(flower_classes())
     assert [len(s) for s in (dataset.train, dataset.validation, dataset.test)] == [102, 30, 204]
-    assert {e.image for e in dataset.train} < set(dataset.pool)
-    assert not {e.image for e in (*dataset.validation, *dataset.test)} & set(dataset.pool)
+    assert {dataset.image(e) for e in dataset.train} < set(dataset.pool)
+    assert not {dataset.image(e) for e in (*dataset.validation, *dataset.test)} & set(dataset.pool)
     chosen = [*dataset.train, *dataset.validation, *dataset.test]
     assert len({e.example_id for e in chosen}) == len(chosen)
     for example in chosen:
         number = int(example.example_id.removeprefix("jpg/image_").removesuffix(".jpg"))
-        assert example.image == (root / example.example_id).read_bytes()
+        assert dataset.image(example) == (root / example.example_id).read_bytes()
         assert example.label == flower_classes()[(number - 1) % CLASSES]
 
 
@@ -132,7 +132,7 @@ def test_bad_images_that_are_chosen_are_skipped_and_others_drawn(root):
     chosen = [e for split in dataset.splits.values() for e in split]
     assert len(chosen) == 204 + 102 and not {e.example_id for e in chosen} & set(bad)
     assert Counter(e.label for e in dataset.train) == Counter(flower_classes() * 2)
-    assert all(check_image(e.image, "") for e in chosen)
+    assert all(check_image(dataset.image(e), "") for e in chosen)
     assert load(root, shots=2, validation=50, test=52, on_bad_image="skip").splits == dataset.splits
 
 

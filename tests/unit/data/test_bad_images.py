@@ -268,7 +268,7 @@ def test_bad_files_can_be_skipped_and_are_named(corpus):
     dataset = load_dataset(section(root, on_bad_image="skip"), 0)
     assert set(dataset.skipped) == set(reasons)
     # All that is good is there, the lossless ones as copies of one another.
-    used = [*dataset.pool, *(e.image for e in (*dataset.validation, *dataset.test))]
+    used = [*dataset.pool, *(dataset.image(e) for e in (*dataset.validation, *dataset.test))]
     assert len(used) + len(dataset.copies) == len(GOOD) + 6
     assert "rose/plain.bmp" in dataset.copies and "rose/grey16.tif" in dataset.copies
     copies, skipped = dataset.notes()

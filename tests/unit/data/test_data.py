@@ -11,10 +11,9 @@ from PIL import Image
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import DataSection, load_config
 from rft_cluster.data import load_dataset
-from rft_cluster.data.dataset import FewShotDataset, check_labels
+from rft_cluster.data.dataset import FewShotDataset, LabelledImage, check_labels
 from rft_cluster.data.images import FORMATS, MAX_BYTES, check_image, open_image
 from rft_cluster.data.split import few_shot_split
-from rft_cluster.messages import Example
 
 
 def encoded(image: Image.Image, file_format: str = "PNG", **options) -> bytes:
@@ -28,9 +27,9 @@ def picture(number: int) -> bytes:
     return encoded(Image.new("RGB", (2, 2), (number // 256, number % 256, 7)))
 
 
-def examples(counts: dict[str, int]) -> list[Example]:
+def examples(counts: dict[str, int]) -> list[LabelledImage]:
     labels = [label for label, count in counts.items() for _ in range(count)]
-    return [Example(f"{label}/{i}", picture(i), label) for i, label in enumerate(labels)]
+    return [LabelledImage(f"{label}/{i}", picture(i), label) for i, label in enumerate(labels)]
 
 
 def section(**values) -> DataSection:
@@ -41,11 +40,11 @@ def split(counts: dict[str, int], seed: int = 0, **values) -> FewShotDataset:
     return few_shot_split("toy", examples(counts), list(counts), section(**values), seed)
 
 
-def per_class(chosen: list[Example], classes: str | list[str] = "abc") -> list[int]:
+def per_class(chosen: list[LabelledImage], classes: str | list[str] = "abc") -> list[int]:
     return [sum(e.label == label for e in chosen) for label in classes]
 
 
-def ids(chosen: list[Example]) -> list[str]:
+def ids(chosen: list[LabelledImage]) -> list[str]:
     return [e.example_id for e in chosen]
 
 
@@ -85,7 +84,7 @@ def test_the_last_turn_is_chosen_by_the_seed_and_takes_no_class_twice():
 
 def test_splits_are_disjoint_and_the_pool_is_all_but_the_held_out():
     dataset = split({"a": 9, "b": 9, "c": 9}, shots=2, validation=5, test=7)
-    parts = [{e.image for e in part} for part in (dataset.train, dataset.validation, dataset.test)]
+    parts = [{dataset.image(e) for e in part} for part in (dataset.train, dataset.validation, dataset.test)]
     assert [len(part) for part in parts] == [6, 5, 7]
     assert len(set.union(*parts)) == 6 + 5 + 7
     assert set(dataset.pool) == {picture(i) for i in range(27)} - parts[1] - parts[2]
@@ -135,12 +134,12 @@ def test_too_few_images_left_says_what_fits():
 
 def test_copies_are_left_out_in_whatever_encoding():
     several = examples({"a": 5, "b": 5})
-    copy = Example("a/copy", encoded(open_image(several[0].image), "BMP"), "a")
+    copy = LabelledImage("a/copy", encoded(open_image(several[0].image), "BMP"), "a")
     dataset = few_shot_split("toy", [*several, copy], ["a", "b"], section(), 0)
     assert len(dataset.pool) == 10 - 3
     assert dataset.copies == {"a/copy": "a/0"} and dataset.skipped == {}
     assert dataset.notes() == ["left out 1 copy of another image (a/copy is a/0)"]
-    again = Example("b/copy", encoded(open_image(several[5].image), "BMP"), "b")
+    again = LabelledImage("b/copy", encoded(open_image(several[5].image), "BMP"), "b")
     notes = few_shot_split("toy", [copy, *several, again], ["a", "b"], section(), 0).notes()
     assert notes == ["left out 2 copies of other images (first: a/0 is a/copy)"]
     assert split({"a": 5, "b": 5}).notes() == []
@@ -149,7 +148,7 @@ def test_copies_are_left_out_in_whatever_encoding():
 def test_one_picture_with_two_labels_is_refused():
     several = examples({"a": 5, "b": 5})
     with pytest.raises(UserError, match=r"two labels.*\n  a/0 \('a'\) and b/wrong \('b'\)"):
-        few_shot_split("toy", [*several, Example("b/wrong", several[0].image, "b")], ["a", "b"], section(), 0)
+        few_shot_split("toy", [*several, LabelledImage("b/wrong", several[0].image, "b")], ["a", "b"], section(), 0)
 
 
 @pytest.mark.parametrize(
@@ -276,7 +275,7 @@ def test_digits_are_the_real_scans():
     assert per_class(dataset.validation, dataset.classes) == [20] * 10
     assert all(len(e.example_id) == len("digits/0017") for e in dataset.train)
     for example in dataset.train:
-        image = open_image(example.image)
+        image = open_image(dataset.image(example))
         paper, ink = image.convert("L").getextrema()
         assert image.size == (56, 56) and paper == 0 and ink > 200
 
@@ -305,7 +304,7 @@ def test_a_folder_of_folders_is_a_data_set(tmp_path):
     assert dataset.name == "photos" and dataset.classes == ["rose", "tulip"]
     assert len(dataset.pool) == 10 - 3
     first = dataset.train[0]
-    assert first.image == (root / first.example_id).read_bytes()
+    assert dataset.image(first) == (root / first.example_id).read_bytes()
     assert first.example_id.startswith("rose/") and first.label == "rose"
 
 
@@ -476,18 +475,18 @@ def number(config: DataSection, seed: int) -> int:
 
 def twice(config: DataSection, seed: int) -> FewShotDataset:
     several = examples({"a": 5, "b": 5})
-    return few_shot_split("toy", [*several, Example("a/0", picture(99), "a")], ["a", "b"], config, seed)
+    return few_shot_split("toy", [*several, LabelledImage("a/0", picture(99), "a")], ["a", "b"], config, seed)
 
 
 def unreadable(config: DataSection, seed: int) -> FewShotDataset:
-    train = [Example("one", b"text", "a"), Example("two", picture(1), "b")]
-    return FewShotDataset(
-        "unreadable", ["a", "b"], train, [], [Example("three", picture(2)[:40], "a")], [b"", picture(1)]
+    train = [LabelledImage("one", b"text", "a"), LabelledImage("two", picture(1), "b")]
+    return FewShotDataset.of(
+        "unreadable", ["a", "b"], train, [], [LabelledImage("three", picture(2)[:40], "a")], [b"", picture(1)]
     )
 
 
 def partly_unreadable(config: DataSection, seed: int) -> FewShotDataset:
-    bad = [Example("bad", b"text", "a"), Example("worse", b"", "b")]
+    bad = [LabelledImage("bad", b"text", "a"), LabelledImage("worse", b"", "b")]
     return few_shot_split("partly", [*examples({"a": 5, "b": 5}), *bad], ["a", "b"], config, seed)
 
 
@@ -515,7 +514,7 @@ def test_a_source_of_ones_own_may_leave_bad_images_to_the_split():
 
 def mixed_up(config: DataSection, seed: int) -> FewShotDataset:
     train = examples({"a": 1, "b": 1})
-    return FewShotDataset("mixed up", ["a", "b"], train, [], train[:1], [])
+    return FewShotDataset.of("mixed up", ["a", "b"], train, [], train[:1], [])
 
 
 @pytest.mark.parametrize("separator", [":", "."])

@@ -113,7 +113,7 @@ def load(root: Path, **values) -> FewShotDataset:
 
 
 def brightest(dataset: FewShotDataset) -> int:
-    return max(np.asarray(open_image(image)).max() for image in (dataset.train[0].image, *dataset.pool))
+    return max(np.asarray(open_image(image)).max() for image in (dataset.image(dataset.train[0]), *dataset.pool))
 
 
 @pytest.mark.parametrize("kind", KINDS)

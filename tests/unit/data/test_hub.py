@@ -16,9 +16,8 @@ from rft_cluster.common.errors import UserError
 from rft_cluster.config import DataSection
 from rft_cluster.data import hub, load_dataset
 from rft_cluster.data.archive import flower_classes
-from rft_cluster.data.dataset import FewShotDataset
-from rft_cluster.data.reading import Unread
-from rft_cluster.messages import Example
+from rft_cluster.data.dataset import FewShotDataset, LabelledImage
+from rft_cluster.data.reading import Labelled, Unread
 from rft_cluster.prompts import render_template
 from tests.unit.data.test_archive import write_archive
 
@@ -94,8 +93,8 @@ def test_class_labels_keep_their_order(tmp_path):
     assert sizes(dataset) == [4, 1, 2] and dataset.problem is None
     for example in [*dataset.train, *dataset.validation, *dataset.test]:
         row = int(example.example_id.removeprefix("train/"))
-        assert example.image == picture(row)["bytes"] and example.label == ["tulip", "rose"][row % 2]
-    assert {e.image for e in dataset.train} < set(dataset.pool) and len(dataset.pool) == 10 - 3
+        assert dataset.image(example) == picture(row)["bytes"] and example.label == ["tulip", "rose"][row % 2]
+    assert {dataset.image(e) for e in dataset.train} < set(dataset.pool) and len(dataset.pool) == 10 - 3
     assert load(tmp_path / "flowers", seed=0) == dataset
 
 
@@ -395,9 +394,12 @@ def test_a_photograph_is_known_again_in_another_encoding(encode):
     china, flower = (encoded(photo, "JPEG", quality=95) for photo in photos)
     mirrored = encoded(photos[0].transpose(Image.Transpose.FLIP_LEFT_RIGHT), "JPEG")
     archive = {"flower": flower, "china": china, "mirrored": mirrored}
-    candidates = Unread([Example(name, b"", "x") for name in archive], list(archive), archive.__getitem__, "")
-    train = [Example("0", encode(photos[1].rotate(90)), "x"), Example("1", encode(photos[0]), "x")]
-    assert hub._known_pictures(train, candidates) == ({"china": "1"}, {})
+    candidates = Unread([Labelled(name, "x") for name in archive], list(archive), archive.__getitem__, "")
+    train = [LabelledImage("0", encode(photos[1].rotate(90)), "x"), LabelledImage("1", encode(photos[0]), "x")]
+    assert hub._known_pictures(FewShotDataset.of("toy", ["x", "y"], train, [], [], []), candidates) == (
+        {"china": "1"},
+        {},
+    )
 
 
 # --- getting at the set
@@ -501,7 +503,7 @@ def test_every_way_to_write_an_image_and_its_label(tmp_path, wrapping, written, 
     assert dataset.classes == names and sizes(dataset) == [4, 1, 2]
     for example in (e for split in dataset.splits.values() for e in split):
         number = int(example.example_id.removeprefix("train/"))
-        assert (example.image, example.label) == (picture(number)["bytes"], names[number % 2])
+        assert (dataset.image(example), example.label) == (picture(number)["bytes"], names[number % 2])
     if written in ("numbers", "whole floats"):
         assert load(file, classes=["no", "yes"]).classes == ["no", "yes"]
 

@@ -13,9 +13,9 @@ from PIL import Image
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import DataSection
 from rft_cluster.data import FewShotDataset, few_shot_split, load_dataset
+from rft_cluster.data.dataset import LabelledImage
 from rft_cluster.data.images import FORMATS, open_image
 from rft_cluster.data.manifest import OtherData, check_manifest, manifest, read_manifest
-from rft_cluster.messages import Example
 from tests.unit.data.test_archive import write_archive
 from tests.unit.data.test_hub import flower_set, rows, save
 
@@ -53,14 +53,14 @@ def write(path: Path, config: DataSection, seed: int) -> tuple[FewShotDataset, P
 
 def own(config: DataSection, seed: int) -> FewShotDataset:
     """A source of one's own that knows nothing of manifests."""
-    examples = [Example(f"{i:02d}", png(i), "ab"[i % 2]) for i in range(20)]
+    examples = [LabelledImage(f"{i:02d}", png(i), "ab"[i % 2]) for i in range(20)]
     order = np.random.default_rng(seed).permutation(20)
     chosen = [examples[i] for i in order]
-    return FewShotDataset("own", ["a", "b"], chosen[:6], chosen[6:9], chosen[9:12], [e.image for e in chosen[12:]])
+    return FewShotDataset.of("own", ["a", "b"], chosen[:6], chosen[6:9], chosen[9:12], [e.image for e in chosen[12:]])
 
 
 def own_split(config: DataSection, seed: int) -> FewShotDataset:
-    examples = [Example(f"{i:02d}", png(i), "ab"[i % 2]) for i in range(20)]
+    examples = [LabelledImage(f"{i:02d}", png(i), "ab"[i % 2]) for i in range(20)]
     return few_shot_split("own", examples, ["a", "b"], config, seed)
 
 
@@ -183,7 +183,9 @@ def test_new_images_and_new_copies_change_nothing(tmp_path):
     root = write_photos(tmp_path / "photos")
     dataset, path = write(tmp_path / "manifest.json", section(path=root), seed=0)
     taken = dataset.test[0]
-    (root / taken.label / "00_first.png").write_bytes(taken.image)  # comes first in the folder, is yet the copy
+    (root / taken.label / "00_first.png").write_bytes(
+        dataset.image(taken)
+    )  # comes first in the folder, is yet the copy
     (root / "rose/new.png").write_bytes(png(500))
     again = load_dataset(section(path=root, manifest=path), 0)
     assert again.splits == dataset.splits and len(again.pool) == len(dataset.pool) + 1
@@ -210,7 +212,7 @@ def test_check_manifest_sees_labels_order_and_extra_images():
     expected = f"train: {first.example_id}: its label was {first.label!r} and is {wrong.label!r}"
     assert message(replace(dataset, train=[wrong, *rest])).endswith(f"\n  {expected}")
     assert message(replace(dataset, train=[*rest, first])).endswith("\n  train: the same images in another order")
-    extra = [*dataset.test, Example("new", png(77), "a")]
+    extra = [*dataset.test, LabelledImage("new", png(77), "a")]
     assert message(replace(dataset, test=extra)).endswith("\n  test: new: not in the manifest")
     copied = replace(dataset, train=rest, copies={first.example_id: "other"})
     assert message(copied).endswith(f"\n  train: {first.example_id}: now a copy of other")

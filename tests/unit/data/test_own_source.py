@@ -11,12 +11,12 @@ from rft_cluster.config import DataSection
 from rft_cluster.data import load_dataset
 
 HEAD = """
-from rft_cluster.data import Example, FewShotDataset
+from rft_cluster.data import FewShotDataset, LabelledImage
 
 def whole(**changes):
-    train = [Example(f"{label}{n}", {image!r}, label) for label in ("a", "b") for n in range(2)]
+    train = [LabelledImage(f"{label}{n}", {image!r}, label) for label in ("a", "b") for n in range(2)]
     values = dict(name="own", classes=["a", "b"], train=train, validation=[], test=[], pool=[]) | changes
-    return FewShotDataset(**values)
+    return FewShotDataset.of(**values)
 
 """
 NUMBER = itertools.count()
@@ -33,16 +33,19 @@ WRONG = {
     "classes=('a', 'b')": "classes",
     "classes=['a', 2]": "classes",
     "classes=None": "classes",
-    "train=None": "train",
-    "train=['a']": "train",
-    "train=[('a', b'', 'a')]": "train",
-    "test=[None]": "test",
-    "validation={}": "validation",
     "pool=['a.jpg']": "pool",
-    "train=[Example(1, b'', 'a')]": "train.example_id",
-    "train=[Example('a', 'a.jpg', 'a')]": "train.image",
-    "test=[Example('a', None, 'a')]": "test.image",
-    "train=[Example('a', b'', 1)]": "train.label",
+}
+# What no data set is made of, and how that is said at once.
+REFUSED = {
+    "train=None": "train must be a list of LabelledImage, not None",
+    "train=['a']": r"train must be a list of LabelledImage, not \['a'\]",
+    "train=[('a', b'', 'a')]": "train must be a list of LabelledImage",
+    "test=[None]": "test must be a list of LabelledImage",
+    "validation={}": "validation must be a list of LabelledImage, not {}",
+    "train=[LabelledImage(1, b'', 'a')]": "example_id of a LabelledImage must be str, not 1",
+    "train=[LabelledImage('a', 'a.jpg', 'a')]": "image of a LabelledImage must be bytes, not 'a.jpg'",
+    "test=[LabelledImage('a', None, 'a')]": "image of a LabelledImage must be bytes, not None",
+    "train=[LabelledImage('a', b'', 1)]": "label of a LabelledImage must be str, not 1",
 }
 
 
@@ -72,6 +75,24 @@ def test_what_it_raises(tmp_path, monkeypatch, body, error):
 def test_what_it_returns(tmp_path, monkeypatch, change):
     with pytest.raises(UserError, match=f"^data.source: own_source_.* returned .*{WRONG[change]}"):
         load(tmp_path, monkeypatch, f"def load(config, seed):\n    return whole({change})\n")
+
+
+@pytest.mark.parametrize("change", REFUSED)
+def test_what_it_makes(tmp_path, monkeypatch, change):
+    with pytest.raises(UserError, match=rf"^data.source: 'own_source_.*\.py, line \d+: TypeError: {REFUSED[change]}"):
+        load(tmp_path, monkeypatch, f"def load(config, seed):\n    return whole({change})\n")
+
+
+def test_images_beside_the_data_set_are_refused(tmp_path, monkeypatch):
+    """As it was written before images travelled by reference."""
+    body = """
+def load(config, seed):
+    made = whole()
+    return FewShotDataset("own", ["a", "b"], [LabelledImage("a", b"", "a")], [], [], [], made.images)
+"""
+    cure = "where Example belongs: make the data set with few_shot_split or FewShotDataset.of"
+    with pytest.raises(UserError, match=f"returned LabelledImage.* in train, {cure}"):
+        load(tmp_path, monkeypatch, body)
 
 
 def test_a_right_one_is_taken(tmp_path, monkeypatch):

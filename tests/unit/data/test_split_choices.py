@@ -10,7 +10,7 @@ from rft_cluster.common.errors import UserError
 from rft_cluster.config import DataSection
 from rft_cluster.data import FewShotDataset, few_shot_split, load_dataset
 from rft_cluster.data.conflicts import near_copies, near_copies_note
-from rft_cluster.messages import Example
+from rft_cluster.data.dataset import LabelledImage
 from tests.unit.data.test_data import examples
 from tests.unit.data.test_layouts import fill
 
@@ -36,8 +36,8 @@ def test_every_image_is_tested_once_and_never_seen_by_its_fold(seed, folds, size
     assert sorted(tested) == sorted(e.example_id for e in examples(counts))
     assert max(len(part.test) for part in parts) - min(len(part.test) for part in parts) <= 1
     for part in parts:
-        held_out = {e.image for e in (*part.test, *part.validation)}
-        assert not held_out & set(part.pool) and not held_out & {e.image for e in part.train}
+        held_out = {part.image(e) for e in (*part.test, *part.validation)}
+        assert not held_out & set(part.pool) and not held_out & {part.image(e) for e in part.train}
         assert [sum(e.label == label for e in part.train) for label in counts] == [2] * len(counts)
         assert len(part.validation) == 3
 
@@ -85,8 +85,8 @@ def test_every_cure_for_too_few_images_works(sizes, shots, validation, test):
 
 def test_conflicts_are_all_listed_and_can_be_left_out():
     several = examples({"a": 90})
-    others = [Example(f"b/{i}", e.image, "b") for i, e in enumerate(examples({"b": 97})[90:])]
-    wrong = [Example(f"b/wrong{i}", several[i].image, "b") for i in range(60)]
+    others = [LabelledImage(f"b/{i}", e.image, "b") for i, e in enumerate(examples({"b": 97})[90:])]
+    wrong = [LabelledImage(f"b/wrong{i}", several[i].image, "b") for i in range(60)]
     for many in (several + others + wrong, wrong + others + several):
         with pytest.raises(UserError) as caught:
             few_shot_split("toy", many, ["a", "b"], section(), 0)
@@ -122,11 +122,14 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("sides", [("train", "test"), ("train", "validation"), ("validation", "test")])
 def test_a_picture_on_both_sides_of_a_split_is_noted(way, sides):
-    parts: dict[str, list[Example]] = {"train": [], "validation": [], "test": []}
-    parts[sides[0]] = [Example("one", encoded(PHOTOS[0], quality=95), "x"), Example("two", encoded(PHOTOS[1]), "y")]
+    parts: dict[str, list[LabelledImage]] = {"train": [], "validation": [], "test": []}
+    parts[sides[0]] = [
+        LabelledImage("one", encoded(PHOTOS[0], quality=95), "x"),
+        LabelledImage("two", encoded(PHOTOS[1]), "y"),
+    ]
     mirrored = PHOTOS[1].transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    parts[sides[1]] = [Example("copy", WAYS[way](PHOTOS[0]), "x"), Example("other", encoded(mirrored), "y")]
-    dataset = FewShotDataset("toy", ["x", "y"], *parts.values(), [])
+    parts[sides[1]] = [LabelledImage("copy", WAYS[way](PHOTOS[0]), "x"), LabelledImage("other", encoded(mirrored), "y")]
+    dataset = FewShotDataset.of("toy", ["x", "y"], *parts.values(), [])
     assert near_copies(dataset) == [(f"{sides[0]}: one", f"{sides[1]}: copy")]
     (note,) = near_copies_note(dataset)
     assert (
@@ -135,8 +138,8 @@ def test_a_picture_on_both_sides_of_a_split_is_noted(way, sides):
 
 
 def test_pictures_of_one_colour_and_different_ones_are_not_noted(tmp_path):
-    flat = [Example(str(i), encoded(Image.new("RGB", (32, 32), (i, i, i)), "PNG"), "x") for i in range(4)]
-    assert near_copies(FewShotDataset("flat", ["x", "y"], flat[:2], [], flat[2:], [])) == []
+    flat = [LabelledImage(str(i), encoded(Image.new("RGB", (32, 32), (i, i, i)), "PNG"), "x") for i in range(4)]
+    assert near_copies(FewShotDataset.of("flat", ["x", "y"], flat[:2], [], flat[2:], [])) == []
     assert load_dataset(DataSection(source="digits"), 0).notes() == []
 
 

@@ -6,15 +6,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from some_prompt import some_prompt
 
 from rft_cluster.config import load_config
+from rft_cluster.data.images import image_sha256
 from rft_cluster.generator import generator as module
 from rft_cluster.generator.generator import Generator
 from rft_cluster.generator.vllm_options import EngineOptions
-from rft_cluster.messages import Prompt
 from rft_cluster.model import encoder as encoding
 
-PROMPTS = [Prompt(f"train/0/{i}", f"photos/{i}", b"a picture", "Which digit?", "one", seed=i) for i in range(3)]
+IMAGES = {image_sha256(image): image for image in (b"a picture", b"no picture")}
+PROMPTS = [some_prompt(f"train/0/{i}", f"photos/{i}", b"a picture", seed=i) for i in range(3)]
 
 
 class RecordingEngine:
@@ -102,7 +104,7 @@ class PlainEncoder:
         return text
 
     def image(self, image: bytes) -> bytes:
-        if not image:
+        if image == b"no picture":
             raise OSError("cannot identify image")
         return image
 
@@ -111,4 +113,4 @@ def generator_on(engine: RecordingEngine, monkeypatch: pytest.MonkeyPatch, *over
     monkeypatch.setattr(encoding, "PromptEncoder", PlainEncoder)
     monkeypatch.setattr(module, "load_engine", lambda options, limits: SimpleNamespace(llm_engine=engine))
     monkeypatch.setattr(module, "sampling_params", lambda sampling, *others: sampling.group_size)
-    return Generator(EngineOptions.of_run("model", load_config("digits", list(overrides))))
+    return Generator(EngineOptions.of_run("model", load_config("digits", list(overrides))), IMAGES)

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 
 import pytest
+from some_prompt import some_prompt
 
 from rft_cluster.common.errors import StaleGenerator, WeightTransferError
 from rft_cluster.generator.generator import Generator
@@ -57,7 +57,7 @@ def test_without_weights_it_does_not_generate(generator: Generator):
 def test_groups_come_in_the_order_of_their_prompts(generator: Generator):
     send(generator, 1)
     groups = generator.generate(PROMPTS, SAMPLING, version=1)
-    assert [group.prompt for group in groups] == [replace(prompt, image=b"") for prompt in PROMPTS]
+    assert [group.prompt for group in groups] == PROMPTS
     assert [len(group.completions) for group in groups] == [2, 2, 2]
     first = groups[0].completions[0]
     assert (first.token_ids, first.generator_logprobs, first.policy_version) == ([7, 8], [-1.0, -2.0], 1)
@@ -200,7 +200,7 @@ def test_prompts_of_which_one_is_refused_leave_nothing_in_the_engine(generator: 
     send(generator, 1)
     engine.writes = False
     with pytest.raises(OSError, match="cannot identify image"):
-        generator.generate([*PROMPTS, replace(PROMPTS[0], image=b"")], SAMPLING, version=1)
+        generator.generate([*PROMPTS, some_prompt(image=b"no picture")], SAMPLING, version=1)
     assert not engine.unfinished
 
 

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from some_prompt import some_prompt
 
 from rft_cluster.algorithm import load_algorithm
 from rft_cluster.config import load_config
@@ -13,7 +14,7 @@ PROMPTS = {"a": [1, 9, 9, 2], "b": [1, 9, 3]}
 
 
 def prompt(name: str) -> Prompt:
-    return Prompt(name, f"photos/{name}.png", b"", "Which?", "rose", 0)
+    return some_prompt(name, f"photos/{name}.png", b"", "Which?", "rose", 0)
 
 
 def group(name: str, *lengths: int) -> Group:

@@ -81,7 +81,6 @@ def test_the_loss_of_a_step_is_the_mean_of_its_updates(advantages, loss):
     learner._device, learner._policy = torch.device("cpu"), policy
     learner._optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
     learner._optimizer.step = lambda: None  # the policy stays, and with it every ratio at 1
-    learner._prompts = SimpleNamespace(step_is_over=lambda step: None)
     learner._batches = lambda update: (
         SimpleNamespace(
             inputs=lambda: {"tokens": 4},

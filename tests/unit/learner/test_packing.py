@@ -4,13 +4,14 @@ from itertools import chain, combinations_with_replacement, pairwise, product
 from random import Random
 
 import pytest
+from some_prompt import some_prompt
 
 from rft_cluster.learner.packing import split_work
 from rft_cluster.messages import Prompt, TrainingSample
 
 
 def prompt(name: str) -> Prompt:
-    return Prompt(name, f"photos/{name}.png", b"", "Which?", "rose", 0)
+    return some_prompt(name, f"photos/{name}.png", b"", "Which?", "rose", 0)
 
 
 def sample(number: int, weight: float = 0.125) -> TrainingSample:

@@ -2,9 +2,10 @@ import io
 
 import pytest
 from PIL import Image
+from some_prompt import some_prompt
 
 from rft_cluster.common.errors import UserError
-from rft_cluster.messages import Prompt
+from rft_cluster.data.images import image_sha256
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.tiny.build import build_processor
 
@@ -17,6 +18,12 @@ def processor():
     return build_processor(["zero", "one"], ["group-00", "kind-000"], "Which?", 56 * 56)
 
 
+def picture(width: int, height: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), "red").save(file, "PNG")
+    return file.getvalue()
+
+
 @pytest.fixture(scope="module")
 def encoder(processor, tmp_path_factory) -> PromptEncoder:
     folder = tmp_path_factory.mktemp("processor")
@@ -24,19 +31,14 @@ def encoder(processor, tmp_path_factory) -> PromptEncoder:
     return PromptEncoder(str(folder), 56 * 56, 56 * 56)
 
 
-def image_prompt() -> Prompt:
-    file = io.BytesIO()
-    Image.new("RGB", (30, 30), "red").save(file, "PNG")
-    return Prompt("train/0/0", "photos/a.png", file.getvalue(), "Which?", "zero", 0)
-
-
 def test_a_prompt_that_is_too_long_is_refused_with_its_counts(encoder):
-    prompt = image_prompt()
-    ids = encoder.encode(prompt).token_ids
+    image = picture(30, 30)
+    prompt, images = some_prompt(image=image), {image_sha256(image): image}
+    ids = encoder.encode(prompt.text, image).token_ids
     assert ids.count(IMAGE_PAD) == 4  # resized to 56 x 56 pixels, 28 x 28 a token
-    assert encoder.check_lengths([prompt], len(ids)) == len(ids)
+    assert encoder.check_lengths([prompt], images, len(ids)) == len(ids)
     with pytest.raises(UserError) as caught:
-        encoder.check_lengths([prompt], len(ids) - 1)
+        encoder.check_lengths([prompt], images, len(ids) - 1)
     for text in (
         *("the prompt of photos/a.png", f"has {len(ids)} tokens (4 of the image, {len(ids) - 4} of the text)"),
         f"model.max_prompt_tokens = {len(ids) - 1}",

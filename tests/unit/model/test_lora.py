@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from some_prompt import some_prompt
 
 from benchmarks.plain_forward import plain_logprobs
 from rft_cluster.common.errors import UserError
@@ -107,7 +108,7 @@ class Encoder:
 
 def test_adapters_and_their_base_share_a_prefix_as_any_model(adapted: PolicyModel):
     policy = adapted.float()  # so that only the way of computing could differ
-    asked = Prompt("train/0/0", "photos/a.png", b"", "Which?", "rose", 0)
+    asked = some_prompt("train/0/0", "photos/a.png", b"", "Which?", "rose", 0)
     tokens = Encoder().encode(asked).token_ids
     samples = [TrainingSample(asked, tokens, [30 + n] * n, [-1.0] * n, 1.0, 0.5) for n in (1, 3, 4)]
     batch = collate(samples, Encoder(), policy.prompt_positions)

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from some_prompt import some_prompt
 from torch import Tensor
 from transformers import Qwen2VLForConditionalGeneration
 
@@ -52,7 +53,7 @@ def drawn(pack: dict[int, list[int]]) -> list[TrainingSample]:
     draw = torch.Generator().manual_seed(1)
 
     def sample(height: int, length: int) -> TrainingSample:
-        asked = Prompt(f"train/0/{height}", "photos/a.png", b"", "Which?", "zero", height)
+        asked = some_prompt(f"train/0/{height}", "photos/a.png", b"", "Which?", "zero", height)
         tokens = torch.randint(10, 250, (length,), generator=draw).tolist()
         return TrainingSample(asked, ENCODER.encode(asked).token_ids, tokens, [-1.0] * length, 1.0, 0.5)
 

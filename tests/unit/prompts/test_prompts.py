@@ -1,11 +1,14 @@
 import pytest
 
 from rft_cluster.common.errors import UserError
-from rft_cluster.messages import Example
+from rft_cluster.messages import Example, ImageRef
 from rft_cluster.prompts import make_prompts, render_template, text_hash
 from rft_cluster.rewards.format import THINK_ANSWER
 
-EXAMPLES = [Example("digits/0017", b"png", "seven"), Example("digits/0018", b"png2", "eight")]
+EXAMPLES = [
+    Example(ImageRef("digits/0017", "1" * 64), "seven", ("7",)),
+    Example(ImageRef("digits/0018", "2" * 64), "eight"),
+]
 
 
 def test_think_answer_asks_for_the_subject_and_shows_the_layout():
@@ -119,12 +122,8 @@ def test_prompts_carry_their_example_and_a_place():
     prompts = make_prompts(EXAMPLES, "Which digit?", "train", 12, seed=0)
     assert [p.prompt_id for p in prompts] == ["train/12/0", "train/12/1"]
     first = prompts[0]
-    assert (first.example_id, first.image, first.text, first.label) == (
-        "digits/0017",
-        b"png",
-        "Which digit?",
-        "seven",
-    )
+    assert (first.example, first.text) == (EXAMPLES[0], "Which digit?")
+    assert (first.example_id, first.label, first.aliases) == ("digits/0017", "seven", ("7",))
 
 
 def test_seeds_depend_on_all_four_and_never_change():

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from some_prompt import some_prompt
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.messages import Completion, Prompt
@@ -18,7 +19,7 @@ OWN = "tests.unit.rewards.own_judges"
 
 
 def group(seed: int, *texts: str) -> tuple[Prompt, list[Completion]]:
-    prompt = Prompt(f"train/3/{seed}", "photos/a.png", b"", "Which?", "rose", seed)
+    prompt = some_prompt(f"train/3/{seed}", seed=seed)
     return prompt, [Completion([1], [-0.1], text, "stop", 0) for text in texts]
 
 

@@ -1,18 +1,19 @@
 """The published rule, and the configs that reproduce or correct the published recipe."""
 
 import pytest
+from some_prompt import some_prompt
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import load_config
 from rft_cluster.data.archive import flower_classes
-from rft_cluster.messages import Completion, Prompt
+from rft_cluster.messages import Completion
 from rft_cluster.rewards import REWARDS
 from rft_cluster.rewards.accuracy import accuracy_reward
 from rft_cluster.rewards.containment import containment_reward
 
 
 def judge(text: str, label: str, reward=containment_reward) -> float:
-    return reward(Prompt("train/0/0", "a.jpg", b"", "Which?", label, 0), Completion([1], [-0.1], text, "stop", 0))
+    return reward(some_prompt("train/0/0", "a.jpg", b"", "Which?", label, 0), Completion([1], [-0.1], text, "stop", 0))
 
 
 def answer(text: str, label: str, reward=containment_reward) -> float:

@@ -11,12 +11,16 @@ import time
 from pathlib import Path
 
 import pytest
+from some_prompt import some_prompt
 
 from rft_cluster.common.errors import UserError
+from rft_cluster.data.images import image_sha256
 from rft_cluster.messages import Completion, Prompt
+from rft_cluster.rewards import with_image
 from rft_cluster.rewards.isolation import IsolatedFunction
 
-PROMPT = Prompt("train/3/0", "photos/a.png", b"an image", "Which flower?", "rose", 0, ("rosa",))
+IMAGES = {image_sha256(b"an image"): b"an image"}
+PROMPT = with_image(some_prompt("train/3/0", aliases=("rosa",)), IMAGES)
 LIMIT = 1.0
 
 
@@ -176,7 +180,7 @@ def test_the_module_is_found_as_here(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     function = IsolatedFunction("my_reward:f", LIMIT, 32)
-    here = Prompt("train/0/0", str(tmp_path), b"", "Which?", "rose", 0)
+    here = with_image(some_prompt("train/0/0", str(tmp_path)), IMAGES)
     assert asyncio.run(function(here, completions("x"))) == [1.0]
     function.close()
 
@@ -204,7 +208,7 @@ def test_a_process_whose_parent_was_killed_ends(busy):
     """Idle, at once; while it hangs in native code, after its own time limit and a grace."""
     script = f"""
 import os, sys, threading
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
 import test_isolation as t
 f = t.IsolatedFunction("test_isolation:obeys", 1.0, 32)
 print(int(t.ask(f, "pid")[0]), flush=True)

@@ -4,14 +4,15 @@ import asyncio
 from collections.abc import Iterator
 
 import pytest
+from some_prompt import some_prompt
 
-from rft_cluster.messages import Completion, Prompt
+from rft_cluster.messages import Completion
 from rft_cluster.rewards.child import Kind
 from rft_cluster.rewards.pending import Call, Pending
 
 ONE, BATCH = Kind(batch=False, concurrent=False), Kind(batch=True, concurrent=False)
 ASYNC, ASYNC_BATCH = Kind(batch=False, concurrent=True), Kind(batch=True, concurrent=True)
-PROMPT = Prompt("train/0/0", "photos/a.png", b"", "Which?", "rose", 0)
+PROMPT = some_prompt()
 
 
 @pytest.fixture

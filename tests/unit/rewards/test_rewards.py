@@ -3,6 +3,7 @@ from contextlib import closing
 from random import Random
 
 import pytest
+from some_prompt import some_prompt
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.labels import extract_answer, normalise_label
@@ -16,7 +17,7 @@ from rft_cluster.rewards.scorer import WeightedRewards
 
 
 def prompt(label: str, *aliases: str, text: str = "Which flower?") -> Prompt:
-    return Prompt("train/0/0", "photos/a.png", b"", text, label, 0, aliases)
+    return some_prompt("train/0/0", "photos/a.png", b"", text, label, 0, aliases)
 
 
 def completion(text: str) -> Completion:

@@ -4,13 +4,16 @@ import pickle
 import time
 
 import pytest
+from some_prompt import some_prompt
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import ScoringSection
+from rft_cluster.data.images import image_sha256
 from rft_cluster.messages import Completion, Group, Prompt, Reward
 from rft_cluster.rewards.scorer import Scorer, check_failures
 
 FULL = "<think>red</think><answer>rose</answer>"
+IMAGES = {image_sha256(b""): b""}
 MOODY = f"{__name__}:moody"
 
 
@@ -19,7 +22,7 @@ def score(scorer: Scorer, groups: list[Group], **more: int) -> list[list[Reward]
 
 
 def group(label: str, *texts: str) -> Group:
-    prompt = Prompt(f"train/3/{label}", "photos/a.png", b"", "Which flower?", label, 0)
+    prompt = some_prompt(f"train/3/{label}", "photos/a.png", b"", "Which flower?", label, 0)
     return Group(prompt, [1, 2], [Completion([1], [-0.1], text, "stop", 3) for text in texts])
 
 
@@ -43,7 +46,7 @@ def scorer(request):
     made = []
 
     def make(weights: dict[str, float], **limits: float) -> Scorer:
-        made.append(Scorer(weights, ScoringSection(**limits)))
+        made.append(Scorer(weights, ScoringSection(**limits), IMAGES))
         return made[-1]
 
     yield make

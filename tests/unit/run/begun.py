@@ -9,8 +9,7 @@ from PIL import Image
 
 from rft_cluster.common.files import FORMAT, write_json
 from rft_cluster.config import Config, load_config
-from rft_cluster.data.dataset import FewShotDataset
-from rft_cluster.messages import Example
+from rft_cluster.data.dataset import FewShotDataset, LabelledImage
 from rft_cluster.prompts import text_hash
 from rft_cluster.run.checkpoints import checkpoint_folder
 from rft_cluster.run.folder import RunFolder
@@ -23,8 +22,8 @@ def picture(colour: str | tuple[int, int, int]) -> bytes:
     return file.getvalue()
 
 
-EXAMPLES = [Example("a", picture("red"), "rose"), Example("b", picture("yellow"), "tulip")]
-DATASET = FewShotDataset("photos", ["rose", "tulip"], EXAMPLES, [], [], [])
+EXAMPLES = [LabelledImage("a", picture("red"), "rose"), LabelledImage("b", picture("yellow"), "tulip")]
+DATASET = FewShotDataset.of("photos", ["rose", "tulip"], EXAMPLES, [], [], [])
 TASK = Task(DATASET, "Which flower?")
 
 

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from rft_cluster.messages import Completion, Group, LearnerStats, Prompt, Reward
+from some_prompt import some_prompt
+
+from rft_cluster.messages import Completion, Group, LearnerStats, Reward
 from rft_cluster.run.metrics import StepStats, step_stats
 
 
@@ -11,7 +13,7 @@ def completion(length: int, finish_reason: str = "stop", version: int = 7) -> Co
 
 
 def group(number: int, *completions: Completion) -> Group:
-    prompt = Prompt(f"train/7/{number}", f"digits/{number}", b"", "Which digit?", "seven", 0)
+    prompt = some_prompt(f"train/7/{number}", f"digits/{number}", b"", "Which digit?", "seven", 0)
     return Group(prompt, [1, 2], list(completions))
 
 

@@ -4,11 +4,12 @@ from itertools import product
 from random import Random
 
 import pytest
+from some_prompt import some_prompt
 
-from rft_cluster.messages import Completion, Group, Prompt, Reward
+from rft_cluster.messages import Completion, Group, Reward
 from rft_cluster.run.stuck import SAID_AFTER, Stuck
 
-PROMPT = Prompt("train/0/0", "a.png", b"", "Which?", "rose", 0)
+PROMPT = some_prompt("train/0/0", "a.png", b"", "Which?", "rose", 0)
 SIZE = 8
 NOTHING, FORMAT, BOTH, TAGS = (0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)  # format and accuracy
 

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from rft_cluster.config import Config, load_config
-from rft_cluster.data.dataset import FewShotDataset, Pool
-from rft_cluster.messages import Example
+from rft_cluster.data.dataset import FewShotDataset, LabelledImage
+from rft_cluster.data.lazy import Pool
 from rft_cluster.run.task import MAX_POOL, Task, choose_pool, pool_images, pool_note
 
 
@@ -50,8 +50,8 @@ def test_what_cannot_be_read_is_left_out_and_counted(capsys, bad):
 
 @pytest.mark.parametrize(("pool", "held_out"), [(10, 500), (39, 500), (39, 0), (40, 500), (1097, 700)])
 def test_the_size_of_the_pool_is_said_and_a_small_one_warned_of(pool, held_out):
-    examples = [Example(str(i), b"", "ab"[i % 2]) for i in range(8 + held_out)]
-    dataset = FewShotDataset("toy", ["a", "b"], examples[:8], [], examples[8:], [b""] * pool)
+    examples = [LabelledImage(str(i), b"", "ab"[i % 2]) for i in range(8 + held_out)]
+    dataset = FewShotDataset.of("toy", ["a", "b"], examples[:8], [], examples[8:], [b""] * pool)
     config: Config = load_config("digits", [])
     (note,) = pool_note(config, Task(dataset, ""))
     assert f"a pool of {pool} unlabelled images" in note

@@ -1,0 +1,50 @@
+"""Encoded images that are read when they are asked for, so that not all of a large set are in memory."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, overload
+
+
+class Pool(Sequence[bytes]):
+    """Images without labels, in an order."""
+
+    def __init__(self, keys: Sequence[Any], read: Callable[[Any], bytes]) -> None:
+        self._keys, self._read = keys, read
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Pool": ...
+    def __getitem__(self, index: int | slice) -> "bytes | Pool":
+        if isinstance(index, slice):
+            return Pool(self._keys[index], self._read)
+        return self._read(self._keys[index])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class LazyImages(Mapping[str, bytes]):
+    """Images by the SHA-256 of their bytes, each with the function that reads it."""
+
+    def __init__(self, read: Mapping[str, Callable[[], bytes]]) -> None:
+        self._read = dict(read)
+
+    def __getitem__(self, sha256: str) -> bytes:
+        return self._read[sha256]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._read)
+
+    def __len__(self) -> int:
+        return len(self._read)
+
+    @classmethod
+    def over(cls, *parts: Mapping[str, bytes]) -> "LazyImages":
+        """The images of all parts as one mapping; none is read."""
+        return cls({sha256: partial(part.__getitem__, sha256) for part in parts for sha256 in part})

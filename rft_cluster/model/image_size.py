@@ -1,0 +1,19 @@
+"""At which size Qwen2-VL looks at an image, and how many tokens that takes."""
+
+from rft_cluster.model.qwen2vl import MERGE, PATCH
+
+SIDE = PATCH * MERGE  # pixels of an image token's side
+
+
+def model_size(width: int, height: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """Width and height in pixels, multiples of 28, that an image is resized to. One of them is 0 where the image is too
+    long and narrow for `max_pixels`."""
+    from qwen_vl_utils import smart_resize  # imports torch, which takes a second
+
+    tall, wide = smart_resize(height, width, factor=SIDE, min_pixels=min_pixels, max_pixels=max_pixels)
+    return wide, tall
+
+
+def image_tokens(width: int, height: int) -> int:
+    """Tokens of an image of a `model_size`."""
+    return (width // SIDE) * (height // SIDE)
