@@ -1,14 +1,19 @@
 """What the benchmarks share: records of the machine, medians with ranges, processor time of our own and of others."""
 
+import argparse
 import json
+import multiprocessing
 import os
 import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +22,7 @@ import psutil
 from rft_cluster.common.files import write_json
 from rft_cluster.common.hardware import native_dtype, openmp_environment
 
+SPAWN = multiprocessing.get_context("spawn")
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 CACHE = Path("~/.cache/rft_cluster/benchmarks").expanduser()
@@ -67,6 +73,58 @@ class Spread:
 
 def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.median(values), min(values), max(values), len(values))
+
+
+def parsed(doc: str | None, **defaults: Any) -> argparse.Namespace:
+    """The command line of a benchmark: an option for each default, of its type. Parts of a list are divided by commas;
+    what is False by default is a flag."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in defaults.items():
+        option = f"--{name.replace('_', '-')}"
+        if default is False:
+            parser.add_argument(option, action="store_true")
+        else:
+            parser.add_argument(option, default=default, type=partial(_read, like=default))
+    return parser.parse_args()
+
+
+def _read(text: str, like: Any) -> Any:
+    return [type(like[0])(part) for part in text.split(",")] if isinstance(like, list) else type(like)(text)
+
+
+@contextmanager
+def changed_environment(changes: Mapping[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(changes)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def in_a_process(
+    function: Callable[..., Any], *arguments: Any, environment: Mapping[str, str], watch: Callable[[int], object] = id
+) -> Any:
+    """What a function says, run in a process of its own: its memory is free afterwards, and nothing of ours is in its
+    time. `watch` is called with the process's id several times a second."""
+    ours, theirs = SPAWN.Pipe(duplex=False)
+    with changed_environment(environment):
+        process = SPAWN.Process(target=_answer, args=(theirs, function, arguments))
+        process.start()
+    theirs.close()
+    assert process.pid is not None
+    while not ours.poll(0.3):
+        watch(process.pid)
+    try:
+        answer = ours.recv()
+    except EOFError:
+        raise SystemExit(f"{function.__name__} failed") from None
+    process.join()
+    return answer
+
+
+def _answer(connection: Connection, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
+    connection.send(function(*arguments))
+    os._exit(0)  # an engine's threads do not end by themselves
 
 
 def write_result(name: str, result: Any) -> None:

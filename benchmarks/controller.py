@@ -8,7 +8,6 @@ processor time of the driver's process, Ray's threads in it included, and of its
 it, and the stages in which the time is spent.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,7 +16,7 @@ from typing import Any
 
 import ray
 
-from benchmarks.common import machine, spread, write_result
+from benchmarks.common import machine, parsed, spread, write_result
 from benchmarks.emulated import EmulatedCluster, Seconds
 from benchmarks.overlap import ROLES, StepSeconds, run_steps
 from rft_cluster.config import load_config
@@ -28,14 +27,10 @@ STEPS = 10
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--generators", default="4,16,64")
-    parser.add_argument("--learners", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args()
+    options = parsed(__doc__, generators=[4, 16, 64], learners=8, repeats=5)
     ray.init(address="local", num_cpus=128, log_to_driver=False, logging_level="warning", include_dashboard=False)
     result: dict[str, Any] = {"machine": machine(), "role_seconds": OWN, "steps": STEPS, "rows": []}
-    for generators in map(int, options.generators.split(",")):
+    for generators in options.generators:
         roles = [*ROLES, f"generators.count={generators}", f"learners.count={options.learners}"]
         cluster = EmulatedCluster(load_config("digits", roles), SECONDS)
         for prompts in sorted({16, 4 * generators}):

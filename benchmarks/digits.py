@@ -9,14 +9,13 @@ goal; start-up is no part of it. A turn in which other programs took more than 5
 of the program's other turns, if there are enough of those.
 """
 
-import argparse
 import json
 import shutil
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from benchmarks.common import CACHE, FOREIGN_LIMIT, machine, read_result, spread, write_result
+from benchmarks.common import CACHE, FOREIGN_LIMIT, machine, parsed, read_result, spread, write_result
 from benchmarks.turns import SERVICE, Arm, Turn, run_rounds
 from rft_cluster.common.hardware import native_dtype
 from rft_cluster.config import load_config
@@ -28,18 +27,10 @@ ENOUGH = 10  # undisturbed turns
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--rounds", type=int, default=60, help="steps that are made, of the configuration's 80")
-    parser.add_argument("--every", type=int, default=4)
-    parser.add_argument("--goal", type=float, default=0.6)
-    parser.add_argument("--arms", default=",".join(TRL))
-    parser.add_argument("--name", default="digits")
-    parser.add_argument("--add", action="store_true", help="add the runs to those in the results")
-    options = parser.parse_args()
+    options = parsed(__doc__, seeds=[0, 1, 2], rounds=60, every=4, goal=0.6, arms=list(TRL), name="digits", add=False)
     runs: list[dict[str, Any]] = (read_result(options.name) or {"runs": []})["runs"] if options.add else []
-    for seed in map(int, options.seeds.split(",")):
-        found = measure(seed, options.rounds, options.every, options.goal, options.arms.split(","))
+    for seed in options.seeds:
+        found = measure(seed, options.rounds, options.every, options.goal, options.arms)
         runs.append({"seed": seed, **found})
         write_result(options.name, {"machine": machine(), "goal": options.goal, "runs": runs, **summary(runs)})
         said = {name: {key: own[key] for key in own if key != "curve"} for name, own in found.items()}

@@ -8,7 +8,6 @@ packing and loss from the same weights, images (as our own encoder reads them) a
 two orders of summation agree; TRL does not take the vision tokens out of the distribution, so here we do not either.
 """
 
-import argparse
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -17,8 +16,8 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from benchmarks.common import CACHE, machine, write_result
-from benchmarks.models import bench_images, bench_model
+from benchmarks.common import CACHE, machine, parsed, write_result
+from benchmarks.models import SIDES, bench_images, bench_model
 from benchmarks.trl_grpo import make_trainer
 from rft_cluster.algorithm.loss import grpo_loss
 from rft_cluster.common.hardware import hardware
@@ -53,14 +52,11 @@ class Second(TrainerCallback):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sides", default="448,112")
-    parser.add_argument("--prompts", type=int, default=2)
-    options = parser.parse_args()
+    options = parsed(__doc__, sides=list(SIDES), prompts=2)
     torch.set_flush_denormal(True)
     CACHE.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"machine": machine(), "limit": LIMIT, "sides": {}}
-    for side in map(int, options.sides.split(",")):
+    for side in options.sides:
         config = load_config(
             "benchmarks/speed.yaml",
             [

@@ -14,15 +14,13 @@ Pairs that other programs disturbed do not count.
 import argparse
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-from benchmarks.common import CACHE, Usage, machine, read_result, write_result
-from benchmarks.models import SIDES
+from benchmarks.common import Usage
 from benchmarks.speed import RAW, make_config
-from benchmarks.turns import SERVICE, Arm, Turn, comparison, serve_steps
+from benchmarks.turns import SERVICE, Arm, Turn, comparison, each_side, serve_steps
 from rft_cluster.cluster import start as ray_cluster
 from rft_cluster.cluster.start import start_cluster
 from rft_cluster.config import Config
@@ -49,26 +47,14 @@ class TimedGenerator(Generator):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sides", default=",".join(map(str, SIDES)))
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--add", action="store_true", help="add the rounds to those in the results")
-    options = parser.parse_args()
-    CACHE.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = (read_result("generation") if options.add else None) or {"sides": {}}
-    result["machine"] = machine()
-    for side in map(int, options.sides.split(",")):
-        measured = result["sides"].setdefault(str(side), {"rounds": []})
-        for turns in in_turns(make_config(side, WARM + options.rounds), options.rounds):
-            measured["rounds"].append({name: asdict(turn) for name, turn in turns.items()})
-        rounds = [{name: Turn(**turn) for name, turn in turns.items()} for turns in measured["rounds"]]
-        measured |= comparison(rounds, RAW, SERVICE)
-        measured["tokens"] = TOKENS
-        write_result("generation", result)
-        print(side, {name: measured[name] for name in measured if name != "rounds"}, flush=True)
+    def summary(rounds: Sequence[Mapping[str, Turn]]) -> dict[str, Any]:
+        return {**comparison(rounds, RAW, SERVICE), "tokens": TOKENS}
+
+    each_side(__doc__, in_turns, summary, rounds=20, name="generation")
 
 
-def in_turns(config: Config, rounds: int) -> list[dict[str, Turn]]:
+def in_turns(side: int, options: argparse.Namespace) -> list[dict[str, Turn]]:
+    config = make_config(side, WARM + options.rounds)
     task = prepare(config)
     shutil.rmtree(config.run.folder, ignore_errors=True)
     plain = Arm("benchmarks.generation:serve", config)
@@ -93,7 +79,7 @@ def in_turns(config: Config, rounds: int) -> list[dict[str, Turn]]:
             (own,) = cluster.generators.call_all("seconds")
             return {"seconds": seconds, "proof": proof, "beside the generator": seconds - own}
 
-        for step in range(WARM + rounds):
+        for step in range(WARM + options.rounds):
             turns = {}
             for name in (SERVICE, RAW) if step % 2 else (RAW, SERVICE):
                 usage.since_last()

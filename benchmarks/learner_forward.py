@@ -17,11 +17,6 @@ clock. Then the memory, each side in a process of its own: peak resident memory 
 was resident before, with gradients already allocated and after a small image.
 """
 
-import argparse
-import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -32,7 +27,17 @@ import torch
 from torch import Tensor
 from transformers import Qwen2VLForConditionalGeneration
 
-from benchmarks.common import CACHE, FOREIGN_LIMIT, ROOT, Usage, machine, read_result, spread, write_result
+from benchmarks.common import (
+    CACHE,
+    FOREIGN_LIMIT,
+    Usage,
+    in_a_process,
+    machine,
+    parsed,
+    read_result,
+    spread,
+    write_result,
+)
 from benchmarks.models import bench_images, bench_model
 from benchmarks.plain_forward import plain_logprobs
 from rft_cluster.common.hardware import hardware, openmp_environment
@@ -204,32 +209,14 @@ def rows() -> dict[str, int | float]:
 # Running them
 
 
-def child(*stage: str) -> Any:
-    """Run a stage in a process of its own; its last line is its result."""
-    command = [sys.executable, "-m", "benchmarks.learner_forward", "--stage", *stage]
-    own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-    environment = {**os.environ, **openmp_environment("cpu"), **own}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    last = "null"
-    for last in process.stdout:
-        if last.startswith("  "):
-            print(last, end="", flush=True)
-    if process.wait():
-        raise SystemExit(f"stage {' '.join(stage)} failed")
-    return json.loads(last)
+def child(stage: Callable[..., Any], *arguments: Any) -> Any:
+    own = {"OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1"}
+    return in_a_process(_run, stage, *arguments, environment={**openmp_environment("cpu"), **own})
 
 
-def run_stage(name: str, arguments: list[str]) -> Any:
-    match name:
-        case "rows":
-            return rows()
-        case "gate":
-            return gate()
-        case "times":
-            return times(DTYPES[arguments[0]], int(arguments[1]))
-        case _:
-            return memory(arguments[0], DTYPES[arguments[1]])
+def _run(stage: Callable[..., Any], *arguments: Any) -> Any:
+    torch.set_flush_denormal(True)
+    return stage(*arguments)
 
 
 def ratios(rounds: list[dict[str, dict[str, float]]], clock: str) -> dict[str, Any]:
@@ -249,23 +236,14 @@ def ratios(rounds: list[dict[str, dict[str, float]]], clock: str) -> dict[str, A
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--dtypes", default=",".join(DTYPES), help="those left out keep the results they have")
-    parser.add_argument("--stage", nargs="+", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    torch.set_flush_denormal(True)
+    options = parsed(__doc__, repeats=5, dtypes=list(DTYPES))  # dtypes left out keep the results they have
     CACHE.mkdir(parents=True, exist_ok=True)
-    if options.stage:
-        print(json.dumps(run_stage(options.stage[0], options.stage[1:])))
-        return
-
     result: dict[str, Any] = read_result("learner_forward") or {}
-    result |= {"rows": child("rows"), "gate": child("gate")}
+    result |= {"rows": child(rows), "gate": child(gate)}
     print({"rows": result["rows"], "gate": result["gate"]}, flush=True)
-    for dtype in options.dtypes.split(","):
-        rounds = child("times", dtype, str(options.repeats))
-        mib = {side: child("memory", side, dtype) for side in SIDES}
+    for dtype in options.dtypes:
+        rounds = child(times, DTYPES[dtype], options.repeats)
+        mib = {side: child(memory, side, DTYPES[dtype]) for side in SIDES}
         result[dtype] = {
             "machine": machine(),
             "threads": THREADS,

@@ -5,7 +5,6 @@
 1 would be a step in which the slower role never waits. Beside it the same with strictly alternating roles.
 """
 
-import argparse
 import json
 import tempfile
 import time
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 
 import ray
 
-from benchmarks.common import machine, spread, write_result
+from benchmarks.common import machine, parsed, spread, write_result
 from benchmarks.emulated import EmulatedCluster, Seconds, dataset
 from rft_cluster.config import Config, load_config
 from rft_cluster.run.folder import RunFolder
@@ -34,10 +33,7 @@ ROLES = ["schedule.evaluate_every=0", "schedule.save_every=0", "optimizer.warmup
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args()
+    options = parsed(__doc__, steps=6, repeats=5)
     ray.init(address="local", num_cpus=8, log_to_driver=False, logging_level="warning", include_dashboard=False)
     rows = []
     for name, (seconds, values) in CASES.items():

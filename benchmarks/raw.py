@@ -5,9 +5,7 @@ own shared-prefix model, reference model and loss with FP32 masters and AdamW, w
 and one memcpy of the BF16 weights. The wall time of the service's step is measured against the sum of the three.
 """
 
-import asyncio
 import copy
-import os
 import time
 from collections.abc import Sequence
 from itertools import pairwise
@@ -21,47 +19,28 @@ from benchmarks.turns import serve_steps
 from rft_cluster.algorithm import load_algorithm
 from rft_cluster.algorithm.loss import grpo_loss
 from rft_cluster.common.hardware import hardware
+from rft_cluster.common.lookup import find_function
 from rft_cluster.common.reduce import reduced
 from rft_cluster.config import Config
-from rft_cluster.generator.vllm_options import CPU_BATCHED_TOKENS, MM_CACHE_GIB, environment, sampling_params
+from rft_cluster.generator.vllm_options import EngineOptions, load_engine, sampling_params
 from rft_cluster.learner.collate import collate
 from rft_cluster.learner.packing import split_work
 from rft_cluster.learner.prompt_cache import PromptCache
-from rft_cluster.messages import Completion, Group, Images, LossSums, Prompt, Sampling
+from rft_cluster.messages import Completion, Group, Images, LossSums, Prompt, Reward, Sampling
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.policy import PolicyModel, load_policy, load_reference
 from rft_cluster.prompts import make_prompts
-from rft_cluster.rewards.scorer import Scorer
+from rft_cluster.rewards import REWARDS
 from rft_cluster.run.task import base_model_path, prepare
 
 
 class RawGenerator:
-    """`LLM.generate`, with what `Generator` sets."""
+    """`LLM.generate`, on an engine with the options that a `Generator` gives its own."""
 
     def __init__(self, config: Config, path: str, encoder: PromptEncoder, images: Images) -> None:
         self._images = images
-        os.environ.update(environment(config.cluster.device))
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.generators.kv_cache_gib)
-        from vllm import LLM
-
         self._encoder, self._sampling = encoder, Sampling(**config.sampling.model_dump())
-        self._llm = LLM(
-            model=path,
-            dtype=config.cluster.dtype,
-            seed=config.run.seed,
-            max_model_len=config.max_model_tokens,
-            max_num_seqs=config.generators.max_concurrent,
-            limit_mm_per_prompt={"image": 1, "video": 0},
-            mm_processor_kwargs=encoder.image_limits(),
-            mm_processor_cache_gb=MM_CACHE_GIB,
-            enable_prefix_caching=True,
-            logprobs_mode="processed_logprobs",
-            generation_config="vllm",
-            disable_log_stats=True,
-            enforce_eager=True,
-            enable_chunked_prefill=False,
-            max_num_batched_tokens=max(config.max_model_tokens, CPU_BATCHED_TOKENS),
-        )
+        self._llm = load_engine(EngineOptions.of_run(path, config), encoder.image_limits())
 
     def forget(self) -> None:
         """As after an update: nothing of earlier prompts is kept."""
@@ -116,10 +95,15 @@ class RawLearner:
             weight_decay=settings.weight_decay,
         )
 
+    def _reward(self, prompt: Prompt, completion: Completion) -> Reward:
+        weights = self._config.rewards
+        parts = {name: find_function(name, REWARDS, "rewards")(prompt, completion) for name in weights}
+        return Reward(sum(weights[name] * value for name, value in parts.items()), parts)
+
     def update(self, groups: Sequence[Group]) -> float:
         """One update. Returns the mean gap between the engine's log-probabilities and the learner's, in nats."""
         algorithm, sums = load_algorithm(self._config), [LossSums()]
-        rewards = asyncio.run(Scorer(self._config.rewards, self._config.scoring, self._images).score(list(groups)))
+        rewards = [[self._reward(group.prompt, one) for one in group.completions] for group in groups]
         samples = algorithm.samples(groups, algorithm.advantages(rewards))
         ((forwards,),) = split_work(samples, 1, 1, self._config.learners.micro_batch_tokens)
         for work in forwards:

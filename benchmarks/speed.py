@@ -9,13 +9,12 @@ round is a repeat; those that other programs disturbed, by more than 5 % of the 
 import argparse
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.common import CACHE, machine, read_result, write_result
-from benchmarks.models import SIDES, bench_images, bench_model
-from benchmarks.turns import SERVICE, Arm, Turn, comparison, run_rounds
+from benchmarks.common import CACHE
+from benchmarks.models import bench_images, bench_model
+from benchmarks.turns import SERVICE, Arm, Turn, comparison, each_side, run_rounds
 from rft_cluster.common.hardware import native_dtype
 from rft_cluster.config import Config, load_config
 from rft_cluster.run.task import prepare
@@ -31,26 +30,7 @@ TRL = PEERS[native_dtype("cpu")]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sides", default=",".join(map(str, SIDES)))
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--arms", default=",".join([RAW, *TRL]), help="what the service is compared with")
-    parser.add_argument("--name", default="speed")
-    parser.add_argument("--add", action="store_true", help="add the rounds to those in the results")
-    options = parser.parse_args()
-    CACHE.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = (read_result(options.name) if options.add else None) or {"sides": {}}
-    result["machine"] = machine()
-    for side in map(int, options.sides.split(",")):
-        measured = result["sides"].setdefault(str(side), {"rounds": []})
-        config = make_config(side, WARM + options.rounds)
-        for turns in measure(config, options.arms.split(","), options.rounds):
-            measured["rounds"].append({name: asdict(turn) for name, turn in turns.items()})
-        rounds = [{name: Turn(**turn) for name, turn in turns.items()} for turns in measured["rounds"]]
-        measured |= summary(rounds)
-        write_result(options.name, result)
-        for name, found in measured["against"].items():
-            print(f"{side} {name} / service: {found}", flush=True)
+    each_side(__doc__, measure, summary, rounds=6, arms=[RAW, *TRL], name="speed")
 
 
 def make_config(side: int, steps: int) -> Config:
@@ -65,14 +45,15 @@ def make_config(side: int, steps: int) -> Config:
     )
 
 
-def measure(config: Config, arms: Sequence[str], rounds: int) -> list[dict[str, Turn]]:
+def measure(side: int, options: argparse.Namespace) -> list[dict[str, Turn]]:
     """What all said of their counted rounds; of the service, the stages that its metrics tell of."""
+    config = make_config(side, WARM + options.rounds)
     shutil.rmtree(config.run.folder, ignore_errors=True)
     others = {}
-    for arm in arms:
+    for arm in options.arms:
         serving = ("benchmarks.raw:serve", config) if arm == RAW else ("benchmarks.trl_grpo:serve", config, *TRL[arm])
         others[arm] = Arm(*serving)
-    done = run_rounds(config, prepare(config), str(config.model.path), others, rounds, WARM)
+    done = run_rounds(config, prepare(config), str(config.model.path), others, options.rounds, WARM)
     for turns, row in zip(done.rounds, (config.run_folder / "metrics.jsonl").read_text().splitlines(), strict=False):
         metrics = json.loads(row)
         stages = {name.removeprefix("seconds/"): metrics[name] for name in metrics if name.startswith("seconds/")}
@@ -83,7 +64,7 @@ def measure(config: Config, arms: Sequence[str], rounds: int) -> list[dict[str, 
     return done.counted
 
 
-def summary(rounds: Sequence[dict[str, Turn]]) -> dict[str, Any]:
+def summary(rounds: Sequence[Mapping[str, Turn]]) -> dict[str, Any]:
     """Each program against the service: see `turns.comparison`. `g1`, `g2`: the goals' ratios."""
     against = {
         name: comparison(rounds, name, SERVICE) for name in (RAW, *TRL) if any(name in turns for turns in rounds)

@@ -14,16 +14,13 @@ and how much memory; nothing about quality. Memory is the proportional set size 
 shared pages count once. 18 GiB are enough. The folder is removed at the end unless `--keep` is given.
 """
 
-import argparse
 import json
 import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
@@ -32,7 +29,7 @@ from typing import Any
 import psutil
 import torch
 
-from benchmarks.common import machine
+from benchmarks.common import in_a_process, machine, parsed, read_result, write_result
 from benchmarks.models import TRUE_PIXELS, empty_model, published_layout, true_model, true_question
 from benchmarks.weight_transfer import PipeClient, call, serve
 from rft_cluster.common.hardware import hardware
@@ -41,7 +38,6 @@ from rft_cluster.data.images import image_sha256
 from rft_cluster.generator.vllm_options import EngineOptions
 from rft_cluster.messages import Completion, Example, ImageRef, LossSums, Prompt, Sampling, TrainingSample
 
-RESULTS = Path(__file__).parent / "results" / "true_shapes.json"
 GIB, GB = 2**30, 1e9
 PARAMETERS = 2_208_985_600
 IMAGE_SIZE = (896, 448)  # 401,408 pixels: 32 x 16 = 512 image tokens
@@ -334,75 +330,44 @@ def step(folder: Path, micro_batch_tokens: int, minutes: float) -> dict[str, Any
 # Running the stages
 
 
-def watch_memory(pid: int, finished: threading.Event) -> Iterator[int]:
-    """PSS in bytes of a process and its children, several times a second."""
-    while not finished.wait(0.3):
-        try:
-            root = psutil.Process(pid)
-            yield sum(process.memory_full_info().pss for process in [root, *root.children(recursive=True)])
-        except (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
-            continue
-
-
-def run_stage(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+def run_stage(name: str, *arguments: Any) -> dict[str, Any]:
     """Run a stage in a process of its own; its result with `seconds` and `peak_gib`."""
-    output = arguments.folder / f"{name}.json"
-    command = [sys.executable, "-m", "benchmarks.true_shapes", "--folder", str(arguments.folder), "--stage", name]
-    command += ["--micro-batch-tokens", str(arguments.micro_batch_tokens), "--minutes", str(arguments.minutes)]
+    peak = 0
+
+    def watch(pid: int) -> None:
+        nonlocal peak
+        with suppress(psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
+            root = psutil.Process(pid)
+            peak = max(peak, sum(one.memory_full_info().pss for one in [root, *root.children(recursive=True)]))
+
     started = time.perf_counter()
-    process = subprocess.Popen(command)
-    finished, peak = threading.Event(), [0]
-
-    def watch() -> None:
-        for used in watch_memory(process.pid, finished):
-            peak[0] = max(peak[0], used)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    code = process.wait()
-    finished.set()
-    watcher.join()
-    if code:
-        raise SystemExit(f"stage {name} failed with exit code {code}")
-    result = {"seconds": time.perf_counter() - started, "peak_gib": peak[0] / GIB, **json.loads(output.read_text())}
+    found = in_a_process(STAGES[name], *arguments, environment={}, watch=watch)
+    result = {"seconds": time.perf_counter() - started, "peak_gib": peak / GIB, **found}
     print(f"{name:9} {result['seconds']:7.1f} s  peak {result['peak_gib']:5.1f} GiB", flush=True)
     return result
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="for 4.4 GB of weights; removed at the end")
-    parser.add_argument("--keep", action="store_true", help="keep the folder, and use it if it is there")
-    parser.add_argument("--micro-batch-tokens", type=int, default=4096, help="tokens in one forward of stage step")
-    parser.add_argument("--minutes", type=float, default=9.0, help="no micro-batch is begun that would end later")
-    parser.add_argument("--stages", nargs="+", default=["build", "names", "transfer", "step"])
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--stage", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    arguments.folder = arguments.folder.absolute()
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    if arguments.stage:
-        stages: dict[str, Callable[[], dict[str, Any]]] = {
-            "build": lambda: build(arguments.folder),
-            "names": lambda: names(arguments.folder),
-            "transfer": lambda: transfer(arguments.folder),
-            "step": lambda: step(arguments.folder, arguments.micro_batch_tokens, arguments.minutes),
-        }
-        result = stages[arguments.stage]()
-        (arguments.folder / f"{arguments.stage}.json").write_text(json.dumps(result))
-        sys.stdout.flush()
-        os._exit(0)  # an engine's threads do not end by themselves
+    options = parsed(
+        __doc__, folder="", keep=False, micro_batch_tokens=4096, minutes=9.0, stages=list(STAGES), name="true_shapes"
+    )
+    if not options.folder:
+        raise SystemExit("--folder FOLDER is missing: 4.4 GB of weights are written there, and removed at the end")
+    folder = Path(options.folder).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        results = json.loads(arguments.results.read_text()) if arguments.results.exists() and arguments.keep else {}
+        results = (read_result(options.name) if options.keep else None) or {}
         results["machine"] = {**machine(), "threads": torch.get_num_threads()}
-        for name in arguments.stages:
-            results[name] = run_stage(name, arguments)
-            arguments.results.parent.mkdir(parents=True, exist_ok=True)
-            arguments.results.write_text(json.dumps(results, indent=2) + "\n")
+        for name in options.stages:
+            more = (options.micro_batch_tokens, options.minutes) if name == "step" else ()
+            results[name] = run_stage(name, folder, *more)
+            write_result(options.name, results)
     finally:
-        if not arguments.keep:
-            shutil.rmtree(arguments.folder, ignore_errors=True)
+        if not options.keep:
+            shutil.rmtree(folder, ignore_errors=True)
 
+
+STAGES: dict[str, Callable[..., dict[str, Any]]] = {"build": build, "names": names, "transfer": transfer, "step": step}
 
 if __name__ == "__main__":
     main()

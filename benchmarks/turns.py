@@ -8,19 +8,30 @@ loop asks its data set for a batch when a step begins: that is where the others 
 stays as it is, and a step's time is all that lies between two such questions.
 """
 
+import argparse
 import importlib
-import multiprocessing
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from multiprocessing.connection import Connection
 from statistics import median
 from typing import Any
 
-from benchmarks.common import FOREIGN_LIMIT, ROOT, Usage, spread
+from benchmarks.common import (
+    CACHE,
+    FOREIGN_LIMIT,
+    ROOT,
+    SPAWN,
+    Usage,
+    changed_environment,
+    machine,
+    parsed,
+    read_result,
+    spread,
+    write_result,
+)
+from benchmarks.models import SIDES
 from rft_cluster.classification.report import Evaluation
 from rft_cluster.cluster.start import start_cluster
 from rft_cluster.common.hardware import openmp_environment
@@ -42,13 +53,11 @@ class Arm:
     sends None when it is ready, then answers each number of a step with a dict: `seconds`, and what else it says."""
 
     def __init__(self, function: str, *arguments: Any) -> None:
-        self._connection, theirs = multiprocessing.get_context("spawn").Pipe()
+        self._connection, theirs = SPAWN.Pipe()
         # The same OpenMP runtime and number of threads as the service's actors have; nothing is fetched.
         own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1"}
         with changed_environment({**openmp_environment("cpu"), **own}):
-            process = multiprocessing.get_context("spawn").Process(
-                target=_run, args=(function, theirs, *arguments), daemon=True
-            )
+            process = SPAWN.Process(target=_run, args=(function, theirs, *arguments), daemon=True)
             process.start()
         theirs.close()
         assert process.pid is not None
@@ -68,15 +77,6 @@ def _run(function: str, connection: Connection, *arguments: Any) -> None:
     """Imports it here: what a program needs is not to weigh on the process of another."""
     module, _, name = function.partition(":")
     getattr(importlib.import_module(module), name)(connection, *arguments)
-
-
-@contextmanager
-def changed_environment(changes: Mapping[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(changes)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
 
 
 class Enough(Exception):
@@ -211,6 +211,28 @@ def comparison(rounds: Sequence[Mapping[str, Turn]], first: str, second: str) ->
         "undisturbed": undisturbed,
         "foreign": median(turn.foreign for pair in chosen for turn in pair),
     }
+
+
+def each_side(
+    doc: str | None,
+    measure: Callable[[int, argparse.Namespace], Sequence[Mapping[str, Turn]]],
+    summary: Callable[[Sequence[Mapping[str, Turn]]], dict[str, Any]],
+    **defaults: Any,
+) -> None:
+    """The main function of a benchmark on images of several `--sides`. `measure` makes `--rounds` on one; with `--add`
+    they are pooled with those in the result `--name`, which gets `summary`'s figures of all."""
+    options = parsed(doc, sides=list(SIDES), add=False, **defaults)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    result: dict[str, Any] = (read_result(options.name) if options.add else None) or {"sides": {}}
+    result["machine"] = machine()
+    for side in options.sides:
+        measured = result["sides"].setdefault(str(side), {"rounds": []})
+        new = measure(side, options)
+        measured["rounds"] += [{name: asdict(turn) for name, turn in turns.items()} for turns in new]
+        found = summary([{name: Turn(**turn) for name, turn in turns.items()} for turns in measured["rounds"]])
+        measured |= found
+        write_result(options.name, result)
+        print(side, found, flush=True)
 
 
 def serve_steps(connection: Connection, step: Callable[[int], dict[str, Any]]) -> None:

@@ -1,6 +1,6 @@
 """How fast weights go from the learners' FP32 shards into a vLLM engine that serves them, against plain memcpy.
 
-    LD_PRELOAD=.venv/lib/libiomp5.so python -m benchmarks.weight_transfer --sizes tiny medium
+    LD_PRELOAD=.venv/lib/libiomp5.so python -m benchmarks.weight_transfer --sizes tiny,medium
 
 Two learner ranks (FSDP2 over gloo, FP32 masters, one thread each) send through shared memory to the project's
 generator, each in a process of its own, on CPUs. An update and a memcpy of as many bytes take turns. The clock runs
@@ -10,7 +10,6 @@ First a gate: what the engine computes with is read back after an update, the pa
 identity, and must be the BF16 masters in every bit.
 """
 
-import argparse
 import ctypes
 import multiprocessing
 import os
@@ -26,7 +25,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from benchmarks.common import CACHE, machine, spread, write_result
+from benchmarks.common import CACHE, machine, parsed, spread, write_result
 from benchmarks.models import SIZES, TRANSFER_PIXELS, transfer_model
 from rft_cluster.common.hardware import hardware, openmp_environment
 from rft_cluster.config import GeneratorsSection, ModelSection
@@ -292,16 +291,13 @@ def compare(running: Service, repeats: int, warm_up: int = 2) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
-    parser.add_argument("--repeats", type=int, default=9)
-    arguments = parser.parse_args()
+    options = parsed(__doc__, sizes=list(SIZES), repeats=9)
     results: dict[str, Any] = {}
-    for size in arguments.sizes:
+    for size in options.sizes:
         folder = transfer_model(CACHE, size)
         load_average = os.getloadavg()[0]
         with service(folder) as running:
-            results[size] = {"load_average_before": load_average, **compare(running, arguments.repeats)}
+            results[size] = {"load_average_before": load_average, **compare(running, options.repeats)}
         show(size, results[size])
         write_result("weight_transfer", {"machine": machine(), "ranks": RANKS, "sizes": results})
 
