@@ -18,16 +18,12 @@ from transformers import TrainerCallback
 
 from benchmarks.common import CACHE, machine, parsed, write_result
 from benchmarks.models import SIDES, bench_images, bench_model
+from benchmarks.raw import RawLearner
 from benchmarks.trl_grpo import make_trainer
-from rft_cluster.algorithm.loss import grpo_loss
-from rft_cluster.common.hardware import hardware
 from rft_cluster.config import Config, load_config
-from rft_cluster.learner.collate import collate
-from rft_cluster.learner.packing import split_work
 from rft_cluster.learner.prompt_cache import PromptCache
 from rft_cluster.messages import Prompt, TrainingSample
 from rft_cluster.model.encoder import PromptEncoder
-from rft_cluster.model.policy import load_policy
 from rft_cluster.prompts import make_prompts
 from rft_cluster.run.task import prepare
 
@@ -66,6 +62,8 @@ def main() -> None:
                 f"schedule.prompts_per_step={options.prompts}",
                 f"optimizer.learning_rate={LEARNING_RATE}",
                 "optimizer.max_grad_norm=1e9",  # TRL clips before it can be looked at
+                "algorithm.importance_cap=null",  # it samples with the model that it trains
+                "cluster.dtype=float32",
             ],
         )
         found = compare(config)
@@ -124,26 +122,12 @@ def as_samples(config: Config, batch: dict[str, Any]) -> list[TrainingSample]:
 
 def gradient(config: Config, samples: Sequence[TrainingSample], weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The gradient of the learner's loss in FP32, by the parameter's name."""
-    encoder = PromptEncoder(str(config.model.path), config.model.min_pixels, config.model.max_pixels)
-    prompts = PromptCache(encoder, prepare(config).dataset.images, capacity=0)
-    how: tuple[Any, ...] = (
-        str(config.model.path),
-        config.model,
-        hardware("cpu").attention,
-        [],
-        config.sampling.temperature,
-    )
-    reference, policy = load_policy(*how), load_policy(*how)
-    policy.model.load_state_dict(weights)
-    settings = config.algorithm.model_copy(update={"importance_cap": None})
-    ((forwards,),) = split_work(samples, 1, 1, config.learners.micro_batch_tokens)
-    for work in forwards:
-        batch = collate(work, prompts, policy.prompt_positions)
-        with torch.no_grad():
-            starting = reference(**batch.inputs())[0]
-        logprobs, _ = policy(**batch.inputs())
-        grpo_loss(logprobs, batch, logprobs, starting, settings).loss.backward()
-    return {name: p.grad for name, p in policy.model.named_parameters() if p.grad is not None}
+    path = str(config.model.path)
+    encoder = PromptEncoder(path, config.model.min_pixels, config.model.max_pixels)
+    learner = RawLearner(config, path, encoder, prepare(config).dataset.images, forbidden=[])
+    learner.policy.model.load_state_dict(weights)
+    learner.backward(samples)
+    return {name: p.grad for name, p in learner.policy.model.named_parameters() if p.grad is not None}
 
 
 if __name__ == "__main__":

@@ -12,38 +12,25 @@ Pairs that other programs disturbed do not count.
 """
 
 import argparse
+import itertools
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
+from operator import attrgetter
 from typing import Any
 
-from benchmarks.common import Usage
 from benchmarks.speed import RAW, make_config
-from benchmarks.turns import SERVICE, Arm, Turn, comparison, each_side, serve_steps
-from rft_cluster.cluster import start as ray_cluster
+from benchmarks.turns import SERVICE, Arm, Enough, Rounds, Turn, comparison, each_side, serve_steps
 from rft_cluster.cluster.start import start_cluster
 from rft_cluster.config import Config
-from rft_cluster.generator.generator import Generator
-from rft_cluster.messages import Group, Prompt, Sampling
+from rft_cluster.messages import Prompt, Sampling
 from rft_cluster.prompts import make_prompts
 from rft_cluster.run.task import Task, prepare
 
 WARM = 3
 TOKENS = 4 * 8 * 64
-
-
-class TimedGenerator(Generator):
-    """Says how long its last batch took."""
-
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> list[Group]:
-        start = time.perf_counter()
-        groups = super().generate(prompts, sampling, version)
-        self._seconds = time.perf_counter() - start
-        return groups
-
-    def seconds(self) -> float:
-        return self._seconds
 
 
 def main() -> None:
@@ -55,41 +42,28 @@ def main() -> None:
 
 def in_turns(side: int, options: argparse.Namespace) -> list[dict[str, Turn]]:
     config = make_config(side, WARM + options.rounds)
-    task = prepare(config)
+    task, sampling = prepare(config), Sampling(**config.sampling.model_dump())
     shutil.rmtree(config.run.folder, ignore_errors=True)
     plain = Arm("benchmarks.generation:serve", config)
-    sampling = Sampling(**config.sampling.model_dump())
-    counted = []
-    ray_cluster.Generator = TimedGenerator  # type: ignore[misc, assignment]
-    with start_cluster(config, str(config.model.path), task.dataset.images) as cluster:
+    rounds, said = Rounds({RAW: plain}, options.rounds, WARM), []
+    with start_cluster(config, str(config.model.path), task.dataset.images) as cluster, suppress(Enough):
         plain.wait_until_ready()
-        usage = Usage()
-
-        def serve_here(step: int) -> dict[str, float]:
+        for step in itertools.count():
+            rounds.step_begins(step)
             prompts = prompts_of(config, task, step)
             cluster.broadcast_weights(version=step)
-            start = time.perf_counter()
+            sent = time.perf_counter()
             cluster.generators.call_all("generate", [], sampling, step)  # returns with the proof
-            proof = time.perf_counter() - start
-            usage.since_last()
-            start = time.perf_counter()
+            rounds.start_the_clock()
+            proved = time.perf_counter()
             groups, _ = cluster.generators.start(prompts, sampling, step, cluster.reward).wait()
-            seconds = time.perf_counter() - start
+            seconds = time.perf_counter() - proved
             check(sum(len(completion.token_ids) for group in groups for completion in group.completions))
-            (own,) = cluster.generators.call_all("seconds")
-            return {"seconds": seconds, "proof": proof, "beside the generator": seconds - own}
-
-        for step in range(WARM + options.rounds):
-            turns = {}
-            for name in (SERVICE, RAW) if step % 2 else (RAW, SERVICE):
-                usage.since_last()
-                said = serve_here(step) if name == SERVICE else plain.turn(step)
-                own, foreign = usage.since_last()
-                idle = sum(used for pid, used in own.items() if (pid == plain.pid) == (name == SERVICE))
-                turns[name] = Turn(said.pop("seconds"), foreign, idle, said)
-            if step >= WARM:
-                counted.append(turns)
-    return counted
+            (own,) = cluster.generators.call_all("__ray_call__", attrgetter("seconds"))
+            said.append({"proof": proved - sent, "beside the generator": seconds - own})
+    for turns, parts in zip(rounds.rounds, said, strict=True):
+        turns[SERVICE].said = parts
+    return rounds.counted
 
 
 def prompts_of(config: Config, task: Task, step: int) -> list[Prompt]:

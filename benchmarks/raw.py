@@ -26,7 +26,7 @@ from rft_cluster.generator.vllm_options import EngineOptions, load_engine, sampl
 from rft_cluster.learner.collate import collate
 from rft_cluster.learner.packing import split_work
 from rft_cluster.learner.prompt_cache import PromptCache
-from rft_cluster.messages import Completion, Group, Images, LossSums, Prompt, Reward, Sampling
+from rft_cluster.messages import Completion, Group, Images, LossSums, Prompt, Reward, Sampling, TrainingSample
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.policy import PolicyModel, load_policy, load_reference
 from rft_cluster.prompts import make_prompts
@@ -80,9 +80,10 @@ def as_groups(prompts: Sequence[Prompt], outputs: Sequence[Any]) -> list[Group]:
 class RawLearner:
     """Forward, backward and update in plain torch. Where layers compute in BF16, a copy of the FP32 masters does."""
 
-    def __init__(self, config: Config, path: str, encoder: PromptEncoder, images: Images) -> None:
-        self._config, self._images, self._prompts = config, images, PromptCache(encoder, images, capacity=0)
-        how = (path, config.model, hardware("cpu").attention, encoder.forbidden_token_ids, config.sampling.temperature)
+    def __init__(self, config: Config, path: str, encoder: PromptEncoder, images: Images, forbidden: list[int]) -> None:
+        """`forbidden`: token ids that are out of the distribution."""
+        self._config, self._prompts = config, PromptCache(encoder, images, capacity=0)
+        how = (path, config.model, hardware("cpu").attention, forbidden, config.sampling.temperature)
         self._masters = load_policy(*how)
         compute = getattr(torch, config.cluster.dtype)
         self.policy = self._masters if compute == torch.float32 else computing_in(compute, copy.deepcopy(self._masters))
@@ -102,20 +103,9 @@ class RawLearner:
 
     def update(self, groups: Sequence[Group]) -> float:
         """One update. Returns the mean gap between the engine's log-probabilities and the learner's, in nats."""
-        algorithm, sums = load_algorithm(self._config), [LossSums()]
+        algorithm = load_algorithm(self._config)
         rewards = [[self._reward(group.prompt, one) for one in group.completions] for group in groups]
-        samples = algorithm.samples(groups, algorithm.advantages(rewards))
-        ((forwards,),) = split_work(samples, 1, 1, self._config.learners.micro_batch_tokens)
-        for work in forwards:
-            batch = collate(work, self._prompts, self.policy.prompt_positions)
-            reference = None
-            if self._reference:
-                with torch.no_grad():
-                    reference = self._reference(**batch.inputs())[0]
-            logprobs, _ = self.policy(**batch.inputs())
-            terms = grpo_loss(logprobs, batch, logprobs, reference, self._config.algorithm)
-            terms.loss.backward()
-            sums.append(terms.sums)
+        sums = self.backward(algorithm.samples(groups, algorithm.advantages(rewards)))
         pairs = list(zip(self._masters.parameters(), self.policy.parameters(), strict=True))
         if self.policy is not self._masters:
             for master, computing in pairs:
@@ -127,7 +117,23 @@ class RawLearner:
             with torch.no_grad():
                 for master, computing in pairs:
                     computing.copy_(master)
-        return reduced(sums).logprob_gap / reduced(sums).tokens
+        return sums.logprob_gap / sums.tokens
+
+    def backward(self, samples: Sequence[TrainingSample]) -> LossSums:
+        """The gradient of one update, in the policy's parameters."""
+        sums = []
+        ((forwards,),) = split_work(samples, 1, 1, self._config.learners.micro_batch_tokens)
+        for work in forwards:
+            batch = collate(work, self._prompts, self.policy.prompt_positions)
+            reference = None
+            if self._reference:
+                with torch.no_grad():
+                    reference = self._reference(**batch.inputs())[0]
+            logprobs, _ = self.policy(**batch.inputs())
+            terms = grpo_loss(logprobs, batch, logprobs, reference, self._config.algorithm)
+            terms.loss.backward()
+            sums.append(terms.sums)
+        return reduced(sums)
 
 
 def computing_in(dtype: torch.dtype, policy: PolicyModel) -> PolicyModel:
@@ -150,7 +156,8 @@ def serve(connection: Connection, config: Config) -> None:
     path = base_model_path(config, task)
     encoder = PromptEncoder(path, config.model.min_pixels, config.model.max_pixels)
     images = task.dataset.images
-    generator, learner = RawGenerator(config, path, encoder, images), RawLearner(config, path, encoder, images)
+    generator = RawGenerator(config, path, encoder, images)
+    learner = RawLearner(config, path, encoder, images, encoder.forbidden_token_ids)
     source, target = wire_bytes(learner.policy)
 
     def step(number: int) -> dict[str, Any]:

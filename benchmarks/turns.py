@@ -126,6 +126,10 @@ class Rounds:
             self._usage.since_last()
             said = arm.turn(step)
             self._note(step, name, said.pop("seconds"), arm.pid.__eq__, said)
+        self.start_the_clock()
+
+    def start_the_clock(self) -> None:
+        """The service's step counts from now on."""
         self._usage.since_last()
         self._off_the_clock = 0.0
         self._began = time.perf_counter()

@@ -10,11 +10,13 @@ from rft_cluster.messages import Group, Prompt, Sampling
 class Generator(generator.Generator):
     """Says in its log, which Ray keeps, what it wrote. In a command's own process it would stand among the answers."""
 
+    seconds: float  # that the last call of `generate` took
+
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> list[Group]:
         started = time.monotonic()
         groups = super().generate(prompts, sampling, version)
         completions = [completion for group in groups for completion in group.completions]
         tokens = sum(len(completion.token_ids) for completion in completions)
-        seconds = time.monotonic() - started
-        print(f"version {version}: {len(completions)} completions, {tokens} tokens, {seconds:.1f} s", flush=True)
+        self.seconds = time.monotonic() - started
+        print(f"version {version}: {len(completions)} completions, {tokens} tokens, {self.seconds:.1f} s", flush=True)
         return groups
