@@ -12,10 +12,10 @@ from rft_cluster.messages import Completion, Prompt
 from rft_cluster.rewards import isolation
 from rft_cluster.rewards.child import Kind, kind_of
 from rft_cluster.rewards.isolation import IsolatedFunction
-from tests.unit.rewards import own_judges
+from tests.unit.rewards import own_functions
 
 LIMIT, AT_ONCE = 1.0, 8
-OWN = "tests.unit.rewards.own_judges"
+OWN = "tests.unit.rewards.own_functions"
 
 
 def group(seed: int, *texts: str) -> tuple[Prompt, list[Completion]]:
@@ -57,11 +57,11 @@ def batch() -> Iterator[IsolatedFunction]:
 @pytest.mark.parametrize(
     ("function", "kind"),
     [
-        (own_judges.judge, Kind(batch=False, concurrent=True)),
-        (own_judges.called, Kind(batch=False, concurrent=True)),
-        (own_judges.batch, Kind(batch=True, concurrent=False)),
-        (own_judges.concurrent_batch, Kind(batch=True, concurrent=True)),
-        (own_judges.wrapped, Kind(batch=False, concurrent=False)),
+        (own_functions.judge, Kind(batch=False, concurrent=True)),
+        (own_functions.called, Kind(batch=False, concurrent=True)),
+        (own_functions.batch, Kind(batch=True, concurrent=False)),
+        (own_functions.concurrent_batch, Kind(batch=True, concurrent=True)),
+        (own_functions.wrapped, Kind(batch=False, concurrent=False)),
         (lambda p, c: 0.0, Kind(batch=False, concurrent=False)),
         (lambda completions, prompts, **more: [], Kind(batch=True, concurrent=False)),
         (max, Kind(batch=False, concurrent=False)),  # has no signature
@@ -100,9 +100,9 @@ def test_a_late_call_is_cancelled_and_costs_nobody_else_anything(judge, tmp_path
 
 def test_what_is_raised_is_the_completions_own(judge):
     first, second, third = scored(judge, group(0, "raise", "wait 0", "exit"))[0]
-    assert first.startswith("KeyError: 'petal' (own_judges.py, line ")
+    assert first.startswith("KeyError: 'petal' (own_functions.py, line ")
     assert second == 0.25
-    assert third.startswith("SystemExit: enough (own_judges.py, line ")
+    assert third.startswith("SystemExit: enough (own_functions.py, line ")
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_all_that_waits_makes_a_batch_up_to_the_limit(batch):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("raise", "KeyError: 'petal' (own_judges.py, line "),
+        ("raise", "KeyError: 'petal' (own_functions.py, line "),
         ("hang", "no answer within 1 s"),
         ("nan", "returned nan, not a finite number"),
     ],

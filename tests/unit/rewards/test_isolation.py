@@ -1,7 +1,6 @@
 """A user's reward function in a process of its own: what it breaks is one completion's reward, and never a 0."""
 
 import asyncio
-import ctypes
 import os
 import signal
 import subprocess
@@ -14,58 +13,16 @@ import pytest
 from some_prompt import some_prompt
 
 from rft_cluster.common.errors import UserError
-from rft_cluster.data.images import image_sha256
-from rft_cluster.messages import Completion, Prompt
-from rft_cluster.rewards import with_image
+from rft_cluster.messages import Completion
 from rft_cluster.rewards.isolation import IsolatedFunction
+from tests.unit.rewards.own_functions import PROMPT, completion_of
 
-IMAGES = {image_sha256(b"an image"): b"an image"}
-PROMPT = with_image(some_prompt("train/3/0", aliases=("rosa",)), IMAGES)
 LIMIT = 1.0
+OBEYS = "tests.unit.rewards.own_functions:obeys"
 
 
 def completions(*texts: str) -> list[Completion]:
-    return [Completion([1, 2], [-0.1, -0.2], text, "stop", 3) for text in texts]
-
-
-def obeys(prompt: Prompt, completion: Completion):
-    """Does what the completion says."""
-    match completion.text.split():
-        case ["raise"]:
-            raise KeyError("petal")
-        case ["exit"]:
-            sys.exit("enough")
-        case ["hang"]:
-            time.sleep(3600)
-        case ["native"]:
-            ctypes.PyDLL(None).sleep(3600)  # PyDLL keeps the interpreter's lock: no Python thread runs meanwhile
-        case ["die"]:
-            os._exit(7)
-        case ["segfault"]:
-            ctypes.string_at(0)
-        case ["die", "later"]:
-            subprocess.Popen(["sh", "-c", f"sleep 0.2; kill -9 {os.getpid()}"])
-        case ["spawn", path]:
-            child = subprocess.Popen(["sleep", "3600"])
-            Path(path).write_text(str(child.pid))
-            time.sleep(3600)
-        case ["nothing"]:
-            return None
-        case ["text"]:
-            return "0.5"
-        case ["list"]:
-            return [0.5]
-        case ["number", value]:
-            return float(value)
-        case ["whole"]:
-            return 10**400
-        case ["true"]:
-            return True
-        case ["pid"]:
-            return os.getpid()
-        case ["prompt"]:
-            return float(prompt == PROMPT and completion == completions("prompt")[0])
-    return 0.25
+    return [completion_of(text) for text in texts]
 
 
 def gone(pid: int) -> bool:
@@ -88,7 +45,7 @@ def ask(function: IsolatedFunction, *texts: str) -> list:
 
 @pytest.fixture(scope="module")
 def function():
-    isolated = IsolatedFunction(f"{__name__}:obeys", LIMIT, 32)
+    isolated = IsolatedFunction(OBEYS, LIMIT, 32)
     yield isolated
     isolated.close()
 
@@ -108,8 +65,8 @@ def test_prompt_and_completion_arrive_whole(function):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("raise", "KeyError: 'petal' (test_isolation.py, line "),
-        ("exit", "SystemExit: enough (test_isolation.py, line "),
+        ("raise", "KeyError: 'petal' (own_functions.py, line "),
+        ("exit", "SystemExit: enough (own_functions.py, line "),
         ("nothing", "returned None, not a finite number"),
         ("text", "returned '0.5', not a finite number"),
         ("list", "returned [0.5], not a finite number"),
@@ -180,7 +137,7 @@ def test_the_module_is_found_as_here(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     function = IsolatedFunction("my_reward:f", LIMIT, 32)
-    here = with_image(some_prompt("train/0/0", str(tmp_path)), IMAGES)
+    here = some_prompt("train/0/0", str(tmp_path))
     assert asyncio.run(function(here, completions("x"))) == [1.0]
     function.close()
 
@@ -208,9 +165,9 @@ def test_a_process_whose_parent_was_killed_ends(busy):
     """Idle, at once; while it hangs in native code, after its own time limit and a grace."""
     script = f"""
 import os, sys, threading
-sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
-import test_isolation as t
-f = t.IsolatedFunction("test_isolation:obeys", 1.0, 32)
+sys.path.insert(0, {str(Path(__file__).parents[3])!r})
+from tests.unit.rewards import test_isolation as t
+f = t.IsolatedFunction(t.OBEYS, 1.0, 32)
 print(int(t.ask(f, "pid")[0]), flush=True)
 threading.Timer(0.3, os.kill, (os.getpid(), 9)).start()
 t.ask(f, {busy!r})

@@ -1,5 +1,4 @@
 import asyncio
-import os
 import pickle
 import time
 
@@ -9,12 +8,12 @@ from some_prompt import some_prompt
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import ScoringSection
 from rft_cluster.data.images import image_sha256
-from rft_cluster.messages import Completion, Group, Prompt, Reward
+from rft_cluster.messages import Completion, Group, Reward
 from rft_cluster.rewards.scorer import Scorer, check_failures
 
 FULL = "<think>red</think><answer>rose</answer>"
 IMAGES = {image_sha256(b""): b""}
-MOODY = f"{__name__}:moody"
+MOODY = "tests.unit.rewards.own_functions:moody"
 
 
 def score(scorer: Scorer, groups: list[Group], **more: int) -> list[list[Reward]]:
@@ -24,20 +23,6 @@ def score(scorer: Scorer, groups: list[Group], **more: int) -> list[list[Reward]
 def group(label: str, *texts: str) -> Group:
     prompt = some_prompt(f"train/3/{label}", "photos/a.png", b"", "Which flower?", label, 0)
     return Group(prompt, [1, 2], [Completion([1], [-0.1], text, "stop", 3) for text in texts])
-
-
-def moody(prompt: Prompt, completion: Completion) -> float:
-    """Fails as the completion says."""
-    match completion.text:
-        case "raise":
-            raise KeyError("petal")
-        case "nan":
-            return float("nan")
-        case "die":
-            os._exit(7)
-        case "hang":
-            time.sleep(3600)
-    return 0.5
 
 
 @pytest.fixture
@@ -82,7 +67,7 @@ def test_a_failure_masks_its_own_completion_and_is_never_zero(scorer):
     masked = [r for of_group in rewards for r in of_group if r.total is None]
     assert [r.parts for r in masked] == [{"format": 0.0}] * 4
     reasons = [r.failures[MOODY] for r in masked]
-    assert reasons[0].startswith("KeyError: 'petal' (test_scorer.py, line ")
+    assert reasons[0].startswith("KeyError: 'petal' (own_functions.py, line ")
     assert reasons[1:] == [
         "returned nan, not a finite number",
         "its process died (exit code 7)",

@@ -1,11 +1,80 @@
-"""Reward functions that take a batch or are `async`, and do what completions say. Their processes import only this."""
+"""Reward functions as users have them, which do what completions say. Their processes import only this."""
 
 import asyncio
+import ctypes
 import os
+import subprocess
+import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
-from rft_cluster.messages import Completion, Prompt
+from rft_cluster.messages import Completion, Example, ImageRef, Prompt
+from rft_cluster.rewards import RewardPrompt
+
+EXAMPLE = Example(ImageRef("photos/a.png", "9f86d081"), "rose", ("rosa",))
+PROMPT = RewardPrompt("train/3/0", EXAMPLE, "Which flower?", 0, b"an image")
+
+
+def completion_of(text: str) -> Completion:
+    return Completion([1, 2], [-0.1, -0.2], text, "stop", 3)
+
+
+def obeys(prompt: Prompt, completion: Completion):
+    """Does what the completion says."""
+    match completion.text.split():
+        case ["raise"]:
+            raise KeyError("petal")
+        case ["exit"]:
+            sys.exit("enough")
+        case ["hang"]:
+            time.sleep(3600)
+        case ["native"]:
+            ctypes.PyDLL(None).sleep(3600)  # PyDLL keeps the interpreter's lock: no Python thread runs meanwhile
+        case ["die"]:
+            os._exit(7)
+        case ["segfault"]:
+            ctypes.string_at(0)
+        case ["die", "later"]:
+            subprocess.Popen(["sh", "-c", f"sleep 0.2; kill -9 {os.getpid()}"])
+        case ["spawn", path]:
+            child = subprocess.Popen(["sleep", "3600"])
+            Path(path).write_text(str(child.pid))
+            time.sleep(3600)
+        case ["nothing"]:
+            return None
+        case ["text"]:
+            return "0.5"
+        case ["list"]:
+            return [0.5]
+        case ["number", value]:
+            return float(value)
+        case ["whole"]:
+            return 10**400
+        case ["true"]:
+            return True
+        case ["pid"]:
+            return os.getpid()
+        case ["prompt"]:
+            return float(prompt == PROMPT and completion == completion_of("prompt"))
+    return 0.25
+
+
+def moody(prompt: Prompt, completion: Completion) -> float:
+    """Fails as the completion says."""
+    match completion.text:
+        case "raise":
+            raise KeyError("petal")
+        case "nan":
+            return float("nan")
+        case "die":
+            os._exit(7)
+        case "hang":
+            time.sleep(3600)
+    return 0.5
+
+
+# --- async, and batches
 
 running = most = 0
 
