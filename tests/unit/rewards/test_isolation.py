@@ -164,13 +164,14 @@ def test_what_cannot_be_imported_is_the_users_to_mend(tmp_path, monkeypatch, sou
 def test_a_process_whose_parent_was_killed_ends(busy):
     """Idle, at once; while it hangs in native code, after its own time limit and a grace."""
     script = f"""
-import os, sys, threading
+import asyncio, os, sys, threading
 sys.path.insert(0, {str(Path(__file__).parents[3])!r})
-from tests.unit.rewards import test_isolation as t
-f = t.IsolatedFunction(t.OBEYS, 1.0, 32)
-print(int(t.ask(f, "pid")[0]), flush=True)
+from rft_cluster.rewards.isolation import IsolatedFunction
+from tests.unit.rewards.own_functions import PROMPT, completion_of
+f = IsolatedFunction({OBEYS!r}, 1.0, 32)
+print(int(asyncio.run(f(PROMPT, [completion_of("pid")]))[0]), flush=True)
 threading.Timer(0.3, os.kill, (os.getpid(), 9)).start()
-t.ask(f, {busy!r})
+asyncio.run(f(PROMPT, [completion_of({busy!r})]))
 threading.Event().wait()
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
