@@ -5,7 +5,7 @@ import importlib
 import os
 import sysconfig
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,7 +32,7 @@ def find_function(name: str, known: Mapping[str, Callable[..., Any]], key: str) 
     module = _import(module_name, f"{key}: {name!r}")
     functions = {k: v for k, v in vars(module).items() if callable(v)}
     if function_name not in functions:
-        near = _nearest(function_name, functions)
+        near = did_you_mean(function_name, functions)
         raise UserError(f"{key}: {name!r} cannot be found: {module_name} has no function {function_name!r}.{near}")
     return functions[function_name]
 
@@ -45,7 +45,7 @@ def split_name(name: str, known: Mapping[str, Any], key: str) -> tuple[str, str]
     """
     module, separator, function = name.rpartition(":" if ":" in name else ".")
     if not separator:
-        built_in = f" is unknown.{_nearest(name, known)} Known are {', '.join(sorted(known))};" if known else ":"
+        built_in = f" is unknown.{did_you_mean(name, known)} Known are {', '.join(sorted(known))};" if known else ":"
         raise UserError(f"{key}: {name!r}{built_in} a function of your own is given as package.module:function")
     if module.endswith(".py") or "/" in module:
         dotted = f"{module.removeprefix('./').removesuffix('.py').replace('/', '.')}:{function}"
@@ -100,6 +100,12 @@ def near_path(path: Path) -> str:
     return next((f". Did you mean {shown(str(one))}?" for one in meant if one.exists()), "")
 
 
-def _nearest(name: str, known: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean {near[0]}?" if near else ""
+def nearest(name: str, known: Iterable[str], least: float = 0.6) -> str | None:
+    """The known name that is most similar to `name`, if one is at least `least` so, of 1 for equal."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=least)), None)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint that ends a message, " Did you mean NAME?", or an empty text."""
+    near = nearest(name, known)
+    return f" Did you mean {near}?" if near else ""

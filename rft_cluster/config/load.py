@@ -6,7 +6,6 @@ A bare name is looked up in the working folder, then in `configs/`. The field de
 paths and names arrive as written. Lists and mappings are in YAML: `data.classes=[no, yes]`.
 """
 
-import difflib
 import os
 import re
 import reprlib
@@ -19,6 +18,7 @@ from pydantic import ValidationError
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.files import check_format
+from rft_cluster.common.lookup import did_you_mean, nearest
 from rft_cluster.common.text import shown
 from rft_cluster.config.base import Section
 from rft_cluster.config.foreign import refuse_unsaid, run_folder_of, settled
@@ -109,16 +109,15 @@ def find_config(name: str) -> Path:
         if _is_file(candidate):
             return candidate
     known = sorted({path.stem for folder in CONFIG_FOLDERS[1:] for path in folder.glob("*.yaml")})
-    near = difflib.get_close_matches(Path(name).stem, known, n=1)
-    hint = _neighbour(Path(home)) or (f" Did you mean {near[0]}?" if near else "")
+    hint = _neighbour(Path(home)) or did_you_mean(Path(name).stem, known)
     raise UserError(f"config {_written(name)} is neither a file nor one of {', '.join(known) or 'configs/'}.{hint}")
 
 
 def _neighbour(path: Path) -> str:
     """A hint: the YAML file in the same folder with the most similar name."""
     beside = {file.name: file for pattern in ("*.yaml", "*.yml") for file in path.parent.glob(pattern)}
-    near = difflib.get_close_matches(path.name, beside, n=1)
-    return f" Did you mean {beside[near[0]]}?" if near else ""
+    near = nearest(path.name, beside)
+    return f" Did you mean {beside[near]}?" if near else ""
 
 
 def _is_file(path: Path) -> bool:
@@ -231,9 +230,9 @@ def _nearest(model: type[Section], path: list[str]) -> str:
     section = model
     for part in path[:-1]:
         section = _section(section.model_fields[part].annotation) or section
-    near = difflib.get_close_matches(path[-1], section.model_fields, n=1, cutoff=0.5)
+    near = nearest(path[-1], section.model_fields, least=0.5)
     if near:
-        return f"did you mean {'.'.join([*path[:-1], near[0]])}?"
+        return f"did you mean {'.'.join([*path[:-1], near])}?"
     return "known here: " + ", ".join(section.model_fields)
 
 

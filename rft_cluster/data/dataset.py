@@ -1,6 +1,5 @@
 """The type of a few-shot data set, and the checks of its labels. `split.py` makes one from labelled images."""
 
-import difflib
 import hashlib
 import reprlib
 import unicodedata
@@ -11,6 +10,7 @@ import numpy as np
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.labels import extract_answer, normalise_label
+from rft_cluster.common.lookup import nearest
 from rft_cluster.common.text import shown
 from rft_cluster.data.images import image_sha256, open_image, pixel_digest
 from rft_cluster.data.lazy import LazyImages
@@ -221,9 +221,9 @@ def check_aliases(classes: list[str], aliases: dict[str, list[str]]) -> dict[str
     for key, names in aliases.items():
         label = composed(key)
         if label not in classes:
-            near = difflib.get_close_matches(normalise_label(label), owners, n=1)
+            near = nearest(normalise_label(label), owners)
             known = ", ".join(map(repr, classes[:LISTED]))
-            cure = f"did you mean {owners[near[0]][0]!r}?" if near else f"the classes are {known}"
+            cure = f"did you mean {owners[near][0]!r}?" if near else f"the classes are {known}"
             raise UserError(f"data.aliases: {key!r} is none of the classes; {cure}")
         for name in names:
             what = f"{name!r} of {label!r}"

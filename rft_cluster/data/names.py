@@ -1,12 +1,12 @@
 """Names of splits and classes: usual words for splits, names for numbered labels, number prefixes, `data.only`."""
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from rft_cluster.common.errors import UserError
+from rft_cluster.common.lookup import nearest
 from rft_cluster.config import DataSection
 from rft_cluster.data.dataset import LISTED, composed, listing
 from rft_cluster.data.manifest import OtherData, read_manifest
@@ -103,8 +103,8 @@ def chosen_names(found: Sequence[str], config: DataSection) -> dict[str, str]:
     known = list(names.values())
     for label in wanted:
         if label not in known:
-            near = difflib.get_close_matches(label, known, n=1)
-            cure = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, known[:LISTED]))}"
+            near = nearest(label, known)
+            cure = f"did you mean {near!r}?" if near else f"there are {', '.join(map(repr, known[:LISTED]))}"
             raise UserError(f"data.only: {label!r} is none of the classes; {cure}")
     return {label: name for label, name in names.items() if name in wanted}
 

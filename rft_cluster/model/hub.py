@@ -6,7 +6,6 @@ find_model("Qwen/Qwen2-VL-2B-Instruct")       complete in the cache: the folder 
                                               enough for all checks; `fetch_weights` fetches the rest later
 """
 
-import difflib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.files import check_space, check_writable, size
+from rft_cluster.common.lookup import nearest
 from rft_cluster.model.folder import check_model_config, check_model_folder
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -155,8 +155,8 @@ def _nearest(path: str) -> str:
     if not path.startswith((".", "~", "/")):
         known |= {name if "/" in path else name.rpartition("/")[2]: name for name in KNOWN}
     by_case = {name.lower(): meant for name, meant in known.items()}
-    near = [by_case[name] for name in difflib.get_close_matches(str(Path(path)).lower(), by_case, n=1)]
-    return f"Did you mean {near[0]}? " if near and near[0] != path else ""
+    near = nearest(str(Path(path)).lower(), by_case)
+    return f"Did you mean {by_case[near]}? " if near and by_case[near] != path else ""
 
 
 def _first_line(error: Exception) -> str:

@@ -14,7 +14,6 @@
 The image comes before the text in the user's turn, and the model's chat template adds all special tokens.
 """
 
-import difflib
 import hashlib
 import re
 from pathlib import Path
@@ -23,6 +22,7 @@ from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 
 from rft_cluster.common.errors import UserError
+from rft_cluster.common.lookup import did_you_mean
 from rft_cluster.messages import Example, Prompt
 
 FOLDER = Path(__file__).parent
@@ -147,11 +147,9 @@ def find_template(name_or_path: str) -> Path:
     path = Path(name_or_path)
     if path.is_file():
         return path
-    near = difflib.get_close_matches(path.stem, [*known, PROBLEM], n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    raise UserError(
-        f"prompt.template: {name_or_path!r} is neither a file nor one of {', '.join(sorted([*known, PROBLEM]))}.{hint}"
-    )
+    names = sorted([*known, PROBLEM])
+    hint = did_you_mean(path.stem, names)
+    raise UserError(f"prompt.template: {name_or_path!r} is neither a file nor one of {', '.join(names)}.{hint}")
 
 
 def asks_for_thinking(prompt_text: str) -> bool:
