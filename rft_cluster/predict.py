@@ -29,9 +29,10 @@ from rft_cluster.config import GeneratorsSection, ModelSection
 from rft_cluster.config.sections import MOST_GIB
 from rft_cluster.data.files import SUFFIXES, LeftOut, is_system
 from rft_cluster.data.images import Limits, check_image, image_sha256
-from rft_cluster.data.shown import shown_bytes
+from rft_cluster.data.shown import View, fitted, shown_bytes
 from rft_cluster.messages import Example, ImageRef, Images, Sampling
 from rft_cluster.model.folder import check_model_folder
+from rft_cluster.model.image_size import view_of
 from rft_cluster.prompts import make_prompts
 
 if TYPE_CHECKING:
@@ -144,7 +145,8 @@ def _answers(
     """Yield each readable file with its vote, in order. Messages about unreadable files are appended to `bad`."""
     engine = None
     images: dict[str, bytes] = {}  # those that are in the engine
-    readable = _readable(files, bad, Limits(card.data_max_pixels, card.data_max_bytes, keys=False), card.levels)
+    limits = Limits(card.data_max_pixels, card.data_max_bytes, keys=False)
+    readable = _readable(files, bad, limits, card.levels, view_of(card.min_pixels, card.max_pixels))
     while chunk := list(islice(readable, AT_ONCE)):
         if engine is None:  # start the engine only when there is an image to classify
             print(f"loading the model and starting its engine for {len(files)} images ...", file=sys.stderr, flush=True)
@@ -161,7 +163,7 @@ def _answers(
 
 
 def _readable(
-    files: list[Path], bad: list[str], limits: Limits, levels: tuple[int, int] | None
+    files: list[Path], bad: list[str], limits: Limits, levels: tuple[int, int] | None, view: View
 ) -> Iterator[tuple[Path, ImageRef, bytes]]:
     """Yield each readable image, converted as in training. Messages about unreadable files are appended to `bad`."""
     for path in files:
@@ -172,7 +174,7 @@ def _readable(
                 image = file.read(limits.bytes + 1)  # one more than `check_image` accepts
             check_image(image, str(path), limits)
             reference = ImageRef(str(path), image_sha256(image))
-            image = shown_bytes(image, levels, limits.pixels)
+            image, _ = fitted(shown_bytes(image, levels, limits.pixels), view)
         except OSError as error:
             bad.append(f"{path}: {error.strerror or error}")
         except UserError as error:

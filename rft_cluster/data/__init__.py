@@ -29,7 +29,7 @@ from rft_cluster.data.images import Limits, check_image
 from rft_cluster.data.lazy import Pool
 from rft_cluster.data.manifest import check_manifest, manifest, read_manifest
 from rft_cluster.data.names import stripped_names
-from rft_cluster.data.shown import Fit, as_shown
+from rft_cluster.data.shown import WHOLE, View, as_shown
 from rft_cluster.data.split import few_shot_split
 from rft_cluster.data.table import load_table
 from rft_cluster.messages import Example
@@ -45,14 +45,10 @@ SOURCES: dict[str, Callable[[DataSection, int], FewShotDataset]] = {
 }
 
 
-def as_it_is(width: int, height: int) -> tuple[int, int]:
-    return width, height
-
-
-def load_dataset(config: DataSection, seed: int, fit: Fit = as_it_is) -> FewShotDataset:
+def load_dataset(config: DataSection, seed: int, view: View = WHOLE) -> FewShotDataset:
     """Read the configured data set and choose its few-shot splits; the same for the same config and seed.
 
-    No image is kept larger than `fit` says, given its width and height: the model scales it down to that.
+    No image is kept larger than the model looks at it, as `view` says.
 
     With `data.manifest` the splits are those of the manifest: its seed and its numbers of images replace `seed`,
     `data.shots`, `data.validation` and `data.test`. Each example gets its class's `data.aliases`.
@@ -80,7 +76,7 @@ def load_dataset(config: DataSection, seed: int, fit: Fit = as_it_is) -> FewShot
     if config.source not in SOURCES:
         _check_images(dataset, config)
         _check_choices(dataset, config)
-    dataset = as_shown(dataset, config, fit)
+    dataset = as_shown(dataset, config, view)
     dataset = replace(dataset, remarks=dataset.remarks + near_copies_note(dataset))
     return _with_aliases(dataset, config)
 

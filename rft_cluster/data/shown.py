@@ -6,6 +6,7 @@ Generators and learners get the result as encoded bytes, so neither conversion c
 import io
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -18,15 +19,23 @@ from rft_cluster.data.images import FORMATS, MAX_PIXELS, open_image, pixel_diges
 from rft_cluster.data.lazy import Pool
 
 COMPRESSION = 1  # of zlib, 0 to 9
-Fit = Callable[[int, int], tuple[int, int]]
-"""From a picture's width and height to those at which the model looks at it."""
 
 
-def as_shown(dataset: FewShotDataset, config: DataSection, fit: Fit) -> FewShotDataset:
+class View(NamedTuple):
+    """How large the model looks at images: it scales those of more than `pixels` down to `size(width, height)`."""
+
+    pixels: int
+    size: Callable[[int, int], tuple[int, int]]
+
+
+WHOLE = View(2**63, lambda width, height: (width, height))
+
+
+def as_shown(dataset: FewShotDataset, config: DataSection, view: View) -> FewShotDataset:
     """The data set with its images in memory as the model is shown them, and what to know of it as a remark.
 
-    Each image is read, made smaller where it is larger than `fit` says, and encoded, before the next one is read: 2,000
-    photographs as cameras make them are 10 GB of files, and 70 GB once decoded.
+    Each image is read, made smaller and encoded before the next one is read: 2,000 photographs as cameras make them are
+    10 GB of files, and 70 GB once decoded.
     """
     images: dict[str, bytes] = {}
     whole_pixels: dict[str, str] = {}
@@ -37,10 +46,10 @@ def as_shown(dataset: FewShotDataset, config: DataSection, fit: Fit) -> FewShotD
         if values := deep_range(data, limit):
             deep[sha256] = values  # they wait for the levels, which are of all of them
         else:
-            images[sha256], whole_pixels[sha256] = _fitted(shown_bytes(data, None, limit), fit)
+            images[sha256], whole_pixels[sha256] = fitted(shown_bytes(data, None, limit), view)
     levels = _levels(deep, config) if deep else None
     for sha256 in deep:
-        images[sha256], whole_pixels[sha256] = _fitted(shown_bytes(dataset.images[sha256], levels, limit), fit)
+        images[sha256], whole_pixels[sha256] = fitted(shown_bytes(dataset.images[sha256], levels, limit), view)
     pool = Pool(range(len(dataset.pool)), lambda index: shown_bytes(dataset.pool[index], levels, limit))
     whole = replace(dataset, images=images, whole_pixels={k: v for k, v in whole_pixels.items() if v}, pool=pool)
     if levels is None:
@@ -50,22 +59,44 @@ def as_shown(dataset: FewShotDataset, config: DataSection, fit: Fit) -> FewShotD
     return replace(whole, levels=levels, remarks=dataset.remarks + _remarks(ranges, levels))
 
 
-def _fitted(data: bytes, fit: Fit) -> tuple[bytes, str]:
-    """An image no larger than the model looks at it, with the `pixel_digest` of the whole one; or as it is, with
-    nothing, where it is no larger, or takes fewer bytes as it is.
+def fitted(data: bytes, view: View) -> tuple[bytes, str]:
+    """An image at the size at which it is kept, as PNG, and the `pixel_digest` of the whole one.
 
-    Nothing is lost: the picture is scaled as the model's processor would, which then leaves it as it is, and PNG keeps
-    every pixel.
+    Or the image as it is and an empty text, where that is no smaller or takes more bytes. Training, evaluation and
+    prediction call this alike, so a policy sees an image the same way everywhere.
     """
     with Image.open(io.BytesIO(data), formats=FORMATS) as header:
         width, height = header.size
-    fitted_width, fitted_height = fit(width, height)
-    if not 0 < fitted_width * fitted_height < width * height:
+    if kept_size(width, height, view) == (width, height):
         return data, ""
     picture = open_image(data)  # upright: width and height may have changed places
     file = io.BytesIO()
-    picture.resize(fit(*picture.size)).save(file, "PNG", compress_level=COMPRESSION)
+    # `resize` filters as the model's processor does.
+    picture.resize(kept_size(picture.width, picture.height, view)).save(file, "PNG", compress_level=COMPRESSION)
     return (file.getvalue(), pixel_digest(picture)) if file.tell() < len(data) else (data, "")
+
+
+def kept_size(width: int, height: int, view: View) -> tuple[int, int]:
+    """Width and height at which an image is kept: no larger than needed for the model to make the same size of it.
+
+    Mostly that is the model's own size: then nothing is lost, since the model leaves such an image as it is. Where
+    `min_pixels` is close to `max_pixels`, the model would enlarge what it has made smaller; then it is about twice as
+    wide and high.
+    """
+    if width * height <= view.pixels:
+        return width, height
+    target = view.size(width, height)
+    pixels = target[0] * target[1]
+    if not 0 < pixels < width * height:
+        return width, height
+    if view.size(*target) == target:
+        return target
+    for times in (2, 3, 4):  # more, should rounding lead to another size
+        scale = times * (pixels / (width * height)) ** 0.5
+        larger = round(width * scale), round(height * scale)
+        if scale < 1 and view.size(*larger) == target:
+            return larger
+    return width, height
 
 
 def shown_bytes(data: bytes, levels: tuple[int, int] | None, max_pixels: int = MAX_PIXELS) -> bytes:

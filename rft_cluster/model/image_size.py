@@ -1,5 +1,8 @@
 """At which size Qwen2-VL looks at an image, and how many tokens that takes."""
 
+from functools import partial
+
+from rft_cluster.data.shown import View
 from rft_cluster.model.qwen2vl import MERGE, PATCH
 
 SIDE = PATCH * MERGE  # pixels of an image token's side
@@ -12,6 +15,10 @@ def model_size(width: int, height: int, min_pixels: int, max_pixels: int) -> tup
 
     tall, wide = smart_resize(height, width, factor=SIDE, min_pixels=min_pixels, max_pixels=max_pixels)
     return wide, tall
+
+
+def view_of(min_pixels: int, max_pixels: int) -> View:
+    return View(max_pixels, partial(model_size, min_pixels=min_pixels, max_pixels=max_pixels))
 
 
 def image_tokens(width: int, height: int) -> int:

@@ -16,6 +16,7 @@ from rft_cluster.config import Config
 from rft_cluster.data import FewShotDataset, load_dataset
 from rft_cluster.data.images import DECODE_ERRORS, open_image
 from rft_cluster.messages import Example
+from rft_cluster.model.image_size import view_of
 from rft_cluster.prompts import PROBLEM, make_prompts, render_template
 
 TINY_CACHE = Path("~/.cache/rft_cluster/tiny")
@@ -42,16 +43,8 @@ def prepare(config: Config) -> Task:
     Raises:
         UserError: the data or the template is unusable.
     """
-    model = config.model
-
-    def fit(width: int, height: int) -> tuple[int, int]:
-        if width * height <= model.max_pixels:
-            return width, height
-        from rft_cluster.model.image_size import model_size
-
-        return model_size(width, height, model.min_pixels, model.max_pixels)
-
-    dataset = load_dataset(config.data, config.run.seed, fit)
+    view = view_of(config.model.min_pixels, config.model.max_pixels)
+    dataset = load_dataset(config.data, config.run.seed, view)
     problem = dataset.problem if config.prompt.template == PROBLEM else None
     text = render_template(config.prompt.template, config.prompt.subject, dataset.classes, problem=problem)
     return Task(dataset, text)

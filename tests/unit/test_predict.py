@@ -11,6 +11,7 @@ from rft_cluster.classification.answers import Vote
 from rft_cluster.common.errors import UserError
 from rft_cluster.data.files import LeftOut
 from rft_cluster.data.images import Limits
+from rft_cluster.data.shown import WHOLE
 
 
 def test_files_are_found_below_folders_in_order_and_hidden_ones_are_not(tmp_path):
@@ -37,7 +38,7 @@ def test_unreadable_files_are_kept_for_the_end(tmp_path):
     (tmp_path / "folder.png").mkdir()
     bad: list[str] = []
     names = ("bad.png", "folder.png", "good.png", "none.png")
-    read = list(predict._readable([tmp_path / name for name in names], bad, Limits(), None))
+    read = list(predict._readable([tmp_path / name for name in names], bad, Limits(), None, WHOLE))
     assert [path.name for path, _, _ in read] == ["good.png"]
     assert [Path(problem.split(":")[0]).name for problem in bad] == ["bad.png", "folder.png", "none.png"]
 
@@ -125,7 +126,7 @@ def test_pictures_of_16_bits_are_shown_as_in_training(tmp_path, levels):
 
     values = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)  # 0 to 4095
     Image.fromarray(values).save(tmp_path / "scan.png")
-    ((_, _, image),) = predict._readable([tmp_path / "scan.png"], [], Limits(), levels)
+    ((_, _, image),) = predict._readable([tmp_path / "scan.png"], [], Limits(), levels, WHOLE)
     shown = np.asarray(Image.open(io.BytesIO(image)))
     assert (shown[:, :, 0] == np.rint(values.astype(int) * 255 / 4095)).all()
 
@@ -133,5 +134,5 @@ def test_pictures_of_16_bits_are_shown_as_in_training(tmp_path, levels):
 def test_too_large_a_picture_names_no_key_that_predict_has_not(tmp_path):
     (tmp_path / "large.png").write_bytes(bytes(2000))
     bad: list[str] = []
-    assert list(predict._readable([tmp_path / "large.png"], bad, Limits(bytes=1000, keys=False), None)) == []
+    assert list(predict._readable([tmp_path / "large.png"], bad, Limits(bytes=1000, keys=False), None, WHOLE)) == []
     assert bad == [f"{tmp_path}/large.png: larger than 0.001 MB: save it smaller"]

@@ -1,12 +1,16 @@
 import io
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 from some_prompt import some_prompt
 
 from rft_cluster.common.errors import UserError
+from rft_cluster.config import DataSection
+from rft_cluster.data import load_dataset
 from rft_cluster.data.images import image_sha256
 from rft_cluster.model.encoder import PromptEncoder
+from rft_cluster.model.image_size import view_of
 from rft_cluster.model.tiny.build import build_processor
 
 START, END, IMAGE_PAD = 3, 4, 6  # vision_start, vision_end, image_pad of the tiny tokenizer
@@ -44,6 +48,53 @@ def test_a_prompt_that_is_too_long_is_refused_with_its_counts(encoder):
         f"model.max_prompt_tokens = {len(ids) - 1}",
     ):
         assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [(30, 30), (500, 667), (1000, 41), (28, 5000), (4000, 3000)])
+def test_a_prompt_s_length_is_known_from_the_size_of_its_image(processor, tmp_path, size):
+    processor.save_pretrained(tmp_path)
+    encoder, image = PromptEncoder(str(tmp_path), 56 * 56, 200_000), picture(*size)
+    prompt = some_prompt(image=image, text="Which one? \u00e9")
+    tokens = len(encoder.encode(prompt.text, image).token_ids)
+    assert encoder.check_lengths([prompt], {image_sha256(image): image}, 10_000) == tokens
+
+
+def upside_down(image: Image.Image) -> tuple[Image.Image, dict]:
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    return image, {"format": "JPEG", "quality": 90, "exif": exif}
+
+
+WAYS = {
+    "a photograph": lambda image: (image, {"format": "JPEG", "quality": 90}),
+    "turned": upside_down,
+    "grey": lambda image: (image.convert("L"), {"format": "PNG"}),
+    "see-through": lambda image: (image.convert("RGBA"), {"format": "PNG"}),
+    "a palette": lambda image: (image.convert("P"), {"format": "PNG"}),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("limits", [(56 * 56, 40_000), (12_544, 12_544)])
+def test_an_image_that_was_made_smaller_is_the_same_to_the_model(processor, tmp_path, way, limits):
+    """To the last bit, where `min_pixels` leaves room for that; else of the same size, and hardly different."""
+    processor.save_pretrained(tmp_path)
+    encoder = PromptEncoder(str(tmp_path), *limits)
+    noise = Image.effect_noise((640, 480), 80)
+    shown, how = WAYS[way](Image.merge("RGB", [noise, noise.rotate(90), noise.rotate(180)]))
+    for i in range(2):
+        (tmp_path / "photos" / "ab"[i]).mkdir(parents=True, exist_ok=True)
+        ImageChops.offset(shown, i).save(tmp_path / "photos" / "ab"[i] / f"{i}.img.png", **how)
+    config = DataSection(source="folder", path=tmp_path / "photos", shots=1, validation=0, test=0)
+    dataset = load_dataset(config, 0, view_of(*limits))
+    for example in dataset.train:
+        file, kept = (tmp_path / "photos" / example.example_id).read_bytes(), dataset.image(example)
+        assert kept != file
+        seen, whole = encoder.image(kept), encoder.image(file)
+        assert seen.size == whole.size
+        if limits[0] < limits[1]:
+            assert seen.tobytes() == whole.tobytes()
+        assert np.abs(np.asarray(seen, dtype=int) - np.asarray(whole)).mean() < 2  # of 255
 
 
 def test_vision_tokens_and_what_a_text_does_not_show_are_forbidden(processor, tmp_path):
