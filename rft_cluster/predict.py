@@ -222,6 +222,7 @@ def _begin_again_with_openmp() -> None:
     """Restart the process with Intel's OpenMP runtime, which must be loaded before anything else."""
     environment = openmp_environment("cpu")
     if environment and "LD_PRELOAD" not in os.environ:
+        environment["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # torch would warn on every start where its memory lies
         os.execve(
             sys.executable, [sys.executable, "-m", "rft_cluster.predict", *sys.argv[1:]], os.environ | environment
         )

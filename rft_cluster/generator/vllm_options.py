@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -108,6 +109,9 @@ def load_engine(options: EngineOptions, image_limits: dict[str, Any]) -> Any:
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": batched,
         }
+    # vLLM says on every start that Triton has no backend for CPUs, and looks at attributes that torch deprecates.
+    logging.getLogger("vllm.triton_utils.importing").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")
     with light_imports():
         from vllm import LLM
 
