@@ -208,7 +208,7 @@ def step_line(steps: int, stats: StepStats, seconds_left: float) -> str:
         failed = " ".join(f"{name} {count}" for name, count in stats.failures.items())
         parts += f"; {stats.reward_failures} completions without: {failed} failed"
     cut = f"{max(1, round(100 * stats.cut_short))} % cut at max_tokens  " if stats.cut_short else ""
-    gap = "no live group: no update" if stats.logprob_gap is None else f"gap {stats.logprob_gap:.4f}"
+    gap = "no live group: no update" if stats.logprob_gap is None else f"log-prob gap {stats.logprob_gap:.4f}"
     return (
         f"step {stats.step:>{len(str(steps))}}/{steps}  reward {stats.reward:.2f} ({parts})  "
         f"live {stats.live_groups:.2f}  {cut}{gap}  {stats.tokens_per_second:.0f} tok/s  "

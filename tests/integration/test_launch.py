@@ -65,7 +65,18 @@ def test_it_shows_every_step_and_both_ends(run: tuple[Path, str]):
     lines = printed.splitlines()
     steps = [line for line in lines if line.startswith("step ")]
     assert [line.split()[1] for line in steps] == ["1/4", "2/4", "3/4", "4/4"]
-    for word in ("reward", "format", "accuracy", "live", "gap", "tok/s", "generate", "learn", "transfer", "left"):
+    for word in (
+        "reward",
+        "format",
+        "accuracy",
+        "live",
+        "log-prob gap",
+        "tok/s",
+        "generate",
+        "learn",
+        "transfer",
+        "left",
+    ):
         assert word in steps[-1]
     assert sum(line.startswith("test accuracy") for line in lines) == 2
     assert any("nearest_neighbour" in line for line in lines)

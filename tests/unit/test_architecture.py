@@ -291,7 +291,7 @@ def test_the_page_shows_the_table():
 
 def test_the_page_has_a_paragraph_for_each_folder_and_names_files_that_there_are():
     page = (ROOT.parent / "docs" / "architecture.md").read_text()
-    paragraphs = dict(re.findall(r"^\*\*`([\w.]+)/?`\*\* (.*?)\n\n", page, re.MULTILINE | re.DOTALL))
+    paragraphs = dict(re.findall(r"^\*\*`([\w.]+)/?`\*\*:? (.*?)\n\n", page, re.MULTILINE | re.DOTALL))
     assert {name.removesuffix(".py") for name in paragraphs} == set(MAY_IMPORT)
     for name, text in paragraphs.items():
         folder = ROOT / name if (ROOT / name).is_dir() else ROOT

@@ -102,7 +102,7 @@ def test_the_line_of_a_step():
     assert "\n" not in line
     assert line.startswith("step   8/120 ")
     for part in (
-        *("reward 0.75", "format 0.50", "accuracy 0.25", "live 0.50", "gap 0.0500", "4 tok/s"),
+        *("reward 0.75", "format 0.50", "accuracy 0.25", "live 0.50", "log-prob gap 0.0500", "4 tok/s"),
         *("generate 50%", "score 0%", "learn 38%", "transfer 12%", "1:02:05 left"),  # of 4 s
     ):
         assert part in line
