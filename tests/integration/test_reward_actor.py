@@ -28,6 +28,7 @@ def moody(prompt, completion):
         case "die": os._exit(7)
         case "hang": time.sleep(3600)
         case "raise": raise KeyError("petal")
+        case "key": return float(os.environ["JUDGE_KEY"] == "sesame")
         case "pids": return os.getppid() * 1e7 + os.getpid()
     return len(prompt.image)
 """
@@ -56,6 +57,7 @@ def actor(tmp_path_factory) -> Iterator[RewardActor]:
     (folder / "my_moody_reward.py").write_text(MODULE)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setenv("JUDGE_KEY", "sesame")
         ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="warning")
         scoring = ScoringSection(time_limit=2.0, failure_budget=0.6)
         scorer = ray.remote(Scorer).options(num_cpus=0)
@@ -71,6 +73,10 @@ def test_what_fails_is_masked_and_the_actor_lives(actor: RewardActor):
     assert reasons[0] == "its process died (exit code 7)"
     assert reasons[1].startswith("KeyError: 'petal' (my_moody_reward.py, line ")
     assert reasons[2] == "no answer within 2 s"
+
+
+def test_the_function_has_the_environment_of_who_started_ray(actor: RewardActor):
+    assert score(actor, "key")[0].parts[NAME] == 1.0
 
 
 def test_over_budget_is_the_users_error_without_the_actors_traceback(actor: RewardActor):
