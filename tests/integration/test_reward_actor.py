@@ -19,9 +19,15 @@ from tests.integration.conftest import is_alive
 MODULE = """
 import asyncio, os, time
 
+running = 0
+
 async def judge(prompt, completion):
-    await asyncio.sleep(0.5)
-    return len(prompt.image)
+    global running
+    running += 1
+    at_once = running
+    await asyncio.sleep(0.3)
+    running -= 1
+    return at_once
 
 def moody(prompt, completion):
     match completion.text:
@@ -86,18 +92,15 @@ def test_over_budget_is_the_users_error_without_the_actors_traceback(actor: Rewa
 
 
 def test_calls_overlap_and_share_the_limit(actor: RewardActor):
-    """The parts of a step are scored together: 4 of 8 completions, of 0.5 s each, 16 at once."""
-    scoring = ScoringSection(max_concurrent=16)
+    """The parts of a step are scored together: 4 of 8 completions, 16 at once."""
     images = StoredImages({image_sha256(IMAGE): IMAGE})
+    scoring = ScoringSection(max_concurrent=16)
     handle = ray.remote(Scorer).options(num_cpus=0).remote({"my_moody_reward:judge": 1.0}, scoring, images)
     judge = RewardActor({"reward": handle}, timeout=120)
-    score(judge, "x")  # it has been imported
-    start = time.monotonic()
     groups = ray.put(groups_of(*["x"] * 8))
     parts = [judge.score(groups, 32) for _ in range(4)]
     scored = wait_for(dict.fromkeys(parts, "reward"), 120, "score")
-    assert 1.0 <= time.monotonic() - start < 3.0  # one part after the other 2 s, one completion after the other 16 s
-    assert [[reward.total for reward in rewards] for (rewards,) in scored] == [[300.0] * 8] * 4
+    assert max(reward.total for part in scored for rewards in part for reward in rewards) == 16
 
 
 def test_a_killed_actor_leaves_no_process_behind(actor: RewardActor):
