@@ -1,14 +1,14 @@
 """TRL's GRPOTrainer on a configuration of this project: the same data, question, model, rewards and hyper-parameters.
 
-    python -m benchmarks.trl_grpo --config digits                     (needs the extra `bench`)
+    python -m benchmarks.trl_grpo [--config digits] [--overrides KEY=VALUE,...] [--vllm]     (needs the extra `bench`)
 
 As an arm of a comparison it waits for its turns, see turns.py. What has no counterpart stays as TRL has it: warm-up
 that begins at 0, the order of the images, log-probabilities without the vision tokens taken out, no importance weights
 (TRL samples with the model that it trains). Gradient checkpointing, TRL's default, is off: it saves memory, which
-nothing here lacks, for time.
+nothing here lacks, for time. `--rows` completions go into one forward of the learning; `--weights` are `mixed` (FP32
+weights, BF16 computation), `bf16` or `fp32`; with `--vllm` vLLM generates in the trainer's process.
 """
 
-import argparse
 import io
 import os
 import tempfile
@@ -22,6 +22,7 @@ from PIL import Image as PillowImage
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from benchmarks.common import parsed
 from rft_cluster.classification.report import summarise
 from rft_cluster.common.lookup import find_function
 from rft_cluster.config import Config, load_config
@@ -188,19 +189,8 @@ def serve(connection: Connection, config: Config, weights: str, rows: int) -> No
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True)
-    parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--rows", type=int, default=8, help="completions in one forward of the learning")
-    parser.add_argument(
-        "--weights",
-        choices=("mixed", "bf16", "fp32"),
-        default="mixed",
-        help="mixed: FP32 weights, BF16 computation; bf16, fp32: all in that type",
-    )
-    parser.add_argument("--vllm", action="store_true", help="generate with vLLM in the trainer's process")
-    options = parser.parse_intermixed_args()
-    config = load_config(options.config, options.overrides)
+    options = parsed(__doc__, config="digits", overrides=[""], rows=8, weights="mixed", vllm=False)
+    config = load_config(options.config, list(filter(None, options.overrides)))
     if options.vllm:
         os.environ.update(
             {**environment(config.cluster.device), "VLLM_CPU_KVCACHE_SPACE": str(config.generators.kv_cache_gib)}

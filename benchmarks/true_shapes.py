@@ -36,7 +36,7 @@ from rft_cluster.common.hardware import hardware
 from rft_cluster.config import GeneratorsSection, ModelSection
 from rft_cluster.data.images import image_sha256
 from rft_cluster.generator.vllm_options import EngineOptions
-from rft_cluster.messages import Completion, Example, ImageRef, LossSums, Prompt, Sampling, TrainingSample
+from rft_cluster.messages import Completion, Example, ImageRef, Prompt, Sampling, TrainingSample
 
 GIB, GB = 2**30, 1e9
 PARAMETERS = 2_208_985_600
@@ -251,17 +251,12 @@ def bf16_policy(folder: Path) -> Any:
 # Stage 4
 
 
-def step(folder: Path, micro_batch_tokens: int, minutes: float) -> dict[str, Any]:
-    """One GRPO step on the sampled group: BF16 masters, gradient checkpointing, plain SGD.
-
-    Micro-batches that would not begin within `minutes` are left out; the result says how many were done.
-    """
+def step(folder: Path) -> dict[str, Any]:
+    """One GRPO step on the sampled group, in one forward: BF16 masters, gradient checkpointing, plain SGD."""
     from rft_cluster.algorithm.advantages import grpo
     from rft_cluster.algorithm.loss import grpo_loss
-    from rft_cluster.common.reduce import reduced
     from rft_cluster.config import AlgorithmSection
     from rft_cluster.learner.collate import collate
-    from rft_cluster.learner.packing import split_work
     from rft_cluster.learner.prompt_cache import PromptCache
     from rft_cluster.model.encoder import PromptEncoder
     from rft_cluster.weights.digests import tensor_digest
@@ -285,25 +280,12 @@ def step(folder: Path, micro_batch_tokens: int, minutes: float) -> dict[str, Any
         for one, advantage in zip(completions, advantages, strict=True)
     ]
 
-    began = time.perf_counter()
-    done, tokens, image_tokens, sums = 0, 0, 0, [LossSums()]
-    seconds: list[float] = []
-    ((forwards,),) = split_work(samples, ranks=1, updates=1, micro_batch_tokens=micro_batch_tokens)
-    for micro_batch in forwards:
-        if seconds and time.perf_counter() - began + max(seconds) > 60 * minutes:
-            break
-        started = time.perf_counter()
-        batch = collate(micro_batch, prompts, policy.prompt_positions)
-        logprobs, _ = policy(**batch.inputs())
-        forward = time.perf_counter() - started
-        terms = grpo_loss(logprobs, batch, logprobs, None, AlgorithmSection(kl_beta=0.0))
-        terms.loss.backward()
-        seconds.append(time.perf_counter() - started)
-        done += len(micro_batch)
-        tokens += batch.input_ids.shape[1]
-        sums.append(terms.sums)
-        image_tokens = int((batch.input_ids == encoder.image_token_id).sum())
-        print(f"  {done} of {len(samples)} completions: {seconds[-1]:.1f} s, forward {forward:.1f} s", flush=True)
+    started = time.perf_counter()
+    batch = collate(samples, prompts, policy.prompt_positions)
+    logprobs, _ = policy(**batch.inputs())
+    terms = grpo_loss(logprobs, batch, logprobs, None, AlgorithmSection(kl_beta=0.0))
+    terms.loss.backward()
+    seconds = time.perf_counter() - started
     without = [name for name, parameter in policy.named_parameters() if parameter.grad is None]
     assert not without, f"no gradient: {without[:5]}"
     norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0, foreach=False))
@@ -312,15 +294,13 @@ def step(folder: Path, micro_batch_tokens: int, minutes: float) -> dict[str, Any
     optimizer.step()
     after = [tensor_digest(parameter.detach()) for parameter in policy.parameters()]
     return {
-        "completions": done,
-        "of_completions": len(samples),
-        "micro_batch_tokens": micro_batch_tokens,
-        "image_tokens": image_tokens,
-        "tokens_forward": tokens,
-        "completion_tokens": reduced(sums).tokens,
-        "logprob_gap": reduced(sums).logprob_gap / reduced(sums).tokens,
+        "completions": len(samples),
+        "image_tokens": int((batch.input_ids == encoder.image_token_id).sum()),
+        "tokens_forward": batch.input_ids.shape[1],
+        "completion_tokens": terms.sums.tokens,
+        "logprob_gap": terms.sums.logprob_gap / terms.sums.tokens,
         "grad_norm": norm,
-        "micro_batch_seconds": seconds,
+        "forward_and_backward_seconds": seconds,
         "optimizer_and_digest_seconds": time.perf_counter() - started,
         "tensors_changed": sum(old != new for old, new in zip(before, after, strict=True)),
         "tensors": len(after),
@@ -330,7 +310,7 @@ def step(folder: Path, micro_batch_tokens: int, minutes: float) -> dict[str, Any
 # Running the stages
 
 
-def run_stage(name: str, *arguments: Any) -> dict[str, Any]:
+def run_stage(name: str, folder: Path) -> dict[str, Any]:
     """Run a stage in a process of its own; its result with `seconds` and `peak_gib`."""
     peak = 0
 
@@ -341,16 +321,14 @@ def run_stage(name: str, *arguments: Any) -> dict[str, Any]:
             peak = max(peak, sum(one.memory_full_info().pss for one in [root, *root.children(recursive=True)]))
 
     started = time.perf_counter()
-    found = in_a_process(STAGES[name], *arguments, environment={}, watch=watch)
+    found = in_a_process(STAGES[name], folder, environment={}, watch=watch)
     result = {"seconds": time.perf_counter() - started, "peak_gib": peak / GIB, **found}
     print(f"{name:9} {result['seconds']:7.1f} s  peak {result['peak_gib']:5.1f} GiB", flush=True)
     return result
 
 
 def main() -> None:
-    options = parsed(
-        __doc__, folder="", keep=False, micro_batch_tokens=4096, minutes=9.0, stages=list(STAGES), name="true_shapes"
-    )
+    options = parsed(__doc__, folder="", keep=False, stages=list(STAGES), name="true_shapes")
     if not options.folder:
         raise SystemExit("--folder FOLDER is missing: 4.4 GB of weights are written there, and removed at the end")
     folder = Path(options.folder).absolute()
@@ -359,8 +337,7 @@ def main() -> None:
         results = (read_result(options.name) if options.keep else None) or {}
         results["machine"] = {**machine(), "threads": torch.get_num_threads()}
         for name in options.stages:
-            more = (options.micro_batch_tokens, options.minutes) if name == "step" else ()
-            results[name] = run_stage(name, folder, *more)
+            results[name] = run_stage(name, folder)
             write_result(options.name, results)
     finally:
         if not options.keep:
