@@ -1,15 +1,16 @@
 """The process of one reward function of the user's: what runs in it, and the scorer's handle on it.
 
-They talk through a pipe. The child first says what kind of function it has imported, or why it could not. Then it gets
-requests, each one call of the function, and answers each twice: that it has begun, and what came of it.
+Parent and child talk through a pipe. The child first says what kind of function it has imported, or why the import
+failed. Each request is one call of the function. The child answers it twice: when the call begins, and with the values.
 
     parent                                                        child
                                                                   Kind(batch=False, concurrent=True)
     Ask(7, keys=[3], prompts={3: Prompt(...)}, completions=[...])
-                                                                  (7, None)          it has begun
-                                                                  (7, [0.5])         or (7, "KeyError: ..."): why not
+                                                                  (7, None)          the call has begun
+                                                                  (7, [0.5])         or (7, "KeyError: ...")
 
-A prompt crosses once, with the first of its completions, and is kept under its key until it is forgotten.
+A prompt, with its image, is sent once, with the first of its completions. The child keeps it under its key until it is
+told to forget it.
 """
 
 import asyncio

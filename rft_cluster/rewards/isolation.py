@@ -7,8 +7,7 @@ There it may raise, return what is no number, hang (in native code, too), or tak
 one completion that it happened on. A late call of an `async` function is cancelled by its own event loop. A process
 that dies, or is silent for too long, is killed with all that it started, and a new one goes on.
 
-`pending.py` decides how many completions are asked about at once, and which is to blame; `child.py` is what runs in the
-process.
+`pending.py` decides which completions are sent at once and which one failed; `child.py` is the code of the process.
 
 Not a library's process pool: there a task has one answer and one limit, so an image would cross for each completion;
 pebble's, otherwise fit, is broken for good by a worker that dies between two tasks.
@@ -51,11 +50,11 @@ class IsolatedFunction:
         self._output = _new_file() if quiet else None
         self._child: Child | None = self._new_child()
         self._started = time.monotonic()  # of the child
-        self._heard = self._started  # when the child said something, or was asked after it had nothing to do
-        self._problem = ""  # why the function cannot be had
+        self._heard = self._started  # last message of the child, or the time since which it has had a request
+        self._problem = ""  # why the function cannot be imported
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._loading: list[asyncio.Future[None]] = []  # who waits until it is imported
+        self._loading: list[asyncio.Future[None]] = []  # callers of `wait_until_ready`
         self._pending = Pending(max_concurrent)
         self._keys = itertools.count()  # of prompts
 
@@ -68,7 +67,7 @@ class IsolatedFunction:
         loop, key = self._attach(), next(self._keys)
         calls = [Call(key, prompt, completion, loop.create_future()) for completion in completions]
         self._pending.add(calls)
-        loop.call_soon(self._ask)  # not at once: the groups that are scored together may make one batch
+        loop.call_soon(self._ask)  # not at once: groups that are scored together can then share a batch
         try:
             return list(await asyncio.gather(*(call.value for call in calls)))
         finally:
@@ -76,7 +75,7 @@ class IsolatedFunction:
                 self._child.forget(key)
 
     async def wait_until_ready(self) -> None:
-        """Until the child has imported the function; lines say how long that has taken.
+        """Wait until the child has imported the function; lines tell how long the import has taken.
 
         Raises:
             UserError: it cannot be imported.
@@ -109,7 +108,7 @@ class IsolatedFunction:
         return Child(self._name, self._time_limit, str(self._output or ""))
 
     def _attach(self) -> asyncio.AbstractEventLoop:
-        """Listen in the running event loop from now on."""
+        """Read the child's messages in the running event loop from now on."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._loop, self._timer = loop, None
@@ -119,7 +118,7 @@ class IsolatedFunction:
         return loop
 
     def _ask(self) -> None:
-        """Send what there is room for, and tell who waits for the import how that went."""
+        """Send requests up to the limit; start a child if there is none; end the waits for the import."""
         if self._problem:
             self._pending.give_up(UserError(self._problem))
             self._loaded()
@@ -138,7 +137,7 @@ class IsolatedFunction:
         self._set_timer()
 
     def _hear(self) -> None:
-        """The child has said something, or its pipe has ended."""
+        """Read all messages of the child, or the end of its pipe."""
         self._heard = time.monotonic()
         try:
             while self._child and self._child.pipe.poll():
@@ -166,7 +165,7 @@ class IsolatedFunction:
                 self._pending.answered(number, answer)
 
     def _set_timer(self) -> None:
-        """Until when the child must have said something."""
+        """Wait for the next message for a limited time."""
         if self._timer:
             self._timer.cancel()
             self._timer = None
@@ -175,12 +174,12 @@ class IsolatedFunction:
             self._timer = self._loop.call_later(max(0.0, self._silence() - time.monotonic()), self._silent)
 
     def _silence(self) -> float:
-        """When the child has been silent for too long."""
+        """The time (monotonic) by which the next message must have come."""
         assert self._child
         kind = self._child.kind
         if kind is None:
             return self._started + LOAD_LIMIT
-        # An event loop cancels what is late itself, and says so. Only one that is blocked does not.
+        # An event loop cancels a late call and answers for it. Only a blocked loop is silent.
         return self._heard + self._time_limit + (GRACE if kind.concurrent else 0.0)
 
     def _silent(self) -> None:
@@ -195,7 +194,7 @@ class IsolatedFunction:
         self._ask()
 
     def _end_child(self, reason: str) -> None:
-        """Kill the child. What it was asked fails for this reason, or is asked again of the next one."""
+        """Kill the child. Its requests fail for this reason, or the next child gets them."""
         assert self._child and self._loop
         self._loop.remove_reader(self._child.pipe.fileno())
         self._child.kill()

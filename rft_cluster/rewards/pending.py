@@ -1,4 +1,4 @@
-"""Completions that wait for a reward function: which is asked about next, and which is to blame when its process dies.
+"""The completions that wait for a reward function: which are asked next, and which one made its process die.
 
     pending = Pending(max_concurrent=32)
     pending.add(calls)
@@ -6,14 +6,14 @@
     pending.begun(number); pending.answered(number, [0.5])
     pending.died("its process died (exit code 7)")
 
-Completions of all groups wait in one queue, so that groups which are scored at the same time share the limit:
+All groups share one queue, and so the limit:
 
 | the function | calls at once | completions in a call |
 |---|---|---|
 | `def f(prompt, completion)` | 1 | 1 |
 | `def f(prompts, completions)` | 1 | all that wait, up to the limit |
 | `async def f(prompt, completion)` | up to the limit | 1 |
-| `async def f(prompts, completions)` | any number | all that wait, up to what others have left of the limit |
+| `async def f(prompts, completions)` | any number | all that wait, up to what other calls leave of the limit |
 """
 
 import itertools
@@ -28,7 +28,10 @@ from rft_cluster.rewards.child import Answer, Kind
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One completion, and the value that is awaited for it: a float, or why there is none. `key` is its prompt's."""
+    """One completion, and the future of its value: a float, or a text that says why there is none.
+
+    `key` stands for the prompt: the process keeps prompts under it.
+    """
 
     key: int
     prompt: Prompt
@@ -36,13 +39,13 @@ class Call:
     value: "Future[float | str]"
 
     def answer(self, value: float | str) -> None:
-        if not self.value.done():  # who asked has been cancelled
+        if not self.value.done():  # the future was cancelled: nobody waits any more
             self.value.set_result(value)
 
 
 @dataclass(slots=True)
 class Request:
-    """One call of the function. `alone`: it is asked once more, with nothing beside it. `begun`: it runs."""
+    """One call of the function. `begun`: the function runs. `alone`: a second try, during which nothing else runs."""
 
     number: int
     calls: Sequence[Call]
@@ -51,7 +54,7 @@ class Request:
 
 
 class Pending:
-    """What waits, what is to be asked once more, and what has been asked."""
+    """Three stages: calls that wait, calls that are tried again, and requests that the process has been sent."""
 
     def __init__(self, max_concurrent: int) -> None:
         self._max_concurrent = max_concurrent
@@ -62,12 +65,12 @@ class Pending:
 
     @property
     def asked(self) -> bool:
-        """Whether answers are due."""
+        """Whether the process owes an answer."""
         return bool(self._asked)
 
     @property
     def left(self) -> bool:
-        """Whether there is something to ask."""
+        """Whether calls wait, for the first time or again."""
         self._drop_cancelled()
         return bool(self._waiting or self._again)
 
@@ -75,7 +78,7 @@ class Pending:
         self._waiting += calls
 
     def next(self, kind: Kind) -> Request | None:
-        """What a function of this kind is asked now; None while it has enough to do."""
+        """The next request for a function of this kind; None while it has enough to do."""
         if not self.left or any(request.alone for request in self._asked.values()):
             return None
         if self._again:
@@ -90,7 +93,7 @@ class Pending:
         self._asked[number].begun = True
 
     def answered(self, number: int, answer: Answer) -> None:
-        """A batch that failed as a whole is asked once more, one by one."""
+        """Values, or one reason for the whole request. A batch that failed as a whole is tried again one by one."""
         request = self._asked.pop(number)
         if isinstance(answer, str):
             self._fail(request, answer)
@@ -99,11 +102,10 @@ class Pending:
                 call.answer(value)
 
     def died(self, reason: str) -> None:
-        """The function's process died, or was killed. If it was asked one thing, that is to blame; else each is asked
-        once more, alone.
+        """The process died or was killed. If it had one request, that one fails; if several, each is tried again alone.
 
-        A process closes its pipe a moment after its end: it may die with a request sent to it that it has not begun.
-        That is not to blame until a fresh process does not live to begin it either.
+        A request that the process had not begun is tried again, too: a process closes its pipe a moment after its end,
+        so a request may be sent to a dead one. It fails if the next process dies as well.
         """
         asked = list(self._asked.values())
         self._asked.clear()
@@ -113,7 +115,7 @@ class Pending:
             self._again.extend(call for request in asked for call in request.calls)
 
     def give_up(self, error: Exception) -> None:
-        """Nothing will be answered: everybody who waits raises this."""
+        """No answer will come: every caller raises `error`."""
         for call in (*self._waiting, *self._again):
             if not call.value.done():
                 call.value.set_exception(error)
