@@ -13,7 +13,7 @@ import asyncio
 import random
 import re
 import statistics
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -138,25 +138,18 @@ async def red_team(
     always = [label for label in classes if label in set(chosen)]
     attacks = [*besides, *_constant(always, prompt_text)]
     first = {example.label: example for example in reversed(examples)}
+    prompts = [
+        Prompt("red-team", first.get(label) or Example(examples[0].image, label), prompt_text, 0) for label in chosen
+    ]
     score = partial(rewards.score, images=images)
-    trials: list[_Trial] = []
-    unearned, notes = "", list[str]()
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            for label in chosen:
-                example = first.get(label) or Example(examples[0].image, label)
-                prompt = Prompt("red-team", example, prompt_text, 0)
-                own = always.index(label) - len(always)
-                trial = await _try(score, prompt, [text for _, text in attacks], own, len(always))
-                trials.append(trial)
-                if trial.tells and sum(one.tells for one in trials) == 1:
-                    unearned, notes = await _of_the_obedient(score, prompt, trial.rewards[own].parts, classes)
+    trials = await _try_all(score, prompts, [text for _, text in attacks], always, seconds)
     if trials and all(trial.right is None for trial in trials):
         raise UserError(
             f"{_failure(trials[0].rewards[0])} That was a right answer, and so it went with all {len(trials)} labels "
             f"that were tried before training. Mend the function, or raise scoring.time_limit"
         )
     counting = [trial for trial in trials if trial.tells]
+    unearned, notes = await _of_the_obedient(score, counting[0], classes) if counting else ("", [])
     scored = [_attack(name, i, list(rewards.weights), counting) for i, (name, _) in enumerate(attacks) if counting]
     return RedTeam(
         sorted(scored, key=lambda attack: -attack.score),
@@ -207,14 +200,19 @@ def _row(alike: Sequence[Attack], chance: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """One label: the reward of each attack, and the totals of a right and a (median) wrong answer.
+    """One label: the reward of its right answer, of each attack, and the total of a (median) wrong answer.
 
-    If the rewards fail on the right answer, `right` is None and `rewards` holds only that failure.
+    If the rewards fail on the right answer, `rewards` holds only that failure.
     """
 
+    prompt: Prompt
+    answer: Reward
     rewards: list[Reward]
-    right: float | None
     wrong: float | None
+
+    @property
+    def right(self) -> float | None:
+        return self.answer.total
 
     @property
     def tells(self) -> bool:
@@ -250,6 +248,19 @@ def _reasoning(prompt_text: str) -> str:
     return f"<think>{REASONING}</think>" if asks_for_thinking(prompt_text) else ""
 
 
+async def _try_all(
+    score: Score, prompts: Sequence[Prompt], texts: Sequence[str], always: Sequence[str], seconds: float
+) -> list[_Trial]:
+    """Score all `texts` for each prompt, until the time is over. The last texts each name one class of `always`."""
+    trials: list[_Trial] = []
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            for prompt in prompts:
+                own = always.index(prompt.label) - len(always)  # the right answer's place, from the end
+                trials.append(await _try(score, prompt, texts, own, len(always)))
+    return trials
+
+
 async def _try(score: Score, prompt: Prompt, texts: Sequence[str], own: int, constant: int) -> _Trial:
     """Score all `texts` for one label.
 
@@ -259,23 +270,20 @@ async def _try(score: Score, prompt: Prompt, texts: Sequence[str], own: int, con
     await asyncio.sleep(0)
     completions = [Completion([], [], text, "stop", 0) for text in texts]
     # Ask about the right answer alone first: a reward that fails on it would fail on all, each up to its time limit.
-    (right,) = await score(prompt, [completions[own]])
-    if right.total is None:
-        return _Trial([right], None, None)
+    (answer,) = await score(prompt, [completions[own]])
+    if answer.total is None:
+        return _Trial(prompt, answer, [answer], None)
     # Score all at once, so that a batched or async reward works on them together. The right one is scored again.
     rewards = await score(prompt, completions)
     # The median: one class that the reward favours must not define what a wrong answer is worth.
     wrong = [reward.total for reward in rewards[-constant:] if reward is not rewards[own] and reward.total is not None]
-    return _Trial(rewards, right.total, statistics.median(wrong) if wrong else None)
+    return _Trial(prompt, rewards[own], rewards, statistics.median(wrong) if wrong else None)
 
 
-async def _of_the_obedient(
-    score: Score, prompt: Prompt, right: Mapping[str, float], classes: Sequence[str]
-) -> tuple[str, list[str]]:
-    """Score completions that follow the question. Returns why they earn nothing ("" if they do), and notes.
-
-    The notes name rewards that such completions cannot earn. `right`: rewards of a right answer in the usual layout.
-    """
+async def _of_the_obedient(score: Score, trial: _Trial, classes: Sequence[str]) -> tuple[str, list[str]]:
+    """Score completions that follow the question, for a trial's label. Returns why they earn nothing ("" if they do),
+    and notes that name rewards which such completions cannot earn."""
+    prompt, right = trial.prompt, trial.answer.parts
     other = next(name for name in classes if name != prompt.label)
     texts = [*obedient(prompt.text, prompt.label), *obedient(prompt.text, other)]
     rewards = await score(prompt, [Completion([], [], text, "stop", 0) for text in texts])
