@@ -11,7 +11,6 @@ import random
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ from PIL import Image
 from rft_cluster.config import Config
 from rft_cluster.data import FewShotDataset, LabelledImage
 from rft_cluster.messages import Completion, Group, LearnerStats, Prompt, WeightRecord
+from rft_cluster.weights.digests import combined_digest
+from rft_cluster.weights.sender import WeightOffer
 
 PROMPT_TOKENS, COMPLETION_TOKENS = 600, 64  # of the published recipe
 
@@ -57,7 +58,10 @@ class EmulatedGenerator:
                     self._whole.wait()
         return groups
 
-    def load_weights(self, update_info: dict[str, Any], version: int) -> None:
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        pass
+
+    def load_weights(self, update_info: dict[str, Any], version: int, data: Any) -> None:
         self._whole.clear()
         self._updating.set()
         time.sleep(self._seconds.transfer)
@@ -65,8 +69,8 @@ class EmulatedGenerator:
         self._updating.clear()
         self._whole.set()
 
-    def prove_weights(self, version: int, digests: dict[str, int]) -> WeightRecord:
-        return WeightRecord(version, 0, 0)
+    def prove_weights(self, version: int, *digests: dict[str, int]) -> WeightRecord:
+        return WeightRecord(version, combined_digest({}), 0)
 
 
 def _group(prompt: Prompt, size: int, version: int) -> Group:
@@ -85,11 +89,8 @@ def _group(prompt: Prompt, size: int, version: int) -> Group:
 
 
 class EmulatedLearner:
-    def __init__(self, rank: int, seconds: Seconds) -> None:
-        self._rank, self._seconds = rank, seconds
-        self._client: Any = None
-        self._pool = ThreadPoolExecutor(1)
-        self._proof: Future[list[WeightRecord]] | None = None
+    def __init__(self, seconds: Seconds) -> None:
+        self._seconds = seconds
 
     def update(self, work: Any, step: int) -> LearnerStats:
         time.sleep(self._seconds.learn)
@@ -97,16 +98,17 @@ class EmulatedLearner:
             tokens=sum(len(sample.token_ids) for update in work for batch in update for sample in batch)
         )
 
-    def connect_generators(self, client: Any) -> None:
-        self._client = client
+    def offer_weights(self, generator_ranks: int) -> WeightOffer:
+        return WeightOffer({}, {})
 
-    def send_weights(self, version: int) -> int:
-        if self._rank == 0 and self._client:
-            if self._proof:
-                self._proof.result()
-            self._client.load_weights({}, version)
-            self._proof = self._pool.submit(self._client.prove_weights, version, {})  # off the clock
-        return 0
+    def connect_weights(self, forward: Any) -> None:
+        pass
+
+    def publish_weights(self) -> None:
+        pass  # a generator's `load_weights` takes the time
+
+    def weight_digests(self) -> dict[str, int]:
+        return {}
 
     def save_checkpoint(self, folder: str) -> int:
         return 0
@@ -123,7 +125,7 @@ class EmulatedCluster:
         from rft_cluster.cluster.handles import ActorGroup, Learners, RewardActor
         from rft_cluster.cluster.placement import plan_actors
         from rft_cluster.cluster.rollouts import Generators
-        from rft_cluster.cluster.weight_client import GeneratorsClient
+        from rft_cluster.cluster.weight_sync import WeightSync
         from rft_cluster.rewards.scorer import Scorer
 
         learners, generators, _ = plan_actors(config)
@@ -133,20 +135,21 @@ class EmulatedCluster:
             for name in generators.names
         }
         learner_handles = {
-            name: ray.remote(EmulatedLearner).options(**light).remote(rank, seconds)
-            for rank, name in enumerate(learners.names)
+            name: ray.remote(EmulatedLearner).options(**light).remote(seconds) for name in learners.names
         }
         reward = ray.remote(Scorer).options(**light).remote(config.rewards, config.scoring)
         self._handles = [*generator_handles.values(), *learner_handles.values(), reward]
         ray.get([handle.__ray_ready__.remote() for handle in self._handles], timeout=600)
+        members = Learners(learner_handles, 600)
+        weights = WeightSync(members, ActorGroup(generator_handles, 600), "shared_memory", tensor_parallel=1)
+        weights.connect(dict.fromkeys([*learner_handles, *generator_handles], "here"))
         self.cluster = Cluster(
             Generators(generator_handles, 600, config.generators.max_concurrent),
             RewardActor({"reward": reward}, 600),
-            Learners(learner_handles, 600),
+            members,
+            weights,
             config,
         )
-        client = GeneratorsClient(ActorGroup(generator_handles, 600), ["here"] * len(generator_handles), 1, "here")
-        self.cluster.learners.call_all("connect_generators", client)
 
     def close(self) -> None:
         for handle in self._handles:

@@ -31,7 +31,7 @@ import torch
 
 from benchmarks.common import in_a_process, machine, parsed, read_result, write_result
 from benchmarks.models import TRUE_PIXELS, empty_model, published_layout, true_model, true_question
-from benchmarks.weight_transfer import PipeClient, call, serve
+from benchmarks.weight_transfer import call, serve
 from rft_cluster.common.hardware import hardware
 from rft_cluster.config import GeneratorsSection, ModelSection
 from rft_cluster.data.images import image_sha256
@@ -174,8 +174,8 @@ def transfer(folder: Path) -> dict[str, Any]:
     """Send weights to a vLLM engine in another process, twice, and sample a group with the second."""
     import torch.distributed as dist
 
-    from rft_cluster.weights.broadcast import WeightBroadcast
     from rft_cluster.weights.shared_memory import SharedMemorySender
+    from rft_cluster.weights.source import PolicyWeights
 
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -189,8 +189,9 @@ def transfer(folder: Path) -> dict[str, Any]:
     (folder / "rendezvous").unlink(missing_ok=True)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=0, world_size=1)
     policy = bf16_policy(folder)
-    client: Any = PipeClient(ours)  # shared memory needs three of the six methods
-    broadcast = WeightBroadcast(policy, lambda c, source: SharedMemorySender(c, source, one_host=True), client)
+    sender = SharedMemorySender(PolicyWeights(policy), one_host=True)
+    offer = sender.offer(1)
+    call(ours, "init_weight_transfer_engine", offer.init)
     gigabytes = sum(parameter.numel() * 2 for parameter in policy.model.parameters()) / GB
     result["gigabytes"] = gigabytes
 
@@ -199,16 +200,18 @@ def transfer(folder: Path) -> dict[str, Any]:
         with torch.no_grad():
             for parameter in policy.parameters():
                 parameter.mul_(factor)
-        started = time.perf_counter()
-        broadcast.send(number)
-        served = time.perf_counter()
-        broadcast.wait()
-        times, done = client.times, time.perf_counter()
+        clock = [time.perf_counter()]
+        sender.send()
+        clock.append(time.perf_counter())
+        call(ours, "load_weights", offer.update, number)
+        clock.append(time.perf_counter())
+        call(ours, "prove_weights", number, sender.digests())
+        clock.append(time.perf_counter())
         seconds = {
-            "write": times["load_weights"][0] - started,
-            "load": times["load_weights"][1] - times["load_weights"][0],
-            "all": served - started,
-            "proof, beside generation": done - served,
+            "write": clock[1] - clock[0],
+            "load": clock[2] - clock[1],
+            "all": clock[2] - clock[0],
+            "proof, beside generation": clock[3] - clock[2],
         }
         result[f"update_{number}"] = {"seconds": seconds, "gb_per_second": gigabytes / seconds["all"]}
         print(f"  update {number}: {result[f'update_{number}']}", flush=True)
@@ -228,7 +231,6 @@ def transfer(folder: Path) -> dict[str, Any]:
     }
     (folder / "group.json").write_text(json.dumps(saved))
     ours.send(None)
-    broadcast.close()
     process.join()
     dist.destroy_process_group()
     return result

@@ -6,8 +6,8 @@ Two learner ranks (FSDP2 over gloo, FP32 masters, one thread each) send through 
 generator, each in a process of its own, on CPUs. An update and a memcpy of as many bytes take turns. The clock runs
 from the ranks' call to its return, when the engine may generate; the proof follows off the clock, and is timed apart.
 
-First a gate: what the engine computes with is read back after an update, the packed matrices through products with the
-identity, and must be the BF16 masters in every bit.
+First a gate: what the engine computes with is read back before and after updates, the packed matrices through products
+with the identity, and must be what vLLM itself loads, in every bit.
 """
 
 import ctypes
@@ -36,8 +36,6 @@ RANKS = 2
 MEMCPY_LIMIT = 1 << 30  # bytes; larger models are compared with a copy of this size
 GOAL = 0.30
 SEED = 0
-HEAD = "the output layer, tied to the embedding"
-EMBEDDING = "model.language_model.embed_tokens.weight"
 
 
 # The engine's process
@@ -73,60 +71,26 @@ def call(connection: Connection, method: Any, *arguments: Any) -> Any:
 
 
 def read_back(generator: Any) -> dict[str, int]:
-    """Digests of the weights that the engine computes with, by their names on the wire, and of the output layer's."""
-    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
-
+    """Digests of the weights that the engine computes with, by its own names: packed ones, too."""
     from rft_cluster.weights.digests import tensor_digest
 
-    generator_dtype = generator._llm.model_config.dtype
-
-    def unpacked(layer: Any, inputs: int) -> torch.Tensor:
+    def unpacked(layer: Any) -> torch.Tensor:
         """[outputs, inputs]: products with the identity are exact, all but one of their terms being 0."""
-        rows = torch.eye(inputs, dtype=generator_dtype).split(1024)
-        return torch.cat([layer.cpu_linear(part, layer.weight, None) for part in rows]).t().bfloat16().contiguous()
+        rows = torch.eye(layer.input_size_per_partition, dtype=dtype).split(1024)
+        return torch.cat([layer.cpu_linear(part, layer.weight, None) for part in rows]).t()
 
     def digests() -> dict[str, int]:
         (engine,) = generator._engine.collective_rpc(lambda worker: worker.weight_transfer_engine)
-        found = {name: tensor_digest(rows.bfloat16()) for name, rows in engine._loader.unpacked()}
-        for parameter in engine._loader._parameters:
-            if parameter.packed:
-                weight = unpacked(parameter.layer, parameter.shape[1])
-                for name, rows in zip(parameter.sources, weight.split(list(parameter.sources.values())), strict=True):
-                    found[name] = tensor_digest(rows)
-        (head,) = [module for module in engine.model.modules() if isinstance(module, ParallelLMHead)]
-        found[HEAD] = tensor_digest(unpacked(head, head.weight.shape[1])[: head.org_vocab_size])
-        return found
+        held = dict(engine.model.named_parameters())
+        packed = {name: module for name, module in engine.model.named_modules() if hasattr(module, "cpu_linear")}
+        held |= {f"{name}.packed": unpacked(module) for name, module in packed.items()}
+        return {name: tensor_digest(tensor.detach().bfloat16().contiguous()) for name, tensor in held.items()}
 
+    dtype = generator._llm.model_config.dtype
     return generator._on_thread(digests)
 
 
 # A learner rank's process
-
-
-class PipeClient:
-    """The engine's process as the sender sees it; keeps when each call began and ended."""
-
-    ranks = 1
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self.times: dict[str, tuple[float, float]] = {}
-
-    def _call(self, method: str, *arguments: Any) -> Any:
-        started = time.perf_counter()
-        try:
-            return call(self._connection, method, *arguments)
-        finally:
-            self.times[method] = (started, time.perf_counter())
-
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        self._call("init_weight_transfer_engine", init_info)
-
-    def load_weights(self, update_info: dict[str, Any], version: int) -> None:
-        self._call("load_weights", update_info, version)
-
-    def prove_weights(self, version: int, digests: dict[str, int]) -> list[Any]:
-        return [self._call("prove_weights", version, digests)]
 
 
 def rank_process(rank: int, ranks: int, folder: str, meeting: str, engine: Connection, parent: Connection) -> None:
@@ -136,7 +100,6 @@ def rank_process(rank: int, ranks: int, folder: str, meeting: str, engine: Conne
     from transformers import Qwen2VLForConditionalGeneration
 
     from rft_cluster.model.policy import PolicyModel, shard_units
-    from rft_cluster.weights.broadcast import WeightBroadcast
     from rft_cluster.weights.shared_memory import SharedMemorySender
     from rft_cluster.weights.source import PolicyWeights
 
@@ -152,9 +115,11 @@ def rank_process(rank: int, ranks: int, folder: str, meeting: str, engine: Conne
     parent.recv()
     if rank == 0:
         assert engine.recv() == "ready"
-    client: Any = PipeClient(engine)  # shared memory needs three of the six methods
     weights = PolicyWeights(policy)
-    broadcast = WeightBroadcast(policy, lambda c, source: SharedMemorySender(c, source, one_host=True), client)
+    sender = SharedMemorySender(weights, one_host=True)
+    offer = sender.offer(1)
+    if rank == 0:
+        call(engine, "init_weight_transfer_engine", offer.init)
     parent.send(sum(info.nbytes for info in weights.metadata()))
 
     def change() -> None:
@@ -162,22 +127,26 @@ def rank_process(rank: int, ranks: int, folder: str, meeting: str, engine: Conne
             parameter.detach().to_local().neg_()  # every weight is another
 
     def send(version: int) -> dict[str, float]:
-        client.times.clear()
+        """As the driver has it: all ranks write, then the generator loads."""
         dist.barrier()
         began = time.perf_counter()
-        broadcast.send(version)
+        sender.send()
+        dist.barrier()
+        written = time.perf_counter()
+        if rank == 0:
+            call(engine, "load_weights", offer.update, version)
         done = time.perf_counter()
-        if rank:
-            return {"all": done - began}
-        asked, loaded = client.times["load_weights"]
-        return {"write": asked - began, "load": loaded - asked, "after": done - loaded, "all": done - began}
+        return {"write": written - began, "load": done - written, "all": done - began}
 
-    def prove() -> float:
+    def prove(version: int) -> float:
         began = time.perf_counter()
-        broadcast.wait()
+        parts: list[Any] = [None] * ranks
+        dist.all_gather_object(parts, sender.digests())
+        if rank == 0:
+            call(engine, "prove_weights", version, *parts)
         return time.perf_counter() - began
 
-    does: dict[str, Callable[..., Any]] = {"change": change, "send": send, "prove": prove, "digests": weights.digests}
+    does: dict[str, Callable[..., Any]] = {"change": change, "send": send, "prove": prove}
     while (order := parent.recv()) is not None:
         parent.send(does[order[0]](*order[1]))
     os._exit(0)
@@ -205,15 +174,16 @@ class Service:
         self.version += 1
         self.all_ranks("change")
         seconds = self.all_ranks("send", self.version)
-        return {**seconds, "proof, off the clock": self.all_ranks("prove")}
+        return {**seconds, "proof, off the clock": self.all_ranks("prove", self.version)}
 
     def gate(self) -> None:
-        """Hold what the engine computes with against the masters, bit by bit."""
-        sent = self.all_ranks("digests")
-        held = call(self.engine, read_back)
-        wrong = [name for name in sent if held[name] != sent[name]]
-        assert not wrong, f"{len(wrong)} of {len(sent)} tensors in the engine are not the masters, first {wrong[0]}"
-        assert held.keys() - sent.keys() == {HEAD} and held[HEAD] == sent[EMBEDDING]
+        """Two updates turn every sign twice: the engine then computes with the weights that vLLM itself loaded."""
+        fresh = call(self.engine, read_back)
+        for same in (False, True):
+            self.update()
+            held = call(self.engine, read_back)
+            wrong = [name for name in fresh if (held[name] == fresh[name]) is not same]
+            assert not wrong, f"{len(wrong)} of {len(fresh)} of the engine's weights are wrong, first {wrong[0]}"
 
 
 @contextmanager
@@ -267,9 +237,9 @@ class Memcpy:
 
 def compare(running: Service, repeats: int, warm_up: int = 2) -> dict[str, Any]:
     """Updates and copies in turns."""
+    running.gate()
     for _ in range(warm_up):
         running.update()
-    running.gate()
     memcpy = Memcpy(running.nbytes)
     memcpy()
     updates, copies = [], []
@@ -282,7 +252,7 @@ def compare(running: Service, repeats: int, warm_up: int = 2) -> dict[str, Any]:
     ratios = [rate / ((copies[i] + copies[i + 1]) / 2) for i, rate in enumerate(rates)]
     return {
         "bytes": running.nbytes,
-        "gate": "all weights that the engine computes with are the BF16 masters, bit by bit",
+        "gate": "after an update the engine computes, bit by bit, with the weights that vLLM itself would load",
         "gb_per_second": spread([rate / 1e9 for rate in rates]),
         "memcpy_gb_per_second": spread([rate / 1e9 for rate in copies]),
         "ratio": spread(ratios),

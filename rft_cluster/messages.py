@@ -186,5 +186,5 @@ class WeightRecord:
     received (on the wire, in BF16) and as they were loaded (the engine's own parameters)."""
 
     version: int
-    received: int | None
-    loaded: int | None
+    received: int
+    loaded: int

@@ -29,7 +29,7 @@ def train(config: Config, task: Task, cluster: Cluster, run: RunFolder) -> None:
     schedule, seed, dataset = config.schedule, config.run.seed, task.dataset
     algorithm, sampling = load_algorithm(config), Sampling(**config.sampling.model_dump())
     card = make_card(config, dataset, task.text)
-    keeper = Keeper(config, card, cluster.learners, run.first_step, run.tiny_model)
+    keeper = Keeper(config, card, cluster, run.first_step, run.tiny_model)
     cluster.broadcast_weights(version=run.first_step)
     _evaluate_if_due(cluster, config, task, run.first_step, run, keeper)
 

@@ -1,9 +1,12 @@
-"""The actors of a run, and the four things that the loop asks of them."""
+"""The actors of a run, and what the loop asks of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from rft_cluster.cluster.handles import Learners, RewardActor
 from rft_cluster.cluster.rollouts import Generators, Rollout
+from rft_cluster.cluster.weight_sync import WeightSync
 from rft_cluster.config import Config
 from rft_cluster.messages import LearnerStats, Prompt, Sampling, TrainingSample
 
@@ -11,9 +14,16 @@ from rft_cluster.messages import LearnerStats, Prompt, Sampling, TrainingSample
 class Cluster:
     """All actors of a run."""
 
-    def __init__(self, generators: Generators, reward: RewardActor, learners: Learners, config: Config) -> None:
-        self.generators, self.reward, self.learners = generators, reward, learners
+    def __init__(
+        self, generators: Generators, reward: RewardActor, learners: Learners, weights: WeightSync, config: Config
+    ) -> None:
+        self.generators, self.reward, self.learners, self.weights = generators, reward, learners, weights
         self._config = config
+
+    def join(self, addresses: Mapping[str, str], timeout: float) -> None:
+        """Tell the actors where the others are, after they started or were restarted: `addresses` by actor's name."""
+        self.learners.join(addresses, timeout)
+        self.weights.connect(addresses)
 
     def start_rollout(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> Rollout:
         """Begin a step's completions with weights of `version`, without waiting."""
@@ -28,14 +38,27 @@ class Cluster:
         )
 
     def broadcast_weights(self, version: int) -> None:
-        """Bring every generator to the learners' weights, proved, under `version`.
+        """Bring every generator to the learners' weights under `version`; see `WeightSync.publish`.
 
         On a shared GPU the engine's memory comes back in two parts: room for weights, which are sent into it, and
         room for keys and values once the learner has given back what it held for its step.
         """
         if self._config.shares_gpus:
             self.generators.call_all("wake_up", ["weights"])
-        self.learners.call_all("send_weights", version)
+        self.weights.publish(version)
         if self._config.shares_gpus:
             self.learners.call_all("free_memory")
             self.generators.call_all("wake_up", ["kv_cache"])
+
+    def save_checkpoint(self, folder: Path, state: Mapping[str, Any]) -> None:
+        """See `Learners.save_checkpoint`.
+
+        Raises:
+            WeightTransferError: what generators hold is not what was last sent to them.
+        """
+        self.weights.wait()  # the run may end with this: nothing else would ask for the last proof
+        self.learners.save_checkpoint(folder, state)
+
+    def export(self, folder: Path, files: Mapping[str, Any]) -> None:
+        """See `Learners.export`."""
+        self.learners.export(folder, files)

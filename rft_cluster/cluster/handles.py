@@ -42,7 +42,11 @@ class ActorGroup:
     """The actors of one role."""
 
     def __init__(self, handles: dict[str, ActorHandle], timeout: float, threads: str = "") -> None:
-        """`threads`: the actors' concurrency group that calls are for, if not the usual one."""
+        """
+        Args:
+            timeout: seconds that a call may take.
+            threads: the actors' concurrency group that calls are for, if not the usual one.
+        """
         self._handles = handles
         self._timeout = timeout
         self._threads = threads
@@ -51,8 +55,16 @@ class ActorGroup:
         return len(self._handles)
 
     @property
+    def names(self) -> list[str]:
+        return list(self._handles)
+
+    @property
     def handles(self) -> list[ActorHandle]:
         return list(self._handles.values())
+
+    @property
+    def timeout(self) -> float:
+        return self._timeout
 
     def call_all(self, method: str, *arguments: Any) -> list[Any]:
         """Call a method of every actor with the same arguments; the answers in the actors' order."""
@@ -60,11 +72,18 @@ class ActorGroup:
 
     def call_each(self, method: str, arguments: Sequence[tuple[Any, ...]], timeout: float | None = None) -> list[Any]:
         """Call a method of every actor, each with its own arguments."""
+        return wait_for(self.begin_each(method, arguments), timeout or self._timeout, method)
+
+    def begin_all(self, method: str, *arguments: Any) -> dict[ray.ObjectRef, str]:
+        """As `call_all`, without waiting: the calls that were begun, for `wait_for`."""
+        return self.begin_each(method, [arguments] * len(self))
+
+    def begin_each(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> dict[ray.ObjectRef, str]:
         calls = {}
         for (name, handle), own in zip(self._handles.items(), arguments, strict=True):
             call = getattr(handle, method)
             calls[(call.options(concurrency_group=self._threads) if self._threads else call).remote(*own)] = name
-        return wait_for(calls, timeout or self._timeout, method)
+        return calls
 
 
 class RewardActor(ActorGroup):
@@ -74,12 +93,15 @@ class RewardActor(ActorGroup):
 
 
 class Learners(ActorGroup):
-    def join(self, addresses: Sequence[str], timeout: float) -> None:
-        """Make the ranks one process group. Rank 0 opens a port on its host and says which; Ray carries the word."""
-        first, one_host = self.handles[0], len(set(addresses)) == 1
-        name = next(iter(self._handles))
-        (rendezvous,) = wait_for({first.offer_rendezvous.remote(one_host): name}, timeout, "offering a rendezvous")
-        self.call_each("join", [(rendezvous, one_host)] * len(self), timeout)
+    def join(self, addresses: Mapping[str, str], timeout: float) -> None:
+        """Make the ranks one process group. `addresses`: of each actor's host, by its name.
+
+        Rank 0 opens a port on its host, and the driver tells the others which.
+        """
+        own = [addresses[name] for name in self.names]
+        first = {self.handles[0].offer_rendezvous.remote(own): self.names[0]}
+        (rendezvous,) = wait_for(first, timeout, "offering a rendezvous")
+        self.call_each("join", [(rendezvous, own)] * len(self), timeout)
 
     def update(
         self, samples: Sequence[TrainingSample], step: int, updates: int, micro_batch_tokens: int

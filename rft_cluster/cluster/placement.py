@@ -1,7 +1,7 @@
 """What a configuration asks of a cluster, worked out before anything starts (pure)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rft_cluster.common.errors import UserError
@@ -77,7 +77,7 @@ def describe(config: Config, train_images: int) -> str:
 def placement_line(config: Config) -> str:
     if config.shares_gpus:
         return "each generator shares its GPU with a learner: it sleeps while the learner works"
-    return "learners on as few nodes as possible, generators on what is left"
+    return "on as few nodes as possible, by what is free when the run starts"
 
 
 def needed(config: Config) -> tuple[float, float]:
@@ -102,8 +102,9 @@ def bundles(config: Config, training: bool = True) -> list[Bundle]:
 
 
 def place(config: Config, nodes: Sequence[NodeResources], training: bool = True) -> list[NodeResources]:
-    """The node of each bundle, in the order of `bundles`.
+    """A node for each bundle, in the order of `bundles`, on a cluster that runs nothing else.
 
+    For people, and to refuse what the cluster can never hold: Ray packs the bundles by what is free (`start._reserve`).
     Learners sit on as few nodes as possible, since they talk at every layer; generators take what is left, the
     largest node first. Where that leaves no room for a generator over several GPUs, generators choose first.
 
@@ -184,8 +185,14 @@ def _listed(nodes: Sequence[NodeResources]) -> str:
 
 
 def describe_placement(config: Config, nodes: Sequence[NodeResources]) -> str:
-    """One line a node: what would run there."""
+    """What could run on which node; Ray decides by what is free then."""
+    placed = zip(bundles(config), place(config, nodes), strict=True)
+    return by_host({name: node.address for bundle, node in placed for name in bundle.actors})
+
+
+def by_host(addresses: Mapping[str, str]) -> str:
+    """One line a host with the actors there; `addresses`: of each actor's host, by its name."""
     held: dict[str, list[str]] = {}
-    for bundle, node in zip(bundles(config), place(config, nodes), strict=True):
-        held.setdefault(node.address, []).extend(bundle.actors)
-    return "\n".join(f"  {address}: {', '.join(actors)}" for address, actors in held.items())
+    for name, address in addresses.items():
+        held.setdefault(address, []).append(name)
+    return "\n".join(f"  {address}: {', '.join(names)}" for address, names in held.items())

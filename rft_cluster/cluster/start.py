@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -36,15 +36,16 @@ from rft_cluster.cluster.placement import (
     Bundle,
     NodeResources,
     bundles,
+    by_host,
     describe_placement,
     place,
     plan_actors,
 )
 from rft_cluster.cluster.rollouts import PARTS, Generators
-from rft_cluster.cluster.weight_client import GeneratorsClient
+from rft_cluster.cluster.weight_sync import WeightSync
 from rft_cluster.common import stopping
 from rft_cluster.common.errors import UserError
-from rft_cluster.common.hardware import openmp_environment
+from rft_cluster.common.hardware import hardware, openmp_environment
 from rft_cluster.config import ClusterSection, Config
 from rft_cluster.generator.vllm_options import EngineOptions
 from rft_cluster.generator.vllm_options import environment as generator_environment
@@ -54,9 +55,8 @@ from rft_cluster.rewards.scorer import Scorer
 # Calls to a generator that may be under way at once: the parts of its room, its reserve, and what is left of a step.
 # More would wait. Weights have threads of their own, since a call that waits for weights must not keep them out.
 GENERATOR_CALLS = PARTS + 8
-WEIGHT_THREADS = {"weights": 2}
-# A learner waits for generators a little less long than others wait for it, so that it can say for which.
-PATIENCE = 0.9
+WEIGHTS = "weights"
+WEIGHT_THREADS = 2
 # The scorer is async and fetches images in a thread of its own; Ray would warn of it as if the event loop waited.
 QUIET_GET = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}
 ADDRESS_TIMEOUT = 10.0  # seconds until an address counts as silent
@@ -64,6 +64,7 @@ WAITING_LINE = 10.0  # seconds between lines about actors that are still startin
 # How Ray's core says that a token is missing or wrong.
 TOKEN = re.compile(r"InvalidAuthToken|Unauthenticated|auth\w* token|token auth", re.IGNORECASE)
 RESERVE_TIMEOUT = 60.0  # seconds until resources count as taken by others
+APART_TIMEOUT = 5.0  # seconds that learners in a group of their own may take to find room, and generators after them
 
 
 def connect(config: ClusterSection, cpus: float) -> str:
@@ -232,30 +233,44 @@ def _reserved(config: Config, training: bool) -> Iterator["_Reservation"]:
     wanted = bundles(config, training)
     print(connect(config.cluster, sum(bundle.cpus for bundle in wanted)), flush=True)
     try:
-        nodes = place(config, cluster_nodes(), training)
-        group = _reserve(config, wanted, nodes)
-        yield _Reservation(config, group, wanted, nodes, deadline)
-        remove_placement_group(group)
+        place(config, cluster_nodes(), training)  # refuses at once what these nodes could never hold
+        groups = _reserve(config, wanted)
+        yield _Reservation(config, groups, wanted, deadline)
+        _give_back(groups)
     finally:
         ray.shutdown()
 
 
-def _reserve(config: Config, wanted: Sequence[Bundle], nodes: Sequence[NodeResources]) -> PlacementGroup:
-    """All bundles at once, each on its node."""
-    group = placement_group(
-        [{name: has for name, has in (("CPU", b.cpus), ("GPU", b.gpus)) if has} for b in wanted],
-        name=f"rft-{config.run.name}",
-        bundle_label_selector=[{"ray.io/node-id": node.node_id} for node in nodes],
-    )
-    try:
-        ray.get(group.ready(), timeout=min(RESERVE_TIMEOUT, config.cluster.start_timeout))
-    except GetTimeoutError as error:
-        taken = _taken(wanted)
+def _reserve(config: Config, wanted: Sequence[Bundle]) -> list[PlacementGroup]:
+    """All bundles, in one group or in several, in their order; each group on as few nodes as Ray finds room on.
+
+    None is bound to a node: Ray goes by what is free, and can move a bundle when its node is lost.
+
+    Raises:
+        UserError: others hold what is needed.
+    """
+    # Learners talk at every layer. Ray would place generators over several GPUs first, and learners on what they
+    # leave, perhaps on two nodes where one would do: learners are a group of their own, unless that leaves no room.
+    learners = [bundle for bundle in wanted if len(bundle.actors) == 1 and bundle.actors[0].startswith("learner")]
+    attempts = [([wanted], min(RESERVE_TIMEOUT, config.cluster.start_timeout))]
+    if learners:
+        attempts.insert(0, ([learners, wanted[len(learners) :]], APART_TIMEOUT))
+    for parts, timeout in attempts:
+        groups = [_group(config, part) for part in parts]
+        if all(group.wait(timeout) for group in groups):
+            return groups
+        _give_back(groups)
+    raise UserError(_taken(wanted) or "the cluster has room, but in parts that are too small: wait for other jobs")
+
+
+def _group(config: Config, part: Sequence[Bundle]) -> PlacementGroup:
+    needs = [{name: has for name, has in (("CPU", b.cpus), ("GPU", b.gpus)) if has} for b in part]
+    return placement_group(needs, strategy="PACK", name=f"rft-{config.run.name}")
+
+
+def _give_back(groups: Sequence[PlacementGroup]) -> None:
+    for group in groups:
         remove_placement_group(group)
-        raise UserError(
-            taken or "the cluster has room, but in parts that are too small: wait for other jobs"
-        ) from error
-    return group
 
 
 def _environment(config: Config, cpus: float) -> dict[str, str]:
@@ -272,24 +287,16 @@ class _Reservation:
     """Resources that are ours, bundle by bundle, and the starting of actors in them until `deadline`."""
 
     def __init__(
-        self,
-        config: Config,
-        group: PlacementGroup,
-        wanted: Sequence[Bundle],
-        nodes: Sequence[NodeResources],
-        deadline: float,
+        self, config: Config, groups: Sequence[PlacementGroup], wanted: Sequence[Bundle], deadline: float
     ) -> None:
-        self.config, self._group, self._deadline = config, group, deadline
-        self._bundle_of = {name: index for index, bundle in enumerate(wanted) for name in bundle.actors}
-        self._nodes = nodes
+        """`groups` hold the bundles `wanted`, in their order."""
+        self.config, self._deadline = config, deadline
+        places = [(group, index) for group in groups for index in range(group.bundle_count)]
+        self._places = {name: place for bundle, place in zip(wanted, places, strict=True) for name in bundle.actors}
         self._started = time.monotonic()
 
     def left(self) -> float:
         return max(1.0, self._deadline - time.monotonic())
-
-    def addresses(self, actors: ActorPlan) -> list[str]:
-        """Of the hosts that a role's actors are on."""
-        return [self._nodes[self._bundle_of[name]].address for name in actors.names]
 
     def options(self, name: str, role: ActorPlan, environment: dict[str, str]) -> dict[str, Any]:
         chosen: dict[str, Any] = {
@@ -298,8 +305,8 @@ class _Reservation:
             "num_gpus": role.gpus,
             "runtime_env": {"env_vars": _environment(self.config, role.cpus) | environment},
         }
-        if name in self._bundle_of:
-            chosen["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self._group, self._bundle_of[name])
+        if name in self._places:
+            chosen["scheduling_strategy"] = PlacementGroupSchedulingStrategy(*self._places[name])
         return chosen
 
     def start_generators(self, model_path: str, images: StoredImages) -> dict[str, Any]:
@@ -309,15 +316,15 @@ class _Reservation:
         environment = generator_environment(config.cluster.device)
         calls = GENERATOR_CALLS + config.schedule.max_staleness
         return {
-            name: ray.remote(concurrency_groups=WEIGHT_THREADS)(Generator)
+            name: ray.remote(concurrency_groups={WEIGHTS: WEIGHT_THREADS})(Generator)
             .options(max_concurrency=calls, **self.options(name, generators, environment))
             .remote(options, images)
             for name in generators.names
         }
 
-    def wait_until_ready(self, handles: dict[str, Any]) -> None:
-        """Say every few seconds who is still starting."""
-        calls = {handle.__ray_ready__.remote(): name for name, handle in handles.items()}
+    def wait_until_ready(self, handles: dict[str, Any]) -> dict[str, str]:
+        """Say every few seconds who is still starting. Returns the address of each actor's host, by its name."""
+        calls = {handle.__ray_call__.remote(_address): name for name, handle in handles.items()}
         waiting = dict(calls)
         while waiting and time.monotonic() < self._deadline:
             done, _ = ray.wait(list(waiting), timeout=min(WAITING_LINE, self.left()))
@@ -325,7 +332,12 @@ class _Reservation:
                 del waiting[call]
             names = ", ".join(waiting.values()) or "nothing more"
             print(f"{time.monotonic() - self._started:4.0f} s: waiting for {names}", flush=True)
-        wait_for(calls, self.left(), "starting")
+        return dict(zip(handles, wait_for(calls, self.left(), "starting"), strict=True))
+
+
+def _address(actor: Any) -> str:
+    """Run in an actor: the address of the host that Ray started it on."""
+    return ray.util.get_node_ip_address()
 
 
 def _start_actors(reservation: _Reservation, model_path: str, images: StoredImages) -> Cluster:
@@ -336,12 +348,11 @@ def _start_actors(reservation: _Reservation, model_path: str, images: StoredImag
         # An engine measures the memory that is free when it starts; the learner loads into what sleep gives back.
         reservation.wait_until_ready(generator_handles)
         ActorGroup(generator_handles, reservation.left()).call_all("sleep")
-    learner_addresses = reservation.addresses(learners)
     learner_handles = {
         name: ray.remote(Learner)
         .options(**reservation.options(name, learners, {}))
-        .remote(model_path, config, rank, learners.count, address, max(1, int(learners.cpus)), images)
-        for rank, (name, address) in enumerate(zip(learners.names, learner_addresses, strict=True))
+        .remote(model_path, config, rank, max(1, int(learners.cpus)), images)
+        for rank, name in enumerate(learners.names)
     }
     reward_handles = {
         name: ray.remote(Scorer)
@@ -349,21 +360,18 @@ def _start_actors(reservation: _Reservation, model_path: str, images: StoredImag
         .remote(config.rewards, config.scoring, images)
         for name in reward.names
     }
-    reservation.wait_until_ready(learner_handles | generator_handles | reward_handles)
+    addresses = reservation.wait_until_ready(learner_handles | generator_handles | reward_handles)
+    if len(set(addresses.values())) > 1:
+        print(f"the actors were started on\n{by_host(addresses)}", flush=True)
     timeout = config.cluster.step_timeout
+    members = Learners(learner_handles, timeout)
+    transfer = hardware(config.cluster.device, config.cluster.dtype, config.shares_gpus).transfer
     cluster = Cluster(
         Generators(generator_handles, timeout, config.generators.max_concurrent),
         RewardActor(reward_handles, timeout),
-        Learners(learner_handles, timeout),
+        members,
+        WeightSync(members, ActorGroup(generator_handles, timeout, WEIGHTS), transfer, max(1, int(generators.gpus))),
         config,
     )
-    cluster.learners.join(learner_addresses, reservation.left())
-    # Not `cluster.generators`: what waits there, and its lock, stay in this process.
-    client = GeneratorsClient(
-        ActorGroup(generator_handles, PATIENCE * timeout, *WEIGHT_THREADS),
-        reservation.addresses(generators),
-        max(1, int(generators.gpus)),
-        learner_addresses[0],
-    )
-    cluster.learners.call_all("connect_generators", client)
+    cluster.join(addresses, reservation.left())
     return cluster

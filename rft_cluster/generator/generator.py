@@ -9,7 +9,7 @@ Requests in flight during an update are pre-empted. Tokens sampled so far are ke
 prompt plus tokens are prefilled again with the new weights.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from rft_cluster.generator.engine_thread import Batch, EngineThread, Result
 from rft_cluster.generator.vllm_options import EngineOptions, load_engine, sampling_params
 from rft_cluster.generator.weight_state import WeightState
 from rft_cluster.messages import Group, Images, Prompt, Sampling, WeightRecord
-from rft_cluster.weights.digests import combined_digest
+from rft_cluster.weights.digests import added_up, combined_digest
 
 PROOF_TIMEOUT = 600.0  # seconds from the last token to the proof of the weights that wrote it
 
@@ -102,13 +102,16 @@ class Generator:
         self.update_weights(update_info if data is None else {**update_info, "data": data})
         self.finish_weight_update(version)
 
-    def prove_weights(self, version: int, digests: dict[str, int]) -> WeightRecord:
-        """Compare what was received with the digests of what was sent, and say what is served.
+    def prove_weights(self, version: int, *digests: Mapping[str, int]) -> WeightRecord:
+        """Compare what was received with what was sent, and say what is served.
+
+        Args:
+            digests: of what each learner rank sent, by the tensor's name.
 
         Raises:
             WeightTransferError: they differ; all that waits for completions by these weights raises it, too.
         """
-        prove = partial(_prove, digests=digests)
+        prove = partial(_prove, digests=added_up(digests))
         try:
             self._on_thread(lambda: self._weights.check_held(version))
             # What takes time is done in the caller's thread, beside generation.

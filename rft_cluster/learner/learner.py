@@ -18,6 +18,7 @@ from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -38,11 +39,10 @@ from rft_cluster.learner.rendezvous import connections, interface_of, open_store
 from rft_cluster.messages import Images, LearnerStats, TrainingSample
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.policy import PolicyModel, base_model, load_policy, load_reference, shard_units
-from rft_cluster.weights.broadcast import WeightBroadcast
-from rft_cluster.weights.client import VersioningClient, WeightClient, WeightSender
-from rft_cluster.weights.nccl import ipc_sender, nccl_sender
+from rft_cluster.weights.sender import Forward, WeightOffer, WeightSender
 from rft_cluster.weights.shared_memory import SharedMemorySender
 from rft_cluster.weights.source import PolicyWeights
+from rft_cluster.weights.vllm_senders import IPCSender, NCCLSender
 
 GIB = 2**30
 
@@ -71,11 +71,9 @@ def within_memory() -> Iterator[None]:
 class Learner:
     """One rank. `cluster/` makes it a Ray actor; all ranks are called with the same method at the same time."""
 
-    def __init__(
-        self, path: str, config: Config, rank: int, ranks: int, address: str, threads: int, images: Images
-    ) -> None:
-        """Loads the model on the CPU; `join` makes it one of `ranks`. `address` is this host's, as Ray knows it."""
-        self._config, self._rank, self._ranks, self._address = config, rank, ranks, address
+    def __init__(self, path: str, config: Config, rank: int, threads: int, images: Images) -> None:
+        """Loads the model on the CPU; `join` makes it one of several ranks, wherever they were started."""
+        self._config, self._rank = config, rank
         self._hardware = hardware(config.cluster.device, config.cluster.dtype, config.shares_gpus)
         torch.set_num_threads(threads)
         torch.set_flush_denormal(True)  # denormals slow a small model tenfold on CPUs
@@ -92,23 +90,28 @@ class Learner:
         if config.algorithm.kl_beta and not model.lora:
             self._reference = load_reference(*how)
         self._store: dist.TCPStore | None = None
-        self._broadcast: WeightBroadcast | None = None
+        self._sender: WeightSender | None = None
 
     # Becoming one of several ranks
 
-    def offer_rendezvous(self, one_host: bool) -> str:
+    def offer_rendezvous(self, addresses: Sequence[str]) -> str:
         """Rank 0 says where the others meet it: a file on one host, a port of its own choice between hosts."""
-        if one_host:
+        if len(set(addresses)) == 1:
             return f"file://{tempfile.mkdtemp(prefix='rft_cluster_')}/learners"
-        self._store = open_store(self._address)
-        return f"tcp://{self._address}:{self._store.port}"
+        self._store = open_store(addresses[0])
+        return f"tcp://{addresses[0]}:{self._store.port}"
 
-    def join(self, rendezvous: str, one_host: bool) -> None:
+    def join(self, rendezvous: str, addresses: Sequence[str]) -> None:
         """Join the process group at `rendezvous` and shard the model over it.
+
+        Args:
+            addresses: of all ranks' hosts, by rank, as Ray knows them.
 
         Raises:
             UserError: another rank cannot be reached from here, or no interface bears this host's address.
         """
+        self._ranks, self._address = len(addresses), addresses[self._rank]
+        self._one_host = one_host = len(set(addresses)) == 1
         # On one host nothing listens beyond it; between hosts the interface is the one that Ray uses.
         interface = "lo" if one_host else self._config.cluster.interface or interface_of(self._address)
         os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = interface
@@ -120,7 +123,6 @@ class Learner:
             timeout = timedelta(seconds=self._config.cluster.step_timeout)
             with connections(store, self._rank, self._ranks, interface):
                 dist.init_process_group(store=store, timeout=timeout, **group)
-        self._one_host = one_host
         self._shard(self._policy)
         if self._reference:
             self._shard(self._reference)
@@ -244,42 +246,53 @@ class Learner:
 
     # Weights out
 
-    def connect_generators(self, client: WeightClient) -> None:
-        """Open the way to the generators; called again, with other generators, it is opened anew."""
-        if self._broadcast:
-            self._broadcast.close()
+    def offer_weights(self, generator_ranks: int) -> WeightOffer:
+        """What generators have to be told; rank 0's counts. For this and the next four see `weights.sender`."""
+        if self._sender is None:
+            self._sender = self._make_sender()
+        return self._sender.offer(generator_ranks)
 
-        def make_sender(versioning: VersioningClient, weights: PolicyWeights) -> WeightSender:
-            match self._hardware.transfer:
-                case "nccl":
-                    return nccl_sender(versioning, weights, self._address, client.ranks)
-                case "ipc":
-                    return ipc_sender(versioning, weights)
-                case _:
-                    return SharedMemorySender(versioning, weights, self._one_host)
+    def _make_sender(self) -> WeightSender:
+        weights = PolicyWeights(self._policy)
+        match self._hardware.transfer:
+            case "nccl":
+                return NCCLSender(weights, self._address)
+            case "ipc":
+                return IPCSender(weights)
+            case _:
+                return SharedMemorySender(weights, self._one_host)
 
-        self._broadcast = WeightBroadcast(self._policy, make_sender, client)
+    @property
+    def _weights_out(self) -> WeightSender:
+        assert self._sender is not None, "offer_weights comes first"
+        return self._sender
 
-    def send_weights(self, version: int) -> None:
-        """Bring every generator to the current weights under `version`; the proof may follow (see `weights/`)."""
-        assert self._broadcast is not None, "connect_generators comes first"
-        self._broadcast.send(version)
+    def connect_weights(self, forward: Forward | None) -> None:
+        self._weights_out.connect(forward)
+
+    def publish_weights(self) -> None:
+        """Send the current weights, which the driver has the generators receive."""
+        self._weights_out.send()
+
+    def weight_digests(self) -> dict[str, int]:
+        return self._weights_out.digests()
+
+    def weight_bytes(self) -> np.ndarray:
+        """What was published through shared memory, for generators on other hosts: [bytes] uint8; of rank 0."""
+        assert isinstance(self._sender, SharedMemorySender)
+        return self._sender.contents()
 
     def free_memory(self) -> None:
         """Give back what the allocator keeps from the last step, for an engine on the same GPU."""
         if self._device.type == "cuda":
+            # vLLM's IPC buffer, 1 GiB, is free once the engine has ended the update and let go of it.
+            torch.cuda.ipc_collect()
             torch.cuda.empty_cache()
 
     # Files
 
     def save_checkpoint(self, folder: str) -> int:
-        """Write this rank's shards. Returns the number of updates that the optimizer has made.
-
-        Raises:
-            WeightTransferError: what generators hold is not what was last sent to them.
-        """
-        if self._broadcast:
-            self._broadcast.wait()  # the run may end with this: nothing else would ask for the last proof
+        """Write this rank's shards. Returns the number of updates that the optimizer has made."""
         save_shards(Path(folder), self._policy, self._optimizer)
         return max((int(state["step"]) for state in self._optimizer.state.values()), default=0)
 

@@ -18,7 +18,7 @@ BASELINES_FILE = "baselines.json"
 
 
 class Learners(Protocol):
-    """The methods of `cluster.handles.Learners` that are used here."""
+    """The methods of `cluster.cluster.Cluster` that are used here."""
 
     def save_checkpoint(self, folder: Path, state: Mapping[str, Any]) -> None: ...
 

@@ -10,6 +10,7 @@ would come down to their parity. So any bit that changes is seen, and any two el
 """
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import torch
@@ -54,6 +55,12 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 def wrap_int64(value: int) -> int:
     """An integer mod 2^64 as a signed 64-bit one, as tensor sums wrap."""
     return (value + 2**63) % 2**64 - 2**63
+
+
+def added_up(parts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """The digests of whole tensors, from those of the runs that each rank has of them."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: wrap_int64(sum(part.get(name, 0) for part in parts)) for name in names}
 
 
 def combined_digest(digests: dict[str, int]) -> int:

@@ -21,10 +21,10 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from rft_cluster.common.errors import WeightTransferError
-from rft_cluster.weights.cpu_loader import DirectLoader
 from rft_cluster.weights.digests import combined_digest, tensor_digest, wrap_int64
 from rft_cluster.weights.source import WIRE_DTYPE
 
@@ -71,16 +71,15 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpda
 
     init_info_cls = SharedMemoryInit
     update_info_cls = SharedMemoryUpdateInfo
+    not_loaded: Sequence[str] = ()
 
     def init_transfer_engine(self, init_info: SharedMemoryInit) -> None:
         self._layout = init_info
         self._tensors: dict[str, Tensor] = {}
         self._mapped = ""
-        shapes = {name: tuple(shape) for name, shape in zip(init_info.names, init_info.shapes, strict=True)}
-        self._loader = DirectLoader(self.model, shapes)
 
     def start_weight_update(self) -> None:
-        self._loader.start()
+        initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         # The base class ends with an accelerator's synchronisation; a CPU has none.
@@ -93,14 +92,16 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpda
             # Mapped once: each page costs at its first touch. What the learners write later is seen here (Linux).
             self._tensors = self._tensors_in(_mapping(update_info.path, update_info.nbytes))
             self._mapped = update_info.path
-        self._loader.load(self._tensors)
+        self.model.load_weights(self._tensors.items())
 
     def finish_weight_update(self) -> None:
+        tied: bool = self.model_config.hf_config.tie_word_embeddings
+        self.not_loaded = layers_not_loaded(self.model, tied)
+        finalize_layerwise_reload(self.model, self.model_config)
         repack_output_layers(self.model)
-        self.not_loaded = self._loader.not_loaded()
 
     def prove(self, digests: dict[str, int]) -> tuple[int, int]:
-        """Compare what lies in the memory, and what the engine holds unpacked, with what was sent.
+        """Compare what lies in the memory with what was sent; it is read again, beside generation.
 
         Returns the combined digest of all tensors, and the digest of the engine's parameters.
 
@@ -109,8 +110,6 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpda
         """
         received = {name: tensor_digest(tensor) for name, tensor in self._tensors.items()}
         check_digests(received, digests)
-        held = {name: tensor_digest(rows.to(WIRE_DTYPE)) for name, rows in self._loader.unpacked()}
-        check_digests({**received, **held}, digests)
         return combined_digest(received), parameter_digest(self.model)
 
     def shutdown(self) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -80,16 +79,8 @@ class PolicyWeights:
             yield name, _merged(local, adapter), first_row * (parameter.numel() // rows)
 
     def digests(self) -> dict[str, int]:
-        """The digest of every full BF16 tensor, the same on every rank; a collective of one small message."""
-        sums = [tensor_digest(rows.to(WIRE_DTYPE), start) for _, rows, start in self.local_rows()]
-        return added_up(dict(zip(self._parameters, sums, strict=True)))
-
-
-def added_up(digests: dict[str, int], group: dist.ProcessGroup | None = None) -> dict[str, int]:
-    """The digests of whole tensors from those of each rank's runs; every rank has all names, in the same order."""
-    sums = torch.tensor(list(digests.values()), dtype=torch.int64)
-    dist.all_reduce(sums, group=group)
-    return dict(zip(digests, sums.tolist(), strict=True))
+        """Of this rank's share of each BF16 tensor. All ranks' add up to those of the tensors (`digests.added_up`)."""
+        return {name: tensor_digest(rows.to(WIRE_DTYPE), start) for name, rows, start in self.local_rows()}
 
 
 def _adapter_of(policy: PolicyModel, name: str) -> Adapter | None:

@@ -51,6 +51,8 @@ def test_several_generators_serve_one_version_in_order(cluster: Cluster, prompts
     with pytest.raises(StaleGenerator):
         cluster.generators.generate(prompts, sampling, version=0)
     cluster.broadcast_weights(version=0)
+    cluster.weights.wait()
+    assert cluster.weights.held == {"generator-0": 0, "generator-1": 0}
     groups, rewards = cluster.generators.start(prompts[:5], sampling, 0, cluster.reward).wait()
     assert [group.prompt.prompt_id for group in groups] == [prompt.prompt_id for prompt in prompts[:5]]
     assert [len(group) for group in rewards] == [8] * 5

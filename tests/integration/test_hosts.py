@@ -18,10 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from rft_cluster.cluster import handles
-from rft_cluster.cluster.handles import ActorGroup
 from rft_cluster.cluster.placement import NodeResources, describe_placement
-from rft_cluster.cluster.weight_client import GeneratorsClient
 from rft_cluster.config import load_config
 from tests.integration.conftest import BIN
 
@@ -250,20 +247,3 @@ def test_learners_that_do_not_meet_at_all_say_so(hosts: dict[int, Host]):
     assert first == "learner 0 on 10.77.0.2 (eth0) waited 4 s for learner 1, which did not come"
     reach = r"cannot reach learner 0 at 10\.77\.0\.2:\d+ within 2 s \(timed out\): "
     assert re.fullmatch(r"learner 1 on 10\.77\.0\.3 " + reach + ALL_PORTS, second)
-
-
-def test_only_generators_on_other_hosts_are_sent_the_bytes(tmp_path: Path, monkeypatch):
-    """The others map the learners' memory, of which they get the path."""
-    memory = tmp_path / "memory"
-    memory.write_bytes(bytes(range(10)))
-    sent = []
-    monkeypatch.setattr(handles.ray, "put", lambda data: sent.append(data) or "reference")
-
-    calls = []
-    monkeypatch.setattr(ActorGroup, "call_each", lambda self, method, arguments: calls.append((method, arguments)))
-    generators = ActorGroup({"generator-0": None, "generator-1": None, "generator-2": None}, 1)
-    client = GeneratorsClient(generators, ["10.0.0.1", "10.0.0.2", "10.0.0.2"], 1, sender_address="10.0.0.1")
-    info = {"path": str(memory), "nbytes": 8}
-    client.load_weights(info, "3")
-    assert calls == [("load_weights", [(info, "3"), (info, "3", "reference"), (info, "3", "reference")])]
-    assert [data.tolist() for data in sent] == [[0, 1, 2, 3, 4, 5, 6, 7]]

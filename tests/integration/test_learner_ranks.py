@@ -66,8 +66,8 @@ def rank_gradients(folder: str, path: str, config: Config, images: Images, rank:
     import rft_cluster.learner.learner as module
 
     module.MixedPrecisionPolicy = lambda **_: MixedPrecisionPolicy(torch.float32, torch.float32)
-    learner = Learner(path, config, rank, ranks, "127.0.0.1", threads=1, images=images)
-    learner.join(f"file://{folder}/rendezvous", one_host=True)
+    learner = Learner(path, config, rank, threads=1, images=images)
+    learner.join(f"file://{folder}/rendezvous", ["127.0.0.1"] * ranks)
     reference = learner._reference
     assert reference is not None
     reference.float()
@@ -160,8 +160,8 @@ def test_gradients_do_not_depend_on_the_split(
 
 def two_updates(folder: str, path: str, config: Config, images: Images, work: list) -> None:
     """In a process of its own: a step of two updates, then what the optimizer and the sums say of it."""
-    learner = Learner(path, config, 0, 1, "127.0.0.1", threads=1, images=images)
-    learner.join(f"file://{folder}/rendezvous", one_host=True)
+    learner = Learner(path, config, 0, threads=1, images=images)
+    learner.join(f"file://{folder}/rendezvous", ["127.0.0.1"])
     stats = learner.update(work, step=30)
     (Path(folder) / "checkpoint").mkdir()
     updates = learner.save_checkpoint(f"{folder}/checkpoint")

@@ -14,7 +14,12 @@ import ray
 from ray._raylet import AuthenticationTokenLoader
 from ray._raylet import Config as RayConfig
 from ray.cluster_utils import Cluster as RayNodes
-from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 
 from rft_cluster.cluster import start as module
 from rft_cluster.cluster.placement import bundles, place
@@ -81,43 +86,45 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> None:
             pass
 
     class Learner(Role):
-        def offer_rendezvous(self, one_host: bool) -> str:
+        def offer_rendezvous(self, addresses: list[str]) -> str:
             return "somewhere"
 
-        def join(self, rendezvous: str, one_host: bool) -> None:
+        def join(self, rendezvous: str, addresses: list[str]) -> None:
             pass
 
-        def connect_generators(self, client: object) -> None:
+    class Weights:
+        def __init__(self, *arguments: object) -> None:
             pass
 
-    for name, role in (("Generator", Generator), ("Scorer", Role), ("Learner", Learner)):
+        def connect(self, addresses: dict[str, str]) -> None:
+            pass
+
+    for name, role in (("Generator", Generator), ("Scorer", Role), ("Learner", Learner), ("WeightSync", Weights)):
         monkeypatch.setattr(module, name, role)
-    monkeypatch.setattr(module, "GeneratorsClient", lambda *arguments: None)
 
 
 @pytest.mark.parametrize(
     ("overrides", "learners", "generators"),
     [
-        # Only the node of four holds three learners; the generator over two GPUs gets the other one.
+        # All learners are on one node, and the generator over two GPUs is on the other: alone it would take the larger.
         (["learners.count=3", "generators.gpus=2"], ["four"] * 3, ["two"]),
-        # The smaller node holds both learners, and is taken: two generators of two GPUs each share the larger.
-        (["learners.count=2", "generators.gpus=2", "generators.count=2"], ["two"] * 2, ["four"] * 2),
-        # Learners together would leave no three GPUs on a node: the generator chooses first, and two nodes hold them.
-        (["learners.count=3", "generators.gpus=3"], ["two", "two", "four"], ["four"]),
+        (["learners.count=2", "generators.gpus=2", "generators.count=2"], ["four"] * 2, ["four", "two"]),
+        # Learners on the larger node would leave no three GPUs on one: Ray places all at once, the generator first.
+        (["learners.count=3", "generators.gpus=3"], ["four", "two", "two"], ["four"]),
     ],
     ids=["three-learners", "two-generators", "large-generator"],
 )
-def test_actors_are_where_the_plan_says(nodes: Nodes, recorders: None, overrides, learners, generators):
+def test_actors_are_packed_on_few_nodes(nodes: Nodes, recorders: None, overrides, learners, generators):
     config = nodes.config(*overrides)
     with start_cluster(config, "model", {}) as started:
         learner_places = started.learners.call_all("where")
         generator_places = started.generators.call_all("where")
-        (reserved,) = [group for group in placement_group_table().values() if group["state"] == "CREATED"]
-    assert [nodes.names[node] for node, _, _ in learner_places] == learners
-    assert [nodes.names[node] for node, _, _ in generator_places] == generators
-    assert reserved["name"] == "rft-digits"
-    places = [reserved["bundles_to_node_id"][index] for index in range(len(learners) + len(generators))]
-    assert [nodes.names[node] for node in places] == learners + generators
+        reserved = [group for group in placement_group_table().values() if group["state"] == "CREATED"]
+    assert sorted(nodes.names[node] for node, _, _ in learner_places) == learners
+    assert sorted(nodes.names[node] for node, _, _ in generator_places) == generators
+    assert {(group["name"], group["strategy"]) for group in reserved} == {("rft-digits", "PACK")}
+    places = [node for group in reserved for node in group["bundles_to_node_id"].values()]
+    assert sorted(places) == sorted(node for node, _, _ in learner_places + generator_places)
     # Each has as many GPUs as it asked for, sees no others, and shares none.
     assert [len(gpus) for _, gpus, _ in learner_places] == [1] * len(learners)
     assert [len(gpus) for _, gpus, _ in generator_places] == [config.generators.gpus] * len(generators)
@@ -133,8 +140,20 @@ def test_a_shared_gpu_holds_its_generator_beside_its_learner(nodes: Nodes, recor
         learner_places = started.learners.call_all("where")
         generator_places = started.generators.call_all("where")
     assert learner_places == generator_places
-    assert [nodes.names[node] for node, _, _ in learner_places] == ["two"] * 2
+    assert len({node for node, _, _ in learner_places}) == 1
     assert sorted(gpus for _, gpus, _ in learner_places) == [[0], [1]]
+
+
+def held_by_another_job(nodes: Nodes, name: str, gpus: int) -> PlacementGroup:
+    (node,) = [node for node, called in nodes.names.items() if called == name]
+    group = placement_group([{"GPU": gpus}], bundle_label_selector=[{"ray.io/node-id": node}])
+    ray.get(group.ready(), timeout=30)
+    return group
+
+
+def nodes_of(nodes: Nodes, groups: list[PlacementGroup]) -> list[str]:
+    tables = [placement_group_table(group)["bundles_to_node_id"] for group in groups]
+    return [nodes.names[places[index]] for places in tables for index in range(len(places))]
 
 
 @pytest.fixture
@@ -162,21 +181,31 @@ def test_what_no_node_has_is_refused(connected: Nodes, overrides, message):
 
 def test_what_others_hold_is_refused_within_seconds_and_can_be_had_later(connected: Nodes, monkeypatch):
     monkeypatch.setattr(module, "RESERVE_TIMEOUT", 3.0)
+    monkeypatch.setattr(module, "APART_TIMEOUT", 1.0)
     config = connected.config("learners.count=3", "generators.gpus=2")
-    wanted, nodes = bundles(config), place(config, cluster_nodes())
-    (four,) = [node for node, name in connected.names.items() if name == "four"]
-    other = placement_group([{"GPU": 2}], bundle_label_selector=[{"ray.io/node-id": four}])
-    ray.get(other.ready(), timeout=30)
+    wanted, other = bundles(config), held_by_another_job(connected, "four", gpus=2)
 
     start = time.monotonic()
     message = "its resources are taken: 32 CPUs and 4 GPUs are free, 4 and 5 are needed"
     with pytest.raises(UserError, match=message):
-        module._reserve(config, wanted, nodes)
+        module._reserve(config, wanted)
     assert time.monotonic() - start < 8
 
     remove_placement_group(other)
     monkeypatch.setattr(module, "RESERVE_TIMEOUT", 30.0)
-    reserved = module._reserve(config, wanted, nodes)
-    table = placement_group_table(reserved)
-    assert [connected.names[table["bundles_to_node_id"][index]] for index in range(4)] == ["four"] * 3 + ["two"]
-    remove_placement_group(reserved)
+    reserved = module._reserve(config, wanted)
+    assert nodes_of(connected, reserved) == ["four"] * 3 + ["two"]
+    for group in reserved:
+        remove_placement_group(group)
+
+
+@pytest.mark.parametrize(("held", "free"), [("two", "four"), ("four", "two")])
+def test_a_node_that_another_job_holds_is_left_for_one_that_is_free(connected: Nodes, monkeypatch, held, free):
+    """Both are large enough for the run, and nothing binds it to the one that it would have on an empty cluster."""
+    monkeypatch.setattr(module, "RESERVE_TIMEOUT", 10.0)
+    config = connected.config("learners.count=1", "generators.gpus=1")
+    other = held_by_another_job(connected, held, gpus=SIZES[held][1])
+    reserved = module._reserve(config, bundles(config))
+    assert nodes_of(connected, reserved) == [free] * 2
+    for group in (*reserved, other):
+        remove_placement_group(group)

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rft_cluster.weights import vllm_senders
 from rft_cluster.weights.digests import tensor_digest
-from rft_cluster.weights.nccl import nccl_init_infos
+from rft_cluster.weights.source import TensorInfo
+from rft_cluster.weights.vllm_senders import Client, NCCLSender, nccl_init_infos
 
 
 def bf16(*values: float) -> Tensor:
@@ -73,6 +75,83 @@ def test_a_group_of_another_size_is_refused(receivers, sizes, world_size, messag
         nccl_init_infos(payload(world_size), sizes)
 
 
+class Source:
+    """Two tensors, as `PolicyWeights` has them."""
+
+    tensors = {"a": bf16(1, 2), "b": bf16(3)}  # noqa: RUF012
+
+    def metadata(self) -> list[TensorInfo]:
+        return [TensorInfo(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self.tensors.items()]
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        return iter(self.tensors.items())
+
+
+@pytest.fixture
+def calls(receivers, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What vLLM's real NCCL trainer tells its client, and what passes through a group that only records it."""
+    from vllm.distributed.weight_transfer import nccl_engine
+
+    calls: list[Any] = []
+
+    def broadcast(iterator: Iterator[tuple[str, Tensor]], group: str, **options: Any) -> None:
+        calls.append((f"broadcast to {group}", [(name, tensor.tolist()) for name, tensor in iterator]))
+
+    monkeypatch.setattr(nccl_engine, "open_trainer_endpoint", lambda info: f"{info.world_size} ranks")
+    monkeypatch.setattr(nccl_engine, "packed_nccl_broadcast_producer", broadcast)
+    monkeypatch.setattr(vllm_senders.dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(vllm_senders, "free_port", lambda address: 29501)
+    for method in ("init_weight_transfer_engine", "start_weight_update", "update_weights", "finish_weight_update"):
+        monkeypatch.setattr(Client, method, lambda self, *said, method=method: calls.append((method, *said)))
+    return calls
+
+
+def test_what_the_driver_tells_generators_is_what_vllm_s_trainer_would(calls: list[Any]):
+    """The driver makes the trainer's calls itself, in its order, with what `offer` says: here are both."""
+    sender = NCCLSender(Source(), "10.0.0.1")
+    offer = sender.offer(generator_ranks=3)
+    sender.connect(None)
+    sender.send()
+    assert calls == [
+        ("init_weight_transfer_engine", offer.init),
+        ("start_weight_update",),
+        ("update_weights", offer.update),
+        ("broadcast to 4 ranks", [("a", [1, 2]), ("b", [3])]),
+        ("finish_weight_update",),
+    ]
+    assert (offer.init["master_address"], offer.init["master_port"], offer.init["world_size"]) == ("10.0.0.1", 29501, 4)
+    assert offer.update == {"names": ["a", "b"], "dtype_names": ["bfloat16"] * 2, "shapes": [[2], [1]]}
+
+
+def test_a_group_is_formed_anew_when_a_generator_was_replaced(calls: list[Any], monkeypatch: pytest.MonkeyPatch):
+    from vllm.distributed.weight_transfer import nccl_engine
+
+    def shutdown(trainer: nccl_engine.NCCLTrainerWeightTransferEngine) -> None:
+        calls.append(f"{trainer.model_update_group} part")
+
+    monkeypatch.setattr(nccl_engine.NCCLTrainerWeightTransferEngine, "shutdown", shutdown)
+    sender = NCCLSender(Source(), "10.0.0.1")
+    for ranks in (3, 2):
+        sender.offer(ranks)
+        sender.connect(None)
+    sender.send()
+    assert [call for call in calls if "part" in call or "broadcast" in call[0]] == [
+        "4 ranks part",
+        ("broadcast to 3 ranks", [("a", [1, 2]), ("b", [3])]),
+    ]
+
+
+def test_the_client_of_vllm_s_senders_forwards_updates_alone():
+    forwarded: list[dict[str, Any]] = []
+    client = Client(forwarded.append)
+    client.init_weight_transfer_engine({})
+    client.start_weight_update()
+    client.update_weights({"chunk": 0})
+    client.finish_weight_update()
+    assert forwarded == [{"chunk": 0}]
+    Client().update_weights({"chunk": 0})  # NCCL's: the driver has told the generators
+
+
 class Model(nn.Module):
     """Takes what it is given, as vLLM's models do."""
 
@@ -126,83 +205,3 @@ def test_a_model_that_skips_a_tensor_is_found_out(receivers):
     digesting.load_weights(SENT.items())
     with pytest.raises(receivers.WeightTransferError, match="1 of 2 tensors never arrived, first b"):
         receivers.check_digests(digesting.digests, DIGESTS)
-
-
-# --- which tensors make up which of the engine's parameters
-
-
-class Layer(nn.Module):
-    def __init__(self, *shape: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(shape))
-
-
-class Mapper:
-    """As vLLM's: names in, names out."""
-
-    def apply_list(self, names: list[str]) -> list[str]:
-        return [name.removeprefix("model.") for name in names]
-
-
-class Engine(nn.Module):
-    """Two parameters: one made of two tensors, one of one."""
-
-    hf_to_vllm_mapper = Mapper()
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.language_model = nn.Module()
-        self.language_model.gate_up_proj = Layer(5, 2)
-        self.language_model.norm = Layer(2)
-        self.language_model.packed_modules_mapping = {"gate_up_proj": ["gate_proj", "up_proj"]}
-
-
-UP, GATE = "model.language_model.up_proj.weight", "model.language_model.gate_proj.weight"
-NORM = "model.language_model.norm.weight"
-SHAPES = {UP: (2, 2), GATE: (3, 2), NORM: (2,)}
-
-
-def test_fused_parameters_are_filled_in_the_engine_s_order_whatever_that_of_the_wire(receivers):
-    from rft_cluster.weights.cpu_loader import DirectLoader
-
-    engine = Engine()
-    loader = DirectLoader(engine, SHAPES)
-    tensors = {UP: bf16(1, 2, 3, 4).view(2, 2), GATE: bf16(*range(5, 11)).view(3, 2), NORM: bf16(11, 12)}
-    loader.start()
-    loader.load(tensors)
-    assert engine.language_model.gate_up_proj.weight.tolist() == [[5, 6], [7, 8], [9, 10], [1, 2], [3, 4]]
-    assert engine.language_model.norm.weight.tolist() == [11, 12]
-    held = dict(loader.unpacked())
-    assert held.keys() == tensors.keys() and all(torch.equal(held[name], tensors[name].float()) for name in held)
-
-
-@pytest.mark.parametrize(
-    ("shapes", "message"),
-    [
-        ({UP: (2, 2), GATE: (3, 2)}, "1 of the engine's parameters are not sent, first language_model.norm.weight"),
-        (
-            {GATE: (3, 2), NORM: (2,)},
-            r"gate_up_proj.weight is \[5, 2\], but what is sent is .*gate_proj.weight \[3, 2\]",
-        ),
-        ({**SHAPES, UP: (3, 2)}, r"gate_up_proj.weight is \[5, 2\], but what is sent is "),
-        ({**SHAPES, UP: (2, 3)}, r"gate_up_proj.weight is \[5, 2\], but what is sent is "),
-        ({**SHAPES, "model.other.weight": (2,)}, "the engine has no parameter for model.other.weight"),
-    ],
-)
-def test_a_model_that_does_not_fit_the_engine_is_refused(receivers, shapes, message):
-    from rft_cluster.weights.cpu_loader import engine_parameters
-
-    with pytest.raises(receivers.WeightTransferError, match=message):
-        engine_parameters(Engine(), shapes)
-
-
-def test_tensors_that_lie_one_after_the_other_are_joined_without_a_copy(receivers):
-    from rft_cluster.weights.cpu_loader import joined
-
-    memory = torch.arange(24.0).bfloat16()
-    first, second, third = memory[:6].view(3, 2), memory[6:10].view(2, 2), memory[12:14].view(1, 2)
-    together = joined([first, second])
-    assert together.tolist() == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
-    assert together.data_ptr() == memory.data_ptr()
-    for apart in ([second, third], [second, first], [first, second.clone()]):
-        assert joined(apart).tolist() == torch.cat(apart).tolist()

@@ -11,9 +11,9 @@ import ray
 from ray.actor import ActorHandle
 
 from rft_cluster.cluster import rollouts
-from rft_cluster.cluster.handles import ActorGroup, RewardActor
+from rft_cluster.cluster.handles import ActorGroup, RewardActor, wait_for
 from rft_cluster.cluster.rollouts import Generators
-from rft_cluster.cluster.start import GENERATOR_CALLS, WEIGHT_THREADS
+from rft_cluster.cluster.start import GENERATOR_CALLS, WEIGHT_THREADS, WEIGHTS
 from rft_cluster.common.errors import ClusterError
 from rft_cluster.config import ScoringSection
 from rft_cluster.messages import Completion, Example, Group, ImageRef, Prompt, Sampling
@@ -51,7 +51,7 @@ class Waiting:
 def actors() -> Iterator[list[ActorHandle]]:
     """Two that wait, and one that scores."""
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="warning")
-    remote = ray.remote(concurrency_groups=WEIGHT_THREADS)(Waiting)
+    remote = ray.remote(concurrency_groups={WEIGHTS: WEIGHT_THREADS})(Waiting)
     waiting = remote.options(num_cpus=0, max_concurrency=GENERATOR_CALLS)
     scorer = ray.remote(Scorer).options(num_cpus=0).remote({"accuracy": 1.0}, ScoringSection(), {})
     yield [waiting.remote(), waiting.remote(), scorer]
@@ -145,8 +145,19 @@ def test_weights_come_through_however_many_calls_wait(start: Start, actors: list
     generators = start(one=math.inf)
     waiting = [generators.handles[0].generate.remote(PROMPTS[:1], Sampling(1, 1.0, 8), 0) for _ in range(60)]
     assert ray.wait(waiting, timeout=1) == ([], waiting)
-    ActorGroup({"one": actors[0]}, 20, *WEIGHT_THREADS).call_all("release")
+    ActorGroup({"one": actors[0]}, 20, WEIGHTS).call_all("release")
     ray.get(waiting, timeout=20)
+
+
+def test_of_calls_that_wait_for_each_other_one_that_fails_ends_the_wait(start: Start):
+    """As both ends of a broadcast do: the other would hang until its deadline."""
+    generators = start(one=math.inf, other=0.0)
+    hanging = generators.begin_each("generate", [(PROMPTS[:1], Sampling(1, 1.0, 8), 0), (None, None, 0)])
+    began = time.monotonic()
+    with pytest.raises(TypeError, match="NoneType"):
+        wait_for(hanging, 30, "generate")
+    assert time.monotonic() - began < 15
+    generators.call_all("release")
 
 
 def test_what_keeps_prompts_from_being_given_out_is_what_the_waiting_raise(

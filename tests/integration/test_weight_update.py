@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -24,8 +25,7 @@ from rft_cluster.generator.generator import Generator
 from rft_cluster.generator.vllm_options import EngineOptions
 from rft_cluster.messages import Group, Images, Prompt, Sampling, WeightRecord
 from rft_cluster.model.encoder import PromptEncoder
-from rft_cluster.weights import cpu_loader, receivers
-from rft_cluster.weights.client import check_records
+from rft_cluster.weights import receivers
 from rft_cluster.weights.digests import combined_digest, tensor_digest
 from rft_cluster.weights.shared_memory import memory_layout
 from rft_cluster.weights.source import WIRE_DTYPE, TensorInfo
@@ -213,26 +213,15 @@ def nudged(original: Weights) -> Weights:
     }
 
 
-def drop_all(monkeypatch: pytest.MonkeyPatch, generator: Generator) -> None:
-    """The engine loads nothing."""
-    monkeypatch.setattr(cpu_loader, "load_parameter", lambda parameter, tensors: None)
-
-
-def drop(monkeypatch: pytest.MonkeyPatch, lost: str) -> None:
-    kept = cpu_loader.load_parameter
-    monkeypatch.setattr(
-        cpu_loader, "load_parameter", lambda parameter, tensors: parameter.name == lost or kept(parameter, tensors)
+def drop(lost: str, monkeypatch: pytest.MonkeyPatch, generator: Generator) -> None:
+    """The engine is not given tensors in whose names `lost` is."""
+    (engine,) = generator._on_thread(
+        lambda: generator._engine.collective_rpc(lambda worker: worker.weight_transfer_engine)
     )
-
-
-def drop_matrix(monkeypatch: pytest.MonkeyPatch, generator: Generator) -> None:
-    """The engine loads every parameter but one, which it packs."""
-    drop(monkeypatch, "language_model.model.layers.1.self_attn.qkv_proj.weight")
-
-
-def drop_vector(monkeypatch: pytest.MonkeyPatch, generator: Generator) -> None:
-    """The engine loads every parameter but one, which it holds as it came."""
-    drop(monkeypatch, "language_model.model.layers.1.self_attn.qkv_proj.bias")
+    load = engine.model.load_weights
+    monkeypatch.setattr(
+        engine.model, "load_weights", lambda weights: load((name, one) for name, one in weights if lost not in name)
+    )
 
 
 def drop_call(monkeypatch: pytest.MonkeyPatch, generator: Generator) -> None:
@@ -241,12 +230,16 @@ def drop_call(monkeypatch: pytest.MonkeyPatch, generator: Generator) -> None:
     monkeypatch.setattr(generator, "_rpc", lambda method, **a: method == "update_weights" or rpc(method, **a))
 
 
+ONE_LAYER = "arrived but 1 layers did not load theirs, first language_model.model.layers.1.self_attn.qkv_proj"
+
+
 @pytest.mark.parametrize(
     ("drop", "message"),
     [
-        (drop_all, "arrived but .* layers did not load theirs"),
-        (drop_matrix, "arrived but 1 layers did not load theirs, first language_model.model.layers.1.self_attn.qkv_p"),
-        (drop_vector, "3 of .* arrived with other bytes, first model.language_model.layers.1.self_attn.q_proj.bias"),
+        (partial(drop, ""), "arrived but .* layers did not load theirs"),
+        (partial(drop, "layers.1.self_attn.q_proj.weight"), ONE_LAYER),
+        (partial(drop, "layers.1.self_attn.q_proj.bias"), ONE_LAYER),
+        (partial(drop, "layers.1.input_layernorm"), "arrived but 1 layers did not .*layers.1.input_layernorm"),
         (drop_call, "arrived but .* layers did not load theirs"),
     ],
 )
@@ -258,7 +251,7 @@ def test_a_dropped_update_is_caught_however_small(
     total = sum(tensor.numel() for tensor in original.values())
     assert 0 < changed < 0.03 * total, "few of the BF16 weights change at all (1.8 % when this was written)"
     send(generator, original, version=17)
-    check_records([send(generator, nudged, version=18)], 18, digest_of(nudged))
+    assert send(generator, nudged, version=18).received == digest_of(nudged)
     send(generator, original, version=19)
     with monkeypatch.context() as broken:
         drop(broken, generator)

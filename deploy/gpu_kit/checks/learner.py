@@ -94,9 +94,9 @@ def updates(
     encoder = PromptEncoder(path, config.model.min_pixels, config.model.max_pixels)
     samples = made_up_samples(config, encoder, images, prompts, *group)
     (work,) = split_work(samples, 1, 1, config.learners.micro_batch_tokens)
-    learner = Learner(path, config, 0, 1, "127.0.0.1", threads=4, images=images)
+    learner = Learner(path, config, 0, threads=4, images=images)
     with tempfile.TemporaryDirectory() as folder:
-        learner.join(f"file://{folder}/rendezvous", one_host=True)
+        learner.join(f"file://{folder}/rendezvous", ["127.0.0.1"])
         said = []
         for step in range(3):
             began = time.perf_counter()

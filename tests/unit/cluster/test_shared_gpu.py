@@ -2,6 +2,7 @@
 vLLM, so recorders stand in for actors and engine."""
 
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,7 @@ from some_prompt import some_prompt
 from rft_cluster.cluster import handles, start
 from rft_cluster.cluster.cluster import Cluster
 from rft_cluster.cluster.handles import Learners, RewardActor
-from rft_cluster.cluster.placement import NodeResources, bundles
+from rft_cluster.cluster.placement import bundles
 from rft_cluster.cluster.rollouts import Generators
 from rft_cluster.common.hardware import hardware
 from rft_cluster.config import Config, load_config
@@ -29,10 +30,13 @@ class Actors:
         self.events: list[str] = []
         self.gpus: dict[str, float] = {}
         self.bundles: dict[str, int] = {}
+        self.given: dict[str, tuple[Any, ...]] = {}  # to the actors' constructors
+        self.joins: list[tuple[str, tuple[Any, ...]]] = []
         monkeypatch.setattr(handles, "wait_for", self._wait_for)
         monkeypatch.setattr(start, "wait_for", self._wait_for)
         monkeypatch.setattr(start, "ray", SimpleNamespace(remote=self._remote, wait=lambda calls, **_: (calls, [])))
         monkeypatch.setattr(start, "PlacementGroupSchedulingStrategy", lambda group, index: index)
+        monkeypatch.setattr(start, "WeightSync", lambda *settings: Sync(self.events, *settings))
 
     def actor(self, name: str) -> Any:
         return Actor(name)
@@ -44,6 +48,7 @@ class Actors:
         def options(name: str, num_gpus: float, scheduling_strategy: int | None = None, **others: Any) -> Any:
             def start(*arguments: Any) -> Actor:
                 self.events.append(f"start {name}")
+                self.given[name] = arguments
                 self.gpus[name] = num_gpus
                 if scheduling_strategy is not None:
                     self.bundles[name] = scheduling_strategy
@@ -55,13 +60,36 @@ class Actors:
 
     def _wait_for(self, calls: dict["Call", str], timeout: float, doing: str) -> list[Any]:
         self.events += [f"{name} {call.method}{call.shown}" for call, name in calls.items()]
+        self.joins += [(name, call.arguments) for call, name in calls.items() if call.method == "join"]
+        if doing == "starting":
+            return ["10.0.0.1"] * len(calls)
+        if doing == "offering a rendezvous":
+            return ["somewhere"]
+        if doing == "save_checkpoint":
+            return [0] * len(calls)
         return [LearnerStats() for _ in calls]
+
+
+class Sync:
+    """Stands in for `WeightSync`."""
+
+    def __init__(self, events: list[str], *settings: Any) -> None:
+        self._events, self.settings = events, settings
+
+    def connect(self, addresses: dict[str, str]) -> None:
+        self._events.append(f"connect {sorted(addresses)}")
+
+    def publish(self, version: int) -> None:
+        self._events.append(f"publish {version}")
+
+    def wait(self) -> None:
+        self._events.append("wait for the proof")
 
 
 class Call:
     def __init__(self, method: str, arguments: tuple[Any, ...]) -> None:
-        self.method = method
-        self.shown = f" {arguments[0]}" if method in ("wake_up", "send_weights") else ""
+        self.method, self.arguments = method, arguments
+        self.shown = f" {arguments[0]}" if method == "wake_up" else ""
 
 
 class Actor:
@@ -82,6 +110,7 @@ def cluster_of(recorded: Actors, overrides: list[str]) -> Cluster:
         Generators({"generator": recorded.actor("generator")}, 1, max_concurrent=8),
         RewardActor({"reward": recorded.actor("reward")}, 1),
         Learners({"learner": recorded.actor("learner")}, 1),
+        Sync(recorded.events),  # type: ignore[arg-type]
         load_config("digits", overrides),
     )
 
@@ -112,13 +141,13 @@ def test_a_step_without_samples_asks_no_learner(recorded: Actors):
             SHARED,
             [
                 "generator wake_up ['weights']",
-                "learner send_weights 3",
+                "publish 3",
                 "learner free_memory",
                 "generator wake_up ['kv_cache']",
             ],
         ),
-        (APART, ["learner send_weights 3"]),
-        ([], ["learner send_weights 3"]),
+        (APART, ["publish 3"]),
+        ([], ["publish 3"]),
     ],
 )
 def test_memory_comes_back_in_two_parts_around_the_weights(recorded: Actors, overrides: list[str], events: list[str]):
@@ -130,8 +159,8 @@ def started(recorded: Actors, overrides: list[str]) -> list[str]:
     """What happens when the actors of a configuration start on one large node."""
     config: Config = load_config("digits", overrides)
     wanted = bundles(config)
-    nodes = [NodeResources("n0", "10.0.0.1", 64, 8)] * len(wanted)
-    reservation = start._Reservation(config, None, wanted, nodes, time.monotonic() + 60)  # type: ignore[arg-type]
+    group = SimpleNamespace(bundle_count=len(wanted))
+    reservation = start._Reservation(config, [group], wanted, time.monotonic() + 60)  # type: ignore[list-item]
     start._start_actors(reservation, "model", {})  # type: ignore[arg-type]
     return recorded.events
 
@@ -139,16 +168,16 @@ def started(recorded: Actors, overrides: list[str]) -> list[str]:
 def test_a_shared_gpu_s_learner_starts_when_its_generator_sleeps(recorded: Actors):
     assert started(recorded, SHARED) == [
         "start generator",
-        "generator __ray_ready__",
+        "generator __ray_call__",
         "generator sleep",
         "start learner",
         "start reward",
-        "learner __ray_ready__",
-        "generator __ray_ready__",
-        "reward __ray_ready__",
+        "learner __ray_call__",
+        "generator __ray_call__",
+        "reward __ray_call__",
         "learner offer_rendezvous",
         "learner join",
-        "learner connect_generators",
+        "connect ['generator', 'learner', 'reward']",
     ]
     assert recorded.gpus == {"generator": 0.4, "learner": 0.6, "reward": 0}
     assert recorded.bundles == {"generator": 0, "learner": 0}
@@ -159,12 +188,12 @@ def test_actors_with_gpus_of_their_own_start_together_and_never_sleep(recorded: 
         "start generator",
         "start learner",
         "start reward",
-        "learner __ray_ready__",
-        "generator __ray_ready__",
-        "reward __ray_ready__",
+        "learner __ray_call__",
+        "generator __ray_call__",
+        "reward __ray_call__",
         "learner offer_rendezvous",
         "learner join",
-        "learner connect_generators",
+        "connect ['generator', 'learner', 'reward']",
     ]
     assert recorded.gpus == {"generator": 1, "learner": 1, "reward": 0}
     assert recorded.bundles == {"generator": 1, "learner": 0}
@@ -177,3 +206,18 @@ def test_weights_of_a_shared_gpu_go_by_cuda_ipc(overrides: list[str], shares: bo
     config = load_config("digits", overrides)
     assert config.shares_gpus is shares
     assert hardware(config.cluster.device, shares_gpus=config.shares_gpus).transfer == transfer
+
+
+def test_a_constructor_gets_what_is_valid_wherever_ray_starts_the_actor_again(recorded: Actors):
+    """Ray restarts an actor with its first arguments, perhaps elsewhere: addresses go into `join` and `connect`."""
+    started(recorded, APART)
+    assert recorded.given.keys() == {"generator", "learner", "reward"}
+    assert "10.0.0.1" not in repr(recorded.given)
+    assert recorded.joins == [("learner", ("somewhere", ["10.0.0.1"]))]
+
+
+def test_a_checkpoint_is_written_when_generators_are_proved_to_hold_what_was_sent(recorded: Actors, tmp_path: Path):
+    """The run may end with it: nothing else would ask for the last proof."""
+    cluster = cluster_of(recorded, [])
+    cluster.save_checkpoint(tmp_path / "checkpoint", {})
+    assert recorded.events == ["wait for the proof", "learner save_checkpoint"]

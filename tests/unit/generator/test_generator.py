@@ -1,7 +1,9 @@
 """What callers of a generator see in each of its states. What vLLM does with weights is in the integration tests."""
 
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
 
 import pytest
 from some_prompt import some_prompt
@@ -26,10 +28,18 @@ def generator(engine: RecordingEngine, monkeypatch: pytest.MonkeyPatch) -> Gener
     return generator_on(engine, monkeypatch)
 
 
-@pytest.fixture
-def callers() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(4) as pool:
-        yield pool
+def background(work: Callable[..., list[Group]], *arguments: Any) -> Future[list[Group]]:
+    """Call `work` in a thread that ends with the tests, even one that hangs."""
+    future: Future[list[Group]] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work(*arguments))
+        except Exception as error:  # noqa: BLE001 - not swallowed: the test asks for it
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 def load(generator: Generator, version: int) -> None:
@@ -78,9 +88,9 @@ def test_the_caches_of_the_old_weights_are_emptied_before_the_new_ones_are_serve
     assert engine.stamp == "1"
 
 
-def test_no_group_leaves_before_the_proof(generator: Generator, engine: RecordingEngine, callers: ThreadPoolExecutor):
+def test_no_group_leaves_before_the_proof(generator: Generator, engine: RecordingEngine):
     load(generator, 1)
-    asked = callers.submit(generator.generate, PROMPTS, SAMPLING, 1)
+    asked = background(generator.generate, PROMPTS, SAMPLING, 1)
     assert unfinished(asked)
     assert not engine.unfinished, "all is written and only the proof is waited for"
     record = generator.prove_weights(1, {})
@@ -90,11 +100,11 @@ def test_no_group_leaves_before_the_proof(generator: Generator, engine: Recordin
 
 @pytest.mark.parametrize("writes", [True, False], ids=["written", "being written"])
 def test_groups_of_weights_that_fail_their_proof_are_refused(
-    writes: bool, generator: Generator, engine: RecordingEngine, callers: ThreadPoolExecutor
+    writes: bool, generator: Generator, engine: RecordingEngine
 ):
     load(generator, 1)
     engine.wrong, engine.writes = WRONG, writes
-    asked = callers.submit(generator.generate, PROMPTS, SAMPLING, 1)
+    asked = background(generator.generate, PROMPTS, SAMPLING, 1)
     assert unfinished(asked)
     assert bool(engine.unfinished) is not writes
     with pytest.raises(WeightTransferError, match="arrived with other bytes"):
@@ -116,23 +126,19 @@ def test_a_proof_of_another_version_is_refused(generator: Generator):
     assert generator._weights.state is State.NO_WEIGHTS
 
 
-def test_an_update_that_follows_on_one_without_proof_refuses_its_groups(
-    generator: Generator, callers: ThreadPoolExecutor
-):
+def test_an_update_that_follows_on_one_without_proof_refuses_its_groups(generator: Generator):
     load(generator, 1)
-    asked = callers.submit(generator.generate, PROMPTS, SAMPLING, 1)
+    asked = background(generator.generate, PROMPTS, SAMPLING, 1)
     assert unfinished(asked)
     send(generator, 2)
     with pytest.raises(WeightTransferError, match="another update began before this one was proved"):
         asked.result(timeout=5)
 
 
-def test_a_request_during_an_update_begins_with_the_new_weights(
-    generator: Generator, engine: RecordingEngine, callers: ThreadPoolExecutor
-):
+def test_a_request_during_an_update_begins_with_the_new_weights(generator: Generator, engine: RecordingEngine):
     send(generator, 1)
     generator.start_weight_update()
-    asked = callers.submit(generator.generate, PROMPTS, SAMPLING, 1)
+    asked = background(generator.generate, PROMPTS, SAMPLING, 1)
     generator.update_weights({})
     assert unfinished(asked)
     assert not engine.unfinished, "the engine has none of it"
@@ -142,11 +148,11 @@ def test_a_request_during_an_update_begins_with_the_new_weights(
 
 
 def test_requests_in_flight_wait_for_the_update_and_lose_their_keys_and_values(
-    generator: Generator, engine: RecordingEngine, callers: ThreadPoolExecutor
+    generator: Generator, engine: RecordingEngine
 ):
     send(generator, 1)
     engine.writes = False
-    asked = callers.submit(generator.generate, PROMPTS, SAMPLING, 1)
+    asked = background(generator.generate, PROMPTS, SAMPLING, 1)
     assert unfinished(asked)
     generator.start_weight_update()
     engine.writes = True
@@ -166,14 +172,14 @@ def test_completions_by_older_weights_than_asked_are_refused(generator: Generato
 
 
 def test_an_update_that_fails_ends_requests_in_flight_and_those_that_wait_for_it(
-    generator: Generator, engine: RecordingEngine, callers: ThreadPoolExecutor
+    generator: Generator, engine: RecordingEngine
 ):
     send(generator, 1)
     engine.writes = False
-    running = callers.submit(generator.generate, PROMPTS, SAMPLING, 1)
+    running = background(generator.generate, PROMPTS, SAMPLING, 1)
     assert unfinished(running)
     generator.start_weight_update()
-    asked = callers.submit(generator.generate, PROMPTS, SAMPLING, 1)
+    asked = background(generator.generate, PROMPTS, SAMPLING, 1)
     assert unfinished(asked)
     engine.not_loaded = ["layers.0.mlp"]
     with pytest.raises(WeightTransferError, match="version 2 arrived but 1 layers did not load theirs"):

@@ -97,16 +97,16 @@ def test_the_proof_is_done_when_the_weights_are_proved_refused_or_followed_by_ot
     proof = weights.proof
     assert not proof.done()
     weights.prove(3)
-    assert proof.result() is None and weights.proof is proof
-    assert after("serve").proof.result() is None
+    assert proof.result(0) is None and weights.proof is proof
+    assert after("serve").proof.result(0) is None
     for step, error in (("refuse", WRONG), ("fail", BROKEN)):
         weights = after("begin", "end")
         proof = weights.proof
         STEPS[step](weights)
-        assert proof.exception() is error
+        assert proof.exception(0) is error
     weights = after("begin", "end")
     proof = weights.proof
     weights.begin_update()
     with pytest.raises(WeightTransferError, match="another update began before this one was proved"):
-        proof.result()
+        proof.result(0)
     assert not weights.proof.done(), "the next weights have a proof of their own"

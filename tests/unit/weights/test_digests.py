@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from rft_cluster.weights import digests
-from rft_cluster.weights.digests import HIGH, OFFSET, combined_digest, tensor_digest, wrap_int64
+from rft_cluster.weights.digests import HIGH, OFFSET, added_up, combined_digest, tensor_digest, wrap_int64
 
 
 def bf16(*values: float) -> Tensor:
@@ -113,3 +113,12 @@ def test_a_combined_digest_has_no_order_but_names():
     assert combined_digest({"b": -2, "a": 1}) == one
     assert len({one, combined_digest({"a": -2, "b": 1}), combined_digest({"a": 1}), combined_digest({})}) == 4
     assert -(2**63) <= one < 2**63
+
+
+def test_the_digests_of_what_each_rank_sent_add_up_to_those_of_the_tensors():
+    whole = {"a": random_tensor(20), "b": random_tensor(7)}
+    first = {"a": tensor_digest(whole["a"][:9])}
+    second = {"a": tensor_digest(whole["a"][9:], 9), "b": tensor_digest(whole["b"])}
+    assert added_up([first, second]) == {name: tensor_digest(tensor) for name, tensor in whole.items()}
+    assert added_up([{"a": 2**63 - 1}, {"a": 1}]) == {"a": -(2**63)}
+    assert added_up([]) == {}

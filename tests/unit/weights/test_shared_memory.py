@@ -1,19 +1,13 @@
-import threading
-from typing import Any
-
 import pytest
 import torch
 import torch.distributed as dist
 
-from rft_cluster.common.errors import WeightTransferError
-from rft_cluster.messages import WeightRecord
 from rft_cluster.model.policy import PolicyModel
 from rft_cluster.model.tiny.build import build_model, build_processor
-from rft_cluster.weights.broadcast import WeightBroadcast
 from rft_cluster.weights.digests import tensor_digest
+from rft_cluster.weights.sender import WeightOffer
 from rft_cluster.weights.shared_memory import ALIGNMENT, SharedMemorySender, memory_layout
 from rft_cluster.weights.source import PolicyWeights, TensorInfo
-from tests.unit.weights.recorder import Generators
 
 
 @pytest.fixture(scope="module")
@@ -32,73 +26,52 @@ def one_rank(tmp_path, monkeypatch):
     dist.destroy_process_group()
 
 
-def test_the_memory_holds_every_tensor_once_and_matrices_first():
+def test_the_memory_holds_one_tensor_after_the_other():
     shapes = {"q.w": (6, 5), "q.b": (6,), "k.w": (3, 5), "k.b": (3,), "patch": (2, 3, 2, 2, 2)}
     infos = [TensorInfo(name, torch.bfloat16, shape) for name, shape in shapes.items()]
     layout = memory_layout(infos)
     assert layout.names == list(shapes)
     assert [tuple(shape) for shape in layout.shapes] == list(shapes.values())
     offset = dict(zip(layout.names, layout.offsets, strict=True))
-    # 60, 30 and 96 bytes, then 12 and 6, each from a multiple of 64 on
-    assert offset == {"q.w": 0, "k.w": 64, "patch": 128, "q.b": 256, "k.b": 320}
+    # 60, 12, 30, 6 and 96 bytes, each from a multiple of 64 on
+    assert offset == {"q.w": 0, "q.b": 64, "k.w": 128, "k.b": 192, "patch": 256}
     assert (layout.nbytes, ALIGNMENT) == (384, 64)
 
 
-def broadcast(policy: PolicyModel, generators: Generators) -> WeightBroadcast:
-    return WeightBroadcast(policy, lambda client, source: SharedMemorySender(client, source, True), generators)
-
-
-def in_memory(update: dict[str, Any], layout: dict[str, Any]) -> dict[str, torch.Tensor]:
+def in_memory(offer: WeightOffer) -> dict[str, torch.Tensor]:
     """What a generator would read."""
-    with open(update["path"], "rb") as file:
-        data = bytearray(file.read(update["nbytes"]))
+    assert offer.update is not None
+    layout = offer.init
+    with open(offer.update["path"], "rb") as file:
+        data = bytearray(file.read(offer.update["nbytes"]))
     return {
         name: torch.frombuffer(data, dtype=torch.bfloat16, count=torch.Size(shape).numel(), offset=offset).view(shape)
         for name, shape, offset in zip(layout["names"], layout["shapes"], layout["offsets"], strict=True)
     }
 
 
-def test_the_memory_holds_the_masters_in_bf16_and_the_proof_is_of_them(policy, one_rank):
-    generators = Generators()
-    sending = broadcast(policy, generators)
-    sending.send(3)
-    sending.wait()
-    layout, update, version, digests = generators.heard
-    assert version == 3
+@pytest.mark.parametrize("one_host", [True, False])
+def test_the_memory_holds_the_masters_in_bf16_and_the_digests_are_of_them(policy, one_rank, one_host):
+    sender = SharedMemorySender(PolicyWeights(policy), one_host)
+    offer = sender.offer(1)
+    sender.send()
     expected = dict(PolicyWeights(policy))
-    found = in_memory(update, layout)
+    found = in_memory(offer)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert digests == {name: tensor_digest(tensor) for name, tensor in expected.items()}
-    sending.close()
+    assert sender.digests() == {name: tensor_digest(tensor) for name, tensor in expected.items()}
+    with open(offer.update["path"], "rb") as file:
+        assert file.read() == sender.contents().tobytes()
 
 
-def test_the_memory_is_not_written_before_the_last_update_is_proved(policy, one_rank):
-    generators = Generators()
-    sending = broadcast(policy, generators)
-    generators.prove.clear()
-    sending.send(3)  # returns without the proof: generators may work
-    assert generators.heard[-1] == 3
-    parameter = next(policy.parameters())
+def test_the_digests_are_of_what_lies_in_the_memory_whatever_the_policy_is_by_then(policy, one_rank):
+    sender = SharedMemorySender(PolicyWeights(policy), one_host=True)
+    sender.send()
+    digests, parameter = sender.digests(), next(policy.parameters())
+    parameter.data.add_(1)
     try:
-        parameter.data.add_(1)
-        before = in_memory(generators.heard[1], generators.heard[0])
-        threading.Timer(0.3, generators.prove.set).start()
-        sending.send(4)
-        first, second, _ = generators.heard[3:6]
-        assert first == {name: tensor_digest(tensor) for name, tensor in before.items()}
-        assert second == generators.heard[1], "only now the next update"
+        assert sender.digests() == digests
+        sender.send()
+        assert sender.digests() != digests
     finally:
         parameter.data.sub_(1)
-    sending.close()
-
-
-def test_an_update_that_failed_its_proof_stops_the_next(policy, one_rank):
-    generators = Generators()
-    sending = broadcast(policy, generators)
-    generators.records = [WeightRecord(3, 1, 222)]
-    sending.send(3)
-    with pytest.raises(WeightTransferError, match="received other weights for version 3"):
-        sending.send(4)
-    assert 4 not in generators.heard
-    sending.close()

@@ -1,0 +1,144 @@
+"""Weights, from the learners to the generators: the driver calls both ends, and neither knows the other.
+
+    driver                                learner ranks                     each generator
+    connect    offer_weights -----------> a memory, or a port
+               connect_weights ---------> meets ............ NCCL ......... init_weight_transfer_engine
+    publish(v) publish_weights ---------> writes the memory
+               load_weights(v) -----------------------------------------> maps and loads it, serves version v
+                 on GPUs of their own both at once: a broadcast by NCCL
+                 on a shared GPU: start, publish (its client forwards vLLM's payloads), finish
+               weight_digests ----------> of what was sent
+               prove_weights(v, digests) --------------------------------> compares them with what arrived
+    wait       the proof is in
+
+Verification is asynchronous. On CPUs it runs beside generation, and generators return no group before it. Until it is
+in, the learners must not write to the memory, so the next `publish` waits for it first. On GPUs it is waited for at
+once, since the learners' weights, whose digests are taken, must not change before.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import ray
+
+from rft_cluster.cluster.handles import ActorGroup, wait_for
+from rft_cluster.common.errors import WeightTransferError
+from rft_cluster.messages import WeightRecord
+from rft_cluster.weights.digests import added_up, combined_digest
+from rft_cluster.weights.vllm_senders import nccl_init_infos
+
+
+@dataclass(frozen=True)
+class _Proof:
+    """Of an update to `version`: the calls that say what was sent, and those that compare it with what arrived."""
+
+    version: int
+    sent: Mapping[ray.ObjectRef, str]
+    arrived: Mapping[ray.ObjectRef, str]
+
+
+class WeightSync:
+    """See the module."""
+
+    def __init__(self, learners: ActorGroup, generators: ActorGroup, transfer: str, tensor_parallel: int) -> None:
+        """
+        Args:
+            generators: called on threads that no call waits on which waits for weights itself.
+            transfer: `Hardware.transfer`.
+            tensor_parallel: workers of each generator.
+        """
+        self._learners, self._generators = learners, generators
+        self._transfer, self._tensor_parallel = transfer, tensor_parallel
+        self._proof: _Proof | None = None
+        self.held: dict[str, int] = {}
+        """The version that each generator was last proved to hold, by the actor's name."""
+
+    def connect(self, addresses: Mapping[str, str]) -> None:
+        """Let both ends meet; again after an actor was restarted. `addresses`: of each actor's host, by its name."""
+        sender = addresses[self._learners.names[0]]
+        self._elsewhere = [addresses[name] != sender for name in self._generators.names]
+        count = len(self._generators)
+        offer = self._learners.call_all("offer_weights", count * self._tensor_parallel)[0]
+        self._update = offer.update
+        infos = [offer.init] * count
+        if self._transfer == "nccl":
+            infos = nccl_init_infos(offer.init, [self._tensor_parallel] * count)
+        forward = partial(self._generators.call_all, "update_weights") if offer.update is None else None
+        # At once: in an NCCL group neither end returns before the other has come.
+        ends = self._generators.begin_each("init_weight_transfer_engine", [(info,) for info in infos])
+        wait_for(ends | self._learners.begin_all("connect_weights", forward), self._learners.timeout, "connecting")
+
+    def publish(self, version: int) -> None:
+        """Bring every generator to the learners' weights. They may generate when this returns; see `wait`.
+
+        Raises:
+            WeightTransferError: the update before this one was never proved, or this one failed.
+        """
+        self.wait()
+        learners, generators = self._learners, self._generators
+        match self._transfer:
+            case "shared_memory":
+                learners.call_all("publish_weights")
+                generators.call_each("load_weights", self._loads(version))
+            case "nccl":
+                # The receive comes first. Whichever end fails ends the wait for both: the other would hang in NCCL.
+                ends = generators.begin_each("load_weights", self._loads(version))
+                wait_for(ends | learners.begin_all("publish_weights"), learners.timeout, "publish_weights")
+            case _:
+                generators.call_all("start_weight_update")
+                learners.call_all("publish_weights")
+                generators.call_all("finish_weight_update", version)
+        sent = learners.begin_all("weight_digests")
+        self._proof = _Proof(version, sent, generators.begin_all("prove_weights", version, *sent))
+        if self._transfer != "shared_memory":
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until all generators are proved to hold what was last published.
+
+        Raises:
+            WeightTransferError: a generator found other bytes or names than were sent.
+        """
+        if self._proof is None:
+            return
+        version = self._proof.version
+        sent = wait_for(self._proof.sent, self._learners.timeout, "weight_digests")
+        answers = wait_for(self._proof.arrived, self._generators.timeout, "prove_weights")
+        records = dict(zip(self._generators.names, answers, strict=True))
+        check_records(records, version, combined_digest(added_up(sent)))
+        self.held = {name: record.version for name, record in records.items()}
+        self._proof = None  # one that failed stays: whoever waits again is told again
+
+    def _loads(self, version: int) -> Sequence[tuple[Any, ...]]:
+        """The arguments of each generator's `load_weights`.
+
+        Shared memory ends at the host. To others its contents go through Ray's object store, once to each host, and
+        not by way of this process.
+        """
+        data = None
+        if self._transfer == "shared_memory" and any(self._elsewhere):
+            data = self._learners.handles[0].weight_bytes.remote()
+        return [(self._update, version, data if elsewhere else None) for elsewhere in self._elsewhere]
+
+
+def check_records(records: Mapping[str, WeightRecord], version: int, digest: int) -> None:
+    """Is what the generators say they serve what was sent?
+
+    Args:
+        records: by the generator's name.
+        digest: combined digest of the tensors as they were sent.
+
+    Raises:
+        WeightTransferError: a generator reports another version, received other bytes, or holds other parameters
+            than its peers.
+    """
+    first = next(iter(records))
+    for name, record in records.items():
+        if record.version != version:
+            raise WeightTransferError(f"{name} serves version {record.version} instead of {version}")
+        if record.received != digest:
+            raise WeightTransferError(f"{name} received other weights for version {version} than were sent")
+        if record.loaded != records[first].loaded:
+            raise WeightTransferError(f"{first} and {name} hold different parameters for version {version}")

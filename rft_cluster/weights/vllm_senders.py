@@ -1,0 +1,131 @@
+"""vLLM's own senders for GPUs, NCCL and CUDA IPC, fed by `PolicyWeights`.
+
+`PolicyWeights` casts the FP32 masters to BF16; vLLM's `ModuleSource` would ship the masters.
+
+vLLM's senders drive a client, which is to call the generators. Here the driver calls them. NCCL's payloads are known
+before: the driver starts `load_weights` beside the broadcast. IPC's are made while it sends: the client forwards them.
+"""
+
+import socket
+from dataclasses import asdict
+from typing import Any
+
+import torch.distributed as dist
+
+from rft_cluster.weights.sender import Forward, WeightOffer
+from rft_cluster.weights.source import PolicyWeights
+
+
+class Client:
+    """What vLLM's senders drive: three methods are empty, since the driver makes these calls itself."""
+
+    def __init__(self, forward: Forward | None = None) -> None:
+        self._forward = forward
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        pass
+
+    def start_weight_update(self) -> None:
+        pass
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        if self._forward:
+            self._forward(update_info)
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        pass
+
+
+class NCCLSender:
+    """vLLM's NCCL sender; learner rank 0 is rank 0 of a group with the workers of all generators."""
+
+    def __init__(self, source: PolicyWeights, address: str) -> None:
+        """`address`: of this rank's host."""
+        self._source, self._address = source, address
+        self._engine: Any = None
+
+    def offer(self, generator_ranks: int) -> WeightOffer:
+        """A new port each time: when a generator was replaced, a new group is formed."""
+        from vllm.distributed.weight_transfer import nccl_common, nccl_engine
+
+        rank = dist.get_rank()
+        port = 0 if rank else free_port(self._address)
+        info = nccl_engine.NCCLTrainerInitInfo(
+            rank=rank, master_address=self._address, master_port=port, world_size=1 + generator_ranks
+        )
+        self._info = info
+        # What vLLM's sender would tell its client. A test holds that it would say the same.
+        init = nccl_common.NCCLWeightTransferInitInfo(
+            master_address=info.master_address,
+            master_port=info.master_port,
+            rank_offset=1,
+            world_size=info.world_size,
+            packed=info.packed,
+            packed_buffer_size_bytes=info.packed_buffer_size_bytes,
+            packed_num_buffers=info.packed_num_buffers,
+        )
+        tensors = self._source.metadata()
+        update = nccl_engine.NCCLWeightTransferUpdateInfo(
+            names=[tensor.name for tensor in tensors],
+            dtype_names=[str(tensor.dtype).removeprefix("torch.") for tensor in tensors],
+            shapes=[list(tensor.shape) for tensor in tensors],
+        )
+        return WeightOffer(nccl_common.worker_init_payload(init), asdict(update))
+
+    def connect(self, forward: Forward | None) -> None:
+        from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+
+        if self._engine:
+            self._engine.shutdown()
+        self._engine = WeightTransferTrainerFactory.trainer_init(self._info, client=Client(), source=self._source)
+
+    def send(self) -> None:
+        self._engine.send_weights()
+
+    def digests(self) -> dict[str, int]:
+        return self._source.digests()
+
+
+class IPCSender:
+    """vLLM's CUDA IPC sender, in chunks of bounded size, for generators on the learners' own GPUs."""
+
+    def __init__(self, source: PolicyWeights) -> None:
+        self._source = source
+
+    def offer(self, generator_ranks: int) -> WeightOffer:
+        return WeightOffer({"packed": True}, None)
+
+    def connect(self, forward: Forward | None) -> None:
+        from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+        from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+
+        info = IPCTrainerInitInfo(rank=dist.get_rank(), packed=True)
+        self._engine = WeightTransferTrainerFactory.trainer_init(info, client=Client(forward), source=self._source)
+
+    def send(self) -> None:
+        self._engine.send_weights()
+
+    def digests(self) -> dict[str, int]:
+        return self._source.digests()
+
+
+def nccl_init_infos(init_info: dict[str, Any], tensor_parallel_sizes: list[int]) -> list[dict[str, Any]]:
+    """vLLM's worker init payload for each generator, from the one that its sender makes.
+
+    The sender is rank 0 of the transfer group. Every in-process engine counts its own workers from 0, so each
+    generator gets its own `rank_offset`; vLLM's own Ray client would give all of them the same.
+    """
+    infos, offset = [], 1
+    for size in tensor_parallel_sizes:
+        infos.append({**init_info, "rank_offset": offset})
+        offset += size
+    if offset != init_info["world_size"]:
+        raise ValueError(f"the transfer group has {init_info['world_size']} ranks, but {offset} take part")
+    return infos
+
+
+def free_port(address: str) -> int:
+    """A port that is free on this host now."""
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return probe.getsockname()[1]
