@@ -211,7 +211,8 @@ def start_cluster(config: Config, model_path: str, images: Mapping[str, bytes]) 
         ClusterError: an actor did not become ready in time.
     """
     with _reserved(config, training=True) as reservation:
-        cluster = _start_actors(reservation, model_path, StoredImages(images))
+        stored = StoredImages(images)  # held here, for an actor that starts again
+        cluster = _start_actors(reservation, model_path, stored)
         with closing(cluster.generators):
             yield cluster
 
@@ -220,7 +221,8 @@ def start_cluster(config: Config, model_path: str, images: Mapping[str, bytes]) 
 def start_generators(config: Config, model_path: str, images: Mapping[str, bytes]) -> Iterator[Generators]:
     """The generators alone, which serve the weights in `model_path` as version 0; errors as of `start_cluster`."""
     with _reserved(config, training=False) as reservation:
-        handles = reservation.start_generators(model_path, StoredImages(images))
+        stored = StoredImages(images)
+        handles = reservation.start_generators(model_path, stored)
         reservation.wait_until_ready(handles)
         with closing(Generators(handles, config.cluster.step_timeout, config.generators.max_concurrent)) as generators:
             generators.call_all("serve_loaded", 0)
