@@ -282,12 +282,8 @@ def test_a_label_that_is_nothing_is_no_label(label):
         accuracy("<answer></answer>", label)
 
 
-def short(prompt: Prompt, completion: Completion) -> float:
-    return float(len(completion.text) < 10)
-
-
 def test_names_and_paths_are_taken():
-    check_names(["accuracy", f"{__name__}:short", "format", "my.module.function"])
+    check_names(["accuracy", "my_rewards:short", "format", "my.module.function"])
 
 
 @pytest.mark.parametrize(
@@ -308,7 +304,7 @@ def test_a_name_that_can_be_none_is_refused_before_anything_is_imported(name, me
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        (f"{__name__}:shrt", r"has no function 'shrt'. Did you mean short\?"),
+        ("own_rewards:brevty", r"has no function 'brevty'. Did you mean brevity\?"),
         ("nowhere.module:f", "^rewards: 'nowhere.module:f' cannot be found: there is no module 'nowhere'"),
         ("rft_cluster.nowhere:f", "no module 'rft_cluster.nowhere'"),
         ("broken_reward:f", "^rewards: 'broken_reward:f': broken_reward.py, line 1: ModuleNotFoundError"),
