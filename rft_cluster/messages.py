@@ -1,11 +1,11 @@
-"""What flows between the roles: one frozen type for each boundary.
+"""The messages between the roles: one frozen type for each boundary, with an example.
 
     Example -> Prompt -> Group (of Completions) -> Reward -> advantages -> TrainingSample -> Batch
 
-Each stage returns a new value instead of filling blanks in an old one, so a type says all there is to know at
-its boundary. A group owns its completions: no shuffle can separate them. Images travel by reference: a message holds
-an `ImageRef`, and each process fetches the encoded image once, by hash (`Images`). `Batch` holds tensors and lives
-with the learner, in `learner/collate.py`.
+Each stage returns a new value and fills no blanks in an old one, so a message is complete. A group contains its
+completions, so no shuffle can separate them. Images are passed by reference: a message has an `ImageRef`, and each
+process fetches the encoded image once, by hash (`Images`). `Batch` has tensors and stays in the learner
+(`learner/collate.py`).
 """
 
 from dataclasses import dataclass, field
@@ -18,8 +18,8 @@ from rft_cluster.common.reduce import largest
 class ImageRef:
     """Names an image, e.g. `ImageRef("rose/a.jpg", "9f86d081...")`.
 
-    `image_id` is unique in its data set and is what people see. `sha256` (64 hex digits) is that of the file, as
-    `sha256sum` prints it; under it every process finds the image as it is shown to the model.
+    `image_id` is unique in its data set, and is shown to people. `sha256` (64 hex digits) is the file's hash, as
+    `sha256sum` prints it. It is the key under which every process finds the image in the form for the model.
     """
 
     image_id: str
@@ -27,7 +27,7 @@ class ImageRef:
 
 
 class Images(Protocol):
-    """The encoded images (PNG, JPEG, ...) of a run by `ImageRef.sha256`: a dict, or what fetches them (`cluster/`)."""
+    """The encoded images (PNG, JPEG, ...) of a run by `ImageRef.sha256`: a dict, or an object that fetches them."""
 
     def __getitem__(self, sha256: str, /) -> bytes: ...
 
@@ -36,7 +36,7 @@ class Images(Protocol):
 class Example:
     """A labelled image, e.g. `Example(ImageRef("rose/a.jpg", "9f86d081..."), "rose", aliases=("dog rose",))`.
 
-    `aliases` are other names of the label that are as right as it.
+    `aliases` are other correct names of the label.
     """
 
     image: ImageRef
@@ -53,9 +53,8 @@ class Example:
 class Prompt:
     """A question about an image, e.g. `Prompt("train/12/3", example, "Which flower is this?", seed=1234)`.
 
-    The image comes first in the user's turn, then `text`. `prompt_id` names this asking of the question (split, step,
-    index in the step). The seeds of its completions follow from `seed`, 31 bits, so that neither the generator nor the
-    order matters.
+    The image comes first in the user's turn, then `text`. `prompt_id` is (split, step, index in the step). The seeds of
+    the completions follow from `seed` (31 bits), so they depend neither on the generator nor on the order.
     """
 
     prompt_id: str
@@ -78,113 +77,117 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to sample. `group_size` completions at `temperature`; 0 is greedy and needs a `group_size` of 1."""
+    """How to sample a prompt's completions, e.g. `Sampling(group_size=8, temperature=1.0, max_tokens=256)`."""
 
-    group_size: int
-    temperature: float
-    max_tokens: int
-    top_k: int = 0
+    group_size: int  # completions of each prompt
+    temperature: float  # 0 is greedy and needs a `group_size` of 1
+    max_tokens: int  # of a completion
+    top_k: int = 0  # 0: sample from all tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One sampled answer. `token_ids` ends with the stop token unless `finish_reason` is "length".
+    """One sampled answer of R tokens, e.g.
+    `Completion([27, 9217, 151645], [-0.1, -2.3, -0.0], "<answer>rose</answer>", "stop", policy_version=12)`.
 
-    `generator_logprobs` are those of the distribution that was sampled from (tempered, special tokens forbidden),
-    in nats, one a token. `policy_version` is the version of the weights that wrote the oldest token; where an update
-    fell into the completion, `version_spans` has all of them in order: (version, number of tokens).
+    `version_spans` is empty unless the weights changed within the completion: then it has (version, number of tokens)
+    in order, e.g. `((12, 40), (13, 24))`.
     """
 
-    token_ids: list[int]
-    generator_logprobs: list[float]
+    token_ids: list[int]  # [R]; ends with the stop token unless `finish_reason` is "length"
+    generator_logprobs: list[float]  # [R] nats, under the sampled distribution: tempered, special tokens forbidden
     text: str
     finish_reason: str
-    policy_version: int
+    policy_version: int  # of the weights that wrote the first token
     version_spans: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A prompt with its completions. `prompt_token_ids` has the image tokens expanded, as the engine saw them."""
+    """A prompt with its completions, e.g. `Group(prompt, [151644, 872, ...], [Completion(...), Completion(...)])`."""
 
     prompt: Prompt
-    prompt_token_ids: list[int]
+    prompt_token_ids: list[int]  # [P], with the image tokens expanded, as in the engine
     completions: list[Completion]
 
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """A completion's reward: `parts` by reward name, unweighted; `total` is their weighted sum.
+    """A completion's reward, e.g. `Reward(1.0, {"format": 1.0, "accuracy": 0.0})`, or, masked,
+    `Reward(None, {"format": 1.0}, {"my_judge:judge": "no answer within 10 s"})`.
 
-    A reward that failed on the completion is in `failures`, with a short reason, and not in `parts`. Then there is no
-    total: the completion is masked, which means that nothing is learned from it. 0 would be a false label.
+    A completion is masked if one of its rewards failed: it has no total, and nothing is learned from it. A total of 0
+    would be a false label.
     """
 
-    total: float | None
-    parts: dict[str, float]
-    failures: dict[str, str] = field(default_factory=dict)
+    total: float | None  # weighted sum of `parts`
+    parts: dict[str, float]  # by reward name, unweighted, without those that failed
+    failures: dict[str, str] = field(default_factory=dict)  # reward name -> short reason
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingSample:
-    """All that a learner needs of one completion; the image is fetched by its reference.
+    """One completion for the learners, e.g. `TrainingSample(prompt, [151644, ...], [27, 9217, 151645],
+    [-0.1, -2.3, -0.0], advantage=0.7, weight=1 / 96)`.
 
-    `weight` is that of each of the completion's tokens in the loss. Weights are computed over the whole step before
-    it is split, so the loss is a plain sum and no split over ranks changes it.
+    Weights are computed over the whole step before it is split. So the loss is a plain sum, and no split over ranks
+    changes it.
     """
 
     prompt: Prompt
-    prompt_token_ids: list[int]
-    token_ids: list[int]
-    generator_logprobs: list[float]
+    prompt_token_ids: list[int]  # [P]
+    token_ids: list[int]  # [R]
+    generator_logprobs: list[float]  # [R] nats
     advantage: float
-    weight: float
+    weight: float  # of each of the R tokens in the loss
 
 
 @dataclass(frozen=True, slots=True)
 class LossSums:
-    """Sums over completion tokens that were trained on, e.g. `LossSums(tokens=8, logprob_gap=0.4)`: 0.05 nats a token.
+    """Sums over trained completion tokens, e.g. `LossSums(tokens=8, logprob_gap=0.4)`: 0.05 nats a token.
 
-    The function at each field makes one figure of those of several micro-batches, or ranks (`common.reduce`).
+    The function at each field combines the figures of micro-batches and of ranks (`common.reduce`).
     """
 
     tokens: Annotated[int, sum] = 0
-    """How many."""
+    """Number of tokens."""
     loss: Annotated[float, sum] = 0.0
-    """Of weight times token loss. Weights add up to a whole loss over an optimizer update."""
+    """Weight times token loss. The weights of an optimizer update add up to a whole loss."""
     kl: Annotated[float, sum] = 0.0
-    """Nats. The k3 estimate of the KL from the starting model; 0 where `algorithm.kl_beta` is."""
+    """Nats. The k3 estimate of the KL from the starting model; 0 if `algorithm.kl_beta` is 0."""
     logprob_gap: Annotated[float, sum] = 0.0
     """Nats. |learner's log-probability - generator's|."""
     importance: Annotated[float, sum] = 0.0
-    """Of truncated importance weights, learner over generator."""
+    """Truncated importance weights, learner over generator."""
     clipped: Annotated[int, sum] = 0
-    """Tokens whose policy ratio was clipped."""
+    """Number of tokens with a clipped policy ratio."""
 
 
 @dataclass(frozen=True, slots=True)
 class LearnerStats(LossSums):
-    """What a learner rank says of its share of a step; `loss` is the mean over the step's optimizer updates."""
+    """A learner rank's figures of one step, e.g. `LearnerStats(tokens=512, loss=0.01, grad_norm=0.3, ...)`.
+
+    `loss` is the mean over the step's optimizer updates.
+    """
 
     entropy: Annotated[float, sum] = 0.0
-    """Nats. Sum over the same tokens, of the policy's distribution."""
+    """Nats. Entropy of the policy's distribution, summed over the same tokens."""
     grad_norm: Annotated[float, max] = 0.0
-    """L2 norm of the whole gradient before clipping, the largest of the step's updates; the same on all ranks."""
+    """L2 norm of the whole gradient before clipping, the largest of the step's updates. Equal on all ranks."""
     learning_rate: Annotated[float, max] = 0.0
-    """The same on all ranks."""
+    """Learning rate of the step. Equal on all ranks."""
     skipped: Annotated[int, max] = 0
-    """Optimizer updates left out because the gradient was not finite; the same on all ranks."""
+    """Optimizer updates skipped because the gradient was not finite. Equal on all ranks."""
     memory_gib: Annotated[float, max] = 0.0
-    """GiB. Of a GPU the most that was allocated at once in the step, of a CPU process the most in its life."""
+    """GiB. Peak memory: of a GPU in this step, of a CPU process since its start."""
     activation_gib: Annotated[float | None, largest] = None
-    """GiB. GPU only: how much of that the step itself took, with gradients and, in the first step, Adam's moments."""
+    """GiB, GPU only. The step's share of that peak: activations, gradients and, in the first step, Adam's moments."""
 
 
 @dataclass(frozen=True, slots=True)
 class WeightRecord:
-    """What a generator says of the weights it serves: their version, and digests of all tensors as they were
-    received (on the wire, in BF16) and as they were loaded (the engine's own parameters)."""
+    """The weights that a generator serves, e.g. `WeightRecord(13, received=0x9F86D081, loaded=0x1B4F0E98)`."""
 
     version: int
-    received: int
-    loaded: int
+    received: int  # digest of all tensors in BF16, as received
+    loaded: int  # digest of the engine's own parameters

@@ -5,8 +5,8 @@
       advantage: grpo                   # advantages.py: a step's numbers -> advantages
       normaliser: my_module:my_mean     # normalisers.py: lengths -> weights of tokens in the loss; here your own
 
-To add a built-in one: write the function in the file that has its kind, and name it below. Imports `common`, `config`
-and the messages alone.
+To add a built-in one: write the function in the file for its kind, and name it below. Imports only `common`, `config`
+and the messages.
 """
 
 from collections.abc import Callable, Mapping
@@ -40,8 +40,8 @@ def load_algorithm(config: Config) -> Algorithm:
     """The algorithm that a configuration names, tried once on a step of two groups.
 
     Raises:
-        UserError: a name is unknown (the nearest right one is named), or a function of the user's own cannot be
-            imported, takes other arguments, raises, or does not return what it has to.
+        UserError: a name is unknown (the message gives the nearest one), or the user's own function cannot be imported,
+            takes other arguments, raises, or returns a wrong type or shape.
     """
     chosen = config.algorithm
     algorithm = Algorithm(
@@ -63,7 +63,7 @@ def _function(key: str, name: str, known: dict[str, Callable[..., Any]], form: s
 
 
 def _try(algorithm: Algorithm) -> None:
-    """A step of two groups: one of different rewards, one of equal ones."""
+    """Run the functions on a step of two groups, one with different rewards and one with equal rewards."""
     levels = [[0.0, 0.5, 1.0], [1.0, 1.0]]
     algorithm.advantages([[_reward(level, algorithm.weights) for level in group] for group in levels])
     algorithm.token_weights([1, 2, 3, 4, 5])

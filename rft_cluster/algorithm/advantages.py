@@ -1,10 +1,10 @@
-"""Advantages: how much better than its group each completion is. They stand in for a value model.
+"""Advantages: how much better each completion is than its group. The group replaces a value model.
 
     grpo([[1.0, 0.0], [1.0, 1.0]])  ->  [[0.707, -0.707], [0.0, 0.0]]
 
-A function gets a step's rewards, a list for each group, and returns an advantage in the place of each. Masked
-completions are not among them, nor groups in which all are masked. A group whose rewards are equal has nothing to teach
-and gets exact zeros: rounding errors divided by a tiny deviation would be noise that looks like a signal.
+A function maps a step's rewards, one list a group, to advantages of the same shape. Masked completions, and groups in
+which all are masked, are left out. A group with equal rewards has nothing to teach and gets exact zeros: rounding
+errors divided by a tiny deviation would be noise that looks like a signal.
 """
 
 import math
@@ -24,7 +24,7 @@ def grpo(rewards: Step) -> list[list[float]]:
 
 
 def dr_grpo(rewards: Step) -> list[list[float]]:
-    """A = r - mean(r) in each group. Without the division a group weighs by how much its rewards differ.
+    """A = r - mean(r) in each group. Without a division, groups with larger differences get more weight.
 
     Dr. GRPO, arXiv 2503.20783, section 3.2; its loss has the normaliser `constant`.
     """
@@ -32,7 +32,7 @@ def dr_grpo(rewards: Step) -> list[list[float]]:
 
 
 def rloo(rewards: Step) -> list[list[float]]:
-    """A = r - mean(r of the others in the group), which is n / (n - 1) times r - mean(r): an unbiased baseline.
+    """A = r - mean(r of the others in the group) = n / (n - 1) * (r - mean(r)). The baseline is unbiased.
 
     RLOO, arXiv 2402.14740, section 2.2.
     """
@@ -49,7 +49,7 @@ def gpg(rewards: Step) -> list[list[float]]:
 
 
 def is_live(rewards: Sequence[float]) -> bool:
-    """Whether a group's rewards differ by more than rounding."""
+    """Return True if a group's rewards differ by more than rounding."""
     return len(rewards) > 1 and not math.isclose(min(rewards), max(rewards), rel_tol=1e-9, abs_tol=1e-12)
 
 

@@ -7,8 +7,8 @@ A: group advantage (GRPO, arXiv 2402.03300). ratio: new over old policy, both th
 above, without gradient: the engine that sampled computes slightly other probabilities than the learner.
 k3: the KL estimator exp(d) - d - 1 with d = reference - learner (Schulman, "Approximating KL divergence", 2020).
 
-Weights come with the samples and say which mean over tokens the loss is (`normalisers.py`). They were computed over the
-whole step, so the sum over any split into micro-batches and ranks is the same loss.
+The samples contain the weights, which define the mean over tokens (`normalisers.py`). Weights are computed over the
+whole step, so the loss is the same sum for any split into micro-batches and ranks.
 """
 
 from typing import NamedTuple, Protocol
@@ -19,12 +19,12 @@ from torch import Tensor
 from rft_cluster.config import AlgorithmSection
 from rft_cluster.messages import LossSums
 
-# exp(10): far beyond any healthy token; beyond it exponentials would only overflow.
+# exp(10) is far beyond any healthy token. Without a bound, exponentials could overflow.
 MAX_LOG_RATIO = 10.0
 
 
 class LossInputs(Protocol):
-    """What the loss needs of a micro-batch of C completion tokens (`learner.collate.Batch`); all [C] FP32."""
+    """The fields of a micro-batch of C completion tokens that the loss needs (`learner.collate.Batch`); [C] FP32."""
 
     @property
     def generator_logprobs(self) -> Tensor:
@@ -32,15 +32,15 @@ class LossInputs(Protocol):
 
     @property
     def advantages(self) -> Tensor:
-        """The same for all tokens of a completion, as `weights`."""
+        """Equal for all tokens of a completion, as are `weights`."""
 
     @property
     def weights(self) -> Tensor:
-        """0 for tokens of a padding sample, which count nowhere."""
+        """0 for the tokens of a padding sample, which count nowhere."""
 
 
 class LossTerms(NamedTuple):
-    """`loss`: scalar with gradient. `sums`: to be added up over micro-batches and ranks."""
+    """`loss`: scalar with gradient. `sums`: figures to add up over micro-batches and ranks."""
 
     loss: Tensor
     sums: LossSums
@@ -55,10 +55,10 @@ def importance_weights(old_logprobs: Tensor, generator_logprobs: Tensor, cap: fl
 
 
 def k3_divergence(learner_logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """KL(learner || reference) for each token, never negative; the log-ratio is at most 10 nats.
+    """KL(learner || reference) for each token, never negative. d = reference - learner is bounded above, by 10 nats.
 
-    It has no lower bound: there the estimator is all but -d, which does not overflow, and pulls a policy back that does
-    what the reference hardly ever would.
+    d has no lower bound: there the estimator is close to -d and cannot overflow, and its gradient pulls back a policy
+    that does what the reference hardly ever would.
     """
     log_ratio = (reference_logprobs - learner_logprobs).clamp(max=MAX_LOG_RATIO)
     return log_ratio.exp() - log_ratio - 1
@@ -76,7 +76,7 @@ def grpo_loss(
     Args:
         learner_logprobs, old_logprobs: [C] FP32 in nats; gradient flows into the first. The old policy is the
             learner's at the start of the step.
-        reference_logprobs: [C], or None where `settings.kl_beta` is 0.
+        reference_logprobs: [C], or None if `settings.kl_beta` is 0.
     """
     old, advantages = old_logprobs.detach(), batch.advantages
     ratio = (learner_logprobs - old).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()

@@ -1,9 +1,9 @@
-"""Normalisers: which mean over a step's tokens the loss is.
+"""Normalisers: the weights of tokens, which define the mean over a step's tokens in the loss.
 
-    completion([2, 4], max_tokens=8)  ->  [1/4, 1/8]      the weight of each token of a completion of 2, and of 4 tokens
+    completion([2, 4], max_tokens=8)  ->  [1/4, 1/8]      weight of each token in completions of 2 and of 4 tokens
 
-A function gets the number of tokens of each completion of the step (masked ones are not among them, those without
-an advantage are), and `sampling.max_tokens`. The loss is the sum over all tokens of weight times token loss.
+A function gets the lengths in tokens of the step's completions and `sampling.max_tokens`. Masked completions are left
+out, those with an advantage of 0 are not. The loss is the sum over all tokens of weight times token loss.
 """
 
 from collections.abc import Sequence
@@ -26,8 +26,9 @@ def token(lengths: Sequence[int], max_tokens: int) -> list[float]:
 
 
 def constant(lengths: Sequence[int], max_tokens: int) -> list[float]:
-    """The sum over each completion's tokens by `max_tokens`, then the mean over completions: every token weighs the
-    same in every step, so that no length is favoured.
+    """The sum over each completion's tokens divided by `max_tokens`, then the mean over completions.
+
+    Every token has the same weight in every step, so no length is favoured.
 
     Dr. GRPO, arXiv 2503.20783, section 3.2.
     """

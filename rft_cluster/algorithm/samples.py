@@ -1,4 +1,4 @@
-"""From scored groups to samples with advantages and loss weights: all of the algorithm that runs in the driver.
+"""Turn scored groups into samples with advantages and loss weights: the part of the algorithm that runs in the driver.
 
 Rewards -> totals -> advantages      Groups, advantages -> TrainingSamples with loss weights
 """
@@ -14,7 +14,7 @@ Advantages = list[list[float | None]]
 
 @dataclass(frozen=True)
 class Algorithm:
-    """The functions that the configuration names, and the settings that they need.
+    """The functions that the configuration names, and their settings.
 
     `weights`: of the rewards, by name. `max_tokens`: of a completion. `kl_beta`: weight of the KL in the loss.
     """
@@ -27,7 +27,7 @@ class Algorithm:
     kl_beta: float
 
     def advantages(self, rewards: Sequence[Sequence[Reward]]) -> Advantages:
-        """An advantage for each completion of a step; None for those that are masked, which count nowhere.
+        """An advantage for each completion of a step, or None if it is masked. Masked completions count nowhere.
 
         Raises:
             UserError: a function of the user's own raised, or returned something else than finite numbers.
@@ -51,10 +51,10 @@ class Algorithm:
         return self.normaliser.numbers(self.normaliser(lengths, self.max_tokens), len(lengths), least=0.0)
 
     def samples(self, groups: Sequence[Group], advantages: Sequence[Sequence[float | None]]) -> list[TrainingSample]:
-        """What learners train on. Weights are computed over the whole step, before anything is left out of it.
+        """The samples that learners train on. Weights are computed over the whole step, before any is left out.
 
-        A masked completion is left out, and counts in no mean. One without tokens counts, as 0, and is left out: there
-        is nothing in it to learn from. So is one with an advantage of 0, unless the KL pulls on it.
+        A masked completion is left out and counts in no mean. A completion without tokens, or with an advantage of 0,
+        is left out but counts in the means; with a KL, those with an advantage of 0 stay in.
 
         Raises:
             UserError: see `token_weights`.

@@ -1,4 +1,4 @@
-"""Totals: how a completion's rewards become the one number that its advantage is computed from.
+"""Totals: combine a completion's rewards into one number, from which its advantage is computed.
 
     weighted_sum([Reward(1.5, {"format": 1.0, "accuracy": 1.0})], {"format": 0.5, "accuracy": 1.0})  ->  [1.5]
 
@@ -18,11 +18,11 @@ def weighted_sum(rewards: Sequence[Reward], weights: Mapping[str, float]) -> lis
 
 
 def normalised_sum(rewards: Sequence[Reward], weights: Mapping[str, float]) -> list[float]:
-    """sum(weight * (r - mean(r)) / (std(r) + epsilon)), mean and std of each reward by itself in the group.
+    """sum(weight * (r - mean(r)) / (std(r) + epsilon)), with mean and std of each reward over the group.
 
-    In a plain sum (1, 0) and (0, 1) count as equal, and a reward of a small range vanishes beside one of a large range.
-    GDPO, arXiv 2601.05242, which then divides by the deviation over the whole step. With the advantage `dr_grpo` the
-    result is GDPO's but for that factor, which is the same for all completions of the step.
+    In a plain sum the rewards (1, 0) and (0, 1) count as equal, and a reward with a small range vanishes beside one
+    with a large range. Source: GDPO, arXiv 2601.05242, which then divides by the deviation over the whole step. With
+    the advantage `dr_grpo` the result is GDPO's, except for that factor, which is the same for the whole step.
     """
     parts = []
     for name, weight in weights.items():

@@ -4,8 +4,8 @@
     model/                     config, tokenizer, processor, BF16 weights: loads in transformers and in vLLM
 
 torch's Distributed Checkpoint writes and reads the shards through its safetensors storage (its default storage
-unpickles), so a run may resume with another number of ranks. A folder is written under a temporary name, and
-renamed by the driver when every rank is done: what bears the final name is complete.
+unpickles), so a run may resume with another number of ranks. A folder is written under a temporary name, and the driver
+renames it when every rank is done. A folder with the final name is therefore complete.
 """
 
 import json
@@ -33,7 +33,7 @@ EXPORT_FILE = "model.safetensors"
 
 
 def save_shards(folder: Path, policy: PolicyModel, optimizer: Optimizer) -> None:
-    """Write this rank's part of a checkpoint. A collective: every rank calls it with the same folder."""
+    """Write this rank's shards of a checkpoint. A collective: every rank calls it with the same folder."""
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     with _errors_of_the_system(folder):
         dcp.save(_tensors(policy, optimizer), storage_writer=writer)
@@ -46,8 +46,10 @@ def load_shards(folder: Path, policy: PolicyModel, optimizer: Optimizer) -> None
 
 @contextmanager
 def _errors_of_the_system(folder: Path) -> Iterator[None]:
-    """What the system refuses in here (a full disk, say) comes as OSError, with the folder's name. torch wraps it in an
-    exception of its own with all ranks' failures, and safetensors puts its number into a text."""
+    """Turn errors of the system within this context (a full disk) into OSError with the folder's name.
+
+    torch wraps them in its own exception with all ranks' failures, and safetensors puts the errno into a text.
+    """
     try:
         yield
     except (CheckpointException, SafetensorError, OSError) as error:
@@ -66,7 +68,7 @@ def _tensors(policy: PolicyModel, optimizer: Optimizer) -> dict[str, Tensor]:
         if parameter.requires_grad:
             state = optimizer.state[parameter]
             for moment in MOMENTS:
-                # AdamW makes its state at its first update; before that the moments are zero.
+                # AdamW creates its state in its first update. Before that, save zeros as moments.
                 state.setdefault(moment, torch.zeros_like(parameter))
                 tensors[f"{moment}.{name}"] = state[moment]
             state.setdefault("step", torch.tensor(0.0))
@@ -75,7 +77,7 @@ def _tensors(policy: PolicyModel, optimizer: Optimizer) -> dict[str, Tensor]:
 
 def export_model(folder: Path, policy: PolicyModel, encoder: PromptEncoder, is_writer: bool) -> None:
     """Write the policy in BF16 as a Hugging Face folder. A collective; rank 0 is the writer."""
-    # Gathered one tensor at a time and kept on the CPU, by the writer alone.
+    # Gather one tensor at a time. Only the writer keeps it, on the CPU.
     full: dict[str, Tensor] = {}
     for name, tensor in PolicyWeights(policy):
         if is_writer:
@@ -86,7 +88,7 @@ def export_model(folder: Path, policy: PolicyModel, encoder: PromptEncoder, is_w
         policy.model.save_pretrained(folder, state_dict=full)
     config_file = folder / "config.json"
     config: dict[str, Any] = json.loads(config_file.read_text())
-    # Training turned the cache off and computed from FP32 masters; what is exported is used otherwise.
+    # Undo two settings of training in the exported config: no KV cache, and the dtype of FP32 masters.
     config["dtype"] = "bfloat16"
     for section in (config, config.get("text_config", {})):
         section.pop("use_cache", None)

@@ -1,4 +1,4 @@
-"""From samples to the tensors of one forward."""
+"""Turn the samples of a micro-batch into tensors."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from rft_cluster.model.shared_prefix import PackLayout, pack_layout
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch: a row of T tokens, in which C completion tokens are predicted. Nothing is padded.
+    """One micro-batch: a row of T tokens, without padding, that predicts C completion tokens.
 
-    The row holds the prompts, then the completions without their last tokens, which predict nothing.
+    The row has the prompts, then the completions without their last tokens, which predict nothing.
     """
 
     input_ids: Tensor  # [1, T] int64
-    position_ids: Tensor  # [3, 1, T] int64: M-RoPE; every completion goes on where its prompt ends
+    position_ids: Tensor  # [3, 1, T] int64: M-RoPE; every completion continues the positions of its prompt
     layout: PackLayout
     pixel_values: Tensor  # [patches of all prompts' images, 1176] FP32
     image_grid_thw: Tensor  # [prompts, 3] int64
@@ -43,34 +43,38 @@ class Batch:
 
 
 def collate(samples: Sequence[TrainingSample], encoder: Encoder, positions: Callable[[EncodedPrompt], Tensor]) -> Batch:
-    """The tensors of one forward. `positions` gives a prompt's M-RoPE positions [3, P].
+    """Make the tensors of one micro-batch. `positions` returns a prompt's M-RoPE positions [3, P].
 
     Raises:
-        ValueError: the encoder sees other prompt tokens than the generator did (both counts are named).
+        ValueError: the learner encodes a prompt into other tokens than the generator; the message has both counts.
     """
-    groups = []
+    groups = []  # (encoded prompt, its positions [3, P], its samples)
     for part in by_prompt(samples):
         prompt = encoder.encode(part[0].prompt)
         for sample in part:
             _check_same_tokens(sample, prompt.token_ids)
         groups.append((prompt, positions(prompt), part))
-    # Sorted by length, so that segments of one shape are neighbours: attention takes those together.
+    # Sort prompts and completions by length: attention computes neighbouring segments of equal shape in one call.
     groups.sort(key=lambda group: len(group[0].token_ids))
     lengths = [len(prompt.token_ids) for prompt, _, _ in groups]
-    ends = list(accumulate(lengths))
+    ends = list(accumulate(lengths))  # where each prompt ends in the row
     rows = sorted(
         ((owner, sample) for owner, (_, _, part) in enumerate(groups) for sample in part),
         key=lambda row: (lengths[row[0]], len(row[1].token_ids)),
     )
     owners = [owner for owner, _ in rows]
     completions = [sample for _, sample in rows]
+    # The row leaves out each completion's last token: nothing after it needs a prediction.
     read = [sample.token_ids[:-1] for sample in completions]
     starts = accumulate((len(tokens) for tokens in read), initial=ends[-1])
-    going_on = [
+    # A completion's positions continue after the largest of its prompt's, the same in all three M-RoPE dimensions. They
+    # do not depend on where the completion is in the row.
+    going_on = [  # [3, R - 1] each
         (groups[owner][1].max() + 1 + torch.arange(len(tokens))).expand(3, -1)
         for owner, tokens in zip(owners, read, strict=True)
     ]
-    predictors = [
+    # Position t predicts token t + 1. The prompt's last position predicts the first token of all its completions.
+    predictors = [  # [R] each
         [ends[owner] - 1, *range(start, start + len(tokens))]
         for owner, start, tokens in zip(owners, starts, read, strict=False)
     ]

@@ -1,9 +1,9 @@
-"""From samples to ranks.
+"""Divide a step's samples into ranks, updates and micro-batches.
 
     TrainingSamples -> for each rank: updates of micro-batches -> (collate.py) -> Batch
 
-A micro-batch reads each prompt and image once, for all of its completions in it. All ranks get equal numbers of
-micro-batches, since each forward is a collective under FSDP.
+A micro-batch encodes each prompt and image once, for all of its completions in it. All ranks get equal numbers of
+micro-batches, because each forward is a collective under FSDP.
 """
 
 from bisect import bisect_left, bisect_right
@@ -13,36 +13,36 @@ from itertools import accumulate
 
 from rft_cluster.messages import TrainingSample
 
-# Samples of one prompt: a group, or a part of one.
+# Samples of one prompt: a group or part of a group.
 Part = list[TrainingSample]
 # One rank's work in one step: updates, each a list of micro-batches, each a list of samples.
 RankWork = list[list[list[TrainingSample]]]
 
 
 def split_work(samples: Sequence[TrainingSample], ranks: int, updates: int, micro_batch_tokens: int) -> list[RankWork]:
-    """Deal a step's samples to ranks: `result[rank][update][forward]` is a list of samples.
+    """Assign a step's samples to ranks: `result[rank][update][micro_batch]` is a list of samples.
 
-    Each update takes a share of the samples, its weights scaled up so that they mean the same as a whole step's. Its
-    groups are dealt so that the ranks' tokens are as equal as may be; a group is divided where that helps, and its
-    prompt then read twice. A forward has `micro_batch_tokens` at most, unless one completion with its prompt has more.
+    Each update gets a share of the samples, with weights scaled up to those of a whole step. Its groups are assigned so
+    that the ranks have nearly equal numbers of tokens. A group is divided if that helps; its prompt is then encoded
+    twice. A micro-batch has at most `micro_batch_tokens` tokens, unless one completion with its prompt has more.
     """
     work: list[RankWork] = [[] for _ in range(ranks)]
     for update in range(updates):
         chosen = samples[update * len(samples) // updates : (update + 1) * len(samples) // updates]
         scaled = [replace(sample, weight=sample.weight * len(samples) / len(chosen)) for sample in chosen]
         packs = [_pack(share, micro_batch_tokens) for share in _balance(by_prompt(scaled), ranks)]
-        forwards = max(map(len, packs))
+        count = max(map(len, packs))  # micro-batches of each rank
         for rank, own in enumerate(packs):
-            while len(own) < forwards:
+            while len(own) < count:
                 own.append(_split_off(own) or [[_padding(scaled)]])
-            # All ranks' large forwards at the same time: each waits for the slowest at every layer.
+            # Largest first on every rank: at each layer all ranks wait for the slowest, so sizes should match.
             own.sort(key=_row_tokens, reverse=True)
             work[rank].append([[sample for part in parts for sample in part] for parts in own])
     return work
 
 
 def _tokens(part: Part) -> int:
-    """Tokens that a part adds to a row: the prompt, and the completions without their last tokens."""
+    """Tokens of a part in a row: the prompt, and the completions without their last tokens."""
     return len(part[0].prompt_token_ids) + sum(len(sample.token_ids) - 1 for sample in part)
 
 
@@ -58,16 +58,19 @@ def by_prompt(samples: Sequence[TrainingSample]) -> list[Part]:
 
 
 def _balance(parts: list[Part], ranks: int) -> list[list[Part]]:
-    """Each rank's parts: whole ones, or cut ones where that lowers the tokens of the rank that has most."""
-    ways = _deal(parts, ranks), _cut_evenly(parts, ranks)
+    """Each rank's parts: whole groups, or divided ones if that lowers the tokens of the fullest rank."""
+    # Every rank waits for the fullest, so minimise its tokens. Whole groups encode each prompt once but may fill ranks
+    # unevenly; an even cut encodes up to `ranks` - 1 prompts twice. `min` takes whole groups if both are equal.
+    ways = _assign(parts, ranks), _cut_evenly(parts, ranks)
     return min(ways, key=lambda shares: max(map(_row_tokens, shares)))
 
 
 def _cut_evenly(parts: Sequence[Part], pieces: int) -> list[list[Part]]:
-    """All samples in their order, in `pieces` runs, of which the largest has as few tokens as may be.
+    """Cut the samples, in order, into `pieces` runs. Minimises the largest run's tokens, then evens out the lengths.
 
-    A prompt is read in each run that has completions of it. Within that bound the runs are as equally long as may be.
+    A run's tokens include the prompt of each of its completions, once.
     """
+    # Prefix sums make the tokens of any run an O(1) difference.
     samples = [sample for part in parts for sample in part]
     part_of = [index for index, part in enumerate(parts) for _ in part]
     prompts = list(accumulate((len(part[0].prompt_token_ids) for part in parts), initial=0))
@@ -91,10 +94,13 @@ def _cut_evenly(parts: Sequence[Part], pieces: int) -> list[list[Part]]:
             end = last_end(end, most)
         return end == len(samples)
 
+    # Search the smallest limit with which greedily filled runs hold all samples.
     most = bisect_left(range(prompts[-1] * pieces + completions[-1]), True, key=holds_all)
-    earliest = [len(samples)]  # where a run may end, so that those after it hold the rest; the last run's first
+    # From the last run backwards: where each run must end at the earliest, so that the later ones can hold the rest.
+    earliest = [len(samples)]
     for _ in range(pieces - 1):
         earliest.append(first_start(earliest[-1], most))
+    # Between these bounds, aim at equal numbers of samples: greedy runs would leave the last one nearly empty.
     runs, start = [], 0
     for left, at_least in zip(range(pieces, 0, -1), reversed(earliest), strict=True):
         even = start - (start - len(samples)) // left  # rounded up
@@ -104,8 +110,8 @@ def _cut_evenly(parts: Sequence[Part], pieces: int) -> list[list[Part]]:
     return runs
 
 
-def _deal(parts: list[Part], ranks: int) -> list[list[Part]]:
-    """Whole parts, the largest first, each to the rank that has least."""
+def _assign(parts: list[Part], ranks: int) -> list[list[Part]]:
+    """Assign whole parts, largest first, each to the rank with the fewest tokens."""
     shares: list[list[Part]] = [[] for _ in range(ranks)]
     loads = [0] * ranks
     for part in sorted(parts, key=_tokens, reverse=True):
@@ -116,21 +122,21 @@ def _deal(parts: list[Part], ranks: int) -> list[list[Part]]:
 
 
 def _pack(parts: list[Part], limit: int) -> list[list[Part]]:
-    """Fill forwards, largest part first, each part into the first that has room."""
-    forwards: list[list[Part]] = []
+    """Fill micro-batches: largest part first, each into the first micro-batch with room."""
+    micro_batches: list[list[Part]] = []
     pieces = [piece for part in parts for piece in _cut(part, limit)]
     for piece in sorted(pieces, key=_tokens, reverse=True):
-        for forward in forwards:
-            if _row_tokens(forward) + _tokens(piece) <= limit:
-                forward.append(piece)
+        for micro_batch in micro_batches:
+            if _row_tokens(micro_batch) + _tokens(piece) <= limit:
+                micro_batch.append(piece)
                 break
         else:
-            forwards.append([piece])
-    return forwards
+            micro_batches.append([piece])
+    return micro_batches
 
 
 def _cut(part: Part, limit: int) -> list[Part]:
-    """Divide a part into the fewest pieces that have `limit` tokens each at most, or one completion."""
+    """Divide a part into the fewest pieces of at most `limit` tokens each, or into single completions."""
     for pieces in range(1, len(part)):
         runs = _cut_evenly([part], pieces)
         if max(map(_row_tokens, runs)) <= limit:
@@ -138,9 +144,9 @@ def _cut(part: Part, limit: int) -> list[Part]:
     return [[sample] for sample in part]
 
 
-def _split_off(forwards: list[list[Part]]) -> list[Part] | None:
-    """Take a share of the largest forward that can be divided; None if all are of one completion."""
-    for parts in sorted(forwards, key=_row_tokens, reverse=True):
+def _split_off(micro_batches: list[list[Part]]) -> list[Part] | None:
+    """Split off a part of the largest divisible micro-batch; None if each has only one completion."""
+    for parts in sorted(micro_batches, key=_row_tokens, reverse=True):
         if len(parts) > 1:
             return [parts.pop()]
         if len(parts[0]) > 1:
@@ -150,5 +156,5 @@ def _split_off(forwards: list[list[Part]]) -> list[Part] | None:
 
 
 def _padding(samples: Sequence[TrainingSample]) -> TrainingSample:
-    """A sample that changes nothing: real, so that its forward is a usual one, but of weight 0."""
+    """A real sample with weight 0: its micro-batch is an ordinary one and changes nothing."""
     return replace(min(samples, key=lambda sample: _tokens([sample])), weight=0.0)

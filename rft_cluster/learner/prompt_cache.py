@@ -1,4 +1,4 @@
-"""Encoded prompts, each made once."""
+"""A cache of encoded prompts."""
 
 from typing import Protocol
 
@@ -7,7 +7,7 @@ from rft_cluster.model.encoder import EncodedPrompt, PromptEncoder
 
 
 class Encoder(Protocol):
-    """What `collate` asks for a prompt's tokens and pixels: a `PromptCache`."""
+    """The interface of `PromptCache` that `collate` uses."""
 
     def encode(self, prompt: Prompt) -> EncodedPrompt: ...
 
@@ -15,10 +15,9 @@ class Encoder(Protocol):
 class PromptCache:
     """Encodes prompts, and keeps them by image and text until they fill `capacity` bytes.
 
-    A rank encodes the prompts of its own samples alone, as their micro-batch is collated: that runs beside the
-    computation of the micro-batch before, so only the first one's images are waited for, and no rank does another's
-    work. The first entries stay: images recur once an epoch, so to evict the oldest would always evict the next one
-    needed.
+    A rank encodes only the prompts of its own samples, when their micro-batch is collated. That runs during the
+    computation of the previous micro-batch, so the learner waits only for the images of the first one. Nothing is
+    evicted: images recur once an epoch, so evicting the oldest would always evict the next one needed.
     """
 
     def __init__(self, encoder: PromptEncoder, images: Images, capacity: float) -> None:

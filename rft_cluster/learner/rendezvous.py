@@ -1,11 +1,11 @@
-"""How learners on several hosts find each other, and who is named when they do not.
+"""Let learners on several hosts find each other, and name the host that cannot be reached.
 
-    rank 0   store = open_store(address)                     a port of its own choice; Ray tells the others
+    rank 0   store = open_store(address)                     a free port; Ray tells the others
     others   store = reach_store("tcp://HOST:PORT", ...)
-    all      with connections(store, ...):                   each rank has reached each other rank
+    all      with connections(store, ...):                   each rank has reached every other rank
                  init_process_group(store=store, ...)        gloo and NCCL open ports of their own, too
 
-gloo waits for a filtered port until the deadline of the whole group, and then names neither host.
+Without these checks gloo waits for a filtered port until the deadline of the whole group, and then names neither host.
 """
 
 import socket
@@ -18,14 +18,14 @@ import torch.distributed as dist
 
 from rft_cluster.common.errors import UserError
 
-REACH_TIMEOUT = 10.0  # seconds until a port that does not answer counts as closed
+REACH_TIMEOUT = 10.0  # seconds until a silent port counts as closed
 
 
 def interface_of(address: str) -> str:
-    """The network interface that bears an address of this host.
+    """The network interface with an address of this host.
 
     Raises:
-        UserError: none does (a host behind address translation, say): it has to be configured.
+        UserError: no interface has it, e.g. behind address translation; it must then be configured.
     """
     interfaces = psutil.net_if_addrs()
     for name, addresses in interfaces.items():
@@ -38,7 +38,7 @@ def interface_of(address: str) -> str:
 
 
 def address_on(interface: str) -> str:
-    """This host's address on an interface: the first one, which gloo takes, too.
+    """This host's first address on an interface, which is also the one that gloo uses.
 
     Raises:
         UserError: there is no such interface, or it has no address.
@@ -62,11 +62,11 @@ def reach_store(rendezvous: str, rank: int, address: str) -> dist.TCPStore:
     """Connect to rank 0's store at `tcp://HOST:PORT`; `address` is this host's.
 
     Raises:
-        UserError: it does not answer in time; says from where to where.
+        UserError: the store does not answer in time; the message names both hosts.
     """
     host, _, port = rendezvous.removeprefix("tcp://").rpartition(":")
     try:
-        # torch would retry a refused or filtered port until its own deadline, and say little.
+        # torch would retry a refused or filtered port until its own deadline, without naming it.
         socket.create_connection((host, int(port)), timeout=REACH_TIMEOUT).close()
         return dist.TCPStore(host, int(port), is_master=False, timeout=timedelta(seconds=REACH_TIMEOUT))
     except (OSError, dist.DistError) as error:
@@ -75,12 +75,12 @@ def reach_store(rendezvous: str, rank: int, address: str) -> dist.TCPStore:
 
 @contextmanager
 def connections(store: dist.Store, rank: int, ranks: int, interface: str) -> Iterator[None]:
-    """Connect to a port of each other rank, on the interface that the group will use, and listen inside the block.
+    """Connect to a port of every other rank on the group's interface, and listen within this context.
 
-    The kernel completes the connections: nothing is accepted, read or written.
+    The kernel completes the connections; nothing is accepted, read or written.
 
     Raises:
-        UserError: a rank cannot be reached, or did not come; says from where to where.
+        UserError: a rank cannot be reached, or did not come; the message names both hosts.
     """
     address = address_on(interface)
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -96,7 +96,7 @@ def connections(store: dist.Store, rank: int, ranks: int, interface: str) -> Ite
 def _reach(store: dist.Store, other: int, name: str) -> None:
     key = f"listener {other}"
     try:
-        # Twice as long: a rank that cannot reach the store says so itself, and first.
+        # Wait twice as long, so that a rank which cannot reach the store reports that first.
         store.wait([key], timedelta(seconds=2 * REACH_TIMEOUT))
     except dist.DistError as error:
         raise UserError(f"{name} waited {2 * REACH_TIMEOUT:g} s for learner {other}, which did not come") from error

@@ -57,7 +57,7 @@ class OneNumber(torch.nn.Module):
     [
         ([[2.0]], -2.0),
         ([[2.0], [-6.0]], 2.0),  # ratios are 1, so an update's loss is -A; (-2 + 6) / 2
-        ([[1.0, 3.0], [-6.0], [-2.0]], 2.0),  # an update of two forwards, each half of it: (-2 + 6 + 2) / 3
+        ([[1.0, 3.0], [-6.0], [-2.0]], 2.0),  # an update of two micro-batches, each half of it: (-2 + 6 + 2) / 3
     ],
 )
 def test_the_loss_of_a_step_is_the_mean_of_its_updates(advantages, loss):

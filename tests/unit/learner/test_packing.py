@@ -49,7 +49,7 @@ def shape(batch: list[TrainingSample]) -> list[tuple[str, int]]:
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize("updates", [1, 2, 3])
-def test_every_sample_is_dealt_once_in_equal_numbers_of_forwards(ranks, updates):
+def test_every_sample_is_assigned_once_in_equal_numbers_of_micro_batches(ranks, updates):
     for count, group_size, limit in product([1, 2, 3, 7, 8, 17], [1, 3, 8], [1, 9, 10_000]):
         given = [replace(one, prompt=prompt(f"p{number // group_size}")) for number, one in enumerate(samples(count))]
         work = split_work(given, ranks, updates, limit)
@@ -60,14 +60,14 @@ def test_every_sample_is_dealt_once_in_equal_numbers_of_forwards(ranks, updates)
             batches = [batch for share in work for batch in share[update]]
             assert all(batches)
             assert all(row_tokens(batch) <= limit or len(batch) == 1 for batch in batches)
-            dealt = sorted(number for batch in batches for number in numbers(batch))
-            assert dealt == list(range(update * count // updates, (update + 1) * count // updates))
+            assigned = sorted(number for batch in batches for number in numbers(batch))
+            assert assigned == list(range(update * count // updates, (update + 1) * count // updates))
             for share in work:
                 padded = any(one.weight == 0 for batch in share[update] for one in batch)
                 assert not padded or all(len(batch) == 1 for batch in share[update]), "what it has is divided first"
 
 
-def test_whole_groups_are_dealt_where_there_are_enough():
+def test_whole_groups_are_assigned_where_there_are_enough():
     # 6 + 8 = 14, 5 + 8, 4 + 7, 9 + 1 tokens: the largest with the smallest
     groups = [asked(6, 5, 5, name="a"), asked(5, 9, name="b"), asked(4, 8, name="c"), asked(9, 2, name="d")]
     ((first,),), ((second,),) = split_work(joined(groups), ranks=2, updates=1, micro_batch_tokens=100)
@@ -124,9 +124,9 @@ def test_no_cut_of_the_row_of_samples_gives_a_smaller_largest_share(seed):
 
 
 def test_a_group_larger_than_a_forward_is_cut_into_as_few_as_hold_it():
-    # 8 of 10 beside 6 tokens, 36 at most: 3, 3 and 2; in halves it would be four forwards of 2.
-    ((forwards,),) = split_work(asked(6, *[11] * 8), ranks=1, updates=1, micro_batch_tokens=36)
-    assert sorted(map(len, forwards)) == [2, 3, 3]
+    # 8 of 10 beside 6 tokens, 36 at most: 3, 3 and 2; in halves it would be four micro-batches of 2.
+    ((micro_batches,),) = split_work(asked(6, *[11] * 8), ranks=1, updates=1, micro_batch_tokens=36)
+    assert sorted(map(len, micro_batches)) == [2, 3, 3]
 
 
 def test_a_group_is_not_divided_where_reading_its_prompt_twice_costs_more():
@@ -144,14 +144,14 @@ def test_a_forward_holds_so_many_tokens():
 
 
 def test_a_group_larger_than_a_forward_is_cut_and_a_completion_never():
-    ((forwards,),) = split_work(asked(6, 9, 9, 9, 9), ranks=1, updates=1, micro_batch_tokens=25)
-    assert [numbers(batch) for batch in forwards] == [[0, 1], [2, 3]]
-    ((forwards,),) = split_work(asked(6, 9, 9), ranks=1, updates=1, micro_batch_tokens=1)
-    assert [numbers(batch) for batch in forwards] == [[0], [1]]
+    ((micro_batches,),) = split_work(asked(6, 9, 9, 9, 9), ranks=1, updates=1, micro_batch_tokens=25)
+    assert [numbers(batch) for batch in micro_batches] == [[0, 1], [2, 3]]
+    ((micro_batches,),) = split_work(asked(6, 9, 9), ranks=1, updates=1, micro_batch_tokens=1)
+    assert [numbers(batch) for batch in micro_batches] == [[0], [1]]
 
 
-def test_a_rank_with_too_few_forwards_divides_its_own():
-    # The first rank's 36 tokens are cut into two forwards of 4 + 16; the second rank's 18 would fit one.
+def test_a_rank_with_too_few_micro_batches_divides_its_own():
+    # The first rank's 36 tokens are cut into two micro-batches of 4 + 16; the second rank's 18 would fit one.
     given = asked(4, 17, 17, name="a") + asked(2, 9, 9, name="b")
     work = split_work(given, ranks=2, updates=1, micro_batch_tokens=20)
     assert [[row_tokens(batch) for batch in share[0]] for share in work] == [[20, 20], [10, 10]]
@@ -183,5 +183,5 @@ def test_each_of_several_updates_weighs_as_much_as_a_step():
 def test_the_split_changes_no_weight():
     for ranks, limit in product([1, 2, 3], [1, 8, 100]):
         work = split_work(samples(7), ranks, 1, limit)
-        dealt = [one.weight for share in work for batch in share[0] for one in batch]
-        assert sum(dealt) == pytest.approx(7 * 0.125)
+        assigned = [one.weight for share in work for batch in share[0] for one in batch]
+        assert sum(assigned) == pytest.approx(7 * 0.125)
