@@ -69,7 +69,7 @@ class EmulatedGenerator:
         self._updating.clear()
         self._whole.set()
 
-    def prove_weights(self, version: int, *digests: dict[str, int]) -> WeightRecord:
+    def verify_weights(self, version: int, *digests: dict[str, int]) -> WeightRecord:
         return WeightRecord(version, combined_digest({}), 0)
 
 

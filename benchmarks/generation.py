@@ -4,10 +4,10 @@
 
 The service is the real one: prompts travel to a vLLM actor through Ray, completions to the reward actor and back. The
 other side is `LLM.generate` in a process that does nothing else. Both are up all the while and take turns batch by
-batch. Each of the service's batches comes after a weight update and its proof, off the clock; the other side forgets
-its earlier prompts as an update makes the service forget. Recorded are also what the proof takes, which in training
-runs beside generation, and what of a batch's time is the generator's own call: the rest is the service's. Two processes
-with the same engine differ by some percent, each time in another way: `--add` pools the rounds of several sessions.
+batch. Each of the service's batches comes after a weight update and its verification, off the clock; the other side
+forgets its earlier prompts as an update makes the service forget. Recorded are also what the verification takes, which
+runs beside generation in training, and what of a batch's time is the generator's own call: the rest is the service's.
+Two processes with the same engine differ by some percent, each time in another way: `--add` pools several sessions.
 Pairs that other programs disturbed do not count.
 """
 
@@ -53,7 +53,7 @@ def in_turns(side: int, options: argparse.Namespace) -> list[dict[str, Turn]]:
             prompts = prompts_of(config, task, step)
             cluster.broadcast_weights(version=step)
             sent = time.perf_counter()
-            cluster.generators.call_all("generate", [], sampling, step)  # returns with the proof
+            cluster.generators.call_all("generate", [], sampling, step)  # returns with the verification
             rounds.start_the_clock()
             proved = time.perf_counter()
             groups, _ = cluster.generators.start(prompts, sampling, step, cluster.reward).wait()

@@ -1,7 +1,7 @@
 """A step's work without a service: plain vLLM, a plain forward and backward, a plain copy, in one process.
 
 What a careful script would do, and nothing besides: `LLM.generate` with the sampling of our generator; the learner's
-own shared-prefix model, reference model and loss with FP32 masters and AdamW, without FSDP, Ray or any proof;
+own shared-prefix model, reference model and loss with FP32 masters and AdamW, without FSDP, Ray or any verification;
 and one memcpy of the BF16 weights. The wall time of the service's step is measured against the sum of the three.
 """
 

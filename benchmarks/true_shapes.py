@@ -6,7 +6,7 @@ Four stages, each in a process of its own, so that the memory of one is free for
 
     build      write a checkpoint folder like the published one: configuration, key layout, shards, special token ids
     names      compare the learner's tensor names and shapes with the published ones and with those that vLLM loads
-    transfer   learner -> shared memory -> vLLM, proved by digests, twice; then a real group of 8 completions is sampled
+    transfer   learner -> shared memory -> vLLM, verified, twice; then a real group of 8 completions is sampled
     step       one GRPO step on that group through collate, PolicyModel and grpo_loss
 
 The weights are noise: this shows that 2.2 billion parameters in these shapes pass through the code, how long it takes
@@ -205,13 +205,13 @@ def transfer(folder: Path) -> dict[str, Any]:
         clock.append(time.perf_counter())
         call(ours, "load_weights", offer.update, number)
         clock.append(time.perf_counter())
-        call(ours, "prove_weights", number, sender.digests())
+        call(ours, "verify_weights", number, sender.digests())
         clock.append(time.perf_counter())
         seconds = {
             "write": clock[1] - clock[0],
             "load": clock[2] - clock[1],
             "all": clock[2] - clock[0],
-            "proof, beside generation": clock[3] - clock[2],
+            "verification, beside generation": clock[3] - clock[2],
         }
         result[f"update_{number}"] = {"seconds": seconds, "gb_per_second": gigabytes / seconds["all"]}
         print(f"  update {number}: {result[f'update_{number}']}", flush=True)

@@ -4,7 +4,7 @@
 
 Two learner ranks (FSDP2 over gloo, FP32 masters, one thread each) send through shared memory to the project's
 generator, each in a process of its own, on CPUs. An update and a memcpy of as many bytes take turns. The clock runs
-from the ranks' call to its return, when the engine may generate; the proof follows off the clock, and is timed apart.
+from the ranks' call to its return, when the engine may generate; verification follows off the clock, timed apart.
 
 First a gate: what the engine computes with is read back before and after updates, the packed matrices through products
 with the identity, and must be what vLLM itself loads, in every bit.
@@ -94,7 +94,7 @@ def read_back(generator: Any) -> dict[str, int]:
 
 
 def rank_process(rank: int, ranks: int, folder: str, meeting: str, engine: Connection, parent: Connection) -> None:
-    """One FSDP2 rank: change, send and prove its masters as the parent says."""
+    """One FSDP2 rank: change, send and verify its masters as the parent says."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
     from transformers import Qwen2VLForConditionalGeneration
@@ -138,15 +138,15 @@ def rank_process(rank: int, ranks: int, folder: str, meeting: str, engine: Conne
         done = time.perf_counter()
         return {"write": written - began, "load": done - written, "all": done - began}
 
-    def prove(version: int) -> float:
+    def verify(version: int) -> float:
         began = time.perf_counter()
         parts: list[Any] = [None] * ranks
         dist.all_gather_object(parts, sender.digests())
         if rank == 0:
-            call(engine, "prove_weights", version, *parts)
+            call(engine, "verify_weights", version, *parts)
         return time.perf_counter() - began
 
-    does: dict[str, Callable[..., Any]] = {"change": change, "send": send, "prove": prove}
+    does: dict[str, Callable[..., Any]] = {"change": change, "send": send, "verify": verify}
     while (order := parent.recv()) is not None:
         parent.send(does[order[0]](*order[1]))
     os._exit(0)
@@ -170,11 +170,11 @@ class Service:
         return answers[0]
 
     def update(self) -> dict[str, float]:
-        """Other weights, sent and proved: seconds of each part."""
+        """Other weights, sent and verified: seconds of each part."""
         self.version += 1
         self.all_ranks("change")
         seconds = self.all_ranks("send", self.version)
-        return {**seconds, "proof, off the clock": self.all_ranks("prove", self.version)}
+        return {**seconds, "verification, off the clock": self.all_ranks("verify", self.version)}
 
     def gate(self) -> None:
         """Two updates turn every sign twice: the engine then computes with the weights that vLLM itself loaded."""

@@ -56,7 +56,7 @@ class Cluster:
         Raises:
             WeightTransferError: what generators hold is not what was last sent to them.
         """
-        self.weights.wait()  # the run may end with this: nothing else would ask for the last proof
+        self.weights.wait()  # the run may end with this: nothing else would wait for the last verification
         self.learners.save_checkpoint(folder, state)
 
     def export(self, folder: Path, files: Mapping[str, Any]) -> None:

@@ -8,8 +8,8 @@
                  on GPUs of their own both at once: a broadcast by NCCL
                  on a shared GPU: start, publish (its client forwards vLLM's payloads), finish
                weight_digests ----------> of what was sent
-               prove_weights(v, digests) --------------------------------> compares them with what arrived
-    wait       the proof is in
+               verify_weights(v, digests) -------------------------------> compares them with what arrived
+    wait       all generators have verified v
 
 Verification is asynchronous. On CPUs it runs beside generation, and generators return no group before it. Until it is
 in, the learners must not write to the memory, so the next `publish` waits for it first. On GPUs it is waited for at
@@ -31,7 +31,7 @@ from rft_cluster.weights.vllm_senders import nccl_init_infos
 
 
 @dataclass(frozen=True)
-class _Proof:
+class _Verification:
     """Of an update to `version`: the calls that say what was sent, and those that compare it with what arrived."""
 
     version: int
@@ -51,9 +51,9 @@ class WeightSync:
         """
         self._learners, self._generators = learners, generators
         self._transfer, self._tensor_parallel = transfer, tensor_parallel
-        self._proof: _Proof | None = None
+        self._verification: _Verification | None = None
         self.held: dict[str, int] = {}
-        """The version that each generator was last proved to hold, by the actor's name."""
+        """The version that each generator was last verified to hold, by the actor's name."""
 
     def connect(self, addresses: Mapping[str, str]) -> None:
         """Let both ends meet; again after an actor was restarted. `addresses`: of each actor's host, by its name."""
@@ -74,7 +74,7 @@ class WeightSync:
         """Bring every generator to the learners' weights. They may generate when this returns; see `wait`.
 
         Raises:
-            WeightTransferError: the update before this one was never proved, or this one failed.
+            WeightTransferError: the update before this one was never verified, or this one failed.
         """
         self.wait()
         learners, generators = self._learners, self._generators
@@ -91,25 +91,25 @@ class WeightSync:
                 learners.call_all("publish_weights")
                 generators.call_all("finish_weight_update", version)
         sent = learners.begin_all("weight_digests")
-        self._proof = _Proof(version, sent, generators.begin_all("prove_weights", version, *sent))
+        self._verification = _Verification(version, sent, generators.begin_all("verify_weights", version, *sent))
         if self._transfer != "shared_memory":
             self.wait()
 
     def wait(self) -> None:
-        """Wait until all generators are proved to hold what was last published.
+        """Wait until all generators are verified to hold what was last published.
 
         Raises:
             WeightTransferError: a generator found other bytes or names than were sent.
         """
-        if self._proof is None:
+        if self._verification is None:
             return
-        version = self._proof.version
-        sent = wait_for(self._proof.sent, self._learners.timeout, "weight_digests")
-        answers = wait_for(self._proof.arrived, self._generators.timeout, "prove_weights")
+        version = self._verification.version
+        sent = wait_for(self._verification.sent, self._learners.timeout, "weight_digests")
+        answers = wait_for(self._verification.arrived, self._generators.timeout, "verify_weights")
         records = dict(zip(self._generators.names, answers, strict=True))
         check_records(records, version, combined_digest(added_up(sent)))
         self.held = {name: record.version for name, record in records.items()}
-        self._proof = None  # one that failed stays: whoever waits again is told again
+        self._verification = None  # one that failed stays: whoever waits again is told again
 
     def _loads(self, version: int) -> Sequence[tuple[Any, ...]]:
         """The arguments of each generator's `load_weights`.

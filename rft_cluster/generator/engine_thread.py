@@ -22,10 +22,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Written:
-    """Groups, and the proof of the newest weights that wrote them."""
+    """Groups, and the verification of the newest weights that wrote them."""
 
     groups: list[Group]
-    proof: "Future[None]"
+    verification: "Future[None]"
 
 
 @dataclass
@@ -72,7 +72,7 @@ class EngineThread:
     def submit(self, batch: Batch, requests: Iterable[tuple[Any, Any]]) -> None:
         """Give the engine a request (vLLM's inputs, sampling parameters) for each prompt of the batch, or none."""
         if not batch.prompts:
-            batch.written.set_result(Written([], self._weights.proof))
+            batch.written.set_result(Written([], self._weights.verification))
         self._batches += 1
         begun: list[str] = []
         try:
@@ -110,7 +110,7 @@ class EngineThread:
                     del self._running[output.request_id]
                     if len(batch.groups) == len(batch.prompts):
                         groups = [batch.groups[i] for i in range(len(batch.prompts))]
-                        batch.written.set_result(Written(groups, self._weights.proof))
+                        batch.written.set_result(Written(groups, self._weights.verification))
         except BaseException as error:  # noqa: BLE001 - not swallowed: every caller that waits raises it
             # The error is the answer to everybody who waits or comes later. The engine is not asked to abort
             # requests: after a failed step its state is unknown.

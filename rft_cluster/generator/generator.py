@@ -21,7 +21,7 @@ from rft_cluster.generator.weight_state import WeightState
 from rft_cluster.messages import Group, Images, Prompt, Sampling, WeightRecord
 from rft_cluster.weights.digests import added_up, combined_digest
 
-PROOF_TIMEOUT = 600.0  # seconds from the last token to the proof of the weights that wrote it
+VERIFY_TIMEOUT = 600.0  # seconds from the last token to the verification of the weights that wrote it
 
 
 class Generator:
@@ -60,9 +60,9 @@ class Generator:
             self._weights.wait_for_update()
         written = batch.written.result()
         try:
-            written.proof.result(PROOF_TIMEOUT)
+            written.verification.result(VERIFY_TIMEOUT)
         except TimeoutError as error:
-            raise WeightTransferError(f"no proof of version {version} came within {PROOF_TIMEOUT} s") from error
+            raise WeightTransferError(f"version {version} was not verified within {VERIFY_TIMEOUT:g} s") from error
         return written.groups
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
@@ -102,7 +102,7 @@ class Generator:
         self.update_weights(update_info if data is None else {**update_info, "data": data})
         self.finish_weight_update(version)
 
-    def prove_weights(self, version: int, *digests: Mapping[str, int]) -> WeightRecord:
+    def verify_weights(self, version: int, *digests: Mapping[str, int]) -> WeightRecord:
         """Compare what was received with what was sent, and say what is served.
 
         Args:
@@ -111,15 +111,15 @@ class Generator:
         Raises:
             WeightTransferError: they differ; all that waits for completions by these weights raises it, too.
         """
-        prove = partial(_prove, digests=added_up(digests))
+        verify = partial(_verify, digests=added_up(digests))
         try:
             self._on_thread(lambda: self._weights.check_held(version))
             # What takes time is done in the caller's thread, beside generation.
-            work = (lambda worker: worker) if self._in_process else prove
+            work = (lambda worker: worker) if self._in_process else verify
             answers = self._on_thread(lambda: self._engine.collective_rpc(work))
             if self._in_process:
-                answers = [prove(worker) for worker in answers]
-            self._on_thread(lambda: self._weights.prove(version))
+                answers = [verify(worker) for worker in answers]
+            self._on_thread(lambda: self._weights.verify(version))
         except BaseException as error:  # not swallowed: raised here and by all that wait for completions
             self._on_thread(partial(self._refuse, error))
             raise
@@ -212,5 +212,5 @@ def _not_loaded(worker: Any) -> Sequence[str]:
     return worker.weight_transfer_engine.not_loaded
 
 
-def _prove(worker: Any, digests: dict[str, int]) -> tuple[int, int]:
-    return worker.weight_transfer_engine.prove(digests)
+def _verify(worker: Any, digests: dict[str, int]) -> tuple[int, int]:
+    return worker.weight_transfer_engine.verify(digests)

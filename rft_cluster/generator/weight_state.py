@@ -1,20 +1,20 @@
 """The weights that a generator serves: five states and what leads from one to the next. No call of vLLM is here.
 
-    NO_WEIGHTS --begin_update--> UPDATING --end_update(v)--> UNPROVED --prove(v)--> PROVED
-                                     ^                           |                     |
-                                     +------- begin_update ------+---------------------+
+    NO_WEIGHTS --begin_update--> UPDATING --end_update(v)--> UNVERIFIED --verify(v)--> VERIFIED
+                                     ^                            |                       |
+                                     +------- begin_update -------+-----------------------+
 
-    refuse(error)   UPDATING, UNPROVED -> NO_WEIGHTS   the update failed, or other weights arrived than were sent
-    drop()          all but FAILED -> NO_WEIGHTS       the generator sleeps, and has given its weights away
-    serve(v)        all but FAILED -> PROVED           the engine's own checkpoint is used as version v
-    fail(error)     all -> FAILED                      the engine broke; it serves nobody after that
+    refuse(error)   UPDATING, UNVERIFIED -> NO_WEIGHTS   the update failed, or other weights arrived than were sent
+    drop()          all but FAILED -> NO_WEIGHTS         the generator sleeps, and has given its weights away
+    serve(v)        all but FAILED -> VERIFIED           the engine's own checkpoint is used as version v
+    fail(error)     all -> FAILED                        the engine broke; it serves nobody after that
 
 What a request for version v meets:
 
     NO_WEIGHTS   StaleGenerator
     UPDATING     it waits until the update has ended
-    UNPROVED     it runs, if the weights are of version v or newer; its groups are held back until `proof` is done
-    PROVED       it runs, if the weights are of version v or newer
+    UNVERIFIED   it runs, if the weights are of version v or newer; its groups wait for `verification`
+    VERIFIED     it runs, if the weights are of version v or newer
     FAILED       it raises the error that broke the engine
 """
 
@@ -30,8 +30,8 @@ UPDATE_TIMEOUT = 600.0  # seconds from the first of an update's calls to the las
 class State(Enum):
     NO_WEIGHTS = "no weights"
     UPDATING = "updating"
-    UNPROVED = "serving, unproved"
-    PROVED = "serving, proved"
+    UNVERIFIED = "serving, unverified"
+    VERIFIED = "serving, verified"
     FAILED = "failed"
 
 
@@ -41,7 +41,7 @@ class WeightState:
     def __init__(self) -> None:
         self.state = State.NO_WEIGHTS
         self.version: int | None = None  # of the weights that are served; None in the other three states
-        self.proof: Future[None] = Future()  # of the weights that are served; raises, once they were refused
+        self.verification: Future[None] = Future()  # of the weights that are served; raises, once they were refused
         self._error: BaseException | None = None  # that broke the engine
         self._no_update = threading.Event()
         self._no_update.set()
@@ -75,34 +75,34 @@ class WeightState:
 
     def serve(self, version: int) -> None:
         self._check()
-        self._enter(State.PROVED, version)
-        self.proof = Future()
-        self.proof.set_result(None)
+        self._enter(State.VERIFIED, version)
+        self.verification = Future()
+        self.verification.set_result(None)
 
     def begin_update(self) -> None:
-        """Groups that still wait for the proof of the weights before are refused."""
+        """Groups that still wait for the verification of the weights before are refused."""
         self._check()
-        self._refuse_groups(WeightTransferError("another update began before this one was proved"))
+        self._refuse_groups(WeightTransferError("another update began before this one was verified"))
         self._enter(State.UPDATING)
-        self.proof = Future()
+        self.verification = Future()
 
     def end_update(self, version: int) -> None:
         if not self.updating:
             raise WeightTransferError(f"an update to version {version} ended that had not begun")
-        self._enter(State.UNPROVED, version)
+        self._enter(State.UNVERIFIED, version)
 
     def check_held(self, version: int) -> None:
         """Raises WeightTransferError unless weights of `version` are served."""
         self._check()
         if self.version != version:
-            raise WeightTransferError(f"asked to prove version {version}, but it holds {self.version}")
+            raise WeightTransferError(f"asked to verify version {version}, but it holds {self.version}")
 
-    def prove(self, version: int) -> None:
+    def verify(self, version: int) -> None:
         """The weights are those that were sent: groups that they wrote may leave."""
         self.check_held(version)
-        if self.state is State.UNPROVED:
-            self._enter(State.PROVED, version)
-            self.proof.set_result(None)
+        if self.state is State.UNVERIFIED:
+            self._enter(State.VERIFIED, version)
+            self.verification.set_result(None)
 
     def refuse(self, error: BaseException) -> None:
         """The weights are not those that were sent: nobody is served until an update that is."""
@@ -123,8 +123,8 @@ class WeightState:
             raise self._error
 
     def _refuse_groups(self, error: BaseException) -> None:
-        if not self.proof.done():
-            self.proof.set_exception(error)
+        if not self.verification.done():
+            self.verification.set_exception(error)
 
     def _enter(self, state: State, version: int | None = None) -> None:
         self.state, self.version = state, version

@@ -1,1 +1,1 @@
-"""How weights travel from learners to generators, and the proof that they arrived. Imports `model`."""
+"""How weights travel from learners to generators, and how their arrival is verified. Imports `model`."""

@@ -1,4 +1,4 @@
-"""The generators' end of the weight transfer: vLLM weight-transfer engines that prove what they receive.
+"""The generators' end of the weight transfer: vLLM weight-transfer engines that verify what they receive.
 
 `register()` adds them to vLLM's factory; it is also a vLLM plugin (see pyproject.toml), so that the worker
 processes of a tensor-parallel engine know them. This file is imported where vLLM is: by generators.
@@ -58,7 +58,7 @@ class SharedMemoryInit(WeightTransferInitInfo):
 
 @dataclass
 class SharedMemoryUpdateInfo(WeightTransferUpdateInfo):
-    """`path` is a file of `nbytes`, the learners' memory, which is theirs again when `prove` has returned."""
+    """`path` is a file of `nbytes`, the learners' memory, which is theirs again when `verify` has returned."""
 
     path: str
     nbytes: int
@@ -100,7 +100,7 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpda
         finalize_layerwise_reload(self.model, self.model_config)
         repack_output_layers(self.model)
 
-    def prove(self, digests: dict[str, int]) -> tuple[int, int]:
+    def verify(self, digests: dict[str, int]) -> tuple[int, int]:
         """Compare what lies in the memory with what was sent; it is read again, beside generation.
 
         Returns the combined digest of all tensors, and the digest of the engine's parameters.
@@ -133,7 +133,7 @@ def _mapping(path: str, nbytes: int) -> mmap.mmap:
         os.close(file)
 
 
-class ProvesWeights:
+class VerifiesWeights:
     """Mixed into a vLLM engine for GPUs: digests every tensor as it is loaded, for what was received is gone then."""
 
     not_loaded: Sequence[str] = ()
@@ -157,8 +157,8 @@ class ProvesWeights:
         self.not_loaded = layers_not_loaded(self.model, tied)
         super().finish_weight_update()  # type: ignore[misc]
 
-    def prove(self, digests: dict[str, int]) -> tuple[int, int]:
-        """As `SharedMemoryEngine.prove`; the engine's parameters are compared among generators alone."""
+    def verify(self, digests: dict[str, int]) -> tuple[int, int]:
+        """As `SharedMemoryEngine.verify`; the engine's parameters are compared among generators alone."""
         check_digests(self._received, digests)
         return combined_digest(self._received), parameter_digest(self.model)
 
@@ -179,11 +179,11 @@ class DigestingModel:
             yield name, tensor
 
 
-class ProvenNCCLEngine(ProvesWeights, NCCLWeightTransferEngine):
+class VerifiedNCCLEngine(VerifiesWeights, NCCLWeightTransferEngine):
     """vLLM's engine for GPUs of their own."""
 
 
-class ProvenIPCEngine(ProvesWeights, IPCWeightTransferEngine):
+class VerifiedIPCEngine(VerifiesWeights, IPCWeightTransferEngine):
     """vLLM's engine for a GPU that generator and learner share."""
 
 
@@ -228,8 +228,8 @@ def register() -> None:
     """Make the engines known to vLLM; harmless when repeated."""
     engines = {
         "shared_memory": SharedMemoryEngine,
-        "nccl": ProvenNCCLEngine,
-        "ipc": ProvenIPCEngine,
+        "nccl": VerifiedNCCLEngine,
+        "ipc": VerifiedIPCEngine,
     }
     for transfer, engine in engines.items():
         if ENGINES[transfer] not in WeightTransferEngineFactory._registry:

@@ -39,7 +39,7 @@ class SharedMemorySender:
     """Sends through memory that generators on the same host map; to other hosts its contents are carried.
 
     Each rank casts its own shard into it and nothing is gathered, where all ranks are on one host; else rank 0 writes
-    all. The driver calls `send` again only when the generators have proved what they read.
+    all. The driver calls `send` again only when the generators have verified what they read.
 
     The memory is a memfd: other processes of the user open it under /proc, and it goes with its creator, so a
     crash leaves nothing in /dev/shm (which containers often limit to 64 MB).

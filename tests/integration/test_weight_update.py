@@ -100,7 +100,7 @@ def write(generator: Generator, weights: Weights) -> tuple[int, dict[str, Any]]:
 
 
 def load(generator: Generator, weights: Weights, version: int) -> int:
-    """An update without its proof; the file that holds the memory."""
+    """An update without its verification; the file that holds the memory."""
     file, update = write(generator, weights)
     try:
         generator.load_weights(update, version)
@@ -111,10 +111,10 @@ def load(generator: Generator, weights: Weights, version: int) -> int:
 
 
 def send(generator: Generator, weights: Weights, version: int, digests: dict[str, int] | None = None) -> WeightRecord:
-    """One update by shared memory and its proof."""
+    """One update by shared memory and its verification."""
     file = load(generator, weights, version)
     try:
-        return generator.prove_weights(version, digests or digests_of(weights))
+        return generator.verify_weights(version, digests or digests_of(weights))
     finally:
         os.close(file)
 
@@ -197,7 +197,7 @@ def test_the_engine_keeps_nothing_in_the_learners_memory(
     generator: Generator, changed: Weights, prompts: list[Prompt], fresh_answers: list[Group]
 ):
     file = load(generator, changed, version=16)
-    generator.prove_weights(16, digests_of(changed))
+    generator.verify_weights(16, digests_of(changed))
     os.pwrite(file, os.urandom(sum(tensor.nbytes for tensor in changed.values())), 0)
     assert answers(generator.generate(prompts, GREEDY, version=16)) == answers(fresh_answers)
     os.close(file)

@@ -83,7 +83,7 @@ class Sync:
         self._events.append(f"publish {version}")
 
     def wait(self) -> None:
-        self._events.append("wait for the proof")
+        self._events.append("wait for the verification")
 
 
 class Call:
@@ -217,7 +217,7 @@ def test_a_constructor_gets_what_is_valid_wherever_ray_starts_the_actor_again(re
 
 
 def test_a_checkpoint_is_written_when_generators_are_proved_to_hold_what_was_sent(recorded: Actors, tmp_path: Path):
-    """The run may end with it: nothing else would ask for the last proof."""
+    """The run may end with it: nothing else would ask for the last verification."""
     cluster = cluster_of(recorded, [])
     cluster.save_checkpoint(tmp_path / "checkpoint", {})
-    assert recorded.events == ["wait for the proof", "learner save_checkpoint"]
+    assert recorded.events == ["wait for the verification", "learner save_checkpoint"]

@@ -32,8 +32,8 @@ class Transfer:
     def __init__(self, transfer: str, threads: ThreadPoolExecutor) -> None:
         self.transfer = transfer
         self.events: list[str] = []
-        self.proving = threading.Event()  # no generator proves before
-        self.proving.set()
+        self.verifying = threading.Event()  # no generator verifies before
+        self.verifying.set()
         self.fails: dict[str, Exception] = {}  # by event
         self.records: list[WeightRecord] = []
         self.together = threading.Barrier(3)
@@ -64,7 +64,7 @@ class Transfer:
         return self
 
     def publish(self, version: int) -> list[set[str]]:
-        """The events of an update, in groups that may come in any order, up to the proof."""
+        """The events of an update, in groups that may come in any order, up to the verification."""
         self.events.clear()
         self.sync.publish(version)
         self.sync.wait()
@@ -137,9 +137,9 @@ class Generator:
         self._note("finish")
         self.told.append(version)
 
-    def prove_weights(self, version: int, *digests: dict[str, int]) -> WeightRecord:
-        assert self._transfer.proving.wait(5)
-        self._note("prove")
+    def verify_weights(self, version: int, *digests: dict[str, int]) -> WeightRecord:
+        assert self._transfer.verifying.wait(5)
+        self._note("verify")
         record = WeightRecord(version, combined_digest(added_up(digests)), 222)
         return self._transfer.records[self.number] if self._transfer.records else record
 
@@ -158,12 +158,12 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Transfer]
             transfer.together.abort()  # whoever hangs there goes
 
 
-BOTH = {kind: {f"{kind}-0", f"{kind}-1"} for kind in ("publish", "load", "start", "update", "finish", "prove")}
+BOTH = {kind: {f"{kind}-0", f"{kind}-1"} for kind in ("publish", "load", "start", "update", "finish", "verify")}
 
 
 def test_shared_memory_is_written_before_generators_load_it(start):
     transfer = start("shared_memory").connect()
-    assert transfer.publish(3) == [BOTH["publish"], BOTH["load"], BOTH["prove"]]
+    assert transfer.publish(3) == [BOTH["publish"], BOTH["load"], BOTH["verify"]]
     assert [generator.told for generator in transfer.generators] == [[{"nbytes": 8}, ({"path": "memory"}, 3, None)]] * 2
     assert transfer.sync.held == {"generator-0": 3, "generator-1": 3}
 
@@ -195,8 +195,8 @@ def test_nccl_s_ends_run_at_once(start):
         [{"rank_offset": 1, "world_size": 3}],
         [{"rank_offset": 2, "world_size": 3}],
     ]
-    assert set.union(*transfer.publish(3)) == BOTH["publish"] | BOTH["load"] | BOTH["prove"]
-    assert transfer.events[-2:] == ["prove-0", "prove-1"] or transfer.events[-2:] == ["prove-1", "prove-0"]
+    assert set.union(*transfer.publish(3)) == BOTH["publish"] | BOTH["load"] | BOTH["verify"]
+    assert transfer.events[-2:] == ["verify-0", "verify-1"] or transfer.events[-2:] == ["verify-1", "verify-0"]
     assert transfer.generators[1].told[-1] == ({"names": ["a", "b"]}, 3, None)
 
 
@@ -206,39 +206,39 @@ def test_a_failure_at_one_end_of_nccl_is_raised_while_the_other_hangs(start, eve
     transfer.fails[event] = ValueError("a bad request")
     with pytest.raises(ValueError, match="a bad request"):
         transfer.sync.publish(3)
-    assert "prove-0" not in transfer.events
+    assert "verify-0" not in transfer.events
 
 
 def test_what_vllm_s_ipc_sender_makes_while_it_sends_is_forwarded_between_start_and_finish(start):
     transfer = start("ipc").connect()
-    assert transfer.publish(3) == [BOTH["start"], BOTH["publish"], BOTH["update"], BOTH["finish"], BOTH["prove"]]
+    assert transfer.publish(3) == [BOTH["start"], BOTH["publish"], BOTH["update"], BOTH["finish"], BOTH["verify"]]
     assert [generator.told for generator in transfer.generators] == [
         [{"packed": True}, {"chunk": 0}, {"chunk": 1}, 3],
     ] * 2
 
 
 @pytest.mark.parametrize("transfer", ["nccl", "ipc"])
-def test_on_gpus_the_proof_is_waited_for_at_once(start, transfer):
+def test_on_gpus_the_verification_is_waited_for_at_once(start, transfer):
     """The digests are of the learners' own weights, which the next step changes."""
     started = start(transfer).connect()
     started.sync.publish(3)
     assert started.sync.held == {"generator-0": 3, "generator-1": 3}
 
 
-def test_the_memory_is_not_written_before_the_last_update_is_proved(start):
+def test_the_memory_is_not_written_before_the_last_update_is_verified(start):
     transfer = start("shared_memory").connect()
-    transfer.proving.clear()
-    transfer.sync.publish(3)  # returns without the proof: generators may work
+    transfer.verifying.clear()
+    transfer.sync.publish(3)  # returns without the verification: generators may work
     assert steps(transfer.events) == [BOTH["publish"], BOTH["load"]]
     assert transfer.sync.held == {}
-    threading.Timer(0.05, transfer.proving.set).start()
+    threading.Timer(0.05, transfer.verifying.set).start()
     transfer.sync.publish(4)
-    assert steps(transfer.events)[:4] == [BOTH["publish"], BOTH["load"], BOTH["prove"], BOTH["publish"]]
+    assert steps(transfer.events)[:4] == [BOTH["publish"], BOTH["load"], BOTH["verify"], BOTH["publish"]]
     transfer.sync.wait()
     assert transfer.sync.held == {"generator-0": 4, "generator-1": 4}
 
 
-def test_an_update_that_failed_its_proof_stops_the_next_and_whoever_waits(start):
+def test_an_update_that_failed_its_verification_stops_the_next_and_whoever_waits(start):
     transfer = start("shared_memory").connect()
     transfer.records = [WeightRecord(3, 1, 222)] * 2
     transfer.sync.publish(3)

@@ -29,7 +29,7 @@ class RecordingEngine:
         self.breaks: Exception | None = None  # what the next step raises
         self.stamp = ""  # vLLM's weight version
         self.not_loaded: list[str] = []
-        self.wrong: Exception | None = None  # what a proof raises
+        self.wrong: Exception | None = None  # what a verification raises
         self.worker = SimpleNamespace(weight_transfer_engine=self)
 
     def add_request(self, request_id: str, inputs: dict[str, Any], completions: int) -> None:
@@ -68,7 +68,7 @@ class RecordingEngine:
         self.calls.append((method, *(kwargs or {}).values()))
         return [None]
 
-    def prove(self, digests: dict[str, int]) -> tuple[int, int]:
+    def verify(self, digests: dict[str, int]) -> tuple[int, int]:
         if self.wrong:
             raise self.wrong
         return 22, 222

@@ -50,7 +50,7 @@ def load(generator: Generator, version: int) -> None:
 
 def send(generator: Generator, version: int) -> None:
     load(generator, version)
-    generator.prove_weights(version, {})
+    generator.verify_weights(version, {})
 
 
 def unfinished(asked: Future[list[Group]]) -> bool:
@@ -88,18 +88,18 @@ def test_the_caches_of_the_old_weights_are_emptied_before_the_new_ones_are_serve
     assert engine.stamp == "1"
 
 
-def test_no_group_leaves_before_the_proof(generator: Generator, engine: RecordingEngine):
+def test_no_group_leaves_before_the_verification(generator: Generator, engine: RecordingEngine):
     load(generator, 1)
     asked = background(generator.generate, PROMPTS, SAMPLING, 1)
     assert unfinished(asked)
-    assert not engine.unfinished, "all is written and only the proof is waited for"
-    record = generator.prove_weights(1, {})
+    assert not engine.unfinished, "all is written and only the verification is waited for"
+    record = generator.verify_weights(1, {})
     assert (record.version, record.received) == (1, 22)
     assert len(asked.result(timeout=5)) == 3
 
 
 @pytest.mark.parametrize("writes", [True, False], ids=["written", "being written"])
-def test_groups_of_weights_that_fail_their_proof_are_refused(
+def test_groups_of_weights_that_fail_their_verification_are_refused(
     writes: bool, generator: Generator, engine: RecordingEngine
 ):
     load(generator, 1)
@@ -108,7 +108,7 @@ def test_groups_of_weights_that_fail_their_proof_are_refused(
     assert unfinished(asked)
     assert bool(engine.unfinished) is not writes
     with pytest.raises(WeightTransferError, match="arrived with other bytes"):
-        generator.prove_weights(1, {})
+        generator.verify_weights(1, {})
     with pytest.raises(WeightTransferError, match="arrived with other bytes"):
         asked.result(timeout=5)
     assert not engine.unfinished
@@ -119,19 +119,19 @@ def test_groups_of_weights_that_fail_their_proof_are_refused(
     assert len(generator.generate(PROMPTS, SAMPLING, version=2)) == 3
 
 
-def test_a_proof_of_another_version_is_refused(generator: Generator):
+def test_a_verification_of_another_version_is_refused(generator: Generator):
     send(generator, 1)
-    with pytest.raises(WeightTransferError, match="asked to prove version 2, but it holds 1"):
-        generator.prove_weights(2, {})
+    with pytest.raises(WeightTransferError, match="asked to verify version 2, but it holds 1"):
+        generator.verify_weights(2, {})
     assert generator._weights.state is State.NO_WEIGHTS
 
 
-def test_an_update_that_follows_on_one_without_proof_refuses_its_groups(generator: Generator):
+def test_an_update_that_follows_on_one_without_verification_refuses_its_groups(generator: Generator):
     load(generator, 1)
     asked = background(generator.generate, PROMPTS, SAMPLING, 1)
     assert unfinished(asked)
     send(generator, 2)
-    with pytest.raises(WeightTransferError, match="another update began before this one was proved"):
+    with pytest.raises(WeightTransferError, match="another update began before this one was verified"):
         asked.result(timeout=5)
 
 
@@ -143,7 +143,7 @@ def test_a_request_during_an_update_begins_with_the_new_weights(generator: Gener
     assert unfinished(asked)
     assert not engine.unfinished, "the engine has none of it"
     generator.finish_weight_update(2)
-    generator.prove_weights(2, {})
+    generator.verify_weights(2, {})
     assert {c.policy_version for group in asked.result(timeout=5) for c in group.completions} == {2}
 
 
@@ -160,7 +160,7 @@ def test_requests_in_flight_wait_for_the_update_and_lose_their_keys_and_values(
     generator.update_weights({})
     generator.finish_weight_update(2)
     assert ("reset_prefix_cache", True) in engine.calls
-    generator.prove_weights(2, {})
+    generator.verify_weights(2, {})
     assert len(asked.result(timeout=5)) == 3
 
 

@@ -10,7 +10,7 @@ BROKEN, WRONG = MemoryError("no room"), WeightTransferError("other bytes")
 STEPS: dict[str, Callable[[WeightState], None]] = {
     "begin": lambda weights: weights.begin_update(),
     "end": lambda weights: weights.end_update(3),
-    "prove": lambda weights: weights.prove(3),
+    "verify": lambda weights: weights.verify(3),
     "serve": lambda weights: weights.serve(3),
     "refuse": lambda weights: weights.refuse(WRONG),
     "drop": lambda weights: weights.drop(),
@@ -30,15 +30,15 @@ def after(*steps: str) -> WeightState:
     [
         ((), State.NO_WEIGHTS, None),
         (("begin",), State.UPDATING, None),
-        (("begin", "end"), State.UNPROVED, 3),
-        (("begin", "end", "prove"), State.PROVED, 3),
-        (("begin", "end", "prove", "prove"), State.PROVED, 3),
-        (("begin", "end", "prove", "begin"), State.UPDATING, None),
+        (("begin", "end"), State.UNVERIFIED, 3),
+        (("begin", "end", "verify"), State.VERIFIED, 3),
+        (("begin", "end", "verify", "verify"), State.VERIFIED, 3),
+        (("begin", "end", "verify", "begin"), State.UPDATING, None),
         (("begin", "end", "begin"), State.UPDATING, None),
         (("begin", "refuse"), State.NO_WEIGHTS, None),
         (("begin", "end", "refuse"), State.NO_WEIGHTS, None),
-        (("begin", "end", "refuse", "begin", "end", "prove"), State.PROVED, 3),
-        (("serve",), State.PROVED, 3),
+        (("begin", "end", "refuse", "begin", "end", "verify"), State.VERIFIED, 3),
+        (("serve",), State.VERIFIED, 3),
         (("serve", "drop"), State.NO_WEIGHTS, None),
         (("serve", "fail"), State.FAILED, None),
         (("fail", "drop"), State.FAILED, None),
@@ -55,11 +55,11 @@ def test_the_states_follow_each_other_as_drawn(steps, state, version):
     [
         (("end",), "an update to version 3 ended that had not begun"),
         (("serve", "end"), "an update to version 3 ended that had not begun"),
-        (("prove",), "asked to prove version 3, but it holds None"),
-        (("begin", "prove"), "asked to prove version 3, but it holds None"),
+        (("verify",), "asked to verify version 3, but it holds None"),
+        (("begin", "verify"), "asked to verify version 3, but it holds None"),
         (("fail", "begin"), "no room"),
         (("fail", "serve"), "no room"),
-        (("fail", "prove"), "no room"),
+        (("fail", "verify"), "no room"),
     ],
 )
 def test_other_steps_are_refused(steps, message):
@@ -67,7 +67,7 @@ def test_other_steps_are_refused(steps, message):
         after(*steps)
 
 
-@pytest.mark.parametrize("steps", [("begin", "end"), ("begin", "end", "prove"), ("serve",)])
+@pytest.mark.parametrize("steps", [("begin", "end"), ("begin", "end", "verify"), ("serve",)])
 def test_weights_that_are_served_admit_requests_for_their_version_and_older_ones(steps):
     weights = after(*steps)
     assert weights.admits(3) and weights.admits(0)
@@ -92,21 +92,21 @@ def test_a_request_waits_for_the_end_of_an_update(monkeypatch: pytest.MonkeyPatc
         after(*ending).wait_for_update()
 
 
-def test_the_proof_is_done_when_the_weights_are_proved_refused_or_followed_by_others():
+def test_the_verification_is_done_when_the_weights_are_verified_refused_or_followed_by_others():
     weights = after("begin", "end")
-    proof = weights.proof
-    assert not proof.done()
-    weights.prove(3)
-    assert proof.result(0) is None and weights.proof is proof
-    assert after("serve").proof.result(0) is None
+    verification = weights.verification
+    assert not verification.done()
+    weights.verify(3)
+    assert verification.result(0) is None and weights.verification is verification
+    assert after("serve").verification.result(0) is None
     for step, error in (("refuse", WRONG), ("fail", BROKEN)):
         weights = after("begin", "end")
-        proof = weights.proof
+        verification = weights.verification
         STEPS[step](weights)
-        assert proof.exception(0) is error
+        assert verification.exception(0) is error
     weights = after("begin", "end")
-    proof = weights.proof
+    verification = weights.verification
     weights.begin_update()
-    with pytest.raises(WeightTransferError, match="another update began before this one was proved"):
-        proof.result(0)
-    assert not weights.proof.done(), "the next weights have a proof of their own"
+    with pytest.raises(WeightTransferError, match="another update began before this one was verified"):
+        verification.result(0)
+    assert not weights.verification.done(), "the next weights have a verification of their own"
