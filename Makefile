@@ -15,7 +15,7 @@ SEED ?= 0
 BIN := .venv/bin
 comma := ,
 READY := .venv/ready-$(subst $(comma),-,$(EXTRAS))
-BENCHMARKS := bench-trl bench-digits bench-generation bench-forward bench-transfer bench-overlap bench-controller
+BENCHMARKS := bench-trl bench-digits bench-generation bench-forward bench-transfer bench-roles
 # Intel's OpenMP runtime comes with the CPU build of vLLM; without it the same batch took 1 to 20 times as long.
 OPENMP = $$(ls $(CURDIR)/.venv/lib/libiomp5.so 2>/dev/null)
 
@@ -61,13 +61,10 @@ bench-forward: setup
 	LD_PRELOAD=$(OPENMP) $(BIN)/python -m benchmarks.learner_forward
 
 bench-transfer: setup
-	LD_PRELOAD=$(OPENMP) $(BIN)/python -m benchmarks.weight_transfer
+	$(BIN)/python -m benchmarks.weight_transfer
 
-bench-overlap: setup
-	$(BIN)/python -m benchmarks.overlap
-
-bench-controller: setup
-	$(BIN)/python -m benchmarks.controller
+bench-roles: setup
+	$(BIN)/python -m benchmarks.roles
 
 bench-report: setup
 	$(BIN)/python -m benchmarks.report

@@ -93,15 +93,12 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     seconds = {name: [run[name]["reached_seconds"] for run in runs] for name in names}
     if any(None in values for values in seconds.values()):
         return {"seconds": seconds}
-    medians = {name: median(values) for name, values in seconds.items()}
+    others = [name for name in names if name != SERVICE]
+    pairs = {name: zip(seconds[name], seconds[SERVICE], strict=True) for name in others}
     return {
         "seconds": seconds,
-        "ratio_of_medians": {name: medians[name] / medians[SERVICE] for name in names if name != SERVICE},
-        "ratios": {
-            name: spread([theirs / ours for theirs, ours in zip(seconds[name], seconds[SERVICE], strict=True)])
-            for name in names
-            if name != SERVICE
-        },
+        "ratio_of_medians": {name: median(seconds[name]) / median(seconds[SERVICE]) for name in others},
+        "ratios": {name: spread([theirs / ours for theirs, ours in pairs[name]]) for name in others},
     }
 
 

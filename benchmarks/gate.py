@@ -17,10 +17,11 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from benchmarks.common import CACHE, machine, parsed, write_result
-from benchmarks.models import SIDES, bench_images, bench_model
+from benchmarks.models import SIDES
 from benchmarks.raw import RawLearner
+from benchmarks.speed import make_config
 from benchmarks.trl_grpo import make_trainer
-from rft_cluster.config import Config, load_config
+from rft_cluster.config import Config
 from rft_cluster.learner.prompt_cache import PromptCache
 from rft_cluster.messages import Prompt, TrainingSample
 from rft_cluster.model.encoder import PromptEncoder
@@ -53,18 +54,11 @@ def main() -> None:
     CACHE.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"machine": machine(), "limit": LIMIT, "sides": {}}
     for side in options.sides:
-        config = load_config(
-            "benchmarks/speed.yaml",
-            [
-                f"model.path={bench_model(CACHE)}",
-                f"data.path={bench_images(CACHE, side)}",
-                "schedule.steps=2",
-                f"schedule.prompts_per_step={options.prompts}",
-                f"optimizer.learning_rate={LEARNING_RATE}",
-                "optimizer.max_grad_norm=1e9",  # TRL clips before it can be looked at
-                "algorithm.importance_cap=null",  # it samples with the model that it trains
-                "cluster.dtype=float32",
-            ],
+        config = make_config(
+            *(side, 1, f"schedule.prompts_per_step={options.prompts}", f"optimizer.learning_rate={LEARNING_RATE}"),
+            "optimizer.max_grad_norm=1e9",  # TRL clips before it can be looked at
+            "algorithm.importance_cap=null",  # it samples with the model that it trains
+            "cluster.dtype=float32",
         )
         found = compare(config)
         result["sides"][side] = found

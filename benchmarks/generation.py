@@ -21,8 +21,8 @@ from multiprocessing.connection import Connection
 from operator import attrgetter
 from typing import Any
 
-from benchmarks.speed import RAW, make_config
-from benchmarks.turns import SERVICE, Arm, Enough, Rounds, Turn, comparison, each_side, serve_steps
+from benchmarks.speed import RAW, each_side, make_config
+from benchmarks.turns import SERVICE, Arm, Enough, Rounds, Turn, comparison, serve_steps
 from rft_cluster.cluster.start import start_cluster
 from rft_cluster.config import Config
 from rft_cluster.messages import Prompt, Sampling
@@ -55,12 +55,12 @@ def in_turns(side: int, options: argparse.Namespace) -> list[dict[str, Turn]]:
             sent = time.perf_counter()
             cluster.generators.call_all("generate", [], sampling, step)  # returns with the verification
             rounds.start_the_clock()
-            proved = time.perf_counter()
+            verified = time.perf_counter()
             groups, _ = cluster.generators.start(prompts, sampling, step, cluster.reward).wait()
-            seconds = time.perf_counter() - proved
+            seconds = time.perf_counter() - verified
             check(sum(len(completion.token_ids) for group in groups for completion in group.completions))
             (own,) = cluster.generators.call_all("__ray_call__", attrgetter("seconds"))
-            said.append({"proof": proved - sent, "beside the generator": seconds - own})
+            said.append({"verification": verified - sent, "beside the generator": seconds - own})
     for turns, parts in zip(rounds.rounds, said, strict=True):
         turns[SERVICE].said = parts
     return rounds.counted

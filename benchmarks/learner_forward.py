@@ -38,7 +38,7 @@ from benchmarks.common import (
     spread,
     write_result,
 )
-from benchmarks.models import bench_images, bench_model
+from benchmarks.models import QUESTION, bench_images, bench_model
 from benchmarks.plain_forward import plain_logprobs
 from rft_cluster.common.hardware import hardware, openmp_environment
 from rft_cluster.data.images import image_sha256
@@ -50,7 +50,6 @@ from rft_cluster.model.policy import PolicyModel
 
 IMAGES, GROUP_SIZE, COMPLETION_TOKENS, SIDE = 4, 8, 64, 448
 SMALL = 112  # pixels: the other photographs of the benchmarks
-QUESTION = Path(__file__).parent / "question.txt"
 THREADS = 1  # more would spin while they wait for each other, and that is no work
 GAP, GRADIENT_GAP = 1e-4, 1e-4  # what the gate lets pass
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -85,29 +84,24 @@ class Sides:
                 [TrainingSample(prompt, tokens, own, [-1.0] * len(own), 1.0, 1.0) for own in completions]
             )
         joined = [sample for group in self.groups for sample in group]
-        self.batches = {
+        self.parts: dict[str, list[Any]] = {
+            "plain": self.groups,
             "shared": [collate(group, self.encoder, self.policy.prompt_positions) for group in self.groups],
             "packed": [collate(joined, self.encoder, self.policy.prompt_positions)],
         }
 
-    def use(self, side: str) -> None:
-        self.model.set_attn_implementation(PLAIN if side == "plain" else hardware("cpu").attention)
-
     def forwards(self, side: str) -> list[Callable[[], Tensor]]:
         """A function for each forward of a step; it returns the log-probabilities of its completions' tokens."""
-        if side == "plain":
-            return [partial(self._plain, group) for group in self.groups]
-        return [partial(self._shared, batch) for batch in self.batches[side]]
+        return [partial(self._logprobs, part) for part in self.parts[side]]
 
-    def _plain(self, group: list[TrainingSample]) -> Tensor:
-        return torch.cat(plain_logprobs(self.model, group, self.encoder, self.forbidden, 1.0))
-
-    def _shared(self, batch: Batch) -> Tensor:
-        return self.policy(**batch.inputs())[0]
+    def _logprobs(self, part: Batch | list[TrainingSample]) -> Tensor:
+        if isinstance(part, Batch):
+            return self.policy(**part.inputs())[0]
+        return torch.cat(plain_logprobs(self.model, part, self.encoder, self.forbidden, 1.0))
 
     def step(self, side: str) -> Tensor:
         """Forward and backward of all groups; gradients add up. Returns the log-probabilities."""
-        self.use(side)
+        self.model.set_attn_implementation(PLAIN if side == "plain" else hardware("cpu").attention)
         logprobs = []
         for forward in self.forwards(side):
             logprobs.append(forward())
@@ -192,7 +186,7 @@ def status(name: str) -> float:
 def rows() -> dict[str, int | float]:
     """What each side reads: tokens of the language model, patches of the vision tower."""
     sides = Sides(torch.bfloat16)
-    batch = sides.batches["packed"][0]
+    batch = sides.parts["packed"][0]
     plain = [len(one.prompt_token_ids) + len(one.token_ids) for group in sides.groups for one in group]
     tokens, patches = batch.input_ids.shape[1], len(batch.pixel_values)
     return {
@@ -254,9 +248,7 @@ def main() -> None:
             "memory_ratio": mib["plain"]["step"] / mib["shared"]["step"],
         }
         write_result("learner_forward", result)
-        for clock in ("clock", "cpu"):
-            print(dtype, clock, result[dtype][clock], flush=True)
-        print(f"{dtype}: {result[dtype]['memory_ratio']:.2f} times less memory, MiB: {mib}", flush=True)
+        print(dtype, {name: result[dtype][name] for name in ("clock", "cpu", "memory_ratio")}, flush=True)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from rft_cluster.common.hardware import hardware
 from rft_cluster.common.lookup import find_function
 from rft_cluster.common.reduce import reduced
 from rft_cluster.config import Config
+from rft_cluster.generator.engine_thread import Batch, group_of
 from rft_cluster.generator.vllm_options import EngineOptions, load_engine, sampling_params
 from rft_cluster.learner.collate import collate
 from rft_cluster.learner.packing import split_work
@@ -41,6 +42,7 @@ class RawGenerator:
         self._images = images
         self._encoder, self._sampling = encoder, Sampling(**config.sampling.model_dump())
         self._llm = load_engine(EngineOptions.of_run(path, config), encoder.image_limits())
+        self._llm.llm_engine.set_weight_version("0")
 
     def forget(self) -> None:
         """As after an update: nothing of earlier prompts is kept."""
@@ -58,23 +60,6 @@ class RawGenerator:
         stop, forbidden = self._encoder.stop_token_ids, self._encoder.forbidden_token_ids
         params = [sampling_params(self._sampling, prompt.seed, stop, forbidden) for prompt in prompts]
         return self._llm.generate(inputs, params, use_tqdm=False)
-
-
-def as_groups(prompts: Sequence[Prompt], outputs: Sequence[Any]) -> list[Group]:
-    groups = []
-    for prompt, output in zip(prompts, outputs, strict=True):
-        completions = [
-            Completion(
-                list(answer.token_ids),
-                [step[token].logprob for step, token in zip(answer.logprobs, answer.token_ids, strict=True)],
-                answer.text,
-                answer.finish_reason,
-                0,
-            )
-            for answer in output.outputs
-        ]
-        groups.append(Group(prompt, list(output.prompt_token_ids), completions))
-    return groups
 
 
 class RawLearner:
@@ -143,12 +128,6 @@ def computing_in(dtype: torch.dtype, policy: PolicyModel) -> PolicyModel:
     return policy
 
 
-def wire_bytes(policy: PolicyModel) -> tuple[np.ndarray, np.ndarray]:
-    """As many bytes as the policy's weights have in BF16, twice."""
-    size = 2 * sum(parameter.numel() for parameter in policy.parameters())
-    return np.ones(size, np.uint8), np.zeros(size, np.uint8)
-
-
 def serve(connection: Connection, config: Config) -> None:
     """An arm (see turns.py): each step's prompts are those that the service has in it."""
     torch.set_flush_denormal(True)
@@ -158,7 +137,8 @@ def serve(connection: Connection, config: Config) -> None:
     images = task.dataset.images
     generator = RawGenerator(config, path, encoder, images)
     learner = RawLearner(config, path, encoder, images, encoder.forbidden_token_ids)
-    source, target = wire_bytes(learner.policy)
+    size = 2 * sum(parameter.numel() for parameter in learner.policy.parameters())  # bytes of the weights in BF16
+    source, target = np.ones(size, np.uint8), np.zeros(size, np.uint8)
 
     def step(number: int) -> dict[str, Any]:
         examples = task.dataset.batch(config.run.seed, number, config.schedule.prompts_per_step)
@@ -167,7 +147,8 @@ def serve(connection: Connection, config: Config) -> None:
         times = [time.perf_counter()]
         outputs = generator.generate(prompts)
         times.append(time.perf_counter())
-        groups = as_groups(prompts, outputs)
+        batch = Batch(prompts, config.sampling.group_size, version=0)
+        groups = [group_of(prompt, output, batch) for prompt, output in zip(prompts, outputs, strict=True)]
         gap = learner.update(groups)
         times.append(time.perf_counter())
         np.copyto(target, source)

@@ -239,28 +239,27 @@ def plot() -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
     colours = {name: f"C{place}" for place, name in enumerate(NAMES)}
     sides = (read_result("speed") or {"sides": {}})["sides"]
-    labelled: set[str] = set()
     for index, measured in enumerate(sides.values()):
         seconds = {name: against["seconds"][name] for name, against in measured["against"].items()}
         seconds["service"] = next(iter(measured["against"].values()))["seconds"]["service"]
         for place, name in enumerate(name for name in NAMES if name in seconds):
             low, middle, high = (measured["completions"] / seconds[name][key] for key in ("high", "median", "low"))
             bar = {"yerr": [[middle - low], [high - middle]], "color": colours[name]}
-            left.bar(index + 0.2 * place, middle, 0.18, label=None if name in labelled else NAMES[name], **bar)
-            labelled.add(name)
+            left.bar(index + 0.2 * place, middle, 0.18, label=NAMES[name], **bar)
     left.set_xticks([0.3 + index for index in range(len(sides))], [f"{side} x {side} pixels" for side in sides])
     left.set_ylabel("samples a second")
-    for index, run in enumerate((read_result("digits") or {"runs": []})["runs"]):
+    for run in (read_result("digits") or {"runs": []})["runs"]:
         for name in (name for name in run if name != "seed"):
             clock, accuracy = zip(*((p["seconds"], 100 * p["accuracy"]) for p in run[name]["curve"]), strict=True)
-            label = None if index else NAMES[name]
-            right.plot(clock, accuracy, color=colours[name], label=label, linewidth=1)
+            right.plot(clock, accuracy, color=colours[name], label=NAMES[name], linewidth=1)
     right.axhline(60, color="grey", linewidth=0.5)
     right.set_xlabel("seconds of training")
     right.set_ylabel("digits read, %")
     for axes in (left, right):
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=7)
+        handles, labels = axes.get_legend_handles_labels()
+        if handles:  # one for each program, of however many sizes or seeds
+            named = dict(zip(labels, handles, strict=True))
+            axes.legend(named.values(), named, fontsize=7)
     figure.tight_layout()
     figure.savefig(PLOT, metadata={"Date": None})
 

@@ -9,12 +9,13 @@ round is a repeat; those that other programs disturbed, by more than 5 % of the 
 import argparse
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from benchmarks.common import CACHE
-from benchmarks.models import bench_images, bench_model
-from benchmarks.turns import SERVICE, Arm, Turn, comparison, each_side, run_rounds
+from benchmarks.common import CACHE, machine, parsed, read_result, write_result
+from benchmarks.models import SIDES, bench_images, bench_model
+from benchmarks.turns import SERVICE, Arm, Turn, comparison, run_rounds
 from rft_cluster.common.hardware import native_dtype
 from rft_cluster.config import Config, load_config
 from rft_cluster.run.task import prepare
@@ -33,16 +34,33 @@ def main() -> None:
     each_side(__doc__, measure, summary, rounds=6, arms=[RAW, *TRL], name="speed")
 
 
-def make_config(side: int, steps: int) -> Config:
-    return load_config(
-        "benchmarks/speed.yaml",
-        [
-            f"run.folder={CACHE / 'run'}",
-            f"model.path={bench_model(CACHE)}",
-            f"data.path={bench_images(CACHE, side)}",
-            f"schedule.steps={steps + 1}",  # the last is never made: the rounds are over when it begins
-        ],
-    )
+def each_side(
+    doc: str | None,
+    measure: Callable[[int, argparse.Namespace], Sequence[Mapping[str, Turn]]],
+    summary: Callable[[Sequence[Mapping[str, Turn]]], dict[str, Any]],
+    **defaults: Any,
+) -> None:
+    """The main function of a benchmark on images of several `--sides`. `measure` makes `--rounds` on one; with `--add`
+    they are pooled with those in the result `--name`, which gets `summary`'s figures of all."""
+    options = parsed(doc, sides=list(SIDES), add=False, **defaults)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    result: dict[str, Any] = (read_result(options.name) if options.add else None) or {"sides": {}}
+    result["machine"] = machine()
+    for side in options.sides:
+        measured = result["sides"].setdefault(str(side), {"rounds": []})
+        new = measure(side, options)
+        measured["rounds"] += [{name: asdict(turn) for name, turn in turns.items()} for turns in new]
+        found = summary([{name: Turn(**turn) for name, turn in turns.items()} for turns in measured["rounds"]])
+        measured |= found
+        write_result(options.name, result)
+        print(side, found, flush=True)
+
+
+def make_config(side: int, steps: int, *changes: str) -> Config:
+    paths = {"run.folder": CACHE / "run", "model.path": bench_model(CACHE), "data.path": bench_images(CACHE, side)}
+    overrides = [f"{key}={path}" for key, path in paths.items()]
+    # The last step is never made: the rounds are over when it begins.
+    return load_config("benchmarks/speed.yaml", [*overrides, f"schedule.steps={steps + 1}", *changes])
 
 
 def measure(side: int, options: argparse.Namespace) -> list[dict[str, Turn]]:

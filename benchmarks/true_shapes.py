@@ -15,7 +15,6 @@ shared pages count once. 18 GiB are enough. The folder is removed at the end unl
 """
 
 import json
-import multiprocessing
 import os
 import shutil
 import time
@@ -23,6 +22,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from io import BytesIO
+from operator import sub
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,8 @@ import torch
 
 from benchmarks.common import in_a_process, machine, parsed, read_result, write_result
 from benchmarks.models import TRUE_PIXELS, empty_model, published_layout, true_model, true_question
-from benchmarks.weight_transfer import call, serve
 from rft_cluster.common.hardware import hardware
-from rft_cluster.config import GeneratorsSection, ModelSection
+from rft_cluster.config import AlgorithmSection, Config, load_config
 from rft_cluster.data.images import image_sha256
 from rft_cluster.generator.vllm_options import EngineOptions
 from rft_cluster.messages import Completion, Example, ImageRef, Prompt, Sampling, TrainingSample
@@ -41,7 +40,7 @@ from rft_cluster.messages import Completion, Example, ImageRef, Prompt, Sampling
 GIB, GB = 2**30, 1e9
 PARAMETERS = 2_208_985_600
 IMAGE_SIZE = (896, 448)  # 401,408 pixels: 32 x 16 = 512 image tokens
-GROUP_SIZE, COMPLETION_TOKENS, MAX_TOKENS = 8, 64, 1280
+GROUP_SIZE, PROMPT_TOKENS, COMPLETION_TOKENS = 8, 1216, 64
 SEED = 0
 
 
@@ -109,17 +108,20 @@ def names(folder: Path) -> dict[str, Any]:
     assert sum(torch.Size(shape).numel() for shape in exported.values()) == PARAMETERS
 
     started = time.perf_counter()
-    generator = Generator(engine_options(folder), images())
+    generator = Generator(EngineOptions.of_run(str(folder), run_config(folder)), images())
     start_seconds = time.perf_counter() - started
     found = on_engine(generator, lambda model: load_by_name(model, exported))
     return {"tensors": len(exported), "parameters": PARAMETERS, "engine_start_seconds": start_seconds, **found}
 
 
-def engine_options(folder: Path) -> EngineOptions:
-    """As a run with `cluster.device=cpu` has them."""
-    model = ModelSection(path=str(folder), min_pixels=TRUE_PIXELS[0], max_pixels=TRUE_PIXELS[1])
-    section = GeneratorsSection(max_concurrent=GROUP_SIZE)
-    return EngineOptions(str(folder), model, section, MAX_TOKENS, hardware("cpu"), SEED)
+def run_config(folder: Path) -> Config:
+    """Of a run with the model in a folder, on CPUs."""
+    low, high = TRUE_PIXELS
+    return load_config("digits", [
+        f"model.path={folder}", f"model.min_pixels={low}", f"model.max_pixels={high}",
+        f"model.max_prompt_tokens={PROMPT_TOKENS}", f"sampling.max_tokens={COMPLETION_TOKENS}",
+        "generators.cpus=2", f"generators.max_concurrent={GROUP_SIZE}",
+    ])  # fmt: skip
 
 
 def on_engine(generator: Any, work: Callable[[torch.nn.Module], Any]) -> Any:
@@ -171,67 +173,54 @@ def load_by_name(model: torch.nn.Module, exported: dict[str, tuple[int, ...]]) -
 
 
 def transfer(folder: Path) -> dict[str, Any]:
-    """Send weights to a vLLM engine in another process, twice, and sample a group with the second."""
+    """Send weights to a generator, twice, and sample a group with the second."""
     import torch.distributed as dist
 
+    from rft_cluster.cluster.start import start_generators
     from rft_cluster.weights.shared_memory import SharedMemorySender
     from rft_cluster.weights.source import PolicyWeights
 
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    started = time.perf_counter()
-    process = context.Process(target=serve, args=(engine_options(folder), images(), [theirs]))
-    process.start()
-    assert ours.recv() == "ready"
-    result: dict[str, Any] = {"engine_start_seconds": time.perf_counter() - started}
-
+    result: dict[str, Any] = {}
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     (folder / "rendezvous").unlink(missing_ok=True)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=0, world_size=1)
     policy = bf16_policy(folder)
     sender = SharedMemorySender(PolicyWeights(policy), one_host=True)
     offer = sender.offer(1)
-    call(ours, "init_weight_transfer_engine", offer.init)
-    gigabytes = sum(parameter.numel() * 2 for parameter in policy.model.parameters()) / GB
-    result["gigabytes"] = gigabytes
-
-    # Doubling and halving are exact: version 1 is not the folder's weights, version 2 is.
-    for number, factor in ((1, 2.0), (2, 0.5)):
-        with torch.no_grad():
-            for parameter in policy.parameters():
-                parameter.mul_(factor)
-        clock = [time.perf_counter()]
-        sender.send()
-        clock.append(time.perf_counter())
-        call(ours, "load_weights", offer.update, number)
-        clock.append(time.perf_counter())
-        call(ours, "verify_weights", number, sender.digests())
-        clock.append(time.perf_counter())
-        seconds = {
-            "write": clock[1] - clock[0],
-            "load": clock[2] - clock[1],
-            "all": clock[2] - clock[0],
-            "verification, beside generation": clock[3] - clock[2],
-        }
-        result[f"update_{number}"] = {"seconds": seconds, "gb_per_second": gigabytes / seconds["all"]}
-        print(f"  update {number}: {result[f'update_{number}']}", flush=True)
-
+    result["gigabytes"] = sum(parameter.numel() * 2 for parameter in policy.model.parameters()) / GB
     started = time.perf_counter()
-    sampling = Sampling(GROUP_SIZE, 1.0, COMPLETION_TOKENS)
-    (group,) = call(ours, "generate", [prompt()], sampling, 2)
-    result |= {
-        "generate_seconds": time.perf_counter() - started,
-        "prompt_tokens": len(group.prompt_token_ids),
-        "completion_tokens": sum(len(completion.token_ids) for completion in group.completions),
-    }
+    with start_generators(run_config(folder), str(folder), images()) as generators:
+        result["engine_start_seconds"] = time.perf_counter() - started
+        generators.call_all("init_weight_transfer_engine", offer.init)
+        # Doubling and halving are exact: version 1 is not the folder's weights, version 2 is.
+        for version, factor in ((1, 2.0), (2, 0.5)):
+            with torch.no_grad():
+                for parameter in policy.parameters():
+                    parameter.mul_(factor)
+            clock = [time.perf_counter()]
+            sender.send()
+            clock.append(time.perf_counter())
+            generators.call_all("load_weights", offer.update, version)
+            clock.append(time.perf_counter())
+            generators.call_all("verify_weights", version, sender.digests())
+            clock.append(time.perf_counter())
+            seconds = dict(
+                zip(("write", "load", "verification, beside generation"), map(sub, clock[1:], clock), strict=True)
+            )
+            seconds["all"] = clock[2] - clock[0]
+            result[f"update_{version}"] = {"seconds": seconds, "gb_per_second": result["gigabytes"] / seconds["all"]}
+            print(f"  update {version}: {result[f'update_{version}']}", flush=True)
+        started = time.perf_counter()
+        (group,) = generators.generate([prompt()], Sampling(GROUP_SIZE, 1.0, COMPLETION_TOKENS), version=2)
+        result["generate_seconds"] = time.perf_counter() - started
+    result["prompt_tokens"] = len(group.prompt_token_ids)
+    result["completion_tokens"] = sum(len(completion.token_ids) for completion in group.completions)
     # The learner's step trains on this group; its image is made again there.
     saved = {
         "prompt_token_ids": group.prompt_token_ids,
         "completions": [asdict(completion) for completion in group.completions],
     }
     (folder / "group.json").write_text(json.dumps(saved))
-    ours.send(None)
-    process.join()
     dist.destroy_process_group()
     return result
 
@@ -257,7 +246,6 @@ def step(folder: Path) -> dict[str, Any]:
     """One GRPO step on the sampled group, in one forward: BF16 masters, gradient checkpointing, plain SGD."""
     from rft_cluster.algorithm.advantages import grpo
     from rft_cluster.algorithm.loss import grpo_loss
-    from rft_cluster.config import AlgorithmSection
     from rft_cluster.learner.collate import collate
     from rft_cluster.learner.prompt_cache import PromptCache
     from rft_cluster.model.encoder import PromptEncoder

@@ -8,30 +8,16 @@ loop asks its data set for a batch when a step begins: that is where the others 
 stays as it is, and a step's time is all that lies between two such questions.
 """
 
-import argparse
 import importlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from multiprocessing.connection import Connection
 from statistics import median
 from typing import Any
 
-from benchmarks.common import (
-    CACHE,
-    FOREIGN_LIMIT,
-    ROOT,
-    SPAWN,
-    Usage,
-    changed_environment,
-    machine,
-    parsed,
-    read_result,
-    spread,
-    write_result,
-)
-from benchmarks.models import SIDES
+from benchmarks.common import FOREIGN_LIMIT, ROOT, SPAWN, Usage, changed_environment, spread
 from rft_cluster.classification.report import Evaluation
 from rft_cluster.cluster.start import start_cluster
 from rft_cluster.common.hardware import openmp_environment
@@ -215,28 +201,6 @@ def comparison(rounds: Sequence[Mapping[str, Turn]], first: str, second: str) ->
         "undisturbed": undisturbed,
         "foreign": median(turn.foreign for pair in chosen for turn in pair),
     }
-
-
-def each_side(
-    doc: str | None,
-    measure: Callable[[int, argparse.Namespace], Sequence[Mapping[str, Turn]]],
-    summary: Callable[[Sequence[Mapping[str, Turn]]], dict[str, Any]],
-    **defaults: Any,
-) -> None:
-    """The main function of a benchmark on images of several `--sides`. `measure` makes `--rounds` on one; with `--add`
-    they are pooled with those in the result `--name`, which gets `summary`'s figures of all."""
-    options = parsed(doc, sides=list(SIDES), add=False, **defaults)
-    CACHE.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = (read_result(options.name) if options.add else None) or {"sides": {}}
-    result["machine"] = machine()
-    for side in options.sides:
-        measured = result["sides"].setdefault(str(side), {"rounds": []})
-        new = measure(side, options)
-        measured["rounds"] += [{name: asdict(turn) for name, turn in turns.items()} for turns in new]
-        found = summary([{name: Turn(**turn) for name, turn in turns.items()} for turns in measured["rounds"]])
-        measured |= found
-        write_result(options.name, result)
-        print(side, found, flush=True)
 
 
 def serve_steps(connection: Connection, step: Callable[[int], dict[str, Any]]) -> None:

@@ -1,0 +1,294 @@
+"""A step of the loop on roles that sleep: how much of it overlaps, and what the controller costs.
+
+    python -m benchmarks.roles [--parts overlap,controller] [--generators 4,16,64] [--learners 8] [--steps 6]
+
+Roles take time as devices would, but compute nothing. All else is real: the loop, Ray's actors and queues, prompts with
+images, groups, rewards, samples and calls are the ones of a run. So what a step takes beyond the roles' sleep is the
+service's own cost, and overlap can be shown on two cores, on which real roles would only take turns.
+
+`overlap`: G3, max(generate, learn) / wall with `schedule.max_staleness`. 1 would be a step in which the slower role
+never waits. Beside it the same with strictly alternating roles.
+
+`controller`: a step's wall time beyond the roles' own. 16 prompts with 100 kB of image and 8 completions each, and the
+same with 4 prompts a generator. What is left of the wall time is the driver, Ray, and, where more processes than cores
+must be woken, the machine itself. So the processor time of the driver's process, Ray's threads in it included, and of
+its thread that runs the loop, stand beside it, and the stages in which the time is spent.
+"""
+
+import argparse
+import io
+import json
+import math
+import random
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import ray
+from PIL import Image
+
+from benchmarks.common import machine, parsed, spread, write_result
+from rft_cluster.cluster.cluster import Cluster
+from rft_cluster.cluster.handles import ActorGroup, Learners, RewardActor
+from rft_cluster.cluster.placement import plan_actors
+from rft_cluster.cluster.rollouts import Generators
+from rft_cluster.cluster.weight_sync import WeightSync
+from rft_cluster.config import Config, load_config
+from rft_cluster.data import FewShotDataset, LabelledImage
+from rft_cluster.messages import Completion, Group, LearnerStats, Prompt, WeightRecord
+from rft_cluster.rewards.scorer import Scorer
+from rft_cluster.run.folder import RunFolder
+from rft_cluster.run.metrics import StepStats
+from rft_cluster.run.task import Task
+from rft_cluster.train import train
+from rft_cluster.weights.digests import combined_digest
+from rft_cluster.weights.sender import WeightOffer
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """What each role's own work takes, a step."""
+
+    generate: float
+    learn: float
+    transfer: float
+
+
+# Roles' seconds a step, and the values of max_staleness to measure.
+CASES = {
+    "equal": (Seconds(2.0, 2.0, 0.02), (0, 1, 2)),
+    "learning longer": (Seconds(1.0, 2.0, 0.02), (1,)),
+    "generating longer": (Seconds(2.0, 1.0, 0.02), (1,)),
+}
+SKIPPED = 2  # steps until the pipeline is full
+ROLES = ["schedule.evaluate_every=0", "schedule.save_every=0", "optimizer.warmup_steps=0", "data.test=0",
+         "data.validation=0", "generators.count=4", "learners.count=2", "schedule.prompts_per_step=16"]  # fmt: skip
+SECONDS, STEPS = Seconds(0.5, 0.5, 0.0), 10  # of the controller's steps
+OWN = asdict(SECONDS)  # by stage of the loop
+PROMPT_TOKENS, COMPLETION_TOKENS = 600, 64  # of the published recipe
+
+
+class EmulatedGenerator:
+    """One engine, whose device does one call's work after another's; an update holds it up."""
+
+    def __init__(self, seconds: Seconds) -> None:
+        self._seconds, self._version = seconds, 0
+        self._updating, self._whole, self._device = threading.Event(), threading.Event(), threading.Lock()
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Any, version: int) -> list[Group]:
+        if version > self._version:
+            raise RuntimeError(f"asked for version {version}, holds {self._version}")
+        with self._device:
+            start = time.monotonic()
+            groups = [_group(prompt, sampling.group_size, version) for prompt in prompts]
+            left = self._seconds.generate - (time.monotonic() - start)
+            while left > 0:
+                start = time.monotonic()
+                held_up = self._updating.wait(left)
+                left -= time.monotonic() - start
+                if held_up:
+                    self._whole.wait()
+        return groups
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        pass
+
+    def load_weights(self, update_info: dict[str, Any], version: int, data: Any) -> None:
+        self._whole.clear()
+        self._updating.set()
+        time.sleep(self._seconds.transfer)
+        self._version = version
+        self._updating.clear()
+        self._whole.set()
+
+    def verify_weights(self, version: int, *digests: dict[str, int]) -> WeightRecord:
+        return WeightRecord(version, combined_digest({}), 0)
+
+
+def _group(prompt: Prompt, size: int, version: int) -> Group:
+    draw = random.Random(prompt.seed)
+    completions = [
+        Completion(
+            [draw.randrange(150_000) for _ in range(COMPLETION_TOKENS)],
+            [-draw.random() for _ in range(COMPLETION_TOKENS)],
+            f"<think>petals</think><answer>{draw.choice(['rose', 'tulip'])}</answer>",
+            "stop",
+            version,
+        )
+        for _ in range(size)
+    ]
+    return Group(prompt, list(range(PROMPT_TOKENS)), completions)
+
+
+class EmulatedLearner:
+    def __init__(self, seconds: Seconds) -> None:
+        self._seconds = seconds
+
+    def update(self, work: Any, step: int) -> LearnerStats:
+        time.sleep(self._seconds.learn)
+        lengths = (len(sample.token_ids) for update in work for batch in update for sample in batch)
+        return LearnerStats(tokens=sum(lengths))
+
+    def offer_weights(self, generator_ranks: int) -> WeightOffer:
+        return WeightOffer({}, {})
+
+    def connect_weights(self, forward: Any) -> None:
+        pass
+
+    def publish_weights(self) -> None:
+        pass  # a generator's `load_weights` takes the time
+
+    def weight_digests(self) -> dict[str, int]:
+        return {}
+
+    def save_checkpoint(self, folder: str) -> int:
+        return 0
+
+    def export(self, folder: str) -> None:
+        Path(folder, "nothing").touch()
+
+
+class EmulatedCluster:
+    """A `cluster` whose generators and learners sleep, and whose rewards are scored as ever. Started once."""
+
+    def __init__(self, config: Config, seconds: Seconds) -> None:
+        learners, generators, _ = plan_actors(config)
+        light = {"num_cpus": 0, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
+        generator_handles = {
+            name: ray.remote(EmulatedGenerator).options(max_concurrency=8, **light).remote(seconds)
+            for name in generators.names
+        }
+        learner_handles = {
+            name: ray.remote(EmulatedLearner).options(**light).remote(seconds) for name in learners.names
+        }
+        reward = ray.remote(Scorer).options(**light).remote(config.rewards, config.scoring)
+        self._handles = [*generator_handles.values(), *learner_handles.values(), reward]
+        ray.get([handle.__ray_ready__.remote() for handle in self._handles], timeout=600)
+        members = Learners(learner_handles, 600)
+        weights = WeightSync(members, ActorGroup(generator_handles, 600), "shared_memory", tensor_parallel=1)
+        weights.connect(dict.fromkeys([*learner_handles, *generator_handles], "here"))
+        self.cluster = Cluster(
+            Generators(generator_handles, 600, config.generators.max_concurrent),
+            RewardActor({"reward": reward}, 600),
+            members,
+            weights,
+            config,
+        )
+
+    def close(self) -> None:
+        for handle in self._handles:
+            ray.kill(handle)
+
+
+def dataset(count: int, image_bytes: int) -> FewShotDataset:
+    """Training images of noise, which take about `image_bytes` each: PNG cannot make them smaller."""
+    images = [LabelledImage(f"photos/{i}", _noise(i, image_bytes), ("rose", "tulip")[i % 2]) for i in range(count)]
+    return FewShotDataset.of("emulated", ["rose", "tulip"], images, [], [], [])
+
+
+def _noise(seed: int, image_bytes: int) -> bytes:
+    side = math.isqrt(image_bytes // 3)
+    file = io.BytesIO()
+    Image.frombytes("RGB", (side, side), random.Random(seed).randbytes(3 * side * side)).save(file, "PNG")
+    return file.getvalue()
+
+
+class StepSeconds(NamedTuple):
+    """What a step takes: of the clock, of the driver's process, of its thread that runs the loop; and its stages."""
+
+    wall: float
+    driver_cpu: float
+    loop_cpu: float
+    stages: dict[str, float]
+
+
+class TimedRun(RunFolder):
+    """Notes when a step ends, by the three clocks of `StepSeconds`, and what its stages took, the record's own too."""
+
+    def __init__(self, config: Config, task: Task) -> None:
+        super().__init__(config, task)
+        self.ends: list[tuple[float, float, float]] = []
+        self.stages: list[dict[str, float]] = []
+
+    def log_step(self, stats: StepStats, *arguments: Any) -> None:
+        start = time.monotonic()
+        super().log_step(stats, *arguments)
+        self.ends.append((time.monotonic(), time.process_time(), time.thread_time()))
+        self.stages.append({**stats.seconds, "log": self.ends[-1][0] - start})
+
+
+def run_steps(overrides: list[str], cluster: EmulatedCluster) -> StepSeconds:
+    """A step of `train`, on average from when the pipeline is full to its end."""
+    task = Task(dataset(64, 100_000), "Which flower?")
+    with tempfile.TemporaryDirectory() as folder:
+        config = load_config("digits", [f"run.folder={folder}", "run.name=emulated", *overrides])
+        run = TimedRun(config, task)
+        train(config, task, cluster.cluster, run)
+    ends, stages = run.ends, run.stages
+    counted = len(ends) - SKIPPED
+    wall, driver, loop_thread = (
+        (last - first) / counted for first, last in zip(ends[SKIPPED - 1], ends[-1], strict=True)
+    )
+    means = {name: sum(step[name] for step in stages[SKIPPED:]) / counted for name in stages[0]}
+    return StepSeconds(wall, driver, loop_thread, {"hand out": wall - sum(means.values()), **means})
+
+
+def overlap(options: argparse.Namespace) -> None:
+    rows = []
+    for name, (seconds, values) in CASES.items():
+        cluster = EmulatedCluster(load_config("digits", ROLES), seconds)
+        measured: dict[int, list[float]] = {value: [] for value in values}
+        for repeat in range(options.repeats):
+            for value in values:  # in turns
+                changes = [f"run.seed={repeat}", f"schedule.steps={options.steps}", f"schedule.max_staleness={value}"]
+                step = run_steps([*ROLES, *changes], cluster)
+                measured[value].append(max(seconds.generate, seconds.learn) / step.wall)
+        cluster.close()
+        for value, ratios in measured.items():
+            rows.append({"case": name, **asdict(seconds), "max_staleness": value, "ratio": asdict(spread(ratios))})
+            print(json.dumps(rows[-1]), flush=True)
+    write_result("overlap", {"machine": machine(), "steps": options.steps, "rows": rows})
+
+
+def controller(options: argparse.Namespace) -> None:
+    result: dict[str, Any] = {"machine": machine(), "role_seconds": OWN, "steps": STEPS, "rows": []}
+    for generators in options.generators:
+        roles = [*ROLES, f"generators.count={generators}", f"learners.count={options.learners}"]
+        cluster = EmulatedCluster(load_config("digits", roles), SECONDS)
+        for prompts in sorted({16, 4 * generators}):
+            changes = [f"schedule.prompts_per_step={prompts}", f"schedule.steps={STEPS}"]
+            steps = [run_steps([*roles, *changes], cluster) for _ in range(options.repeats)]
+            result["rows"].append(
+                {
+                    "generators": generators, "learners": options.learners, "prompts": prompts,
+                    "beyond_roles_ms": asdict(spread([1000 * (step.wall - sum(OWN.values())) for step in steps])),
+                    "driver_cpu_ms": asdict(spread([1000 * step.driver_cpu for step in steps])),
+                    "loop_cpu_ms": asdict(spread([1000 * step.loop_cpu for step in steps])),
+                    "stages_ms": stages(steps),
+                }
+            )  # fmt: skip
+            print(json.dumps(result["rows"][-1]), flush=True)
+            write_result("controller", result)
+        cluster.close()
+
+
+def stages(steps: Sequence[StepSeconds]) -> dict[str, float]:
+    """Milliseconds of a step's stages beyond the roles' own: medians."""
+    beyond = [{name: 1000 * (step.stages[name] - OWN.get(name, 0.0)) for name in step.stages} for step in steps]
+    return {name: median(one[name] for one in beyond) for name in beyond[0]}
+
+
+def main() -> None:
+    options = parsed(__doc__, parts=["overlap", "controller"], generators=[4, 16, 64], learners=8, steps=6, repeats=5)
+    ray.init(address="local", num_cpus=128, log_to_driver=False, logging_level="warning", include_dashboard=False)
+    for part in options.parts:
+        {"overlap": overlap, "controller": controller}[part](options)
+
+
+if __name__ == "__main__":
+    main()
