@@ -326,7 +326,11 @@ class _Reservation:
 
     def wait_until_ready(self, handles: dict[str, Any]) -> dict[str, str]:
         """Say every few seconds who is still starting. Returns the address of each actor's host, by its name."""
-        calls = {handle.__ray_call__.remote(_address): name for name, handle in handles.items()}
+
+        def address(actor: Any) -> str:  # nested, so it is sent by value: actors need not import this module
+            return ray.util.get_node_ip_address()
+
+        calls = {handle.__ray_call__.remote(address): name for name, handle in handles.items()}
         waiting = dict(calls)
         while waiting and time.monotonic() < self._deadline:
             done, _ = ray.wait(list(waiting), timeout=min(WAITING_LINE, self.left()))
@@ -335,11 +339,6 @@ class _Reservation:
             names = ", ".join(waiting.values()) or "nothing more"
             print(f"{time.monotonic() - self._started:4.0f} s: waiting for {names}", flush=True)
         return dict(zip(handles, wait_for(calls, self.left(), "starting"), strict=True))
-
-
-def _address(actor: Any) -> str:
-    """Run in an actor: the address of the host that Ray started it on."""
-    return ray.util.get_node_ip_address()
 
 
 def _start_actors(reservation: _Reservation, model_path: str, images: StoredImages) -> Cluster:

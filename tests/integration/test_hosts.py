@@ -150,7 +150,7 @@ def test_memory_of_one_host_is_not_there_on_another(hosts: dict[int, Host]):
 
 
 def test_a_run_over_hosts(ray_hosts: dict[int, Host], tiny_model: str, tmp_path: Path):
-    """No host holds two ends: there is room for the generator beside the driver alone, and for one learner on a host."""
+    """No host holds two ends: the generator finds room beside the driver alone, and a host has it for one learner."""
     where = [f"model.path={tiny_model}", f"run.folder={tmp_path}", "run.name=hosts"]
     actors = [f"cluster.address={NETWORK}.1:6379", "learners.count=2", "learners.cpus=1.9", "generators.cpus=1"]
     nodes = [NodeResources("", ray_hosts[number].address, cpus, 0) for number, cpus in ((1, 1), (2, 2), (3, 2))]
