@@ -34,7 +34,7 @@ def dr_grpo(rewards: Step) -> list[list[float]]:
 def rloo(rewards: Step) -> list[list[float]]:
     """A = r - mean(r of the others in the group) = n / (n - 1) * (r - mean(r)). The baseline is unbiased.
 
-    RLOO, arXiv 2402.14740, section 2.2.
+    REINFORCE leave-one-out (RLOO), arXiv 2402.14740.
     """
     return [[len(group) / max(1, len(group) - 1) * value for value in centred(group)] for group in rewards]
 
@@ -42,7 +42,8 @@ def rloo(rewards: Step) -> list[list[float]]:
 def gpg(rewards: Step) -> list[list[float]]:
     """A = (r - mean(r)) * groups / live groups, so that groups with equal rewards do not shrink the gradient.
 
-    GPG, arXiv 2504.02546, section 3 (alpha = B / (B - M), F_norm = 1); its loss has the normaliser `token` and no KL.
+    GPG, arXiv 2504.02546, "accurate gradient estimation" (alpha = B / (B - M), F_norm = 1). Its loss has the normaliser
+    `token` and no KL.
     """
     live = sum(map(is_live, rewards))
     return [[len(rewards) / max(1, live) * value for value in centred(group)] for group in rewards]

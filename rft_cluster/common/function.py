@@ -25,6 +25,8 @@ class Function:
             inspect.signature(self.function).bind(*arguments)
         except TypeError as error:
             raise UserError(f"{self.what} cannot be called as {self.form}: {error}") from error
+        except ValueError:
+            return  # some of Python's own functions have no signature: the call itself will tell
 
     def __call__(self, *arguments: Any) -> Any:
         """Its answer, unchecked.

@@ -168,6 +168,11 @@ def test_an_unknown_name_is_refused_and_the_nearest_named(key, near):
         algorithm(**{key: f"{near[:-1]}x"})
 
 
+def test_a_function_without_a_signature_is_tried_all_the_same():
+    with pytest.raises(UserError, match="must return 3 finite numbers here"):
+        algorithm(advantage="builtins:max")
+
+
 def test_what_fails_only_in_a_step_is_told_the_same_way(own):
     own.mine = lambda rewards: [
         [1 / len(rewards[0]) if len(rewards) > 1 else 1 / 0 for _ in group] for group in rewards
