@@ -1,7 +1,9 @@
 """At which size Qwen2-VL looks at an image, and how many tokens that takes."""
 
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 
+from rft_cluster.common.imports import light_imports
 from rft_cluster.data.shown import View
 from rft_cluster.model.qwen2vl import MERGE, PATCH
 
@@ -11,10 +13,16 @@ SIDE = PATCH * MERGE  # pixels of an image token's side
 def model_size(width: int, height: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
     """Width and height in pixels, multiples of 28, that an image is resized to. One of them is 0 where the image is too
     long and narrow for `max_pixels`."""
-    from qwen_vl_utils import smart_resize  # imports torch, which takes a second
-
-    tall, wide = smart_resize(height, width, factor=SIDE, min_pixels=min_pixels, max_pixels=max_pixels)
+    tall, wide = _smart_resize()(height, width, factor=SIDE, min_pixels=min_pixels, max_pixels=max_pixels)
     return wide, tall
+
+
+@cache
+def _smart_resize() -> Callable[..., tuple[int, int]]:
+    """Imported when a picture first needs it: it brings torch along, which takes seconds."""
+    with light_imports():
+        from qwen_vl_utils import smart_resize
+    return smart_resize
 
 
 def view_of(min_pixels: int, max_pixels: int) -> View:
