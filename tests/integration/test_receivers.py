@@ -1,6 +1,7 @@
 """vLLM's end of the weight transfer with vLLM's real dataclasses, without an engine."""
 
 from collections.abc import Iterable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from rft_cluster.weights import vllm_senders
 from rft_cluster.weights.digests import tensor_digest
 from rft_cluster.weights.source import TensorInfo
-from rft_cluster.weights.vllm_senders import Client, NCCLSender, nccl_init_infos
+from rft_cluster.weights.vllm_senders import Client, IPCSender, NCCLSender, nccl_init_infos
 
 
 def bf16(*values: float) -> Tensor:
@@ -139,6 +140,35 @@ def test_a_group_is_formed_anew_when_a_generator_was_replaced(calls: list[Any], 
         "4 ranks part",
         ("broadcast to 3 ranks", [("a", [1, 2]), ("b", [3])]),
     ]
+
+
+def test_vllm_s_ipc_trainer_makes_what_is_forwarded_while_it_sends(receivers, monkeypatch: pytest.MonkeyPatch):
+    """vLLM's real trainer; handles of GPU memory, which is not here, are made up."""
+    from vllm.distributed.weight_transfer import ipc_engine
+    from vllm.distributed.weight_transfer.packed_tensor import PackedIpcChunk
+
+    def producer(iterator: Iterator[tuple[str, Tensor]], gpu_uuid: str, **options: Any) -> Iterator[PackedIpcChunk]:
+        for name, tensor in iterator:  # a chunk a tensor
+            yield PackedIpcChunk([name], [list(tensor.shape)], ["bfloat16"], [tensor.nbytes], {gpu_uuid: (name,)})
+
+    monkeypatch.setattr(ipc_engine, "packed_ipc_producer", producer)
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid="gpu-0"))
+    monkeypatch.setattr(torch.cuda, "ipc_collect", lambda: None)
+    monkeypatch.setattr(vllm_senders.dist, "get_rank", lambda: 0)
+    forwarded: list[dict[str, Any]] = []
+    sender = IPCSender(Source())
+    offer = sender.offer(generator_ranks=1)
+    assert receivers.VerifiedIPCEngine.init_info_cls(**offer.init).packed and offer.update is None
+    sender.connect(forwarded.append)
+    assert not forwarded
+    sender.send()
+    assert [(update["names"], update["ipc_handles"]) for update in forwarded] == [
+        (["a"], {"gpu-0": ("a",)}),
+        (["b"], {"gpu-0": ("b",)}),
+    ]
+    for update in forwarded:
+        receivers.VerifiedIPCEngine.update_info_cls(**update)  # is what vLLM's engine takes
 
 
 def test_the_client_of_vllm_s_senders_forwards_updates_alone():
