@@ -203,7 +203,7 @@ def _start(export: Path, card: Card, options: argparse.Namespace, images: Images
         ),
         images,
     )
-    generator.serve_loaded(0)
+    generator.serve_checkpoint(0)
     return generator, Sampling(options.votes, card.temperature if options.votes > 1 else 0.0, card.max_tokens)
 
 

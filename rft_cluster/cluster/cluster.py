@@ -1,4 +1,4 @@
-"""The actors of a run, and what the loop asks of them."""
+"""All actors of a run behind one object: the methods that the loop calls."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,12 +21,12 @@ class Cluster:
         self._config = config
 
     def join(self, addresses: Mapping[str, str], timeout: float) -> None:
-        """Tell the actors where the others are, after they started or were restarted: `addresses` by actor's name."""
+        """Connect the actors after a start or restart. `addresses`: actor's name -> its host's address."""
         self.learners.join(addresses, timeout)
         self.weights.connect(addresses)
 
     def start_rollout(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> Rollout:
-        """Begin a step's completions with weights of `version`, without waiting."""
+        """Start a step's completions with weights of `version` or newer. Returns without waiting."""
         return self.generators.start(prompts, sampling, version, self.reward)
 
     def update(self, samples: Sequence[TrainingSample], step: int) -> LearnerStats | None:
@@ -40,8 +40,8 @@ class Cluster:
     def broadcast_weights(self, version: int) -> None:
         """Bring every generator to the learners' weights under `version`; see `WeightSync.publish`.
 
-        On a shared GPU the engine's memory comes back in two parts: room for weights, which are sent into it, and
-        room for keys and values once the learner has given back what it held for its step.
+        On a shared GPU the engine gets its memory back in two steps: first room for the weights, and, once the learner
+        has freed its memory, room for the KV cache.
         """
         if self._config.shares_gpus:
             self.generators.call_all("wake_up", ["weights"])
@@ -54,9 +54,9 @@ class Cluster:
         """See `Learners.save_checkpoint`.
 
         Raises:
-            WeightTransferError: what generators hold is not what was last sent to them.
+            WeightTransferError: the generators' weights differ from those last sent.
         """
-        self.weights.wait()  # the run may end with this: nothing else would wait for the last verification
+        self.weights.wait()  # the run may end here, and nothing else would wait for the last verification
         self.learners.save_checkpoint(folder, state)
 
     def export(self, folder: Path, files: Mapping[str, Any]) -> None:

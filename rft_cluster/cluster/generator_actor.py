@@ -1,4 +1,4 @@
-"""The generator as an actor, under the role's own name, which the dashboard shows."""
+"""The generator as an actor. The class has the role's name, because the dashboard shows it."""
 
 import time
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from rft_cluster.messages import Group, Prompt, Sampling
 
 
 class Generator(generator.Generator):
-    """Says in its log, which Ray keeps, what it wrote. In a command's own process it would stand among the answers."""
+    """A generator that logs its calls. (In a command's own process these lines would mix with the answers.)"""
 
     seconds: float  # that the last call of `generate` took
 

@@ -1,6 +1,6 @@
-"""Groups of Ray actors as the loop sees them: fan-out, gathering, deadlines, and who is to blame.
+"""The driver's handles on groups of Ray actors: calls to all, deadlines, and errors that name the actor.
 
-What generators write, and when, is in `rollouts.py`.
+The dispatch of prompts to generators is in `rollouts.py`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ def wait_for(calls: Mapping[ray.ObjectRef, str], timeout: float, doing: str) -> 
     """The results of `calls` (reference -> actor's name), in their order.
 
     Raises:
-        ClusterError: an actor died, or the deadline passed. What an actor itself raised comes as it is.
+        ClusterError: an actor died, or the deadline passed. Exceptions of the actor's own code are raised unchanged.
     """
     try:
         return ray.get(list(calls), timeout=timeout)
@@ -32,7 +32,7 @@ def wait_for(calls: Mapping[ray.ObjectRef, str], timeout: float, doing: str) -> 
         raise ClusterError(f"{', '.join(late)}: no answer to '{doing}' within {timeout:g} s") from error
     except RayTaskError as error:
         if isinstance(error.cause, UserError | OSError):
-            raise error.cause from error  # its message is for the user, without the actor's traceback
+            raise error.cause from error  # the user sees the message, without the actor's traceback
         raise
     except RayActorError as error:
         raise ClusterError(f"an actor died while '{doing}': {error}") from error
@@ -45,7 +45,7 @@ class ActorGroup:
         """
         Args:
             timeout: seconds that a call may take.
-            threads: the actors' concurrency group that calls are for, if not the usual one.
+            threads: the actors' concurrency group for these calls, if not the default one.
         """
         self._handles = handles
         self._timeout = timeout
@@ -67,7 +67,7 @@ class ActorGroup:
         return self._timeout
 
     def call_all(self, method: str, *arguments: Any) -> list[Any]:
-        """Call a method of every actor with the same arguments; the answers in the actors' order."""
+        """Call a method of every actor with the same arguments. Returns the answers in the actors' order."""
         return self.call_each(method, [arguments] * len(self))
 
     def call_each(self, method: str, arguments: Sequence[tuple[Any, ...]], timeout: float | None = None) -> list[Any]:
@@ -75,7 +75,7 @@ class ActorGroup:
         return wait_for(self.begin_each(method, arguments), timeout or self._timeout, method)
 
     def begin_all(self, method: str, *arguments: Any) -> dict[ray.ObjectRef, str]:
-        """As `call_all`, without waiting: the calls that were begun, for `wait_for`."""
+        """Start the calls of `call_all` without waiting. Returns them for `wait_for`."""
         return self.begin_each(method, [arguments] * len(self))
 
     def begin_each(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> dict[ray.ObjectRef, str]:
@@ -88,15 +88,15 @@ class ActorGroup:
 
 class RewardActor(ActorGroup):
     def score(self, groups: ray.ObjectRef, completions: int) -> ray.ObjectRef:
-        """The rewards of groups that are under way, of a step of `completions`: scored as soon as they are written."""
+        """Score groups in flight, as soon as they are finished. `completions`: of the whole step."""
         return self.handles[0].score.remote(groups, completions)
 
 
 class Learners(ActorGroup):
     def join(self, addresses: Mapping[str, str], timeout: float) -> None:
-        """Make the ranks one process group. `addresses`: of each actor's host, by its name.
+        """Make the ranks one process group. `addresses`: actor's name -> its host's address.
 
-        Rank 0 opens a port on its host, and the driver tells the others which.
+        Rank 0 opens a port on its host, and the driver tells the others its number.
         """
         own = [addresses[name] for name in self.names]
         first = {self.handles[0].offer_rendezvous.remote(own): self.names[0]}
@@ -106,14 +106,14 @@ class Learners(ActorGroup):
     def update(
         self, samples: Sequence[TrainingSample], step: int, updates: int, micro_batch_tokens: int
     ) -> LearnerStats | None:
-        """One step's optimizer updates on all ranks; what they say of it as one. No samples: no update, and None."""
+        """Make one step's optimizer updates on all ranks. Returns their combined figures; None without samples."""
         if not samples:
             return None
         work = split_work(samples, len(self), updates, micro_batch_tokens)
         return reduced(self.call_each("update", [(share, step) for share in work]))
 
     def save_checkpoint(self, folder: Path, state: Mapping[str, Any]) -> None:
-        """Write a checkpoint with what is to be known of it, `state`; it has its name when it is complete."""
+        """Write a checkpoint and its `state`. The folder gets its final name when it is complete."""
         with unfinished(folder) as temporary:
             updates = self.call_all("save_checkpoint", str(temporary))[0]
             files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
@@ -121,11 +121,11 @@ class Learners(ActorGroup):
             write_json(temporary / "state.json", own)
 
     def restore_checkpoint(self, folder: Path, updates: int) -> None:
-        """`updates`: the optimizer's, up to there."""
+        """Load a checkpoint on all ranks. `updates`: number of optimizer updates before it."""
         self.call_all("restore_checkpoint", str(folder), updates)
 
     def export(self, folder: Path, files: Mapping[str, Any]) -> None:
-        """Write the policy as a Hugging Face folder, with JSON files of ours (name -> content) in it."""
+        """Write the policy as a Hugging Face folder, with additional JSON `files` (name -> content)."""
         with unfinished(folder) as temporary:
             self.call_all("export", str(temporary))
             for name, content in files.items():

@@ -1,6 +1,6 @@
-"""This machine as a cluster of one node, looked at before Ray is imported: could a run start here?
+"""Check, without importing Ray, that a run could start on this machine as a cluster of one node.
 
-Where a cluster is joined, its own nodes are looked at instead (`start.check_cluster`).
+If a running cluster is joined, `start.check_cluster` checks its nodes instead.
 """
 
 import math
@@ -12,18 +12,18 @@ from rft_cluster.common.errors import UserError
 from rft_cluster.common.files import check_writable, size
 from rft_cluster.config import Config
 
-SOCKET_BYTES = 107  # of the path of a Unix socket, on Linux
-TOKEN_ELSEWHERE = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}  # Ray then makes none of its own
+SOCKET_BYTES = 107  # longest path of a Unix socket on Linux
+TOKEN_ELSEWHERE = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}  # with one of these Ray makes no token
 GIB = 2**30
-# Bytes that a parameter takes in a learner: master, gradient and two moments; and the reference model's copy in BF16.
+# Bytes a parameter in a learner: master, gradient and two moments; and the reference model's copy in BF16.
 TRAINED, REFERENCE, MASTER, BF16, FP32 = 16, 2, 4, 2, 4
 
 
 def check_machine(config: Config, training: bool = True) -> str:
-    """Hold the plan against this machine. Returns a note for people, or nothing.
+    """Check the plan against this machine. Returns a note for the user, or an empty text.
 
     Raises:
-        UserError: the GPUs that it needs are not here, or not the network interface that it names.
+        UserError: the machine lacks GPUs, or the configured network interface.
     """
     if config.cluster.joins:
         return ""
@@ -34,7 +34,7 @@ def check_machine(config: Config, training: bool = True) -> str:
     cpus = sum(bundle.cpus for bundle in bundles(config, training))
     gpus = sum(bundle.gpus for bundle in bundles(config, training))
     cores = os.cpu_count() or 1
-    # A laptop with one core still runs the demo: CPUs are a promise about threads (see `start.connect`).
+    # Fewer cores are only noted: CPUs determine threads (see `start.connect`), and one core still runs the demo.
     here = NodeResources("here", "this machine", max(cores, math.ceil(cpus)), _gpus() if gpus else 0)
     try:
         place(config, [here], training)
@@ -48,16 +48,16 @@ def check_machine(config: Config, training: bool = True) -> str:
 
 
 def check_ray_folder(config: Config) -> None:
-    """Could Ray start on this machine? It keeps its sockets and logs in RAY_TMPDIR, TMPDIR or /tmp.
+    """Check the folder of Ray's sockets and logs: RAY_TMPDIR, TMPDIR or /tmp.
 
     Raises:
-        UserError: a socket's path would be too long there, or that folder or the one of its token cannot be written.
+        UserError: a socket's path would be too long, or that folder or the token's folder is not writable.
     """
     if config.cluster.joins:
         return
     name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), "")
     folder = os.path.join(os.environ.get(name, "/tmp"), "ray")
-    session = f"session_2026-01-01_00-00-00_000000_{os.getpid()}"  # all are of this length
+    session = f"session_2026-01-01_00-00-00_000000_{os.getpid()}"  # every session's name has this length
     too_long = len(os.fsencode(os.path.join(folder, session, "sockets", "plasma_store"))) - SOCKET_BYTES
     if too_long > 0:
         raise UserError(
@@ -71,10 +71,10 @@ def check_ray_folder(config: Config) -> None:
 
 
 def check_memory(config: Config, parameters: int) -> None:
-    """Hold what the weights alone take, without anything that is computed, against the memory of this machine.
+    """Check that this machine has memory for the weights alone, without activations.
 
     Raises:
-        UserError: there is less.
+        UserError: it has less.
     """
     if config.cluster.joins:
         return
@@ -94,17 +94,17 @@ def check_memory(config: Config, parameters: int) -> None:
 
 
 def host_memory(config: Config, parameters: int) -> int:
-    """Bytes that learners and generators on CPUs take at least, when the learners load or when they train."""
+    """A lower bound in bytes for learners and generators on CPUs: the larger one of loading and training."""
     learners, generators = config.learners.count, config.generators
     reference = REFERENCE if config.algorithm.kl_beta and not config.model.lora else 0
-    loading = (BF16 if config.model.lora else MASTER) + reference  # each rank loads all of it before it keeps its share
+    loading = (BF16 if config.model.lora else MASTER) + reference  # each rank loads the whole model before sharding
     training = (BF16 if config.model.lora else TRAINED) + reference
     engine = (BF16 if config.cluster.dtype == "bfloat16" else FP32) * parameters + generators.kv_cache_gib * GIB
     return max(loading * learners, training) * parameters + generators.count * engine
 
 
 def gpu_memory(config: Config, parameters: int) -> int:
-    """Bytes of the fullest GPU that weights, gradients and moments take at least."""
+    """A lower bound in bytes for the fullest GPU: weights, gradients and moments."""
     reference = REFERENCE if config.algorithm.kl_beta and not config.model.lora else 0
     training = (BF16 if config.model.lora else TRAINED) + reference
     learner = 0 if config.learners.cpu_offload else training * parameters // config.learners.count
@@ -123,7 +123,7 @@ def _check_gpu_memory(config: Config, parameters: int) -> None:
 
 
 def _gpus() -> int:
-    """As Ray counts them: those of the driver that CUDA_VISIBLE_DEVICES shows."""
+    """The number of GPUs, as Ray counts them: those of the driver, limited by CUDA_VISIBLE_DEVICES."""
     from ray._private.accelerators import NvidiaGPUAcceleratorManager as Nvidia
 
     visible = Nvidia.get_current_process_visible_accelerator_ids()
@@ -132,7 +132,7 @@ def _gpus() -> int:
 
 
 def _smallest_gpu() -> int:
-    """Bytes."""
+    """Memory of the smallest GPU, in bytes."""
     from ray._private.thirdparty import pynvml
 
     pynvml.nvmlInit()

@@ -1,4 +1,4 @@
-"""What a configuration asks of a cluster, worked out before anything starts (pure)."""
+"""Compute the actors and resources of a configuration, before anything starts (pure)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,13 +21,13 @@ class ActorPlan:
 
     @property
     def names(self) -> list[str]:
-        """The names that the actors bear in the Ray dashboard."""
+        """The actors' names in the Ray dashboard."""
         return [f"{self.role}-{index}" for index in range(self.count)] if self.count > 1 else [self.role]
 
 
 @dataclass(frozen=True)
 class NodeResources:
-    """What a Ray node has, free or not."""
+    """The total resources of a Ray node, free or not."""
 
     node_id: str
     address: str
@@ -37,7 +37,7 @@ class NodeResources:
 
 @dataclass(frozen=True)
 class Bundle:
-    """Resources reserved together on one node, for the actors named."""
+    """Resources reserved together on one node, for the named actors."""
 
     actors: tuple[str, ...]
     cpus: float
@@ -45,7 +45,7 @@ class Bundle:
 
 
 def plan_actors(config: Config) -> list[ActorPlan]:
-    """The actors, learners first: they are placed first, so that they sit together."""
+    """The actors of a run. Learners come first: they are placed first, so that they are on as few nodes as possible."""
     return [
         ActorPlan("learner", config.learners.count, config.learners.cpus, config.learners.gpus),
         ActorPlan("generator", config.generators.count, config.generators.cpus, config.generators.gpus),
@@ -54,7 +54,7 @@ def plan_actors(config: Config) -> list[ActorPlan]:
 
 
 def describe(config: Config, train_images: int) -> str:
-    """The plan as a table for people."""
+    """The plan as a table for the user."""
     lines = [f"{'actors':<12}{'each: CPUs':>12}{'GPUs':>7}"]
     for actors in plan_actors(config):
         label = f"{actors.count} {actors.role}{'s' if actors.count > 1 else ''}"
@@ -66,7 +66,7 @@ def describe(config: Config, train_images: int) -> str:
         f"{'in all':<12}{cpus:>12g}{gpus:>7g}",
         f"placement   {placement_line(config)}",
         f"each step   {schedule.prompts_per_step} prompts x {config.sampling.group_size} completions = "
-        f"{completions} completions, {-(-completions // config.learners.count)} a learner in forwards of "
+        f"{completions} completions, {-(-completions // config.learners.count)} a learner in micro-batches of "
         f"{config.learners.micro_batch_tokens} tokens at most",
         f"schedule    {schedule.steps} steps; an epoch of {train_images} images is "
         f"{train_images / schedule.prompts_per_step:g} steps",
@@ -81,15 +81,15 @@ def placement_line(config: Config) -> str:
 
 
 def needed(config: Config) -> tuple[float, float]:
-    """CPUs and GPUs of all actors together."""
+    """(CPUs, GPUs) of all actors together."""
     actors = plan_actors(config)
     return sum(a.count * a.cpus for a in actors), sum(a.count * a.gpus for a in actors)
 
 
 def bundles(config: Config, training: bool = True) -> list[Bundle]:
-    """What is reserved: a bundle for each learner and each generator; one for both where they share a GPU.
+    """The bundles to reserve: one for each learner and each generator, or one for both if they share a GPU.
 
-    Without training there are generators alone.
+    Without training there are only generators.
     """
     learners, generators, _ = plan_actors(config)
     if not training:
@@ -104,12 +104,13 @@ def bundles(config: Config, training: bool = True) -> list[Bundle]:
 def place(config: Config, nodes: Sequence[NodeResources], training: bool = True) -> list[NodeResources]:
     """A node for each bundle, in the order of `bundles`, on a cluster that runs nothing else.
 
-    For people, and to refuse what the cluster can never hold: Ray packs the bundles by what is free (`start._reserve`).
-    Learners sit on as few nodes as possible, since they talk at every layer; generators take what is left, the
-    largest node first. Where that leaves no room for a generator over several GPUs, generators choose first.
+    This only informs the user, and refuses runs that the cluster can never hold. Ray itself packs the bundles into free
+    resources (`start._reserve`). Learners get as few nodes as possible, because they communicate at every layer.
+    Generators get the rest, largest node first. If a generator with several GPUs then has no room, generators choose
+    first.
 
     Raises:
-        UserError: there is not enough of something, or it is scattered over nodes that are too small.
+        UserError: the cluster has too few CPUs or GPUs, or its nodes are too small.
     """
     wanted = bundles(config, training)
     _check_totals(config, wanted, nodes)
@@ -131,7 +132,7 @@ def place(config: Config, nodes: Sequence[NodeResources], training: bool = True)
 
 
 def _pack(group: Sequence[Bundle], indices: Sequence[int], free: list[list[float]]) -> dict[int, int]:
-    """Node of each bundle of one kind; takes what it uses out of `free` ([cpus, gpus] a node)."""
+    """The node of each bundle of one kind. Subtracts their resources from `free` ([cpus, gpus] a node)."""
     chosen: dict[int, int] = {}
     rest = list(zip(indices, group, strict=True))
     while rest:
@@ -139,7 +140,7 @@ def _pack(group: Sequence[Bundle], indices: Sequence[int], free: list[list[float
         rooms = [_room(bundle, cpus, gpus) for cpus, gpus in free]
         if max(rooms, default=0) == 0:
             break
-        # The smallest node that holds all that are left, else the one that holds most of them.
+        # Choose the smallest node with room for all remaining bundles, else the one with room for most.
         holding_all = [node for node, room in enumerate(rooms) if room >= len(rest)]
         node = (
             min(holding_all, key=lambda n: (rooms[n], n))
@@ -155,7 +156,7 @@ def _pack(group: Sequence[Bundle], indices: Sequence[int], free: list[list[float
 
 
 def _room(bundle: Bundle, cpus: float, gpus: float) -> int:
-    """How many such bundles fit into what is free on a node."""
+    """The number of such bundles that fit into a node's free resources."""
     fits = [math.floor(has / need + 1e-9) for has, need in ((cpus, bundle.cpus), (gpus, bundle.gpus)) if need]
     return min(fits, default=1_000_000)
 
@@ -185,13 +186,13 @@ def _listed(nodes: Sequence[NodeResources]) -> str:
 
 
 def describe_placement(config: Config, nodes: Sequence[NodeResources]) -> str:
-    """What could run on which node; Ray decides by what is free then."""
+    """A possible placement, for the user. Ray decides by the resources that are free at the start."""
     placed = zip(bundles(config), place(config, nodes), strict=True)
     return by_host({name: node.address for bundle, node in placed for name in bundle.actors})
 
 
 def by_host(addresses: Mapping[str, str]) -> str:
-    """One line a host with the actors there; `addresses`: of each actor's host, by its name."""
+    """One line a host with its actors. `addresses`: actor's name -> its host's address."""
     held: dict[str, list[str]] = {}
     for name, address in addresses.items():
         held.setdefault(address, []).append(name)

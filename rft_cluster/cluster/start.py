@@ -1,11 +1,11 @@
-"""Ray: connecting, placement, starting and stopping actors.
+"""Connect to Ray, reserve resources, start and stop the actors.
 
     with start_cluster(config, model_path, task.dataset.images) as cluster:
         cluster.broadcast_weights(version=0)
         groups = cluster.generators.generate(prompts, sampling, version=0)
 
-Roles are plain classes; here they become actors with names that the dashboard shows: generator-0, reward,
-learner-0. Every wait has a deadline.
+Roles are plain classes. Here they become actors with names for the dashboard: generator-0, reward, learner-0. Every
+wait has a deadline.
 """
 
 import logging
@@ -41,7 +41,7 @@ from rft_cluster.cluster.placement import (
     place,
     plan_actors,
 )
-from rft_cluster.cluster.rollouts import PARTS, Generators
+from rft_cluster.cluster.rollouts import CHUNKS, Generators
 from rft_cluster.cluster.weight_sync import WeightSync
 from rft_cluster.common import stopping
 from rft_cluster.common.errors import UserError
@@ -52,39 +52,39 @@ from rft_cluster.generator.vllm_options import environment as generator_environm
 from rft_cluster.learner.learner import Learner
 from rft_cluster.rewards.scorer import Scorer
 
-# Calls to a generator that may be under way at once: the parts of its room, its reserve, and what is left of a step.
-# More would wait. Weights have threads of their own, since a call that waits for weights must not keep them out.
-GENERATOR_CALLS = PARTS + 8
+# Concurrent calls per generator: 8 chunks in the engine, 1 in advance, the rest of the previous step. Others wait.
+# Weight calls have their own threads; otherwise calls that wait for new weights could block the call that brings them.
+GENERATOR_CALLS = CHUNKS + 8
 WEIGHTS = "weights"
 WEIGHT_THREADS = 2
-# The scorer is async and fetches images in a thread of its own; Ray would warn of it as if the event loop waited.
+# The scorer is async and fetches images in its own thread. Ray would warn as if that blocked the event loop.
 QUIET_GET = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}
-ADDRESS_TIMEOUT = 10.0  # seconds until an address counts as silent
+ADDRESS_TIMEOUT = 10.0  # seconds after which an address counts as unreachable
 WAITING_LINE = 10.0  # seconds between lines about actors that are still starting
-# How Ray's core says that a token is missing or wrong.
+# Words in the messages of Ray's core about a missing or wrong token.
 TOKEN = re.compile(r"InvalidAuthToken|Unauthenticated|auth\w* token|token auth", re.IGNORECASE)
-RESERVE_TIMEOUT = 60.0  # seconds until resources count as taken by others
-APART_TIMEOUT = 5.0  # seconds that learners in a group of their own may take to find room, and generators after them
+RESERVE_TIMEOUT = 60.0  # seconds after which resources count as taken by others
+APART_TIMEOUT = 5.0  # seconds for the attempt to place learners and generators as two groups
 
 
 def connect(config: ClusterSection, cpus: float) -> str:
-    """Join the cluster that is configured or that RAY_ADDRESS names; without one, start one on this machine.
+    """Join the cluster of the configuration or of RAY_ADDRESS; without one, start Ray on this machine.
 
-    Returns one line for people: where to watch it.
+    Returns one line for the user with the dashboard's address.
 
     Raises:
-        UserError: the address does not answer, the cluster there cannot be joined, or Ray cannot start here.
+        UserError: the address does not answer, the cluster cannot be joined, or Ray cannot start here.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Actors without GPUs keep seeing none, as Ray will do by default.
+    # Actors without GPUs must see none. This will be Ray's default.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Of actors that fail together the first is raised; Ray would print the others' tracebacks beside it.
+    # If several actors fail, the first error is raised. Without this, Ray prints the others' tracebacks as well.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-    # It only says, on every start, that tokens are on.
+    # This logger only says, on every start, that tokens are on.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     address = config.address or os.environ.get("RAY_ADDRESS")
     if address and ":" in address:
-        # Ray would ask a silent address for minutes.
+        # Ray would wait minutes for an unreachable address.
         host, _, port = address.removeprefix("ray://").rpartition(":")
         try:
             socket.create_connection((host, int(port)), timeout=ADDRESS_TIMEOUT).close()
@@ -93,9 +93,9 @@ def connect(config: ClusterSection, cpus: float) -> str:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
     if address:
         return f"Ray cluster at {address}, dashboard http://{_join(address, quiet)}"
-    # An actor's CPUs are a promise about threads; a laptop with one core still runs the demo.
+    # Tell Ray as many CPUs as the plan needs: they only determine threads, and one core still runs the demo.
     available = max(os.cpu_count() or 1, math.ceil(cpus))
-    # "local": a cluster that happens to run on this machine, too, is not joined unasked.
+    # "local": do not join another cluster that happens to run on this machine.
     local: dict[str, Any] = {"address": "local", "include_dashboard": True, "dashboard_host": "127.0.0.1"}
     try:
         url = _init(num_cpus=available, **local, **quiet)
@@ -106,15 +106,15 @@ def connect(config: ClusterSection, cpus: float) -> str:
         ) from error
     token = Path.home() / ".ray" / "auth_token"
     if token.exists():
-        token.chmod(0o600)  # Ray creates it readable for everybody
+        token.chmod(0o600)  # Ray creates the file readable for all users
     return f"Ray started here, dashboard http://{url} (it asks for a token: ray get-auth-token)"
 
 
 def _join(address: str, options: dict[str, Any]) -> str:
-    """The dashboard's address of a running cluster, which is joined.
+    """Join a running cluster. Returns the dashboard's address.
 
     Raises:
-        UserError: it refused the token, or cannot be joined for another reason.
+        UserError: the cluster refused the token, or cannot be joined for another reason.
     """
     with tempfile.TemporaryFile() as said:
         try:
@@ -133,8 +133,10 @@ def _join(address: str, options: dict[str, Any]) -> str:
 
 @contextmanager
 def _errors_to(file: IO[bytes]) -> Iterator[None]:
-    """What is written to standard error in here goes to a file, that of Ray's core, too: it repeats what is wrong many
-    times, and raises an exception that does not say it."""
+    """Redirect standard error to a file within this context, including the output of Ray's core.
+
+    Ray's core prints the reason of a failure many times, but the exception that it raises lacks it.
+    """
     sys.stderr.flush()
     with os.fdopen(os.dup(2), "wb") as kept:
         os.dup2(file.fileno(), 2)
@@ -146,17 +148,17 @@ def _errors_to(file: IO[bytes]) -> Iterator[None]:
 
 
 def _init(**options: Any) -> str:
-    """`ray.init`, which takes SIGTERM for itself: the signals are taken back. The dashboard's address."""
+    """Call `ray.init` and restore the signal handlers that it replaces. Returns the dashboard's address."""
     try:
         url = ray.init(**options).dashboard_url
-    except SystemExit as end:  # what Ray's own handler raises
+    except SystemExit as end:  # raised by Ray's own signal handler
         raise stopping.stop_for(signal.SIGTERM) from end
     stopping.take_signals()
     return url
 
 
 def cluster_nodes() -> list[NodeResources]:
-    """The living nodes, in an order that does not change."""
+    """The living nodes, in a fixed order."""
     nodes = [
         NodeResources(
             node["NodeID"], node["NodeManagerAddress"], node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0)
@@ -168,13 +170,13 @@ def cluster_nodes() -> list[NodeResources]:
 
 
 def check_cluster(config: Config, patience: float = 0) -> str:
-    """Hold the plan against a running cluster and start nothing. Returns lines for people.
+    """Check the plan against a running cluster without starting anything. Returns lines for the user.
 
     Args:
-        patience: seconds to wait for resources that others hold. Without any, what is taken is said, not refused.
+        patience: seconds to wait for resources that others hold. With 0, taken resources are only reported.
 
     Raises:
-        UserError: it does not answer, cannot hold the actors, or others still hold what they need.
+        UserError: the cluster does not answer, is too small, or its resources are still taken after `patience`.
     """
     where = connect(config.cluster, cpus=0)
     try:
@@ -190,7 +192,7 @@ def check_cluster(config: Config, patience: float = 0) -> str:
 
 
 def _taken(wanted: Sequence[Bundle]) -> str:
-    """What is said while others hold what the bundles need; nothing once it is free."""
+    """A message about resources of the bundles that others hold; empty if all are free."""
     free = ray.available_resources()
     needs = {"CPU": sum(bundle.cpus for bundle in wanted), "GPU": sum(bundle.gpus for bundle in wanted)}
     if all(free.get(name, 0) + 1e-6 >= need for name, need in needs.items()):
@@ -204,14 +206,14 @@ def _taken(wanted: Sequence[Bundle]) -> str:
 
 @contextmanager
 def start_cluster(config: Config, model_path: str, images: Mapping[str, bytes]) -> Iterator[Cluster]:
-    """Connect, place and start all actors, and stop them at the end. `images`: those of every prompt, by SHA-256.
+    """Connect, start all actors, and stop them at the end of the context. `images`: of every prompt, by SHA-256.
 
     Raises:
-        UserError: the cluster lacks resources, or what it has is taken by others.
+        UserError: the cluster lacks resources, or others hold them.
         ClusterError: an actor did not become ready in time.
     """
     with _reserved(config, training=True) as reservation:
-        stored = StoredImages(images)  # held here, for an actor that starts again
+        stored = StoredImages(images)  # the driver keeps the references, for actors that restart
         cluster = _start_actors(reservation, model_path, stored)
         with closing(cluster.generators):
             yield cluster
@@ -219,13 +221,13 @@ def start_cluster(config: Config, model_path: str, images: Mapping[str, bytes]) 
 
 @contextmanager
 def start_generators(config: Config, model_path: str, images: Mapping[str, bytes]) -> Iterator[Generators]:
-    """The generators alone, which serve the weights in `model_path` as version 0; errors as of `start_cluster`."""
+    """Start only the generators, with the weights in `model_path` as version 0. Raises as `start_cluster`."""
     with _reserved(config, training=False) as reservation:
         stored = StoredImages(images)
         handles = reservation.start_generators(model_path, stored)
         reservation.wait_until_ready(handles)
         with closing(Generators(handles, config.cluster.step_timeout, config.generators.max_concurrent)) as generators:
-            generators.call_all("serve_loaded", 0)
+            generators.call_all("serve_checkpoint", 0)
             yield generators
 
 
@@ -235,7 +237,7 @@ def _reserved(config: Config, training: bool) -> Iterator["_Reservation"]:
     wanted = bundles(config, training)
     print(connect(config.cluster, sum(bundle.cpus for bundle in wanted)), flush=True)
     try:
-        place(config, cluster_nodes(), training)  # refuses at once what these nodes could never hold
+        place(config, cluster_nodes(), training)  # refuses at once a run that these nodes can never hold
         groups = _reserve(config, wanted)
         yield _Reservation(config, groups, wanted, deadline)
         _give_back(groups)
@@ -244,15 +246,15 @@ def _reserved(config: Config, training: bool) -> Iterator["_Reservation"]:
 
 
 def _reserve(config: Config, wanted: Sequence[Bundle]) -> list[PlacementGroup]:
-    """All bundles, in one group or in several, in their order; each group on as few nodes as Ray finds room on.
+    """Reserve all bundles, in one or two groups, in order. Ray places each group on as few nodes as possible.
 
-    None is bound to a node: Ray goes by what is free, and can move a bundle when its node is lost.
+    No bundle is bound to a node: Ray uses free resources, and can move a bundle if its node is lost.
 
     Raises:
-        UserError: others hold what is needed.
+        UserError: others hold the resources.
     """
-    # Learners talk at every layer. Ray would place generators over several GPUs first, and learners on what they
-    # leave, perhaps on two nodes where one would do: learners are a group of their own, unless that leaves no room.
+    # Learners communicate at every layer, so they should share a node. In one group Ray would place large generators
+    # first and might scatter the learners. So learners get a group of their own, unless that leaves no room.
     learners = [bundle for bundle in wanted if len(bundle.actors) == 1 and bundle.actors[0].startswith("learner")]
     attempts = [([wanted], min(RESERVE_TIMEOUT, config.cluster.start_timeout))]
     if learners:
@@ -280,13 +282,13 @@ def _environment(config: Config, cpus: float) -> dict[str, str]:
     threads = {
         "OMP_NUM_THREADS": str(max(1, int(cpus))),
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "0",  # an actor's crash keeps its stack
+        "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "0",  # keep the stack trace of an actor's crash
     }
     return threads | openmp_environment(config.cluster.device)
 
 
 class _Reservation:
-    """Resources that are ours, bundle by bundle, and the starting of actors in them until `deadline`."""
+    """The reserved bundles, and the start of actors in them until `deadline`."""
 
     def __init__(
         self, config: Config, groups: Sequence[PlacementGroup], wanted: Sequence[Bundle], deadline: float
@@ -325,9 +327,9 @@ class _Reservation:
         }
 
     def wait_until_ready(self, handles: dict[str, Any]) -> dict[str, str]:
-        """Say every few seconds who is still starting. Returns the address of each actor's host, by its name."""
+        """Wait for all actors, and print every few seconds which are missing. Returns name -> its host's address."""
 
-        def address(actor: Any) -> str:  # nested, so it is sent by value: actors need not import this module
+        def address(actor: Any) -> str:  # nested, so sent by value: actors need not import this module
             return ray.util.get_node_ip_address()
 
         calls = {handle.__ray_call__.remote(address): name for name, handle in handles.items()}
@@ -344,9 +346,11 @@ class _Reservation:
 def _start_actors(reservation: _Reservation, model_path: str, images: StoredImages) -> Cluster:
     config = reservation.config
     learners, generators, reward = plan_actors(config)
+    # `.remote` returns at once, so all actors start, import and load at the same time.
     generator_handles = reservation.start_generators(model_path, images)
     if config.shares_gpus:
-        # An engine measures the memory that is free when it starts; the learner loads into what sleep gives back.
+        # An engine measures free memory at its start, so it must be the first. The learner loads into the memory that a
+        # sleeping engine frees.
         reservation.wait_until_ready(generator_handles)
         ActorGroup(generator_handles, reservation.left()).call_all("sleep")
     learner_handles = {
@@ -361,9 +365,11 @@ def _start_actors(reservation: _Reservation, model_path: str, images: StoredImag
         .remote(config.rewards, config.scoring, images)
         for name in reward.names
     }
+    # Where Ray placed an actor is known only now, and may change with a restart: no constructor gets an address.
     addresses = reservation.wait_until_ready(learner_handles | generator_handles | reward_handles)
     if len(set(addresses.values())) > 1:
         print(f"the actors were started on\n{by_host(addresses)}", flush=True)
+    # From here on a call may take a whole step; until now the deadline of the start applied.
     timeout = config.cluster.step_timeout
     members = Learners(learner_handles, timeout)
     transfer = hardware(config.cluster.device, config.cluster.dtype, config.shares_gpus).transfer

@@ -1,4 +1,4 @@
-"""Weights, from the learners to the generators: the driver calls both ends, and neither knows the other.
+"""Weight transfer from learners to generators. The driver calls both ends; neither knows the other.
 
     driver                                learner ranks                     each generator
     connect    offer_weights -----------> a memory, or a port
@@ -7,13 +7,13 @@
                load_weights(v) -----------------------------------------> maps and loads it, serves version v
                  on GPUs of their own both at once: a broadcast by NCCL
                  on a shared GPU: start, publish (its client forwards vLLM's payloads), finish
-               weight_digests ----------> of what was sent
-               verify_weights(v, digests) -------------------------------> compares them with what arrived
-    wait       all generators have verified v
+               weight_digests ----------> digests of the sent tensors
+               verify_weights(v, digests) -------------------------------> compares them with the received tensors
+    wait       until the verification has finished
 
-Verification is asynchronous. On CPUs it runs beside generation, and generators return no group before it. Until it is
-in, the learners must not write to the memory, so the next `publish` waits for it first. On GPUs it is waited for at
-once, since the learners' weights, whose digests are taken, must not change before.
+Verification is asynchronous. On CPUs it runs while generation goes on; generators return no group before it has
+finished. Until then the learners must not write to the memory, so the next `publish` first waits for it. On GPUs
+`publish` waits at once, because the learners' weights must not change while their digests are computed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ from rft_cluster.weights.vllm_senders import nccl_init_infos
 
 @dataclass(frozen=True)
 class _Verification:
-    """Of an update to `version`: the calls that say what was sent, and those that compare it with what arrived."""
+    """The calls in flight that verify an update: `sent` return the senders' digests, `arrived` compare them."""
 
     version: int
     sent: Mapping[ray.ObjectRef, str]
@@ -45,7 +45,7 @@ class WeightSync:
     def __init__(self, learners: ActorGroup, generators: ActorGroup, transfer: str, tensor_parallel: int) -> None:
         """
         Args:
-            generators: called on threads that no call waits on which waits for weights itself.
+            generators: with their own threads for weight calls (see `start.GENERATOR_CALLS`).
             transfer: `Hardware.transfer`.
             tensor_parallel: workers of each generator.
         """
@@ -56,7 +56,7 @@ class WeightSync:
         """The version that each generator was last verified to hold, by the actor's name."""
 
     def connect(self, addresses: Mapping[str, str]) -> None:
-        """Let both ends meet; again after an actor was restarted. `addresses`: of each actor's host, by its name."""
+        """Connect both ends, again after a restart of an actor. `addresses`: actor's name -> its host's address."""
         sender = addresses[self._learners.names[0]]
         self._elsewhere = [addresses[name] != sender for name in self._generators.names]
         count = len(self._generators)
@@ -66,7 +66,7 @@ class WeightSync:
         if self._transfer == "nccl":
             infos = nccl_init_infos(offer.init, [self._tensor_parallel] * count)
         forward = partial(self._generators.call_all, "update_weights") if offer.update is None else None
-        # At once: in an NCCL group neither end returns before the other has come.
+        # Start both calls at once: in an NCCL group neither end returns before the other has joined.
         ends = self._generators.begin_each("init_weight_transfer_engine", [(info,) for info in infos])
         wait_for(ends | self._learners.begin_all("connect_weights", forward), self._learners.timeout, "connecting")
 
@@ -74,7 +74,7 @@ class WeightSync:
         """Bring every generator to the learners' weights. They may generate when this returns; see `wait`.
 
         Raises:
-            WeightTransferError: the update before this one was never verified, or this one failed.
+            WeightTransferError: the previous update did not verify, or this one failed.
         """
         self.wait()
         learners, generators = self._learners, self._generators
@@ -83,7 +83,7 @@ class WeightSync:
                 learners.call_all("publish_weights")
                 generators.call_each("load_weights", self._loads(version))
             case "nccl":
-                # The receive comes first. Whichever end fails ends the wait for both: the other would hang in NCCL.
+                # Start the receive first. If one end fails, stop waiting for both: the other would hang in NCCL.
                 ends = generators.begin_each("load_weights", self._loads(version))
                 wait_for(ends | learners.begin_all("publish_weights"), learners.timeout, "publish_weights")
             case _:
@@ -96,10 +96,10 @@ class WeightSync:
             self.wait()
 
     def wait(self) -> None:
-        """Wait until all generators are verified to hold what was last published.
+        """Wait until the last published weights are verified on all generators.
 
         Raises:
-            WeightTransferError: a generator found other bytes or names than were sent.
+            WeightTransferError: a generator received other bytes or names than were sent.
         """
         if self._verification is None:
             return
@@ -109,13 +109,13 @@ class WeightSync:
         records = dict(zip(self._generators.names, answers, strict=True))
         check_records(records, version, combined_digest(added_up(sent)))
         self.held = {name: record.version for name, record in records.items()}
-        self._verification = None  # one that failed stays: whoever waits again is told again
+        self._verification = None  # a failed one stays, so that later calls raise again
 
     def _loads(self, version: int) -> Sequence[tuple[Any, ...]]:
         """The arguments of each generator's `load_weights`.
 
-        Shared memory ends at the host. To others its contents go through Ray's object store, once to each host, and
-        not by way of this process.
+        Generators on other hosts cannot map the memory. Its contents reach them through Ray's object store, once for
+        each host, without passing through this process.
         """
         data = None
         if self._transfer == "shared_memory" and any(self._elsewhere):
@@ -124,11 +124,11 @@ class WeightSync:
 
 
 def check_records(records: Mapping[str, WeightRecord], version: int, digest: int) -> None:
-    """Is what the generators say they serve what was sent?
+    """Check that all generators serve the weights that were sent.
 
     Args:
         records: by the generator's name.
-        digest: combined digest of the tensors as they were sent.
+        digest: combined digest of the sent tensors.
 
     Raises:
         WeightTransferError: a generator reports another version, received other bytes, or holds other parameters

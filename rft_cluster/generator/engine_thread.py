@@ -1,9 +1,9 @@
-"""The thread that owns a vLLM engine: it steps while there are requests, and does what others ask in between.
+"""The thread that owns a vLLM engine. It steps the engine while there are requests, and runs other calls in between.
 
     call(work)    ->  inbox  ->  [ engine thread: work(), step, step, ... ]  ->  Future of work's result
-    submit(batch) on that thread: add_request for each prompt; `batch.written` is done with the last one's completions
+    submit(batch) on that thread: add_request for each prompt; `batch.written` is done when all completions are finished
 
-While weights are being updated nothing is stepped. So weights change between two steps of the engine, never in one.
+During a weight update the engine does not step. So weights change between two steps, never within one.
 """
 
 import queue
@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Written:
-    """Groups, and the verification of the newest weights that wrote them."""
+    """Finished groups, and the verification of the newest weights that wrote them."""
 
     groups: list[Group]
     verification: "Future[None]"
@@ -30,23 +30,23 @@ class Written:
 
 @dataclass
 class Batch:
-    """Prompts that were asked together. Their groups are finished in any order."""
+    """Prompts of one call. Their groups finish in any order."""
 
     prompts: Sequence[Prompt]
     group_size: int
-    version: int  # the oldest that may write them
+    version: int  # oldest version of the weights that may write the completions
     written: "Future[Written]" = field(default_factory=Future)
-    groups: dict[int, Group] = field(default_factory=dict)  # by the prompt's index
+    groups: dict[int, Group] = field(default_factory=dict)  # finished groups by the prompt's index
 
 
 class EngineThread:
-    """See the module. `engine` is vLLM's `LLMEngine`; only work that was passed to `call` may use it."""
+    """Runs the engine. `engine` is vLLM's `LLMEngine`; only work passed to `call` may use it."""
 
     def __init__(self, weights: WeightState) -> None:
         self.engine: Any = None
         self._weights = weights
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._running: dict[str, tuple[Batch, int]] = {}  # by vLLM's request id: whose prompt, and its index
+        self._running: dict[str, tuple[Batch, int]] = {}  # vLLM's request id -> batch, and the prompt's index in it
         self._batches = 0
         threading.Thread(target=self._serve, name="engine", daemon=True).start()
 
@@ -70,23 +70,27 @@ class EngineThread:
     # On the thread
 
     def submit(self, batch: Batch, requests: Iterable[tuple[Any, Any]]) -> None:
-        """Give the engine a request (vLLM's inputs, sampling parameters) for each prompt of the batch, or none."""
+        """Add a request (vLLM's inputs, sampling parameters) for each prompt of the batch, or for none if one fails."""
+        # An empty batch has no last completion that would finish it. Its answer still carries the verification.
         if not batch.prompts:
             batch.written.set_result(Written([], self._weights.verification))
+        # vLLM needs ids that are unique in the engine.
         self._batches += 1
         begun: list[str] = []
         try:
+            # `requests` is lazy: an image is fetched and prepared here, prompt by prompt, and may raise.
             for inputs, sampling in requests:
                 request_id = f"{self._batches}-{len(begun)}"
                 self.engine.add_request(request_id, inputs, sampling)
                 begun.append(request_id)
-        except BaseException:  # not swallowed: nobody would wait for those before
+        except BaseException:  # not swallowed: the caller raises it, so nobody would wait for the requests added so far
             self.engine.abort_request(begun)
             raise
+        # Only a complete batch counts as running: `_step` looks up every finished request here.
         self._running |= {request_id: (batch, index) for index, request_id in enumerate(begun)}
 
     def abort(self, error: BaseException) -> None:
-        """End all requests; who waits for one raises `error`."""
+        """Abort all requests. Every caller that waits for one raises `error`."""
         self.engine.abort_request(list(self._running))
         self._end(error)
 
@@ -101,19 +105,22 @@ class EngineThread:
                 work()
 
     def _step(self) -> None:
-        """One token for each running completion, more or less: vLLM schedules them."""
+        """Step the engine: about one token for each running completion, as vLLM schedules them."""
         try:
             for output in self.engine.step():
+                # With FINAL_ONLY a request's only output has all completions of its prompt.
                 if output.finished:
                     batch, index = self._running[output.request_id]
                     batch.groups[index] = group_of(batch.prompts[index], output, batch)
                     del self._running[output.request_id]
+                    # vLLM finishes prompts in any order. A batch is answered as a whole, in the caller's order, with
+                    # the verification of the present weights: they are the newest that wrote any of its tokens.
                     if len(batch.groups) == len(batch.prompts):
                         groups = [batch.groups[i] for i in range(len(batch.prompts))]
                         batch.written.set_result(Written(groups, self._weights.verification))
         except BaseException as error:  # noqa: BLE001 - not swallowed: every caller that waits raises it
-            # The error is the answer to everybody who waits or comes later. The engine is not asked to abort
-            # requests: after a failed step its state is unknown.
+            # Every present and later caller gets this error. Do not ask the engine to abort requests: after a failed
+            # step its state is unknown.
             self._weights.fail(error)
             self._end(error)
 
@@ -124,10 +131,10 @@ class EngineThread:
 
 
 def group_of(prompt: Prompt, output: Any, batch: Batch) -> Group:
-    """The completions of vLLM's `RequestOutput`, each with the versions of the weights that wrote it.
+    """Convert vLLM's `RequestOutput` to a group. Each completion has the versions of the weights that wrote it.
 
     Raises:
-        StaleGenerator: weights older than the batch's version wrote one of them.
+        StaleGenerator: weights older than the batch's version wrote a token.
     """
     completions = []
     for answer in output.outputs:

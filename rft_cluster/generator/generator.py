@@ -1,9 +1,9 @@
-"""A generator: a vLLM engine in this process, which writes the completions of prompts.
+"""A generator: a vLLM engine in this process that writes completions for prompts.
 
-    generator.py       what other roles call (this file); any thread may, and waits for the answer
+    generator.py       the methods for other roles (this file); any thread may call them, and waits for the answer
     engine_thread.py   the one thread that owns the engine: requests, steps, running batches
-    weight_state.py    which weights are served: five states, drawn there
-    vllm_options.py    what vLLM is told
+    weight_state.py    the state of the served weights: five states, drawn there
+    vllm_options.py    vLLM's options
 
 Requests in flight during an update are pre-empted. Tokens sampled so far are kept; their KV cache is dropped, and
 prompt plus tokens are prefilled again with the new weights.
@@ -21,24 +21,24 @@ from rft_cluster.generator.weight_state import WeightState
 from rft_cluster.messages import Group, Images, Prompt, Sampling, WeightRecord
 from rft_cluster.weights.digests import added_up, combined_digest
 
-VERIFY_TIMEOUT = 600.0  # seconds from the last token to the verification of the weights that wrote it
+VERIFY_TIMEOUT = 600.0  # seconds that finished groups wait for the verification of their weights
 
 
 class Generator:
-    """See the module. Plain class: `cluster/` makes it a Ray actor."""
+    """A plain class; `cluster/` makes it a Ray actor."""
 
     def __init__(self, options: EngineOptions, images: Images) -> None:
-        """Starts the engine; returns when it is ready. `images`: those of the prompts that it will be asked."""
+        """Start the engine, and return when it is ready. `images`: the images of all later prompts."""
         self._images = images
         self._weights = WeightState()
         self._thread = EngineThread(self._weights)
-        self._in_process = options.hardware.device == "cpu"  # where the engine's one worker is, too
+        self._in_process = options.hardware.device == "cpu"  # on CPUs the engine's only worker is in this process
         self._on_thread(lambda: self._start(options))
 
     # What other roles call
 
-    def serve_loaded(self, version: int) -> None:
-        """Use the weights that the engine read from its folder as `version`, for a policy that is not trained on."""
+    def serve_checkpoint(self, version: int) -> None:
+        """Serve the weights in the engine's folder as `version`. For a policy that is not being trained."""
 
         def serve() -> None:
             self._engine.set_weight_version(str(version))
@@ -47,13 +47,13 @@ class Generator:
         self._on_thread(serve)
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> list[Group]:
-        """Groups in the order of their prompts; every token is of weights of `version` or newer.
+        """Generate a group for each prompt, in order. Every token is by weights of `version` or newer.
 
-        A request that comes while weights are being updated begins with the new ones.
+        A request that arrives during a weight update waits for the new weights.
 
         Raises:
-            StaleGenerator: this generator holds an older version, or none.
-            WeightTransferError: the weights that wrote them turned out not to be those that were sent.
+            StaleGenerator: this generator has an older version, or none.
+            WeightTransferError: the weights did not verify.
         """
         batch = Batch(prompts, sampling.group_size, version)
         while not self._on_thread(lambda: self._submit(batch, sampling)):
@@ -84,7 +84,7 @@ class Generator:
         self._on_thread(update)
 
     def finish_weight_update(self, version: int) -> None:
-        """Put the received weights into service under `version`."""
+        """Serve the received weights as `version`."""
 
         def finish() -> None:
             with self._or_refused():
@@ -93,28 +93,28 @@ class Generator:
         self._on_thread(finish)
 
     def load_weights(self, update_info: dict[str, Any], version: int, data: Any = None) -> None:
-        """A whole update, with weights that are all there.
+        """Make a complete update in one call, with weights that have all been sent.
 
         Args:
-            data: the tensors' bytes, where they do not reach this host in another way.
+            data: the tensors' bytes, if this host cannot map the learners' memory.
         """
         self.start_weight_update()
         self.update_weights(update_info if data is None else {**update_info, "data": data})
         self.finish_weight_update(version)
 
     def verify_weights(self, version: int, *digests: Mapping[str, int]) -> WeightRecord:
-        """Compare what was received with what was sent, and say what is served.
+        """Verify the received weights, and return their record.
 
         Args:
-            digests: of what each learner rank sent, by the tensor's name.
+            digests: for each learner rank, tensor name -> digest of the part that it sent.
 
         Raises:
-            WeightTransferError: they differ; all that waits for completions by these weights raises it, too.
+            WeightTransferError: the digests differ. Callers that wait for completions by these weights raise it, too.
         """
         verify = partial(_verify, digests=added_up(digests))
         try:
             self._on_thread(lambda: self._weights.check_held(version))
-            # What takes time is done in the caller's thread, beside generation.
+            # The digests take time, so compute them in the caller's thread while the engine generates.
             work = (lambda worker: worker) if self._in_process else verify
             answers = self._on_thread(lambda: self._engine.collective_rpc(work))
             if self._in_process:
@@ -127,7 +127,7 @@ class Generator:
         return WeightRecord(version, answers[0][0], loaded)
 
     def sleep(self) -> None:
-        """Give the GPU's memory back, weights included, to the learner that shares it. Weights must follow."""
+        """Free the GPU's memory, weights included, for the learner that shares it. An update must follow."""
 
         def sleep() -> None:
             self._weights.drop()
@@ -136,7 +136,7 @@ class Generator:
         self._on_thread(sleep)
 
     def wake_up(self, tags: list[str]) -> None:
-        """Take memory again, in two parts: `["weights"]` before an update, `["kv_cache"]` after it."""
+        """Take memory again, in two steps: `["weights"]` before an update, `["kv_cache"]` after it."""
         self._on_thread(lambda: self._engine.wake_up(tags))
 
     # On the engine's thread
@@ -160,9 +160,11 @@ class Generator:
         self._thread.engine = self._llm.llm_engine
 
     def _submit(self, batch: Batch, sampling: Sampling) -> bool:
-        """Give prompts to the engine; false, and nothing done, while weights are being updated."""
+        """Submit a batch to the engine. Returns False, and does nothing, during a weight update."""
+        # Admission and submission are one call on the engine's thread, so no update can start in between.
         if not self._weights.admits(batch.version):
             return False
+        # The generator expression prepares each image on the engine's thread, just before its request.
         self._thread.submit(batch, (self._request(prompt, sampling) for prompt in batch.prompts))
         return True
 
@@ -183,14 +185,14 @@ class Generator:
             raise
 
     def _refuse(self, error: BaseException) -> None:
-        """Serve nobody with weights that are not those that were sent, until an update that is."""
+        """Stop serving weights that failed to load or to verify, and abort all requests."""
         self._weights.refuse(error)
         self._thread.abort(error)
 
     def _put_into_service(self, version: int) -> None:
         self._rpc("finish_weight_update")
-        # Keys, values and image embeddings of the old weights must not outlive them. The prefix reset leaves the
-        # encoder cache as it is, on every build (vllm#44910).
+        # KV cache and image embeddings of the old weights must be dropped. Resetting the prefix cache keeps the encoder
+        # cache, on every build (vllm#44910).
         if not self._engine.reset_prefix_cache(reset_running_requests=self._thread.busy):
             raise RuntimeError("vLLM did not reset its prefix cache: requests still hold blocks of old weights")
         self._engine.reset_encoder_cache()

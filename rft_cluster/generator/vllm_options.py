@@ -1,4 +1,4 @@
-"""What vLLM is told: an engine with which a generator's promises can be kept (versions, log-probabilities, seeds)."""
+"""vLLM's options, chosen so that versions, log-probabilities and seeds of completions are right."""
 
 import logging
 import os
@@ -15,34 +15,34 @@ from rft_cluster.common.imports import light_imports
 from rft_cluster.config import Config, GeneratorsSection, ModelSection
 from rft_cluster.messages import Sampling
 
-# Read by vLLM when it is imported; the engine lives in this process, on the threads that this process has.
+# vLLM reads these on import. The engine runs in this process, with this process's number of threads.
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_NO_USAGE_STATS": "1",
 }
 CPU_ENVIRONMENT = {
-    # An update replaces all packed weights, matrix by matrix. Freed memory stays with the process, for the next of its
-    # size: pages that come back from the system cost as much as packing does.
+    # An update replaces all packed weights, matrix by matrix. Keep freed memory in the process for the next matrix: new
+    # pages from the system cost as much as the packing.
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**62),
-    # vLLM's sampler has two small functions compiled by torch's inductor, which needs a C++ compiler and Python's
-    # headers, and seconds of every start. As they are written they compute the same.
+    # Do not compile two small functions of vLLM's sampler: inductor would need a C++ compiler, Python's headers and
+    # seconds of every start, for the same result.
     "TORCHDYNAMO_DISABLE": "1",
 }
-# How vLLM and allocators say that memory is short.
+# Words in vLLM's and the allocators' messages about too little memory.
 MEMORY = re.compile(r"available memory|KV cache|GPU memory utilization|out of memory|allocate memory", re.IGNORECASE)
 MM_CACHE_GIB = 1.0
 CPU_BATCHED_TOKENS = 8192
-FORBIDDEN_BIAS = -100.0  # the lowest that vLLM takes: exp(-100) is never sampled
+FORBIDDEN_BIAS = -100.0  # vLLM's minimum; a token with exp(-100) is never sampled
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """All that a generator's engine depends on.
+    """The settings of a generator's engine.
 
-    `path` is a Hugging Face folder with the first weights, `max_tokens` what prompt and completion take together.
+    `path`: Hugging Face folder with the initial weights. `max_tokens`: of prompt and completion together.
     """
 
     path: str
@@ -60,12 +60,12 @@ class EngineOptions:
 
 
 def environment(device: str) -> dict[str, str]:
-    """What a generator's process needs in its environment from the start."""
+    """Environment variables that a generator's process needs at its start."""
     return ENVIRONMENT | (CPU_ENVIRONMENT if device == "cpu" else {})
 
 
 def device_here() -> str:
-    """`"cuda"` on a machine with a GPU, else `"cpu"`, for who has no configuration that says it."""
+    """`"cuda"` on a machine with a GPU, else `"cpu"`. For commands without a configuration."""
     import torch  # takes seconds to import
 
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -73,8 +73,10 @@ def device_here() -> str:
 
 @contextmanager
 def within_memory() -> Iterator[None]:
-    """Raises UserError where vLLM says in here that weights or keys and values find no room: all it raises then are a
-    ValueError or a RuntimeError (a GPU's allocator has one of its own)."""
+    """Turn vLLM's errors about too little memory within this context into UserError.
+
+    vLLM raises a plain ValueError or RuntimeError for them; a GPU's allocator has its own exception.
+    """
     try:
         yield
     except (ValueError, RuntimeError) as error:
@@ -88,12 +90,12 @@ def within_memory() -> Iterator[None]:
 
 
 def load_engine(options: EngineOptions, image_limits: dict[str, Any]) -> Any:
-    """A `vllm.LLM` with the weights of `options.path`. To be called before vLLM is imported.
+    """Load a `vllm.LLM` with the weights of `options.path`. Call this before vLLM is imported.
 
-    `image_limits` go to its image processor (`PromptEncoder.image_limits`).
+    `image_limits`: for the image processor (`PromptEncoder.image_limits`).
     """
     config, devices, max_tokens = options.generators, options.hardware, options.max_tokens
-    os.environ.update(environment(devices.device))  # for an engine in a process that was started without it
+    os.environ.update(environment(devices.device))  # for a process that was started without it
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     by_device: dict[str, Any] = {
         "gpu_memory_utilization": config.gpu_memory,
@@ -101,15 +103,15 @@ def load_engine(options: EngineOptions, image_limits: dict[str, Any]) -> Any:
     }
     if devices.device == "cpu":
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib)
-        # A prompt whose prefill is cut in chunks rewinds its random generator, which CPU generators cannot
-        # ("CPU Generator does not use offset"): a prompt is prefilled whole.
+        # Chunked prefill rewinds a prompt's random generator, which CPU generators cannot do ("CPU Generator does not
+        # use offset"). So prefill each prompt in one piece.
         batched = max(max_tokens, CPU_BATCHED_TOKENS)
         by_device = {
             "enforce_eager": True,
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": batched,
         }
-    # vLLM says on every start that Triton has no backend for CPUs, and looks at attributes that torch deprecates.
+    # Hide what vLLM prints on every start: Triton has no CPU backend, and warnings about deprecated torch attributes.
     logging.getLogger("vllm.triton_utils.importing").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")
     with light_imports():
@@ -118,7 +120,7 @@ def load_engine(options: EngineOptions, image_limits: dict[str, Any]) -> Any:
         from rft_cluster.weights import receivers
 
     receivers.register()
-    with within_memory(), light_imports():  # it imports as much again
+    with within_memory(), light_imports():  # the start of the engine imports much more
         engine = LLM(
             model=options.path,
             dtype=devices.dtype,
@@ -130,22 +132,22 @@ def load_engine(options: EngineOptions, image_limits: dict[str, Any]) -> Any:
             mm_processor_kwargs=image_limits,
             mm_processor_cache_gb=MM_CACHE_GIB,
             enable_prefix_caching=True,
-            # Sampled from a restricted, tempered distribution, so its log-probabilities are the right ones.
+            # Log-probabilities of the distribution that is sampled: restricted and tempered.
             logprobs_mode="processed_logprobs",
-            # A checkpoint's generation_config (Qwen2-VL carries top_k 1) must not leak into sampling.
+            # Ignore the checkpoint's generation_config: Qwen2-VL's has top_k 1.
             generation_config="vllm",
             weight_transfer_config={"backend": receivers.ENGINES[devices.transfer]},
             trust_remote_code=options.model.trust_remote_code,
             disable_log_stats=True,
             **by_device,
         )
-    # At every prompt it would say that the number of threads stays as it is. (The engine's start sets levels anew.)
+    # Hide a message at every prompt about the number of threads. Set here because the engine's start resets log levels.
     logging.getLogger("vllm.v1.worker.cpu_worker").setLevel(logging.ERROR)
     return engine
 
 
 def sampling_params(sampling: Sampling, seed: int, stop_token_ids: list[int], forbidden_token_ids: list[int]) -> Any:
-    """vLLM's `SamplingParams`. Every one that shapes the distribution is named: none comes from a default elsewhere."""
+    """Make vLLM's `SamplingParams`. Every parameter that shapes the distribution is set, so no default applies."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -159,8 +161,8 @@ def sampling_params(sampling: Sampling, seed: int, stop_token_ids: list[int], fo
         seed=seed,
         max_tokens=sampling.max_tokens,
         stop_token_ids=stop_token_ids,
-        logprobs=0,  # of the sampled token alone
+        logprobs=0,  # only of the sampled token
         logit_bias=dict.fromkeys(forbidden_token_ids, FORBIDDEN_BIAS),
         skip_special_tokens=True,
-        output_kind=RequestOutputKind.FINAL_ONLY,  # a group comes whole, when its last completion is done
+        output_kind=RequestOutputKind.FINAL_ONLY,  # one output with the whole group, when its last completion is done
     )

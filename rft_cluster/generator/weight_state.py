@@ -1,21 +1,21 @@
-"""The weights that a generator serves: five states and what leads from one to the next. No call of vLLM is here.
+"""The weights that a generator serves: five states and their transitions. No call of vLLM is here.
 
     NO_WEIGHTS --begin_update--> UPDATING --end_update(v)--> UNVERIFIED --verify(v)--> VERIFIED
-                                     ^                            |                       |
-                                     +------- begin_update -------+-----------------------+
+                                     ^                           |                         |
+                                     +------- begin_update ------+-------------------------+
 
     refuse(error)   UPDATING, UNVERIFIED -> NO_WEIGHTS   the update failed, or other weights arrived than were sent
-    drop()          all but FAILED -> NO_WEIGHTS         the generator sleeps, and has given its weights away
+    drop()          all but FAILED -> NO_WEIGHTS         the generator sleeps, and has freed its weights
     serve(v)        all but FAILED -> VERIFIED           the engine's own checkpoint is used as version v
-    fail(error)     all -> FAILED                        the engine broke; it serves nobody after that
+    fail(error)     all -> FAILED                        the engine failed, for good
 
-What a request for version v meets:
+A request for version v or newer:
 
-    NO_WEIGHTS   StaleGenerator
-    UPDATING     it waits until the update has ended
-    UNVERIFIED   it runs, if the weights are of version v or newer; its groups wait for `verification`
-    VERIFIED     it runs, if the weights are of version v or newer
-    FAILED       it raises the error that broke the engine
+    NO_WEIGHTS   raises StaleGenerator
+    UPDATING     waits until the update has ended
+    UNVERIFIED   runs if the version is new enough; its groups are returned when `verification` is done
+    VERIFIED     runs if the version is new enough
+    FAILED       raises the error that broke the engine
 """
 
 import threading
@@ -36,13 +36,13 @@ class State(Enum):
 
 
 class WeightState:
-    """See the module. All methods are called on the engine's thread, but for `wait_for_update`."""
+    """The states above. All methods are called on the engine's thread, except `wait_for_update`."""
 
     def __init__(self) -> None:
         self.state = State.NO_WEIGHTS
-        self.version: int | None = None  # of the weights that are served; None in the other three states
-        self.verification: Future[None] = Future()  # of the weights that are served; raises, once they were refused
-        self._error: BaseException | None = None  # that broke the engine
+        self.version: int | None = None  # of the served weights; None in NO_WEIGHTS, UPDATING and FAILED
+        self.verification: Future[None] = Future()  # of the served weights; raises if they were refused
+        self._error: BaseException | None = None  # the error that broke the engine
         self._no_update = threading.Event()
         self._no_update.set()
 
@@ -51,10 +51,10 @@ class WeightState:
         return self.state is State.UPDATING
 
     def admits(self, version: int) -> bool:
-        """Whether a request for weights of `version` or newer may run now; false: it has to wait for an update.
+        """Return True if a request for weights of `version` or newer may run now, False if it must wait for an update.
 
         Raises:
-            StaleGenerator: older weights are served, or none.
+            StaleGenerator: the served weights are older, or there are none.
             BaseException: the error that broke the engine.
         """
         self._check()
@@ -65,10 +65,10 @@ class WeightState:
         return True
 
     def wait_for_update(self) -> None:
-        """Wait, in any thread, until no update is under way.
+        """Wait until no update is in flight. In any thread.
 
         Raises:
-            WeightTransferError: it takes too long.
+            WeightTransferError: the update takes longer than `UPDATE_TIMEOUT`.
         """
         if not self._no_update.wait(UPDATE_TIMEOUT):
             raise WeightTransferError(f"an update took more than {UPDATE_TIMEOUT:g} s")
@@ -80,7 +80,7 @@ class WeightState:
         self.verification.set_result(None)
 
     def begin_update(self) -> None:
-        """Groups that still wait for the verification of the weights before are refused."""
+        """Enter UPDATING. Groups that still wait for the verification of the previous weights are refused."""
         self._check()
         self._refuse_groups(WeightTransferError("another update began before this one was verified"))
         self._enter(State.UPDATING)
@@ -92,20 +92,20 @@ class WeightState:
         self._enter(State.UNVERIFIED, version)
 
     def check_held(self, version: int) -> None:
-        """Raises WeightTransferError unless weights of `version` are served."""
+        """Raise WeightTransferError unless weights of `version` are served."""
         self._check()
         if self.version != version:
             raise WeightTransferError(f"asked to verify version {version}, but it holds {self.version}")
 
     def verify(self, version: int) -> None:
-        """The weights are those that were sent: groups that they wrote may leave."""
+        """Enter VERIFIED: the weights are those that were sent, so groups by them may be returned."""
         self.check_held(version)
         if self.state is State.UNVERIFIED:
             self._enter(State.VERIFIED, version)
             self.verification.set_result(None)
 
     def refuse(self, error: BaseException) -> None:
-        """The weights are not those that were sent: nobody is served until an update that is."""
+        """Enter NO_WEIGHTS: the weights are not those that were sent. Only another update can end this state."""
         self._refuse_groups(error)
         self.drop()
 

@@ -1,1 +1,1 @@
-"""How weights travel from learners to generators, and how their arrival is verified. Imports `model`."""
+"""Weight transfer from learners to generators, and its verification. Imports `model`."""

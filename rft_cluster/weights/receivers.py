@@ -1,7 +1,7 @@
 """The generators' end of the weight transfer: vLLM weight-transfer engines that verify what they receive.
 
-`register()` adds them to vLLM's factory; it is also a vLLM plugin (see pyproject.toml), so that the worker
-processes of a tensor-parallel engine know them. This file is imported where vLLM is: by generators.
+`register()` adds them to vLLM's factory. It is also a vLLM plugin (see pyproject.toml), for the worker processes of a
+tensor-parallel engine. Only generators import this file, because it imports vLLM.
 """
 
 import mmap
@@ -33,7 +33,7 @@ ENGINES = {"shared_memory": "rft_shared_memory", "nccl": "rft_nccl", "ipc": "rft
 
 
 def check_digests(received: Mapping[str, int], sent: Mapping[str, int]) -> None:
-    """Did exactly the tensors that were sent arrive, with the same bytes?
+    """Check that exactly the sent tensors were received, with the same bytes.
 
     Raises:
         WeightTransferError: tensors are missing or unknown, or their digests differ.
@@ -58,16 +58,16 @@ class SharedMemoryInit(WeightTransferInitInfo):
 
 @dataclass
 class SharedMemoryUpdateInfo(WeightTransferUpdateInfo):
-    """`path` is a file of `nbytes`, the learners' memory, which is theirs again when `verify` has returned."""
+    """`path`: the learners' memory as a file of `nbytes`. The learners may write to it again when `verify` returned."""
 
     path: str
     nbytes: int
     data: Any = None
-    """The memory's contents, for a generator on another host: a buffer of bytes, read-only."""
+    """The memory's contents as a read-only buffer, for a generator on another host."""
 
 
 class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpdateInfo]):
-    """The engine for CPUs: loads weights from memory that the learners on this host have written."""
+    """The engine for CPUs: loads weights from the memory that the learners wrote."""
 
     init_info_cls = SharedMemoryInit
     update_info_cls = SharedMemoryUpdateInfo
@@ -82,14 +82,14 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpda
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        # The base class ends with an accelerator's synchronisation; a CPU has none.
+        # Do not call the base class's method: it ends with an accelerator's synchronisation.
         self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update_info: SharedMemoryUpdateInfo) -> None:
         if update_info.data is not None:
             self._tensors = self._tensors_in(update_info.data)
         elif self._mapped != update_info.path:
-            # Mapped once: each page costs at its first touch. What the learners write later is seen here (Linux).
+            # Map once: the first access to each page is slow. The mapping shows later writes of the learners (Linux).
             self._tensors = self._tensors_in(_mapping(update_info.path, update_info.nbytes))
             self._mapped = update_info.path
         self.model.load_weights(self._tensors.items())
@@ -101,12 +101,12 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpda
         repack_output_layers(self.model)
 
     def verify(self, digests: dict[str, int]) -> tuple[int, int]:
-        """Compare what lies in the memory with what was sent; it is read again, beside generation.
+        """Read the memory again, while the engine generates, and compare it with the sent digests.
 
         Returns the combined digest of all tensors, and the digest of the engine's parameters.
 
         Raises:
-            WeightTransferError: they differ.
+            WeightTransferError: the digests differ.
         """
         received = {name: tensor_digest(tensor) for name, tensor in self._tensors.items()}
         check_digests(received, digests)
@@ -127,14 +127,14 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpda
 def _mapping(path: str, nbytes: int) -> mmap.mmap:
     file = os.open(path, os.O_RDONLY)
     try:
-        # Private: nothing written here could reach the learners; torch warns of a read-only buffer.
+        # Private, so that writes cannot reach the learners. (torch warns about read-only buffers.)
         return mmap.mmap(file, nbytes, flags=mmap.MAP_PRIVATE)
     finally:
         os.close(file)
 
 
 class VerifiesWeights:
-    """Mixed into a vLLM engine for GPUs: digests every tensor as it is loaded, for what was received is gone then."""
+    """Mixin for vLLM's engines for GPUs: digests each tensor while it is loaded, because it is freed afterwards."""
 
     not_loaded: Sequence[str] = ()
 
@@ -145,12 +145,12 @@ class VerifiesWeights:
     def receive_weights(self, update_info: Any) -> None:
         model: nn.Module = self.model  # type: ignore[has-type]
         digesting = DigestingModel(model)
-        self.model = digesting  # all that vLLM's engines do with it here is to load weights
+        self.model = digesting  # during `receive_weights` vLLM's engines only call `load_weights` of it
         try:
             super().receive_weights(update_info)  # type: ignore[misc]
         finally:
             self.model = model
-        self._received |= digesting.digests  # an update may come in several calls
+        self._received |= digesting.digests  # an update may take several calls
 
     def finish_weight_update(self) -> None:
         tied: bool = self.model_config.hf_config.tie_word_embeddings  # type: ignore[attr-defined]
@@ -158,13 +158,13 @@ class VerifiesWeights:
         super().finish_weight_update()  # type: ignore[misc]
 
     def verify(self, digests: dict[str, int]) -> tuple[int, int]:
-        """As `SharedMemoryEngine.verify`; the engine's parameters are compared among generators alone."""
+        """As `SharedMemoryEngine.verify`. The engine's parameters can only be compared among generators."""
         check_digests(self._received, digests)
         return combined_digest(self._received), parameter_digest(self.model)
 
 
 class DigestingModel:
-    """Stands in for a model while it loads: digests every tensor on its way into `load_weights`."""
+    """Wraps a model, and digests every tensor that is passed to `load_weights`."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -180,19 +180,19 @@ class DigestingModel:
 
 
 class VerifiedNCCLEngine(VerifiesWeights, NCCLWeightTransferEngine):
-    """vLLM's engine for GPUs of their own."""
+    """vLLM's NCCL engine, for generators with their own GPUs."""
 
 
 class VerifiedIPCEngine(VerifiesWeights, IPCWeightTransferEngine):
-    """vLLM's engine for a GPU that generator and learner share."""
+    """vLLM's CUDA IPC engine, for a GPU shared by generator and learner."""
 
 
 def layers_not_loaded(model: nn.Module, tied: bool) -> list[str]:
-    """The layers that did not take all of their weights. To be asked before the layer-wise reload is finalised.
+    """The layers that did not get all of their weights. Call this before the layer-wise reload is finalised.
 
-    vLLM only logs a layer that took nothing, and fills one that took a part with whatever was in memory. A layer
-    that has all is done with and says so (`can_load`); what else may be left waiting is an embedding, whose padding
-    is never sent, and an output layer that is `tied` to it.
+    vLLM only logs a layer that got nothing, and leaves arbitrary memory in one that got some of its weights. A complete
+    layer is no longer `can_load`. Two other layers may be: an embedding, whose padding is never sent, and an output
+    layer `tied` to it.
     """
     waiting = []
     for name, layer in model.named_modules():
@@ -206,17 +206,20 @@ def layers_not_loaded(model: nn.Module, tied: bool) -> list[str]:
 
 
 def repack_output_layers(model: nn.Module) -> None:
-    """Repack every lm_head. The CPU build computes with a packed copy of it, which the layer-wise reload leaves
-    as it was where embeddings are tied: without this the engine samples from old output weights."""
+    """Repack every lm_head.
+
+    The CPU build computes with a packed copy. With tied embeddings the layer-wise reload does not update that copy, and
+    the engine would sample with the old output weights.
+    """
     for module in model.modules():
         if isinstance(module, ParallelLMHead):
             module.quant_method.process_weights_after_loading(module)
 
 
 def parameter_digest(model: nn.Module) -> int:
-    """One digest of all parameters as the engine holds them; equal on all generators of the same layout.
+    """One digest of all the engine's parameters; equal on all generators with the same layout.
 
-    The CPU build packs the weights of linear layers away from its parameters; the digest is of the others there.
+    The CPU build removes packed weights of linear layers from its parameters. There the digest covers the others.
     """
     total = 0
     for position, (_, parameter) in enumerate(model.named_parameters()):
@@ -225,7 +228,7 @@ def parameter_digest(model: nn.Module) -> int:
 
 
 def register() -> None:
-    """Make the engines known to vLLM; harmless when repeated."""
+    """Add the engines to vLLM's factory. Repeated calls have no effect."""
     engines = {
         "shared_memory": SharedMemoryEngine,
         "nccl": VerifiedNCCLEngine,

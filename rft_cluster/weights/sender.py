@@ -1,6 +1,6 @@
 """The learners' end of the weight transfer. The generators' end is `receivers.py`; the driver starts both.
 
-A sender lives on every learner rank. All ranks are called at the same time, in this order:
+Every learner rank has a sender. All ranks are called at the same time, in this order:
 
                    offer                            connect              send, once an update
     CPUs           a layout, the path of a memory   -                    each rank writes its shard into the memory
@@ -8,7 +8,7 @@ A sender lives on every learner rank. All ranks are called at the same time, in 
     one shared     -                                -                    vLLM sends handles of its buffers, chunk by
     GPU (IPC)                                                            chunk, to `forward`
 
-`digests` says afterwards what was sent.
+Afterwards `digests` returns the digests of the sent tensors.
 """
 
 from collections.abc import Callable
@@ -20,10 +20,10 @@ Forward = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class WeightOffer:
-    """What generators have to be told of the learners' weights.
+    """The arguments for the generators' end.
 
-    `init` goes to vLLM's `init_weight_transfer_engine`, once, and `update` to its `update_weights`, with each update.
-    `update` is None where it is made while weights are sent.
+    `init` is for vLLM's `init_weight_transfer_engine`, once. `update` is for `update_weights`, with each update; it is
+    None if the sender makes it while it sends.
     """
 
     init: dict[str, Any]
@@ -32,13 +32,13 @@ class WeightOffer:
 
 class WeightSender(Protocol):
     def offer(self, generator_ranks: int) -> WeightOffer:
-        """Rank 0's counts. `generator_ranks`: workers of all generators together."""
+        """Make the offer. The driver uses rank 0's. `generator_ranks`: number of workers of all generators."""
 
     def connect(self, forward: Forward | None) -> None:
-        """Meet the generators, which are given `WeightOffer.init` meanwhile."""
+        """Connect to the generators, which get `WeightOffer.init` at the same time."""
 
     def send(self) -> None:
-        """Send the current weights. On CPUs generators load them afterwards, else meanwhile."""
+        """Send the current weights. Generators load them afterwards on CPUs, at the same time on GPUs."""
 
     def digests(self) -> dict[str, int]:
-        """Of this rank's part of each tensor, as it was sent in BF16; see `digests.added_up`."""
+        """Digests of this rank's part of each tensor, as sent in BF16; see `digests.added_up`."""

@@ -1,4 +1,4 @@
-"""The sender for CPUs: through memory that generators on the same host map."""
+"""The sender for CPUs: shared memory that generators on the same host map."""
 
 import mmap
 import os
@@ -20,7 +20,7 @@ ALIGNMENT = 64  # bytes; a tensor in shared memory starts at a multiple of it
 
 @dataclass(frozen=True)
 class SharedMemoryLayout:
-    """Where a generator finds each tensor, in bytes from the start of the memory."""
+    """The offset of each tensor in the memory, in bytes."""
 
     names: list[str]
     shapes: list[list[int]]
@@ -29,24 +29,24 @@ class SharedMemoryLayout:
 
 
 def memory_layout(infos: Sequence[TensorInfo]) -> SharedMemoryLayout:
-    """One tensor after the other, each at a multiple of `ALIGNMENT`."""
+    """Put one tensor after the other, each at a multiple of `ALIGNMENT`."""
     sizes = [-(-info.nbytes // ALIGNMENT) * ALIGNMENT for info in infos]
     *offsets, end = accumulate(sizes, initial=0)
     return SharedMemoryLayout([info.name for info in infos], [list(info.shape) for info in infos], offsets, end)
 
 
 class SharedMemorySender:
-    """Sends through memory that generators on the same host map; to other hosts its contents are carried.
+    """Sends through shared memory. Generators on the same host map it; other hosts get a copy of its contents.
 
-    Each rank casts its own shard into it and nothing is gathered, where all ranks are on one host; else rank 0 writes
-    all. The driver calls `send` again only when the generators have verified what they read.
+    If all ranks are on one host, each casts its own shard into the memory and nothing is gathered. Otherwise rank 0
+    writes everything. The driver calls `send` again only when the generators have verified the weights.
 
-    The memory is a memfd: other processes of the user open it under /proc, and it goes with its creator, so a
-    crash leaves nothing in /dev/shm (which containers often limit to 64 MB).
+    The memory is a memfd. Other processes of the user open it under /proc. It is freed with its creator, so a crash
+    leaves nothing in /dev/shm (which containers often limit to 64 MB).
     """
 
     def __init__(self, source: PolicyWeights, one_host: bool) -> None:
-        """A collective."""
+        """A collective: all ranks make their senders at the same time."""
         self._source, self._one_host = source, one_host
         infos = source.metadata()
         layout = memory_layout(infos)
@@ -60,8 +60,8 @@ class SharedMemorySender:
         assert path[0] is not None
         self._offer = WeightOffer(asdict(layout), {"path": path[0], "nbytes": layout.nbytes})
         self._writes = one_host or rank == 0
-        self._tensors: dict[str, Tensor] = {}  # flat, in the memory
-        self._runs: dict[str, tuple[Tensor, int]] = {}  # this rank's part of each, and its first element's position
+        self._tensors: dict[str, Tensor] = {}  # flat views into the memory
+        self._runs: dict[str, tuple[Tensor, int]] = {}  # this rank's part of each, and the index of its first element
         if self._writes:
             if rank != 0:
                 self._file = os.open(path[0], os.O_RDWR)
@@ -77,17 +77,17 @@ class SharedMemorySender:
         pass
 
     def send(self) -> None:
-        """Write this rank's part; all is there when all ranks have."""
+        """Write this rank's part. The memory is complete when all ranks have returned."""
         whole = ((name, tensor, 0) for name, tensor in self._source)
         self._runs = {}
         for name, rows, start in self._source.local_rows() if self._one_host else whole:
             if self._writes:
                 run = self._tensors[name][start : start + rows.numel()]
-                run.copy_(rows.reshape(-1))  # casts on the way
+                run.copy_(rows.reshape(-1))  # casts to BF16
                 self._runs[name] = (run, start)
 
     def digests(self) -> dict[str, int]:
-        """Of what this rank wrote, read from the memory."""
+        """Digests of this rank's part, read from the memory."""
         return {name: tensor_digest(*run) for name, run in self._runs.items()}
 
     def contents(self) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The policy's weights as they are sent: full BF16 tensors, adapters merged, and the digests of them."""
+"""The policy's weights in the form for the transfer: full BF16 tensors with merged adapters, and their digests."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ WIRE_DTYPE = torch.bfloat16
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor on the wire: its checkpoint name, dtype and full shape."""
+    """One tensor of the transfer: its checkpoint name, dtype and full shape."""
 
     name: str
     dtype: torch.dtype
@@ -30,21 +30,21 @@ class TensorInfo:
 class Adapter:
     """A LoRA adapter of one weight: the effective weight is `weight + scale * up @ down`."""
 
-    down: Tensor  # [rank, in], perhaps sharded
-    up: Tensor  # [out, rank], sharded as the weight is
+    down: Tensor  # [rank, in], may be sharded
+    up: Tensor  # [out, rank], sharded like the weight
     scale: float
 
 
 class PolicyWeights:
-    """The policy's weights as vLLM's `WeightSource`: full BF16 tensors, one after the other, without gathering
-    more than one. Iteration is a collective: every rank iterates, in the same order.
+    """The policy's weights as vLLM's `WeightSource`: yields full BF16 tensors and gathers only one at a time.
 
-    Adapters are merged on the way: generators and exports see an ordinary Qwen2-VL.
+    Iteration is a collective: every rank iterates, in the same order. Adapters are merged, so generators and exports
+    get an ordinary Qwen2-VL.
     """
 
     def __init__(self, policy: PolicyModel) -> None:
         self._parameters: dict[str, tuple[Tensor, Adapter | None]] = {}
-        for name, parameter in policy.model.named_parameters():  # a tied weight comes once
+        for name, parameter in policy.model.named_parameters():  # yields a tied weight once
             if ".lora_" not in name:
                 self._parameters[name.replace(".base_layer", "")] = (parameter, _adapter_of(policy, name))
 
@@ -64,9 +64,9 @@ class PolicyWeights:
                 yield name, rows
 
     def local_rows(self) -> Iterator[tuple[str, Tensor, int]]:
-        """This rank's share: (name, rows, position of their first element in the flattened whole).
+        """Yield this rank's shards: (name, rows, index of their first element in the flattened tensor).
 
-        Rows have the masters' dtype; FSDP2 shards the first dimension in even chunks, so that a shard is one run.
+        Rows have the masters' dtype. FSDP2 shards the first dimension evenly, so a shard is contiguous.
         """
         for name, (parameter, adapter) in self._parameters.items():
             if not isinstance(parameter, DTensor):
@@ -74,17 +74,17 @@ class PolicyWeights:
                 continue
             rows, mesh = parameter.shape[0], parameter.device_mesh
             first_row = min(-(-rows // mesh.size()) * mesh.get_local_rank(), rows)
-            # Offloaded weights are on the host; what carries them wants them where the ranks compute.
+            # Offloaded weights are in host memory, but the transfer needs them on the device.
             local = parameter.detach().to_local().to(mesh.device_type)
             yield name, _merged(local, adapter), first_row * (parameter.numel() // rows)
 
     def digests(self) -> dict[str, int]:
-        """Of this rank's share of each BF16 tensor. All ranks' add up to those of the tensors (`digests.added_up`)."""
+        """Digests of this rank's shard of each BF16 tensor. Over all ranks they add up (`digests.added_up`)."""
         return {name: tensor_digest(rows.to(WIRE_DTYPE), start) for name, rows, start in self.local_rows()}
 
 
 def _adapter_of(policy: PolicyModel, name: str) -> Adapter | None:
-    """PEFT keeps an adapted layer's weight as `base_layer.weight`, its adapters beside it."""
+    """The LoRA adapter of a weight, if any. PEFT keeps it beside the weight, which it calls `base_layer.weight`."""
     if not name.endswith(".base_layer.weight"):
         return None
     layer = policy.model.get_submodule(name.removesuffix(".base_layer.weight"))
@@ -93,7 +93,7 @@ def _adapter_of(policy: PolicyModel, name: str) -> Adapter | None:
 
 
 def _merged(rows: Tensor, adapter: Adapter | None) -> Tensor:
-    """Rows of a weight with its adapter in them: [rows, ...]."""
+    """Rows of a weight with the adapter merged: [rows, ...]."""
     if adapter is None:
         return rows
     down, up = adapter.down.detach(), adapter.up.detach()

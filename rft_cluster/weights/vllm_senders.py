@@ -1,9 +1,10 @@
 """vLLM's own senders for GPUs, NCCL and CUDA IPC, fed by `PolicyWeights`.
 
-`PolicyWeights` casts the FP32 masters to BF16; vLLM's `ModuleSource` would ship the masters.
+`PolicyWeights` casts the FP32 masters to BF16; vLLM's `ModuleSource` would send the masters.
 
-vLLM's senders drive a client, which is to call the generators. Here the driver calls them. NCCL's payloads are known
-before: the driver starts `load_weights` beside the broadcast. IPC's are made while it sends: the client forwards them.
+vLLM's senders call a client, which should call the generators. Here the driver calls the generators. NCCL's payloads
+are known in advance, so the driver starts `load_weights` together with the broadcast. IPC's payloads are made while it
+sends, so the client forwards them.
 """
 
 import socket
@@ -17,7 +18,7 @@ from rft_cluster.weights.source import PolicyWeights
 
 
 class Client:
-    """What vLLM's senders drive: three methods are empty, since the driver makes these calls itself."""
+    """The client of vLLM's senders. Three methods are empty, because the driver makes these calls itself."""
 
     def __init__(self, forward: Forward | None = None) -> None:
         self._forward = forward
@@ -37,15 +38,15 @@ class Client:
 
 
 class NCCLSender:
-    """vLLM's NCCL sender; learner rank 0 is rank 0 of a group with the workers of all generators."""
+    """vLLM's NCCL sender. Learner rank 0 is rank 0 of a group with the workers of all generators."""
 
     def __init__(self, source: PolicyWeights, address: str) -> None:
-        """`address`: of this rank's host."""
+        """`address`: address of this rank's host."""
         self._source, self._address = source, address
         self._engine: Any = None
 
     def offer(self, generator_ranks: int) -> WeightOffer:
-        """A new port each time: when a generator was replaced, a new group is formed."""
+        """Offer a new port each time: after a generator was replaced, a new group is formed."""
         from vllm.distributed.weight_transfer import nccl_common, nccl_engine
 
         rank = dist.get_rank()
@@ -54,7 +55,7 @@ class NCCLSender:
             rank=rank, master_address=self._address, master_port=port, world_size=1 + generator_ranks
         )
         self._info = info
-        # What vLLM's sender would tell its client. A test holds that it would say the same.
+        # The payload that vLLM's sender would give its client. A test compares the two.
         init = nccl_common.NCCLWeightTransferInitInfo(
             master_address=info.master_address,
             master_port=info.master_port,
@@ -87,7 +88,7 @@ class NCCLSender:
 
 
 class IPCSender:
-    """vLLM's CUDA IPC sender, in chunks of bounded size, for generators on the learners' own GPUs."""
+    """vLLM's CUDA IPC sender, with chunks of bounded size, for generators on the learners' GPUs."""
 
     def __init__(self, source: PolicyWeights) -> None:
         self._source = source
@@ -110,10 +111,10 @@ class IPCSender:
 
 
 def nccl_init_infos(init_info: dict[str, Any], tensor_parallel_sizes: list[int]) -> list[dict[str, Any]]:
-    """vLLM's worker init payload for each generator, from the one that its sender makes.
+    """The init payload of vLLM's workers for each generator, derived from the sender's.
 
-    The sender is rank 0 of the transfer group. Every in-process engine counts its own workers from 0, so each
-    generator gets its own `rank_offset`; vLLM's own Ray client would give all of them the same.
+    The sender is rank 0 of the transfer group. Every engine counts its workers from 0, so each generator needs its own
+    `rank_offset`; vLLM's own Ray client gives all of them the same.
     """
     infos, offset = [], 1
     for size in tensor_parallel_sizes:
@@ -125,7 +126,7 @@ def nccl_init_infos(init_info: dict[str, Any], tensor_parallel_sizes: list[int])
 
 
 def free_port(address: str) -> int:
-    """A port that is free on this host now."""
+    """A port that is currently free on this host."""
     with socket.socket() as probe:
         probe.bind((address, 0))
         return probe.getsockname()[1]

@@ -138,7 +138,7 @@ def test_the_export_loads_in_vllm_and_computes_the_same(
     policy = load_reference(
         str(folder / "model"), config.model, hardware("cpu").attention, generator._encoder.forbidden_token_ids, 1.0
     )
-    generator.serve_loaded(version=4)
+    generator.serve_checkpoint(version=4)
     groups = generator.generate(prompts, Sampling(8, 1.0, 16), version=4)
     samples = load_algorithm(config).samples(groups, [[0.0] * 8] * len(groups))
     cache = PromptCache(generator._encoder, dataset.images, 0)

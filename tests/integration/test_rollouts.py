@@ -90,17 +90,17 @@ def test_what_fits_is_one_call_to_each(start: Start):
 def test_what_does_not_fit_goes_to_who_has_room_next(start: Start):
     generators = start(fast=0.02, slow=math.inf)
     rollout = generators.start(PROMPTS, Sampling(GROUP, 1.0, 8), version=0)
-    assert rollout._all_given.wait(12), "the slow one has finished nothing, and nobody waits for it"
+    assert rollout._all_dispatched.wait(12), "the slow one has finished nothing, and nobody waits for it"
     generators.call_all("release")
     groups, _ = rollout.wait()
     assert [group.prompt for group in groups] == PROMPTS
     fast, slow = generators.call_all("calls")
-    # Each at first has its room and the reserve, in parts of two; all that is left goes to the fast one.
+    # Each at first has its room and the reserve, in chunks of two; all that is left goes to the fast one.
     assert slow == [2] * 9 and sum(fast) == 60 - 18 and max(fast[9:]) == 2
     assert writers(groups) == {"fast": 42, "slow": 18}
 
 
-def test_prompts_that_wait_are_given_out_while_the_loop_is_busy(start: Start):
+def test_prompts_that_wait_are_dispatched_while_the_loop_is_busy(start: Start):
     generators = start(only=0.01)
     rollout = generators.start(PROMPTS, Sampling(GROUP, 1.0, 8), version=0)
     deadline = time.monotonic() + 20
@@ -110,7 +110,7 @@ def test_prompts_that_wait_are_given_out_while_the_loop_is_busy(start: Start):
     assert [group.prompt for group in rollout.wait()[0]] == PROMPTS
 
 
-def test_the_next_rollout_begins_when_the_first_is_given_out(start: Start):
+def test_the_next_rollout_begins_when_the_first_is_dispatched(start: Start):
     generators = start(room=8, only=0.05)
     first = generators.start(PROMPTS[:8], Sampling(GROUP, 1.0, 8), version=0)
     second = generators.start(PROMPTS[8:20], Sampling(1, 0.0, 8), version=0)
@@ -120,13 +120,13 @@ def test_the_next_rollout_begins_when_the_first_is_given_out(start: Start):
     assert [group.prompt for group in first.wait()[0]] == PROMPTS[:8]
 
 
-def test_parts_are_scored_as_they_come(start: Start, actors: list[ActorHandle]):
+def test_chunks_are_scored_as_they_come(start: Start, actors: list[ActorHandle]):
     generators = start(only=0.2)
     reward = RewardActor({"reward": actors[2]}, 60)
     rollout = generators.start(PROMPTS, Sampling(GROUP, 1.0, 8), 0, reward)
-    first = rollout._shares[0]
+    first = rollout._chunks[0]
     assert ray.get(first.rewards, timeout=10)[0][0].total == 1.0
-    assert rollout.left, "scored long before the last prompt is given to a generator"
+    assert rollout.left, "scored long before the last prompt is dispatched"
     _, rewards = rollout.wait()
     assert [reward.total for group in rewards for reward in group] == [1.0] * 240
 
@@ -134,7 +134,7 @@ def test_parts_are_scored_as_they_come(start: Start, actors: list[ActorHandle]):
 def test_what_is_written_first_is_scored_first(start: Start, actors: list[ActorHandle]):
     generators = start(slow=math.inf, fast=0.0)
     rollout = generators.start(PROMPTS[:4], Sampling(GROUP, 1.0, 8), 0, RewardActor({"reward": actors[2]}, 60))
-    slow, fast = rollout._shares
+    slow, fast = rollout._chunks
     assert ray.get(fast.rewards, timeout=10)[0][0].total == 1.0
     assert ray.wait([slow.rewards], timeout=0) == ([], [slow.rewards])
     generators.call_all("release")
@@ -160,7 +160,7 @@ def test_of_calls_that_wait_for_each_other_one_that_fails_ends_the_wait(start: S
     generators.call_all("release")
 
 
-def test_what_keeps_prompts_from_being_given_out_is_what_the_waiting_raise(
+def test_what_keeps_prompts_from_being_dispatched_is_what_the_waiting_raise(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ):
     generators = start(one=0.1)

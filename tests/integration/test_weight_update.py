@@ -69,7 +69,7 @@ def fresh_answers(
     model.save_pretrained(folder, state_dict=changed)
     PromptEncoder(tiny_model, config.model.min_pixels, config.model.max_pixels).save(folder)
     fresh = make_generator(str(folder), config, dataset.images)
-    fresh.serve_loaded(7)
+    fresh.serve_checkpoint(7)
     from_disk = fresh.generate(prompts, GREEDY, version=7)
     # It already holds these weights: sending them changes nothing.
     digest = parameter_digest_of(fresh)

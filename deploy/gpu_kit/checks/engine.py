@@ -54,7 +54,7 @@ def engine(path: str, config: Any, prompts: list[Any], images: Any) -> None:
     before, began = free_gib(), time.perf_counter()
     generator = Generator(EngineOptions.of_run(path, config), images)
     report("engine started", seconds=time.perf_counter() - began, held_gib=before - free_gib())
-    generator.serve_loaded(0)
+    generator.serve_checkpoint(0)
 
     sampling = Sampling(8, 1.0, config.sampling.max_tokens, 0)
     generator.generate(prompts, sampling, 0)

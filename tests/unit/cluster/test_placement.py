@@ -163,7 +163,7 @@ def test_the_plan_for_people():
     text = "\n".join(lines)
     assert "placement   on as few nodes as possible, by what is free when the run starts" in text
     # 15 * 8 completions for 2 learners; 40 / 15 steps an epoch
-    assert "15 prompts x 8 completions = 120 completions, 60 a learner in forwards of 4096 tokens at most" in text
+    assert "15 prompts x 8 completions = 120 completions, 60 a learner in micro-batches of 4096 tokens at most" in text
     assert "80 steps; an epoch of 40 images is 2.66667 steps" in text
 
 
