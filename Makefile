@@ -3,7 +3,8 @@
 #   make demo    the main job on this machine's CPU: real Ray, vLLM and FSDP2, real images; it learns in minutes
 #   make test    lint, types, unit and integration tests
 #   make unit    the unit tests alone
-#   make slow    the tests that take long and that no other depends on
+#   make slow    tests that take a quarter of an hour more: runs that are stopped, a run over three hosts, vLLM's server
+#   make long    the same kinds of stops at more moments, half an hour
 #   make bench   all benchmarks, an hour on a quiet machine; EXTRAS=cpu,dev,bench brings TRL (docs/performance.md)
 #   make setup   the environment in .venv alone (EXTRAS=gpu,dev for a GPU machine)
 #   make bare-test   both commands on a bare Debian, without compiler, headers or libraries (deploy/bare_test.sh)
@@ -19,7 +20,10 @@ BENCHMARKS := bench-trl bench-digits bench-generation bench-forward bench-transf
 # Intel's OpenMP runtime comes with the CPU build of vLLM; without it the same batch took 1 to 20 times as long.
 OPENMP = $$(ls $(CURDIR)/.venv/lib/libiomp5.so 2>/dev/null)
 
-.PHONY: demo test unit slow lint setup bare-test clean $(BENCHMARKS) bench bench-report
+# Bytecode is kept, or each process of a test would compile the package anew.
+export PYTHONDONTWRITEBYTECODE :=
+
+.PHONY: demo test unit slow long lint setup bare-test clean $(BENCHMARKS) bench bench-report
 .DEFAULT_GOAL := help
 
 help:
@@ -35,15 +39,18 @@ demo: setup
 	$(BIN)/python -m rft_cluster.launch --config digits run.seed=$(SEED) run.name=digits-$$(date +%Y%m%d-%H%M%S)
 
 # Apart: vLLM's in-process engines leave a process group behind in the integration tests' process.
-test: setup lint
-	$(BIN)/python -m pytest tests/unit
+test: setup lint unit
 	LD_PRELOAD=$(OPENMP) $(BIN)/python -m pytest tests/integration
 
+# A file's tests share its fixtures, so they stay in one process. More than four would wait for memory.
 unit: setup
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest tests/unit -n logical --maxprocesses 4 --dist loadfile
 
 slow: setup
-	LD_PRELOAD=$(OPENMP) $(BIN)/python -m pytest tests/integration -m slow
+	LD_PRELOAD=$(OPENMP) $(BIN)/python -m pytest tests/integration -m "slow and not long"
+
+long: setup
+	LD_PRELOAD=$(OPENMP) $(BIN)/python -m pytest tests/integration -m long
 
 bench: $(BENCHMARKS) bench-report
 

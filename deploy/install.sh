@@ -32,7 +32,7 @@ if ! .venv/bin/python -c 'import pip' 2>/dev/null; then # not there, interrupted
   fi
 fi
 say "environment in .venv with $(.venv/bin/python --version), extras: $extras"
-say "uv, which installs the rest in well under a minute once its cache is warm"
+say "uv, which installs and compiles the rest in a minute once its cache is warm"
 .venv/bin/python -m pip install --quiet "$uv"
 say "packages of pyproject.toml"
 .venv/bin/python deploy/install_packages.py "$extras"

@@ -16,6 +16,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 UV = [str(Path(sys.prefix) / "bin" / "uv"), "pip", "install", "--python", sys.executable]
+# Half a minute, once. Else the first run's processes all compile the same modules at the same time; and where
+# PYTHONDONTWRITEBYTECODE is set, as in many containers, each process of each run does: its imports take twice as long.
+INSTALL = [*UV, "--quiet", "--compile-bytecode"]
 # The CPU builds of torch and torchvision. PyPI's builds need gigabytes of CUDA packages.
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 SECTIONS = ("global", "install", ":env:")  # later ones take precedence
@@ -71,7 +74,7 @@ def main(extras: str) -> int:
     options = ["--no-index"] if pip.get("no-index", "").lower() in ("1", "true", "yes", "on") else []
     if "cpu" in extras.split(",") and not finds_cpu_torch(options, environment):
         environment = with_cpu_index(environment)
-    install = [*UV, *options, "--quiet", "--editable", f"{ROOT}[{extras}]"]
+    install = [*INSTALL, *options, "--editable", f"{ROOT}[{extras}]"]
     return subprocess.run(install, env=environment, check=False).returncode
 
 

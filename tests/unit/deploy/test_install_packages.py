@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 NAME = "rft-cluster-test-wheel"
+MODULE = "rft_cluster_test_module.py"
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,7 @@ def wheels(tmp_path_factory) -> Path:
         wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {NAME}\nVersion: 1.0\n")
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{info}/RECORD", "")
+        wheel.writestr(MODULE, "")
     page = folder / "simple" / NAME / "index.html"
     page.parent.mkdir(parents=True)
     page.write_text(f'<a href="../../{file}">{file}</a>')
@@ -78,6 +80,13 @@ def test_what_a_file_names_is_used(install, wheels: Path, tmp_path: Path, sectio
     missing = tmp_path / "missing" if key == "find-links" else ""
     config.write_text(f"[{section}]\n{key} = {place}\n    {missing}\n")
     assert is_found(install, clean_environment(tmp_path) | {"PIP_CONFIG_FILE": str(config)})
+
+
+def test_what_is_installed_is_compiled_whatever_the_environment_says(install, wheels: Path, tmp_path: Path):
+    environment = clean_environment(tmp_path) | {"PYTHONDONTWRITEBYTECODE": "1", "UV_FIND_LINKS": str(wheels)}
+    target = ["--target", str(tmp_path / "site"), "--offline", "--no-index"]
+    subprocess.run([*install.INSTALL, *target, NAME], env=environment, check=True)
+    assert Path(importlib.util.cache_from_source(str(tmp_path / "site" / MODULE))).is_file()
 
 
 def test_what_uv_is_told_itself_stands(install):

@@ -1,6 +1,7 @@
 """The tiny model's folder: tokenizer, cache, groups, and what a short warm start already writes."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -46,6 +47,11 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def hardly_warmed(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("once"), steps=1)
+
+
+@pytest.fixture(scope="module")
 def processor(folder):
     return AutoProcessor.from_pretrained(folder)
 
@@ -86,8 +92,8 @@ def test_building_leaves_the_callers_random_state_alone(tmp_path):
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json", "processor_config.json"])
 @pytest.mark.parametrize("damage", ["gone", "cut"])
-def test_a_damaged_one_is_built_anew(tmp_path, file, damage):
-    folder = build(tmp_path, steps=1)
+def test_a_damaged_one_is_built_anew(hardly_warmed, tmp_path, file, damage):
+    folder = shutil.copytree(hardly_warmed, tmp_path / hardly_warmed.name)
     whole = (folder / file).read_bytes()
     (folder / file).unlink()
     if damage == "cut":
