@@ -16,6 +16,7 @@ the loop, stand beside it, and the stages in which the time is spent.
 """
 
 import argparse
+import io
 import json
 import random
 import tempfile
@@ -28,6 +29,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import ray
+from PIL import Image
 
 from benchmarks.common import machine, parsed, spread, write_result
 from rft_cluster.cluster.cluster import Cluster
@@ -183,8 +185,11 @@ class EmulatedCluster:
 
 
 def dataset(count: int) -> FewShotDataset:
-    """Training images that nobody looks at: prompts hold references, and the bytes move once a run, in no step."""
-    images = [LabelledImage(f"photos/{i}", bytes([i]), ("rose", "tulip")[i % 2]) for i in range(count)]
+    """Training images of one colour each: prompts hold references, and the bytes move once a run, in no step."""
+    images = []
+    for i in range(count):
+        Image.new("RGB", (28, 28), (i, i, i)).save(file := io.BytesIO(), "PNG")
+        images.append(LabelledImage(f"photos/{i}", file.getvalue(), ("rose", "tulip")[i % 2]))
     return FewShotDataset.of("emulated", ["rose", "tulip"], images, [], [], [])
 
 

@@ -256,20 +256,21 @@ def _reserve(config: Config, wanted: Sequence[Bundle]) -> list[PlacementGroup]:
     # Learners communicate at every layer, so they should share a node. In one group Ray would place large generators
     # first and might scatter the learners. So learners get a group of their own, unless that leaves no room.
     learners = [bundle for bundle in wanted if len(bundle.actors) == 1 and bundle.actors[0].startswith("learner")]
-    attempts = [([wanted], min(RESERVE_TIMEOUT, config.cluster.start_timeout))]
+    attempts = [({"": wanted}, min(RESERVE_TIMEOUT, config.cluster.start_timeout))]
     if learners:
-        attempts.insert(0, ([learners, wanted[len(learners) :]], APART_TIMEOUT))
+        attempts.insert(0, ({"-learners": learners, "-others": wanted[len(learners) :]}, APART_TIMEOUT))
     for parts, timeout in attempts:
-        groups = [_group(config, part) for part in parts]
+        # Ray refuses a second group of the same name.
+        groups = [_group(f"rft-{config.run.name}{which}", part) for which, part in parts.items()]
         if all(group.wait(timeout) for group in groups):
             return groups
         _give_back(groups)
     raise UserError(_taken(wanted) or "the cluster has room, but in parts that are too small: wait for other jobs")
 
 
-def _group(config: Config, part: Sequence[Bundle]) -> PlacementGroup:
+def _group(name: str, part: Sequence[Bundle]) -> PlacementGroup:
     needs = [{name: has for name, has in (("CPU", b.cpus), ("GPU", b.gpus)) if has} for b in part]
-    return placement_group(needs, strategy="PACK", name=f"rft-{config.run.name}")
+    return placement_group(needs, strategy="PACK", name=name)
 
 
 def _give_back(groups: Sequence[PlacementGroup]) -> None:
