@@ -1,8 +1,8 @@
 """The loop: one GRPO step on one screen.
 
-Each stage is a role's: generators write completions, the reward actor scores them, learners update the policy,
-and the new weights go back to the generators, which then hold version `step + 1`. With `schedule.max_staleness` above
-0 the generators are asked for later steps' completions before the learners have finished this one's.
+Each stage belongs to a role: generators write completions, the reward actor scores them, learners update the policy,
+and the generators get the new weights, version `step + 1`. With `schedule.max_staleness` above 0 the loop prefetches:
+it starts the completions of later steps before the learners have finished this one.
 """
 
 from collections import deque
@@ -25,7 +25,7 @@ from rft_cluster.run.task import Task
 
 
 def train(config: Config, task: Task, cluster: Cluster, run: RunFolder) -> None:
-    """Train from step `run.first_step`, whose policy the learners of `cluster` hold, to the configuration's last."""
+    """Train from step `run.first_step`, whose policy the learners of `cluster` hold, to the last step."""
     schedule, seed, dataset = config.schedule, config.run.seed, task.dataset
     algorithm, sampling = load_algorithm(config), Sampling(**config.sampling.model_dump())
     card = make_card(config, dataset, task.text)
@@ -34,10 +34,11 @@ def train(config: Config, task: Task, cluster: Cluster, run: RunFolder) -> None:
     _evaluate_if_due(cluster, config, task, run.first_step, run, keeper)
 
     stuck = Stuck(schedule.stop_when_stuck, len(dataset.classes))
-    rollouts: deque[Rollout] = deque()  # of this step and the next `max_staleness`
+    rollouts: deque[Rollout] = deque()  # in flight: this step and the next `max_staleness`
     for step in range(run.first_step, schedule.steps):
         with keeper.saved_when_stopped():
             stage = Stopwatch()
+            # Generators have version `step` now, so a rollout for step `asked` is at most `max_staleness` steps stale.
             for asked in range(step + len(rollouts), min(step + schedule.max_staleness + 1, schedule.steps)):
                 examples = dataset.batch(seed, asked, schedule.prompts_per_step)
                 prompts = make_prompts(examples, task.text, "train", asked, seed)
@@ -47,6 +48,7 @@ def train(config: Config, task: Task, cluster: Cluster, run: RunFolder) -> None:
             check_failures(groups, rewards, len(groups) * sampling.group_size, config.scoring.failure_budget)
             advantages = algorithm.advantages(rewards)
             samples = algorithm.samples(groups, advantages)
+            # A signal waits for the end of this block: a step is done and recorded, or not begun.
             with keeper.step(step + 1):
                 with stage("learn"):
                     learned = cluster.update(samples, step)
@@ -63,8 +65,8 @@ def train(config: Config, task: Task, cluster: Cluster, run: RunFolder) -> None:
 
 
 def _evaluate_if_due(cluster: Cluster, config: Config, task: Task, step: int, run: RunFolder, keeper: Keeper) -> None:
-    """After `step` steps: validation images every so often and at the end, test images before the first step and at
-    the end."""
+    """Evaluate after `step` steps, if due: on validation images every `schedule.evaluate_every` steps and at the end,
+    on test images before the first step and at the end."""
     schedule, last = config.schedule, step == config.schedule.steps
     every = schedule.evaluate_every
     if task.dataset.validation and step and every and (step % every == 0 or last):
@@ -74,7 +76,7 @@ def _evaluate_if_due(cluster: Cluster, config: Config, task: Task, step: int, ru
 
 
 def _evaluate(cluster: Cluster, config: Config, task: Task, split: str, step: int, run: RunFolder) -> Evaluation:
-    """Greedy answers of the current policy to every example, unless they are on record: the run was stopped after."""
+    """Evaluate greedy answers of the current policy, unless a stopped run has already recorded this evaluation."""
     evaluation = run.evaluation(step, split)
     if evaluation is None:
         prompts = make_prompts(task.dataset.splits[split], task.text, split, step, config.run.seed)

@@ -1,4 +1,4 @@
-"""A function that the configuration names. Whatever is wrong with a user's own is told in one message."""
+"""Calls of functions that the configuration names, with one clear message for any mistake in a user's own function."""
 
 import inspect
 import math
@@ -13,14 +13,14 @@ from rft_cluster.common.lookup import slip
 
 @dataclass(frozen=True)
 class Function:
-    """`what` names it in messages (`algorithm.advantage: 'mine:f'`), `form` is how it is to be written."""
+    """A function. `what` names it in messages (`algorithm.advantage: 'mine:f'`); `form` is the required signature."""
 
     what: str
     form: str
     function: Callable[..., Any]
 
     def check_takes(self, *arguments: Any) -> None:
-        """Raises UserError where the function cannot be called with so many arguments."""
+        """Raise UserError if the function cannot be called with so many arguments."""
         try:
             inspect.signature(self.function).bind(*arguments)
         except TypeError as error:
@@ -29,10 +29,10 @@ class Function:
             return  # some of Python's own functions have no signature: the call itself will tell
 
     def __call__(self, *arguments: Any) -> Any:
-        """Its answer, unchecked.
+        """Call the function. Returns its answer, unchecked.
 
         Raises:
-            UserError: it does not take these arguments, or raised.
+            UserError: the function does not take these arguments, or raised.
         """
         self.check_takes(*arguments)
         try:
@@ -41,7 +41,7 @@ class Function:
             raise slip(self.what, error) from error
 
     def numbers(self, answer: Any, count: int, least: float = -math.inf) -> list[float]:
-        """`answer`, or a part of it, as the `count` finite numbers, none below `least`, that it has to be.
+        """Check that `answer`, or a part of it, is a list of `count` finite numbers, none below `least`.
 
         Raises:
             UserError: it is something else.
@@ -59,7 +59,7 @@ class Function:
         return values
 
     def groups(self, answer: Any, sizes: Sequence[int]) -> list[list[float]]:
-        """`answer` as a list of finite numbers for each group, of which there are `sizes`.
+        """Check that `answer` has one list of finite numbers for each group, with these `sizes`.
 
         Raises:
             UserError: it is something else.

@@ -1,4 +1,4 @@
-"""Large libraries, imported as quickly as they can be: a role's process spends most of its start on them."""
+"""Faster imports of large libraries, which take most of a process's start."""
 
 import atexit
 import gc
@@ -6,17 +6,17 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Where these are installed, transformers imports them for assisted decoding and the losses of detectors, and vLLM for
-# audio and tracing. Nothing here uses any of that, and they take a third of the time.
+# If installed, transformers imports these for assisted decoding and the losses of detectors, vLLM for audio and
+# tracing. Nothing here uses them, and they take a third of the time.
 UNUSED = ("sklearn", "scipy", "pandas", "opentelemetry")
 
 
 @contextmanager
 def light_imports() -> Iterator[None]:
-    """What is imported in here finds none of `UNUSED` that is not imported yet; afterwards they can be imported again.
+    """Hide the modules in `UNUSED` from imports within this context, unless they are imported already.
 
-    Meanwhile no garbage is collected, and what was made stays out of later collections: imports make a million objects
-    that live as long as the process, and to look through them again and again takes a fifth of the time.
+    Garbage collection is off meanwhile, and later collections skip the objects made here: imports make a million
+    objects that live as long as the process, and scanning them again and again takes a fifth of the time.
     """
     hidden, known = [name for name in UNUSED if name not in sys.modules], len(sys.modules)
     collected = gc.isenabled()

@@ -1,4 +1,4 @@
-"""Figures of many processes as one: each field says by its type how."""
+"""Combine the figures of several processes. The annotation of each field says how."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -11,7 +11,7 @@ T = TypeVar("T", bound="DataclassInstance")
 
 
 def reduced(parts: Sequence[T]) -> T:
-    """One dataclass of many: each field by the function that its type is annotated with.
+    """Combine dataclasses of one type, each field by the function in its annotation.
 
     class Stats:
         tokens: Annotated[float, sum]
@@ -25,5 +25,5 @@ def reduced(parts: Sequence[T]) -> T:
 
 
 def largest(values: Sequence[float | None]) -> float | None:
-    """The maximum of those that are known; None if none is."""
+    """The maximum of the values that are not None; None if all are."""
     return max((value for value in values if value is not None), default=None)

@@ -21,12 +21,12 @@ LISTED = 40
 
 @dataclass(frozen=True, slots=True)
 class LabelledImage:
-    """A labelled image as a source of the user's own brings it, e.g. `LabelledImage("rose/a.jpg", JPEG, "rose")`.
+    """A labelled image from a user's own source, e.g. `LabelledImage("rose/a.jpg", JPEG, "rose")`.
 
-    `image` are the encoded bytes; `example_id` is unique in the data set.
+    `image`: the encoded bytes. `example_id`: unique in the data set.
 
     Raises:
-        TypeError: a field holds something else.
+        TypeError: a field has another type.
     """
 
     example_id: str
@@ -44,18 +44,18 @@ class LabelledImage:
 
 
 def check_labelled(name: str, images: object) -> None:
-    """Raises TypeError where what the user's own source gives as `name` is not a list of `LabelledImage`."""
+    """Raise TypeError if `images`, called `name` in the message, is not a list of `LabelledImage`."""
     if not isinstance(images, list | tuple) or not all(isinstance(one, LabelledImage) for one in images):
         raise TypeError(f"{name} must be a list of LabelledImage, not {reprlib.repr(images)}")
 
 
 @dataclass(frozen=True, slots=True)
 class FewShotDataset:
-    """Disjoint splits of a data set. A source of the user's own makes one with `few_shot_split` or `of`.
+    """Disjoint splits of a data set. A user's own source makes one with `few_shot_split` or `of`.
 
     `images`: the encoded images of all splits by `ImageRef.sha256`. A source returns them unread; `load_dataset`
-    returns them in memory, none larger than the model looks at it.
-    `whole_pixels`: by the same key, the `pixel_digest` at full size of those that were made smaller.
+    returns them in memory, at about the model's own size.
+    `whole_pixels`: by the same key, the `pixel_digest` at full size of images that were scaled down.
     `validation`: for curves and for choosing a checkpoint. `test`: for the figures before and after training only.
     `pool`: encoded images outside those two, without labels, read on access; some may turn out not to decode.
     `problems`: the distinct questions that come with the data set, if any.
@@ -89,7 +89,7 @@ class FewShotDataset:
         test: Sequence[LabelledImage],
         pool: Sequence[bytes],
     ) -> "FewShotDataset":
-        """A data set whose splits were chosen elsewhere. `pool` is a list.
+        """Make a data set from splits that were chosen elsewhere. `pool` is a list.
 
         Raises:
             TypeError: a split is not a list of `LabelledImage`.
@@ -101,7 +101,7 @@ class FewShotDataset:
         return cls(name, classes, in_train, in_validation, in_test, pool, by_hash)
 
     def image(self, example: Example) -> bytes:
-        """The encoded image of an example of one of the splits."""
+        """The encoded image of an example."""
         return self.images[example.image.sha256]
 
     def pixels_of(self, example: Example) -> str:

@@ -1,4 +1,4 @@
-"""Encoded images that are read when they are asked for, so that not all of a large set are in memory."""
+"""Encoded images that are read on access, so that a large set need not fit into memory."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -6,7 +6,7 @@ from typing import Any, overload
 
 
 class Pool(Sequence[bytes]):
-    """Images without labels, in an order."""
+    """A sequence of images without labels."""
 
     def __init__(self, keys: Sequence[Any], read: Callable[[Any], bytes]) -> None:
         self._keys, self._read = keys, read
@@ -30,7 +30,7 @@ class Pool(Sequence[bytes]):
 
 
 class LazyImages(Mapping[str, bytes]):
-    """Images by the SHA-256 of their bytes, each with the function that reads it."""
+    """Images by the SHA-256 of their bytes. Each is read on access by its own function."""
 
     def __init__(self, read: Mapping[str, Callable[[], bytes]]) -> None:
         self._read = dict(read)
@@ -46,5 +46,5 @@ class LazyImages(Mapping[str, bytes]):
 
     @classmethod
     def over(cls, *parts: Mapping[str, bytes]) -> "LazyImages":
-        """The images of all parts as one mapping; none is read."""
+        """The images of all parts as one mapping, without reading any."""
         return cls({sha256: partial(part.__getitem__, sha256) for part in parts for sha256 in part})

@@ -13,7 +13,7 @@ from rft_cluster.messages import Example, ImageRef
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """An image that is not read yet, by its id, and its label."""
+    """The id and label of an image that is not read yet."""
 
     example_id: str
     label: str
@@ -67,10 +67,10 @@ def decoded(examples: list[Labelled], read: Callable[[str], bytes], where: str, 
 def look_at(
     examples: list[Labelled], read: Callable[[str], bytes], config: DataSection
 ) -> tuple[dict[str, str], list[str], dict[str, str]]:
-    """Decode each image once and forget it, so that memory does not grow with their number.
+    """Decode each image once without keeping it, so that memory does not grow with their number.
 
-    Returns the SHA-256 of those that can be used, by id; the digest of each one's pixels, empty for the others; and the
-    others' ids with the reason: `read` or `check_image` refused them (OSError or UserError).
+    Returns three values: id -> SHA-256 of the usable images; a list of pixel digests, empty for unusable images; and
+    id -> reason of the unusable ones, for which `read` or `check_image` raised OSError or UserError.
     """
     sha256: dict[str, str] = {}
     digests: list[str] = []
@@ -92,10 +92,10 @@ def look_at(
 
 
 def read_again(example_id: str, sha256: str, read: Callable[[str], bytes]) -> bytes:
-    """The bytes of an image that has been looked at.
+    """Read an image again after `look_at`.
 
     Raises:
-        UserError: they are others by now.
+        UserError: its bytes have changed since.
     """
     data = read(example_id)
     if image_sha256(data) != sha256:

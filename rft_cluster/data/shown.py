@@ -22,7 +22,7 @@ COMPRESSION = 1  # of zlib, 0 to 9
 
 
 class View(NamedTuple):
-    """How large the model looks at images: it scales those of more than `pixels` down to `size(width, height)`."""
+    """The model's image size: it scales images with more than `pixels` down to `size(width, height)`."""
 
     pixels: int
     size: Callable[[int, int], tuple[int, int]]
@@ -32,19 +32,19 @@ WHOLE = View(2**63, lambda width, height: (width, height))
 
 
 def as_shown(dataset: FewShotDataset, config: DataSection, view: View) -> FewShotDataset:
-    """The data set with its images in memory as the model is shown them, and what to know of it as a remark.
+    """Read the images into memory in the form for the model, and add a remark about conversions.
 
-    Each image is read, made smaller and encoded before the next one is read: 2,000 photographs as cameras make them are
-    10 GB of files, and 70 GB once decoded.
+    Each image is read, scaled down and encoded before the next one is read: 2,000 photographs of 12 megapixels are 10
+    GB of files, and 70 GB when decoded.
     """
     images: dict[str, bytes] = {}
     whole_pixels: dict[str, str] = {}
-    deep: dict[str, tuple[int, int]] = {}  # lowest and highest value of those with 16 bits
+    deep: dict[str, tuple[int, int]] = {}  # lowest and highest value of each 16-bit image
     limit = config.max_pixels
     for sha256 in with_progress(list(dataset.images), "making images as small as the model looks at them"):
         data = dataset.images[sha256]
         if values := deep_range(data, limit):
-            deep[sha256] = values  # they wait for the levels, which are of all of them
+            deep[sha256] = values  # converted later: the levels depend on all of them
         else:
             images[sha256], whole_pixels[sha256] = fitted(shown_bytes(data, None, limit), view)
     levels = _levels(deep, config) if deep else None
@@ -60,28 +60,27 @@ def as_shown(dataset: FewShotDataset, config: DataSection, view: View) -> FewSho
 
 
 def fitted(data: bytes, view: View) -> tuple[bytes, str]:
-    """An image at the size at which it is kept, as PNG, and the `pixel_digest` of the whole one.
+    """Scale an image to the size at which it is kept. Returns it as PNG, with the `pixel_digest` of the full size.
 
-    Or the image as it is and an empty text, where that is no smaller or takes more bytes. Training, evaluation and
-    prediction call this alike, so a policy sees an image the same way everywhere.
+    Returns the image unchanged and "" if that would be no smaller or take more bytes. Training, evaluation and
+    prediction all call this, so a policy always sees an image in the same form.
     """
     with Image.open(io.BytesIO(data), formats=FORMATS) as header:
         width, height = header.size
     if kept_size(width, height, view) == (width, height):
         return data, ""
-    picture = open_image(data)  # upright: width and height may have changed places
+    picture = open_image(data)  # upright: width and height may be swapped
     file = io.BytesIO()
-    # `resize` filters as the model's processor does.
+    # Use the same filter as the model's processor.
     picture.resize(kept_size(picture.width, picture.height, view)).save(file, "PNG", compress_level=COMPRESSION)
     return (file.getvalue(), pixel_digest(picture)) if file.tell() < len(data) else (data, "")
 
 
 def kept_size(width: int, height: int, view: View) -> tuple[int, int]:
-    """Width and height at which an image is kept: no larger than needed for the model to make the same size of it.
+    """(width, height) at which an image is kept: the smallest that the model resizes to the same size as the original.
 
-    Mostly that is the model's own size: then nothing is lost, since the model leaves such an image as it is. Where
-    `min_pixels` is close to `max_pixels`, the model would enlarge what it has made smaller; then it is about twice as
-    wide and high.
+    Usually this is the model's own size, which the model does not resize again, so nothing is lost. If `min_pixels` is
+    close to `max_pixels`, the model would enlarge an image of its own size; then the kept size is about twice as large.
     """
     if width * height <= view.pixels:
         return width, height
@@ -91,7 +90,7 @@ def kept_size(width: int, height: int, view: View) -> tuple[int, int]:
         return width, height
     if view.size(*target) == target:
         return target
-    for times in (2, 3, 4):  # more, should rounding lead to another size
+    for times in (2, 3, 4):  # more than 2 in case rounding leads to another size
         scale = times * (pixels / (width * height)) ** 0.5
         larger = round(width * scale), round(height * scale)
         if scale < 1 and view.size(*larger) == target:

@@ -3,7 +3,7 @@
     each class's images, shuffled by (seed, class):
 
     rose    | shots |  ...  unused  ...  | held out |     front: train
-    tulip   | shots |  ...  unused  ...  | held out |     back: dealt out to validation and test
+    tulip   | shots |  ...  unused  ...  | held out |     back: validation and test
             '--------------- pool -------'
 
 Training images are taken from the front and held-out ones from the back, so that runs with 1, 2, 4 or 8 shots
@@ -91,9 +91,9 @@ def dataset_of(
     read: Callable[[str], bytes],
     skipped: dict[str, str],
 ) -> FewShotDataset:
-    """The chosen splits as a data set that reads its images, by example id, when they are asked for.
+    """Make a data set of the chosen splits. It reads images on access, with `read(example_id)`.
 
-    `sha256` are those of the chosen images' bytes, by example id.
+    `sha256`: example id -> hash of the chosen image's bytes.
     """
     train, validation, test = ([e.example(sha256[e.example_id]) for e in split] for split in chosen.splits)
     examples = (*train, *validation, *test)
@@ -157,7 +157,7 @@ def _draw(
     train = [example for members in shuffled.values() for example in members[: config.shots]]
     left = {label: members[config.shots :][::-1] for label, members in shuffled.items()}
     _check_held_out(shuffled, lost.total(), config)
-    test, validation = _deal(_round_robin(left, config.validation + config.test, seed), config.test)
+    test, validation = _split_evenly(_round_robin(left, config.validation + config.test, seed), config.test)
     return train, validation, test
 
 
@@ -169,8 +169,8 @@ def _draw_fold(
     Images go to the folds in turn, class after class without a restart, so fold sizes differ by at most one.
     """
     shuffled = _shuffled(different, classes, seed)
-    dealt = [example for members in shuffled.values() for example in members]
-    test = dealt[config.fold - 1 :: config.folds]
+    ordered = [example for members in shuffled.values() for example in members]
+    test = ordered[config.fold - 1 :: config.folds]
     tested = {example.example_id for example in test}
     left = {label: [e for e in members if e.example_id not in tested] for label, members in shuffled.items()}
     short = [f"{label!r}: {len(members)}" for label, members in left.items() if len(members) < config.shots]
@@ -263,7 +263,7 @@ def _round_robin(left: dict[str, list[Labelled]], count: int, seed: int) -> list
     return [example for label in labels for example in left[label][: taken[label]]]
 
 
-def _deal(examples: list[Labelled], first: int) -> tuple[list[Labelled], list[Labelled]]:
+def _split_evenly(examples: list[Labelled], first: int) -> tuple[list[Labelled], list[Labelled]]:
     """Split into `first` examples and the others in even steps, so that every stretch keeps that proportion."""
     n = len(examples)
     is_first = [(i + 1) * first // n > i * first // n for i in range(n)]

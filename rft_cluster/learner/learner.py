@@ -1,9 +1,8 @@
-"""A learner: one FSDP2 rank, which turns training samples into optimizer updates.
+"""A learner: one FSDP2 rank that turns training samples into optimizer updates.
 
-FP32 masters and Adam moments are sharded over the ranks; a layer computes in BF16 (FP32 where a
-processor has no BF16 instructions), gradients are summed in FP32.
-The loss is a sum whose weights come with the samples, so gradients are added over ranks, never averaged: 1, 2 or
-3 ranks, any micro-batch and unequal groups give the same update.
+FP32 master weights and Adam moments are sharded over the ranks. Layers compute in BF16 (in FP32 on processors without
+BF16 instructions); gradients are summed in FP32. The loss is a sum with the samples' weights, so gradients are added
+over ranks, not averaged: any number of ranks, any micro-batches and unequal groups give the same update.
 """
 
 import os
@@ -48,17 +47,17 @@ GIB = 2**30
 
 
 def learning_rate_factor(step: int, warmup_steps: int, steps: int) -> float:
-    """Share of the peak learning rate in step 0, 1, ...: linear warm-up to 1, then linear decay to 0 at `steps`."""
+    """Factor of the peak learning rate in `step`, from 0: linear warm-up to 1, then linear decay to 0 at `steps`."""
     warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
     return warmup * min(1.0, (steps - step) / (steps - warmup_steps))
 
 
 @contextmanager
 def within_memory() -> Iterator[None]:
-    """Raises UserError where what is done in here finds no memory, on a GPU or not."""
+    """Turn errors about too little memory within this context into UserError, on GPUs and CPUs."""
     try:
         yield
-    except RuntimeError as error:  # torch.OutOfMemoryError is one; for a CPU's memory there is no kind of its own
+    except RuntimeError as error:  # includes torch.OutOfMemoryError; CPU allocators raise a plain RuntimeError
         if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
             raise
         raise UserError(
@@ -72,7 +71,7 @@ class Learner:
     """One rank. `cluster/` makes it a Ray actor; all ranks are called with the same method at the same time."""
 
     def __init__(self, path: str, config: Config, rank: int, threads: int, images: Images) -> None:
-        """Loads the model on the CPU; `join` makes it one of several ranks, wherever they were started."""
+        """Load the model on the CPU. `join` later makes it one of several ranks, on any host."""
         self._config, self._rank = config, rank
         self._hardware = hardware(config.cluster.device, config.cluster.dtype, config.shares_gpus)
         torch.set_num_threads(threads)
@@ -92,10 +91,10 @@ class Learner:
         self._store: dist.TCPStore | None = None
         self._sender: WeightSender | None = None
 
-    # Becoming one of several ranks
+    # Forming a process group
 
     def offer_rendezvous(self, addresses: Sequence[str]) -> str:
-        """Rank 0 says where the others meet it: a file on one host, a port of its own choice between hosts."""
+        """Rank 0's meeting point for the others: a file if all are on one host, else a free port."""
         if len(set(addresses)) == 1:
             return f"file://{tempfile.mkdtemp(prefix='rft_cluster_')}/learners"
         self._store = open_store(addresses[0])
@@ -108,11 +107,11 @@ class Learner:
             addresses: of all ranks' hosts, by rank, as Ray knows them.
 
         Raises:
-            UserError: another rank cannot be reached from here, or no interface bears this host's address.
+            UserError: another rank cannot be reached from here, or no interface has this host's address.
         """
         self._ranks, self._address = len(addresses), addresses[self._rank]
         self._one_host = one_host = len(set(addresses)) == 1
-        # On one host nothing listens beyond it; between hosts the interface is the one that Ray uses.
+        # On one host, listen on the loopback interface only; between hosts, use Ray's interface.
         interface = "lo" if one_host else self._config.cluster.interface or interface_of(self._address)
         os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = interface
         group = {"backend": self._hardware.process_group, "rank": self._rank, "world_size": self._ranks}
@@ -150,7 +149,7 @@ class Learner:
 
     @within_memory()
     def update(self, work: RankWork, step: int) -> LearnerStats:
-        """The optimizer updates of one step on this rank's share of its samples."""
+        """Make the optimizer updates of one step on this rank's samples: `work[update][micro_batch]`."""
         held, started = self._held_memory(), time.monotonic()
         optimizer = self._config.optimizer
         learning_rate = optimizer.learning_rate * learning_rate_factor(
@@ -158,7 +157,8 @@ class Learner:
         )
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        # With one update a step the old policy is the current one: its log-probabilities need no forward.
+        # The old policy is the one at the start of the step. With one update it is the current one, so its
+        # log-probabilities need no forward; with more, compute them ([C] a micro-batch) before the first update.
         old = None
         if len(work) > 1:
             old = [[self._logprobs(self._policy, batch) for batch in self._batches(update)] for update in work]
@@ -166,13 +166,15 @@ class Learner:
         parts, norms, skipped = [LearnerStats()], [0.0], 0
         for i, update in enumerate(work):
             for j, batch in enumerate(self._batches(update)):
+                # Gradients accumulate over micro-batches. FSDP adds them up over ranks in each backward.
                 parts.append(self._backward(batch, old[i][j] if old else None))
-            norm = self._clip_gradients()
+            norm = self._clip_gradients()  # of the whole gradient, before clipping
             if torch.isfinite(norm):
                 self._optimizer.step()
                 norms.append(float(norm))
             else:
-                # The norm is a sum over all ranks: all of them skip, or none.
+                # Skip an update with NaN or infinity, which would ruin the weights for good. The norm covers all ranks,
+                # so either all skip or none.
                 skipped += 1
             self._optimizer.zero_grad()
         total, (memory, activations) = reduced(parts), self._peak_memory(held)
@@ -185,7 +187,7 @@ class Learner:
             memory_gib=memory,
             activation_gib=activations,
         )
-        # For this actor's own log, which Ray keeps.
+        # This goes to the actor's log, which Ray keeps.
         print(
             f"step {step + 1}: {stats.tokens:.0f} tokens here, loss {stats.loss:.3g}, "
             f"gradient {stats.grad_norm:.3g}, {time.monotonic() - started:.1f} s",
@@ -203,22 +205,21 @@ class Learner:
         return LearnerStats(**asdict(terms.sums), entropy=float(entropy[batch.weights > 0].sum()))
 
     def _held_memory(self) -> int:
-        """Bytes of a GPU's memory that are held before a step; the record of the peak begins again."""
+        """Bytes of the GPU's memory that are allocated before a step. Resets the peak."""
         if self._device.type != "cuda":
             return 0
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
 
     def _peak_memory(self, held: int) -> tuple[float, float | None]:
-        """`memory_gib` and `activation_gib` of `LearnerStats`. A CPU process keeps what it was given once, so only the
-        most in all its life is known there."""
+        """`memory_gib` and `activation_gib` of `LearnerStats`. A CPU process only knows its peak since the start."""
         if self._device.type != "cuda":
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB, None
         peak = torch.cuda.max_memory_allocated()
         return peak / GIB, (peak - held) / GIB
 
     def _batches(self, update: Sequence[list[TrainingSample]]) -> Iterator[Batch]:
-        """An update's batches on the device; each is made while the one before it is computed with."""
+        """Yield an update's micro-batches on the device. Each is collated while the previous one is computed."""
         coming: deque[Future[Batch]] = deque()
         for samples in update:
             coming.append(self._collating.submit(self._collate, samples))
@@ -244,10 +245,11 @@ class Learner:
         norm = torch.nn.utils.clip_grad_norm_(self._policy.parameters(), self._config.optimizer.max_grad_norm)
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
-    # Weights out
+    # Sending weights
 
     def offer_weights(self, generator_ranks: int) -> WeightOffer:
-        """What generators have to be told; rank 0's counts. For this and the next four see `weights.sender`."""
+        """Make the offer for the generators; the driver uses rank 0's. `weights.sender` explains this and the next four
+        methods."""
         if self._sender is None:
             self._sender = self._make_sender()
         return self._sender.offer(generator_ranks)
@@ -271,21 +273,21 @@ class Learner:
         self._weights_out.connect(forward)
 
     def publish_weights(self) -> None:
-        """Send the current weights, which the driver has the generators receive."""
+        """Send the current weights. The driver starts the receiving end."""
         self._weights_out.send()
 
     def weight_digests(self) -> dict[str, int]:
         return self._weights_out.digests()
 
     def weight_bytes(self) -> np.ndarray:
-        """What was published through shared memory, for generators on other hosts: [bytes] uint8; of rank 0."""
+        """The published shared memory, [bytes] uint8, for generators on other hosts. Rank 0 only."""
         assert isinstance(self._sender, SharedMemorySender)
         return self._sender.contents()
 
     def free_memory(self) -> None:
-        """Give back what the allocator keeps from the last step, for an engine on the same GPU."""
+        """Free the allocator's cached memory, for an engine on the same GPU."""
         if self._device.type == "cuda":
-            # vLLM's IPC buffer, 1 GiB, is free once the engine has ended the update and let go of it.
+            # vLLM's IPC buffer of 1 GiB can be freed once the engine has ended the update and closed its handle.
             torch.cuda.ipc_collect()
             torch.cuda.empty_cache()
 

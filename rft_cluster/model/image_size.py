@@ -1,4 +1,4 @@
-"""At which size Qwen2-VL looks at an image, and how many tokens that takes."""
+"""The size to which Qwen2-VL resizes an image, and its number of tokens."""
 
 from collections.abc import Callable
 from functools import cache, partial
@@ -11,15 +11,15 @@ SIDE = PATCH * MERGE  # pixels of an image token's side
 
 
 def model_size(width: int, height: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """Width and height in pixels, multiples of 28, that an image is resized to. One of them is 0 where the image is too
-    long and narrow for `max_pixels`."""
+    """(width, height) in pixels, multiples of 28, to which an image is resized. One is 0 if the image is too narrow for
+    `max_pixels`."""
     tall, wide = _smart_resize()(height, width, factor=SIDE, min_pixels=min_pixels, max_pixels=max_pixels)
     return wide, tall
 
 
 @cache
 def _smart_resize() -> Callable[..., tuple[int, int]]:
-    """Imported when a picture first needs it: it brings torch along, which takes seconds."""
+    """Import `smart_resize` on first use: the import of torch takes seconds."""
     with light_imports():
         from qwen_vl_utils import smart_resize
     return smart_resize
@@ -30,5 +30,5 @@ def view_of(min_pixels: int, max_pixels: int) -> View:
 
 
 def image_tokens(width: int, height: int) -> int:
-    """Tokens of an image of a `model_size`."""
+    """The number of tokens of an image with this `model_size`."""
     return (width // SIDE) * (height // SIDE)

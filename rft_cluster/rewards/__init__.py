@@ -5,9 +5,9 @@
       accuracy: 1.0
       my_package.my_module:brevity: 0.1     # a function of your own
 
-A user's own may be `async`, and with the parameters `(prompts, completions)` it takes a batch and returns a list of
-values. It runs in a process that may break (`isolation.py`, docs/rewards.md). To add a built-in one, which runs in the
-reward actor's process: write the function in a file of this folder and name it in `REWARDS`.
+A user's own function may be `async`. With the parameters `(prompts, completions)` it takes a batch and returns a list
+of values. It runs in a separate process, which may fail (`isolation.py`, docs/rewards.md). To add a built-in one, which
+runs in the reward actor's process: write the function in a file of this folder and name it in `REWARDS`.
 """
 
 from collections.abc import Callable, Iterable
@@ -22,9 +22,9 @@ from rft_cluster.rewards.format import format_reward
 
 @dataclass(frozen=True, slots=True)
 class RewardPrompt(Prompt):
-    """The prompt as a reward function of the user's own gets it: with `image`, the encoded bytes (PNG, JPEG, ...).
+    """The prompt for a user's own reward function, with `image`, the encoded bytes (PNG, JPEG, ...).
 
-    It crosses to that function's process; messages between the roles hold a reference in their place.
+    Messages between the roles have a reference instead of the bytes.
     """
 
     image: bytes
@@ -46,10 +46,12 @@ REWARDS: dict[str, BuiltIn] = {
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Is each a built-in reward or a dotted path? Nothing is imported: a user's module could end or hold the process.
+    """Check that each name is a built-in reward or a dotted path, without an import.
+
+    A user's module could end or block the process.
 
     Raises:
-        UserError: one is neither.
+        UserError: a name is neither.
     """
     for name in names:
         if name not in REWARDS:

@@ -1,8 +1,7 @@
-"""Accuracy reward: is the answer the label, or another name of it?
+"""Accuracy reward: the answer must be the label or an alias.
 
-Strict equality, unlike the containment rule of the original recipe, by which an empty answer, a single letter
-or a list of classes was right. Writing does not count: `Hard leaved_Pocket orchid.` is `hard-leaved pocket
-orchid`.
+The rule is strict equality. By the original recipe's containment rule, an empty answer, a single letter or a list of
+classes is right. Spelling is normalised: `Hard leaved_Pocket orchid.` is `hard-leaved pocket orchid`.
 """
 
 from rft_cluster.common.labels import extract_answer, normalise_label
@@ -10,12 +9,12 @@ from rft_cluster.messages import Completion, Prompt
 
 
 def accuracy_reward(prompt: Prompt, completion: Completion) -> float:
-    """1.0 if the text has exactly one answer block and it holds the label or one of its aliases.
+    """1.0 if the text has exactly one answer block with the label or an alias, else 0.0.
 
-    Answer and names are compared as `normalise_label` sees them.
+    Answer and names are compared after `normalise_label`.
 
     Raises:
-        ValueError: a name normalises to nothing, so that no answer could be told from an empty one.
+        ValueError: a name normalises to an empty text, so that an empty answer would be right.
     """
     names = {normalise_label(name): name for name in (prompt.label, *prompt.aliases)}
     if "" in names:

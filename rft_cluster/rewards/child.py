@@ -1,7 +1,7 @@
-"""The process of one reward function of the user's: what runs in it, and the scorer's handle on it.
+"""The process of a user's own reward function: the code that runs in it, and the scorer's handle on it.
 
-Parent and child talk through a pipe. The child first says what kind of function it has imported, or why the import
-failed. Each request is one call of the function. The child answers it twice: when the call begins, and with the values.
+Parent and child talk through a pipe. The child first sends the kind of the imported function, or the reason why the
+import failed. Each request is one call of the function, which the child answers twice: at its begin, and with values.
 
     parent                                                        child
                                                                   Kind(batch=False, concurrent=True)
@@ -9,8 +9,7 @@ failed. Each request is one call of the function. The child answers it twice: wh
                                                                   (7, None)          the call has begun
                                                                   (7, [0.5])         or (7, "KeyError: ...")
 
-A prompt, with its image, is sent once, with the first of its completions. The child keeps it under its key until it is
-told to forget it.
+A prompt with its image is sent once, with its first completion. The child keeps it under its key until a `Forget`.
 """
 
 import asyncio
@@ -34,16 +33,16 @@ from rft_cluster.common.lookup import find_function
 from rft_cluster.messages import Completion, Prompt
 
 GRACE = 2.0  # seconds past the time limit after which an event loop counts as blocked
-# Seconds past the time limit after which a child ends itself: there may be no parent any more to kill it.
+# Seconds past the time limit after which a child ends itself, in case there is no parent any more to kill it.
 ORPHAN_GRACE = 3.0
-LARGEST = 1e100  # sums of squares of larger ones overflow
+LARGEST = 1e100  # larger values overflow in sums of squares
 LONGEST = 200  # characters of a reason
-Answer = list[float | str] | str  # for each completion a value or why there is none; or why there is none for all
+Answer = list[float | str] | str  # a value or a reason for each completion, or one reason for all
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """`batch`: it takes lists of prompts and completions. `concurrent`: it is `async`, several calls run at once."""
+    """The kind of a function. `batch`: takes lists of prompts and completions. `concurrent`: is `async`."""
 
     batch: bool
     concurrent: bool
@@ -51,7 +50,7 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One call: completions and the keys of their prompts; `prompts` are those that the child does not have yet."""
+    """One call: completions and the keys of their prompts. `prompts`: those that the child does not have yet."""
 
     number: int
     keys: list[int]
@@ -61,15 +60,15 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """No more completions of the prompt under this key will come."""
+    """The prompt under this key is no longer needed."""
 
     key: int
 
 
 def kind_of(function: Callable[..., Any], name: str) -> Kind:
-    """What a function declares: a batch by the names of its parameters, concurrency by `async def`.
+    """The kind of a function, from its declaration: a batch by parameter names, concurrency by `async def`.
 
-    `(prompts, completions)` takes a batch; with any other names, `(prompt, completion)` say, it takes one completion.
+    `(prompts, completions)` takes a batch; any other names, e.g. `(prompt, completion)`, take one completion.
 
     Raises:
         UserError: the names mix the two.
@@ -89,34 +88,34 @@ def kind_of(function: Callable[..., Any], name: str) -> Kind:
 
 
 class Child:
-    """A process that serves one function. It starts at once, and what it says comes through `pipe`.
+    """A process that serves one function. It starts at once, and sends messages through `pipe`.
 
     Args:
         time_limit: seconds for one call.
-        output: a file for what the function prints; empty where it is to go where this process's own output goes.
+        output: a file for the function's output; empty for this process's own output.
     """
 
     def __init__(self, name: str, time_limit: float, output: str) -> None:
-        # A fork would copy the locks of this process's threads, of Ray and torch, as they happen to be held.
+        # Do not fork: that would copy locks of Ray's and torch's threads in whatever state they are.
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.kind: Kind | None = None  # None until it has imported the function
-        self._known: set[int] = set()  # keys of the prompts that it has
+        self.kind: Kind | None = None  # None until the child has imported the function
+        self._known: set[int] = set()  # keys of the prompts that the child has
         self._process = context.Process(
             target=_serve, args=(name, theirs, time_limit, output), name=f"reward {name}", daemon=True
         )
-        # Ctrl-C is the parent's alone, also before the child is a group of its own.
+        # Only the parent handles Ctrl-C, also before the child is in a process group of its own.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         self._process.start()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()
-        # A pipe holds 64 kB: who writes an image to a child that is stuck would be stuck as well.
+        # Send in a thread: a pipe holds 64 kB, so writing an image to a stuck child would block.
         self._outbox: SimpleQueue[Ask | Forget | None] = SimpleQueue()
         self._sender = threading.Thread(target=_send_all, args=(self.pipe, self._outbox), daemon=True)
         self._sender.start()
 
     def ask(self, number: int, prompts: Sequence[tuple[int, Prompt]], completions: list[Completion]) -> None:
-        """`prompts`: of each completion its prompt's key, which stands for it from then on, and the prompt."""
+        """Send a request. `prompts`: (key, prompt) of each completion. A prompt is sent only the first time."""
         new = {key: prompt for key, prompt in prompts if key not in self._known}
         self._known.update(new)
         self._outbox.put(Ask(number, [key for key, _ in prompts], new, completions))
@@ -127,25 +126,25 @@ class Child:
             self._outbox.put(Forget(key))
 
     def kill(self) -> None:
-        """End it and all that it started."""
+        """End the process and its subprocesses."""
         assert self._process.pid
-        with suppress(ProcessLookupError):  # it is gone, or has not made its group yet
+        with suppress(ProcessLookupError):  # the process has ended, or has not made its group yet
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
         self._process.join()
         self._outbox.put(None)
-        self._sender.join(timeout=1)  # before the pipe's number is given to another file
+        self._sender.join(timeout=1)  # before another file can get the pipe's number
         self.pipe.close()
 
     def ending(self) -> str:
-        """How it ended, after its pipe did."""
-        self._process.join(timeout=1)  # the pipe is closed a moment earlier
+        """How the process ended, as text. Call this after the end of its pipe."""
+        self._process.join(timeout=1)  # the pipe closes a moment before the process ends
         code = self._process.exitcode
         return signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
 
 
 def _send_all(pipe: Connection, outbox: "SimpleQueue[Ask | Forget | None]") -> None:
-    with suppress(OSError):  # the child is gone, which its pipe tells the one who listens, too
+    with suppress(OSError):  # the child has ended; the listener sees that by the pipe, too
         while (message := outbox.get()) is not None:
             pipe.send(message)
 
@@ -154,8 +153,8 @@ def _send_all(pipe: Connection, outbox: "SimpleQueue[Ask | Forget | None]") -> N
 
 
 def _serve(name: str, pipe: Connection, time_limit: float, output: str) -> None:
-    """Import the function, then answer requests until the parent is gone."""
-    os.setsid()  # a group, to be killed as a whole; and Ctrl-C is the parent's alone
+    """Import the function, then answer requests until the parent ends."""
+    os.setsid()  # a group of its own, to be killed as a whole, and without the terminal's Ctrl-C
     if output:
         _print_to(output)
     try:
@@ -165,7 +164,7 @@ def _serve(name: str, pipe: Connection, time_limit: float, output: str) -> None:
         pipe.send(str(error) if isinstance(error, UserError) else f"rewards: {name!r}: {reason(error)}")
         return
     pipe.send(kind)
-    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent has ended
         if kind.concurrent:
             asyncio.run(_serve_concurrently(function, kind, pipe, time_limit))
         else:
@@ -185,7 +184,7 @@ def _serve_in_turn(function: Callable[..., Any], kind: Kind, pipe: Connection, t
         if asked := _taken_in(pipe.recv(), known):
             number, prompts, completions = asked
             pipe.send((number, None))
-            # Needs no lock of the interpreter's, so it ends what hangs in native code, should the parent be gone.
+            # This needs no interpreter lock, so it ends even native code that hangs, if the parent has ended.
             faulthandler.dump_traceback_later(time_limit + ORPHAN_GRACE, exit=True)
             try:
                 answer = _checked(_call(function, kind, prompts, completions), kind, len(completions))
@@ -198,7 +197,7 @@ def _serve_in_turn(function: Callable[..., Any], kind: Kind, pipe: Connection, t
 async def _serve_concurrently(function: Callable[..., Any], kind: Kind, pipe: Connection, time_limit: float) -> None:
     loop, gone = asyncio.get_running_loop(), asyncio.Event()
     known: dict[int, Prompt] = {}
-    running: set[asyncio.Task[None]] = set()  # the loop itself holds tasks weakly
+    running: set[asyncio.Task[None]] = set()  # the event loop keeps only weak references to tasks
 
     def hear() -> None:
         try:
@@ -228,7 +227,7 @@ async def _answer(
     prompts: list[Prompt],
     completions: list[Completion],
 ) -> None:
-    """One call, which is cancelled and answered for when its time is over. The time begins with its first step."""
+    """Run one call, and cancel it when its time is over. The time begins with its first step."""
     task, is_late = asyncio.current_task(), False
 
     def late() -> None:
@@ -245,12 +244,12 @@ async def _answer(
     except BaseException as error:  # noqa: BLE001 - a user's function may raise anything; the reason is recorded
         answer = reason(error)
     timer.cancel()
-    if not is_late:  # else a function that catches its own cancellation would answer twice
+    if not is_late:  # a function that catches its cancellation must not answer twice
         pipe.send((number, answer))
 
 
 def _taken_in(message: Ask | Forget, known: dict[int, Prompt]) -> tuple[int, list[Prompt], list[Completion]] | None:
-    """Number, prompts and completions of a request; None where a prompt was to be forgotten."""
+    """Number, prompts and completions of an `Ask`; None for a `Forget`."""
     if isinstance(message, Forget):
         del known[message.key]
         return None
@@ -276,7 +275,7 @@ def _checked(value: Any, kind: Kind, count: int) -> Answer:
 
 
 def _number(value: Any) -> float | str:
-    """The value as a float, or why it is none."""
+    """The value as a float, or the reason why it is not one."""
     if inspect.iscoroutine(value):
         value.close()
         return "returned a coroutine: define the function itself with async def"

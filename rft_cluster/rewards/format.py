@@ -1,6 +1,6 @@
-"""Format reward: has the completion the layout that its prompt asks for, and nothing else?
+"""Format reward: the completion must have the layout that its prompt asks for, and nothing else.
 
-What the prompt shows decides, for a template may ask for the answer alone:
+The tags in the prompt decide, because a template may ask for the answer alone:
 
 | the prompt's text shows | the whole completion must be |
 |---|---|
@@ -8,8 +8,8 @@ What the prompt shows decides, for a template may ask for the answer alone:
 | `<answer>` but no `<think>` | an answer block |
 | neither (a weak prompt) | a think block, optional white space, an answer block |
 
-The first layout is Visual-RFT's (arXiv 2503.01785), with one departure: there `.*?` may run over further tags, so a
-completion that opens several answer blocks still passes; here each tag of the layout occurs once, and no other.
+The first layout is Visual-RFT's (arXiv 2503.01785), with one departure: its `.*?` may run over further tags, so a
+completion with several answer blocks still passes. Here each tag of the layout must occur once, and no other tag.
 """
 
 import re
@@ -24,11 +24,10 @@ ANSWER_TAGS = ("<answer>", "</answer>")
 
 
 def format_reward(prompt: Prompt, completion: Completion) -> float:
-    """1.0 if the whole text has the layout that the prompt asks for; otherwise 0.0.
+    """1.0 if the whole text has the layout that the prompt asks for, else 0.0.
 
-    Nothing may stand before, between or after the blocks, white space at either end included: the policy's
-    next token after `</answer>` is to be the stop token. What the blocks say, even nothing, is left to other
-    rewards.
+    No text is allowed before, between or after the blocks, not even white space at the ends: the token after
+    `</answer>` must be the stop token. The content of the blocks, even if empty, is left to other rewards.
     """
     text, thinking = completion.text, asks_for_thinking(prompt.text)
     once = all(text.count(tag) == 1 for tag in ANSWER_TAGS)

@@ -1,16 +1,16 @@
-"""A reward function of the user's own, in a process of its own.
+"""Run a user's own reward function in a separate process.
 
     brevity = IsolatedFunction("my_package.my_module:brevity", time_limit=10.0, max_concurrent=32)
-    values = await brevity(prompt, completions)     # for each a float, or a text that says why there is none
+    values = await brevity(prompt, completions)     # for each a float, or the reason why there is none
 
-There it may raise, return what is no number, hang (in native code, too), or take the interpreter down: each costs the
-one completion that it happened on. A late call of an `async` function is cancelled by its own event loop. A process
-that dies, or is silent for too long, is killed with all that it started, and a new one goes on.
+The function may raise, return something else than a number, hang (also in native code), or crash the interpreter. Each
+failure costs only the completion on which it happened. A late call of an `async` function is cancelled by its own event
+loop. A process that dies, or is silent for too long, is killed with its subprocesses, and replaced.
 
 `pending.py` decides which completions are sent at once and which one failed; `child.py` is the code of the process.
 
-Not a library's process pool: there a task has one answer and one limit, so an image would cross for each completion;
-pebble's, otherwise fit, is broken for good by a worker that dies between two tasks.
+A library's process pool does not fit: a task has one answer and one time limit, so an image would be sent for each
+completion. pebble's pool, otherwise suitable, breaks for good if a worker dies between two tasks.
 """
 
 import asyncio
@@ -28,30 +28,30 @@ from rft_cluster.rewards.child import GRACE, Answer, Child, Kind
 from rft_cluster.rewards.pending import Call, Pending
 
 LOAD_LIMIT = 300.0  # seconds that the import of the user's module may take: it may load a reward model
-LOADING_LINE = 10.0  # seconds between lines that say what is waited for
-MOST_PRINTED = 100_000  # bytes of what a function prints that are looked at
-LAST_LINES = 5  # of what a process printed, where it ended during the import
+LOADING_LINE = 10.0  # seconds between lines about the import
+MOST_PRINTED = 100_000  # bytes read of a function's output
+LAST_LINES = 5  # lines shown of the output of a process that ended during the import
 
 
 class IsolatedFunction:
     """Calls the function of a dotted path in a child process, which starts at once and imports it there.
 
-    The child has this process's sys.path, working directory and environment, so it finds what `find_function` finds.
-    All methods but `close` and `printed` need a running event loop, which may be another one each time.
+    The child has this process's sys.path, working directory and environment, so it finds the same modules. All methods
+    except `close` and `printed` need a running event loop, which may be a different one each time.
 
     Args:
         time_limit: seconds for one call.
-        max_concurrent: completions that may be under way at once.
-        quiet: what the function prints is kept for `printed`; else it goes where this process's output goes.
+        max_concurrent: completions that may be in flight at once.
+        quiet: keep the function's output for `printed`, instead of writing it to this process's output.
     """
 
     def __init__(self, name: str, time_limit: float, max_concurrent: int, quiet: bool = False) -> None:
         self._name, self._time_limit = name, time_limit
         self._output = _new_file() if quiet else None
         self._child: Child | None = self._new_child()
-        self._started = time.monotonic()  # of the child
-        self._heard = self._started  # last message of the child, or the time since which it has had a request
-        self._problem = ""  # why the function cannot be imported
+        self._started = time.monotonic()  # start of the child
+        self._heard = self._started  # time of the child's last message, or of the first request after an idle time
+        self._problem = ""  # the reason why the function cannot be imported
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._loading: list[asyncio.Future[None]] = []  # callers of `wait_until_ready`
@@ -59,7 +59,7 @@ class IsolatedFunction:
         self._keys = itertools.count()  # of prompts
 
     async def __call__(self, prompt: Prompt, completions: Sequence[Completion]) -> list[float | str]:
-        """For each completion, in order, the function's value, or why there is none.
+        """Score completions. Returns for each, in order, the function's value or the reason why there is none.
 
         Raises:
             UserError: the child cannot import the function.
@@ -67,7 +67,7 @@ class IsolatedFunction:
         loop, key = self._attach(), next(self._keys)
         calls = [Call(key, prompt, completion, loop.create_future()) for completion in completions]
         self._pending.add(calls)
-        loop.call_soon(self._ask)  # not at once: groups that are scored together can then share a batch
+        loop.call_soon(self._ask)  # a little later, so that groups which are scored together share a batch
         try:
             return list(await asyncio.gather(*(call.value for call in calls)))
         finally:
@@ -75,10 +75,10 @@ class IsolatedFunction:
                 self._child.forget(key)
 
     async def wait_until_ready(self) -> None:
-        """Wait until the child has imported the function; lines tell how long the import has taken.
+        """Wait until the child has imported the function. Prints lines about a long import.
 
         Raises:
-            UserError: it cannot be imported.
+            UserError: the function cannot be imported.
         """
         loop = self._attach()
         loading = loop.create_future()
@@ -91,14 +91,14 @@ class IsolatedFunction:
             raise UserError(self._problem)
 
     def printed(self) -> list[str]:
-        """The first lines that the function has printed, harmless to show. Empty where this is not `quiet`."""
+        """The first lines of the function's output, escaped. Empty unless `quiet`."""
         if self._output is None:
             return []
         with self._output.open("rb") as file:
             return [shown(line) for line in file.read(MOST_PRINTED).decode(errors="replace").splitlines()]
 
     def close(self) -> None:
-        """End the child and what it started."""
+        """End the child and its subprocesses."""
         if self._child:
             self._child.kill()
         if self._output:
@@ -112,13 +112,13 @@ class IsolatedFunction:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._loop, self._timer = loop, None
-            self._heard = time.monotonic()  # nobody has listened since the last loop
+            self._heard = time.monotonic()  # no loop has listened since the last one
             if self._child:
                 loop.add_reader(self._child.pipe.fileno(), self._hear)
         return loop
 
     def _ask(self) -> None:
-        """Send requests up to the limit; start a child if there is none; end the waits for the import."""
+        """Send requests up to the limit. Start a child if there is none. Wake callers that wait for the import."""
         if self._problem:
             self._pending.give_up(UserError(self._problem))
             self._loaded()
@@ -165,7 +165,7 @@ class IsolatedFunction:
                 self._pending.answered(number, answer)
 
     def _set_timer(self) -> None:
-        """Wait for the next message for a limited time."""
+        """Set a timer for the next message."""
         if self._timer:
             self._timer.cancel()
             self._timer = None
@@ -174,12 +174,12 @@ class IsolatedFunction:
             self._timer = self._loop.call_later(max(0.0, self._silence() - time.monotonic()), self._silent)
 
     def _silence(self) -> float:
-        """The time (monotonic) by which the next message must have come."""
+        """The monotonic time by which the next message is due."""
         assert self._child
         kind = self._child.kind
         if kind is None:
             return self._started + LOAD_LIMIT
-        # An event loop cancels a late call and answers for it. Only a blocked loop is silent.
+        # An event loop cancels and answers a late call itself, so only a blocked loop is silent.
         return self._heard + self._time_limit + (GRACE if kind.concurrent else 0.0)
 
     def _silent(self) -> None:
@@ -194,7 +194,7 @@ class IsolatedFunction:
         self._ask()
 
     def _end_child(self, reason: str) -> None:
-        """Kill the child. Its requests fail for this reason, or the next child gets them."""
+        """Kill the child. Its requests fail with this reason, or are retried in the next child."""
         assert self._child and self._loop
         self._loop.remove_reader(self._child.pipe.fileno())
         self._child.kill()

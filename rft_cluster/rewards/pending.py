@@ -1,4 +1,4 @@
-"""The completions that wait for a reward function: which are asked next, and which one made its process die.
+"""The queue of completions for a reward function: choose the next call, and find the one that made the process die.
 
     pending = Pending(max_concurrent=32)
     pending.add(calls)
@@ -6,14 +6,14 @@
     pending.begun(number); pending.answered(number, [0.5])
     pending.died("its process died (exit code 7)")
 
-All groups share one queue, and so the limit:
+All groups share one queue and the limit:
 
 | the function | calls at once | completions in a call |
 |---|---|---|
 | `def f(prompt, completion)` | 1 | 1 |
 | `def f(prompts, completions)` | 1 | all that wait, up to the limit |
 | `async def f(prompt, completion)` | up to the limit | 1 |
-| `async def f(prompts, completions)` | any number | all that wait, up to what other calls leave of the limit |
+| `async def f(prompts, completions)` | any number | all that wait, up to the limit minus those of other calls |
 """
 
 import itertools
@@ -28,9 +28,9 @@ from rft_cluster.rewards.child import Answer, Kind
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One completion, and the future of its value: a float, or a text that says why there is none.
+    """One completion, and the future of its value: a float, or the reason why there is none.
 
-    `key` stands for the prompt: the process keeps prompts under it.
+    `key`: the process's key for the prompt.
     """
 
     key: int
@@ -39,13 +39,13 @@ class Call:
     value: "Future[float | str]"
 
     def answer(self, value: float | str) -> None:
-        if not self.value.done():  # the future was cancelled: nobody waits any more
+        if not self.value.done():  # a cancelled future has no caller that waits
             self.value.set_result(value)
 
 
 @dataclass(slots=True)
 class Request:
-    """One call of the function. `begun`: the function runs. `alone`: a second try, during which nothing else runs."""
+    """One call of the function. `begun`: the function runs. `alone`: a retry, during which nothing else runs."""
 
     number: int
     calls: Sequence[Call]
@@ -54,7 +54,7 @@ class Request:
 
 
 class Pending:
-    """Three stages: calls that wait, calls that are tried again, and requests that the process has been sent."""
+    """Three stages: waiting calls, calls to retry, and requests in flight."""
 
     def __init__(self, max_concurrent: int) -> None:
         self._max_concurrent = max_concurrent
@@ -65,12 +65,12 @@ class Pending:
 
     @property
     def asked(self) -> bool:
-        """Whether the process owes an answer."""
+        """True if a request is in flight."""
         return bool(self._asked)
 
     @property
     def left(self) -> bool:
-        """Whether calls wait, for the first time or again."""
+        """True if calls wait, for the first time or for a retry."""
         self._drop_cancelled()
         return bool(self._waiting or self._again)
 
@@ -78,7 +78,7 @@ class Pending:
         self._waiting += calls
 
     def next(self, kind: Kind) -> Request | None:
-        """The next request for a function of this kind; None while it has enough to do."""
+        """The next request for a function of this kind; None while the limit is reached."""
         if not self.left or any(request.alone for request in self._asked.values()):
             return None
         if self._again:
@@ -93,7 +93,7 @@ class Pending:
         self._asked[number].begun = True
 
     def answered(self, number: int, answer: Answer) -> None:
-        """Values, or one reason for the whole request. A batch that failed as a whole is tried again one by one."""
+        """Record values, or one reason for the whole request. A batch that failed as a whole is retried one by one."""
         request = self._asked.pop(number)
         if isinstance(answer, str):
             self._fail(request, answer)
@@ -102,10 +102,10 @@ class Pending:
                 call.answer(value)
 
     def died(self, reason: str) -> None:
-        """The process died or was killed. If it had one request, that one fails; if several, each is tried again alone.
+        """Handle the death of the process. Its only request fails; if there were several, each is retried alone.
 
-        A request that the process had not begun is tried again, too: a process closes its pipe a moment after its end,
-        so a request may be sent to a dead one. It fails if the next process dies as well.
+        A request that had not begun is retried, too, because a process closes its pipe a moment after its end and may
+        already be dead when a request is sent. It fails if the next process dies as well.
         """
         asked = list(self._asked.values())
         self._asked.clear()
@@ -115,7 +115,7 @@ class Pending:
             self._again.extend(call for request in asked for call in request.calls)
 
     def give_up(self, error: Exception) -> None:
-        """No answer will come: every caller raises `error`."""
+        """Give up: every caller raises `error`."""
         for call in (*self._waiting, *self._again):
             if not call.value.done():
                 call.value.set_exception(error)

@@ -1,10 +1,10 @@
-"""The reward actor's work: score groups of completions with the configured reward functions.
+"""The reward role: score groups of completions with the configured reward functions.
 
 scorer = Scorer({"format": 1.0, "accuracy": 1.0}, ScoringSection(), images)
 rewards = await scorer.score(groups)      # rewards[i][j] is of groups[i].completions[j]
 
-Calls of `score` overlap: a step comes in parts, as generators finish them, and completions of all parts that are here
-share `scoring.max_concurrent`.
+Calls of `score` overlap: a step comes in chunks, as generators finish them. The completions of all chunks together
+share the limit `scoring.max_concurrent`.
 """
 
 import asyncio
@@ -18,30 +18,31 @@ from rft_cluster.messages import Completion, Group, Images, Prompt, Reward
 from rft_cluster.rewards import REWARDS, check_names, with_image
 from rft_cluster.rewards.isolation import IsolatedFunction
 
-PRINTED = 3  # lines of what a function prints that are shown
+PRINTED = 3  # lines shown of a function's output
 
 
 class Scorer:
-    """Scores completions; the weights of the rewards are by name or dotted path."""
+    """Scores completions. `weights`: of the rewards, by name or dotted path."""
 
     def __init__(self, rewards: dict[str, float], scoring: ScoringSection, images: Images) -> None:
         self._rewards, self._images = WeightedRewards(rewards, scoring), images
         self._budget = scoring.failure_budget
 
     async def score(self, groups: list[Group], completions: int | None = None) -> list[list[Reward]]:
-        """One reward for each completion, in order. Where a user's function failed there is no total.
+        """One reward for each completion, in order. A completion is masked (no total) if a user's function failed on
+        it.
 
         Args:
-            completions: the whole step's, of which the budget is a share, where `groups` are a part of a step.
+            completions: number in the whole step, if `groups` are a chunk of it; the failure budget refers to this.
 
         Raises:
-            UserError: more than the budget allows are without a reward (as soon as that is sure), or a function
+            UserError: more completions failed than the budget allows (raised as soon as that is certain), or a function
                 cannot be imported.
         """
         completions = completions or sum(len(group.completions) for group in groups)
         scored: list[list[Reward]] = []
         if self._rewards.has_own:
-            # Images that another host has may take a while, in which the event loop goes on with other parts.
+            # Fetch in a thread: images on another host may take a while, and other chunks continue meanwhile.
             await asyncio.to_thread(lambda: [self._images[group.prompt.example.image.sha256] for group in groups])
         scoring = [
             asyncio.ensure_future(self._rewards.score(group.prompt, group.completions, self._images))
@@ -57,7 +58,7 @@ class Scorer:
             await asyncio.gather(*scoring, return_exceptions=True)
         totals = [reward.total for rewards in scored for reward in rewards if reward.total is not None]
         mean = f"reward {sum(totals) / len(totals):.3f} on average" if totals else "no reward"
-        # For this actor's own log, which Ray keeps.
+        # This goes to the actor's log, which Ray keeps.
         print(f"{len(groups)} groups from {groups[0].prompt.prompt_id if groups else '-'} on: {mean}", flush=True)
         return scored
 
@@ -69,10 +70,10 @@ class Scorer:
 def check_failures(
     groups: Sequence[Group], scored: Sequence[Sequence[Reward]], completions: int, budget: float
 ) -> None:
-    """Have more than a `budget` share of a step's `completions` failed? `scored` may end before `groups` does.
+    """Check that at most a `budget` share of a step's `completions` failed. `scored` may be shorter than `groups`.
 
     Raises:
-        UserError: they have; names the reward that fails most, with its first reason.
+        UserError: more failed; the message names the reward that fails most, with its first reason.
     """
     failed = [
         (group.prompt, reward)
@@ -93,14 +94,14 @@ def check_failures(
 
 
 class WeightedRewards:
-    """Built-in rewards run in this process, a user's own each in one of its own, which `close` ends.
+    """Built-in rewards run in this process. Each user's own function runs in its own process, which `close` ends.
 
     Args:
-        weights: by name or dotted path.
-        quiet: what a user's own functions print is kept for `printed`.
+        weights: of the rewards, by name or dotted path.
+        quiet: keep the functions' output for `printed`.
 
     Raises:
-        UserError: a name is neither a built-in reward's nor a dotted path.
+        UserError: a name is neither a built-in reward nor a dotted path.
     """
 
     def __init__(self, weights: Mapping[str, float], scoring: ScoringSection, quiet: bool = False) -> None:
@@ -114,16 +115,16 @@ class WeightedRewards:
 
     @property
     def has_own(self) -> bool:
-        """Whether a function of the user's is among them."""
+        """True if one of the rewards is a user's own function."""
         return bool(self._isolated)
 
     async def score(self, prompt: Prompt, completions: Sequence[Completion], images: Images) -> list[Reward]:
-        """One reward for each completion, in order; where a function of the user's failed it is without a total.
+        """One reward for each completion, in order; masked (no total) if a user's own function failed.
 
-        `images` holds the prompt's, which a function of the user's own is given.
+        `images`: has the prompt's image, for a user's own function.
 
         Raises:
-            UserError: a function of the user's own cannot be imported.
+            UserError: a user's own function cannot be imported.
         """
         values = await asyncio.gather(*(self._values(name, prompt, completions, images) for name in self.weights))
         return [self._weigh(dict(zip(self.weights, of_one, strict=True))) for of_one in zip(*values, strict=True)]
@@ -132,12 +133,12 @@ class WeightedRewards:
         """Wait until the user's own functions are imported.
 
         Raises:
-            UserError: one cannot be.
+            UserError: a function cannot be imported.
         """
         asyncio.run(self._all_ready())
 
     def printed(self) -> list[str]:
-        """Who prints, and its first lines, for people."""
+        """Notes for the user: the functions that print, with their first lines."""
         return [
             f"rewards.{name} prints, in training to the reward actor's log:\n    " + "\n    ".join(lines[:PRINTED])
             for name, function in self._isolated.items()

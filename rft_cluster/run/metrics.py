@@ -1,9 +1,9 @@
-"""A step's figures, and where they go.
+"""The figures of a step, and the sinks that record them.
 
     stats = step_stats(1, groups, rewards, advantages, learned, stage.seconds)
     for sink in (metrics_file(path), console(steps), *own_sinks(config)): sink(stats)
 
-A sink is a function that gets every step's `StepStats`, whose fields docs/metrics.md lists. Write one for a dashboard,
+A sink is a function that gets every step's `StepStats`; docs/metrics.md lists the fields. Write one for a dashboard,
 and name it in `run.sinks`.
 """
 
@@ -22,21 +22,21 @@ from rft_cluster.config import Config
 from rft_cluster.messages import Completion, Group, LearnerStats, Reward
 from rft_cluster.run.records import append
 
-RECENT = 20  # steps whose mean duration the time left is computed from
+RECENT = 20  # steps over which the time left is estimated
 
 
 @dataclass(frozen=True, slots=True)
 class StepStats:
-    """One step of training. A type is annotated with the unit; None: not known in this step.
+    """One step of training. Each type is annotated with its unit. None means that the step has no such figure.
 
-    In `metrics.jsonl` a field has its name as key (but see `KEYS`), a mapping a key `KEY/NAME` for each entry, and None
-    no key.
+    In `metrics.jsonl` the key is the field's name (except for `KEYS`). A mapping has a key `KEY/NAME` for each entry. A
+    field that is None has no key.
     """
 
     step: Annotated[int, "step"]
-    """Number of the step, from 1: the version of the weights that it made."""
+    """Number of the step, from 1, and version of the weights that it made."""
     reward: Annotated[float, "reward"]
-    """Weighted sum of a completion's rewards, mean over completions that have one."""
+    """Weighted sum of a completion's rewards, mean over completions that are not masked."""
     reward_parts: Annotated[Mapping[str, float], "reward"]
     """The reward NAME, unweighted, mean over completions for which no reward failed."""
     reward_failures: Annotated[int, "completions"]
@@ -46,9 +46,9 @@ class StepStats:
     live_groups: Annotated[float, "share of groups"]
     """Groups with an advantage that is not 0: only these teach."""
     logprob_gap: Annotated[float | None, "nats a token"]
-    """|learner's log-probability - generator's|, mean over the tokens trained on, as the next four."""
+    """Log-prob gap: |learner's log-probability - generator's|, mean over trained tokens, as are the next four."""
     kl: Annotated[float | None, "nats a token"]
-    """KL from the starting model, estimated (k3); 0 where `algorithm.kl_beta` is."""
+    """KL from the starting model, estimated (k3); 0 if `algorithm.kl_beta` is 0."""
     entropy: Annotated[float | None, "nats a token"]
     """Entropy of the policy's distribution."""
     importance: Annotated[float | None, "ratio"]
@@ -64,30 +64,30 @@ class StepStats:
     skipped: Annotated[int | None, "updates"]
     """Optimizer updates left out because the gradient was not finite."""
     memory_gib: Annotated[float | None, "GiB"]
-    """The fullest learner's: of a GPU the most that was allocated at once, of a CPU process the most in its life."""
+    """Peak memory of the fullest learner: of a GPU in this step, of a CPU process since its start."""
     activation_gib: Annotated[float | None, "GiB"]
-    """GPU only: how much of that the step itself took, with gradients and, in the first step, Adam's moments."""
+    """GPU only: the step's share of that peak, with gradients and, in the first step, Adam's moments."""
     completion_tokens: Annotated[float, "tokens"]
-    """Length of a completion, mean."""
+    """Mean length of a completion."""
     cut_short: Annotated[float, "share of completions"]
-    """Completions that `sampling.max_tokens` ended."""
+    """Completions that were cut at `sampling.max_tokens`."""
     oldest_version: Annotated[int, "version"]
-    """The oldest weights that wrote a token of this step."""
+    """Version of the oldest weights that wrote a token of this step."""
     staleness: Annotated[float, "steps"]
     """How many steps the policy was ahead of the weights that wrote a token, mean over tokens."""
     staleness_max: Annotated[int, "steps"]
-    """The same of the oldest token: at most `schedule.max_staleness`."""
+    """The same for the stalest token: at most `schedule.max_staleness`."""
     tokens: Annotated[int, "tokens"]
-    """Sampled in this step."""
+    """Tokens sampled in this step."""
     tokens_trained: Annotated[int, "tokens"]
-    """Those of completions that were trained on; 0: there was no update."""
+    """Tokens of completions that were trained on; 0 if there was no update."""
     tokens_per_second: Annotated[float, "tokens/s"]
-    """Sampled tokens by the seconds of all stages."""
+    """Sampled tokens divided by the seconds of all stages."""
     seconds: Annotated[Mapping[str, float], "s"]
-    """Each stage: `generate` (waiting for completions and rewards), `learn`, `transfer` (weights to the generators)."""
+    """Time of each stage: `generate` (wait for completions and rewards), `learn`, `transfer` (of weights)."""
 
     def row(self) -> dict[str, Any]:
-        """As `metrics.jsonl` has it, one flat object."""
+        """The flat object for `metrics.jsonl`."""
         row: dict[str, Any] = {}
         for field in fields(self):
             value, key = getattr(self, field.name), KEYS.get(field.name, field.name)
@@ -98,7 +98,7 @@ class StepStats:
         return row
 
 
-KEYS = {"reward_parts": "reward", "failures": "reward_failures"}  # of fields that are written under another name
+KEYS = {"reward_parts": "reward", "failures": "reward_failures"}  # keys that differ from the field's name
 Sink = Callable[[StepStats], None]
 
 
@@ -116,7 +116,7 @@ class Stopwatch:
 
 
 def version_spans(completion: Completion) -> tuple[tuple[int, int], ...]:
-    """Which weights wrote a completion: (version, number of tokens), in order; one pair if no update fell into it."""
+    """The weights that wrote a completion: (version, number of tokens) in order; one pair unless they changed."""
     return completion.version_spans or ((completion.policy_version, len(completion.token_ids)),)
 
 
@@ -128,7 +128,7 @@ def step_stats(
     learned: LearnerStats | None,
     seconds: Mapping[str, float],
 ) -> StepStats:
-    """One step's figures. One completion at least must have a reward. `learned` is None where there was no update."""
+    """Compute a step's figures. At least one completion must have a reward. `learned`: None if there was no update."""
     every = [reward for group in rewards for reward in group]
     valid = [reward.parts for reward in every if not reward.failures]
     completions = [completion for group in groups for completion in group.completions]
@@ -146,7 +146,7 @@ def step_stats(
         completion_tokens=tokens / len(completions),
         cut_short=fmean(completion.finish_reason == "length" for completion in completions),
         oldest_version=oldest,
-        # The learners held version `step - 1` when the step began.
+        # At the start of the step the learners had version `step - 1`.
         staleness=sum(count * (step - 1 - version) for version, count in spans) / max(1, tokens),
         staleness_max=step - 1 - oldest,
         tokens=tokens,
@@ -157,7 +157,7 @@ def step_stats(
 
 
 def _learner_figures(learned: LearnerStats | None) -> dict[str, Any]:
-    """Sums over tokens as means, the rest as they are; all None where there was no update."""
+    """Divide sums over tokens by the tokens; keep the other figures. All are None if there was no update."""
     means = ("logprob_gap", "kl", "entropy", "importance", "clipped")
     others = ("loss", "grad_norm", "learning_rate", "skipped", "memory_gib", "activation_gib")
     if learned is None:
@@ -169,12 +169,12 @@ def _learner_figures(learned: LearnerStats | None) -> dict[str, Any]:
 
 
 def metrics_file(path: Path) -> Sink:
-    """Appends every step to a file, an object a line."""
+    """A sink that appends every step to a file, one object a line."""
     return lambda stats: append(path, stats.row())
 
 
 def console(steps: int) -> Sink:
-    """Shows every step on one line, with the time that is left of `steps`."""
+    """A sink that prints every step on one line, with the time left for all `steps`."""
     recent: deque[float] = deque(maxlen=RECENT)
 
     def show(stats: StepStats) -> None:
@@ -185,10 +185,10 @@ def console(steps: int) -> Sink:
 
 
 def own_sinks(config: Config) -> list[Sink]:
-    """The functions in `run.sinks`, imported.
+    """Import the functions in `run.sinks`.
 
     Raises:
-        UserError: one cannot be imported, or does not take one argument.
+        UserError: a function cannot be imported, or does not take one argument.
     """
     sinks = [
         Function(f"run.sinks: {name!r}", "sink(stats)", find_function(name, {}, "run.sinks"))
@@ -200,7 +200,7 @@ def own_sinks(config: Config) -> list[Sink]:
 
 
 def step_line(steps: int, stats: StepStats, seconds_left: float) -> str:
-    """A step for people, on one line."""
+    """The console's line for a step."""
     total = sum(stats.seconds.values())
     shares = " ".join(f"{stage} {100 * value / total:.0f}%" for stage, value in stats.seconds.items())
     parts = " ".join(f"{name} {value:.2f}" for name, value in stats.reward_parts.items())
@@ -217,7 +217,7 @@ def step_line(steps: int, stats: StepStats, seconds_left: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """3725 -> 1:02:05, 65 -> 1:05."""
+    """Format seconds: 3725 -> 1:02:05, 65 -> 1:05."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
