@@ -48,7 +48,7 @@ def as_shown(dataset: FewShotDataset, config: DataSection, view: View) -> FewSho
         else:
             images[sha256], whole_pixels[sha256] = fitted(shown_bytes(data, None, limit), view)
     levels = _levels(deep, config) if deep else None
-    for sha256 in deep:
+    for sha256 in with_progress(list(deep), "making images with 16 bits a channel as the model is shown them"):
         images[sha256], whole_pixels[sha256] = fitted(shown_bytes(dataset.images[sha256], levels, limit), view)
     pool = Pool(range(len(dataset.pool)), lambda index: shown_bytes(dataset.pool[index], levels, limit))
     whole = replace(dataset, images=images, whole_pixels={k: v for k, v in whole_pixels.items() if v}, pool=pool)

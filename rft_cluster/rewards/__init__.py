@@ -31,12 +31,12 @@ class RewardPrompt(Prompt):
 
 
 def with_image(prompt: Prompt, images: Images) -> RewardPrompt:
+    """The prompt as a function of the user's own gets it."""
     image = images[prompt.example.image.sha256]
     return RewardPrompt(prompt.prompt_id, prompt.example, prompt.text, prompt.seed, image)
 
 
 BuiltIn = Callable[[Prompt, Completion], float]
-RewardFunction = Callable[[RewardPrompt, Completion], float]
 
 REWARDS: dict[str, BuiltIn] = {
     "format": format_reward,

@@ -533,7 +533,8 @@ def test_a_dotted_path_names_a_source(separator):
         (f"{__name__}:mixed_up", "a/0 twice, or in two splits"),
         (f"{__name__}:twice", "toy has several images of one id; give each its own:\n  a/0"),
         (":toy", "not a dotted path"),
-        ("my-module.py:toy", "not a dotted path"),
+        ("my-module:toy", "not a dotted path"),
+        ("my-module.py:toy", "names a file: name the module"),
     ],
 )
 def test_a_wrong_source_is_explained(source, message):
