@@ -146,7 +146,7 @@ async def red_team(
     if trials and all(trial.right is None for trial in trials):
         raise UserError(
             f"{_failure(trials[0].rewards[0])} That was a right answer, and so it went with all {len(trials)} labels "
-            f"that were tried before training. Mend the function, or raise scoring.time_limit"
+            f"that were tried before training. Fix the function, or raise scoring.time_limit"
         )
     counting = [trial for trial in trials if trial.tells]
     unearned, notes = await _of_the_obedient(score, counting[0], classes) if counting else ("", [])

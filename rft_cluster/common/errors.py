@@ -13,7 +13,7 @@ from typing import TextIO
 from rft_cluster.common import stopping
 
 # Errors of the operating system that the user can fix, with advice. All other exceptions are defects of the program.
-MENDABLE = {
+FIXABLE = {
     errno.ENOSPC: "the disk is full: free some space there, or choose another folder",
     errno.EDQUOT: "your quota of disk space is used up: free some space there, or choose another folder",
     errno.EFBIG: "a file may not grow so large there: raise the limit (ulimit -f), or choose another folder",
@@ -44,7 +44,7 @@ class UserError(Exception):
     """Bad input, or a cluster that cannot run the configuration.
 
     The message says what is wrong, where, the value, and what to do. Commands print it without a traceback and exit
-    with code 2. They do the same for `ClusterError` and the errors in `MENDABLE`. Any other exception is a defect of
+    with code 2. They do the same for `ClusterError` and the errors in `FIXABLE`. Any other exception is a defect of
     the program and keeps its traceback.
     """
 
@@ -103,7 +103,7 @@ def _code(work: Callable[[], int | None]) -> int:
         cut = _silence_cut_streams()
         if isinstance(error, BrokenPipeError) and cut:
             return PIPE_CLOSED
-        if error.errno not in MENDABLE or stopping.received():
+        if error.errno not in FIXABLE or stopping.received():
             raise
         print(f"error: {explain(error)}", file=sys.stderr)
         return 2
@@ -116,10 +116,10 @@ def _stopped(text: str) -> int:
 
 
 def explain(error: OSError) -> str:
-    """The message for an error in `MENDABLE`: what, where, and what to do."""
+    """The message for an error in `FIXABLE`: what, where, and what to do."""
     assert error.errno is not None
     where, reason = error.filename or "the output or a file", error.strerror or os.strerror(error.errno)
-    return f"{where}: {reason}: {MENDABLE[error.errno]}"
+    return f"{where}: {reason}: {FIXABLE[error.errno]}"
 
 
 def _silence_cut_streams() -> bool:

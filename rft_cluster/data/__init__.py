@@ -146,7 +146,7 @@ def _check_images(dataset: FewShotDataset, config: DataSection) -> None:
             problems.append(str(error))
     if problems:
         raise UserError(
-            f"data.source: {len(problems)} of the {len(read)} images of {config.source} cannot be used; mend or "
+            f"data.source: {len(problems)} of the {len(read)} images of {config.source} cannot be used; fix or "
             f"leave them out:\n{listing(problems)}"
         )
 

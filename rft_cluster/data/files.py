@@ -75,7 +75,7 @@ class LeftOut:
         if self._system:
             names_of = Counter(path.name for path in self._system)
             names = some([f"{name}/" + (f" ({n})" if n > 1 else "") for name, n in sorted(names_of.items())])
-            notes.append(f"passed over system folders: {shown(names)}")
+            notes.append(f"ignored system folders: {shown(names)}")
         return notes
 
 

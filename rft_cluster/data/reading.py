@@ -111,6 +111,6 @@ def skip_or_refuse(bad: dict[str, str], of: str, config: DataSection) -> None:
     """
     if bad and config.on_bad_image == "error":
         raise UserError(
-            f"{len(bad)} of the {of} cannot be used; mend or remove them, or set data.on_bad_image=skip:\n"
+            f"{len(bad)} of the {of} cannot be used; fix or remove them, or set data.on_bad_image=skip:\n"
             f"{listing([f'{example_id}: {reason}' for example_id, reason in bad.items()])}"
         )

@@ -32,7 +32,7 @@ def interface_of(address: str) -> str:
         if any(entry.address == address for entry in addresses):
             return name
     raise UserError(
-        f"no network interface here bears {address}, the address that Ray gave this host; name one with "
+        f"no network interface here has {address}, the address that Ray gave this host; name one with "
         f"cluster.interface (there are {', '.join(interfaces)})"
     )
 

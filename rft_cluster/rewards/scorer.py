@@ -89,7 +89,7 @@ def check_failures(
         f"rewards.{name} failed on {count} of the {sum(map(len, scored))} completions that were scored, of "
         f"{completions} in the step; scoring.failure_budget allows "
         f"{100 * budget:g} % of a step. The first failure: {reason}, on {prompt.prompt_id} ({prompt.example_id}). "
-        f"Mend the function, or raise scoring.time_limit or scoring.failure_budget"
+        f"Fix the function, or raise scoring.time_limit or scoring.failure_budget"
     )
 
 

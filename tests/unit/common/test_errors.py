@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from rft_cluster.common.errors import MENDABLE, ClusterError, UserError, exit_code
+from rft_cluster.common.errors import FIXABLE, ClusterError, UserError, exit_code
 
 
 def raising(error: BaseException):
@@ -24,7 +24,7 @@ def errors_of(number: int) -> list[OSError]:
     return [OSError(number, text, "/some/file"), OSError(number, text, "/a", None, "/b"), OSError(number, text)]
 
 
-@pytest.mark.parametrize("number", sorted(MENDABLE), ids=errno.errorcode.get)
+@pytest.mark.parametrize("number", sorted(FIXABLE), ids=errno.errorcode.get)
 def test_what_the_system_refuses_is_one_line(capsys, number):
     for error in errors_of(number):
         assert exit_code(raising(error)) == 2
@@ -35,7 +35,7 @@ def test_what_the_system_refuses_is_one_line(capsys, number):
         assert error.filename is None or str(error.filename) in message
 
 
-@pytest.mark.parametrize("number", sorted(set(errno.errorcode) - set(MENDABLE)), ids=errno.errorcode.get)
+@pytest.mark.parametrize("number", sorted(set(errno.errorcode) - set(FIXABLE)), ids=errno.errorcode.get)
 def test_other_errors_of_the_system_are_defects(number):
     for error in errors_of(number):
         with pytest.raises(type(error)):

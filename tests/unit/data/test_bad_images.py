@@ -254,7 +254,7 @@ def test_one_listing_names_every_bad_file_once(corpus):
     first, *lines = str(caught.value).splitlines()
     assert first == (
         f"{len(reasons)} of the {len(reasons) + len(GOOD) + 6} image files in data.path ({root}) cannot be used; "
-        f"mend or remove them, or set data.on_bad_image=skip:"
+        f"fix or remove them, or set data.on_bad_image=skip:"
     )
     assert len(lines) == len(reasons) <= 40
     for example_id, reason in reasons.items():

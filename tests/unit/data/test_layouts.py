@@ -141,7 +141,7 @@ def test_a_level_more_is_looked_through(tmp_path, wrapped, splits, inner, system
     dataset = load(tmp_path)
     assert dataset.classes == list(CLASSES) and len(dataset.pool) == (16 if splits else 10)
     notes = [f"the classes lie in {tmp_path / wrapped}, the one folder of data.path"] if wrapped else []
-    assert dataset.notes() == notes + ([f"passed over system folders: {system}/"] if system else [])
+    assert dataset.notes() == notes + ([f"ignored system folders: {system}/"] if system else [])
 
 
 def test_the_path_in_the_message_works(tmp_path):
@@ -217,7 +217,7 @@ def test_sub_folders_and_pictures_beside_the_classes_are_counted(tmp_path):
 def test_folders_of_systems_are_passed_over(tmp_path, name, where):
     root = fill(tmp_path / "photos")
     put(root / where / name / "x/a.jpg", 77)
-    assert load(root).notes() == [f"passed over system folders: {name}/"]
+    assert load(root).notes() == [f"ignored system folders: {name}/"]
     left_out = LeftOut()
     assert len(list(image_files([root], left_out))) == 12 and left_out.notes() == load(root).notes()
 

@@ -81,7 +81,7 @@ def test_the_loss_of_a_step_is_the_mean_of_its_updates(advantages, loss):
 
 
 @pytest.mark.parametrize(
-    ("error", "mendable"),
+    ("error", "fixable"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nand more"), True),
         (
@@ -92,14 +92,14 @@ def test_the_loss_of_a_step_is_the_mean_of_its_updates(advantages, loss):
         (ValueError("a defect"), False),
     ],
 )
-def test_no_memory_names_what_to_lower(error, mendable):
+def test_no_memory_names_what_to_lower(error, fixable):
     @within_memory()
     def work() -> None:
         raise error
 
-    with pytest.raises(UserError if mendable else type(error)) as caught:
+    with pytest.raises(UserError if fixable else type(error)) as caught:
         work()
-    assert ("lower learners.micro_batch_tokens" in str(caught.value)) is mendable
+    assert ("lower learners.micro_batch_tokens" in str(caught.value)) is fixable
 
 
 def test_memory_that_no_machine_has():

@@ -24,7 +24,7 @@ def test_an_interface_and_its_address():
 
 
 def test_an_address_of_another_host_has_no_interface_here():
-    with pytest.raises(UserError, match=r"no network interface here bears 192\.0\.2\.1.*cluster\.interface .*\blo\b"):
+    with pytest.raises(UserError, match=r"no network interface here has 192\.0\.2\.1.*cluster\.interface .*\blo\b"):
         interface_of("192.0.2.1")
 
 
