@@ -180,7 +180,7 @@ def test_heavy_packages_stay_in_their_folders():
 
 
 def test_the_driver_never_imports_vllm():
-    """Only vLLM's side of the transfer imports it when it is imported, and who imports that one does so lazily."""
+    """Only the receivers import vLLM at module level, and other modules import the receivers lazily."""
     receiving = "weights/receivers.py"
     module = "rft_cluster." + receiving.removesuffix(".py").replace("/", ".")
     violations = [
@@ -227,7 +227,7 @@ def test_no_attribute_has_a_silent_default():
 
 
 def swallows(handler: ast.ExceptHandler, source: str) -> bool:
-    """Whether it catches everything, does not end in `raise`, and says no reason for that."""
+    """Return True if a handler catches everything, does not end in `raise`, and gives no reason."""
     caught = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
     names = {ast.unparse(one) if one else "" for one in caught}
     if "" in names:

@@ -1,4 +1,4 @@
-"""Which configuration an evaluation takes, from wherever it is called and whatever the run's folder is called."""
+"""The configuration of an evaluation, for any working folder and any name of the run's folder."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""What the user gets to see before anything starts: one clear message or the plan, and nothing written."""
+"""The output before anything starts: one clear message or the plan, and no files."""
 
 import json
 import os
@@ -25,7 +25,7 @@ FEW = ("data.source=folder", "data.shots=2", "data.validation=1", "data.test=2")
 
 @pytest.fixture(autouse=True)
 def no_cluster(monkeypatch):
-    """Nothing here may reach a Ray cluster, of this machine or another."""
+    """Keep these tests away from any Ray cluster."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     yield
     assert not ray.is_initialized()
@@ -313,7 +313,7 @@ def test_a_temporary_folder_that_is_too_long_for_ray(tmp_path, capsys, small, mo
 @BOTH
 @pytest.mark.parametrize("home", ["nowhere", "/proc/sys"])
 def test_a_home_that_is_none(tmp_path, capsys, small, monkeypatch, dry_run, home):
-    """Of a container's user without a name, `~` stays `~`."""
+    """`~` stays `~` for a container's user without a name."""
     monkeypatch.setenv("HOME", home)
     message = "export HOME=FOLDER" if home == "nowhere" else "set HOME to a folder that can be"
     assert message in refusal(tmp_path, capsys, *small, *dry_run)

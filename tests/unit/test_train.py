@@ -113,7 +113,7 @@ def run(settings: Config, *, resume: bool = True, stop_at=None, number=0, second
 
 
 def left(folder: Path) -> dict[str, object]:
-    """What must not depend on where a run was stopped."""
+    """The records and weights that must not depend on where a run was stopped."""
     assert not [path for path in folder.rglob("*") if path.suffix in (".tmp", ".old") or path.name == ".lock"]
     metrics = [{name: row[name] for name in ("step", "reward")} for row in read_rows(folder / "metrics.jsonl")]
     return {

@@ -1,4 +1,4 @@
-"""What Ray says when it cannot be joined or started, and what its user is told instead."""
+"""Messages for the user when Ray cannot be joined or started."""
 
 import os
 import socket

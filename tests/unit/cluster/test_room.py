@@ -1,4 +1,4 @@
-"""Whether a cluster that others use has room now, asked before anything that takes long."""
+"""The early check that a shared cluster has room for a run."""
 
 import pytest
 

@@ -156,7 +156,7 @@ def test_memory_comes_back_in_two_parts_around_the_weights(recorded: Actors, ove
 
 
 def started(recorded: Actors, overrides: list[str]) -> list[str]:
-    """What happens when the actors of a configuration start on one large node."""
+    """The events when the actors of a configuration start on one large node."""
     config: Config = load_config("digits", overrides)
     wanted = bundles(config)
     group = SimpleNamespace(bundle_count=len(wanted))

@@ -1,4 +1,4 @@
-"""What an entry point makes of an exception, and of an output that takes nothing more."""
+"""Exit codes and messages of commands for exceptions, and for an output that is closed or full."""
 
 import builtins
 import errno
@@ -19,7 +19,7 @@ def raising(error: BaseException):
 
 
 def errors_of(number: int) -> list[OSError]:
-    """As the system's calls give them: with a path, with two, or, from a write, with none."""
+    """Errors as system calls raise them: with a path, with two, or, from a write, with none."""
     text = os.strerror(number)
     return [OSError(number, text, "/some/file"), OSError(number, text, "/a", None, "/b"), OSError(number, text)]
 
@@ -52,7 +52,7 @@ def test_defects_keep_their_traceback():
 
 
 @pytest.mark.parametrize("error", [UserError("data.path: wrong"), ClusterError("learner-0: no answer")])
-def test_what_a_user_can_mend_is_one_message(capsys, error):
+def test_an_error_that_a_user_can_fix_is_one_message(capsys, error):
     assert exit_code(raising(error)) == 2
     assert capsys.readouterr().err == f"error: {error}\n"
 

@@ -34,7 +34,7 @@ def test_the_folder_and_the_subject_are_all_that_is_typed(name: str):
 
 @pytest.mark.parametrize("name", PHOTOS)
 def test_each_is_complete(name: str):
-    """What differs between a CPU and GPUs stands in each file, so that nobody has to find it."""
+    """Each file contains the settings that differ between CPUs and GPUs."""
     sections = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     for section, keys in {
         "model": ("path", "min_pixels", "max_pixels", "max_prompt_tokens"),

@@ -81,7 +81,7 @@ def nested(kind: set[Any], scalar: str) -> Any:
 
 
 def expected(key: tuple[str, ...], scalar: str, plain: bool) -> Any:
-    """What a field must hold where `scalar` was written, without quotes or with."""
+    """The expected value of a field for `scalar`, with or without quotes."""
     kind = TEXTS[key]
     if kind & COLLECTIONS:
         return {scalar: 1.0} if float in kind else nested(kind, scalar)

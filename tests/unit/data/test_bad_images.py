@@ -200,7 +200,7 @@ BAD: dict[str, tuple[bytes, str]] = {
 
 
 def special(folder: Path) -> dict[str, str]:
-    """What is no plain file, or not to be read; the reasons by name."""
+    """Files that are not plain or not readable: name -> reason."""
     outside = folder.parent.parent / "secret.png"
     outside.write_bytes(encoded(flag()))
     (folder / "link_out.png").symlink_to(outside)

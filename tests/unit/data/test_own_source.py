@@ -84,7 +84,7 @@ def test_what_it_makes(tmp_path, monkeypatch, change):
 
 
 def test_images_beside_the_data_set_are_refused(tmp_path, monkeypatch):
-    """As it was written before images travelled by reference."""
+    """A source written for the version before images were passed by reference."""
     body = """
 def load(config, seed):
     made = whole()

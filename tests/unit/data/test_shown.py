@@ -61,7 +61,7 @@ def test_an_image_stays_as_it_is_where_the_model_looks_at_no_smaller_one(tmp_pat
 
 
 def test_an_image_is_kept_larger_where_the_model_would_enlarge_what_it_made_smaller():
-    """As Qwen2-VL does where all images have as many pixels: 4:3 comes out as 112x84, and that as 140x112."""
+    """Qwen2-VL's sizes for a fixed number of pixels: 4:3 becomes 112x84, and 112x84 becomes 140x112."""
 
     def size(width: int, height: int) -> tuple[int, int]:
         return (112, 84) if width * height > 112 * 112 else (140, 112)

@@ -1,4 +1,4 @@
-"""What set-up says of a machine before it downloads anything."""
+"""The checks of a machine before set-up downloads anything."""
 
 import importlib.util
 import itertools

@@ -53,7 +53,7 @@ def clean_environment(home: Path) -> dict[str, str]:
 
 
 def is_found(install, environment: dict[str, str]) -> bool:
-    """Whether uv, told so, would install the wheel from what is named alone."""
+    """Return True if uv, with these settings, would install the wheel from the named sources only."""
     listed = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], env=environment, capture_output=True, text=True, check=True
     )

@@ -20,7 +20,7 @@ PROMPTS = [some_prompt(f"train/0/{i}", f"photos/{i}", b"a picture", seed=i) for 
 
 
 class RecordingEngine:
-    """As much of vLLM's engine as a generator uses. It finishes requests while `writes` is set, in reverse order."""
+    """The methods of vLLM's engine that generators use. Finishes requests while `writes` is set, in reverse order."""
 
     def __init__(self) -> None:
         self.calls: list[Any] = []

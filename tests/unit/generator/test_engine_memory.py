@@ -1,4 +1,4 @@
-"""What vLLM says of memory that is short, and what its user is told."""
+"""vLLM's errors about too little memory, and the messages for the user."""
 
 import pytest
 

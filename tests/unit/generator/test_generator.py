@@ -1,4 +1,4 @@
-"""What callers of a generator see in each of its states. What vLLM does with weights is in the integration tests."""
+"""A generator's answers in each of its states. vLLM's handling of weights is in the integration tests."""
 
 import threading
 from collections.abc import Callable
@@ -115,7 +115,7 @@ def test_groups_of_weights_that_fail_their_verification_are_refused(
     with pytest.raises(StaleGenerator, match="holds version None"):
         generator.generate(PROMPTS, SAMPLING, version=1)
     engine.wrong, engine.writes = None, True
-    send(generator, 2)  # the next update mends it
+    send(generator, 2)  # the next update ends that state
     assert len(generator.generate(PROMPTS, SAMPLING, version=2)) == 3
 
 

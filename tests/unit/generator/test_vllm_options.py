@@ -1,4 +1,4 @@
-"""What vLLM is asked for on CPUs and GPUs; a module that keeps the options stands in for vLLM."""
+"""vLLM's options on CPUs and GPUs; a module that records them stands in for vLLM."""
 
 import os
 import sys
@@ -19,7 +19,7 @@ Options = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> Options:
-    """What a run with these overrides asks of vLLM."""
+    """vLLM's options in a run with these overrides."""
 
     def module(name: str, **content: Any) -> ModuleType:
         made = ModuleType(name)

@@ -95,7 +95,7 @@ def expected(plain: Qwen2VLForConditionalGeneration, samples: list[TrainingSampl
 
 
 def gradients(model: Qwen2VLForConditionalGeneration, logprobs: list[Tensor]) -> dict[str, Tensor]:
-    """Of a sum in which each token has a factor of its own."""
+    """The gradient of a sum with a different factor for each token."""
     model.zero_grad()
     flat = torch.cat(logprobs)
     (flat * torch.linspace(-1, 2, len(flat))).sum().backward()

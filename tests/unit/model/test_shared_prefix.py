@@ -60,7 +60,7 @@ def documented_varlen(
     query: Tensor, key: Tensor, value: Tensor, query_starts: Tensor, key_starts: Tensor, longest: int, longest_key: int,
     *, scale: float, window_size: tuple[int, int], enable_gqa: bool,
 ) -> Tensor:  # fmt: skip
-    """What torch documents of `varlen_attn`, for where it cannot run: a segment at a time, causal from the end."""
+    """`varlen_attn` by its documentation, for machines that cannot run it: segment by segment, causal from the end."""
     assert query_starts.dtype == key_starts.dtype == torch.int32
     assert (window_size, enable_gqa) == ((-1, 0), True)
     assert (int(query_starts[-1]), int(key_starts[-1])) == (len(query), len(key))

@@ -26,7 +26,7 @@ def completions(*texts: str) -> list[Completion]:
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended, or does within seconds."""
+    """Return True if a process has ended, or ends within seconds."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         try:
@@ -132,7 +132,7 @@ def test_what_it_started_is_killed_with_it(function, tmp_path):
 
 
 def test_the_module_is_found_as_here(tmp_path, monkeypatch):
-    """In a folder that only this process has in sys.path, from the working directory of this process."""
+    """A module in a folder that only this process has in sys.path, relative to its working directory."""
     (tmp_path / "my_reward.py").write_text("import os\ndef f(p, c): return float(os.getcwd() == p.example_id)\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -150,7 +150,7 @@ def test_the_module_is_found_as_here(tmp_path, monkeypatch):
         ("def g(p, c): return 1\n", "has no function 'f'"),
     ],
 )
-def test_what_cannot_be_imported_is_the_users_to_mend(tmp_path, monkeypatch, source, message):
+def test_a_failed_import_is_for_the_user_to_fix(tmp_path, monkeypatch, source, message):
     (tmp_path / "broken_reward.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     function = IsolatedFunction("broken_reward:f", LIMIT, 32)

@@ -1,4 +1,4 @@
-"""Which completions are asked about together, and which is to blame: no process, no time."""
+"""Completions that are scored together, and the one that caused a failure: without processes or time."""
 
 import asyncio
 from collections.abc import Iterator
@@ -72,7 +72,7 @@ def test_who_has_been_cancelled_is_passed_over(loop):
     assert not pending.left and asked(pending, ONE) == []
 
 
-def test_the_only_one_under_way_is_to_blame(loop):
+def test_the_only_one_in_flight_is_to_blame(loop):
     pending, (made,) = Pending(4), calls(loop, 1)
     pending.add([made])
     asked(pending, ONE)

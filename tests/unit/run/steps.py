@@ -36,6 +36,6 @@ SECONDS = {"generate": 2.0, "score": 0.0, "learn": 1.5, "transfer": 0.5}
 
 
 def stats(step: int = 8, **changes: Any) -> StepStats:
-    """Of this step, or of one that differs in an argument of `step_stats`."""
+    """The figures of this step, or of one with other arguments of `step_stats`."""
     made = {"groups": GROUPS, "rewards": REWARDS, "advantages": ADVANTAGES, "learned": LEARNER, "seconds": SECONDS}
     return step_stats(step, **{**made, **changes})

@@ -54,7 +54,7 @@ def test_a_run_s_records(tmp_path, capsys):
 
 
 def records(folder: Path) -> None:
-    """Of four steps, and half a fifth."""
+    """Metrics of four steps, and half of a fifth line."""
     (folder / "rollouts").mkdir(parents=True)
     (folder / "metrics.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in (1, 2, 3, 4)) + '{"step": 5, "re')
     (folder / "eval.jsonl").write_text('{"step": 0}\n{"step": 2}\n{"step": 4}\n')

@@ -20,7 +20,7 @@ def config_of(tmp_path: Path, *overrides: str) -> Config:
 
 
 def finish(config: Config, right: list[int]) -> None:
-    """What runs leave: their manifests, from real splits, and their last evaluations."""
+    """Write the files of finished runs: manifests of real splits, and last evaluations."""
     for fold, count in zip(fold_configs(config), right, strict=True):
         fold.run_folder.mkdir(parents=True)
         dataset = load_dataset(fold.data, fold.run.seed)

@@ -124,7 +124,7 @@ def test_a_changed_key_is_named_alone_and_its_cure_works(tmp_path, key, value, b
 
 
 def cure_of(line: str, key: str) -> str:
-    """What follows the last colon before the override that is to be typed."""
+    """The text after the last colon and before the override to type."""
     at = max(line.find(f": {key}="), line.find(f": '{key}="))
     assert at > 0, line
     return line[at + 2 :]

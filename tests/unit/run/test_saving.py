@@ -1,4 +1,4 @@
-"""What is kept of a policy, with learners that only write down what they are asked."""
+"""Checkpoints and exported models of a policy, with learners that only record their calls."""
 
 import json
 import os

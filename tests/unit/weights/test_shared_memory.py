@@ -39,7 +39,7 @@ def test_the_memory_holds_one_tensor_after_the_other():
 
 
 def in_memory(offer: WeightOffer) -> dict[str, torch.Tensor]:
-    """What a generator would read."""
+    """The tensors as a generator reads them."""
     assert offer.update is not None
     layout = offer.init
     with open(offer.update["path"], "rb") as file:
