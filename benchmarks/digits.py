@@ -1,12 +1,12 @@
-"""G7: how long until a policy reads 60 % of the digits, ours and TRL's, three seeds.
+"""G7: the time until a policy reads 60 % of the digits, for our program and TRL's, with three seeds.
 
     python -m benchmarks.digits [--seeds 0,1,2] [--goal 0.6]
 
 Both start from the same small model and follow `configs/digits.yaml`: same images, question, rewards, group size,
 learning rate and schedule, step by step in turns (see turns.py). Every `--every` steps each answers the same 500
-validation images greedily, off the clock. Its time is the sum of its steps up to the one whose policy has reached the
-goal; start-up is no part of it. A turn in which other programs took more than 5 % of the machine counts as the median
-of the program's other turns, if there are enough of those.
+validation images greedily; this is not timed. A program's time is the sum of its steps until its policy reaches the
+goal, without the start-up. A turn in which other programs used more than 5 % of the machine counts as the median of the
+program's other turns, if there are enough of those.
 """
 
 import json

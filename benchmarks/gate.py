@@ -1,11 +1,11 @@
-"""Before anything is timed against TRL: are its gradient and ours the same, on the same batch?
+"""Check that TRL's gradient and ours are equal on the same batch, before anything is timed.
 
     python -m benchmarks.gate [--sides 448,112]
 
-TRL makes two steps in FP32. Before the second, in which the policy has left the reference, its weights are taken; after
-it the completions and advantages that it made, and its gradient. Ours is then computed with the learner's model,
-packing and loss from the same weights, images (as our own encoder reads them) and tokens. Both are FP32, for in BF16 no
-two orders of summation agree; TRL does not take the vision tokens out of the distribution, so here we do not either.
+TRL makes two steps in FP32; in the second one the policy differs from the reference. The weights before that step are
+recorded, and its completions, advantages and gradient. Our gradient is then computed with the learner's model, packing
+and loss from the same weights, tokens and images (as our own encoder reads them). Both are in FP32, because in BF16 no
+two orders of summation agree. TRL does not exclude vision tokens from the distribution, so here we do not either.
 """
 
 import tempfile

@@ -4,10 +4,10 @@
 
 The service is the real one: prompts travel to a vLLM actor through Ray, completions to the reward actor and back. The
 other side is `LLM.generate` in a process that does nothing else. Both are up all the while and take turns batch by
-batch. Each of the service's batches comes after a weight update and its verification, off the clock; the other side
-forgets its earlier prompts as an update makes the service forget. Recorded are also what the verification takes, which
-runs beside generation in training, and what of a batch's time is the generator's own call: the rest is the service's.
-Two processes with the same engine differ by some percent, each time in another way: `--add` pools several sessions.
+batch. Before each of the service's batches there is a weight update with its verification, neither of them timed; the
+other side drops its cached prompts then, as an update makes the service do. Two more times are recorded: of the
+verification, which in training runs during generation, and of the generator's own call; the rest of a batch's time is
+the service's. Two processes with the same engine differ by some percent each time: `--add` pools several sessions.
 Pairs that other programs disturbed do not count.
 """
 

@@ -71,7 +71,7 @@ class Sides:
         self.read(IMAGES, GROUP_SIZE, SIDE)
 
     def read(self, images: int, group_size: int, pixels: int) -> None:
-        """Make ready what a step reads, so that no side's preprocessing is measured."""
+        """Prepare the inputs of a step, so that no preprocessing is measured."""
         draw = torch.Generator().manual_seed(0)
         self.groups = []
         for image in sorted(bench_images(CACHE, pixels).rglob("*.png"))[:images]:
@@ -113,7 +113,7 @@ class Sides:
 
 
 def backward(logprobs: Tensor) -> None:
-    """Of a sum in which each token of a group has a factor of its own, so that no error can hide."""
+    """Backward of a sum with a different factor for each token of a group, so that no error can cancel."""
     factors = torch.cos(torch.arange(len(logprobs)) % (GROUP_SIZE * COMPLETION_TOKENS))
     (logprobs * factors).sum().backward()
 
@@ -184,7 +184,7 @@ def status(name: str) -> float:
 
 
 def rows() -> dict[str, int | float]:
-    """What each side reads: tokens of the language model, patches of the vision tower."""
+    """The input of each side: tokens of the language model, patches of the vision tower."""
     sides = Sides(torch.bfloat16)
     batch = sides.parts["packed"][0]
     plain = [len(one.prompt_token_ids) + len(one.token_ids) for group in sides.groups for one in group]

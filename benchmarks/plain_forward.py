@@ -19,7 +19,7 @@ from rft_cluster.model.policy import LOGPROB_CHUNK
 
 
 def plain_inputs(samples: Sequence[TrainingSample], encoder: Encoder, image_token_id: int) -> dict[str, Tensor]:
-    """What the model reads of B completions: [B, T] token ids, mask and types, and B images."""
+    """The model's inputs for B completions: [B, T] token ids, mask and types, and B images."""
     prompts = [encoder.encode(sample.prompt) for sample in samples]
     rows = [prompt.token_ids + sample.token_ids for prompt, sample in zip(prompts, samples, strict=True)]
     width = max(map(len, rows))

@@ -1,8 +1,8 @@
 """A step's work without a service: plain vLLM, a plain forward and backward, a plain copy, in one process.
 
-What a careful script would do, and nothing besides: `LLM.generate` with the sampling of our generator; the learner's
-own shared-prefix model, reference model and loss with FP32 masters and AdamW, without FSDP, Ray or any verification;
-and one memcpy of the BF16 weights. The wall time of the service's step is measured against the sum of the three.
+It does the work of a careful script and nothing else: `LLM.generate` with our generator's sampling; the learner's own
+shared-prefix model, reference model and loss with FP32 masters and AdamW, without FSDP, Ray or verification; and one
+memcpy of the BF16 weights. The wall time of the service's step is compared with the sum of the three.
 """
 
 import copy
@@ -45,7 +45,7 @@ class RawGenerator:
         self._llm.llm_engine.set_weight_version("0")
 
     def forget(self) -> None:
-        """As after an update: nothing of earlier prompts is kept."""
+        """Drop all caches, as an update does."""
         self._llm.reset_prefix_cache()
         self._llm.llm_engine.reset_encoder_cache()
 

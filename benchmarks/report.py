@@ -67,7 +67,7 @@ def at(*keys: str) -> Callable[[Results], Spread]:
 
 
 def digits(found: Results) -> Spread:
-    """Of the medians over the seeds; the range is the seeds'."""
+    """The ratio of the medians over seeds, with the range of the seeds' ratios."""
     (name,) = found["ratio_of_medians"]
     return found["ratios"][name] | {"median": found["ratio_of_medians"][name]}
 
@@ -79,13 +79,13 @@ def overlap(found: Results) -> Spread:
 
 
 def controller(found: Results) -> Spread:
-    """10 ms over what the dearest case costs beyond its roles."""
+    """10 ms divided by the overhead of the most expensive case."""
     cost = max((row["beyond_roles_ms"] for row in found["rows"]), key=operator.itemgetter("median"))
     return {"median": 10 / cost["median"], "low": 10 / cost["high"], "high": 10 / cost["low"]}
 
 
 def forward(dtype: str) -> list[Goal]:
-    """How many times as fast the packed learner is as the plain one, in processor time."""
+    """The speed of the packed learner relative to the plain one, in processor time."""
     faster, native = at(dtype, "cpu", "times_as_fast", "packed"), dtype == "fp32"
 
     def by_tokens(found: Results) -> Spread:
@@ -124,7 +124,7 @@ GOALS = [
     Goal("G7", "TRL's time to 60 % on the digits / ours, three seeds", 2.0, "digits", digits),
     memory("fp32"),
     memory("bf16"),
-    Goal("", "10 ms / what a step costs beyond its roles, the dearest case", 1.0, "controller", controller),
+    Goal("", "10 ms / overhead of a step beyond its roles, the most expensive case", 1.0, "controller", controller),
 ]  # fmt: skip
 
 
@@ -163,7 +163,7 @@ def digits_table(found: Results) -> str:
 
 
 def forward_table(found: Results) -> str:
-    """Of the shared prefix: processor seconds, times as fast within a round, and peak memory."""
+    """The table of the shared prefix: processor seconds, relative speed within a round, and peak memory."""
     rows = []
     for dtype in (one for one in ("bf16", "fp32") if one in found):
         measured = found[dtype]

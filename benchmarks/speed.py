@@ -64,7 +64,7 @@ def make_config(side: int, steps: int, *changes: str) -> Config:
 
 
 def measure(side: int, options: argparse.Namespace) -> list[dict[str, Turn]]:
-    """What all said of their counted rounds; of the service, the stages that its metrics tell of."""
+    """The reports of all programs on the counted rounds; for the service, the stages in its metrics."""
     config = make_config(side, WARM + options.rounds)
     shutil.rmtree(config.run.folder, ignore_errors=True)
     others = {}

@@ -115,7 +115,7 @@ def names(folder: Path) -> dict[str, Any]:
 
 
 def run_config(folder: Path) -> Config:
-    """Of a run with the model in a folder, on CPUs."""
+    """The configuration of a run with the model in a folder, on CPUs."""
     low, high = TRUE_PIXELS
     return load_config("digits", [
         f"model.path={folder}", f"model.min_pixels={low}", f"model.max_pixels={high}",
@@ -125,7 +125,7 @@ def run_config(folder: Path) -> Config:
 
 
 def on_engine(generator: Any, work: Callable[[torch.nn.Module], Any]) -> Any:
-    """What `work` says of the engine's model, on the engine's thread."""
+    """Run `work` with the engine's model, on the engine's thread."""
 
     def call() -> Any:
         return generator._engine.collective_rpc(lambda worker: work(worker.weight_transfer_engine.model))[0]

@@ -1,11 +1,11 @@
-"""Programs that are compared, all up at once, each at work only when it is its turn.
+"""Compare programs that all run at once, each working only in its turn.
 
     step 0:  service | plain script | TRL        step 1:  TRL | plain script | service        ...
 
-The service is the real training loop, in this process, on the real actors; the others are processes of their own that
-wait on a pipe. Whatever else the machine does meets all of them alike, and a round, one turn of each, is a repeat. The
-loop asks its data set for a batch when a step begins: that is where the others get their turn, so that the loop itself
-stays as it is, and a step's time is all that lies between two such questions.
+The service is the real training loop, in this process, with the real actors. The others are processes of their own that
+wait on a pipe. Other load on the machine affects all of them alike; a round, one turn of each, is a repeat. The loop
+asks its data set for a batch when a step begins. The others get their turn there, so the loop itself is unchanged, and
+a step's time is the time between two such calls.
 """
 
 import importlib
@@ -81,7 +81,7 @@ class Turn:
 
 
 class Rounds:
-    """Lets everybody take their turns, `count` rounds after `warm` that do not count."""
+    """Lets the programs take their turns: `warm` rounds that do not count, then `count` rounds."""
 
     def __init__(self, others: dict[str, Arm], count: int, warm: int) -> None:
         self._others, self._count, self._warm = others, count, warm

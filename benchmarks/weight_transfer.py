@@ -1,10 +1,10 @@
-"""How fast weights go from the learners' FP32 shards into a vLLM engine that serves them, against plain memcpy.
+"""The speed of the weight transfer, from the learners' FP32 shards into a serving vLLM engine, against plain memcpy.
 
     python -m benchmarks.weight_transfer [--sizes tiny,medium] [--repeats 9]
 
 The actors are a run's: two learner ranks (FSDP2 over gloo, FP32 masters, one thread each) and a generator, on CPUs. An
 update and a memcpy of as many bytes take turns. The clock runs while the driver publishes, until the engine may
-generate; verification follows off the clock, and is timed apart.
+generate. The verification follows, and is timed separately.
 
 First a gate: the engine computes, bit by bit, with the weights that vLLM itself would load (`read_back`).
 """
@@ -32,7 +32,7 @@ ACTORS = ["learners.count=2", "learners.cpus=1", "generators.cpus=1", "algorithm
 
 
 class Timed(ActorGroup):
-    """Keeps how long the last call of each method took."""
+    """Records the duration of the last call of each method."""
 
     def __init__(self, actors: ActorGroup) -> None:
         super().__init__(dict(zip(actors.names, actors.handles, strict=True)), actors.timeout)
@@ -99,7 +99,7 @@ class Service:
         write, load = self.learners.seconds["publish_weights"], self.generators.seconds["load_weights"]
         whole = clock[1] - clock[0]
         parts = {"write": write, "load": load, "after": whole - write - load, "all": whole}
-        return {**parts, "verification, off the clock": clock[2] - clock[1]}
+        return {**parts, "verification, afterwards": clock[2] - clock[1]}
 
     def gate(self) -> None:
         """Two updates turn every sign twice: the engine then computes with the weights that vLLM itself loaded."""
