@@ -64,10 +64,13 @@ def is_found(install, environment: dict[str, str]) -> bool:
     return found.returncode == 0
 
 
+def test_what_nothing_names_is_not_found(install, wheels: Path, tmp_path: Path):
+    assert not is_found(install, clean_environment(tmp_path))
+
+
 @pytest.mark.parametrize("variable", VARIABLES)
 def test_what_a_variable_names_is_used(install, wheels: Path, tmp_path: Path, variable: str):
     environment = clean_environment(tmp_path)
-    assert not is_found(install, environment)
     place = wheels if variable.endswith("LINKS") else f"file://{wheels}/simple"
     assert is_found(install, environment | {variable: str(place)})
 
