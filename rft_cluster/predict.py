@@ -174,7 +174,7 @@ def _readable(
                 image = file.read(limits.bytes + 1)  # one more than `check_image` accepts
             check_image(image, str(path), limits)
             reference = ImageRef(str(path), image_sha256(image))
-            image, _ = fitted(shown_bytes(image, levels, limits.pixels), view)
+            image = fitted(shown_bytes(image, levels, limits.pixels), view)
         except OSError as error:
             bad.append(f"{path}: {error.strerror or error}")
         except UserError as error:

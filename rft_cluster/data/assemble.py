@@ -99,13 +99,13 @@ def split_and_read(name: str, images: Unread, classes: list[str], config: DataSe
     Raises:
         UserError: as `few_shot_split`.
     """
-    skipped, sha256 = dict(images.skipped), dict(images.sha256)
+    skipped, seen = dict(images.skipped), dict(images.seen)
     while True:
         chosen = choose(images.examples, images.digests, skipped, classes, config, seed)
-        new = [e for split in chosen.splits for e in split if e.example_id not in sha256]
-        seen, _, bad = look_at(new, images.read, config)
+        new = [e for split in chosen.splits for e in split if e.example_id not in seen]
+        more, bad = look_at(new, images.read, config)
         skip_or_refuse(bad, f"{len(new)} images chosen from {images.where}", config)
-        sha256 |= seen
+        seen |= more
         skipped |= bad
         if not bad:
-            return dataset_of(name, classes, chosen, sha256, images.read, skipped)
+            return dataset_of(name, classes, chosen, seen, images.read, skipped)

@@ -55,7 +55,7 @@ class FewShotDataset:
 
     `images`: the encoded images of all splits by `ImageRef.sha256`. A source returns them unread; `load_dataset`
     returns them in memory, at about the model's own size.
-    `whole_pixels`: by the same key, the `pixel_digest` at full size of images that were scaled down.
+    `whole_pixels`: by the same key, the digest of the picture at full size, where a source knows it.
     `validation`: for curves and for choosing a checkpoint. `test`: for the figures before and after training only.
     `pool`: encoded images outside those two, without labels, read on access; some may turn out not to decode.
     `problems`: the distinct questions that come with the data set, if any.
@@ -72,12 +72,12 @@ class FewShotDataset:
     test: list[Example]
     pool: Sequence[bytes]
     images: Mapping[str, bytes]
+    whole_pixels: Mapping[str, str] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
     skipped: dict[str, str] = field(default_factory=dict)
     copies: dict[str, str] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
     levels: tuple[int, int] | None = None
-    whole_pixels: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -136,6 +136,7 @@ class FewShotDataset:
                 validation=[*whole.validation, *other.validation],
                 test=[*whole.test, *other.test],
                 images=LazyImages.over(whole.images, other.images),
+                whole_pixels={**whole.whole_pixels, **other.whole_pixels},
                 skipped=whole.skipped | other.skipped,
                 copies=whole.copies | other.copies,
             )

@@ -1,7 +1,8 @@
 """Read labelled images, and report all unusable ones in one message."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.progress import with_progress
@@ -23,6 +24,13 @@ class Labelled:
         return Example(ImageRef(self.example_id, sha256), self.label, self.aliases)
 
 
+class Seen(NamedTuple):
+    """Two digests of an image that was decoded: `sha256` of its file, `pixels` of its picture (`check_image`)."""
+
+    sha256: str
+    pixels: str
+
+
 @dataclass(frozen=True)
 class Unread:
     """Labelled images of a split. `read(example_id)` returns the bytes of one."""
@@ -35,8 +43,8 @@ class Unread:
     """Names the images in messages."""
     skipped: dict[str, str] = field(default_factory=dict)
     """Maps the id of each image known to be unusable to the reason."""
-    sha256: dict[str, str] = field(default_factory=dict)
-    """Maps the id of each image that has been decoded to its file's SHA-256. Other images are decoded when chosen."""
+    seen: dict[str, Seen] = field(default_factory=dict)
+    """Maps the id of each image that has been decoded to its digests. Other images are decoded when chosen."""
 
     def without(self, ids: Collection[str]) -> "Unread":
         return self.where_id(lambda example_id: example_id not in ids)
@@ -59,36 +67,38 @@ def decoded(examples: list[Labelled], read: Callable[[str], bytes], where: str, 
     Raises:
         UserError: some are unusable and `config.on_bad_image` is not skip.
     """
-    sha256, digests, bad = look_at(examples, read, config)
+    seen, bad = look_at(examples, read, config)
     skip_or_refuse(bad, where, config)
-    return Unread(examples, digests, read, where, bad, sha256)
+    return Unread(examples, pixels_of(examples, seen), read, where, bad, seen)
 
 
 def look_at(
     examples: list[Labelled], read: Callable[[str], bytes], config: DataSection
-) -> tuple[dict[str, str], list[str], dict[str, str]]:
+) -> tuple[dict[str, Seen], dict[str, str]]:
     """Decode each image once without keeping it, so that memory does not grow with their number.
 
-    Returns three values: id -> SHA-256 of the usable images; a list of pixel digests, empty for unusable images; and
-    id -> reason of the unusable ones, for which `read` or `check_image` raised OSError or UserError.
+    Returns id -> digests of the usable images, and id -> reason of the unusable ones, for which `read` or `check_image`
+    raised OSError or UserError.
     """
-    sha256: dict[str, str] = {}
-    digests: list[str] = []
+    seen: dict[str, Seen] = {}
     bad: dict[str, str] = {}
     for example in with_progress(examples, "reading images"):
         example_id = example.example_id
         try:
             data = read(example_id)
-            digests.append(check_image(data, example_id, Limits(config.max_pixels, config.max_bytes)))
+            pixels = check_image(data, example_id, Limits(config.max_pixels, config.max_bytes))
         except OSError as error:
             bad[example_id] = error.strerror or str(error)
         except UserError as error:
             bad[example_id] = str(error).removeprefix(f"{example_id}: ")
         else:
-            sha256[example_id] = image_sha256(data)
-        if example_id in bad:
-            digests.append("")
-    return sha256, digests, bad
+            seen[example_id] = Seen(image_sha256(data), pixels)
+    return seen, bad
+
+
+def pixels_of(examples: list[Labelled], seen: Mapping[str, Seen]) -> list[str]:
+    """The examples' pixel digests in order, empty for unusable images."""
+    return [seen[e.example_id].pixels if e.example_id in seen else "" for e in examples]
 
 
 def read_again(example_id: str, sha256: str, read: Callable[[str], bytes]) -> bytes:

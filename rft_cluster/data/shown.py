@@ -38,20 +38,28 @@ def as_shown(dataset: FewShotDataset, config: DataSection, view: View) -> FewSho
     GB of files, and 70 GB when decoded.
     """
     images: dict[str, bytes] = {}
-    whole_pixels: dict[str, str] = {}
+    whole_pixels = dict(dataset.whole_pixels)
     deep: dict[str, tuple[int, int]] = {}  # lowest and highest value of each 16-bit image
     limit = config.max_pixels
+
+    def keep(sha256: str, data: bytes, levels: tuple[int, int] | None) -> None:
+        shown = shown_bytes(data, levels, limit)
+        images[sha256] = fitted(shown, view)
+        # The digest is that of the picture as shown, at full size. A source knows it unless the picture is converted.
+        if shown is not data or (images[sha256] is not data and sha256 not in whole_pixels):
+            whole_pixels[sha256] = pixel_digest(open_image(shown))
+
     for sha256 in with_progress(list(dataset.images), "making images as small as the model looks at them"):
         data = dataset.images[sha256]
         if values := deep_range(data, limit):
             deep[sha256] = values  # converted later: the levels depend on all of them
         else:
-            images[sha256], whole_pixels[sha256] = fitted(shown_bytes(data, None, limit), view)
+            keep(sha256, data, None)
     levels = _levels(deep, config) if deep else None
     for sha256 in with_progress(list(deep), "making images with 16 bits a channel as the model is shown them"):
-        images[sha256], whole_pixels[sha256] = fitted(shown_bytes(dataset.images[sha256], levels, limit), view)
+        keep(sha256, dataset.images[sha256], levels)
     pool = Pool(range(len(dataset.pool)), lambda index: shown_bytes(dataset.pool[index], levels, limit))
-    whole = replace(dataset, images=images, whole_pixels={k: v for k, v in whole_pixels.items() if v}, pool=pool)
+    whole = replace(dataset, images=images, whole_pixels=whole_pixels, pool=pool)
     if levels is None:
         return whole
     ids = {e.image.sha256: e.example_id for split in dataset.splits.values() for e in split}
@@ -59,21 +67,21 @@ def as_shown(dataset: FewShotDataset, config: DataSection, view: View) -> FewSho
     return replace(whole, levels=levels, remarks=dataset.remarks + _remarks(ranges, levels))
 
 
-def fitted(data: bytes, view: View) -> tuple[bytes, str]:
-    """Scale an image to the size at which it is kept. Returns it as PNG, with the `pixel_digest` of the full size.
+def fitted(data: bytes, view: View) -> bytes:
+    """Scale an image to the size at which it is kept. Returns it as PNG.
 
-    Returns the image unchanged and "" if that would be no smaller or take more bytes. Training, evaluation and
-    prediction all call this, so a policy always sees an image in the same form.
+    Returns the image unchanged if that would be no smaller or take more bytes. Training, evaluation and prediction all
+    call this, so a policy always sees an image in the same form.
     """
     with Image.open(io.BytesIO(data), formats=FORMATS) as header:
         width, height = header.size
     if kept_size(width, height, view) == (width, height):
-        return data, ""
+        return data
     picture = open_image(data)  # upright: width and height may be swapped
     file = io.BytesIO()
     # Use the same filter as the model's processor.
     picture.resize(kept_size(picture.width, picture.height, view)).save(file, "PNG", compress_level=COMPRESSION)
-    return (file.getvalue(), pixel_digest(picture)) if file.tell() < len(data) else (data, "")
+    return file.getvalue() if file.tell() < len(data) else data
 
 
 def kept_size(width: int, height: int, view: View) -> tuple[int, int]:

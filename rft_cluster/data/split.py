@@ -25,7 +25,7 @@ from rft_cluster.data.dataset import FewShotDataset, LabelledImage, check_labell
 from rft_cluster.data.lazy import LazyImages, Pool
 from rft_cluster.data.manifest import read_manifest
 from rft_cluster.data.names import chosen_names, name_notes
-from rft_cluster.data.reading import Labelled, look_at, read_again, skip_or_refuse
+from rft_cluster.data.reading import Labelled, Seen, look_at, pixels_of, read_again, skip_or_refuse
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,14 @@ def few_shot_split(
     ]
     # Decode every image before the draw: digests find duplicates, and bad images must not be drawn.
     images = {example.example_id: example.image for example in examples}
-    sha256, digests, skipped = look_at(wanted, images.__getitem__, config)
+    seen, skipped = look_at(wanted, images.__getitem__, config)
     skip_or_refuse(skipped, f"{len(wanted)} images of {name}", config)
+    digests = pixels_of(wanted, seen)
     # A picture with two labels would teach one and be tested on the other: both copies are excluded.
     skipped |= conflicting(list(zip(wanted, digests, strict=True)), config)
     kept = list(names.values())
     chosen = choose(wanted, digests, skipped, kept, config, seed)
-    dataset = dataset_of(name, kept, chosen, sha256, images.__getitem__, skipped)
+    dataset = dataset_of(name, kept, chosen, seen, images.__getitem__, skipped)
     return replace(dataset, remarks=name_notes(classes, names))
 
 
@@ -87,20 +88,23 @@ def dataset_of(
     name: str,
     classes: list[str],
     chosen: Chosen,
-    sha256: Mapping[str, str],
+    seen: Mapping[str, Seen],
     read: Callable[[str], bytes],
     skipped: dict[str, str],
 ) -> FewShotDataset:
     """Make a data set of the chosen splits. It reads images on access, with `read(example_id)`.
 
-    `sha256`: example id -> hash of the chosen image's bytes.
+    `seen`: example id -> digests of the chosen images.
     """
-    train, validation, test = ([e.example(sha256[e.example_id]) for e in split] for split in chosen.splits)
+    train, validation, test = ([e.example(seen[e.example_id].sha256) for e in split] for split in chosen.splits)
     examples = (*train, *validation, *test)
     images = LazyImages({e.image.sha256: partial(read_again, e.example_id, e.image.sha256, read) for e in examples})
     # The pool gives pictures without labels. It includes the training images but none that is held out.
     pool = Pool([e.example_id for e in chosen.pool], read)
-    return FewShotDataset(name, classes, train, validation, test, pool, images, (), skipped, chosen.copies)
+    whole_pixels = {e.image.sha256: seen[e.example_id].pixels for e in examples}
+    return FewShotDataset(
+        name, classes, train, validation, test, pool, images, whole_pixels, skipped=skipped, copies=chosen.copies
+    )
 
 
 def choose(
