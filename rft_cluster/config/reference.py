@@ -14,13 +14,17 @@ from rft_cluster.config.sections import Config
 
 HEAD = """# All settings
 
-In a file a section is a block of YAML (`schedule: {steps: 40}`), on the command line `section.key=value`. A key without
-a default has to be set. `configs/` has whole files; a run's own is in `runs/NAME/config.yaml`, with every key.
+```bash
+python -m rft_cluster.launch --config digits schedule.steps=40 run.name=short --dry-run
+```
 
-A text arrives as it is written: `data.path=my photos #1` needs quotes for the shell alone. A list or a mapping is YAML:
-`'data.classes=[no, yes, 01]'`, `'data.aliases={no: [negative]}'`; a name with one of YAML's signs in it is quoted
-there (`["#1", yes]`), as in a file. `null` means none where a key may have none. `~` and `$HOME` stand for the home
-folder in paths.
+In a file a section is a block of YAML (`schedule: {steps: 40}`); on the command line it is `section.key=value`. A key
+without a default must be set. `configs/` has complete files. `runs/NAME/config.yaml` has every key of a run.
+
+Text is read as written: `data.path=my photos #1` only needs quotes for the shell. Lists and mappings are in YAML:
+`'data.classes=[no, yes, 01]'`, `'data.aliases={no: [negative]}'`. A name with a special character of YAML is quoted
+there (`["#1", yes]`), as in a file. `null` means none, if the key allows it. In paths `~` and `$HOME` mean the home
+folder.
 """
 
 
