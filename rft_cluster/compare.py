@@ -46,7 +46,7 @@ def _compare(options: argparse.Namespace) -> None:
     figures = compare(*reports)
     if not all(map(knows_pixels, reports)):
         print(
-            "note: an older evaluation does not say which pictures it is of: matched by id and label alone",
+            "note: an older evaluation has no digests of its pictures: matched by id and label only",
             file=sys.stderr,
         )
     if options.json:

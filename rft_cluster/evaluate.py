@@ -108,7 +108,7 @@ def _config(options: argparse.Namespace, export: Path | None) -> Config:
     elif export and (export.parent / "config.yaml").is_file():
         file, run = export.parent / "config.yaml", export.parent
     else:
-        raise UserError("--config is missing: only a model in its run's folder brings its own configuration along")
+        raise UserError("--config is missing: only a model in its run's folder has its own configuration")
     if run is None:
         return load_config(options.config, options.overrides)
     config = load_run_config(run, file, options.overrides, without=("data.manifest", *UNUSED))

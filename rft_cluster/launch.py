@@ -72,7 +72,7 @@ def _dry_run(config: Config, resume: bool) -> None:
     try:
         start = find_start(config, resume=True)
         if not resume and is_run(config.run_folder):
-            notes.append(f"{config.run_folder} holds a run: add --resume to go on with it, or choose another run.name")
+            notes.append(f"{config.run_folder} holds a run: add --resume to resume it, or choose another run.name")
     except UserError as error:
         if resume:
             raise

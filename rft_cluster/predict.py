@@ -56,9 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="an object a line, for programs")
     form.add_argument("--csv", action="store_true", help="a table, for spreadsheets: file, label, share, reasoning")
-    parser.add_argument("--votes", type=int, default=1, help="1: one greedy answer (1); more: so many samples vote")
-    parser.add_argument("--seed", type=int, default=0, help="of the samples (0)")
-    parser.add_argument("--kv-cache-gib", type=int, default=1, help="CPU only: memory for keys and values (1)")
+    parser.add_argument("--votes", type=int, default=1, help="samples an image for a vote; 1: one greedy answer (1)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the samples (0)")
+    parser.add_argument("--kv-cache-gib", type=int, default=1, help="CPU only: memory of the KV cache, in GiB (1)")
     options = parser.parse_args(arguments)
     return exit_code(lambda: predict(options))
 

@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m rft_cluster.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True, type=Path, help="the sweep's YAML file")
-    parser.add_argument("--parallel", type=int, default=1, help="runs at once, where the cluster holds them (1)")
+    parser.add_argument("--parallel", type=int, default=1, help="runs at once, if the cluster has room (1)")
     options = parser.parse_args(arguments)
     return exit_code(lambda: sweep(read_sweep(options.config), options.parallel))
 

@@ -93,19 +93,19 @@ def check_rewards(
         raise UserError(
             "the rewards give a right answer no more than a wrong one, with every label that was tried: nothing could "
             "be learned from them. Give a reward that tells the two apart a weight above 0, e.g. rewards.accuracy=1; "
-            "scoring.red_team=warn trains on it all the same"
+            "scoring.red_team=warn trains anyway"
         )
     if found.unearned:
         raise UserError(
             f"{found.unearned}. Take prompt.template=think_answer, or {cure(prompt_text)}\n"
-            f"scoring.red_team=warn trains on it all the same"
+            f"scoring.red_team=warn trains anyway"
         )
     if not found.paid:
         return render(found)
     raise UserError(
-        f"the rewards pay for answers that know nothing of the image, and a policy would learn to give them:\n"
+        f"the rewards pay for answers that ignore the image, and a policy would learn to give them:\n"
         f"{render(found)}\nTake rewards.accuracy in place of the one that pays, or weigh it down; "
-        f"scoring.red_team=warn trains on it all the same"
+        f"scoring.red_team=warn trains anyway"
     )
 
 
@@ -145,8 +145,8 @@ async def red_team(
     trials = await _try_all(score, prompts, [text for _, text in attacks], always, seconds)
     if trials and all(trial.right is None for trial in trials):
         raise UserError(
-            f"{_failure(trials[0].rewards[0])} That was a right answer, and so it went with all {len(trials)} labels "
-            f"that were tried before training. Fix the function, or raise scoring.time_limit"
+            f"{_failure(trials[0].rewards[0])} That was a right answer. The same happened with all {len(trials)} "
+            f"labels that were tried before training. Fix the function, or raise scoring.time_limit"
         )
     counting = [trial for trial in trials if trial.tells]
     unearned, notes = await _of_the_obedient(score, counting[0], classes) if counting else ("", [])
@@ -172,7 +172,7 @@ def _affordable(besides: int, calls: int) -> int:
 
 def render(found: RedTeam) -> str:
     """A table of the worst attacks, with equal constant answers on one line, and the verdict."""
-    lines = [f"the rewards against answers that know nothing of the image, on {found.labels} labels:"]
+    lines = [f"the rewards against answers that ignore the image, on {found.labels} labels:"]
     if found.attacks:
         heads = "".join(f"{_short(re.split('[:.]', name)[-1], 15):>16}" for name in found.attacks[0].parts)
         lines.append(f"  {'':<{NAME}}{'score':>9}{'chance':>9}{heads}")

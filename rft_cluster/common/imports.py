@@ -29,6 +29,6 @@ def light_imports() -> Iterator[None]:
             del sys.modules[name]
         if len(sys.modules) > known:
             gc.freeze()
-            atexit.register(gc.unfreeze)  # or triton lists at the end what it takes for leaks
+            atexit.register(gc.unfreeze)  # otherwise triton reports these objects as leaks at the exit
         if collected:
             gc.enable()

@@ -203,7 +203,7 @@ def _explain(model: type[Section], problem: Any) -> str:
 
 
 def _advice(model: type[Section], path: list[str], kind: str, message: str, value: Any) -> tuple[str, str]:
-    """What is allowed, in the user's words, and what to write instead."""
+    """The allowed values, in the user's words, and what to write instead."""
     if kind == "string_pattern_mismatch":
         return "may hold letters (A to Z), digits, '.', '_' and '-', and begins with a letter or digit", ""
     if isinstance(value, str) and kind in ("list_type", "tuple_type"):

@@ -316,7 +316,7 @@ class Config(Section):
         if self.cluster.device == "cuda" and self.cluster.dtype == "float32":
             raise ValueError("cluster.dtype is float32 but cluster.device is cuda: attention there needs bfloat16")
         if self.cluster.device == "cpu" and self.learners.cpu_offload:
-            raise ValueError("learners.cpu_offload moves what is on GPUs: it needs cluster.device cuda")
+            raise ValueError("learners.cpu_offload moves data from GPUs: it needs cluster.device cuda")
         shared = self.generators.gpus < 1, self.learners.gpus < 1
         if self.cluster.device == "cuda" and any(shared):
             whole = self.generators.gpus + self.learners.gpus <= 1 and self.generators.count == self.learners.count

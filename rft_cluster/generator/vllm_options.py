@@ -85,7 +85,7 @@ def within_memory() -> Iterator[None]:
         raise UserError(
             f"a generator is out of memory ({str(error).strip().splitlines()[0]}): lower sampling.max_tokens, "
             f"model.max_prompt_tokens or generators.max_concurrent; on CPUs raise generators.kv_cache_gib, on GPUs set "
-            f"generators.gpu_memory to what is free"
+            f"generators.gpu_memory to the free share"
         ) from error
 
 

@@ -88,7 +88,7 @@ class WeightState:
 
     def end_update(self, version: int) -> None:
         if not self.updating:
-            raise WeightTransferError(f"an update to version {version} ended that had not begun")
+            raise WeightTransferError(f"an update to version {version} ended without having begun")
         self._enter(State.UNVERIFIED, version)
 
     def check_held(self, version: int) -> None:

@@ -63,7 +63,7 @@ def check_model_config(folder: Path, longest_sequence: int) -> dict[str, Any]:
         isinstance(layers, int) and isinstance(windowed, int) and windowed >= layers
     )
     if sliding or "sliding_attention" in (_of_text(config, "layer_types") or []):
-        raise UserError(f"model.path: {folder} has use_sliding_window set, which this program's attention does not do")
+        raise UserError(f"model.path: {folder} has use_sliding_window set, which is not supported")
     window = _of_text(config, "max_position_embeddings")
     if isinstance(window, int):
         check_window(window, longest_sequence, str(folder))
@@ -84,7 +84,9 @@ def check_parallel(config: dict[str, Any], gpus: int) -> None:
     heads = _of_text(config, "num_attention_heads")
     if isinstance(heads, int) and gpus > 1 and heads % gpus:
         fits = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
-        raise UserError(f"generators.gpus is {gpus}, but the model's {heads} attention heads go on {fits} GPUs alone")
+        raise UserError(
+            f"generators.gpus is {gpus}, but the model's {heads} attention heads can only be divided over {fits} GPUs"
+        )
 
 
 def _of_text(config: dict[str, Any], key: str) -> Any:

@@ -149,7 +149,7 @@ def _load(
             f"must be the same on every node: a folder on a shared disk, or a hub name that each node can fetch"
         ) from error
     if "sliding_attention" in model.config.text_config.layer_types:
-        raise UserError(f"model.path: {path} has use_sliding_window set, which this program's attention does not do")
+        raise UserError(f"model.path: {path} has use_sliding_window set, which is not supported")
     model.config.use_cache = False
     return model
 

@@ -55,7 +55,7 @@ def latest_checkpoint(run: Path) -> tuple[Checkpoint | None, list[str]]:
     if problems:
         lines = "\n".join(f"  {problem}" for problem in problems)
         raise UserError(
-            f"{run} has no checkpoint that is whole; bring one back, or remove {run / 'checkpoints'} to begin the run "
+            f"{run} has no complete checkpoint; bring one back, or remove {run / 'checkpoints'} to begin the run "
             f"again:\n{lines}"
         )
     return None, []

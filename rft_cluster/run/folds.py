@@ -24,7 +24,7 @@ def fold_configs(config: Config) -> list[Config]:
         UserError: `data.manifest` is set, which fixes the test images.
     """
     if config.data.manifest is not None:
-        raise UserError("data.folds deals all images out anew, and data.manifest names them: leave one of the two out")
+        raise UserError("data.folds chooses the images, and so does data.manifest: leave one of them out")
     configs = []
     for fold in range(1, config.data.folds + 1):
         run = config.run.model_copy(update={"folder": config.run_folder, "name": f"fold-{fold}"})

@@ -70,7 +70,7 @@ def find_start(config: Config, resume: bool) -> Start:
     if not is_run(folder):
         return Start()
     if not resume:
-        raise UserError(f"{folder} exists: add --resume to go on with that run, or choose another run.name")
+        raise UserError(f"{folder} exists: add --resume to resume that run, or choose another run.name")
     notes = []
     saved_file = folder / "config.yaml"
     if saved_file.is_file():
@@ -107,11 +107,11 @@ def read_task(start: Start, config: Config) -> Task:
         if start.manifest is None:
             raise
         raise UserError(
-            f"{config.run_folder} goes on with the images it was begun with, but some are gone or have changed. Bring "
-            f"them back, or choose another run.name:\n{error.problems}"
+            f"{config.run_folder} resumes with the images it was started with, but some are gone or have changed. "
+            f"Bring them back, or choose another run.name:\n{error.problems}"
         ) from error
     if start.checkpoint and start.checkpoint.state.prompt_sha256 != text_hash(task.text):
-        raise UserError(f"{config.run_folder} was begun with another prompt: the template's text has changed since")
+        raise UserError(f"{config.run_folder} was started with another prompt: the template's text has changed since")
     return task
 
 
@@ -169,7 +169,7 @@ def _check_unchanged(folder: Path, saved: Config, config: Config) -> None:
     if changed:
         lines = "\n".join(f"  {_explain(key, then, now)}" for key in changed)
         raise UserError(
-            f"{folder} was begun with another configuration. Choose another run.name, or set back what "
+            f"{folder} was started with another configuration. Choose another run.name, or set back what "
             f"changed:\n{lines}"
         )
 

@@ -17,7 +17,7 @@ def files(tmp_path):
 def test_folders_or_files_are_compared(files, capsys):
     assert compare.main([str(files / "one"), str(files / "two" / "evaluation.json")]) == 0
     shown = capsys.readouterr()
-    assert "matched by id and label alone" in shown.err
+    assert "matched by id and label only" in shown.err
     first, _ = shown.out.splitlines()
     assert first.startswith("greedy: second - first +50.0 points")
     assert first.endswith("only in the second 1 of 2 images")

@@ -189,7 +189,7 @@ def test_a_dry_run_beside_a_run_of_that_name_notes_it(tmp_path, capsys, small, c
     assert launch.main([*arguments, *changed, "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert f"note: {run} " in said
-    assert ("was begun with another configuration" if changed else "holds a run: add --resume") in said
+    assert ("was started with another configuration" if changed else "holds a run: add --resume") in said
     assert launch.main([*arguments, *changed, "--dry-run", "--resume"]) == (2 if changed else 0)
     assert sorted(path.name for path in run.iterdir()) == ["config.yaml"]
 

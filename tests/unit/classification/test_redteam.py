@@ -1,4 +1,4 @@
-"""The configured rewards against answers that know nothing, on the names of the 102 flowers and on small sets."""
+"""The configured rewards against answers that ignore the image, on the names of the 102 flowers and on small sets."""
 
 import asyncio
 import time
@@ -214,7 +214,7 @@ def test_the_table_and_the_refusal():
     with pytest.raises(UserError) as caught:
         checked({"format": 1.0, "containment": 1.0}, *arguments)
     message = str(caught.value)
-    assert "pay for answers that know nothing" in message and "scoring.red_team=warn" in message
+    assert "pay for answers that ignore the image" in message and "scoring.red_team=warn" in message
     rows = [line.split() for line in message.splitlines()]
     assert ["an", "empty", "answer", "100.0", "%", "1.0", "%", "1.00", "1.00"] in rows
     assert ["the", "letter", "e", "72.5", "%", "1.0", "%", "1.00", "0.73"] in rows

@@ -53,8 +53,8 @@ def test_the_states_follow_each_other_as_drawn(steps, state, version):
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        (("end",), "an update to version 3 ended that had not begun"),
-        (("serve", "end"), "an update to version 3 ended that had not begun"),
+        (("end",), "an update to version 3 ended without having begun"),
+        (("serve", "end"), "an update to version 3 ended without having begun"),
         (("verify",), "asked to verify version 3, but it holds None"),
         (("begin", "verify"), "asked to verify version 3, but it holds None"),
         (("fail", "begin"), "no room"),

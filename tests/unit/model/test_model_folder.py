@@ -211,5 +211,5 @@ def test_an_engine_over_several_gpus_divides_the_heads(gpus, flat):
     if 12 % gpus == 0:
         check_parallel(config, gpus)
     else:
-        with pytest.raises(UserError, match=f"generators.gpus is {gpus}, .* go on 1, 2, 3, 4, 6, 12 GPUs alone"):
+        with pytest.raises(UserError, match=f"generators.gpus is {gpus}, .* be divided over 1, 2, 3, 4, 6, 12 GPUs"):
             check_parallel(config, gpus)

@@ -113,7 +113,7 @@ def test_a_changed_key_is_named_alone_and_its_cure_works(tmp_path, key, value, b
     other = [f"{key}={value}"]
     first, second = (other, []) if before else ([], other)
     checkpoint(begun(tmp_path, *first), 40)
-    with pytest.raises(UserError, match="was begun with another configuration") as refused:
+    with pytest.raises(UserError, match="was started with another configuration") as refused:
         find_start(config(tmp_path, *second), resume=True)
     _, *lines = str(refused.value).splitlines()
     (line,) = lines
@@ -279,7 +279,7 @@ def test_only_what_is_gone_or_changed_of_a_run_s_own_images_is_refused(tmp_path,
     elif how == "in another class":
         (tmp_path / "photos" / "daisy").mkdir()
         (tmp_path / "photos" / "daisy" / file.name).write_bytes(before)
-    with pytest.raises(UserError, match=re.escape(f"{run} goes on with the images it was begun with")) as refused:
+    with pytest.raises(UserError, match=re.escape(f"{run} resumes with the images it was started with")) as refused:
         go_on(tmp_path)
     _, *lines = str(refused.value).splitlines()
     assert len(lines) == 1
