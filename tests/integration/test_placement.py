@@ -193,6 +193,9 @@ def test_what_others_hold_is_refused_within_seconds_and_can_be_had_later(connect
     assert time.monotonic() - start < 8
 
     remove_placement_group(other)
+    while ray.available_resources()["GPU"] < sum(gpus for _, gpus in SIZES.values()):
+        assert time.monotonic() - start < 30, "Ray gives resources back a moment later"
+        time.sleep(0.1)
     monkeypatch.setattr(module, "RESERVE_TIMEOUT", 30.0)
     reserved = module._reserve(config, wanted)
     assert nodes_of(connected, reserved) == ["four"] * 3 + ["two"]
