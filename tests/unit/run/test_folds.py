@@ -37,7 +37,7 @@ def test_the_folds_are_runs_of_their_own_below_the_run(tmp_path):
     folds = fold_configs(config_of(tmp_path))
     assert [fold.run_folder for fold in folds] == [tmp_path / f"runs/mine/fold-{k}" for k in (1, 2, 3)]
     assert [fold.data.fold for fold in folds] == [1, 2, 3]
-    with pytest.raises(UserError, match=r"leave one of the two out"):
+    with pytest.raises(UserError, match=r"leave one of them out"):
         fold_configs(config_of(tmp_path, f"data.manifest={tmp_path}/m.json"))
 
 
