@@ -60,7 +60,7 @@ def samples(tiny_model: str, config: Config, dataset: FewShotDataset, prompts: l
 
 
 def rank_gradients(folder: str, path: str, config: Config, images: Images, rank: int, ranks: int, work: list) -> None:
-    """In a process of its own: one update; rank 0 saves the summed gradients, in full."""
+    """Make one update in a process of its own. Rank 0 saves the summed, unsharded gradients."""
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
     import rft_cluster.learner.learner as module
@@ -159,7 +159,7 @@ def test_gradients_do_not_depend_on_the_split(
 
 
 def two_updates(folder: str, path: str, config: Config, images: Images, work: list) -> None:
-    """In a process of its own: a step of two updates, then what the optimizer and the sums say of it."""
+    """Make a step of two updates in a process of its own. Returns the optimizer's steps and the figures."""
     learner = Learner(path, config, 0, threads=1, images=images)
     learner.join(f"file://{folder}/rendezvous", ["127.0.0.1"])
     stats = learner.update(work, step=30)

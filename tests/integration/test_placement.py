@@ -1,4 +1,4 @@
-"""Where Ray puts bundles and actors on unequal nodes: a head without GPUs, a node of four and a node of two.
+"""Ray's placement of bundles and actors on unequal nodes: a head without GPUs, a node with four, a node with two.
 
 The nodes are Ray's own on this machine and only claim their GPUs, so recorders stand in for the roles; placement,
 reservation and actors' options are the real ones. All nodes have one address here: a node is known by its id.

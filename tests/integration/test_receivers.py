@@ -29,7 +29,7 @@ def receivers() -> Iterator[Any]:
 
 
 def payload(world_size: int) -> dict[str, Any]:
-    """What vLLM's NCCL sender tells the generators, made by its own code."""
+    """The payload of vLLM's NCCL sender for the generators, made by vLLM's own code."""
     from vllm.distributed.weight_transfer.nccl_common import NCCLWeightTransferInitInfo, worker_init_payload
 
     info = NCCLWeightTransferInitInfo(
@@ -90,7 +90,7 @@ class Source:
 
 @pytest.fixture
 def calls(receivers, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What vLLM's real NCCL trainer tells its client, and what passes through a group that only records it."""
+    """The calls of vLLM's real NCCL trainer to its client, and the tensors in a group that only records them."""
     from vllm.distributed.weight_transfer import nccl_engine
 
     calls: list[Any] = []

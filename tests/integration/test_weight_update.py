@@ -63,7 +63,7 @@ def changed(original: Weights) -> Weights:
 def fresh_answers(
     tiny_model: str, changed: Weights, config: Config, dataset: FewShotDataset, prompts: list[Prompt], tmp_path_factory
 ) -> list[Group]:
-    """What an engine answers that vLLM itself loaded from an export of the changed weights."""
+    """The answers of an engine that vLLM itself loaded from an export of the changed weights."""
     folder = tmp_path_factory.mktemp("export")
     model = Qwen2VLForConditionalGeneration.from_pretrained(tiny_model, dtype=WIRE_DTYPE)
     model.save_pretrained(folder, state_dict=changed)
@@ -264,7 +264,7 @@ def test_a_dropped_update_is_caught_however_small(
 def token_logprobs(
     path: str, weights: Weights, prompt: Prompt, token_ids: list[int], generator: Generator, temperature: float
 ) -> torch.Tensor:
-    """Of a completion's tokens under given weights, by transformers alone: [tokens] FP32."""
+    """Log-probabilities of a completion's tokens under given weights, by transformers alone: [tokens] FP32."""
     model = Qwen2VLForConditionalGeneration.from_pretrained(path, dtype=WIRE_DTYPE)
     model.load_state_dict(weights, strict=False)
     encoder = generator._encoder
@@ -288,18 +288,18 @@ def test_an_update_may_fall_into_running_completions(
 ):  # fmt: skip
     further = {name: (2 * changed[name].float() - tensor.float()).to(WIRE_DTYPE) for name, tensor in original.items()}
     send(generator, changed, version=21)
-    under_way, step, steps = threading.Event(), generator._thread._step, itertools.count()
+    in_flight, step, steps = threading.Event(), generator._thread._step, itertools.count()
 
     def counted() -> None:
         step()
         if next(steps) == 8:
-            under_way.set()
+            in_flight.set()
 
     monkeypatch.setattr(generator._thread, "_step", counted)
     hot = Sampling(8, 2.0, 64)  # with weights full of noise few completions stop early
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(generator.generate, prompts, hot, 21)
-        while not under_way.wait(1):
+        while not in_flight.wait(1):
             assert not asked.done(), asked.result()
         send(generator, further, version=22)
         groups = asked.result(timeout=60)
