@@ -60,7 +60,7 @@ def by_prompt(samples: Sequence[TrainingSample]) -> list[Part]:
 def _balance(parts: list[Part], ranks: int) -> list[list[Part]]:
     """Each rank's parts: whole groups, or divided ones if that lowers the tokens of the fullest rank."""
     # Every rank waits for the fullest, so minimise its tokens. Whole groups encode each prompt once but may fill ranks
-    # unevenly; an even cut encodes up to `ranks` - 1 prompts twice. `min` takes whole groups if both are equal.
+    # unevenly; an even cut encodes up to `ranks` - 1 prompts more. `min` takes whole groups if both are equal.
     ways = _assign(parts, ranks), _cut_evenly(parts, ranks)
     return min(ways, key=lambda shares: max(map(_row_tokens, shares)))
 

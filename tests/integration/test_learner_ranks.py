@@ -159,7 +159,7 @@ def test_gradients_do_not_depend_on_the_split(
 
 
 def two_updates(folder: str, path: str, config: Config, images: Images, work: list) -> None:
-    """Make a step of two updates in a process of its own. Returns the optimizer's steps and the figures."""
+    """Make a step of two updates in a process of its own, and write the optimizer's steps and the figures to a file."""
     learner = Learner(path, config, 0, threads=1, images=images)
     learner.join(f"file://{folder}/rendezvous", ["127.0.0.1"])
     stats = learner.update(work, step=30)
