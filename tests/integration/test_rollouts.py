@@ -166,7 +166,9 @@ def test_what_keeps_prompts_from_being_dispatched_is_what_the_waiting_raise(
     generators = start(one=0.1)
     rollout = generators.start(PROMPTS, Sampling(GROUP, 1.0, 8), version=0)
     with monkeypatch.context() as full:
-        full.setattr(rollouts.Rollout, "give", lambda *_: (_ for _ in ()).throw(OSError("the object store is full")))
+        full.setattr(
+            rollouts.Rollout, "dispatch", lambda *_: (_ for _ in ()).throw(OSError("the object store is full"))
+        )
         with pytest.raises(OSError, match="the object store is full"):
             rollout.wait()
     assert len(generators.generate(PROMPTS[:30], Sampling(GROUP, 1.0, 8), version=0)) == 30
