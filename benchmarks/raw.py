@@ -107,8 +107,8 @@ class RawLearner:
     def backward(self, samples: Sequence[TrainingSample]) -> LossSums:
         """The gradient of one update, in the policy's parameters."""
         sums = []
-        ((forwards,),) = split_work(samples, 1, 1, self._config.learners.micro_batch_tokens)
-        for work in forwards:
+        ((micro_batches,),) = split_work(samples, 1, 1, self._config.learners.micro_batch_tokens)
+        for work in micro_batches:
             batch = collate(work, self._prompts, self.policy.prompt_positions)
             reference = None
             if self._reference:

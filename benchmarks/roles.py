@@ -51,7 +51,7 @@ from rft_cluster.weights.sender import WeightOffer
 
 @dataclass(frozen=True)
 class Seconds:
-    """What each role's own work takes, a step."""
+    """Seconds of each role's own work in a step."""
 
     generate: float
     learn: float
@@ -194,7 +194,7 @@ def dataset(count: int) -> FewShotDataset:
 
 
 class StepSeconds(NamedTuple):
-    """What a step takes: of the clock, of the driver's process, of its thread that runs the loop; and its stages."""
+    """Durations of a step: by the clock, of the driver's process, of the loop's thread, and of its stages."""
 
     wall: float
     driver_cpu: float
@@ -230,7 +230,7 @@ def run_steps(overrides: list[str], cluster: EmulatedCluster) -> StepSeconds:
         (last - first) / counted for first, last in zip(ends[SKIPPED - 1], ends[-1], strict=True)
     )
     means = {name: sum(step[name] for step in stages[SKIPPED:]) / counted for name in stages[0]}
-    return StepSeconds(wall, driver, loop_thread, {"hand out": wall - sum(means.values()), **means})
+    return StepSeconds(wall, driver, loop_thread, {"dispatch": wall - sum(means.values()), **means})
 
 
 def overlap(options: argparse.Namespace) -> None:

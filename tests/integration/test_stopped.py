@@ -25,7 +25,7 @@ GONE = (
 
 @dataclass
 class Launch:
-    """A launch under way; its output is in a file."""
+    """A launch that is running; its output is in a file."""
 
     process: subprocess.Popen
     output: Path

@@ -111,7 +111,7 @@ def updates(
             changed = PolicyWeights(learner._policy).digests() != before
             learner.restore_checkpoint(f"{folder}/checkpoint", count)
             same = changed and PolicyWeights(learner._policy).digests() == before
-    answers.put({"updates": said, "restored": same, "forwards": sum(len(update) for update in work)})
+    answers.put({"updates": said, "restored": same, "micro_batches": sum(len(update) for update in work)})
     torch.distributed.destroy_process_group()
 
 
@@ -192,9 +192,9 @@ def shapes(folder: Path) -> None:
         answer = in_a_process(str(folder), config, images(), prompts, (8, 64), False)
         last = answer["updates"][-1]
         report(f"2B {name}: 32 completions of 64 tokens", math.isfinite(last["loss"]) and last["memory_gib"] < limit,
-               first_seconds=answer["updates"][0]["seconds"], seconds=last["seconds"], forwards=answer["forwards"],
-               memory_gib=last["memory_gib"], activation_gib=last["activation_gib"],
-               grad_norm=last["grad_norm"])  # fmt: skip
+               first_seconds=answer["updates"][0]["seconds"], seconds=last["seconds"],
+               micro_batches=answer["micro_batches"], memory_gib=last["memory_gib"],
+               activation_gib=last["activation_gib"], grad_norm=last["grad_norm"])  # fmt: skip
 
 
 if __name__ == "__main__":

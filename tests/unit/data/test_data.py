@@ -60,7 +60,7 @@ def write_folder(root: Path, counts: dict[str, int]) -> Path:
 
 def test_each_class_is_shared_evenly():
     # 30 images, 2 shots each: 6 train. 12 held out are 4 of each class, 8 of the 12 for test.
-    # Dealt by even steps of 2/3 over 4+4+4 they make 2, 3, 3 for test and 2, 1, 1 for validation.
+    # In even steps of 2/3 over 4+4+4 they make 2, 3, 3 for test and 2, 1, 1 for validation.
     dataset = split({"a": 10, "b": 10, "c": 10}, shots=2, validation=4, test=8)
     assert per_class(dataset.train) == [2, 2, 2]
     assert per_class(dataset.test) == [2, 3, 3]
