@@ -149,6 +149,7 @@ def test_memory_of_one_host_is_not_there_on_another(hosts: dict[int, Host]):
     holder.kill()
 
 
+@pytest.mark.slow
 def test_a_run_over_hosts(ray_hosts: dict[int, Host], tiny_model: str, tmp_path: Path):
     """No host holds two ends: the generator finds room beside the driver alone, and a host has it for one learner."""
     where = [f"model.path={tiny_model}", f"run.folder={tmp_path}", "run.name=hosts"]

@@ -145,7 +145,11 @@ PHASES = {
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "first",
+    [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)],
+    ids=lambda number: number.name,
+)
 def test_stopped_in_every_phase_it_goes_on_by_the_command_it_names(undisturbed, tmp_path, tiny_model, first):
     run = tmp_path / "mine"
     words = command(tmp_path, "mine", tiny_model)
@@ -163,7 +167,7 @@ def test_stopped_in_every_phase_it_goes_on_by_the_command_it_names(undisturbed, 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("attempt", range(10))
+@pytest.mark.parametrize("attempt", [*range(3), *(pytest.param(n, marks=pytest.mark.long) for n in range(3, 10))])
 def test_killed_at_a_random_moment_it_ends_as_if_it_had_not_been(undisturbed, tmp_path, tiny_model, attempt):
     chance = random.Random(attempt)
     run = tmp_path / "mine"
