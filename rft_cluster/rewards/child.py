@@ -155,8 +155,7 @@ def _send_all(pipe: Connection, outbox: "SimpleQueue[Ask | Forget | None]") -> N
 def _serve(name: str, pipe: Connection, time_limit: float, output: str) -> None:
     """Import the function, then answer requests until the parent ends."""
     os.setsid()  # a group of its own, to be killed as a whole, and without the terminal's Ctrl-C
-    if output:
-        _print_to(output)
+    _print_to(output)
     try:
         function = find_function(name, {}, "rewards")
         kind = kind_of(function, name)
@@ -172,10 +171,11 @@ def _serve(name: str, pipe: Connection, time_limit: float, output: str) -> None:
 
 
 def _print_to(path: str) -> None:
-    file = os.open(path, os.O_WRONLY | os.O_APPEND)
+    """Print to this file, or to the parent's output if `path` is empty; line by line, as a kill flushes nothing."""
     for stream in (sys.stdout, sys.stderr):
-        os.dup2(file, stream.fileno())
-        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr] # a process that is killed flushes nothing
+        if path:
+            os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), stream.fileno())
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr] # typed as TextIO, is a TextIOWrapper
 
 
 def _serve_in_turn(function: Callable[..., Any], kind: Kind, pipe: Connection, time_limit: float) -> None:

@@ -37,6 +37,8 @@ def obeys(prompt: Prompt, completion: Completion):
             ctypes.string_at(0)
         case ["die", "later"]:
             subprocess.Popen(["sh", "-c", f"sleep 0.2; kill -9 {os.getpid()}"])
+        case ["print", word]:
+            print(word)
         case ["spawn", path]:
             child = subprocess.Popen(["sleep", "3600"])
             Path(path).write_text(str(child.pid))

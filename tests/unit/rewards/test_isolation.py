@@ -131,6 +131,15 @@ def test_what_it_started_is_killed_with_it(function, tmp_path):
     assert gone(int((tmp_path / "pid").read_text()))
 
 
+def test_what_it_prints_is_in_this_process_s_output_at_once(monkeypatch, capfd):
+    """The actor's log is a file, and a process is killed at its end: a buffer's content would be lost."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    function = IsolatedFunction(OBEYS, LIMIT, 32)
+    assert ask(function, "print petal") == [0.25]
+    assert capfd.readouterr().out == "petal\n"
+    function.close()
+
+
 def test_the_module_is_found_as_here(tmp_path, monkeypatch):
     """A module in a folder that only this process has in sys.path, relative to its working directory."""
     (tmp_path / "my_reward.py").write_text("import os\ndef f(p, c): return float(os.getcwd() == p.example_id)\n")
