@@ -3,7 +3,7 @@
 import inspect
 import math
 import reprlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,9 @@ class Function:
     function: Callable[..., Any]
 
     def check_takes(self, *arguments: Any) -> None:
-        """Raise UserError if the function cannot be called with so many arguments."""
+        """Raise UserError if the function is `async`, or cannot be called with so many arguments."""
+        if any(map(inspect.iscoroutinefunction, (self.function, type(self.function).__call__))):
+            raise UserError(f"{self.what} is async, but a plain function is called here: write def, not async def")
         try:
             inspect.signature(self.function).bind(*arguments)
         except TypeError as error:
@@ -29,14 +31,15 @@ class Function:
             return  # some of Python's own functions have no signature: the call itself will tell
 
     def __call__(self, *arguments: Any) -> Any:
-        """Call the function. Returns its answer, unchecked.
+        """Call the function. Returns its answer, unchecked; of a generator, the list of its values.
 
         Raises:
             UserError: the function does not take these arguments, or raised.
         """
         self.check_takes(*arguments)
         try:
-            return self.function(*arguments)
+            answer = self.function(*arguments)
+            return list(answer) if isinstance(answer, Iterator) else answer  # a generator's errors come only here
         except Exception as error:
             raise slip(self.what, error) from error
 
@@ -48,7 +51,7 @@ class Function:
         """
         try:
             values = [float(value) for value in answer]
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             values = []
         if len(values) != count or not all(math.isfinite(value) and value >= least for value in values):
             bound = "" if least == -math.inf else f", none below {least:g},"

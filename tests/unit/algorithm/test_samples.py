@@ -135,10 +135,15 @@ def test_functions_of_ones_own(own):
     assert (sample.advantage, sample.weight) == (2.0, 1.0)
 
 
+async def asleep(rewards):
+    return rewards
+
+
 BAD = {
     "total": {
         "cannot be called as total(rewards, weights) -> a number for each: ": lambda rewards: rewards,
         "must return 3 finite numbers here": lambda rewards, weights: [1.0],
+        "it returned [1000": lambda rewards, weights: [10**400] * len(rewards),  # an int that is no float
         "ZeroDivisionError: ": lambda rewards, weights: 1 / 0,
     },
     "advantage": {
@@ -146,6 +151,8 @@ BAD = {
         "must return a list for each of 2 groups here": lambda rewards: rewards[0],
         "must return 3 finite numbers here": lambda rewards: [[float("nan")] * len(group) for group in rewards],
         "it returned None": lambda rewards: None,
+        "KeyError: ": lambda rewards: ({}[group] for group in map(tuple, rewards)),
+        "is async": asleep,
     },
     "normaliser": {
         "cannot be called as normaliser(lengths, max_tokens)": lambda lengths: lengths,

@@ -123,16 +123,22 @@ def test_the_line_of_a_step_without_an_update_says_so():
     assert "gap" not in line
 
 
+async def later(stats):
+    """Would never run: a sink is called, not awaited."""
+
+
 def test_a_sink_of_ones_own_gets_every_step(tmp_path, monkeypatch):
     seen = []
     own = ModuleType("own")
-    own.dashboard, own.other = seen.append, lambda: None
+    own.dashboard, own.other, own.later = seen.append, lambda: None, later
     monkeypatch.setitem(sys.modules, "own", own)
     for sink in own_sinks(config(tmp_path, "run.sinks=[own:dashboard]")):
         sink(stats())
     assert seen == [stats()]
     with pytest.raises(UserError, match=r"run\.sinks: 'own:other' cannot be called as sink\(stats\)"):
         own_sinks(config(tmp_path, "run.sinks=[own:other]"))
+    with pytest.raises(UserError, match=r"run\.sinks: 'own:later' is async"):
+        own_sinks(config(tmp_path, "run.sinks=[own:later]"))
     with pytest.raises(UserError, match=r"run\.sinks: 'own:dashbord' cannot be found.*Did you mean dashboard"):
         own_sinks(config(tmp_path, "run.sinks=[own:dashbord]"))
 
