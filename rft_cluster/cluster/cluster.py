@@ -40,10 +40,11 @@ class Cluster:
     def broadcast_weights(self, version: int) -> None:
         """Bring every generator to the learners' weights under `version`; see `WeightSync.publish`.
 
-        On a shared GPU the engine gets its memory back in two steps: first room for the weights, and, once the learner
-        has freed its memory, room for the KV cache.
+        On a shared GPU the engine gets its memory back in two steps: first room for the weights, then room for the KV
+        cache. Before each, the learner frees memory that its allocator keeps: of the update, then of the transfer.
         """
         if self._config.shares_gpus:
+            self.learners.call_all("free_memory")
             self.generators.call_all("wake_up", ["weights"])
         self.weights.publish(version)
         if self._config.shares_gpus:

@@ -140,6 +140,7 @@ def test_a_step_without_samples_asks_no_learner(recorded: Actors):
         (
             SHARED,
             [
+                "learner free_memory",
                 "generator wake_up ['weights']",
                 "publish 3",
                 "learner free_memory",
