@@ -99,9 +99,10 @@ class Learners(ActorGroup):
         Rank 0 opens a port on its host, and the driver tells the others its number.
         """
         own = [addresses[name] for name in self.names]
+        others = [address for name, address in addresses.items() if name not in self.names]
         first = {self.handles[0].offer_rendezvous.remote(own): self.names[0]}
         (rendezvous,) = wait_for(first, timeout, "offering a rendezvous")
-        self.call_each("join", [(rendezvous, own)] * len(self), timeout)
+        self.call_each("join", [(rendezvous, own, others)] * len(self), timeout)
 
     def update(
         self, samples: Sequence[TrainingSample], step: int, updates: int, micro_batch_tokens: int

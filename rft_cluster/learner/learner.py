@@ -34,7 +34,7 @@ from rft_cluster.learner.checkpoint import export_model, load_shards, save_shard
 from rft_cluster.learner.collate import Batch, collate
 from rft_cluster.learner.packing import RankWork
 from rft_cluster.learner.prompt_cache import PromptCache
-from rft_cluster.learner.rendezvous import connections, interface_of, open_store, reach_store
+from rft_cluster.learner.rendezvous import connections, interface_to, open_store, reach_store
 from rft_cluster.messages import Images, LearnerStats, TrainingSample
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.policy import PolicyModel, base_model, load_policy, load_reference, shard_units
@@ -100,20 +100,23 @@ class Learner:
         self._store = open_store(addresses[0])
         return f"tcp://{addresses[0]}:{self._store.port}"
 
-    def join(self, rendezvous: str, addresses: Sequence[str]) -> None:
+    def join(self, rendezvous: str, addresses: Sequence[str], others: Sequence[str] = ()) -> None:
         """Join the process group at `rendezvous` and shard the model over it.
 
         Args:
             addresses: of all ranks' hosts, by rank, as Ray knows them.
+            others: addresses of the other actors' hosts.
 
         Raises:
             UserError: another rank cannot be reached from here, or no interface has this host's address.
         """
         self._ranks, self._address = len(addresses), addresses[self._rank]
         self._one_host = one_host = len(set(addresses)) == 1
-        # On one host, listen on the loopback interface only; between hosts, use Ray's interface.
-        interface = "lo" if one_host else self._config.cluster.interface or interface_of(self._address)
-        os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = interface
+        configured = self._config.cluster.interface
+        os.environ["GLOO_SOCKET_IFNAME"] = interface = interface_to(addresses, self._address, configured)
+        if self._device.type == "cuda":
+            # NCCL reads this once a process, and learner 0 also meets the generators through NCCL.
+            os.environ["NCCL_SOCKET_IFNAME"] = interface_to([*addresses, *others], self._address, configured)
         group = {"backend": self._hardware.process_group, "rank": self._rank, "world_size": self._ranks}
         if one_host:
             dist.init_process_group(init_method=rendezvous, **group)

@@ -9,7 +9,7 @@ Without these checks gloo waits for a filtered port until the deadline of the wh
 """
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -35,6 +35,19 @@ def interface_of(address: str) -> str:
         f"no network interface here has {address}, the address that Ray gave this host; name one with "
         f"cluster.interface (there are {', '.join(interfaces)})"
     )
+
+
+def interface_to(peers: Iterable[str], address: str, configured: str | None) -> str:
+    """The network interface on which peers at these hosts are met; `address` is this host's.
+
+    If all are on this host, it is the loopback interface, so that nothing listens beyond the host.
+
+    Raises:
+        UserError: as `interface_of`, unless an interface is `configured`.
+    """
+    if all(peer == address for peer in peers):
+        return "lo"
+    return configured or interface_of(address)
 
 
 def address_on(interface: str) -> str:

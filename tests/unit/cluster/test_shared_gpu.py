@@ -214,7 +214,7 @@ def test_a_constructor_gets_what_is_valid_wherever_ray_starts_the_actor_again(re
     started(recorded, APART)
     assert recorded.given.keys() == {"generator", "learner", "reward"}
     assert "10.0.0.1" not in repr(recorded.given)
-    assert recorded.joins == [("learner", ("somewhere", ["10.0.0.1"]))]
+    assert recorded.joins == [("learner", ("somewhere", ["10.0.0.1"], ["10.0.0.1"] * 2))]
 
 
 def test_a_checkpoint_is_written_when_generators_are_proved_to_hold_what_was_sent(recorded: Actors, tmp_path: Path):

@@ -1,3 +1,4 @@
+import os
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -5,7 +6,9 @@ import pytest
 import torch
 
 from rft_cluster.common.errors import UserError
+from rft_cluster.common.hardware import hardware
 from rft_cluster.config import load_config
+from rft_cluster.learner import learner
 from rft_cluster.learner.learner import Learner, learning_rate_factor, within_memory
 
 
@@ -105,3 +108,27 @@ def test_no_memory_names_what_to_lower(error, fixable):
 def test_memory_that_no_machine_has():
     with pytest.raises(UserError, match="a learner is out of memory"), within_memory():
         torch.empty(2**55)
+
+
+@pytest.mark.parametrize(
+    ("device", "generator", "interfaces"),
+    [("cuda", "10.0.0.1", ("lo", "lo")), ("cuda", "10.0.0.2", ("lo", "ib0")), ("cpu", "10.0.0.2", ("lo", None))],
+)
+def test_nccl_listens_where_generators_on_other_hosts_reach_it(monkeypatch, device, generator, interfaces):
+    """Learners on one host need its loopback interface only, but rank 0 sends weights to generators elsewhere."""
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    formed: list[tuple[str | None, str | None]] = []
+
+    def form(**_: object) -> None:
+        formed.append((os.environ.get("GLOO_SOCKET_IFNAME"), os.environ.get("NCCL_SOCKET_IFNAME")))
+        raise InterruptedError
+
+    monkeypatch.setattr(learner.dist, "init_process_group", form)
+    rank = Learner.__new__(Learner)
+    rank._rank, rank._config = 0, load_config("digits", ["cluster.interface=ib0"])
+    rank._device, rank._hardware = torch.device(device), hardware(device)
+    with pytest.raises(InterruptedError):
+        rank.join("file:///nowhere", ["10.0.0.1", "10.0.0.1"], ["10.0.0.1", generator])
+    assert formed == [interfaces]
