@@ -145,7 +145,7 @@ async def red_team(
     trials = await _try_all(score, prompts, [text for _, text in attacks], always, seconds)
     if trials and all(trial.right is None for trial in trials):
         raise UserError(
-            f"{_failure(trials[0].rewards[0])} That was a right answer. The same happened with all {len(trials)} "
+            f"{_failure(trials[0].answer)} That was a right answer. The same happened with all {len(trials)} "
             f"labels that were tried before training. Fix the function, or raise scoring.time_limit"
         )
     counting = [trial for trial in trials if trial.tells]

@@ -39,6 +39,18 @@ def fails(prompt: Prompt, completion: Completion) -> float:
     raise KeyError("petal")
 
 
+seen: set[tuple[str, str]] = set()
+
+
+def once(prompt: Prompt, completion: Completion) -> float:
+    """A judge that refuses the same question again."""
+    asked = prompt.label, completion.text
+    if asked in seen:
+        raise PermissionError("asked before")
+    seen.add(asked)
+    return contained(prompt, completion)
+
+
 def slow(prompt: Prompt, completion: Completion) -> float:
     time.sleep(0.05)
     return contained(prompt, completion)

@@ -178,6 +178,12 @@ def test_one_that_always_fails_is_refused():
         tried({"accuracy": 1.0, "own_rewards:fails": 1.0}, THREE)
 
 
+def test_a_reward_that_fails_only_when_it_is_asked_again_is_named():
+    """The right answer is scored twice, and only the second time with the attacks."""
+    with pytest.raises(UserError, match=r"own_rewards:once failed: PermissionError: asked before .*a right answer"):
+        tried({"own_rewards:once": 1.0}, THREE)
+
+
 def test_slow_ones_are_cut_short():
     start = time.monotonic()
     found = tried({"own_rewards:slow": 1.0}, THREE, seconds=3.0)  # 39 calls a label: 2 s
