@@ -154,6 +154,7 @@ def test_an_alias_that_was_not_there_is_to_be_left_out(tmp_path):
     [
         *("learners.count=1", "learners.micro_batch_tokens=400", "generators.count=2", "cluster.step_timeout=60"),
         *("scoring.time_limit=3", "data.path=/elsewhere/photos", "data.manifest=/elsewhere/manifest.json"),
+        *("run.sinks=[json.dumps]", "schedule.stop_when_stuck=0"),
         *("schedule.save_every=3", "schedule.save_minutes=2", "schedule.evaluate_every=7"),
         *("schedule.keep_checkpoints=3", "schedule.steps=90", "schedule.steps=40"),
     ],
@@ -161,6 +162,12 @@ def test_an_alias_that_was_not_there_is_to_be_left_out(tmp_path):
 def test_where_how_and_how_long_it_runs_may_change(tmp_path, override):
     checkpoint(begun(tmp_path), 40)
     assert find_start(config(tmp_path, override), resume=True).step == 40
+
+
+def test_the_pictures_of_a_table_may_have_moved(tmp_path):
+    table = ("data.source=csv", "data.path=/here/train.csv")
+    checkpoint(begun(tmp_path, *table, "data.images=/here/photos"), 40)
+    assert find_start(config(tmp_path, *table, "data.images=/elsewhere/photos"), resume=True).step == 40
 
 
 def test_every_key_that_may_change_is_one(tmp_path):
