@@ -57,6 +57,7 @@ class WeightSync:
 
     def connect(self, addresses: Mapping[str, str]) -> None:
         """Connect both ends, again after a restart of an actor. `addresses`: actor's name -> its host's address."""
+        self._verification = None  # one that died with an actor cannot end; the next update sends everything again
         sender = addresses[self._learners.names[0]]
         self._elsewhere = [addresses[name] != sender for name in self._generators.names]
         count = len(self._generators)

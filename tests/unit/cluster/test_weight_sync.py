@@ -11,7 +11,7 @@ import pytest
 
 from rft_cluster.cluster.handles import ActorGroup
 from rft_cluster.cluster.weight_sync import WeightSync, check_records
-from rft_cluster.common.errors import WeightTransferError
+from rft_cluster.common.errors import ClusterError, WeightTransferError
 from rft_cluster.messages import WeightRecord
 from rft_cluster.weights.digests import added_up, combined_digest
 from rft_cluster.weights.sender import WeightOffer
@@ -186,6 +186,18 @@ def test_after_a_restart_both_ends_meet_again_wherever_they_are(start):
         [{"nbytes": 8}, ({"path": "memory"}, 4, [0, 1, 2, 3, 4, 5, 6, 7])],
         [{"nbytes": 8}, ({"path": "memory"}, 4, None)],
     ]
+
+
+def test_a_verification_that_died_with_a_generator_ends_with_the_restart(start):
+    transfer = start("shared_memory").connect()
+    transfer.fails["verify-0"] = ClusterError("an actor died")
+    transfer.sync.publish(3)
+    with pytest.raises(ClusterError, match="an actor died"):
+        transfer.sync.wait()
+    del transfer.fails["verify-0"]
+    transfer.connect()
+    transfer.publish(4)
+    assert transfer.sync.held == {"generator-0": 4, "generator-1": 4}
 
 
 def test_nccl_s_ends_run_at_once(start):
