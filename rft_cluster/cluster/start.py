@@ -333,15 +333,17 @@ class _Reservation:
         def address(actor: Any) -> str:  # nested, so sent by value: actors need not import this module
             return ray.util.get_node_ip_address()
 
-        calls = {handle.__ray_call__.remote(address): name for name, handle in handles.items()}
-        waiting = dict(calls)
+        waiting = {handle.__ray_call__.remote(address): name for name, handle in handles.items()}
+        addresses: dict[str, str] = {}
         while waiting and time.monotonic() < self._deadline:
             done, _ = ray.wait(list(waiting), timeout=min(WAITING_LINE, self.left()))
-            for call in done:
-                del waiting[call]
+            ready = {call: waiting.pop(call) for call in done}
+            # This raises the error of an actor that failed at once, not when all others are ready.
+            addresses |= zip(ready.values(), wait_for(ready, self.left(), "starting"), strict=True)
             names = ", ".join(waiting.values()) or "nothing more"
             print(f"{time.monotonic() - self._started:4.0f} s: waiting for {names}", flush=True)
-        return dict(zip(handles, wait_for(calls, self.left(), "starting"), strict=True))
+        addresses |= zip(waiting.values(), wait_for(waiting, self.left(), "starting"), strict=True)
+        return {name: addresses[name] for name in handles}
 
 
 def _start_actors(reservation: _Reservation, model_path: str, images: StoredImages) -> Cluster:

@@ -14,6 +14,7 @@ from rft_cluster.cluster.cluster import Cluster
 from rft_cluster.cluster.handles import Learners, RewardActor
 from rft_cluster.cluster.placement import bundles
 from rft_cluster.cluster.rollouts import Generators
+from rft_cluster.common.errors import UserError
 from rft_cluster.common.hardware import hardware
 from rft_cluster.config import Config, load_config
 from rft_cluster.messages import LearnerStats, TrainingSample
@@ -198,6 +199,22 @@ def test_actors_with_gpus_of_their_own_start_together_and_never_sleep(recorded: 
     ]
     assert recorded.gpus == {"generator": 1, "learner": 1, "reward": 0}
     assert recorded.bundles == {"generator": 1, "learner": 0}
+
+
+def test_an_actor_that_fails_ends_the_start_while_others_still_load(monkeypatch: pytest.MonkeyPatch):
+    def wait(calls: list[Call], **_: float) -> tuple[list[Call], list[Call]]:
+        assert len(calls) == 2, "the start goes on after an actor failed"
+        return calls[1:], calls[:1]
+
+    def wait_for(calls: dict[Call, str], timeout: float, doing: str) -> list[Any]:
+        assert list(calls.values()) == ["generator"]
+        raise UserError("a generator is out of memory")
+
+    monkeypatch.setattr(start, "ray", SimpleNamespace(wait=wait))
+    monkeypatch.setattr(start, "wait_for", wait_for)
+    reservation = start._Reservation(load_config("digits", []), [], [], time.monotonic() + 60)
+    with pytest.raises(UserError, match="a generator is out of memory"):
+        reservation.wait_until_ready({"learner": Actor("learner"), "generator": Actor("generator")})
 
 
 @pytest.mark.parametrize(
