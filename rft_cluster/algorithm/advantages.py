@@ -34,7 +34,8 @@ def dr_grpo(rewards: Step) -> list[list[float]]:
 def rloo(rewards: Step) -> list[list[float]]:
     """A = r - mean(r of the others in the group) = n / (n - 1) * (r - mean(r)). The baseline is unbiased.
 
-    REINFORCE leave-one-out (RLOO), arXiv 2402.14740.
+    REINFORCE leave-one-out (RLOO), arXiv 2402.14740. Its loss sums over a completion's tokens: the normaliser
+    `constant`, but for a factor that is the same for all.
     """
     return [[len(group) / max(1, len(group) - 1) * value for value in centred(group)] for group in rewards]
 

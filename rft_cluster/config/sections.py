@@ -182,8 +182,8 @@ class AlgorithmSection(Section):
     `normalised_sum` (each reward first brought to mean 0 and deviation 1 in its group), or a function's dotted path."""
     advantage: str = "grpo"
     """How good a completion is beside its group: `grpo` (deviations from the mean, in standard deviations), `dr_grpo`
-    (without the division), `rloo` (from the mean of the others), `gpg` (as `dr_grpo`, scaled up by the share of groups
-    whose rewards are equal), or a function's dotted path."""
+    (without the division), `rloo` (from the mean of the others), `gpg` (as `dr_grpo`, divided by the share of groups
+    whose rewards differ), or a function's dotted path."""
     normaliser: str = "completion"
     """Which mean over tokens the loss is: `completion` (over each completion's tokens, then over completions), `token`
     (over all tokens of the step), `constant` (the sum by `sampling.max_tokens`, then over completions), or a function's

@@ -7,7 +7,7 @@
 Columns of yes/no properties (`indoors`) look alike, but most of their rows mark none or several of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from rft_cluster.common.errors import UserError
@@ -18,21 +18,29 @@ from rft_cluster.data.table_text import Table
 ZEROS, ONES = ("0", "0.0", "false", "no"), ("1", "1.0", "true", "yes")
 
 
-def without_one_hot(table: Table, image: int) -> tuple[Table, list[str]]:
+def without_one_hot(table: Table, apart: Collection[int | None]) -> tuple[Table, list[str]]:
     """Replace one-hot columns by one column `label` at the end, and return a remark about it. Other tables stay.
 
+    `apart`: the columns of images and splits, which hold no labels.
+
     Raises:
-        UserError: some rows mark no class or several.
+        UserError: some rows mark no class or several, or another column may hold the labels.
     """
     cells = [table.column(index) for index in range(len(table.header))]
-    columns = _one_hot_columns([[] if index == image else column for index, column in enumerate(cells)])
+    columns = _one_hot_columns([[] if index in apart else column for index, column in enumerate(cells)])
     if not columns:
         return table, []
     names = [table.header[index] for index in columns]
+    left = [index for index in range(len(cells)) if index not in apart and index not in columns]
+    if rivals := [table.header[index] for index in left if _is_like_labels(cells[index])]:
+        raise UserError(
+            f"data.path: {table.path} may have a column for each class ({some(names)}), or the labels in "
+            f"{' or '.join(rivals)}: set data.label_column, or remove the columns that hold no labels"
+        )
     labels = _labels(names, [cells[index] for index in columns], table)
     others = [[""] * len(labels) if index in columns else column for index, column in enumerate(cells)]
     rows = [(line, list(row)) for (line, _), row in zip(table.rows, zip(*others, labels, strict=True), strict=True)]
-    remark = f"{table.path.name} has a column for each class ({some(names)}): the label is the one that is 1"
+    remark = f"{table.path.name} has a column for each class ({some(names)}): the one with the 1 names the label"
     return replace(table, header=[*table.header, "label"], rows=rows), [remark]
 
 
@@ -43,6 +51,12 @@ def _one_hot_columns(columns: Sequence[Sequence[str]]) -> list[int]:
         return []
     marks = [_marked(row) for row in zip(*(columns[i] for i in found), strict=True)]
     return found if 2 * sum(len(mark) == 1 for mark in marks) > len(marks) else []
+
+
+def _is_like_labels(cells: Sequence[str]) -> bool:
+    """Return True for a column with a few repeated texts that are not numbers."""
+    texts = {cell for cell in cells if cell}
+    return 2 <= len(texts) <= len(cells) / 2 and not any(cell[0].isdigit() for cell in texts)
 
 
 def _labels(names: list[str], columns: Sequence[Sequence[str]], table: Table) -> list[str]:

@@ -314,3 +314,13 @@ def test_a_label_that_may_mean_none_is_said_to_be_a_class(tmp_path, word):
     rows = [f"{i:02d}.jpg,{'rose' if i % 2 else word}" for i in range(COUNT)]
     remarks = load(write(tmp_path, ["image,y", *rows])).remarks
     assert any(f"{word!r} is learned as a class" in remark for remark in remarks)
+
+
+def test_a_column_for_each_class_is_not_guessed_beside_one_that_looks_like_labels(tmp_path):
+    """Columns is_train and is_test would be learned as classes."""
+    pictures(tmp_path)
+    rows = [f"{i:02d}.jpg,{label(i)},{int(i < 10)},{int(i >= 10)}" for i in range(COUNT)]
+    write(tmp_path, ["image,flower,is_train,is_test", *rows])
+    message = refusal(tmp_path)
+    assert "may have a column for each class (is_train, is_test), or the labels in flower: set data" in message
+    assert right(load(tmp_path, label_column="flower"))
