@@ -81,7 +81,9 @@ def main(arguments: list[str] | None = None) -> int:
 def read_sweep(path: Path) -> Sweep:
     """Read a sweep's file. Raises UserError if it is missing, not YAML, or has unknown or invalid keys."""
     if (run := run_folder_of(path)) is not None:  # its overrides would count as typed by the user
-        raise UserError(f"{path} lies in the folder of a run, {run}, so it is data: copy it elsewhere if you trust it")
+        raise UserError(
+            f"{path} lies in the folder of a run, {run}, which may be a stranger's: copy it elsewhere if you trust it"
+        )
     return validated(Sweep, read_file(path), f"{path} is not a sweep (name, config, grid, ...)")
 
 

@@ -295,13 +295,12 @@ async def _of_the_obedient(score: Score, trial: _Trial, classes: Sequence[str]) 
         a.total is not None and b.total is not None and a.total > b.total for a, b in zip(ours, theirs, strict=True)
     ):
         return (
-            f"no answer that does as the question says can be rewarded: {shows}, and the rewards read the answer "
+            f"no answer that follows the question can be rewarded: {shows}, and the rewards read the answer "
             f"between <answer> and </answer>. For instance {example}"
         ), []
     lost = [name for name in right if best[name] <= 0 < right[name]]
     return "", [
-        f"rewards.{name} cannot be earned by doing as the question says: {shows}. For instance {example}"
-        for name in lost
+        f"rewards.{name} cannot be earned by following the question: {shows}. For instance {example}" for name in lost
     ]
 
 

@@ -41,7 +41,7 @@ CAUTIONS: dict[str, tuple[Callable[[Any], bool], str, str]] = {
         f"algorithm.{key}": (_is_own_code, "runs a function that is not built in", built_in)
         for key, built_in in (("total", "weighted_sum"), ("advantage", "grpo"), ("normaliser", "completion"))
     },
-    "prompt.template": (lambda name: name not in TEMPLATES, "asks the text of a file elsewhere", "think_answer"),
+    "prompt.template": (lambda name: name not in TEMPLATES, "reads the question from a file elsewhere", "think_answer"),
     "cluster.address": (_is_given, "connects there", "null"),
     "cluster.interface": (_is_given, "listens there", "null"),
 }
@@ -85,8 +85,8 @@ def refuse_unsaid(config: Config, typed: set[str], file: Path) -> None:
     if problems:
         lines = "\n  ".join(problems)
         raise UserError(
-            f"{file} lies in a run's folder, so it is data: what it says here would count only if you say it, too. "
-            f"If you trust it, add to the command:\n  {lines}"
+            f"{file} lies in a run's folder, which may be a stranger's. These values of it count only if the command "
+            f"repeats them. If you trust it, add to the command:\n  {lines}"
         )
 
 

@@ -73,7 +73,7 @@ def _check_subject(subject: str, path: Path) -> None:
         raise UserError(f"prompt.subject is empty, and {path} asks for it: say what the images show, e.g. flower")
     _check_marks(subject, "prompt.subject", "Take it out there")
     if found := re.search(r"\{[{%#]|<\|", subject):
-        raise UserError(f"prompt.subject is {subject!r}: it is read as it stands, and {found[0]} means nothing there")
+        raise UserError(f"prompt.subject is {subject!r}: it is inserted as text, so leave {found[0]} out")
 
 
 def _read(path: Path) -> str:

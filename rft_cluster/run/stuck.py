@@ -43,7 +43,7 @@ class Stuck:
         if self._steps >= self._limit and (lost or self._completions >= GUESSES_A_CLASS * self._classes):
             return f"{said}. {self._cause(groups, lost)}"
         if self._steps == SAID_AFTER:
-            print(f"note: {said}; from {self._limit} such steps on the run ends (schedule.stop_when_stuck)", flush=True)
+            print(f"note: {said}; after {self._limit} such steps the run ends (schedule.stop_when_stuck)", flush=True)
         return ""
 
     def _format_is_lost(self, every: Sequence[Reward], live: bool) -> bool:

@@ -71,7 +71,7 @@ UNEARNED = [
 def test_a_question_by_which_nothing_can_be_earned_is_refused_and_its_cures_work(shown):
     question = f"Which flower does the image show? {shown}"
     for weights in (BOTH, ACCURACY):
-        with pytest.raises(UserError, match="no answer that does as the question says can be rewarded") as refused:
+        with pytest.raises(UserError, match="no answer that follows the question can be rewarded") as refused:
             tried(question, weights)
     message = str(refused.value)
     assert re.search(r"For instance .*rose|For instance .*tulip|For instance .*daisy", message)
@@ -103,7 +103,7 @@ def test_the_tags_that_are_shown_in_place_of_answer_are_named(name):
 def test_tags_that_format_does_not_know_are_noted(extra, between, inside):
     question = f"Which flower?\n<{extra}>{inside}</{extra}>{between}<answer>{inside}</answer>"
     said = tried(question)
-    assert f"rewards.format cannot be earned by doing as the question says: the question shows <{extra}>" in said
+    assert f"rewards.format cannot be earned by following the question: the question shows <{extra}>" in said
     assert "gets format 0.00, accuracy 1.00" in said
     assert "cannot be" not in tried(question, ACCURACY)
 
