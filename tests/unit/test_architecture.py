@@ -207,6 +207,17 @@ def test_no_file_is_longer_than_400_lines():
     assert not long
 
 
+def test_no_function_is_longer_than_60_lines():
+    long = {
+        f"{file}: {node.name}": lines
+        for file, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (lines := node.end_lineno - node.lineno + 1) > 60
+    }
+    assert not long
+
+
 def test_the_loop_fits_on_a_screen():
     (loop,) = [node for node in TREES["train.py"].body if isinstance(node, ast.FunctionDef) and node.name == "train"]
     assert loop.end_lineno - loop.lineno + 1 <= 60

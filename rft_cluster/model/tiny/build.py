@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -117,12 +118,21 @@ def ensure_tiny_model(
         thoughts = [f"{coarse} {fine}" for coarse, fine in words]
         pool = Pool(images, thoughts, torch.from_numpy(places).float(), pixels)
         warm_start(model, processor, pool, class_names, prompt_text, warm_steps, report)
+    _save(folder, model, processor, {"settings": settings, "images": len(images)})
+    report(f"tiny model: built in {time.monotonic() - started:.0f} s: {folder}")
+    return folder
+
+
+def _save(
+    folder: Path, model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, made_of: dict[str, Any]
+) -> None:
+    """Write the model in BF16. The folder gets its final name when it is complete."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
     try:
         model.to(torch.bfloat16).save_pretrained(building)
         processor.save_pretrained(building)
-        (building / "tiny.json").write_text(json.dumps({"settings": settings, "images": len(images)}, indent=1))
+        (building / "tiny.json").write_text(json.dumps(made_of, indent=1))
         os.chmod(building, 0o755)
         try:
             os.rename(building, folder)
@@ -131,8 +141,6 @@ def ensure_tiny_model(
                 raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    report(f"tiny model: built in {time.monotonic() - started:.0f} s: {folder}")
-    return folder
 
 
 def _is_whole(folder: Path, pixels: int) -> bool:

@@ -89,10 +89,7 @@ def warm_start(
     at_answer = length - 3  # index of the name among the L tokens
     torch.set_flush_denormal(True)  # denormal floats slow a tiny model's training tenfold on CPUs
     tokenizer = processor.tokenizer
-    names = torch.tensor([_one_token(tokenizer, name) for name in class_names])
-    favoured = torch.zeros(len(tokenizer)).scatter(0, names, 1.0)
-    favoured[names[0]] = np.exp(FAVOUR)
-    answer = favoured / favoured.sum()  # [V], the fixed distribution of the name
+    answer = _name_distribution(tokenizer, class_names)  # [V]
     prompt = processor.apply_chat_template(
         [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt_text}]}],
         add_generation_prompt=True,
@@ -118,17 +115,11 @@ def warm_start(
         target = batch["input_ids"][:, -length:].clone()  # [B, L]
         # Swap some think words for another image's in the input, but not in the target: the next token must follow
         # from image and position, even after words that come from exploration.
-        swapped = torch.from_numpy(rng.random(BATCH) < SWAPPED)
-        for column in (-7, -6) if thinks else ():
-            other = batch["input_ids"][torch.from_numpy(rng.permutation(BATCH)), column]
-            batch["input_ids"][swapped, column] = other[swapped]
+        _swap(batch["input_ids"], (-7, -6) if thinks else (), rng)
         # The state before each completion token predicts it.
         hidden = model.model(**batch).last_hidden_state[:, -length - 1 : -1]  # [B, L, width]
         log_probs = torch.log_softmax(model.lm_head(hidden), -1)  # [B, L, V]
-        spelled = -log_probs.gather(-1, target[..., None])[..., 0]  # [B, L], cross-entropy with the target
-        # At the name, the target is the distribution, not the drawn name: less noise for the same optimum.
-        named = -(log_probs[:, at_answer] * answer).sum(-1, keepdim=True)  # [B, 1]
-        spelled = torch.cat([spelled[:, :at_answer], named, spelled[:, at_answer + 1 :]], 1)
+        spelled = _cross_entropy(log_probs, target, answer, at_answer)  # [B, L]
         # The state before the answer must know the image's place on the map, which GRPO can then tie to a name.
         place = F.mse_loss(place_head(hidden[:, at_answer]), drawn.places)
         loss = spelled.mean() + place
@@ -137,6 +128,30 @@ def warm_start(
         optimizer.step()
         optimizer.zero_grad()
     model.eval()
+
+
+def _name_distribution(tokenizer: PreTrainedTokenizerFast, class_names: Sequence[str]) -> torch.Tensor:
+    """The fixed distribution [V] of the answer's name over the vocabulary: the first class is favoured."""
+    names = torch.tensor([_one_token(tokenizer, name) for name in class_names])
+    favoured = torch.zeros(len(tokenizer)).scatter(0, names, 1.0)
+    favoured[names[0]] = np.exp(FAVOUR)
+    return favoured / favoured.sum()
+
+
+def _swap(input_ids: torch.Tensor, columns: Sequence[int], rng: np.random.Generator) -> None:
+    """Swap these columns' tokens for another row's, in place, in a share `SWAPPED` of the rows [B, tokens]."""
+    swapped = torch.from_numpy(rng.random(len(input_ids)) < SWAPPED)
+    for column in columns:
+        other = input_ids[torch.from_numpy(rng.permutation(len(input_ids))), column]
+        input_ids[swapped, column] = other[swapped]
+
+
+def _cross_entropy(log_probs: torch.Tensor, target: torch.Tensor, answer: torch.Tensor, at_answer: int) -> torch.Tensor:
+    """Cross-entropy [B, L] of `log_probs` [B, L, V] with the tokens `target` [B, L]."""
+    spelled = -log_probs.gather(-1, target[..., None])[..., 0]  # [B, L]
+    # At the name, the target is the distribution `answer` [V], not the drawn name: less noise for the same optimum.
+    named = -(log_probs[:, at_answer] * answer).sum(-1, keepdim=True)  # [B, 1]
+    return torch.cat([spelled[:, :at_answer], named, spelled[:, at_answer + 1 :]], 1)
 
 
 def _one_token(tokenizer: PreTrainedTokenizerFast, text: str) -> int:
