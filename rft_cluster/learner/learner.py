@@ -290,7 +290,7 @@ class Learner:
     def free_memory(self) -> None:
         """Free the allocator's cached memory, for an engine on the same GPU."""
         if self._device.type == "cuda":
-            # vLLM's IPC buffer of 1 GiB can be freed once the engine has ended the update and closed its handle.
+            # vLLM's IPC buffer (1 GiB or more) can be freed once the engine has ended the update and closed its handle.
             torch.cuda.ipc_collect()
             torch.cuda.empty_cache()
 

@@ -99,8 +99,12 @@ class IPCSender:
     def connect(self, forward: Forward | None) -> None:
         from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
         from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+        from vllm.distributed.weight_transfer.packed_tensor import DEFAULT_PACKED_BUFFER_SIZE_BYTES
 
-        info = IPCTrainerInitInfo(rank=dist.get_rank(), packed=True)
+        # A chunk has whole tensors. The 7B's embedding takes 1.02 GiB, more than vLLM's default of 1 GiB.
+        largest = max(tensor.nbytes for tensor in self._source.metadata())
+        size = max(DEFAULT_PACKED_BUFFER_SIZE_BYTES, largest)
+        info = IPCTrainerInitInfo(rank=dist.get_rank(), packed=True, packed_buffer_size_bytes=size)
         self._engine = WeightTransferTrainerFactory.trainer_init(info, client=Client(forward), source=self._source)
 
     def send(self) -> None:

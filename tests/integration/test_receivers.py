@@ -142,12 +142,18 @@ def test_a_group_is_formed_anew_when_a_generator_was_replaced(calls: list[Any], 
     ]
 
 
-def test_vllm_s_ipc_trainer_makes_what_is_forwarded_while_it_sends(receivers, monkeypatch: pytest.MonkeyPatch):
-    """vLLM's real trainer; handles of GPU memory, which is not here, are made up."""
+@pytest.fixture
+def buffers(receivers, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of the buffers of vLLM's real IPC trainer; handles of GPU memory, which is not here, are made up."""
     from vllm.distributed.weight_transfer import ipc_engine
     from vllm.distributed.weight_transfer.packed_tensor import PackedIpcChunk
 
-    def producer(iterator: Iterator[tuple[str, Tensor]], gpu_uuid: str, **options: Any) -> Iterator[PackedIpcChunk]:
+    sizes: list[int] = []
+
+    def producer(
+        iterator: Iterator[tuple[str, Tensor]], gpu_uuid: str, buffer_size_bytes: int, **options: Any
+    ) -> Iterator[PackedIpcChunk]:
+        sizes.append(buffer_size_bytes)
         for name, tensor in iterator:  # a chunk a tensor
             yield PackedIpcChunk([name], [list(tensor.shape)], ["bfloat16"], [tensor.nbytes], {gpu_uuid: (name,)})
 
@@ -156,6 +162,25 @@ def test_vllm_s_ipc_trainer_makes_what_is_forwarded_while_it_sends(receivers, mo
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid="gpu-0"))
     monkeypatch.setattr(torch.cuda, "ipc_collect", lambda: None)
     monkeypatch.setattr(vllm_senders.dist, "get_rank", lambda: 0)
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("embedding", "size"),
+    [((151_936, 1536), 2**30), ((152_064, 3584), 152_064 * 3584 * 2)],
+    ids=["Qwen2-VL-2B", "Qwen2-VL-7B"],
+)
+def test_vllm_s_ipc_buffer_holds_the_largest_tensor(buffers: list[int], embedding: tuple[int, int], size: int):
+    """vLLM refuses a tensor that is larger than its buffer, 1 GiB by default."""
+    source = Source()
+    source.tensors = {"embedding": torch.empty(embedding, dtype=torch.bfloat16, device="meta")}
+    sender = IPCSender(source)
+    sender.connect(lambda update: None)
+    sender.send()
+    assert buffers == [size]
+
+
+def test_vllm_s_ipc_trainer_makes_what_is_forwarded_while_it_sends(receivers, buffers: list[int]):
     forwarded: list[dict[str, Any]] = []
     sender = IPCSender(Source())
     offer = sender.offer(generator_ranks=1)
