@@ -168,6 +168,12 @@ def _serve(name: str, pipe: Connection, time_limit: float, output: str) -> None:
             asyncio.run(_serve_concurrently(function, kind, pipe, time_limit))
         else:
             _serve_in_turn(function, kind, pipe, time_limit)
+    _end()
+
+
+def _end() -> None:
+    """End this process, with what the function has started, after the end of the parent."""
+    os.killpg(0, signal.SIGKILL)
 
 
 def _print_to(path: str) -> None:
@@ -216,6 +222,7 @@ async def _serve_concurrently(function: Callable[..., Any], kind: Kind, pipe: Co
     loop.add_reader(pipe.fileno(), hear)
     beat()
     await gone.wait()
+    _end()  # here, because asyncio would wait for calls that catch their cancellation
 
 
 async def _answer(

@@ -103,6 +103,10 @@ async def _obey(verb: str, *values: str) -> float:
         case "stubborn":  # has a value after its cancellation
             with suppress(asyncio.CancelledError):
                 await asyncio.sleep(3600)
+        case "retry":  # for ever, whatever happens
+            while True:
+                with suppress(BaseException):
+                    await asyncio.sleep(3600)
         case "count":  # a letter in a file each time that it is asked
             with open(values[0], "a") as file:
                 file.write("x")

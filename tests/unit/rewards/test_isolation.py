@@ -169,15 +169,17 @@ def test_a_failed_import_is_for_the_user_to_fix(tmp_path, monkeypatch, source, m
     function.close()
 
 
-@pytest.mark.parametrize("busy", ["", "native"])
-def test_a_process_whose_parent_was_killed_ends(busy):
-    """Idle, at once; while it hangs in native code, after its own time limit and a grace."""
+@pytest.mark.parametrize(
+    ("name", "busy"), [("obeys", "number 1"), ("obeys", "native"), ("judge", "pid"), ("judge", "retry")]
+)
+def test_a_process_whose_parent_was_killed_ends(name, busy):
+    """Idle, at once, whatever its function catches; while it hangs in native code, after its time limit and a grace."""
     script = f"""
 import asyncio, os, sys, threading
 sys.path.insert(0, {str(Path(__file__).parents[3])!r})
 from rft_cluster.rewards.isolation import IsolatedFunction
 from tests.unit.rewards.own_functions import PROMPT, completion_of
-f = IsolatedFunction({OBEYS!r}, 1.0, 32)
+f = IsolatedFunction("tests.unit.rewards.own_functions:{name}", 1.0, 32)
 print(int(asyncio.run(f(PROMPT, [completion_of("pid")]))[0]), flush=True)
 threading.Timer(0.3, os.kill, (os.getpid(), 9)).start()
 asyncio.run(f(PROMPT, [completion_of({busy!r})]))
