@@ -21,7 +21,10 @@ class Cluster:
         self._config = config
 
     def join(self, addresses: Mapping[str, str], timeout: float) -> None:
-        """Connect the actors after a start or restart. `addresses`: actor's name -> its host's address."""
+        """Connect the actors after their start. `addresses`: actor's name -> its host's address.
+
+        Learners join once. After the restart of a generator, `WeightSync.connect` alone is called again.
+        """
         self.learners.join(addresses, timeout)
         self.weights.connect(addresses)
 

@@ -280,12 +280,15 @@ def _give_back(groups: Sequence[PlacementGroup]) -> None:
 
 def _environment(config: Config, cpus: float) -> dict[str, str]:
     """Environment of an actor's process, set before it starts."""
-    threads = {
+    chosen = {
         "OMP_NUM_THREADS": str(max(1, int(cpus))),
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "0",  # keep the stack trace of an actor's crash
     }
-    return threads | openmp_environment(config.cluster.device)
+    if config.cluster.interface is not None:
+        # Generators on other hosts meet learner 0 through NCCL. Learners choose theirs in `join`.
+        chosen["NCCL_SOCKET_IFNAME"] = config.cluster.interface
+    return chosen | openmp_environment(config.cluster.device)
 
 
 class _Reservation:

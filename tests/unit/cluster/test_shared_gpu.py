@@ -201,6 +201,11 @@ def test_actors_with_gpus_of_their_own_start_together_and_never_sleep(recorded: 
     assert recorded.bundles == {"generator": 1, "learner": 0}
 
 
+def test_the_configured_interface_is_also_that_of_generators():
+    assert start._environment(load_config("digits", ["cluster.interface=ib0"]), 1)["NCCL_SOCKET_IFNAME"] == "ib0"
+    assert "NCCL_SOCKET_IFNAME" not in start._environment(load_config("digits", []), 1)
+
+
 def test_an_actor_that_fails_ends_the_start_while_others_still_load(monkeypatch: pytest.MonkeyPatch):
     def wait(calls: list[Call], **_: float) -> tuple[list[Call], list[Call]]:
         assert len(calls) == 2, "the start goes on after an actor failed"
