@@ -1,4 +1,8 @@
-"""A whole run as a user starts it: real Ray, vLLM and FSDP2, its folder, its resumption, its export."""
+"""A whole run as a user submits it to a Ray head: real Ray, vLLM and FSDP2, its folder, its resumption, its export.
+
+What follows needs the run: its second half starts Ray on this machine, an evaluation joins the head, `predict` needs
+neither. A second job is stopped.
+"""
 
 import base64
 import json
@@ -7,7 +11,10 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,10 +23,11 @@ import yaml
 from safetensors import safe_open
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
-from rft_cluster import evaluate
+from rft_cluster import compare, evaluate, launch
 from rft_cluster.algorithm import load_algorithm
 from rft_cluster.classification.answers import AnswerReader
 from rft_cluster.classification.card import read_card
+from rft_cluster.classification.plots import draw_evaluation
 from rft_cluster.common.hardware import hardware
 from rft_cluster.config import Config
 from rft_cluster.data import FewShotDataset
@@ -28,23 +36,26 @@ from rft_cluster.learner.collate import collate
 from rft_cluster.learner.prompt_cache import PromptCache
 from rft_cluster.messages import Prompt, Sampling
 from rft_cluster.model.policy import load_reference
+from tests.integration.conftest import BIN
+from tests.integration.head import ADDRESS, actors, running_head, submit, wait_until
 from tests.integration.test_weight_update import make_generator
 
 SHORT = ["schedule.steps=4", "schedule.save_every=2", "schedule.evaluate_every=2", "schedule.keep_checkpoints=2",
          "schedule.prompts_per_step=6", "optimizer.warmup_steps=1", "data.validation=20", "data.test=30"]  # fmt: skip
 
 
-def command(module: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+LAUNCH = ["--config", "digits", "run.name=short", *SHORT]
+# Two generators, so that one broadcast brings both to each version.
+ACTORS = ["generators.count=2", "generators.cpus=0.5"]
+ROLES = {"learner-0", "learner-1", "generator-0", "generator-1", "reward"}
+
+
+def command(module: str, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     return subprocess.run(
         [sys.executable, "-m", f"rft_cluster.{module}", *map(str, arguments)],
-        capture_output=True, text=True, timeout=400, check=False, env=environment,
+        capture_output=True, text=True, timeout=400, check=False, env=kept | environment,
     )  # fmt: skip
-
-
-def launch(folder: Path, model: str, *more: str) -> subprocess.CompletedProcess[str]:
-    return command("launch", "--config", "digits", f"run.folder={folder}", "run.name=short", f"model.path={model}",
-                   *SHORT, *more)  # fmt: skip
 
 
 def rows(path: Path) -> list[dict]:
@@ -52,17 +63,46 @@ def rows(path: Path) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, tiny_model: str) -> tuple[Path, str]:
-    """The run's folder and what it printed."""
-    folder = tmp_path_factory.mktemp("runs")
-    result = launch(folder, tiny_model)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return folder / "short", result.stdout
+def head(token_environment: dict[str, str], tmp_path_factory) -> Iterator[dict[str, str]]:
+    with running_head(token_environment, tmp_path_factory.mktemp("home")) as environment:
+        yield environment
 
 
-def test_it_shows_every_step_and_both_ends(run: tuple[Path, str]):
-    _, printed = run
-    lines = printed.splitlines()
+@dataclass(frozen=True)
+class Run:
+    """`actors`: the names of all that the dashboard showed alive at once."""
+
+    folder: Path
+    printed: str
+    errors: str
+    actors: set[str]
+
+
+@pytest.fixture(scope="module")
+def run(head: dict[str, str], tiny_model: str) -> Run:
+    job = submit(head, "short", f"model.path={tiny_model}", *SHORT, *ACTORS)
+    most: set[str] = set()
+    while job.poll() is None and len(most) < len(ROLES):
+        most = max(most, {name for name, state in actors(head).items() if state == "ALIVE"}, key=len)
+        time.sleep(0.5)
+    printed, errors = job.communicate(timeout=400)
+    assert job.returncode == 0, printed[-3000:] + errors[-3000:]
+    return Run(Path(head["RFT_RUNS"]) / "short", printed, errors, most)
+
+
+def test_a_submitted_job_succeeds_and_its_actors_bear_their_roles_in_the_dashboard(run: Run):
+    assert "Job 'short' succeeded" in run.printed
+    assert "upload: " in run.errors
+    assert run.actors == ROLES
+
+
+def test_without_the_token_the_dashboard_refuses(head: dict[str, str]):
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{head['RAY_API_SERVER_ADDRESS']}/api/v0/actors", timeout=20)
+
+
+def test_it_shows_every_step_and_both_ends(run: Run):
+    lines = run.printed.splitlines()
     steps = [line for line in lines if line.startswith("step ")]
     assert [line.split()[1] for line in steps] == ["1/4", "2/4", "3/4", "4/4"]
     for word in (
@@ -83,8 +123,8 @@ def test_it_shows_every_step_and_both_ends(run: tuple[Path, str]):
     assert any("logistic_regression" in line for line in lines)
 
 
-def test_the_run_folder_is_whole(run: tuple[Path, str]):
-    folder, _ = run
+def test_the_run_folder_is_whole(run: Run):
+    folder = run.folder
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["schedule"]["steps"] == 4
     metrics = rows(folder / "metrics.jsonl")
@@ -102,7 +142,8 @@ def test_the_run_folder_is_whole(run: tuple[Path, str]):
     for row in evaluations:
         assert row["interval"][0] <= row["accuracy_strict"] <= row["interval"][1]
     rollouts = rows(folder / "rollouts" / "step-000003.jsonl")
-    assert len(rollouts) == 6
+    assert [row["prompt_id"] for row in rollouts] == [f"train/2/{index}" for index in range(6)]
+    assert {tuple(reward["parts"]) for row in rollouts for reward in row["rewards"]} == {("format", "accuracy")}
     assert all(len(row["completions"]) == len(row["rewards"]) == 8 for row in rollouts)
     assert {version for row in rollouts for spans in row["version_spans"] for version, _ in spans} == {2}
     files = {path.suffix for path in (folder / "checkpoints").rglob("*") if path.is_file()}
@@ -113,11 +154,13 @@ def test_the_run_folder_is_whole(run: tuple[Path, str]):
     assert (card.steps, card.validation) == (best["step"], best["accuracy_strict"])
     log = (folder / "log.txt").read_text()
     assert "rft_cluster.launch --config digits" in log.splitlines()[0]
-    assert all(line in log for line in run[1].splitlines() if line.startswith(("step ", "test accuracy", "done in")))
+    assert all(
+        line in log for line in run.printed.splitlines() if line.startswith(("step ", "test accuracy", "done in"))
+    )
 
 
-def test_the_export_loads_in_transformers_and_matches_the_masters(run: tuple[Path, str]):
-    folder, _ = run
+def test_the_export_loads_in_transformers_and_matches_the_masters(run: Run):
+    folder = run.folder
     model = Qwen2VLForConditionalGeneration.from_pretrained(folder / "model", dtype=torch.bfloat16)
     AutoProcessor.from_pretrained(folder / "model")
     name = "model.language_model.layers.0.self_attn.q_proj.weight"
@@ -131,9 +174,9 @@ def test_the_export_loads_in_transformers_and_matches_the_masters(run: tuple[Pat
 
 
 def test_the_export_loads_in_vllm_and_computes_the_same(
-    run: tuple[Path, str], config: Config, dataset: FewShotDataset, prompts: list[Prompt]
+    run: Run, config: Config, dataset: FewShotDataset, prompts: list[Prompt]
 ):
-    folder, _ = run
+    folder = run.folder
     generator = make_generator(str(folder / "model"), config, dataset.images)
     policy = load_reference(
         str(folder / "model"), config.model, hardware("cpu").attention, generator._encoder.forbidden_token_ids, 1.0
@@ -148,19 +191,19 @@ def test_the_export_loads_in_vllm_and_computes_the_same(
     assert (logprobs - batch.generator_logprobs).abs().mean() <= 0.005
 
 
-def test_a_resumed_run_goes_on_from_the_last_complete_step(run: tuple[Path, str], tiny_model: str, tmp_path: Path):
-    whole, _ = run
+def test_a_resumed_run_goes_on_from_the_last_complete_step(run: Run, tiny_model: str, tmp_path: Path, capsys):
+    whole = run.folder
     resumed = tmp_path / "short"
     shutil.copytree(whole, resumed)
     # As if it had died while it wrote the last checkpoint: steps 3 and 4 are recorded, step 2 is the last complete.
     (resumed / "checkpoints" / "step-000004").rename(resumed / "checkpoints" / "step-000004.tmp")
     shutil.rmtree(resumed / "model")
-    refused = launch(tmp_path, tiny_model)
-    assert (refused.returncode, refused.stderr.count("--resume")) == (2, 1)
-    other = launch(tmp_path, tiny_model, "--resume", "optimizer.learning_rate=1e-5")
-    assert other.returncode == 2
-    assert "optimizer" in other.stderr
-    result = launch(tmp_path, tiny_model, "--resume", "learners.count=1", "learners.cpus=1")
+    words = [*LAUNCH, f"run.folder={tmp_path}", f"model.path={tiny_model}", *ACTORS]
+    assert launch.main(words) == 2
+    assert capsys.readouterr().err.count("--resume") == 1
+    assert launch.main([*words, "--resume", "optimizer.learning_rate=1e-5"]) == 2
+    assert "optimizer" in capsys.readouterr().err
+    result = command("launch", *words, "--resume", "learners.count=1", "learners.cpus=1")
     assert result.returncode == 0, result.stdout + result.stderr
     assert [row["step"] for row in rows(resumed / "metrics.jsonl")] == [1, 2, 3, 4]
     # The third step asks the same prompts of the same weights with the same seeds, on one rank now instead of two.
@@ -171,34 +214,35 @@ def test_a_resumed_run_goes_on_from_the_last_complete_step(run: tuple[Path, str]
     assert not list(resumed.rglob("*.tmp"))
 
 
-def test_a_run_is_evaluated_again_without_a_config_and_twice_the_same(run: tuple[Path, str], tmp_path: Path):
-    folder, _ = run
-    for name in ("one", "two"):
-        result = command("evaluate", "--checkpoint", folder, "--output", tmp_path / name)
-        assert result.returncode == 0, result.stdout + result.stderr
-    for file in ("evaluation.json", "predictions.csv", "evaluation.png"):
-        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
+def test_a_run_is_evaluated_again_without_a_config(run: Run, head: dict[str, str], tmp_path: Path, capsys):
+    """On the head. The same answers make the same files in another process, this one."""
+    words = ["--checkpoint", run.folder, "--output", tmp_path / "one", f"cluster.address={ADDRESS}"]
+    result = command("evaluate", *words, **head)
+    assert result.returncode == 0, result.stdout + result.stderr
     report = json.loads((tmp_path / "one" / "evaluation.json").read_text())
-    last = rows(folder / "eval.jsonl")[-1]
+    assert (tmp_path / "one" / "predictions.csv").read_text() == evaluate._csv(report["predictions"])
+    draw_evaluation(report, f"{report['data']}, test", tmp_path / "again.png")
+    assert (tmp_path / "one" / "evaluation.png").read_bytes() == (tmp_path / "again.png").read_bytes()
+    last = rows(run.folder / "eval.jsonl")[-1]
     # The same weights, images and prompts as the run's own last evaluation.
     assert report["images"] == last["n"] == 30
     assert report["greedy"]["strict"]["rate"] == pytest.approx(last["accuracy_strict"], abs=1 / 30)
     assert "greedy, strict" in result.stdout
-    same = command("compare", tmp_path / "one", tmp_path / "two")
-    assert "+0.0 points" in same.stdout
+    assert compare.main([str(tmp_path / "one"), str(tmp_path / "one")]) == 0
+    assert "+0.0 points" in capsys.readouterr().out
 
 
-def test_images_that_were_trained_on_and_other_questions_are_refused(run: tuple[Path, str], capsys):
-    arguments = ["--checkpoint", str(run[0]), "--config", "digits", *SHORT]
+def test_images_that_were_trained_on_and_other_questions_are_refused(run: Run, capsys):
+    arguments = ["--checkpoint", str(run.folder), "--config", "digits", *SHORT]
     assert evaluate.main([*arguments, "run.seed=5"]) == 2
     assert "were trained on" in capsys.readouterr().err
     assert evaluate.main([*arguments, "prompt.template=weak"]) == 2
     assert "another question" in capsys.readouterr().err
 
 
-def test_images_are_classified_by_the_export_alone(run: tuple[Path, str], dataset: FewShotDataset, tmp_path: Path):
+def test_images_are_classified_by_the_export_alone(run: Run, dataset: FewShotDataset, tmp_path: Path):
     model = tmp_path / "moved"
-    shutil.copytree(run[0] / "model", model)
+    shutil.copytree(run.folder / "model", model)
     photos = tmp_path / "photos"
     photos.mkdir()
     for i, example in enumerate(dataset.test[:40]):
@@ -215,9 +259,42 @@ def test_images_are_classified_by_the_export_alone(run: tuple[Path, str], datase
         assert line["share"] == max(line["counts"].values(), default=0) / 8
 
 
+def test_stopping_a_job_stops_its_actors(run: Run, head: dict[str, str], tiny_model: str):
+    job = submit(head, "long", f"model.path={tiny_model}", *SHORT, "schedule.steps=5000", options="--no-wait")
+    printed, errors = job.communicate(timeout=60)
+    assert job.returncode == 0, printed + errors
+    wait_until(lambda: "ALIVE" in actors(head).values(), 120, "the first actor alive")
+    stop = [BIN / "ray", "job", "stop", "long"]
+    subprocess.run(stop, env=head, check=True, capture_output=True, timeout=60)
+    wait_until(lambda: not actors(head), 60, "actors gone")
+    status = [BIN / "ray", "job", "status", "long"]
+    said = subprocess.run(status, env=head, check=True, capture_output=True, text=True, timeout=60)
+    assert "stopped" in (said.stdout + said.stderr).lower()
+
+
 @pytest.mark.slow
-def test_vllm_serves_the_export(run: tuple[Path, str], dataset: FewShotDataset, config: Config, tmp_path: Path):
-    model, port = run[0] / "model", 8377
+def test_a_token_that_is_not_sent_is_told_once_and_the_cure_works(head):
+    """Ray's core repeats it many times, and what it raises says only that the connection failed."""
+    source = (
+        "import sys; from rft_cluster.cluster.start import connect; from rft_cluster.config import ClusterSection\n"
+        "from rft_cluster.common.errors import exit_code\n"
+        "sys.exit(exit_code(lambda: print(connect(ClusterSection(device='cpu'), 0))))"
+    )
+    environment = {name: value for name, value in head.items() if name != "RAY_AUTH_MODE"}
+    environment["RAY_ADDRESS"] = ADDRESS
+    command = [BIN / "python", "-c", source]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: the Ray cluster at {ADDRESS} asks for a token")
+    assert done.stderr.count("\n") == 1
+    cure = dict(word.split("=") for word in done.stderr.replace(",", "").split() if word.startswith("RAY_AUTH_MODE="))
+    done = subprocess.run(command, env=environment | cure, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_vllm_serves_the_export(run: Run, dataset: FewShotDataset, config: Config, tmp_path: Path):
+    model, port = run.folder / "model", 8377
     card = json.loads((model / "classifier.json").read_text())
     served = subprocess.Popen(
         # What `vllm serve` starts. The command itself asks for the version of a package named vllm, which the CPU

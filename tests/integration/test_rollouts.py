@@ -1,7 +1,6 @@
 """Which generator writes what, with real Ray and generators that only wait: nobody is held up by one that is slow."""
 
 import math
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -16,35 +15,13 @@ from rft_cluster.cluster.rollouts import Generators
 from rft_cluster.cluster.start import GENERATOR_CALLS, WEIGHT_THREADS, WEIGHTS
 from rft_cluster.common.errors import ClusterError
 from rft_cluster.config import ScoringSection
-from rft_cluster.messages import Completion, Example, Group, ImageRef, Prompt, Sampling
+from rft_cluster.messages import Example, Group, ImageRef, Prompt, Sampling
 from rft_cluster.rewards.scorer import Scorer
+from tests.integration.waiting import Waiting
 
 GROUP, ROOM = 4, 64  # completions of a prompt, and at once in an engine: 16 prompts, parts of 2
 ONE = Example(ImageRef("photos/1", "0" * 64), "one")
 PROMPTS = [Prompt(f"train/0/{i}", ONE, "Which digit?", seed=i) for i in range(60)]
-
-
-class Waiting:
-    """A generator that takes `seconds` for each call, one call after another; infinitely many: until it is released."""
-
-    def begin(self, name: str, seconds: float) -> None:
-        self._name, self._seconds, self._engine = name, seconds, threading.Lock()
-        self._released = threading.Event()
-        self._calls: list[int] = []
-
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> list[Group]:
-        self._calls.append(len(prompts))
-        with self._engine:
-            self._released.wait(None if self._seconds == math.inf else self._seconds)
-        texts = [f"<think>{self._name}</think><answer>one</answer>"] * sampling.group_size
-        return [Group(prompt, [0], [Completion([1], [-1.0], text, "stop", version) for text in texts])
-                for prompt in prompts]  # fmt: skip
-
-    def release(self) -> None:
-        self._released.set()
-
-    def calls(self) -> list[int]:
-        return self._calls
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,88 @@
+"""A Ray head of its own, with a token and its dashboard on loopback, as jobs are submitted to."""
+
+import json
+import os
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from tests.integration.conftest import BIN, is_alive
+
+ROOT = Path(__file__).parents[2]
+PORT = 8299
+ADDRESS = "127.0.0.1:6399"
+
+
+def session_of(leader: int) -> list[psutil.Process]:
+    """All living processes of a session: what its leader started, and what they started."""
+    return [process for process in psutil.process_iter() if getsid(process.pid) == leader and is_alive(process.pid)]
+
+
+def getsid(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:  # it has ended since it was listed
+        return None
+
+
+@contextmanager
+def running_head(token_environment: dict[str, str], home: Path) -> Iterator[dict[str, str]]:
+    """The environment of its user; runs go to `home`/runs."""
+    environment = token_environment | {
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{PORT}",
+        "RFT_RUNS": str(home / "runs"),
+    }
+    start = [BIN / "ray", "start", "--head", "--block", f"--port={ADDRESS.partition(':')[2]}",
+             f"--dashboard-port={PORT}", "--dashboard-host=127.0.0.1", "--num-cpus=2", "--disable-usage-stats",
+             "--object-store-memory=200000000"]  # fmt: skip
+    with (home / "head.log").open("w") as log:
+        process = subprocess.Popen(start, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        # A head takes jobs a little later than it answers.
+        probe = [BIN / "ray", "job", "submit", "--", "true"]
+        wait_until(
+            lambda: subprocess.run(probe, env=environment, capture_output=True, check=False).returncode == 0, 90, "up"
+        )
+        yield environment
+    finally:
+        # Not `ray stop`, which stops every Ray on the machine.
+        process.terminate()
+        try:
+            process.wait(timeout=60)
+            wait_until(lambda: not session_of(process.pid), 10, "all processes of the head have ended")
+        finally:
+            for left in session_of(process.pid):
+                left.kill()
+
+
+def submit(environment: dict[str, str], job: str, *overrides: str, options: str = "") -> "subprocess.Popen[str]":
+    """`deploy/submit.sh` under way; what it says goes to pipes."""
+    return subprocess.Popen(
+        [ROOT / "deploy" / "submit.sh", "digits", f"run.name={job}", *overrides],
+        env={**environment, "RFT_SUBMIT": f"--submission-id {job} {options}"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def actors(environment: dict[str, str]) -> dict[str, str]:
+    """The state of each named actor that is not dead and not Ray's own, from the dashboard's own API."""
+    request = urllib.request.Request(
+        f"{environment['RAY_API_SERVER_ADDRESS']}/api/v0/actors?limit=100",
+        headers={"Authorization": "Bearer " + Path(environment["RAY_AUTH_TOKEN_PATH"]).read_text()},
+    )
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        found = json.load(answer)["data"]["result"]["result"]
+    named = [actor for actor in found if actor["name"] and not actor["name"].startswith("_ray_internal")]
+    return {actor["name"]: actor["state"] for actor in named if actor["state"] != "DEAD"}
+
+
+def wait_until(condition: Callable[[], object], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
+        time.sleep(1)
