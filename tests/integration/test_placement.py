@@ -89,7 +89,7 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> None:
         def offer_rendezvous(self, addresses: list[str]) -> str:
             return "somewhere"
 
-        def join(self, rendezvous: str, addresses: list[str]) -> None:
+        def join(self, rendezvous: str, *addresses: list[str]) -> None:
             pass
 
     class Weights:
