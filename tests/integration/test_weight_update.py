@@ -190,7 +190,7 @@ def test_wrong_bytes_are_refused(generator: Generator, original: Weights, prompt
         send(generator, original, version=9, digests=digests)
     with pytest.raises(StaleGenerator):
         generator.generate(prompts, GREEDY, version=9)
-    send(generator, original, version=10)  # and it is mended by the next update
+    send(generator, original, version=10)  # the next update cures it
 
 
 def test_the_engine_keeps_nothing_in_the_learners_memory(

@@ -79,14 +79,14 @@ def test_a_question_by_which_nothing_can_be_earned_is_refused_and_its_cures_work
     assert tried(question, how="off") == ""
     # Its cures: what to change, and a template.
     if "add this line" in message:
-        mended = f"{question}\n" + re.findall(r"^  (<answer>.*)$", message, re.MULTILINE)[0]
+        fixed = f"{question}\n" + re.findall(r"^  (<answer>.*)$", message, re.MULTILINE)[0]
     elif "hold the name alone" in message:
-        mended = re.sub("<answer>.*</answer>", re.findall(r"^  (<answer>.*)$", message, re.MULTILINE)[0], question)
+        fixed = re.sub("<answer>.*</answer>", re.findall(r"^  (<answer>.*)$", message, re.MULTILINE)[0], question)
     else:
         ((opening, closing),) = re.findall(r"in place of (<[^>]*>) and (.*)$", message, re.MULTILINE)
-        mended = question.replace(opening, "<answer>").replace(closing, "</answer>")
+        fixed = question.replace(opening, "<answer>").replace(closing, "</answer>")
     for weights in (BOTH, ACCURACY):
-        assert "cannot be" not in tried(mended, weights)
+        assert "cannot be" not in tried(fixed, weights)
     (name,) = re.findall(r"prompt\.template=(\w+)", message)
     assert "cannot be" not in tried(render_template(name, "flower", CLASSES))
 

@@ -79,7 +79,7 @@ def test_what_a_variable_names_is_used(install, wheels: Path, tmp_path: Path, va
 def test_what_a_file_names_is_used(install, wheels: Path, tmp_path: Path, section: str, key: str):
     place = wheels if key == "find-links" else f"file://{wheels}/simple"
     config = tmp_path / "pip.conf"
-    # Several places, a line each, as pip allows; one that is not there is passed over, as by pip.
+    # Several places, a line each, as pip allows; one that is not there is skipped, as by pip.
     missing = tmp_path / "missing" if key == "find-links" else ""
     config.write_text(f"[{section}]\n{key} = {place}\n    {missing}\n")
     assert is_found(install, clean_environment(tmp_path) | {"PIP_CONFIG_FILE": str(config)})
