@@ -11,6 +11,11 @@ from rft_cluster.common.errors import UserError
 from rft_cluster.common.lookup import slip
 
 
+def is_async(function: Callable[..., Any]) -> bool:
+    """Return True for an `async def`, and for an object whose `__call__` is one."""
+    return any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
+
+
 @dataclass(frozen=True)
 class Function:
     """A function. `what` names it in messages (`algorithm.advantage: 'mine:f'`); `form` is the required signature."""
@@ -21,7 +26,7 @@ class Function:
 
     def check_takes(self, *arguments: Any) -> None:
         """Raise UserError if the function is `async`, or cannot be called with so many arguments."""
-        if any(map(inspect.iscoroutinefunction, (self.function, type(self.function).__call__))):
+        if is_async(self.function):
             raise UserError(f"{self.what} is async, but a plain function is called here: write def, not async def")
         try:
             inspect.signature(self.function).bind(*arguments)

@@ -78,8 +78,8 @@ def slip(what: str, error: BaseException) -> UserError:
         place = f"{Path(own[-1].filename).name}, line {own[-1].lineno}: "
     else:
         place = ""
-    *shown, text = traceback.format_exception_only(error)
-    lines = "".join([*traceback.format_list(own), *(shown if isinstance(error, SyntaxError) else [])]).rstrip()
+    *source, text = traceback.format_exception_only(error)
+    lines = "".join([*traceback.format_list(own), *(source if isinstance(error, SyntaxError) else [])]).rstrip()
     return UserError(f"{what}: {place}{text.strip()}" + (f"\n{lines}" if lines else ""))
 
 

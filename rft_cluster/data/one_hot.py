@@ -27,7 +27,7 @@ def without_one_hot(table: Table, apart: Collection[int | None]) -> tuple[Table,
         UserError: some rows mark no class or several, or another column may hold the labels.
     """
     cells = [table.column(index) for index in range(len(table.header))]
-    columns = _one_hot_columns([[] if index in apart else column for index, column in enumerate(cells)])
+    columns, marks = _one_hot_columns([[] if index in apart else column for index, column in enumerate(cells)])
     if not columns:
         return table, []
     names = [table.header[index] for index in columns]
@@ -37,20 +37,24 @@ def without_one_hot(table: Table, apart: Collection[int | None]) -> tuple[Table,
             f"data.path: {table.path} may have a column for each class ({some(names)}), or the labels in "
             f"{' or '.join(rivals)}: set data.label_column, or remove the columns that hold no labels"
         )
-    labels = _labels(names, [cells[index] for index in columns], table)
+    labels = _labels(names, marks, table)
     others = [[""] * len(labels) if index in columns else column for index, column in enumerate(cells)]
     rows = [(line, list(row)) for (line, _), row in zip(table.rows, zip(*others, labels, strict=True), strict=True)]
     remark = f"{table.path.name} has a column for each class ({some(names)}): the one with the 1 names the label"
     return replace(table, header=[*table.header, "label"], rows=rows), [remark]
 
 
-def _one_hot_columns(columns: Sequence[Sequence[str]]) -> list[int]:
-    """Indices of the one-hot columns: two or more that hold only 0 and 1, with exactly one 1 in most rows."""
+def _one_hot_columns(columns: Sequence[Sequence[str]]) -> tuple[list[int], list[list[int]]]:
+    """The one-hot columns: two or more that hold only 0 and 1, with exactly one 1 in most rows.
+
+    Returns their indices, and for each row the positions among them that hold a 1.
+    """
     found = [i for i, cells in enumerate(columns) if cells and {cell.casefold() for cell in cells} <= {*ZEROS, *ONES}]
     if len(found) < 2:
-        return []
-    marks = [_marked(row) for row in zip(*(columns[i] for i in found), strict=True)]
-    return found if 2 * sum(len(mark) == 1 for mark in marks) > len(marks) else []
+        return [], []
+    rows = zip(*(columns[i] for i in found), strict=True)
+    marks = [[position for position, cell in enumerate(row) if cell.casefold() in ONES] for row in rows]
+    return (found, marks) if 2 * sum(len(mark) == 1 for mark in marks) > len(marks) else ([], [])
 
 
 def _is_like_labels(cells: Sequence[str]) -> bool:
@@ -59,9 +63,8 @@ def _is_like_labels(cells: Sequence[str]) -> bool:
     return 2 <= len(texts) <= len(cells) / 2 and not any(cell[0].isdigit() for cell in texts)
 
 
-def _labels(names: list[str], columns: Sequence[Sequence[str]], table: Table) -> list[str]:
+def _labels(names: list[str], marks: Sequence[Sequence[int]], table: Table) -> list[str]:
     """The label of each row: the name of the column with the 1."""
-    marks = [_marked(row) for row in zip(*columns, strict=True)]
     wrong = [
         f"line {line}: {' and '.join(names[i] for i in mark) or 'none'}"
         for (line, _), mark in zip(table.rows, marks, strict=True)
@@ -73,7 +76,3 @@ def _labels(names: list[str], columns: Sequence[Sequence[str]], table: Table) ->
             f"them; a classifier answers with one, so leave such rows out:\n{listing(wrong)}"
         )
     return [names[mark[0]] for mark in marks]
-
-
-def _marked(row: Sequence[str]) -> list[int]:
-    return [i for i, cell in enumerate(row) if cell.casefold() in ONES]

@@ -122,7 +122,7 @@ def shown_bytes(data: bytes, levels: tuple[int, int] | None, max_pixels: int = M
     if header.format == "JPEG":
         picture.save(file, "JPEG", quality=95, subsampling=0)
     else:
-        picture.save(file, "PNG", compress_level=1)
+        picture.save(file, "PNG", compress_level=COMPRESSION)
     return file.getvalue()
 
 

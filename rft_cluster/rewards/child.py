@@ -29,6 +29,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from rft_cluster.common.errors import UserError
+from rft_cluster.common.function import is_async
 from rft_cluster.common.lookup import find_function
 from rft_cluster.messages import Completion, Prompt
 
@@ -83,8 +84,7 @@ def kind_of(function: Callable[..., Any], name: str) -> Kind:
             f"rewards: {name!r} takes {', '.join(names)}: a function of one completion takes (prompt, completion), "
             f"one of a batch (prompts, completions)"
         )
-    is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
-    return Kind(batch=bool(plural), concurrent=is_async)
+    return Kind(batch=bool(plural), concurrent=is_async(function))
 
 
 class Child:

@@ -59,6 +59,15 @@ def unfinished(asked: Future[list[Group]]) -> bool:
     return True
 
 
+def in_flight(generator: Generator, engine: RecordingEngine) -> Future[list[Group]]:
+    """Ask for completions by weights of version 1, which the engine does not finish."""
+    send(generator, 1)
+    engine.writes = False
+    asked = background(generator.generate, PROMPTS, SAMPLING, 1)
+    assert unfinished(asked)
+    return asked
+
+
 def test_without_weights_it_does_not_generate(generator: Generator):
     with pytest.raises(StaleGenerator, match="asked for version 0, but this generator holds version None"):
         generator.generate(PROMPTS, SAMPLING, version=0)
@@ -150,10 +159,7 @@ def test_a_request_during_an_update_begins_with_the_new_weights(generator: Gener
 def test_requests_in_flight_wait_for_the_update_and_lose_their_keys_and_values(
     generator: Generator, engine: RecordingEngine
 ):
-    send(generator, 1)
-    engine.writes = False
-    asked = background(generator.generate, PROMPTS, SAMPLING, 1)
-    assert unfinished(asked)
+    asked = in_flight(generator, engine)
     generator.start_weight_update()
     engine.writes = True
     assert unfinished(asked), "while weights are being updated the engine does not step"
@@ -174,10 +180,7 @@ def test_completions_by_older_weights_than_asked_are_refused(generator: Generato
 def test_an_update_that_fails_ends_requests_in_flight_and_those_that_wait_for_it(
     generator: Generator, engine: RecordingEngine
 ):
-    send(generator, 1)
-    engine.writes = False
-    running = background(generator.generate, PROMPTS, SAMPLING, 1)
-    assert unfinished(running)
+    running = in_flight(generator, engine)
     generator.start_weight_update()
     asked = background(generator.generate, PROMPTS, SAMPLING, 1)
     assert unfinished(asked)
