@@ -6,6 +6,7 @@
 #   make slow    tests that take a quarter of an hour more: runs that are stopped, a run over three hosts, vLLM's server
 #   make long    the same kinds of stops at more moments, half an hour
 #   make bench   all benchmarks, an hour on a quiet machine; EXTRAS=cpu,dev,bench brings TRL (docs/performance.md)
+#   make gpu-test   checks of a machine's GPUs, ten minutes for one; TIER="learner" for some (EXTRAS=gpu,dev; docs/gpus.md)
 #   make setup   the environment in .venv alone (EXTRAS=gpu,dev for a GPU machine)
 #   make bare-test   both commands on a bare Debian, without compiler, headers or libraries (deploy/bare_test.sh)
 
@@ -23,7 +24,7 @@ OPENMP = $$(ls $(CURDIR)/.venv/lib/libiomp5.so 2>/dev/null)
 # Bytecode is kept, or each process of a test would compile the package anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test unit slow long lint setup bare-test clean $(BENCHMARKS) bench bench-report
+.PHONY: demo test unit slow long gpu-test lint setup bare-test clean $(BENCHMARKS) bench bench-report
 .DEFAULT_GOAL := help
 
 help:
@@ -75,6 +76,10 @@ bench-roles: setup
 
 bench-report: setup
 	$(BIN)/python -m benchmarks.report
+
+TIER ?=
+gpu-test: setup
+	$(BIN)/python -m benchmarks.gpu_check $(if $(TIER),--tier $(TIER))
 
 lint: setup
 	$(BIN)/ruff check .

@@ -5,9 +5,12 @@ import json
 import multiprocessing
 import os
 import platform
+import shutil
 import statistics
 import subprocess
+import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -59,6 +62,16 @@ def _version(package: str) -> str | None:
 def _commit() -> str:
     said = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
     return said.stdout.strip() or "unknown"
+
+
+def nvidia_gpus() -> list[dict[str, Any]]:
+    """Name, memory and driver of each GPU, by nvidia-smi; none where there is none. CUDA is not initialised."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    asked = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
+    said = subprocess.run(asked, capture_output=True, text=True)
+    rows = [[word.strip() for word in line.split(",")] for line in said.stdout.splitlines()]
+    return [{"name": row[0], "memory_gib": float(row[1]) / 1024, "driver": row[2]} for row in rows if len(row) == 3]
 
 
 @dataclass(frozen=True)
@@ -115,15 +128,23 @@ def in_a_process(
     while not ours.poll(0.3):
         watch(process.pid)
     try:
-        answer = ours.recv()
+        answer, error = ours.recv()
     except EOFError:
-        raise SystemExit(f"{function.__name__} failed") from None
+        process.join()
+        raise SystemExit(f"{function.__name__} ended with exit code {process.exitcode}") from None
     process.join()
+    if error:
+        raise SystemExit(f"{function.__name__} failed: {error}")
     return answer
 
 
 def _answer(connection: Connection, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
-    connection.send(function(*arguments))
+    try:
+        connection.send((function(*arguments), ""))
+    except BaseException as error:  # noqa: BLE001 - the caller raises it
+        traceback.print_exc()
+        connection.send((None, f"{type(error).__name__}: {error}"))
+    sys.stdout.flush()
     os._exit(0)  # an engine's threads never end
 
 

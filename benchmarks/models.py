@@ -36,6 +36,7 @@ NEVER = -50.0  # the stop tokens' weight for it: about 20 nats
 SHARES = ((768, 8, 2048), (512, 6, 2048))
 SIZES = {"tiny": ((128, 3, 384), (96, 3, 192)), "medium": ((1024, 12, 4096), (512, 8, 1024))}
 TRANSFER_PIXELS = 56 * 56
+TRANSFER_QUESTION = "Which?"
 # Qwen2-VL-2B-Instruct as published: config.json, with the language model's values at the top; special tokens; tensors
 # (name -> shape, * for each layer). `lm_head` is tied to the embedding.
 PUBLISHED = json.loads((Path(__file__).parent / "qwen2_vl_2b.json").read_text())
@@ -64,7 +65,7 @@ def transfer_model(cache: Path, size: str) -> Path:
     """The folder of one of `SIZES`, made on first use."""
     folder = cache / f"weight-transfer-{size}"
     if not (folder / "config.json").exists():
-        processor = build_processor(["rose"], ["group-00"], "Which?", TRANSFER_PIXELS)
+        processor = build_processor(["rose"], ["group-00"], TRANSFER_QUESTION, TRANSFER_PIXELS)
         text, vision = SIZES[size]
         model = resized(processor.tokenizer, text, vision, heads=max(4, text[0] // 64) // 2)
         model.to(torch.bfloat16).save_pretrained(folder)
@@ -170,11 +171,14 @@ def empty_model() -> Qwen2VLForConditionalGeneration:
         return Qwen2VLForConditionalGeneration(Qwen2VLConfig(**PUBLISHED["config"])).to(torch.bfloat16)
 
 
-def true_model(folder: Path) -> None:
-    """Write the 2B model's folder: seeded noise in BF16, norms of 1; the published configuration, shards, token ids."""
-    model = empty_model().to_empty(device="cpu")
+def true_model(folder: Path, device: str = "cpu") -> None:
+    """Write the 2B model's folder: seeded noise in BF16, norms of 1; the published configuration, shards, token ids.
+
+    `device`: draws the noise; a GPU needs a second for it and draws other numbers.
+    """
+    model = empty_model().to_empty(device=device)
     model.tie_weights()
-    draw = torch.Generator().manual_seed(0)
+    draw = torch.Generator(device).manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1 and name.endswith("weight"):

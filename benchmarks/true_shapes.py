@@ -51,10 +51,15 @@ def published_name(name: str) -> str:
 
 def image() -> bytes:
     """A picture of noise of exactly the largest size."""
+    return noise_image(IMAGE_SIZE, SEED)
+
+
+def noise_image(size: tuple[int, int], seed: int) -> bytes:
+    """A picture of noise, as PNG. `size`: width, height."""
     from PIL import Image
 
-    width, height = IMAGE_SIZE
-    draw = torch.Generator().manual_seed(SEED)
+    width, height = size
+    draw = torch.Generator().manual_seed(seed)
     noise = torch.randint(0, 256, (height, width, 3), generator=draw, dtype=torch.uint8)
     buffer = BytesIO()
     Image.fromarray(noise.numpy()).save(buffer, format="PNG")

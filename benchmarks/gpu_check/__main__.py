@@ -1,0 +1,95 @@
+"""Check what works on this machine's GPUs, and how fast.
+
+    python -m benchmarks.gpu_check                                    all tiers
+    python -m benchmarks.gpu_check --tier learner several             some
+    python -m benchmarks.gpu_check --device cpu --size tiny           the same checks on a CPU, to try them
+
+    learner     attention, FSDP2 updates, memory, digests, files; needs neither vLLM nor Ray
+    generator   the vLLM engine: log-probabilities, sleep and wake, seeds
+    shared      generator and learner on one GPU: CUDA IPC, whole GRPO steps, memory in each phase
+    digits      a run that learns
+    several     more GPUs than one: NCCL to several generators, tensor parallelism, two learners
+
+Each tier takes under four minutes on one GPU of 80 GB and writes OUT/TIER.json after each check; a second call goes on
+after the last check that is recorded there. Weights are random, in the true shapes: nothing is downloaded. What the
+checks print, with tracebacks, is in OUT/TIER.log. The exit code is 1 if a check failed, 2 if something is missing.
+"""
+
+import argparse
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common import in_a_process, machine, nvidia_gpus
+from benchmarks.gpu_check.checklist import Bench, Line, run_tier
+from rft_cluster.common.errors import UserError, exit_code
+from rft_cluster.common.files import check_writable
+from rft_cluster.common.hardware import openmp_environment
+
+# The packages that a tier needs, beside those of a learner.
+NEEDS: dict[str, tuple[str, ...]] = {
+    "learner": (),
+    "generator": ("vllm",),
+    "shared": ("vllm", "ray"),
+    "digits": ("vllm", "ray"),
+    "several": ("vllm", "ray"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tier", nargs="+", choices=NEEDS, default=list(NEEDS), metavar="TIER", help="(all)")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--size", choices=("true", "tiny"), default="true", help="of the models (true)")
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu_check"), metavar="FOLDER", help="(runs/gpu_check)")
+    parser.add_argument("--again", action="store_true", help="run all checks, whatever is recorded")
+    options = parser.parse_args(arguments)
+    gpus = nvidia_gpus()
+    check_device(options.device, len(gpus))
+    check_writable(options.out, "choose another folder with --out")
+    options.out.mkdir(parents=True, exist_ok=True)
+    bench = Bench(options.device, options.size, options.out.absolute())
+    about = {"device": bench.device, "size": bench.size, "gpus": gpus, "machine": machine()}
+    print(heading(bench, gpus), flush=True)
+    codes = [tier_code(tier, bench, about, options.again) for tier in options.tier]
+    return 1 if 1 in codes else max(codes)
+
+
+def check_device(device: str, gpus: int) -> None:
+    """Raise UserError if there is no GPU where one is asked for."""
+    if device == "cuda" and not torch.cuda.is_available():
+        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+        raise UserError(
+            f"torch {torch.__version__}, {built}, finds no GPU here (nvidia-smi lists {gpus or 'none'}). The checks "
+            f"can be tried on a CPU at a tiny size: python -m benchmarks.gpu_check --device cpu --size tiny"
+        )
+
+
+def heading(bench: Bench, gpus: list[dict[str, Any]]) -> str:
+    found = ", ".join(f"{gpu['name']} (driver {gpu['driver']})" for gpu in gpus) if bench.device == "cuda" else "CPU"
+    return f"{found}, torch {torch.__version__}, size {bench.size}, {bench.folder}"
+
+
+def tier_code(tier: str, bench: Bench, about: dict[str, Any], again: bool) -> int:
+    """Run a tier in a process of its own, and return its exit code: 1 if a check failed, 2 if something is missing."""
+    missing = [package for package in NEEDS[tier] if not find_spec(package)]
+    if missing:
+        print(f"{tier}: not run, {' and '.join(missing)} missing: EXTRAS=gpu,dev make setup", flush=True)
+        return 2
+    started = time.monotonic()
+    environment = {"HF_HUB_OFFLINE": "1", **openmp_environment(bench.device)}
+    lines: list[Line] = in_a_process(run_tier, tier, bench, about, again, environment=environment)
+    counts = {result: sum(line.result == result for line in lines) for result in ("pass", "fail", "skip")}
+    said = ", ".join(f"{count} {result}" for result, count in counts.items())
+    print(f"{tier}: {said}, {time.monotonic() - started:.0f} s; {bench.folder / tier}.json and .log", flush=True)
+    return 1 if counts["fail"] else 2 if counts["skip"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

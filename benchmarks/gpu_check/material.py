@@ -1,0 +1,97 @@
+"""What the tiers compute with: random weights, made-up images, prompts and completions. Nothing is downloaded.
+
+size "true"   Qwen2-VL-2B's shapes (`benchmarks/qwen2_vl_2b.json`), images of 401,408 pixels, completions of 64 tokens
+size "tiny"   the same architecture with a million parameters, images of 56 x 56, completions of 12 tokens
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.gpu_check.checklist import Bench
+from benchmarks.models import TRANSFER_PIXELS, TRANSFER_QUESTION, TRUE_PIXELS, transfer_model, true_model, true_question
+from benchmarks.true_shapes import IMAGE_SIZE, noise_image
+from rft_cluster.algorithm import load_algorithm
+from rft_cluster.common.files import unfinished
+from rft_cluster.config import Config, load_config
+from rft_cluster.data.images import image_sha256
+from rft_cluster.messages import Completion, Example, Group, ImageRef, Prompt, TrainingSample
+from rft_cluster.model.encoder import PromptEncoder
+
+ON_CPU = ("cluster.device=cpu", "learners.gpus=0", "learners.cpus=1", "generators.gpus=0", "generators.cpus=1")
+
+
+@dataclass(frozen=True)
+class Size:
+    """`image`: width, height. `tokens`: of the longest completion. `question`: the text of the prompts."""
+
+    image: tuple[int, int]
+    pixels: tuple[int, int]
+    tokens: int
+    question: str
+
+
+SIZES = {
+    "true": Size(IMAGE_SIZE, TRUE_PIXELS, 64, true_question()),
+    "tiny": Size((56, 56), (TRANSFER_PIXELS, TRANSFER_PIXELS), 12, TRANSFER_QUESTION),
+}
+
+
+def model_folder(bench: Bench) -> Path:
+    """The folder of the model, made on first use: 4.4 GB at true size."""
+    if bench.size == "tiny":
+        return transfer_model(bench.folder, "tiny")
+    folder = bench.folder / "model-true"
+    if not folder.exists():
+        with unfinished(folder) as building:
+            true_model(building, bench.device)
+    return folder
+
+
+def run_config(bench: Bench, *changes: str, name: str = "flower102_1gpu") -> Config:
+    """The configuration of a run with that model; on a CPU without GPUs. `changes`: "section.key=value"."""
+    size = SIZES[bench.size]
+    low, high = size.pixels
+    return load_config(name, [
+        f"model.path={model_folder(bench)}", f"model.min_pixels={low}", f"model.max_pixels={high}",
+        f"sampling.max_tokens={size.tokens}", *(ON_CPU if bench.device == "cpu" else ()), *changes,
+    ])  # fmt: skip
+
+
+def images(bench: Bench, count: int) -> dict[str, bytes]:
+    """Pictures of noise, all different, by SHA-256."""
+    made = [noise_image(SIZES[bench.size].image, seed) for seed in range(count)]
+    return {image_sha256(image): image for image in made}
+
+
+def prompts(bench: Bench, count: int) -> list[Prompt]:
+    """The size's question about each of `images(bench, count)`."""
+    question = SIZES[bench.size].question
+    return [
+        Prompt(f"train/0/{i}", Example(ImageRef(f"noise/{i}", sha256), "rose"), question, i)
+        for i, sha256 in enumerate(images(bench, count))
+    ]
+
+
+def samples(bench: Bench, config: Config, groups: int) -> list[TrainingSample]:
+    """Training samples of `groups` prompts: random completions of unequal lengths, random advantages."""
+    draw = torch.Generator().manual_seed(0)
+    encoder = PromptEncoder(config.model.path, config.model.min_pixels, config.model.max_pixels)
+    never = {*encoder.forbidden_token_ids, *encoder.stop_token_ids}
+    usual = torch.tensor([token for token in range(len(encoder.tokenizer)) if token not in never])
+    longest, group_size = SIZES[bench.size].tokens, config.sampling.group_size
+    lengths = [longest - i % 3 for i in range(group_size)]
+    pictures = images(bench, groups)
+
+    def completion(length: int) -> Completion:
+        tokens = usual[torch.randint(len(usual), (length,), generator=draw)].tolist()
+        return Completion(tokens, [-4.0] * length, "", "stop", 0)
+
+    made = [
+        Group(prompt, encoder.encode(prompt.text, pictures[prompt.example.image.sha256]).token_ids,
+              [completion(length) for length in lengths])
+        for prompt in prompts(bench, groups)
+    ]  # fmt: skip
+    advantages = [torch.randn(group_size, generator=draw).tolist() for _ in made]
+    return load_algorithm(config).samples(made, advantages)
