@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.gpu_check import __main__ as command
-from benchmarks.gpu_check.checklist import Bench, Check, Outcome, answer_of, run_checks
+from benchmarks.gpu_check.checklist import Bench, Check, Line, Outcome, answer_of, run_checks
 from rft_cluster.common.errors import UserError
 
 ABOUT = {"device": "cpu", "size": "tiny", "gpus": [], "machine": {"commit": "abc"}}
@@ -121,11 +121,17 @@ def test_without_a_gpu_one_line_and_exit_code_2(monkeypatch):
     ("results", "code"), [(["pass", "pass"], 0), (["pass", "skip"], 2), (["skip", "fail"], 1), (["fail"], 1)]
 )
 def test_the_exit_code_of_a_tier(monkeypatch, tmp_path, results, code):
-    (record,) = run_checks(
-        [made.check("one")], Bench("cpu", "tiny", tmp_path), tmp_path / "x", ABOUT, True, io.StringIO()
-    )
-    monkeypatch.setattr(command, "in_a_process", lambda *_, **__: [replace(record, result=one) for one in results])
+    lines = [Line(result, None, "", "", 0.0, "") for result in results]
+    monkeypatch.setattr(command, "in_a_process", lambda *_, **__: lines)
     assert command.tier_code("learner", Bench("cpu", "tiny", tmp_path), ABOUT, False) == code
+
+
+@pytest.mark.parametrize(("codes", "whole"), [((0, 0), 0), ((0, 2), 2), ((2, 1), 1)])
+def test_a_failure_counts_more_than_a_missing_thing(monkeypatch, tmp_path, codes, whole):
+    answers = iter(codes)
+    monkeypatch.setattr(command, "tier_code", lambda *_: next(answers))
+    options = ["--device", "cpu", "--tier", "learner", "several", "--out", str(tmp_path)]
+    assert command.main(options) == whole
 
 
 def test_a_tier_without_its_packages_is_not_run(monkeypatch, tmp_path, capsys):
