@@ -95,6 +95,7 @@ def load_engine(options: EngineOptions, image_limits: dict[str, Any]) -> Any:
     `image_limits`: for the image processor (`PromptEncoder.image_limits`).
     """
     config, devices, max_tokens = options.generators, options.hardware, options.max_tokens
+    tensor_parallel = max(1, int(config.gpus))
     os.environ.update(environment(devices.device))  # for a process that was started without it
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     by_device: dict[str, Any] = {
@@ -127,7 +128,10 @@ def load_engine(options: EngineOptions, image_limits: dict[str, Any]) -> Any:
             seed=options.seed,
             max_model_len=max_tokens,
             max_num_seqs=config.max_concurrent,
-            tensor_parallel_size=max(1, int(config.gpus)),
+            tensor_parallel_size=tensor_parallel,
+            # vLLM's default for several workers in a placement group are Ray actors, one a bundle: it would refuse this
+            # actor's bundle, which has all GPUs of the engine.
+            distributed_executor_backend="mp" if tensor_parallel > 1 else "uni",
             limit_mm_per_prompt={"image": 1, "video": 0},
             mm_processor_kwargs=image_limits,
             mm_processor_cache_gb=MM_CACHE_GIB,

@@ -56,6 +56,15 @@ def test_the_engine_is_able_to_sleep_only_where_it_shares_its_gpu(asked: Options
     assert on_cpu["weight_transfer_config"] == {"backend": "engine for shared_memory"}
 
 
+@pytest.mark.parametrize(("gpus", "backend"), [(1, "uni"), (2, "mp"), (4, "mp")])
+def test_an_engine_with_several_gpus_starts_processes_and_not_ray_actors(asked: Options, gpus: int, backend: str):
+    """In a placement group vLLM would choose Ray, and then refuse the bundle that has all of the engine's GPUs."""
+    options = asked(*APART, f"generators.gpus={gpus}")
+    assert (options["tensor_parallel_size"], options["distributed_executor_backend"]) == (gpus, backend)
+    for others in ([], SHARED):
+        assert asked(*others)["distributed_executor_backend"] == "uni"
+
+
 def test_the_options_of_a_run_are_those_of_its_configuration(asked: Options):
     tokens = ["model.max_prompt_tokens=100", "sampling.max_tokens=20"]
     options = asked("run.seed=7", "generators.max_concurrent=5", *tokens)
