@@ -42,19 +42,16 @@ if [ -d "$kit/pinned/nvidia" ]; then
   done
 fi
 if [ -d "$kit/pinned/triton" ]; then ln -sf "$packages"/triton/backends/nvidia/bin/* "$kit/pinned/triton/backends/nvidia/bin/"; fi
-if [ ! -d "$kit/project_own_torch" ]; then # torch 2.11 shares keys among heads unasked, and knows no such argument
-  cp -r "$kit/project" "$kit/project_own_torch"
-  find "$kit/project_own_torch/rft_cluster" -name shared_prefix.py -exec sed -i '/^ *enable_gqa=True,$/d' {} +
-  if [ -d "$kit/project/.gpu_kit_checks/tiny" ]; then
-    mkdir -p "$HOME/.cache/rft_cluster" && cp -r "$kit/project/.gpu_kit_checks/tiny" "$HOME/.cache/rft_cluster/"
-  fi
+if [ -d "$kit/project/.gpu_kit_checks/tiny" ]; then
+  mkdir -p "$HOME/.cache/rft_cluster" && cp -r "$kit/project/.gpu_kit_checks/tiny" "$HOME/.cache/rft_cluster/"
 fi
 cat >"$kit/env.sh" <<ENV
+export KIT_PROJECT=$kit/project
 if [ "\${1:-}" = pinned ]; then
-  export KIT_PROJECT=$kit/project PYTHONPATH=$kit/project:$kit/pinned:$kit/site
+  export PYTHONPATH=$kit/project:$kit/pinned:$kit/site
   export PYTORCH_SKIP_CUDNN_COMPATIBILITY_CHECK=1 # cuDNN 9.19 is there, this torch was built with 9.20
 else
-  export KIT_PROJECT=$kit/project_own_torch PYTHONPATH=$kit/project_own_torch:$kit/site
+  export PYTHONPATH=$kit/project:$kit/site
 fi
 export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 RAY_USAGE_STATS_ENABLED=0
 export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 TOKENIZERS_PARALLELISM=false

@@ -10,6 +10,8 @@ Both implementations below are registered with transformers; `common/hardware.py
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from inspect import signature
 from itertools import accumulate, groupby
 from typing import Any
 
@@ -108,8 +110,17 @@ def varlen_segments(query: Tensor, key: Tensor, value: Tensor, layout: PackLayou
         max(keys for _, keys in layout.segments),
         scale=scaling,
         window_size=(-1, 0),  # causal; flash-attention aligns it to the end if there are fewer queries than keys
-        enable_gqa=True,
+        **_shared_heads(varlen_attn),
     )
+
+
+@cache
+def _shared_heads(attend: Callable[..., Any]) -> dict[str, bool]:
+    """The argument that lets several query heads share a key head.
+
+    torch 2.11's function has none: its kernel shares them unasked. Later ones refuse unequal numbers of heads without.
+    """
+    return {"enable_gqa": True} if "enable_gqa" in signature(attend).parameters else {}
 
 
 def _gather(rows: Tensor, index: Tensor) -> Tensor:

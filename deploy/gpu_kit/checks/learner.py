@@ -78,6 +78,16 @@ def made_up_samples(
     return load_algorithm(config).samples(groups, advantages)
 
 
+def digests_of(policy: Any) -> dict[str, int]:
+    """Digests of the policy's present weights."""
+    from rft_cluster.weights.source import PolicyWeights
+
+    source = PolicyWeights(policy)
+    for _ in source:
+        pass
+    return source.digests()
+
+
 def updates(
     answers: Any, path: str, config: Any, images: Any, prompts: list[Any], group: tuple[int, int], keep: bool
 ) -> None:
@@ -87,7 +97,6 @@ def updates(
     from rft_cluster.learner.learner import Learner
     from rft_cluster.learner.packing import split_work
     from rft_cluster.model.encoder import PromptEncoder
-    from rft_cluster.weights.source import PolicyWeights
 
     logging.disable_progress_bar()
     torch.manual_seed(0)  # adapters are initialised randomly
@@ -106,11 +115,11 @@ def updates(
         if keep:
             (Path(folder) / "checkpoint").mkdir()
             count = learner.save_checkpoint(f"{folder}/checkpoint")
-            before = PolicyWeights(learner._policy).digests()
+            before = digests_of(learner._policy)
             learner.update(work, 3)
-            changed = PolicyWeights(learner._policy).digests() != before
+            changed = digests_of(learner._policy) != before
             learner.restore_checkpoint(f"{folder}/checkpoint", count)
-            same = changed and PolicyWeights(learner._policy).digests() == before
+            same = changed and digests_of(learner._policy) == before
     answers.put({"updates": said, "restored": same, "micro_batches": sum(len(update) for update in work)})
     torch.distributed.destroy_process_group()
 

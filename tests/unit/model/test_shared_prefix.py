@@ -77,6 +77,29 @@ def documented_varlen(
     return torch.cat(outputs)
 
 
+def varlen_of_torch_2_11(
+    query: Tensor, key: Tensor, value: Tensor, query_starts: Tensor, key_starts: Tensor, longest: int, longest_key: int,
+    *, return_aux: None = None, scale: float | None = None, window_size: tuple[int, int] = (-1, -1),
+) -> Tensor:  # fmt: skip
+    """It has no `enable_gqa`; its kernel shares key heads unasked."""
+    return documented_varlen(
+        query, key, value, query_starts, key_starts, longest, longest_key,
+        scale=scale, window_size=window_size, enable_gqa=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("pack", PACKS.values(), ids=PACKS.keys())
+def test_torch_2_11_s_attention_is_called_with_the_arguments_that_it_has(pack, monkeypatch):
+    prompts, completions, owners = pack
+    layout = pack_layout(prompts, completions, owners)
+    rows = [one[0].transpose(0, 1) for one in inputs(sum(prompts) + sum(completions))]
+    outputs = []
+    for function in (documented_varlen, varlen_of_torch_2_11):
+        monkeypatch.setattr(shared_prefix, "varlen_attn", function)
+        outputs.append(shared_prefix.varlen_segments(*rows, layout, SCALING))
+    assert torch.equal(*outputs)
+
+
 @pytest.mark.parametrize("name", ["shared_prefix_sdpa", "shared_prefix_varlen"])
 @pytest.mark.parametrize("pack", PACKS.values(), ids=PACKS.keys())
 def test_attention_and_its_gradients_are_those_of_a_dense_mask(pack, name, monkeypatch):
