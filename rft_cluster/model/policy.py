@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from rft_cluster.common.errors import UserError
@@ -80,7 +81,9 @@ class PolicyModel(nn.Module):
             use_cache=False,
             layout=layout,
         ).last_hidden_state
-        selected = hidden[0].index_select(0, predictor_index)  # [C, hidden size]
+        # All completions of a prompt read its last position, so the backward adds up gradients. An embedding lookup in
+        # FP32 adds them in FP32 and in a fixed order on every device; indexing on GPUs adds BF16 in any order.
+        selected = F.embedding(predictor_index, hidden[0].float()).to(hidden.dtype)  # [C, hidden size]
         pieces = [
             checkpoint(self._token_logprobs, states, ids, use_reentrant=False)
             for states, ids in zip(selected.split(LOGPROB_CHUNK), completion_ids.split(LOGPROB_CHUNK), strict=True)

@@ -213,6 +213,30 @@ def test_a_forbidden_token_has_no_probability(policy):
     assert entropy[0].isfinite().all()
 
 
+def test_gradients_of_a_position_that_several_tokens_read_are_added_in_fp32(plain):
+    """All completions read their prompt's last position. On GPUs, indexing would add BF16 in any order."""
+    model = copy.deepcopy(plain).bfloat16()
+    model.set_attn_implementation(hardware("cpu").attention)
+    policy = PolicyModel(model, FORBIDDEN, TEMPERATURE)
+    added: list[tuple[str, torch.dtype]] = []
+
+    class Additions(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if any(word in str(function) for word in ("index_add", "index_put", "embedding_dense_backward")):
+                added.append((str(function), result.dtype, result.shape))
+            return result
+
+    samples = drawn(PACKS["groups and images of several sizes"])
+    batch = collate(samples, ENCODER, policy.prompt_positions)
+    logprobs, _ = policy(**batch.inputs())
+    with Additions():
+        logprobs.sum().backward()
+    hidden = (batch.input_ids.shape[1], model.config.text_config.hidden_size)
+    onto_positions = [(name, dtype) for name, dtype, shape in added if tuple(shape) == hidden]
+    assert onto_positions == [("aten.embedding_dense_backward.default", torch.float32)]
+
+
 def test_layers_are_gathered_one_at_a_time_and_the_tied_weight_with_the_root(policy):
     units = shard_units(policy)
     assert len(units) == 3 + 3  # vision and language layers of the tiny model
