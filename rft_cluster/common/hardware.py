@@ -2,7 +2,7 @@
 
 import sys
 from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib.metadata import distributions
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -44,7 +44,8 @@ def hardware(device: str, dtype: str | None = None, shares_gpus: bool = False) -
         attention = {"text_config": "shared_prefix_sdpa", "vision_config": "sdpa"}
         return Hardware("cpu", dtype, "gloo", "shared_memory", attention)
     # gloo in addition to nccl: checkpoints and weight digests are gathered from CPU tensors.
-    vision = "flash_attention_2" if find_spec("flash_attn") else "sdpa"
+    # By the distribution's name: flash-attn-4 also brings a package flash_attn, which transformers refuses.
+    vision = "flash_attention_2" if any(distributions(name="flash-attn")) else "sdpa"
     attention = {"text_config": "shared_prefix_varlen", "vision_config": vision}
     return Hardware("cuda", dtype, "cpu:gloo,cuda:nccl", "ipc" if shares_gpus else "nccl", attention)
 

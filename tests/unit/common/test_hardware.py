@@ -38,3 +38,21 @@ def test_a_configuration_decides_once_and_has_it_in_its_record(laptop: None):
 def test_gpus_compute_in_bf16():
     with pytest.raises(UserError, match=r"cluster\.dtype is float32 but cluster\.device is cuda"):
         load_config("flower102", ["cluster.dtype=float32"])
+
+
+@pytest.mark.parametrize(
+    ("distribution", "attention"),
+    [("flash_attn-2.8.3", "flash_attention_2"), ("flash_attn_4-4.0", "sdpa"), (None, "sdpa")],
+)
+def test_flash_attention_is_known_by_its_distribution(tmp_path, monkeypatch, distribution, attention):
+    """flash-attn-4 brings a package of the same name, which transformers refuses as flash_attention_2."""
+    if distribution:
+        name, _, version = distribution.rpartition("-")
+        info = tmp_path / f"{distribution}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        (tmp_path / "flash_attn").mkdir()
+        (tmp_path / "flash_attn" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert hardware("cuda").attention["vision_config"] == attention
+    assert hardware("cpu").attention["vision_config"] == "sdpa"
