@@ -6,7 +6,7 @@ tensor-parallel engine. Only generators import this file, because it imports vLL
 
 import mmap
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +79,7 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpda
         self._mapped = ""
 
     def start_weight_update(self) -> None:
+        self._tied = tied_heads(self.model)
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
@@ -95,8 +96,7 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpda
         self.model.load_weights(self._tensors.items())
 
     def finish_weight_update(self) -> None:
-        tied: bool = self.model_config.hf_config.tie_word_embeddings
-        self.not_loaded = layers_not_loaded(self.model, tied)
+        self.not_loaded = layers_not_loaded(self.model, self._tied)
         finalize_layerwise_reload(self.model, self.model_config)
         repack_output_layers(self.model)
 
@@ -140,6 +140,7 @@ class VerifiesWeights:
 
     def start_weight_update(self) -> None:
         self._received: dict[str, int] = {}
+        self._tied = tied_heads(self.model)  # type: ignore[has-type]
         super().start_weight_update()  # type: ignore[misc]
 
     def receive_weights(self, update_info: Any) -> None:
@@ -153,8 +154,7 @@ class VerifiesWeights:
         self._received |= digesting.digests  # an update may take several calls
 
     def finish_weight_update(self) -> None:
-        tied: bool = self.model_config.hf_config.tie_word_embeddings  # type: ignore[attr-defined]
-        self.not_loaded = layers_not_loaded(self.model, tied)
+        self.not_loaded = layers_not_loaded(self.model, self._tied)
         super().finish_weight_update()  # type: ignore[misc]
 
     def verify(self, digests: dict[str, int]) -> tuple[int, int]:
@@ -187,20 +187,31 @@ class VerifiedIPCEngine(VerifiesWeights, IPCWeightTransferEngine):
     """vLLM's CUDA IPC engine, for a GPU shared by generator and learner."""
 
 
-def layers_not_loaded(model: nn.Module, tied: bool) -> list[str]:
+def tied_heads(model: nn.Module) -> set[str]:
+    """The output layers that share their weight with an embedding. Call this before a layer-wise reload begins.
+
+    The configuration does not tell: vLLM sets `tie_word_embeddings` to false if the checkpoint has an lm_head, and then
+    ties the two again if they are equal.
+    """
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, VocabParallelEmbedding)]
+    embeddings = [layer.weight for _, layer in layers if not isinstance(layer, ParallelLMHead)]
+    heads = [(name, layer.weight) for name, layer in layers if isinstance(layer, ParallelLMHead)]
+    return {name for name, weight in heads if any(weight is embedding for embedding in embeddings)}
+
+
+def layers_not_loaded(model: nn.Module, tied: Collection[str]) -> list[str]:
     """The layers that did not get all of their weights. Call this before the layer-wise reload is finalised.
 
     vLLM only logs a layer that got nothing, and leaves arbitrary memory in one that got some of its weights. A complete
     layer is no longer `can_load`. Two other layers may be: an embedding, whose padding is never sent, and an output
-    layer `tied` to it.
+    layer that is `tied` to one (see `tied_heads`).
     """
     waiting = []
     for name, layer in model.named_modules():
         info = get_layerwise_info(layer)
         has_weights = next(layer.parameters(recurse=False), None) is not None
         padded = isinstance(layer, VocabParallelEmbedding) and info.load_numel > 0
-        exempt = padded or (tied and isinstance(layer, ParallelLMHead))
-        if info.can_load() and has_weights and not exempt:
+        if info.can_load() and has_weights and not padded and name not in tied:
             waiting.append(name)
     return waiting
 

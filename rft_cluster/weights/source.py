@@ -47,13 +47,16 @@ class PolicyWeights:
         for name, parameter in policy.model.named_parameters():  # yields a tied weight once
             if ".lora_" not in name:
                 self._parameters[name.replace(".base_layer", "")] = (parameter, _adapter_of(policy, name))
+        self._digests: dict[str, int] = {}
 
     def metadata(self) -> list[TensorInfo]:
         return [TensorInfo(name, WIRE_DTYPE, tuple(p.shape)) for name, (p, _) in self._parameters.items()]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        for (name, (parameter, _)), (_, rows, _) in zip(self._parameters.items(), self.local_rows(), strict=True):
+        self._digests = {}
+        for (name, (parameter, _)), (_, rows, start) in zip(self._parameters.items(), self.local_rows(), strict=True):
             rows = rows.to(WIRE_DTYPE)
+            self._digests[name] = tensor_digest(rows, start)
             if isinstance(parameter, DTensor):
                 mesh, placements = parameter.device_mesh, parameter.placements
                 whole = DTensor.from_local(
@@ -79,8 +82,12 @@ class PolicyWeights:
             yield name, _merged(local, adapter), first_row * (parameter.numel() // rows)
 
     def digests(self) -> dict[str, int]:
-        """Digests of this rank's shard of each BF16 tensor. Over all ranks they add up (`digests.added_up`)."""
-        return {name: tensor_digest(rows.to(WIRE_DTYPE), start) for name, rows, start in self.local_rows()}
+        """Digests of this rank's rows of each BF16 tensor, as the last iteration yielded them.
+
+        They are of the bytes that were sent, not of a second computation. Over all ranks they add up
+        (`digests.added_up`).
+        """
+        return self._digests
 
 
 def _adapter_of(policy: PolicyModel, name: str) -> Adapter | None:
@@ -99,4 +106,5 @@ def _merged(rows: Tensor, adapter: Adapter | None) -> Tensor:
     down, up = adapter.down.detach(), adapter.up.detach()
     down = down.full_tensor() if isinstance(down, DTensor) else down
     up = up.to_local() if isinstance(up, DTensor) else up
-    return rows.float() + adapter.scale * (up @ down).to(rows.device)
+    # Offloaded adapters are in host memory. A product of the 2B model's takes seconds there, and little on the device.
+    return rows.float() + adapter.scale * (up.to(rows.device) @ down.to(rows.device))

@@ -11,6 +11,7 @@ import socket
 from dataclasses import asdict
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from rft_cluster.weights.sender import Forward, WeightOffer
@@ -78,9 +79,14 @@ class NCCLSender:
 
         if self._engine:
             self._engine.shutdown()
+        # vLLM replaces torch's `set_stream` to remember this thread's stream. If it knows none, it makes one and sets it
+        # for good: the learner would compute there, while its batches are copied on the default stream.
+        torch.cuda.set_stream(torch.cuda.current_stream())
         self._engine = WeightTransferTrainerFactory.trainer_init(self._info, client=Client(), source=self._source)
 
     def send(self) -> None:
+        # vLLM packs on streams of its own, which do not wait for the optimizer's kernels on this one.
+        torch.cuda.current_stream().synchronize()
         self._engine.send_weights()
 
     def digests(self) -> dict[str, int]:

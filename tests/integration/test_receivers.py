@@ -1,5 +1,6 @@
 """vLLM's end of the weight transfer with vLLM's real dataclasses, without an engine."""
 
+import threading
 from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -98,6 +99,9 @@ def calls(receivers, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     def broadcast(iterator: Iterator[tuple[str, Tensor]], group: str, **options: Any) -> None:
         calls.append((f"broadcast to {group}", [(name, tensor.tolist()) for name, tensor in iterator]))
 
+    stream = SimpleNamespace(synchronize=lambda: calls.append("synchronize"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
     monkeypatch.setattr(nccl_engine, "open_trainer_endpoint", lambda info: f"{info.world_size} ranks")
     monkeypatch.setattr(nccl_engine, "packed_nccl_broadcast_producer", broadcast)
     monkeypatch.setattr(vllm_senders.dist, "get_rank", lambda: 0)
@@ -115,6 +119,7 @@ def test_what_the_driver_tells_generators_is_what_vllm_s_trainer_would(calls: li
     sender.send()
     assert calls == [
         ("init_weight_transfer_engine", offer.init),
+        "synchronize",  # vLLM packs on other streams, which do not wait for the optimizer's
         ("start_weight_update",),
         ("update_weights", offer.update),
         ("broadcast to 4 ranks", [("a", [1, 2]), ("b", [3])]),
@@ -122,6 +127,27 @@ def test_what_the_driver_tells_generators_is_what_vllm_s_trainer_would(calls: li
     ]
     assert (offer.init["master_address"], offer.init["master_port"], offer.init["world_size"]) == ("10.0.0.1", 29501, 4)
     assert offer.update == {"names": ["a", "b"], "dtype_names": ["bfloat16"] * 2, "shapes": [[2], [1]]}
+
+
+def test_the_learner_s_thread_keeps_its_stream(calls: list[Any], monkeypatch: pytest.MonkeyPatch):
+    """vLLM's communicator asks for the thread's stream. If vLLM knows none, it makes one and sets it for good."""
+    from vllm.distributed.weight_transfer import nccl_engine
+    from vllm.platforms import current_platform
+    from vllm.utils import torch_utils
+
+    streams = []
+    monkeypatch.setattr(current_platform, "is_cuda", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_stream", torch_utils._patched_set_stream)
+    monkeypatch.setattr(torch_utils, "prev_set_stream", lambda stream: None)
+    monkeypatch.setattr(torch_utils, "_current_stream_tls", threading.local())
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: SimpleNamespace(wait_stream=lambda other: None))
+    monkeypatch.setattr(
+        nccl_engine, "open_trainer_endpoint", lambda info: streams.append(torch_utils.current_stream())
+    )
+    sender = NCCLSender(Source(), "10.0.0.1")
+    sender.offer(1)
+    sender.connect(None)
+    assert streams == [torch.cuda.current_stream()]
 
 
 def test_a_group_is_formed_anew_when_a_generator_was_replaced(calls: list[Any], monkeypatch: pytest.MonkeyPatch):
@@ -260,3 +286,44 @@ def test_a_model_that_skips_a_tensor_is_found_out(receivers):
     digesting.load_weights(SENT.items())
     with pytest.raises(receivers.WeightTransferError, match="1 of 2 tensors never arrived, first b"):
         receivers.check_digests(digesting.digests, DIGESTS)
+
+
+def engine_of(receivers: Any, **weights: nn.Parameter) -> Any:
+    """A receiver with a model of vLLM's own layers, an embedding and an output layer, as after loading a checkpoint."""
+    from vllm.model_executor.model_loader.reload import record_metadata_for_reloading
+
+    model = nn.Module()
+    for name, kind in (("embed", receivers.VocabParallelEmbedding), ("head", receivers.ParallelLMHead)):
+        layer = kind.__new__(kind)  # its constructor needs a process group
+        nn.Module.__init__(layer)
+        layer.weight = weights[name]
+        layer.weight.weight_loader = lambda param, loaded_weight: param.data.copy_(loaded_weight)
+        layer.quant_method = SimpleNamespace(process_weights_after_loading=lambda layer: None)
+        model.add_module(name, layer)
+    record_metadata_for_reloading(model)
+    model.load_weights = lambda named: [
+        layer.weight.weight_loader(layer.weight, loaded)
+        for name, loaded in named
+        for layer in [model.get_submodule(name)]
+    ]
+    engine = receivers.SharedMemoryEngine.__new__(receivers.SharedMemoryEngine)
+    # As vLLM leaves it when the checkpoint has an lm_head, even one that it ties again.
+    engine.model_config = SimpleNamespace(hf_config=SimpleNamespace(tie_word_embeddings=False), dtype=torch.bfloat16)
+    engine.model = model
+    return engine
+
+
+def parameter(value: float) -> nn.Parameter:
+    return nn.Parameter(torch.full((4, 2), value, dtype=torch.bfloat16), requires_grad=False)
+
+
+@pytest.mark.parametrize(("tied", "not_loaded"), [(True, []), (False, ["head"])])
+def test_an_output_layer_needs_no_weights_of_its_own_if_it_shares_an_embedding_s(receivers, tied, not_loaded):
+    embedding = parameter(1)
+    engine = engine_of(receivers, embed=embedding, head=embedding if tied else parameter(2))
+    for value in (3, 4):  # still so in the second update
+        engine.start_weight_update()
+        engine.model.load_weights([("embed", torch.full((4, 2), value, dtype=torch.bfloat16))])
+        engine.finish_weight_update()
+        assert engine.not_loaded == not_loaded
+        assert engine.model.embed.weight.unique().tolist() == [value]

@@ -4,8 +4,9 @@ import torch.distributed as dist
 
 from rft_cluster.model.policy import PolicyModel
 from rft_cluster.model.tiny.build import build_model, build_processor
+from rft_cluster.weights import source as module
 from rft_cluster.weights.digests import tensor_digest
-from rft_cluster.weights.source import PolicyWeights
+from rft_cluster.weights.source import Adapter, PolicyWeights
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,40 @@ def one_rank(tmp_path, monkeypatch):
     dist.destroy_process_group()
 
 
-def test_the_digests_of_one_rank_are_those_of_the_tensors(policy, one_rank):
+def test_the_digests_are_of_what_was_yielded_not_of_what_the_policy_is_by_then(policy, one_rank):
+    source, parameter = PolicyWeights(policy), next(policy.parameters())
+    sent = {name: tensor_digest(tensor) for name, tensor in source}
+    parameter.data.add_(1)
+    try:
+        assert source.digests() == sent
+        later = {name: tensor_digest(tensor) for name, tensor in source}
+        assert source.digests() == later != sent
+    finally:
+        parameter.data.sub_(1)
+
+
+def test_each_tensor_is_digested_once(policy, one_rank, monkeypatch):
+    taken = []
+    monkeypatch.setattr(module, "tensor_digest", lambda rows, start: taken.append(rows) or len(taken))
     source = PolicyWeights(policy)
-    assert source.digests() == {name: tensor_digest(tensor) for name, tensor in source}
+    yielded = [tensor for _, tensor in source]
+    source.digests()
+    assert len(taken) == len(yielded)
+    assert all(rows is tensor for rows, tensor in zip(taken, yielded, strict=True)), "of the very tensors"
+
+
+def test_offloaded_adapters_are_multiplied_where_the_rows_are():
+    """The 2B model's products would take seconds on a CPU."""
+    places = []
+
+    class Products(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if "mm" in str(function):
+                places.extend(one.device.type for one in args)
+            return function(*args, **(kwargs or {}))
+
+    adapter = Adapter(torch.ones(2, 5), torch.ones(4, 2), scale=0.5)
+    with Products():
+        merged = module._merged(torch.empty(4, 5, dtype=torch.bfloat16, device="meta"), adapter)
+    assert (merged.device.type, merged.dtype, merged.shape) == ("meta", torch.float32, (4, 5))
+    assert places == ["meta", "meta"]
