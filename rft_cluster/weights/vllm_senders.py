@@ -79,8 +79,8 @@ class NCCLSender:
 
         if self._engine:
             self._engine.shutdown()
-        # vLLM replaces torch's `set_stream` to remember this thread's stream. If it knows none, it makes one and sets it
-        # for good: the learner would compute there, while its batches are copied on the default stream.
+        # vLLM's `set_stream`, in place of torch's, remembers this thread's stream. If it knows none, it makes one and
+        # sets it for good: the learner would compute there, while its batches are copied on the default stream.
         torch.cuda.set_stream(torch.cuda.current_stream())
         self._engine = WeightTransferTrainerFactory.trainer_init(self._info, client=Client(), source=self._source)
 

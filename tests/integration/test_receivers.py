@@ -141,9 +141,7 @@ def test_the_learner_s_thread_keeps_its_stream(calls: list[Any], monkeypatch: py
     monkeypatch.setattr(torch_utils, "prev_set_stream", lambda stream: None)
     monkeypatch.setattr(torch_utils, "_current_stream_tls", threading.local())
     monkeypatch.setattr(torch.cuda, "Stream", lambda: SimpleNamespace(wait_stream=lambda other: None))
-    monkeypatch.setattr(
-        nccl_engine, "open_trainer_endpoint", lambda info: streams.append(torch_utils.current_stream())
-    )
+    monkeypatch.setattr(nccl_engine, "open_trainer_endpoint", lambda info: streams.append(torch_utils.current_stream()))
     sender = NCCLSender(Source(), "10.0.0.1")
     sender.offer(1)
     sender.connect(None)
