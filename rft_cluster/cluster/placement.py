@@ -81,9 +81,9 @@ def placement_line(config: Config) -> str:
 
 
 def needed(config: Config) -> tuple[float, float]:
-    """(CPUs, GPUs) of all actors together."""
-    actors = plan_actors(config)
-    return sum(a.count * a.cpus for a in actors), sum(a.count * a.gpus for a in actors)
+    """(CPUs, GPUs) reserved for all actors together."""
+    reserved = bundles(config)
+    return sum(bundle.cpus for bundle in reserved), sum(bundle.gpus for bundle in reserved)
 
 
 def bundles(config: Config, training: bool = True) -> list[Bundle]:
@@ -96,8 +96,8 @@ def bundles(config: Config, training: bool = True) -> list[Bundle]:
         return [Bundle((name,), generators.cpus, generators.gpus) for name in generators.names]
     if config.shares_gpus:
         pairs = zip(learners.names, generators.names, strict=True)
-        cpus, gpus = learners.cpus + generators.cpus, learners.gpus + generators.gpus
-        return [Bundle(pair, cpus, gpus) for pair in pairs]
+        # A whole GPU for each pair: two bundles of half a GPU or less might be put onto the same one.
+        return [Bundle(pair, learners.cpus + generators.cpus, 1) for pair in pairs]
     return [Bundle((name,), actors.cpus, actors.gpus) for actors in (learners, generators) for name in actors.names]
 
 

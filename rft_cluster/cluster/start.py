@@ -59,6 +59,8 @@ WEIGHTS = "weights"
 WEIGHT_THREADS = 2
 # The scorer is async and fetches images in its own thread. Ray would warn as if that blocked the event loop.
 QUIET_GET = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}
+# With 1, an actor without GPUs sees none. By default it sees all of its node, and a reward's model would go to GPU 0.
+HIDE_GPUS = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
 ADDRESS_TIMEOUT = 10.0  # seconds after which an address counts as unreachable
 WAITING_LINE = 10.0  # seconds between lines about actors that are still starting
 # Words in the messages of Ray's core about a missing or wrong token.
@@ -76,8 +78,7 @@ def connect(config: ClusterSection, cpus: float) -> str:
         UserError: the address does not answer, the cluster cannot be joined, or Ray cannot start here.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Actors without GPUs must see none. This will be Ray's default.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault(HIDE_GPUS, "1")
     # If several actors fail, the first error is raised. Without this, Ray prints the others' tracebacks as well.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     # This logger only says, on every start, that tokens are on.
@@ -280,15 +281,12 @@ def _give_back(groups: Sequence[PlacementGroup]) -> None:
 
 def _environment(config: Config, cpus: float) -> dict[str, str]:
     """Environment of an actor's process, set before it starts."""
-    chosen = {
+    return {
         "OMP_NUM_THREADS": str(max(1, int(cpus))),
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        HIDE_GPUS: "1",
         "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "0",  # keep the stack trace of an actor's crash
+        **openmp_environment(config.cluster.device),
     }
-    if config.cluster.interface is not None:
-        # Generators on other hosts meet learner 0 through NCCL. Learners choose theirs in `join`.
-        chosen["NCCL_SOCKET_IFNAME"] = config.cluster.interface
-    return chosen | openmp_environment(config.cluster.device)
 
 
 class _Reservation:
@@ -326,7 +324,7 @@ class _Reservation:
         return {
             name: ray.remote(concurrency_groups={WEIGHTS: WEIGHT_THREADS})(Generator)
             .options(max_concurrency=calls, **self.options(name, generators, environment))
-            .remote(options, images)
+            .remote(options, images, config.cluster.interface)
             for name in generators.names
         }
 

@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ from rft_cluster.learner.checkpoint import export_model, load_shards, save_shard
 from rft_cluster.learner.collate import Batch, collate
 from rft_cluster.learner.packing import RankWork
 from rft_cluster.learner.prompt_cache import PromptCache
-from rft_cluster.learner.rendezvous import connections, interface_to, open_store, reach_store
+from rft_cluster.learner.rendezvous import connections, exactly, interface_to, open_store, reach_store
 from rft_cluster.messages import Images, LearnerStats, TrainingSample
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.policy import PolicyModel, base_model, load_policy, load_reference, shard_units
@@ -113,18 +114,26 @@ class Learner:
         self._ranks, self._address = len(addresses), addresses[self._rank]
         self._one_host = one_host = len(set(addresses)) == 1
         configured = self._config.cluster.interface
+        # A rank waits for the slowest of all, so no shorter than for a call: torch's default is 10 minutes for NCCL.
+        timeout = timedelta(seconds=self._config.cluster.step_timeout)
         os.environ["GLOO_SOCKET_IFNAME"] = interface = interface_to(addresses, self._address, configured)
         if self._device.type == "cuda":
             # NCCL reads this once a process, and learner 0 also meets the generators through NCCL.
-            os.environ["NCCL_SOCKET_IFNAME"] = interface_to([*addresses, *others], self._address, configured)
-        group = {"backend": self._hardware.process_group, "rank": self._rank, "world_size": self._ranks}
+            everybody = [*addresses, *others]
+            os.environ["NCCL_SOCKET_IFNAME"] = exactly(interface_to(everybody, self._address, configured))
+        form = partial(
+            dist.init_process_group,
+            backend=self._hardware.process_group,
+            rank=self._rank,
+            world_size=self._ranks,
+            timeout=timeout,
+        )
         if one_host:
-            dist.init_process_group(init_method=rendezvous, **group)
+            form(init_method=rendezvous)
         else:
             store = self._store or reach_store(rendezvous, self._rank, self._address)
-            timeout = timedelta(seconds=self._config.cluster.step_timeout)
             with connections(store, self._rank, self._ranks, interface):
-                dist.init_process_group(store=store, timeout=timeout, **group)
+                form(store=store)
         self._shard(self._policy)
         if self._reference:
             self._shard(self._reference)

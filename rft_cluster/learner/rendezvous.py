@@ -50,6 +50,11 @@ def interface_to(peers: Iterable[str], address: str, configured: str | None) -> 
     return configured or interface_of(address)
 
 
+def exactly(interface: str) -> str:
+    """The value of NCCL_SOCKET_IFNAME for one interface. Without the sign, NCCL would take eth10 for eth1, too."""
+    return f"={interface}"
+
+
 def address_on(interface: str) -> str:
     """This host's first address on an interface, which is also the one that gloo uses.
 

@@ -135,8 +135,10 @@ def test_actors_are_packed_on_few_nodes(nodes: Nodes, recorders: None, overrides
     assert len(held) == len(set(held))
 
 
-def test_a_shared_gpu_holds_its_generator_beside_its_learner(nodes: Nodes, recorders: None):
-    shared = ["learners.count=2", "learners.gpus=0.5", "generators.count=2", "generators.gpus=0.5"]
+@pytest.mark.parametrize("share", [0.5, 0.2])
+def test_a_shared_gpu_holds_its_generator_beside_its_learner(nodes: Nodes, recorders: None, share: float):
+    """And no second pair, even if both would fit by what they ask for."""
+    shared = ["learners.count=2", f"learners.gpus={share}", "generators.count=2", f"generators.gpus={share}"]
     with start_cluster(nodes.config(*shared), "model", {}) as started:
         learner_places = started.learners.call_all("where")
         generator_places = started.generators.call_all("where")

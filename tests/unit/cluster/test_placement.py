@@ -51,6 +51,7 @@ def test_the_plan_names_every_actor_learners_first():
         ([*ON_GPUS, "generators.count=2"], 4, 4),  # 2 * 1 + 2 * 1 of both
         ([*ON_GPUS, "generators.gpus=4", "learners.count=8"], 9, 12),  # 8 + 1 CPUs, 8 + 4 GPUs
         ([*ON_GPUS, "generators.gpus=0.4", "learners.gpus=0.6", "learners.count=1"], 2, 1),
+        ([*ON_GPUS, "generators.gpus=0.2", "learners.gpus=0.3", "generators.count=2"], 4, 2),  # a whole GPU a pair
     ],
 )
 def test_what_all_actors_need_together(overrides, cpus, gpus):

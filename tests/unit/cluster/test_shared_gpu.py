@@ -1,15 +1,18 @@
 """A generator and a learner on one GPU: who sleeps, who works, in which order. Sleep does nothing on the CPU build of
 vLLM, so recorders stand in for actors and engine."""
 
+import os
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
+import ray
 from some_prompt import some_prompt
 
-from rft_cluster.cluster import handles, start
+from rft_cluster.cluster import generator_actor, handles, start
 from rft_cluster.cluster.cluster import Cluster
 from rft_cluster.cluster.handles import Learners, RewardActor
 from rft_cluster.cluster.placement import bundles
@@ -201,9 +204,41 @@ def test_actors_with_gpus_of_their_own_start_together_and_never_sleep(recorded: 
     assert recorded.bundles == {"generator": 1, "learner": 0}
 
 
-def test_the_configured_interface_is_also_that_of_generators():
-    assert start._environment(load_config("digits", ["cluster.interface=ib0"]), 1)["NCCL_SOCKET_IFNAME"] == "ib0"
-    assert "NCCL_SOCKET_IFNAME" not in start._environment(load_config("digits", []), 1)
+@pytest.mark.parametrize(
+    ("overrides", "variable"),
+    [(APART, "=eth7"), ([*APART, "cluster.interface=ib0"], "=ib0"), (SHARED, None), (["cluster.interface=ib0"], None)],
+)
+def test_generators_meet_learner_0_on_the_interface_of_their_host_s_address(
+    recorded: Actors, monkeypatch: pytest.MonkeyPatch, overrides: list[str], variable: str | None
+):
+    """NCCL reads the variable when the engine's workers start or later, so it is there before the engine."""
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "")
+    monkeypatch.delenv("NCCL_SOCKET_IFNAME")
+    seen: list[str | None] = []
+    monkeypatch.setattr(
+        generator_actor.generator.Generator, "__init__", lambda *_: seen.append(os.environ.get("NCCL_SOCKET_IFNAME"))
+    )
+    monkeypatch.setattr(
+        generator_actor, "ray", SimpleNamespace(util=SimpleNamespace(get_node_ip_address=lambda: "10.0.0.1"))
+    )
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: {"eth1": [], "eth7": [SimpleNamespace(address="10.0.0.1")]})
+    started(recorded, overrides)
+    generator_actor.Generator(*recorded.given["generator"])
+    assert seen == [variable]
+
+
+def test_an_actor_without_gpus_sees_none():
+    """The variable means what Ray's worker makes of it: with "0", Ray's default, it would see all GPUs of its node."""
+    from ray._private import utils
+
+    variables = start._environment(load_config("digits", []), 1)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**variables, "CUDA_VISIBLE_DEVICES": "0,1,2,3"}.items():
+            patch.setenv(name, value)
+        context = SimpleNamespace(get_accelerator_ids=lambda: {"GPU": []})
+        patch.setattr(ray, "get_runtime_context", lambda: context)
+        utils.set_visible_accelerator_ids()
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
 def test_an_actor_that_fails_ends_the_start_while_others_still_load(monkeypatch: pytest.MonkeyPatch):

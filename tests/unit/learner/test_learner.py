@@ -1,4 +1,6 @@
 import os
+from contextlib import nullcontext
+from datetime import timedelta
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -112,7 +114,7 @@ def test_memory_that_no_machine_has():
 
 @pytest.mark.parametrize(
     ("device", "generator", "interfaces"),
-    [("cuda", "10.0.0.1", ("lo", "lo")), ("cuda", "10.0.0.2", ("lo", "ib0")), ("cpu", "10.0.0.2", ("lo", None))],
+    [("cuda", "10.0.0.1", ("lo", "=lo")), ("cuda", "10.0.0.2", ("lo", "=ib0")), ("cpu", "10.0.0.2", ("lo", None))],
 )
 def test_nccl_listens_where_generators_on_other_hosts_reach_it(monkeypatch, device, generator, interfaces):
     """Learners on one host need its loopback interface only, but rank 0 sends weights to generators elsewhere."""
@@ -132,3 +134,24 @@ def test_nccl_listens_where_generators_on_other_hosts_reach_it(monkeypatch, devi
     with pytest.raises(InterruptedError):
         rank.join("file:///nowhere", ["10.0.0.1", "10.0.0.1"], ["10.0.0.1", generator])
     assert formed == [interfaces]
+
+
+@pytest.mark.parametrize("hosts", [["10.0.0.1", "10.0.0.1"], ["10.0.0.1", "10.0.0.2"]], ids=["one host", "two hosts"])
+def test_a_group_waits_for_a_rank_as_long_as_the_driver_waits_for_a_call(monkeypatch, hosts):
+    formed = {}
+
+    def form(**settings: object) -> None:
+        formed.update(settings)
+        raise InterruptedError
+
+    monkeypatch.setattr(learner.dist, "init_process_group", form)
+    monkeypatch.setattr(learner, "connections", lambda *_: nullcontext())
+    rank = Learner.__new__(Learner)
+    rank._rank, rank._config, rank._store = 0, load_config("digits", ["cluster.step_timeout=77"]), "store"
+    rank._device, rank._hardware = torch.device("cpu"), hardware("cpu")
+    monkeypatch.setattr(learner, "interface_to", lambda *_: "lo")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")
+    with pytest.raises(InterruptedError):
+        rank.join("file:///nowhere", hosts)
+    assert formed["timeout"] == timedelta(seconds=77)
+    assert (formed["backend"], formed["rank"], formed["world_size"]) == ("gloo", 0, 2)
