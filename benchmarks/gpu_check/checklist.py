@@ -12,15 +12,17 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as TooLate
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import psutil
 
 from rft_cluster.common.files import json_object, write_json
 
+Made = TypeVar("Made")
 DEADLINE = 300.0  # seconds for one check: a hang is a result, too
 
 
@@ -49,12 +51,17 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Check:
-    """One check. `limit`: the words for the figure's limit, e.g. "at most 75 GiB". `gpus`: how many it needs."""
+    """One check.
+
+    `limit`: the words for the figure's limit, e.g. "at most 75 GiB". `gpus`: how many it needs. `cpu_lacks`: why a CPU
+    cannot run it, e.g. "sleep mode"; empty if it can.
+    """
 
     name: str
     limit: str
     run: Callable[[Bench], Outcome]
     gpus: int = 1
+    cpu_lacks: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,6 +128,8 @@ def recorded(file: Path, about: Mapping[str, Any]) -> dict[str, Line]:
 def line_of(check: Check, bench: Bench, gpus: int) -> Line:
     if bench.device == "cuda" and gpus < check.gpus:
         return Line("skip", None, "", check.limit, 0.0, f"needs {check.gpus} GPUs, finds {gpus}")
+    if bench.device == "cpu" and check.cpu_lacks:
+        return Line("skip", None, "", check.limit, 0.0, f"a CPU lacks {check.cpu_lacks}")
     print(f"--- {check.name}", flush=True)
     started = time.monotonic()
     answer = answer_of(check, bench)
@@ -155,6 +164,24 @@ def answer_of(check: Check, bench: Bench, deadline: float = DEADLINE) -> "Future
     late: Future[Outcome] = Future()
     late.set_exception(TimeoutError(f"no answer within {deadline:.0f} s"))
     return late
+
+
+def once(make: Callable[[Bench], Made]) -> Callable[[Bench], Made]:
+    """`make`, called once for a bench: later calls return the same, or raise the same error at once.
+
+    For what the checks of a tier share, such as an engine or a run.
+    """
+
+    @cache
+    def made(bench: Bench) -> "Future[Made]":
+        answer: Future[Made] = Future()
+        try:
+            answer.set_result(make(bench))
+        except BaseException as error:  # noqa: BLE001 - every call raises it
+            answer.set_exception(error)
+        return answer
+
+    return lambda bench: made(bench).result()
 
 
 def cause(error: BaseException) -> str:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.gpu_check import __main__ as command
-from benchmarks.gpu_check.checklist import Bench, Check, Line, Outcome, answer_of, run_checks
+from benchmarks.gpu_check.checklist import Bench, Check, Line, Outcome, answer_of, once, run_checks
 from rft_cluster.common.errors import UserError
 
 ABOUT = {"device": "cpu", "size": "tiny", "gpus": [], "machine": {"commit": "abc"}}
@@ -111,6 +111,32 @@ def test_what_needs_more_gpus_is_skipped(tmp_path, made):
     assert run(tmp_path, check)[0] == ["pass"], "CPUs stand for any number"
 
 
+def test_what_a_cpu_lacks_is_skipped_there_alone(tmp_path, made):
+    check = replace(made.check("sleep"), cpu_lacks="sleep mode")
+    results, (line,) = run(tmp_path, check)
+    assert (results, made.runs) == (["skip"], []) and line.endswith("a CPU lacks sleep mode")
+    gpu = {**ABOUT, "device": "cuda", "gpus": [{"name": "H100"}]}
+    assert run(tmp_path, check, about=gpu)[0] == ["pass"]
+
+
+def test_what_checks_share_is_made_once_and_so_is_its_error(tmp_path):
+    calls = []
+
+    def make(bench):
+        calls.append(bench.size)
+        if bench.size == "true":
+            raise ValueError("no memory")
+        return object()
+
+    shared = once(make)
+    tiny, true = Bench("cpu", "tiny", tmp_path), Bench("cpu", "true", tmp_path)
+    assert shared(tiny) is shared(tiny)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no memory"):
+            shared(true)
+    assert calls == ["tiny", "true"]
+
+
 def test_without_a_gpu_one_line_and_exit_code_2(monkeypatch):
     monkeypatch.setattr(command.torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"finds no GPU here .*--device cpu --size tiny"):
@@ -123,7 +149,9 @@ def test_without_a_gpu_one_line_and_exit_code_2(monkeypatch):
 def test_the_exit_code_of_a_tier(monkeypatch, tmp_path, results, code):
     lines = [Line(result, None, "", "", 0.0, "") for result in results]
     monkeypatch.setattr(command, "in_a_process", lambda *_, **__: lines)
-    assert command.tier_code("learner", Bench("cpu", "tiny", tmp_path), ABOUT, False) == code
+    assert command.tier_code("learner", Bench("cuda", "tiny", tmp_path), ABOUT, False) == code
+    on_cpu = 0 if code == 2 else code  # nothing is missing that a CPU lacks
+    assert command.tier_code("learner", Bench("cpu", "tiny", tmp_path), ABOUT, False) == on_cpu
 
 
 @pytest.mark.parametrize(("codes", "whole"), [((0, 0), 0), ((0, 2), 2), ((2, 1), 1)])
