@@ -77,21 +77,21 @@ def _dry_run(config: Config, resume: bool) -> None:
         if resume:
             raise
         notes.append(str(error))
-    _check(config, start if resume else Start())
+    _check(config, start if resume else Start(), planned=True)
     for note in filter(None, notes):
         print(f"note: {note}")
     print(_where(config, dry_run=True))
 
 
-def _check(config: Config, start: "Start") -> "Task":
-    """Read the data, check everything against the task, and print the plan."""
+def _check(config: Config, start: "Start", planned: bool = False) -> "Task":
+    """Read the data, check everything against the task, and print the result; with `planned` also GiB and hours."""
     from rft_cluster.algorithm import load_algorithm
     from rft_cluster.classification.redteam import check_rewards
     from rft_cluster.cluster.machine import check_machine, check_memory, check_ray_folder
     from rft_cluster.cluster.placement import describe
     from rft_cluster.rewards.scorer import WeightedRewards
     from rft_cluster.run.metrics import own_sinks
-    from rft_cluster.run.preflight import check_paths, check_task
+    from rft_cluster.run.preflight import check_disk, check_paths, check_task
     from rft_cluster.run.resume import read_task
 
     with closing(WeightedRewards(config.rewards, config.scoring, quiet=True)) as rewards:
@@ -117,8 +117,13 @@ def _check(config: Config, start: "Start") -> "Task":
         print(note, flush=True)
     print("trying the longest prompt and the longest answer with the model's own tokenizer", flush=True)
     checked = check_task(config, task, model)
+    print("\n".join([*checked.notes, check_disk(config, checked.parameters)]), flush=True)
+    if planned:
+        from rft_cluster.plan.cards import card_here
+        from rft_cluster.plan.report import print_plan
+
+        print_plan(config, checked, card_here(config))
     check_memory(config, checked.parameters)
-    print("\n".join(checked.notes), flush=True)
     return task
 
 

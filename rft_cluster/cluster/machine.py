@@ -78,19 +78,24 @@ def check_memory(config: Config, parameters: int) -> None:
     """
     if config.cluster.joins:
         return
-    from ray._common.utils import get_system_memory
-
     on_gpu = config.cluster.device == "cuda"
     if on_gpu:
         _check_gpu_memory(config, parameters)
         return
-    needed, total = host_memory(config, parameters), get_system_memory()
+    needed, total = host_memory(config, parameters), memory_here()
     if needed > total:
         raise UserError(
             f"the weights of {parameters / 10**6:.1f} million parameters take {size(needed)} of memory with "
             f"{config.learners.count} learners and {config.generators.count} generators, and this machine has "
             f"{size(total)}: lower generators.count, generators.kv_cache_gib or learners.count, or take a smaller model"
         )
+
+
+def memory_here() -> int:
+    """Memory of this machine or container, in bytes."""
+    from ray._common.utils import get_system_memory
+
+    return int(get_system_memory())
 
 
 def host_memory(config: Config, parameters: int) -> int:
@@ -113,7 +118,7 @@ def gpu_memory(config: Config, parameters: int) -> int:
 
 
 def _check_gpu_memory(config: Config, parameters: int) -> None:
-    needed, total = gpu_memory(config, parameters), _smallest_gpu()
+    needed, (_, total) = gpu_memory(config, parameters), smallest_gpu()
     if needed > total:
         raise UserError(
             f"the weights of {parameters / 10**6:.1f} million parameters take {size(needed)} of a GPU's memory, and "
@@ -131,12 +136,13 @@ def _gpus() -> int:
     return count if visible is None else min(count, len(visible))
 
 
-def _smallest_gpu() -> int:
-    """Memory of the smallest GPU, in bytes."""
+def smallest_gpu() -> tuple[str, int]:
+    """The driver's name of the smallest GPU, and its memory in bytes."""
     from ray._private.thirdparty import pynvml
 
     pynvml.nvmlInit()
     handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
-    smallest = min(pynvml.nvmlDeviceGetMemoryInfo(handle).total for handle in handles)
+    found = [(pynvml.nvmlDeviceGetMemoryInfo(handle).total, pynvml.nvmlDeviceGetName(handle)) for handle in handles]
     pynvml.nvmlShutdown()
-    return int(smallest)
+    memory, name = min(found)
+    return str(name), int(memory)

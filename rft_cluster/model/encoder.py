@@ -16,7 +16,7 @@ from rft_cluster.common.errors import UserError
 from rft_cluster.common.imports import light_imports
 from rft_cluster.data.images import open_image
 from rft_cluster.messages import Images, Prompt
-from rft_cluster.model.image_size import image_tokens, model_size
+from rft_cluster.model.image_size import PromptLength, image_tokens, model_size
 from rft_cluster.model.qwen2vl import IMAGE_TOKEN, STOP_TOKENS, VISION_TOKENS
 
 with light_imports():
@@ -95,25 +95,25 @@ class PromptEncoder:
         )
         return EncodedPrompt(inputs["input_ids"][0].tolist(), inputs["pixel_values"], inputs["image_grid_thw"])
 
-    def check_lengths(self, prompts: Sequence[Prompt], images: Images, max_prompt_tokens: int) -> int:
-        """The longest prompt's number of tokens, by arithmetic: images are not decoded, their sizes are read.
+    def check_lengths(self, prompts: Sequence[Prompt], images: Images, max_prompt_tokens: int) -> list[PromptLength]:
+        """Each prompt's number of tokens, by arithmetic: images are not decoded, their sizes are read.
 
         Raises:
             UserError: a prompt is longer than `max_prompt_tokens`. It is never cut: an image that lost tokens
                 no longer matches its features. Or an image is too long and narrow for the pixel limits.
         """
         text_tokens = {text: self._text_tokens(text) for text in {prompt.text for prompt in prompts}}
-        longest = 0
+        lengths = []
         for prompt in prompts:
-            image, text = self._image_tokens(prompt, images), text_tokens[prompt.text]
-            longest = max(longest, image + text)
-            if image + text > max_prompt_tokens:
+            length = PromptLength(self._image_tokens(prompt, images), text_tokens[prompt.text])
+            if length.tokens > max_prompt_tokens:
                 raise UserError(
-                    f"the prompt of {prompt.example_id} has {image + text} tokens ({image} of the image, {text} of the "
-                    f"text), more than model.max_prompt_tokens = {max_prompt_tokens}: raise that, lower "
-                    f"model.max_pixels, or shorten the template"
+                    f"the prompt of {prompt.example_id} has {length.tokens} tokens ({length.image} of the image, "
+                    f"{length.text} of the text), more than model.max_prompt_tokens = {max_prompt_tokens}: raise that, "
+                    f"lower model.max_pixels, or shorten the template"
                 )
-        return longest
+            lengths.append(length)
+        return lengths
 
     def _text_tokens(self, text: str) -> int:
         """Tokens of a prompt without those of its image."""

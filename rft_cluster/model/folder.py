@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.text import shown
 from rft_cluster.model.numbers import check_against, check_processor, least_weights
+from rft_cluster.model.shapes import Shapes
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -27,7 +28,7 @@ LAYER = re.compile(r"(.*\b(?:layers|blocks))\.(\d+)\.(.+)")
 BESIDE_LAYERS = ("embed_tokens.weight", "norm.weight", "visual.patch_embed.proj.weight", "visual.merger.mlp.0.weight")
 CURE = "copy or download the folder anew"
 
-Shapes = dict[str, list[int]]
+TensorShapes = dict[str, list[int]]
 
 
 def check_model_folder(path: str | Path, longest_sequence: int) -> int:
@@ -70,6 +71,12 @@ def check_model_config(folder: Path, longest_sequence: int) -> dict[str, Any]:
     return config
 
 
+def read_shapes(folder: Path) -> Shapes:
+    """The sizes of a checked model's layers, by its config.json."""
+    file = folder / "config.json"
+    return Shapes.of(_read_json(file, f"{file} is gone"), file)
+
+
 def check_window(window: int, longest_sequence: int, model: str) -> None:
     """Raise UserError if a prompt and its completion may not fit into the model's window."""
     if longest_sequence > window:
@@ -107,7 +114,7 @@ def _read_json(file: Path, missing: str) -> dict[str, Any]:
     return value
 
 
-def _shapes(folder: Path) -> Shapes:
+def _shapes(folder: Path) -> TensorShapes:
     """The shape of each tensor, from the files' headers. Also checks that each file is as long as its header says."""
     if (folder / WEIGHTS).is_file():
         return _header(folder / WEIGHTS)
@@ -117,7 +124,7 @@ def _shapes(folder: Path) -> Shapes:
     places = index.get("weight_map")
     if not isinstance(places, dict) or not places:
         raise UserError(f"model.path: {folder / INDEX} holds no weight_map; {CURE}")
-    files: dict[str, Shapes] = {}
+    files: dict[str, TensorShapes] = {}
     for file in dict.fromkeys(places.values()):
         if not isinstance(file, str) or Path(file).name != file:
             raise UserError(f"model.path: {folder / INDEX} names {file!r}, which is no file of this folder; {CURE}")
@@ -131,8 +138,8 @@ def _shapes(folder: Path) -> Shapes:
     return {name: files[file][name] for name, file in places.items()}
 
 
-def _header(file: Path) -> Shapes:
-    shapes: Shapes = {}
+def _header(file: Path) -> TensorShapes:
+    shapes: TensorShapes = {}
     try:
         with safe_open(str(file), framework="numpy") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a dictionary
@@ -148,7 +155,7 @@ def _header(file: Path) -> Shapes:
     return shapes
 
 
-def _check_complete(folder: Path, config: dict[str, Any], shapes: Shapes) -> None:
+def _check_complete(folder: Path, config: dict[str, Any], shapes: TensorShapes) -> None:
     """Check that all layers of the configuration are there with the same tensors, and the tensors beside the layers."""
     layers: dict[str, dict[int, dict[str, list[int]]]] = {}  # prefix -> layer number -> name -> shape
     for name, shape in shapes.items():

@@ -1,6 +1,7 @@
 """The size to which Qwen2-VL resizes an image, and its number of tokens."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache, partial
 
 from rft_cluster.common.imports import light_imports
@@ -8,6 +9,18 @@ from rft_cluster.data.shown import View
 from rft_cluster.model.qwen2vl import MERGE, PATCH
 
 SIDE = PATCH * MERGE  # pixels of an image token's side
+
+
+@dataclass(frozen=True)
+class PromptLength:
+    """The tokens of a prompt: of its image, and of all the rest."""
+
+    image: int
+    text: int
+
+    @property
+    def tokens(self) -> int:
+        return self.image + self.text
 
 
 def model_size(width: int, height: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:

@@ -43,7 +43,7 @@ class _Tokens(_Numbers):
     vision_end_token_id: Token | None = None
 
 
-class _Text(_Tokens):
+class TextNumbers(_Tokens):
     vocab_size: int = Field(152_064, ge=1, le=2_000_000)
     hidden_size: Width = 8192
     intermediate_size: int = Field(29_568, ge=1, le=1_000_000)
@@ -68,7 +68,7 @@ class _Text(_Tokens):
         return int(self.vocab_size * self.hidden_size + self.num_hidden_layers * matrices)
 
 
-class _Vision(_Numbers):
+class VisionNumbers(_Numbers):
     depth: Layers = 32
     embed_dim: Width = 1280
     hidden_size: Width = 3584
@@ -98,15 +98,24 @@ def least_weights(config: dict[str, Any], file: Path) -> int:
     Raises:
         UserError: a number is out of its range.
     """
-    text, vision = config.get("text_config") or config, config.get("vision_config") or {}
+    text, vision = read_numbers(config, file)
+    return text.weights() + vision.weights()
+
+
+def read_numbers(config: dict[str, Any], file: Path) -> tuple[TextNumbers, VisionNumbers]:
+    """The numbers of the language model and of the vision tower. Older configurations have the former at the top level.
+
+    Raises:
+        UserError: a number is out of its range.
+    """
     _checked(_Tokens, config, file)
-    checked = _checked(_Text, text, file)
-    if checked.hidden_size % checked.num_attention_heads:
+    text = _checked(TextNumbers, config.get("text_config") or config, file)
+    if text.hidden_size % text.num_attention_heads:
         raise UserError(
-            f"model.path: {file}: hidden_size {checked.hidden_size} is no multiple of num_attention_heads "
-            f"{checked.num_attention_heads}"
+            f"model.path: {file}: hidden_size {text.hidden_size} is no multiple of num_attention_heads "
+            f"{text.num_attention_heads}"
         )
-    return checked.weights() + _checked(_Vision, vision, file).weights()
+    return text, _checked(VisionNumbers, config.get("vision_config") or {}, file)
 
 
 def check_processor(config: dict[str, Any], file: Path) -> None:

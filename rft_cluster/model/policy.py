@@ -18,13 +18,11 @@ from rft_cluster.config import ModelSection
 from rft_cluster.model.encoder import EncodedPrompt
 from rft_cluster.model.patch_embed import multiply_patches
 from rft_cluster.model.qwen2vl import LORA_TARGETS
+from rft_cluster.model.shapes import LOGPROB_CHUNK
 from rft_cluster.model.shared_prefix import PackLayout
 
 with light_imports():
     from transformers import Qwen2VLForConditionalGeneration
-
-# Tokens for which log-probabilities are computed at once. Bounds the FP32 [tokens x vocabulary] tensor.
-LOGPROB_CHUNK = 512
 
 
 class PolicyModel(nn.Module):

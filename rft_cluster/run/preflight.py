@@ -7,17 +7,21 @@ for line in check_task(config, task, model): print(line)
 
 import tempfile
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.files import bytes_in, check_home, check_space, check_writable, size
 from rft_cluster.config import Config
 from rft_cluster.data.manifest import read_manifest
-from rft_cluster.model.folder import check_model_config, check_parallel, check_window
+from rft_cluster.model.folder import check_model_config, check_parallel, check_window, read_shapes
 from rft_cluster.model.hub import Model, check_files, find_model
+from rft_cluster.model.image_size import PromptLength
+from rft_cluster.model.shapes import Shapes
 from rft_cluster.model.tiny.conditions import check_conditions
 from rft_cluster.prompts import PROBLEM, find_template
 from rft_cluster.run.saving import BEST, MODEL
-from rft_cluster.run.task import TINY_CACHE, Task, ask_model, pool_note
+from rft_cluster.run.task import TINY_CACHE, Asked, Task, ask_model, pool_note
 
 EXPORT, MASTER, MOMENTS = 2, 4, 8  # bytes a parameter on disk: BF16, FP32, two in FP32
 RECORDS = 50 * 10**6  # bytes for a run's other files
@@ -25,9 +29,11 @@ RECORDS = 50 * 10**6  # bytes for a run's other files
 
 @dataclass(frozen=True)
 class Checked:
-    """Results of the checks: the model's number of parameters, and lines for the user."""
+    """Results of the checks: the model's number of parameters and sizes, each split's prompts, lines for the user."""
 
     parameters: int
+    shapes: Shapes
+    prompts: dict[str, list[PromptLength]]
     notes: list[str]
 
 
@@ -65,18 +71,27 @@ def check_paths(config: Config, model_path: str) -> Model | None:
 
 
 def check_task(config: Config, task: Task, model: Model | None) -> Checked:
-    """Check that the model can be asked about every image and can write a right answer, and that the disk has room.
+    """Check that the model can be asked about every image and can write a right answer.
 
     Raises:
         UserError: one of these fails.
     """
     if model is None:
-        parameters, (longest, notes) = _check_tiny(config, task)
+        parameters, shapes, asked = _check_tiny(config, task)
+        origin = ""
     else:
         parameters = check_files(model, config.max_model_tokens)
-        longest, notes = ask_model(config, task, str(model.folder), task.examples)
-        notes = [*filter(None, [model.note]), *notes]
-    return Checked(parameters, [longest, *notes, *pool_note(config, task), check_disk(config, parameters)])
+        shapes = read_shapes(model.folder)
+        asked = ask_model(config, task, str(model.folder), task.examples)
+        origin = model.note
+    notes = [*filter(None, [origin]), *asked.notes, *pool_note(config, task)]
+    return Checked(parameters, shapes, _by_split(task, asked.lengths), notes)
+
+
+def _by_split(task: Task, lengths: list[PromptLength]) -> dict[str, list[PromptLength]]:
+    """Divide the lengths of all examples' prompts, which are in the order of the splits."""
+    ordered = iter(lengths)
+    return {split: list(islice(ordered, len(examples))) for split, examples in task.dataset.splits.items()}
 
 
 def check_disk(config: Config, parameters: int) -> str:
@@ -87,9 +102,7 @@ def check_disk(config: Config, parameters: int) -> str:
     Raises:
         UserError: there is not enough room.
     """
-    # With LoRA a checkpoint has the base in BF16, and adapters of negligible size.
-    checkpoint = (EXPORT if config.model.lora else MASTER + MOMENTS) * parameters
-    needed = checkpoint * (config.schedule.keep_checkpoints + 1) + 3 * EXPORT * parameters + RECORDS
+    needed = disk_bytes(config, parameters)
     held = sum(bytes_in(config.run_folder / part) for part in ("checkpoints", MODEL, BEST))
     check_space(
         config.run_folder,
@@ -100,8 +113,15 @@ def check_disk(config: Config, parameters: int) -> str:
     return f"disk        {size(needed)} for checkpoints and models in {config.run_folder}"
 
 
-def _check_tiny(config: Config, task: Task) -> tuple[int, tuple[str, list[str]]]:
-    """Check the tiny model before it is built. Returns its number of parameters, and the result of `ask_model`."""
+def disk_bytes(config: Config, parameters: int) -> int:
+    """Bytes of a run on disk: its checkpoints with one more while it is written, three models in BF16, and records."""
+    # With LoRA a checkpoint has the base in BF16, and adapters of negligible size.
+    checkpoint = (EXPORT if config.model.lora else MASTER + MOMENTS) * parameters
+    return checkpoint * (config.schedule.keep_checkpoints + 1) + 3 * EXPORT * parameters + RECORDS
+
+
+def _check_tiny(config: Config, task: Task) -> tuple[int, Shapes, Asked]:
+    """Check the tiny model before it is built. Returns its number of parameters and sizes, and what it was asked."""
     dataset = task.dataset
     check_conditions(len(dataset.pool), dataset.classes)
     from rft_cluster.model.tiny.build import untrained
@@ -110,4 +130,5 @@ def _check_tiny(config: Config, task: Task) -> tuple[int, tuple[str, list[str]]]
     check_window(model.config.text_config.max_position_embeddings, config.max_model_tokens, "the small model")
     with tempfile.TemporaryDirectory(prefix="rft_cluster_") as folder:
         processor.save_pretrained(folder)
-        return model.num_parameters(), ask_model(config, task, folder, task.examples)
+        shapes = Shapes.of(model.config.to_dict(), Path(folder))
+        return model.num_parameters(), shapes, ask_model(config, task, folder, task.examples)

@@ -16,7 +16,7 @@ from rft_cluster.config import Config
 from rft_cluster.data import FewShotDataset, load_dataset
 from rft_cluster.data.images import DECODE_ERRORS, open_image
 from rft_cluster.messages import Example
-from rft_cluster.model.image_size import view_of
+from rft_cluster.model.image_size import PromptLength, view_of
 from rft_cluster.prompts import PROBLEM, make_prompts, render_template
 
 TINY_CACHE = Path("~/.cache/rft_cluster/tiny")
@@ -157,12 +157,20 @@ def check_model(config: Config, task: Task, model_path: str, examples: list[Exam
 
     model = find_model(model_path)
     check_files(model, config.max_model_tokens)
-    longest, notes = ask_model(config, task, str(model.folder), examples)
-    print("\n".join([longest, *notes]), flush=True)
+    asked = ask_model(config, task, str(model.folder), examples)
+    print("\n".join(asked.notes), flush=True)
 
 
-def ask_model(config: Config, task: Task, folder: str, examples: list[Example]) -> tuple[str, list[str]]:
-    """Check prompts and answers with the tokenizer in `folder`. Returns a line on the longest prompt, and notes.
+@dataclass(frozen=True)
+class Asked:
+    """What the tokenizer says about a task: `lengths` of the prompts, in the order of the examples, and notes."""
+
+    lengths: list[PromptLength]
+    notes: list[str]
+
+
+def ask_model(config: Config, task: Task, folder: str, examples: list[Example]) -> Asked:
+    """Check prompts and answers with the tokenizer in `folder`.
 
     Raises:
         UserError: tokenizer, processor or chat template are unusable, a prompt is too long, or no answer fits.
@@ -173,5 +181,6 @@ def ask_model(config: Config, task: Task, folder: str, examples: list[Example]) 
     encoder = PromptEncoder(folder, model.min_pixels, model.max_pixels, model.trust_remote_code)
     notes = room_for_answers(config, task, lambda text: len(encoder.tokenizer(text)["input_ids"]))
     prompts = make_prompts(examples, task.text, "check", 0, config.run.seed)
-    longest = encoder.check_lengths(prompts, task.dataset.images, model.max_prompt_tokens)
-    return f"prompts     {longest} tokens at most, of {model.max_prompt_tokens}", notes
+    lengths = encoder.check_lengths(prompts, task.dataset.images, model.max_prompt_tokens)
+    longest = max(length.tokens for length in lengths)
+    return Asked(lengths, [f"prompts     {longest} tokens at most, of {model.max_prompt_tokens}", *notes])

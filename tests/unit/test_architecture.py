@@ -17,6 +17,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 BASE = {"common", "messages", "config"}
 MAY_IMPORT: dict[str, set[str]] = {
     "train": {"data", "prompts", "algorithm", "rewards", "classification", "run", "cluster"},
+    "plan": {"cluster", "run", "model"},
     "cluster": {"generator", "learner", "rewards", "weights"},
     "run": {"data", "prompts", "algorithm", "classification", "model"},
     "classification": {"data", "prompts", "rewards"},

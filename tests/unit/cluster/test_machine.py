@@ -173,7 +173,7 @@ def test_what_weights_take_is_held_against_the_memory(monkeypatch, lora, kl, lea
 
 @pytest.mark.parametrize(("gigabytes", "fits"), [(24, False), (80, True)])
 def test_a_gpu_is_too_small_for_all_weights_of_the_2b_model(monkeypatch, gigabytes, fits):
-    monkeypatch.setattr(machine, "_smallest_gpu", lambda: gigabytes * 10**9)
+    monkeypatch.setattr(machine, "smallest_gpu", lambda: ("a card", gigabytes * 10**9))
     parameters = 2_208_985_600
     if fits:
         machine.check_memory(on_gpus(), parameters)
@@ -191,5 +191,5 @@ def test_a_gpu_is_too_small_for_all_weights_of_the_2b_model(monkeypatch, gigabyt
 def test_the_configurations_fit_what_they_are_for(monkeypatch, name, gigabytes):
     from rft_cluster.config import load_config
 
-    monkeypatch.setattr(machine, "_smallest_gpu", lambda: gigabytes * 10**9)
+    monkeypatch.setattr(machine, "smallest_gpu", lambda: ("a card", gigabytes * 10**9))
     machine.check_memory(load_config(name, []), 2_208_985_600)

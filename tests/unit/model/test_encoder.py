@@ -12,7 +12,7 @@ from rft_cluster.config import DataSection
 from rft_cluster.data import load_dataset
 from rft_cluster.data.images import image_sha256
 from rft_cluster.model.encoder import PromptEncoder
-from rft_cluster.model.image_size import view_of
+from rft_cluster.model.image_size import PromptLength, view_of
 from rft_cluster.model.tiny.build import build_processor
 
 START, END, IMAGE_PAD = 3, 4, 6  # vision_start, vision_end, image_pad of the tiny tokenizer
@@ -48,7 +48,7 @@ def test_a_prompt_that_is_too_long_is_refused_with_its_counts(encoder):
     prompt, images = some_prompt(image=image), {image_sha256(image): image}
     ids = encoder.encode(prompt.text, image).token_ids
     assert ids.count(IMAGE_PAD) == 4  # resized to 56 x 56 pixels, 28 x 28 a token
-    assert encoder.check_lengths([prompt], images, len(ids)) == len(ids)
+    assert encoder.check_lengths([prompt], images, len(ids)) == [PromptLength(4, len(ids) - 4)]
     with pytest.raises(UserError) as caught:
         encoder.check_lengths([prompt], images, len(ids) - 1)
     for text in (
@@ -63,7 +63,8 @@ def test_a_prompt_s_length_is_known_from_the_size_of_its_image(encoder_with, siz
     encoder, image = encoder_with(56 * 56, 200_000), picture(*size)
     prompt = some_prompt(image=image, text="Which one? \u00e9")
     tokens = len(encoder.encode(prompt.text, image).token_ids)
-    assert encoder.check_lengths([prompt], {image_sha256(image): image}, 10_000) == tokens
+    (length,) = encoder.check_lengths([prompt], {image_sha256(image): image}, 10_000)
+    assert length.tokens == tokens
 
 
 def upside_down(image: Image.Image) -> tuple[Image.Image, dict]:

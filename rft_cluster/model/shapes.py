@@ -1,0 +1,174 @@
+"""The sizes of a model, from its config.json: parameters by part, and the bytes and FLOPs of one layer.
+
+Formulas of transformers' Qwen2-VL (`modeling_qwen2_vl.py`, 5.19) with this project's attention. `benchmarks/plan.py`
+measures the bytes at the 2B's true widths, and unit tests count them at small ones.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rft_cluster.model.numbers import FRAMES, read_numbers
+from rft_cluster.model.qwen2vl import LORA_TARGETS, MERGE, PATCH
+
+COLOURS = 3
+PATCH_VALUES = COLOURS * FRAMES * PATCH * PATCH  # a patch's pixel values: 1176
+MERGED = MERGE * MERGE  # patches of an image token
+ADAPTED = len(LORA_TARGETS)  # linear layers of a text layer with a LoRA adapter
+FP32 = 4  # bytes
+# Tokens for which log-probabilities are computed at once. Bounds the FP32 [tokens x vocabulary] tensor.
+LOGPROB_CHUNK = 512
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Widths and numbers of layers. `query` and `key` are widths of all heads together: 1536 and 256 in the 2B."""
+
+    hidden: int
+    query: int
+    key: int
+    inner: int
+    layers: int
+    heads: int
+    vocabulary: int
+    tied: bool
+    vision_hidden: int
+    vision_inner: int
+    vision_layers: int
+    vision_heads: int
+
+    @classmethod
+    def of(cls, config: dict[str, Any], file: Path) -> "Shapes":
+        """The sizes in `config`, the content of `file`.
+
+        Raises:
+            UserError: a number is out of its range.
+        """
+        text, vision = read_numbers(config, file)
+        head = text.hidden_size // text.num_attention_heads
+        section = config.get("text_config") or {}
+        return cls(
+            hidden=text.hidden_size,
+            query=text.hidden_size,
+            key=head * (text.num_key_value_heads or text.num_attention_heads),
+            inner=text.intermediate_size,
+            layers=text.num_hidden_layers,
+            heads=text.num_attention_heads,
+            vocabulary=text.vocab_size,
+            tied=bool(config.get("tie_word_embeddings", section.get("tie_word_embeddings", False))),
+            vision_hidden=vision.embed_dim,
+            vision_inner=int(vision.embed_dim * vision.mlp_ratio),
+            vision_layers=vision.depth,
+            vision_heads=vision.num_heads,
+        )
+
+    # Numbers of parameters
+
+    @property
+    def text_layer(self) -> int:
+        """q, k, v with biases; o; gate, up, down; two norms."""
+        attention = self.hidden * (self.query + 2 * self.key) + self.query + 2 * self.key + self.query * self.hidden
+        return attention + 3 * self.hidden * self.inner + 2 * self.hidden
+
+    @property
+    def vision_layer(self) -> int:
+        """qkv, proj, fc1, fc2 and two norms, all with biases."""
+        width, inner = self.vision_hidden, self.vision_inner
+        return 4 * width * (width + 1) + 2 * width * inner + inner + width + 4 * width
+
+    @property
+    def merger(self) -> int:
+        """A norm and two linear layers, from the patches of a token to the language model's width."""
+        width = MERGED * self.vision_hidden
+        return 2 * self.vision_hidden + width * (width + 1) + (width + 1) * self.hidden
+
+    @property
+    def patch_embedding(self) -> int:
+        return PATCH_VALUES * self.vision_hidden
+
+    @property
+    def embedding(self) -> int:
+        """Also the size of the `lm_head`, which is the same tensor if `tied`."""
+        return self.vocabulary * self.hidden
+
+    @property
+    def vision(self) -> int:
+        """The whole vision tower, merger included."""
+        return self.vision_layers * self.vision_layer + self.patch_embedding + self.merger
+
+    @property
+    def root(self) -> int:
+        """What FSDP keeps outside the layers: embedding, head, last norm, patch embedding, merger."""
+        return self.embedding * (1 if self.tied else 2) + self.hidden + self.patch_embedding + self.merger
+
+    @property
+    def parameters(self) -> int:
+        return self.layers * self.text_layer + self.vision_layers * self.vision_layer + self.root
+
+    @property
+    def largest_unit(self) -> int:
+        """The largest layer that FSDP gathers by itself."""
+        return max(self.text_layer, self.vision_layer)
+
+    @property
+    def tensors(self) -> int:
+        """Number of parameter tensors: 12 a text layer, 12 a vision layer, and those of the root."""
+        return 12 * (self.layers + self.vision_layers) + 9 + (0 if self.tied else 1)
+
+    def adapters(self, rank: int) -> int:
+        """Parameters of LoRA adapters of this rank: [rank, in] and [out, rank] for each of seven linear layers."""
+        hidden, query, key, inner = self.hidden, self.query, self.key, self.inner
+        widths = (hidden + query) + 2 * (hidden + key) + (query + hidden) + 3 * (hidden + inner)
+        return self.layers * rank * widths
+
+    # Bytes that autograd keeps for the backward. `size`: bytes of the type that layers compute in.
+
+    def kept_text(self, size: int, rank: int = 0) -> int:
+        """Of a token in one text layer, without attention's keys. `rank`: of LoRA adapters; 0: weights are trained.
+
+        Each norm keeps its input in FP32, the normalised input (for its weight's gradient), and its output, the next
+        linear layer's input. The MLP keeps four tensors (gate, its activation, up, their product), attention its query
+        and its output. Adapters keep their own rank's values; frozen norms keep no normalised input.
+        """
+        norms = 2 * self.hidden * (FP32 + size + (0 if rank else size))
+        return norms + 4 * self.inner * size + 2 * self.query * size + ADAPTED * rank * size + FP32 * (self.heads + 2)
+
+    def kept_text_sdpa(self, size: int) -> int:
+        """What SDPA keeps beyond that of a token: on CPUs it computes in FP32 (`shared_prefix.sdpa_segments`), so query
+        and output are there in FP32 too, or in FP32 once more."""
+        return self.query * (2 * FP32 - size)
+
+    def kept_key(self, size: int) -> int:
+        """Of one row of gathered keys and values in one text layer. A completion gathers its prompt's rows again."""
+        return 2 * self.key * size
+
+    def kept_vision(self, size: int) -> int:
+        """Of a patch in one vision layer: two norms' inputs and outputs (4 widths); qkv, rotated query and key,
+        attention's output, once more as the next layer's input (7); and the MLP's three inner tensors."""
+        inner = 3 * self.vision_inner * size
+        return 11 * self.vision_hidden * size + inner + FP32 * self.vision_heads + 4 * size
+
+    def kept_text_ends(self, size: int) -> int:
+        """Of a token outside the layers: the embedding, the last norm, the rotary tables of a head's width."""
+        head = self.query // self.heads
+        return self.hidden * (FP32 + 2 * size) + 2 * head * size
+
+    def kept_vision_ends(self, size: int) -> int:
+        """Of a patch outside the layers: pixels as given (FP32) and as computed with, and the merger's four tensors."""
+        head = self.vision_hidden // self.vision_heads
+        return PATCH_VALUES * (FP32 + size) + 4 * self.vision_hidden * size + 2 * head * FP32
+
+    # FLOPs of a forward: two for each weight and token (a multiplication and an addition)
+
+    def text_flops(self, tokens: float, pairs: float) -> float:
+        """Of all text layers. `pairs`: of a query and a key that it attends to; each takes 4 FLOPs a head's width."""
+        return self.layers * (2 * self.text_layer * tokens + 4 * self.query * pairs)
+
+    def vision_flops(self, patches: float, pairs: float) -> float:
+        """Of the vision tower. `pairs`: of patches of the same image."""
+        layers = self.vision_layers * (2 * self.vision_layer * patches + 4 * self.vision_hidden * pairs)
+        return layers + 2 * patches * (self.patch_embedding + self.merger / MERGED)
+
+    def head_flops(self, tokens: float) -> float:
+        """Of the logits of these tokens."""
+        return 2 * self.embedding * tokens

@@ -1,0 +1,101 @@
+"""The estimate of a run: what fits where, and how long it takes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rft_cluster.config import Config
+from rft_cluster.model.shapes import Shapes
+from rft_cluster.plan.cards import Card
+from rft_cluster.plan.memory import GIB, activations, key_value_bytes
+from rft_cluster.plan.places import Place, engine, places
+from rft_cluster.plan.seconds import Seconds, evaluation_seconds, step_seconds
+from rft_cluster.plan.work import Prompts, Row, fullest_row, learner_share
+
+SHORT = 4  # the shorter completions have a quarter of `sampling.max_tokens`
+SHORTEST = 16  # tokens: a completion with the four tags of the format and a word has about as many
+TIGHT = 0.08  # of the limit; allocators lose some of a memory to fragments
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The estimate of a run. `cache_tokens`: of an engine's KV cache, which needs `least_tokens` to start at all.
+    `seconds`, `hours`, `evaluations`: by the completions' mean length in tokens; hours of all steps, and of all
+    evaluations."""
+
+    row: Row
+    places: list[Place]
+    cache_tokens: float
+    least_tokens: int
+    seconds: dict[int, Seconds]
+    hours: dict[int, float]
+    evaluations: dict[int, float]
+
+    @property
+    def fits(self) -> bool:
+        return self.serves and all(place.free >= TIGHT * place.limit for place in self.places)
+
+    @property
+    def serves(self) -> bool:
+        """True if the engines start: vLLM refuses a cache that does not hold one prompt and its completion."""
+        return self.cache_tokens >= self.least_tokens
+
+    @property
+    def slowest(self) -> float:
+        """Seconds of a step with the longest completions."""
+        return max(seconds.step for seconds in self.seconds.values())
+
+
+def make_plan(config: Config, shapes: Shapes, prompts: Mapping[str, Prompts], card: Card) -> Plan:
+    """Estimate a run with these prompts on such cards. For a run on CPUs, `card` is the machine."""
+    most = config.sampling.max_tokens
+    lengths = sorted({max(1, most // SHORT), most})
+    train = prompts["train"]
+    row, micro_batches = worst_row(config, shapes, train)
+    seconds = {length: step_seconds(shapes, config, card, train.mean, length) for length in lengths}
+    asked = evaluated(config, prompts)
+    evaluations = {
+        length: sum(times * evaluation_seconds(shapes, config, card, prompts[split], length) for split, times in asked)
+        for length in lengths
+    }
+    return Plan(
+        row,
+        places(shapes, config, card, row, micro_batches),
+        cache_tokens(shapes, config, card),
+        config.max_model_tokens,
+        seconds,
+        {length: seconds[length].step * config.schedule.steps / 3600 for length in lengths},
+        {length: evaluations[length] / 3600 for length in lengths},
+    )
+
+
+def cache_tokens(shapes: Shapes, config: Config, card: Card) -> float:
+    """Tokens of an engine's KV cache."""
+    if config.cluster.device == "cpu":
+        return config.generators.kv_cache_gib * GIB / key_value_bytes(shapes)
+    return engine(shapes, config, card.gib).tokens
+
+
+def worst_row(config: Config, shapes: Shapes, prompts: Prompts) -> tuple[Row, int]:
+    """The micro-batch with the most activations, over all lengths of completions, and how many a learner has then.
+
+    Short completions leave room for more prompts in a row, whose images take more than the completions."""
+    a_rank = -(-config.schedule.prompts_per_step // config.learners.count)
+    longest = prompts.longest[:a_rank]
+    group, limit, length = config.sampling.group_size, config.learners.micro_batch_tokens, config.sampling.max_tokens
+    found: list[tuple[float, Row, int]] = []
+    while not found or length >= SHORTEST:
+        row = fullest_row(longest, group, length, limit)
+        kept = activations(shapes, config, row)
+        found.append((kept.text + kept.vision, row, learner_share(config, longest[0], length).micro_batches))
+        length //= 2
+    _, row, micro_batches = max(found, key=lambda one: one[0])
+    return row, micro_batches
+
+
+def evaluated(config: Config, prompts: Mapping[str, Prompts]) -> list[tuple[str, int]]:
+    """Which splits are evaluated how often: validation images every so many steps and at the end, test images twice."""
+    schedule = config.schedule
+    every = schedule.evaluate_every
+    validations = -(-schedule.steps // every) if every else 0
+    often = {"validation": validations, "test": 2}
+    return [(split, times) for split, times in often.items() if prompts[split].count * times]

@@ -1,0 +1,171 @@
+"""Bytes that the roles hold, by part and phase. Pure formulas; FSDP2's, AdamW's and vLLM's parts are named after them.
+
+A learner's memory is the fullest in one of four moments of an update:
+
+    backward begins    all activations of the row, and the gradient of the logits
+    text is done       the vision tower's activations, and the gradients of all text layers
+    root is summed     all gradients, and the root's (embedding, merger) once more in FP32, which FSDP adds up
+    optimizer          all gradients, and AdamW's temporaries for the largest tensor
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from rft_cluster.config import Config
+from rft_cluster.model.shapes import FP32, LOGPROB_CHUNK, Shapes
+from rft_cluster.plan.work import Row
+
+GIB = 2**30
+BF16 = 2  # bytes
+MOMENTS = 2 * FP32
+# Of one token's logits in the backward of a chunk: four FP32 tensors (log-softmax, its gradient, and two on the way
+# back to the logits), beside the logits themselves.
+LOGITS_BACKWARD = 4 * FP32
+PACKED = 2**30  # vLLM's buffer of a transfer: 1 GiB, or the largest tensor if that is larger
+
+PHASES = ("generate", "learn", "transfer")
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one thing takes, in bytes, in each phase of a step."""
+
+    name: str
+    generate: float = 0
+    learn: float = 0
+    transfer: float = 0
+
+    @classmethod
+    def always(cls, name: str, held: float) -> "Part":
+        return cls(name, held, held, held)
+
+    def in_phase(self, phase: str) -> float:
+        return float(getattr(self, phase))
+
+
+@dataclass(frozen=True)
+class State:
+    """Bytes of what a learner rank keeps from step to step, and of its gradients."""
+
+    weights: float
+    moments: float
+    gradients: float
+    reference: float
+
+
+def state(shapes: Shapes, config: Config) -> State:
+    """One rank's share. Masters, gradients and moments are FP32 (4, 4 and 8 bytes a parameter), the reference is BF16;
+    with LoRA the base is BF16 and only the adapters have gradients and moments, and no reference is needed."""
+    ranks, lora, frozen = config.learners.count, config.model.lora, 0
+    if lora:
+        trained = shapes.adapters(lora.rank)
+        weights = BF16 * shapes.parameters + FP32 * trained
+    else:
+        frozen = shapes.vision if config.model.freeze_vision else 0
+        trained, weights = shapes.parameters - frozen, FP32 * shapes.parameters
+    reference = BF16 * shapes.parameters if config.algorithm.kl_beta and not lora else 0
+    return State(weights / ranks, MOMENTS * trained / ranks, FP32 * trained / ranks, reference / ranks)
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes that autograd keeps of a row: of the language model, and of the vision tower."""
+
+    text: float
+    vision: float
+    text_layer: float  # of one text layer alone, computed again with gradient checkpointing
+    vision_layer: float
+
+
+def activations(shapes: Shapes, config: Config, row: Row) -> Activations:
+    """Activations of one micro-batch without gradient checkpointing, or only the layers' inputs with it."""
+    size, rank = compute_size(config), config.model.lora.rank if config.model.lora else 0
+    on_cpu = config.cluster.device == "cpu"
+    token = shapes.kept_text(size, rank) + (shapes.kept_text_sdpa(size) if on_cpu else 0)
+    key = shapes.kept_key(FP32 if on_cpu else size)
+    text_layer = token * row.tokens + key * row.keys
+    vision_layer = 0.0 if vision_is_frozen(config) else shapes.kept_vision(size) * row.patches
+    text_kept, vision_kept = text_layer, vision_layer
+    if config.learners.gradient_checkpointing:
+        text_kept = shapes.hidden * size * row.tokens
+        vision_kept = 0.0 if vision_is_frozen(config) else shapes.vision_hidden * size * row.patches
+    text_ends = shapes.kept_text_ends(size) * row.tokens + shapes.hidden * size * row.predicted
+    return Activations(
+        text=shapes.layers * text_kept + text_ends,
+        vision=shapes.vision_layers * vision_kept + shapes.kept_vision_ends(size) * row.patches,
+        text_layer=text_layer,
+        vision_layer=vision_layer or 3 * shapes.vision_inner * size * row.patches,
+    )
+
+
+def vision_is_frozen(config: Config) -> bool:
+    return config.model.freeze_vision or config.model.lora is not None
+
+
+def compute_size(config: Config) -> int:
+    """Bytes of a number in the type that layers compute in."""
+    return BF16 if config.cluster.dtype == "bfloat16" else FP32
+
+
+def logits(shapes: Shapes, config: Config, predicted: float) -> float:
+    """The chunk of logits in the backward; and, where the head is trained, its gradient twice: the chunk's own, and the
+    sum so far."""
+    size = compute_size(config)
+    own = 0 if config.model.lora else 2 * size * shapes.embedding
+    return min(LOGPROB_CHUNK, predicted) * shapes.vocabulary * (size + LOGITS_BACKWARD) + own
+
+
+def in_flight(shapes: Shapes, config: Config, row: Row) -> float:
+    """Layers that FSDP gathers (this one and the next), one layer's gradient as computed and as summed in FP32, and the
+    gradients of the MLP's three inner tensors."""
+    size = compute_size(config)
+    layer = (2 + 1) * size + FP32 if not config.model.lora else 2 * size
+    return layer * shapes.largest_unit + 3 * shapes.inner * size * row.tokens
+
+
+def learner_parts(shapes: Shapes, config: Config, row: Row, micro_batches: int) -> list[Part]:
+    """What a learner rank holds on its device. `row`: the largest of its micro-batches."""
+    held, kept, size = state(shapes, config), activations(shapes, config, row), compute_size(config)
+    ranks, offloaded = config.learners.count, config.learners.cpu_offload
+    # The root of the reference is never sharded again: no backward follows its forward.
+    root, reference_root = size * shapes.root, size * shapes.root if held.reference else 0
+    if offloaded:
+        held = State(0, 0, 0, 0)
+    trained_root = 0 if config.model.lora else shapes.root
+    again = config.learners.gradient_checkpointing
+    early = held.gradients if micro_batches > 1 else 0  # of the micro-batches before
+    flight = in_flight(shapes, config, row)
+    moments = [  # gradients, gathered root, layers in flight, activations, logits, temporaries
+        (
+            *(early, root, flight, kept.text + kept.vision + (kept.text_layer if again else 0)),
+            *(logits(shapes, config, row.predicted), 0),
+        ),
+        (held.gradients, root, flight, kept.vision + (kept.vision_layer if again else 0), 0, size * trained_root),
+        (held.gradients, root, 0, 0, 0, (size + FP32) * trained_root),
+        (held.gradients, 0, 0, 0, 0, 0 if offloaded or config.model.lora else 2 * FP32 * shapes.embedding / ranks),
+    ]
+    gradients, gathered, flight, kept_bytes, logit_bytes, temporary = max(moments, key=sum)
+    return [
+        Part.always("weights of the policy", held.weights),
+        Part.always("moments of AdamW", held.moments),
+        Part("gradients", learn=gradients),
+        Part.always("reference", held.reference),
+        Part("gathered by FSDP", reference_root, reference_root + gathered + flight, reference_root),
+        Part("activations", learn=kept_bytes),
+        Part("logits", learn=logit_bytes),
+        Part("temporaries", learn=temporary),
+    ]
+
+
+def transfer_buffer(shapes: Shapes) -> float:
+    """The packed buffer of vLLM's IPC and NCCL senders: it holds whole tensors."""
+    return max(PACKED, BF16 * shapes.embedding)
+
+
+def key_value_bytes(shapes: Shapes) -> float:
+    """Of one token in an engine's KV cache, in BF16: keys and values of all layers."""
+    return 2 * shapes.key * BF16 * shapes.layers
+
+
+def total(parts: Iterable[Part], phase: str) -> float:
+    return sum(part.in_phase(phase) for part in parts)

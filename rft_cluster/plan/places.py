@@ -1,0 +1,131 @@
+"""The memories of a run, each with what it holds: a GPU of a learner, of a generator or of both, or a CPU's machine."""
+
+from dataclasses import dataclass
+
+from rft_cluster.config import Config
+from rft_cluster.model.shapes import FP32, Shapes
+from rft_cluster.plan.cards import Card
+from rft_cluster.plan.memory import (
+    BF16,
+    GIB,
+    PHASES,
+    Part,
+    compute_size,
+    key_value_bytes,
+    learner_parts,
+    state,
+    total,
+    transfer_buffer,
+)
+from rft_cluster.plan.work import Row
+
+# GiB of a process on a GPU before it holds a tensor: CUDA's context and the libraries' workspaces. An engine's graphs
+# stay through its sleep (vLLM, `sleep_mode_offload_cudagraph`). Estimated, never measured.
+CONTEXT, ENGINE_CONTEXT = 0.5 * GIB, 2.0 * GIB
+# vLLM's default number of tokens in one step of an engine: more on large cards (`EngineArgs.get_batch_defaults`).
+BATCHED, BATCHED_ON_LARGE, LARGE_GIB = 8192, 16_384, 70
+# GiB of a CPU process with torch, transformers, vLLM or Ray imported; measured on the digits (docs/gpus.md).
+PROCESS = {"learner": 0.9 * GIB, "engine": 1.3 * GIB, "driver and Ray": 1.6 * GIB}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A memory of `limit` bytes and its parts."""
+
+    name: str
+    limit: float
+    parts: list[Part]
+
+    def peak(self, phase: str) -> float:
+        return total(self.parts, phase)
+
+    @property
+    def fullest(self) -> str:
+        """The phase in which it holds most."""
+        return max(PHASES, key=self.peak)
+
+    @property
+    def free(self) -> float:
+        return self.limit - self.peak(self.fullest)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Bytes of a generator's engine on each of its GPUs, and the tokens that its KV cache has room for."""
+
+    weights: float
+    working: float
+    cache: float
+    tokens: float
+
+
+def engine(shapes: Shapes, config: Config, gib: float) -> Engine:
+    """vLLM takes `generators.gpu_memory` of the card and gives the KV cache what weights and working memory leave."""
+    cards, seats = max(1, int(config.generators.gpus)), config.generators.max_concurrent
+    weights = BF16 * shapes.parameters / cards
+    batched = BATCHED_ON_LARGE if gib >= LARGE_GIB else BATCHED
+    # The largest layer's inner tensors for all tokens of a step, and the sampler's logits for all sequences.
+    working = batched * (3 * shapes.inner / cards + 4 * shapes.hidden) * BF16 + 3 * seats * shapes.vocabulary * FP32
+    cache = config.generators.gpu_memory * gib * GIB - weights - working
+    return Engine(weights, working, cache, cache / (key_value_bytes(shapes) / cards))
+
+
+def places(shapes: Shapes, config: Config, card: Card, row: Row, micro_batches: int) -> list[Place]:
+    """The memories of a run. `row`: the largest micro-batch of a learner, of `micro_batches` in a step."""
+    learner = learner_parts(shapes, config, row, micro_batches)
+    if config.cluster.device == "cpu":
+        return [Place("this machine", card.gib * GIB, _on_a_cpu(shapes, config, learner))]
+    room, serving = card.gib * GIB, engine(shapes, config, card.gib)
+    largest, chunk = BF16 * shapes.embedding, transfer_buffer(shapes)
+    if config.shares_gpus:
+        parts = [
+            *learner,
+            Part("transfer buffers", transfer=2 * chunk + largest),  # sender's buffer, the receiver's copy of a chunk
+            Part("engine: weights", serving.weights, 0, serving.weights),
+            Part("engine: working memory", serving.working),
+            Part("engine: KV cache", serving.cache),
+            Part.always("CUDA, both processes", CONTEXT + ENGINE_CONTEXT),
+        ]
+        return [Place(f"GPU of a learner and a generator, {card.name}", room, parts)]
+    learning = [
+        *learner,
+        Part("transfer buffers", transfer=2 * chunk + largest),
+        Part.always("CUDA and NCCL", CONTEXT + 2 * CONTEXT * (config.learners.count > 1)),
+    ]
+    generating = [
+        Part.always("engine: weights", serving.weights),
+        Part.always("engine: working memory", serving.working),
+        Part.always("engine: KV cache", serving.cache),
+        Part("transfer buffers", transfer=2 * chunk + shapes.largest_unit * BF16),
+        Part.always("CUDA and graphs", ENGINE_CONTEXT),
+    ]
+    return [
+        Place(f"GPU of a learner, {card.name}", room, learning),
+        Place(f"GPU of a generator, {card.name}", room, generating),
+    ]
+
+
+def _on_a_cpu(shapes: Shapes, config: Config, learner: list[Part]) -> list[Part]:
+    """All roles' memory on one machine. Engines keep their weights and caches all the time."""
+    learners, generators = config.learners.count, config.generators.count
+    processes = {
+        "learner processes": learners * PROCESS["learner"],
+        "engine processes": generators * PROCESS["engine"],
+        "driver and Ray": PROCESS["driver and Ray"],
+    }
+    return [
+        *(Part(part.name, *(learners * part.in_phase(phase) for phase in PHASES)) for part in learner),
+        Part.always("weights in shared memory", BF16 * shapes.parameters),
+        Part.always("engines: weights", generators * compute_size(config) * shapes.parameters),
+        Part.always("engines: KV cache, at most", generators * config.generators.kv_cache_gib * GIB),
+        *(Part.always(name, held) for name, held in processes.items()),
+    ]
+
+
+def host_memory(shapes: Shapes, config: Config) -> float:
+    """Bytes that the learners' hosts need in all at the start: each rank loads the whole model before it is sharded.
+    With `cpu_offload` the state of all ranks stays there."""
+    held = state(shapes, config)
+    loading = config.learners.count * config.learners.count * (held.weights + held.reference)
+    staying = config.learners.count * (held.weights + held.moments + held.gradients + held.reference)
+    return max(loading, staying if config.learners.cpu_offload else 0)

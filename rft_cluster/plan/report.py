@@ -1,0 +1,100 @@
+"""The plan as text: GiB by part and phase, seconds a step, hours, and what to change if it does not fit."""
+
+from collections.abc import Collection, Mapping
+from functools import partial
+
+from rft_cluster.config import Config
+from rft_cluster.model.shapes import Shapes
+from rft_cluster.plan.advice import advice_lines
+from rft_cluster.plan.cards import Card
+from rft_cluster.plan.estimate import TIGHT, Plan, evaluated, make_plan
+from rft_cluster.plan.memory import GIB, PHASES
+from rft_cluster.plan.places import Place, host_memory
+from rft_cluster.plan.work import Prompts
+from rft_cluster.run.preflight import Checked
+
+SHOWN = 0.05  # GiB; smaller parts are only in the sum
+
+
+def print_plan(config: Config, checked: Checked, card: Card) -> None:
+    """Print the plan of a checked run on such cards (on CPUs: on this machine), and advice if it does not fit."""
+    prompts = {split: Prompts.of(lengths) for split, lengths in checked.prompts.items()}
+    print("\n".join(plan_lines(config, checked.shapes, prompts, card)), flush=True)
+
+
+def plan_lines(config: Config, shapes: Shapes, prompts: Mapping[str, Prompts], card: Card) -> list[str]:
+    """The plan, and advice if it does not fit."""
+    plan_of = partial(make_plan, shapes=shapes, prompts=prompts, card=card)
+    plan = plan_of(config)
+    lines = describe(config, shapes, plan, prompts, card)
+    return lines if plan.fits else [*lines, *advice_lines(config, plan_of)]
+
+
+def describe(config: Config, shapes: Shapes, plan: Plan, prompts: Mapping[str, Prompts], card: Card) -> list[str]:
+    """The whole plan, as lines for the user."""
+    row, train = plan.row, prompts["train"]
+    lines = [
+        f"largest row {row.prompts:g} prompts, {row.tokens:,.0f} tokens, {row.patches:,.0f} patches (images have up to "
+        f"{max(one.image for one in train.longest)} tokens, {train.mean.image} on average)"
+    ]
+    for place in plan.places:
+        lines += memory_lines(place)
+    lines.append(cache_line(plan))
+    if config.cluster.device == "cuda":
+        lines.append(f"host memory {host_memory(shapes, config) / GIB:.0f} GiB in all while learners load the model")
+    return [*lines, *time_lines(config, plan, prompts, card)]
+
+
+def cache_line(plan: Plan) -> str:
+    if plan.serves:
+        return f"KV cache    {plan.cache_tokens:,.0f} tokens of prompts and completions in an engine, estimated"
+    return (
+        f"KV cache    DOES NOT START: room for {max(0, plan.cache_tokens):,.0f} tokens in an engine, and a prompt with "
+        f"its completion may have {plan.least_tokens:,}"
+    )
+
+
+def memory_lines(place: Place) -> list[str]:
+    """A table of the parts by phase, in GiB."""
+    lines = [f"{f'GiB, {place.name}':<52}" + "".join(f"{phase:>10}" for phase in PHASES)]
+    for part in place.parts:
+        held = [part.in_phase(phase) / GIB for phase in PHASES]
+        if max(held) >= SHOWN:
+            lines.append(f"  {part.name:<50}" + "".join(f"{gib:>10.1f}" for gib in held))
+    lines.append(f"  {'in all':<50}" + "".join(f"{place.peak(phase) / GIB:>10.1f}" for phase in PHASES))
+    verdict = "DOES NOT FIT" if place.free < 0 else "TIGHT" if place.free < TIGHT * place.limit else "fits"
+    return [
+        *lines,
+        f"  {verdict}: {place.peak(place.fullest) / GIB:.1f} of {place.limit / GIB:.1f} GiB in the fullest phase "
+        f"({place.fullest}), estimated",
+    ]
+
+
+def time_lines(config: Config, plan: Plan, prompts: Mapping[str, Prompts], card: Card) -> list[str]:
+    """Seconds a step by phase, and hours."""
+    lengths = list(plan.seconds)
+    lines = [f"{f'seconds a step, {standing(card)}':<52}" + "".join(f"{f'{length} tokens':>12}" for length in lengths)]
+    for phase in (*PHASES, "step"):
+        name = "a step" if phase == "step" else phase
+        values = [getattr(plan.seconds[length], phase) for length in lengths]
+        lines.append(f"  {name:<50}" + "".join(f"{value:>12.2g}" for value in values))
+    asked = ", ".join(f"{times} x {prompts[split].count} {split}" for split, times in evaluated(config, prompts))
+    steps, evaluations = _between(plan.hours.values()), _between(plan.evaluations.values())
+    return [
+        *lines,
+        "  completions have a quarter of sampling.max_tokens, and all of it",
+        f"the run     {steps} for {config.schedule.steps} steps"
+        + (f", {evaluations} for evaluations ({asked} images)" if asked else ", no evaluation")
+        + f"; {standing(card)}",
+    ]
+
+
+def standing(card: Card) -> str:
+    """How far a time can be trusted."""
+    return f"estimated; {card.record} has figures measured on this card" if card.record else "estimated, never measured"
+
+
+def _between(hours: Collection[float]) -> str:
+    """A range of times, e.g. `9 min to 2.1 h`."""
+    low, high = (f"{value:.2g} h" if value >= 1 else f"{60 * value:.2g} min" for value in (min(hours), max(hours)))
+    return low if low == high else f"{low} to {high}"

@@ -1,0 +1,196 @@
+"""Seconds of a step by phase, from FLOPs, bytes and a card's rates.
+
+    learn       max(arithmetic + memory traffic, the processor's time to start the kernels), layer by layer
+    generate    prefill by arithmetic; then a step of the engine for each token of a completion, which reads the weights
+                and the KV cache once
+    transfer    the weights over the link or the memory, a few times
+
+Rates are shares of the data sheet's that such programs reach. None was measured on a GPU here.
+"""
+
+from dataclasses import dataclass
+
+from rft_cluster.config import Config
+from rft_cluster.model.image_size import PromptLength
+from rft_cluster.model.shapes import FP32, MERGED, Shapes
+from rft_cluster.plan.cards import Card
+from rft_cluster.plan.memory import BF16, GIB, activations, compute_size, key_value_bytes, vision_is_frozen
+from rft_cluster.plan.places import engine
+from rft_cluster.plan.work import Prompts, Row, Share, learner_share
+
+# Share of the peak that large BF16 matrix products reach, and share of the bandwidth that long copies reach.
+PRODUCTS, COPIES = 0.6, 0.8
+# Times that the bytes kept for the backward are written or read: in a forward that keeps them, and with its backward.
+FORWARD_PASSES, TRAINING_PASSES = 2, 6
+ADAM_BYTES = 28  # a parameter: read weight, gradient and two moments, write weight and two moments, all FP32
+ADAM_PASSES = 3  # AdamW on DTensors runs operation by operation, not fused: it reads and writes that often
+SLEEP = 0.5  # seconds for an engine to sleep and wake, level 2 (vLLM's blog of 2025-10-26: 0.1 to 0.8 for small models)
+# Seconds of a processor's core. Measured on one of an AMD EPYC with tiny widths, which leaves only Python, dispatch and
+# FSDP: a layer's forward (its backward takes twice that), and clipping and AdamW of one DTensor.
+LAYER_SECONDS, TENSOR_SECONDS = 1.0e-3, 1.0e-4
+# Seconds of an engine's own work in a step: scheduling, sampling, detokenising. On CPUs measured on the digits.
+ENGINE_SECONDS = {"cuda": 4e-3, "cpu": 6e-3}
+HOST_LINK = 20e9  # bytes a second between a GPU and pinned host memory (PCIe 4)
+SAMPLER_PASSES = 8  # over the FP32 logits of a step
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Of one step. `learners` and `generators` that have their own devices and `max_staleness` above 0 overlap."""
+
+    generate: float
+    learn: float
+    transfer: float
+    overlap: bool
+
+    @property
+    def step(self) -> float:
+        if self.overlap:
+            return max(self.generate, self.learn) + self.transfer
+        return self.generate + self.learn + self.transfer
+
+
+def step_seconds(shapes: Shapes, config: Config, card: Card, prompt: PromptLength, length: float) -> Seconds:
+    """The phases of a step with completions of `length` tokens on average."""
+    each = config.schedule.prompts_per_step / config.generators.count
+    return Seconds(
+        generate=generate_seconds(shapes, config, card, prompt, each, config.sampling.group_size, length),
+        learn=learn_seconds(shapes, config, card, learner_share(config, prompt, length)),
+        transfer=transfer_seconds(shapes, config, card),
+        overlap=bool(config.schedule.max_staleness),
+    )
+
+
+# Learning
+
+
+def learn_seconds(shapes: Shapes, config: Config, card: Card, share: Share) -> float:
+    """A step's updates on one learner, which has `share` of the step's tokens."""
+    row, count = share.row, share.micro_batches
+    forwards = bool(config.algorithm.kl_beta) + (config.algorithm.updates_per_step > 1)  # reference, old policy
+    device = (forwards * (forward_flops(shapes, row)) + training_flops(shapes, config, row)) / (
+        PRODUCTS * card.flops
+    ) + traffic(shapes, config, row, forwards) / (COPIES * card.bandwidth)
+    passes = forwards + 3 + config.learners.gradient_checkpointing  # a backward starts twice as many kernels
+    processor = count * passes * (shapes.layers + shapes.vision_layers) * LAYER_SECONDS
+    links = count * (forwards + 2) * _gathered(shapes, config, card) + count * _reduced(shapes, config, card)
+    busy = max(device, links, processor) if config.cluster.device == "cuda" else device + processor
+    return busy + config.algorithm.updates_per_step * optimizer_seconds(shapes, config, card)
+
+
+def forward_flops(shapes: Shapes, row: Row) -> float:
+    return (
+        shapes.text_flops(row.tokens, row.pairs)
+        + shapes.vision_flops(row.patches, row.patch_pairs)
+        + shapes.head_flops(row.predicted)
+    )
+
+
+def training_flops(shapes: Shapes, config: Config, row: Row) -> float:
+    """Forward and backward. A backward has the FLOPs of two forwards, one for the inputs' gradients and one for the
+    weights'; frozen weights need none for themselves. The head is computed twice (`model.policy`)."""
+    lora, again = config.model.lora is not None, config.learners.gradient_checkpointing
+    text, head = (2 if lora else 3) + again, 3 if lora else 4
+    vision = 1 if vision_is_frozen(config) else 3 + again
+    return (
+        text * shapes.text_flops(row.tokens, row.pairs)
+        + vision * shapes.vision_flops(row.patches, row.patch_pairs)
+        + head * shapes.head_flops(row.predicted)
+    )
+
+
+def traffic(shapes: Shapes, config: Config, row: Row, forwards: int) -> float:
+    """Bytes between memory and processor of everything between the matrix products, which is not fused."""
+    plain = config.model_copy(update={"learners": config.learners.model_copy(update={"gradient_checkpointing": False})})
+    kept = activations(shapes, plain, row)
+    again = FORWARD_PASSES * config.learners.gradient_checkpointing
+    chunk = shapes.vocabulary * FP32 * row.predicted
+    return (kept.text + kept.vision + chunk) * (forwards * FORWARD_PASSES + TRAINING_PASSES + again)
+
+
+def optimizer_seconds(shapes: Shapes, config: Config, card: Card) -> float:
+    """AdamW and clipping. Each tensor takes some time of the processor, whatever its size."""
+    lora = config.model.lora
+    trained = shapes.adapters(lora.rank) if lora else shapes.parameters
+    moved = ADAM_PASSES * ADAM_BYTES * trained / config.learners.count
+    rate = HOST_LINK if config.learners.cpu_offload else COPIES * card.bandwidth
+    device, processor = moved / rate, shapes.tensors * TENSOR_SECONDS
+    return max(device, processor) if config.cluster.device == "cuda" else device + processor
+
+
+def _gathered(shapes: Shapes, config: Config, card: Card) -> float:
+    """Seconds to gather all weights once, for a forward or a backward; from host memory if they are kept there."""
+    ranks, weights = config.learners.count, compute_size(config) * shapes.parameters
+    if config.learners.cpu_offload:
+        return weights / HOST_LINK
+    return weights * (ranks - 1) / ranks / card.link
+
+
+def _reduced(shapes: Shapes, config: Config, card: Card) -> float:
+    """Seconds to add up all gradients in FP32."""
+    lora, ranks = config.model.lora, config.learners.count
+    trained = shapes.adapters(lora.rank) if lora else shapes.parameters
+    rate = HOST_LINK if config.learners.cpu_offload else card.link
+    return FP32 * trained * (1 if config.learners.cpu_offload else (ranks - 1) / ranks) / rate
+
+
+# Generating
+
+
+def generate_seconds(
+    shapes: Shapes, config: Config, card: Card, prompt: PromptLength, prompts: float, samples: int, length: float
+) -> float:
+    """One engine's time for `prompts` prompts with `samples` completions each. A prompt is read once for all of them
+    (prefix caching), and so is its image. Completions beyond the engine's seats take turns."""
+    cards = max(1, int(config.generators.gpus))
+    patches = prompt.image * MERGED
+    row = Row(1, prompt.tokens, patches, 0, prompt.tokens**2 / 2, patches**2, 1)
+    prefill = prompts * forward_flops(shapes, row) / (PRODUCTS * card.flops * cards)
+    completions = prompts * samples
+    rounds = max(1.0, completions / seats(shapes, config, card, prompt.tokens / samples + length))
+    at_once = completions / rounds
+    return prefill + rounds * length * decode_seconds(shapes, config, card, prompt.tokens + length / 2, at_once)
+
+
+def seats(shapes: Shapes, config: Config, card: Card, tokens: float) -> float:
+    """Completions that an engine writes at once. `tokens`: of the KV cache for each, with its share of the prompt."""
+    if config.cluster.device == "cpu":
+        room = config.generators.kv_cache_gib * GIB / key_value_bytes(shapes)
+    else:
+        room = engine(shapes, config, card.gib).tokens
+    return max(1.0, min(config.generators.max_concurrent, room / tokens))
+
+
+def decode_seconds(shapes: Shapes, config: Config, card: Card, context: float, at_once: float) -> float:
+    """One token for each of `at_once` completions: the weights once, each completion's keys and values once; or the
+    arithmetic, if that takes longer; and the engine's own work."""
+    cards, size = max(1, int(config.generators.gpus)), compute_size(config)
+    weights = size * (shapes.layers * shapes.text_layer + shapes.embedding)
+    cache = at_once * context * key_value_bytes(shapes)
+    sampler = SAMPLER_PASSES * at_once * shapes.vocabulary * FP32
+    flops = at_once * (shapes.text_flops(1, context) + shapes.head_flops(1))
+    memory = (weights + cache + sampler) / (COPIES * card.bandwidth * cards)
+    return max(memory, flops / (PRODUCTS * card.flops * cards)) + ENGINE_SECONDS[config.cluster.device]
+
+
+# Transfer
+
+
+def transfer_seconds(shapes: Shapes, config: Config, card: Card) -> float:
+    """Cast the masters, send them, load them, and compute the digests of both ends. On a shared GPU the engine also
+    sleeps and wakes."""
+    weights = BF16 * shapes.parameters
+    cast = (FP32 + BF16) * shapes.parameters / config.learners.count
+    copies = (cast + 2 * weights + 2 * weights + 2 * weights) / (COPIES * card.bandwidth)  # pack, load, digests
+    if config.cluster.device == "cpu":
+        return copies
+    if config.shares_gpus:
+        return copies + SLEEP
+    ranks = config.learners.count
+    return copies + weights / card.link + weights * (ranks - 1) / ranks / card.link
+
+
+def evaluation_seconds(shapes: Shapes, config: Config, card: Card, prompts: Prompts, length: float) -> float:
+    """One greedy answer for each prompt, on all generators."""
+    each = prompts.count / config.generators.count
+    return generate_seconds(shapes, config, card, prompts.mean, each, 1, length) if each else 0.0
