@@ -5,8 +5,10 @@ If a running cluster is joined, `start.check_cluster` checks its nodes instead.
 
 import math
 import os
+import sys
 from pathlib import Path
 
+from rft_cluster.cluster.gpus import CAPABILITY, Gpu, check_driver, driver_here
 from rft_cluster.cluster.placement import NodeResources, bundles, place
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.files import check_writable, size
@@ -23,7 +25,7 @@ def check_machine(config: Config, training: bool = True) -> str:
     """Check the plan against this machine. Returns a note for the user, or an empty text.
 
     Raises:
-        UserError: the machine lacks GPUs, or the configured network interface.
+        UserError: the machine lacks GPUs, a driver for them, or the configured network interface.
     """
     if config.cluster.joins:
         return ""
@@ -42,6 +44,8 @@ def check_machine(config: Config, training: bool = True) -> str:
         raise UserError(
             f"{error}. That is of this machine: to join a cluster, set RAY_ADDRESS or cluster.address"
         ) from error
+    if gpus:
+        check_driver("this machine", driver_here())
     if cpus > cores:
         return f"note: the plan counts {cpus:g} CPUs and this machine has {cores}: the actors will share them"
     return ""
@@ -137,12 +141,11 @@ def _gpus() -> int:
 
 
 def smallest_gpu() -> tuple[str, int]:
-    """The driver's name of the smallest GPU, and its memory in bytes."""
-    from ray._private.thirdparty import pynvml
+    """The driver's name of the smallest visible GPU, and its memory in bytes.
 
-    pynvml.nvmlInit()
-    handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
-    found = [(pynvml.nvmlDeviceGetMemoryInfo(handle).total, pynvml.nvmlDeviceGetName(handle)) for handle in handles]
-    pynvml.nvmlShutdown()
-    memory, name = min(found)
-    return str(name), int(memory)
+    Parts of GPUs (MIG) are not listed: if only such are visible, the name is empty and the memory without a limit.
+    """
+    driver = driver_here()
+    assert driver is not None, "check_machine comes first"
+    smallest = min(driver.gpus, key=lambda gpu: gpu.memory, default=Gpu("", CAPABILITY, sys.maxsize))
+    return smallest.name, smallest.memory

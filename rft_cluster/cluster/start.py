@@ -24,11 +24,12 @@ from typing import IO, Any
 
 import ray
 from ray.exceptions import RayError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rft_cluster.cluster.cluster import Cluster
 from rft_cluster.cluster.generator_actor import Generator
+from rft_cluster.cluster.gpus import HIDE_GPUS, check_nodes
 from rft_cluster.cluster.handles import ActorGroup, Learners, RewardActor, wait_for
 from rft_cluster.cluster.images import StoredImages
 from rft_cluster.cluster.placement import (
@@ -59,8 +60,6 @@ WEIGHTS = "weights"
 WEIGHT_THREADS = 2
 # The scorer is async and fetches images in its own thread. Ray would warn as if that blocked the event loop.
 QUIET_GET = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}
-# With 1, an actor without GPUs sees none. By default it sees all of its node, and a reward's model would go to GPU 0.
-HIDE_GPUS = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
 ADDRESS_TIMEOUT = 10.0  # seconds after which an address counts as unreachable
 WAITING_LINE = 10.0  # seconds between lines about actors that are still starting
 # Words in the messages of Ray's core about a missing or wrong token.
@@ -181,8 +180,10 @@ def check_cluster(config: Config, patience: float = 0) -> str:
     """
     where = connect(config.cluster, cpus=0)
     try:
-        lines = [f"{where}: it can hold the run", describe_placement(config, cluster_nodes())]
-        wanted, deadline = bundles(config), time.monotonic() + patience
+        nodes, wanted, deadline = cluster_nodes(), bundles(config), time.monotonic() + patience
+        lines = [f"{where}: it can hold the run", describe_placement(config, nodes)]
+        if any(bundle.gpus for bundle in wanted):
+            check_nodes({node.node_id: node.address for node in place(config, nodes)})
         while (taken := _taken(wanted)) and time.monotonic() < deadline:
             time.sleep(1)
         if taken and patience:
@@ -238,8 +239,12 @@ def _reserved(config: Config, training: bool) -> Iterator["_Reservation"]:
     wanted = bundles(config, training)
     print(connect(config.cluster, sum(bundle.cpus for bundle in wanted)), flush=True)
     try:
-        place(config, cluster_nodes(), training)  # refuses at once a run that these nodes can never hold
+        nodes = cluster_nodes()
+        place(config, nodes, training)  # refuses at once a run that these nodes can never hold
         groups = _reserve(config, wanted)
+        if any(bundle.gpus for bundle in wanted):
+            held = {node for group in groups for node in placement_group_table(group)["bundles_to_node_id"].values()}
+            check_nodes({node.node_id: node.address for node in nodes if node.node_id in held})
         yield _Reservation(config, groups, wanted, deadline)
         _give_back(groups)
     finally:

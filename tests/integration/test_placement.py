@@ -22,8 +22,9 @@ from ray.util.placement_group import (
 )
 
 from rft_cluster.cluster import start as module
+from rft_cluster.cluster.gpus import check_nodes
 from rft_cluster.cluster.placement import bundles, place
-from rft_cluster.cluster.start import cluster_nodes, connect, start_cluster
+from rft_cluster.cluster.start import check_cluster, cluster_nodes, connect, start_cluster
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import Config, load_config
 
@@ -101,6 +102,7 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name, role in (("Generator", Generator), ("Scorer", Role), ("Learner", Learner), ("WeightSync", Weights)):
         monkeypatch.setattr(module, name, role)
+    monkeypatch.setattr(module, "check_nodes", lambda addresses: None)  # they only claim their GPUs
 
 
 @pytest.mark.parametrize(
@@ -145,6 +147,15 @@ def test_a_shared_gpu_holds_its_generator_beside_its_learner(nodes: Nodes, recor
     assert learner_places == generator_places
     assert len({node for node, _, _ in learner_places}) == 1
     assert sorted(gpus for _, gpus, _ in learner_places) == [[0], [1]]
+
+
+def test_a_node_without_a_driver_is_named_before_actors_start(nodes: Nodes, recorders: None, monkeypatch):
+    monkeypatch.setattr(module, "check_nodes", check_nodes)
+    monkeypatch.setattr(module, "_start_actors", lambda *_: pytest.fail("actors start"))
+    config = nodes.config()
+    for check in (lambda: start_cluster(config, "model", {}).__enter__(), lambda: check_cluster(config)):
+        with pytest.raises(UserError, match=r"^[0-9.]+ has no NVIDIA driver: install one of branch 580"):
+            check()
 
 
 def held_by_another_job(nodes: Nodes, name: str, gpus: int) -> PlacementGroup:

@@ -7,6 +7,7 @@ from ray._common.utils import get_default_ray_temp_dir
 from ray._private.utils import validate_socket_filepath
 
 from rft_cluster.cluster import machine
+from rft_cluster.cluster.gpus import Driver, Gpu
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import Config
 
@@ -37,6 +38,7 @@ def on_gpus(learners: float = 1, generators: float = 1, count: int = 1, **sectio
 def no_cluster(monkeypatch):
     for name in ("RAY_ADDRESS", "RAY_TMPDIR", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(machine, "driver_here", lambda: Driver("580.65.06", 13000, [Gpu("H100", (9, 0), 80 * 10**9)]))
 
 
 # --- Ray's sockets
@@ -116,8 +118,28 @@ def test_a_plan_is_held_against_the_gpus_that_are_here(monkeypatch, has, fits):
             machine.check_machine(on_gpus())
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_an_old_driver_is_named_before_anything_starts(monkeypatch, training):
+    monkeypatch.setattr(machine, "_gpus", lambda: 2)
+    monkeypatch.setattr(machine, "driver_here", lambda: Driver("570.124.06", 12080, []))
+    with pytest.raises(
+        UserError, match=r"^this machine has the NVIDIA driver 570\.124\.06, which runs CUDA up to 12\.8"
+    ):
+        machine.check_machine(on_gpus(), training)
+    machine.check_machine(config())
+
+
+def test_the_smallest_gpu_counts_and_parts_of_gpus_are_not_known(monkeypatch):
+    gpus = [Gpu("H100", (9, 0), 80), Gpu("L4", (8, 9), 24)]
+    monkeypatch.setattr(machine, "driver_here", lambda: Driver("580.65.06", 13000, gpus))
+    assert machine.smallest_gpu() == ("L4", 24)
+    monkeypatch.setattr(machine, "driver_here", lambda: Driver("580.65.06", 13000, []))
+    assert machine.smallest_gpu()[1] > 10**15
+
+
 def test_no_gpu_is_looked_for_where_none_is_planned(monkeypatch):
     monkeypatch.setattr(machine, "_gpus", lambda: pytest.fail("looked for"))
+    monkeypatch.setattr(machine, "driver_here", lambda: pytest.fail("looked for"))
     machine.check_machine(config())
 
 

@@ -1,0 +1,99 @@
+"""Drivers and GPUs that are too old, told before actors start. NVML is a recorder here: there is no GPU."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray._private import thirdparty
+
+from rft_cluster.cluster import gpus, handles
+from rft_cluster.cluster.gpus import Driver, Gpu, check_driver, check_nodes, driver_here
+from rft_cluster.common.errors import UserError
+
+H100, V100 = Gpu("NVIDIA H100 80GB HBM3", (9, 0), 80), Gpu("Tesla V100-SXM2-16GB", (7, 0), 16)
+ONE, TWO = "a" * 56, "b" * 56  # ids of nodes
+GOOD = Driver("580.65.06", 13000, [H100])
+
+
+def test_a_driver_for_cuda_13_and_gpus_since_ampere_will_do():
+    for driver in (GOOD, replace(GOOD, cuda=13010), replace(GOOD, gpus=[Gpu("NVIDIA A100", (8, 0), 40)] * 8)):
+        check_driver("this machine", driver)
+
+
+@pytest.mark.parametrize(
+    ("driver", "message"),
+    [
+        (None, r"n1 has no NVIDIA driver: install one of branch 580 or newer"),
+        (
+            Driver("575.57.08", 12090, [H100]),
+            r"n1 has the NVIDIA driver 575\.57\.08, which runs CUDA up to 12\.9: .*13\.0",
+        ),
+        (replace(GOOD, gpus=[H100, V100]), r"n1 has a Tesla V100-SXM2-16GB of compute capability 7\.0: .* needs 8\.0"),
+        (replace(GOOD, gpus=[Gpu("NVIDIA RTX 2080", (7, 5), 8)]), r"capability 7\.5.*CUDA_VISIBLE_DEVICES"),
+    ],
+)
+def test_what_is_too_old_is_named_with_its_host(driver, message):
+    with pytest.raises(UserError, match=message):
+        check_driver("n1", driver)
+
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    cards = [H100, V100, H100]
+    fake = SimpleNamespace(
+        NVMLError=OSError,
+        nvmlInit=lambda: None,
+        nvmlShutdown=lambda: None,
+        nvmlDeviceGetCount=lambda: len(cards),
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetUUID=lambda handle: f"GPU-{handle}",
+        nvmlDeviceGetName=lambda handle: cards[handle].name,
+        nvmlDeviceGetCudaComputeCapability=lambda handle: cards[handle].capability,
+        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(total=cards[handle].memory),
+        nvmlSystemGetDriverVersion=lambda: "580.65.06",
+        nvmlSystemGetCudaDriverVersion=lambda: 13000,
+    )
+    monkeypatch.setattr(thirdparty, "pynvml", fake, raising=False)
+    return fake
+
+
+@pytest.mark.parametrize(
+    ("visible", "cards"),
+    [(None, [H100, V100, H100]), ("0,2", [H100, H100]), ("GPU-1", [V100]), ("", []), ("2", [H100])],
+)
+def test_gpus_that_are_not_visible_do_not_count(monkeypatch, nvml, visible, cards):
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert driver_here() == Driver("580.65.06", 13000, cards)
+
+
+def test_a_machine_without_a_driver(monkeypatch, nvml):
+    def fail() -> None:
+        raise OSError("NVML Shared Library Not Found")
+
+    nvml.nvmlInit = fail
+    assert driver_here() is None
+
+
+def test_each_node_is_asked_where_its_gpus_can_be_seen_and_the_first_that_is_too_old_is_named(monkeypatch):
+    """A task that takes no GPU: with the variable at 1 it would see none, and all would seem well."""
+    import ray
+
+    asked: list[dict[str, Any]] = []
+
+    def options(**chosen: Any) -> SimpleNamespace:
+        asked.append(chosen)
+        return SimpleNamespace(options=options, remote=lambda: len(asked))
+
+    monkeypatch.setattr(ray, "remote", lambda function: SimpleNamespace(options=options))
+    answers = [GOOD, Driver("550.54.14", 12040, [H100])]
+    monkeypatch.setattr(handles, "wait_for", lambda calls, timeout, doing: answers[: len(calls)])
+    check_nodes({ONE: "10.0.0.1"})
+    with pytest.raises(UserError, match=r"^10\.0\.0\.2 has the NVIDIA driver 550\.54\.14"):
+        check_nodes({ONE: "10.0.0.1", TWO: "10.0.0.2"})
+    assert asked[0] == {"num_cpus": 0, "runtime_env": {"env_vars": {gpus.HIDE_GPUS: "0"}}}
+    strategies = [chosen["scheduling_strategy"] for chosen in asked if "scheduling_strategy" in chosen]
+    assert [(one.node_id, one.soft) for one in strategies] == [(ONE, False), (ONE, False), (TWO, False)]
