@@ -63,4 +63,11 @@ def test_what_a_file_tells_to_add_can_be_added(name: str):
     assert config.data.path is not None
     if name == "photos_1gpu":
         assert config.model.lora is not None
-        assert config.learners.cpu_offload
+        assert config.learners.gradient_checkpointing
+
+
+def test_on_24_gb_the_base_stays_on_the_gpu():
+    """It fits beside a sleeping engine. Offloaded, it would be copied there for every micro-batch."""
+    for config in (load_config("flower102_24gb", []), load_config("photos_1gpu", said_in("photos_1gpu"))):
+        assert config.model.lora is not None
+        assert not config.learners.cpu_offload
