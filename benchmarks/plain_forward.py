@@ -43,12 +43,13 @@ def plain_logprobs(
 ) -> list[Tensor]:
     """Log-probabilities of each completion's tokens [R] FP32, in the order of `samples`."""
     inputs = plain_inputs(samples, encoder, model.config.image_token_id)
+    inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
     hidden = model.model(**inputs, use_cache=False).last_hidden_state
     starts = [len(sample.prompt_token_ids) - 1 for sample in samples]
     states = torch.cat(
         [hidden[i, start : start + len(samples[i].token_ids)] for i, start in enumerate(starts)]
     )  # [C, hidden size]
-    tokens = torch.cat([torch.tensor(sample.token_ids) for sample in samples])
+    tokens = torch.cat([torch.tensor(sample.token_ids) for sample in samples]).to(model.device)
 
     entropies: list[Tensor] = []
 

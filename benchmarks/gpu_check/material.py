@@ -4,6 +4,7 @@ size "true"   Qwen2-VL-2B's shapes (`benchmarks/qwen2_vl_2b.json`), images of 40
 size "tiny"   the same architecture with a million parameters, images of 56 x 56, completions of 12 tokens
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def samples(bench: Bench, config: Config, groups: int) -> list[TrainingSample]:
 
     def completion(length: int) -> Completion:
         tokens = usual[torch.randint(len(usual), (length,), generator=draw)].tolist()
-        return Completion(tokens, [-4.0] * length, "", "stop", 0)
+        return Completion(tokens, [-math.log(len(usual))] * length, "", "stop", 0)  # about that of noise
 
     made = [
         Group(prompt, encoder.encode(prompt.text, pictures[prompt.example.image.sha256]).token_ids,

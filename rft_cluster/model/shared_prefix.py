@@ -85,7 +85,7 @@ def sdpa_segments(query: Tensor, key: Tensor, value: Tensor, layout: PackLayout,
         # SDPA's own causal mask is aligned to the first key, so make one that is aligned to the last, for one segment.
         own, mask = queries == keys, None
         if not own:
-            mask = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+            mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
         output = F.scaled_dot_product_attention(
             run[0], run[1], run[2], attn_mask=mask, is_causal=own, scale=scaling, enable_gqa=True
         )
