@@ -238,5 +238,5 @@ def exported(learner: Learner, config: Config, bench: Bench) -> int:
         learner.export(folder)
         plain = config.model.model_copy(update={"lora": None})
         policy = load_policy(folder, plain, PLAIN, [], 1.0)
-    found, wanted = PolicyWeights(policy).digests(), PolicyWeights(learner._policy).digests()
-    return sum(found.get(name) != digest for name, digest in wanted.items())
+    found = {name: tensor_digest(tensor) for name, tensor in PolicyWeights(policy)}
+    return sum(found.get(name) != tensor_digest(tensor) for name, tensor in PolicyWeights(learner._policy))
