@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from functools import lru_cache
 
 ANSWER = re.compile(r"<answer>(.*)</answer>", re.DOTALL)
 # First letters of the Unicode categories that are ignored in a label: punctuation (with hyphen and underscore),
@@ -29,6 +30,7 @@ def extract_answer(text: str) -> str | None:
     return match.group(1) if match else None
 
 
+@lru_cache(maxsize=1 << 14)  # a reward compares each answer with the same labels, again and again
 def normalise_label(text: str) -> str:
     """The text without case, white space, hyphens, underscores, other punctuation and invisible characters.
 

@@ -4,6 +4,7 @@ They are the test set of "Optical Recognition of Handwritten Digits" (E. Alpaydi
 """
 
 import io
+from functools import cache
 
 import numpy as np
 from PIL import Image
@@ -33,14 +34,15 @@ def load_digits(config: DataSection, seed: int) -> FewShotDataset:
     return assemble("digits", {"train": part}, CLASSES, config, seed)
 
 
-def _scans() -> list[LabelledImage]:
+@cache  # the same 1,797 images each time; encoding them takes half a second
+def _scans() -> tuple[LabelledImage, ...]:
     from sklearn import datasets  # takes a second to import
 
     digits = datasets.load_digits()
-    return [
+    return tuple(
         LabelledImage(f"digits/{i:04d}", _png(scan), CLASSES[target])
         for i, (scan, target) in enumerate(zip(digits.images, digits.target, strict=True))
-    ]
+    )
 
 
 def _png(scan: np.ndarray) -> bytes:  # scan: [8, 8], 0 (paper) to 16 (ink)
