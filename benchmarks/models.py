@@ -11,6 +11,7 @@ compared do the same work without a setting of either.
 """
 
 import json
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -165,18 +166,24 @@ def true_question() -> str:
     return render_template("think_answer", "flower", ["rose"])
 
 
-def empty_model() -> Qwen2VLForConditionalGeneration:
+def shorter_config(layers: int, blocks: int) -> dict[str, Any]:
+    """The published configuration with fewer text layers and vision blocks."""
+    config = PUBLISHED["config"]
+    return {**config, "num_hidden_layers": layers, "vision_config": {**config["vision_config"], "depth": blocks}}
+
+
+def empty_model(config: Mapping[str, Any] = PUBLISHED["config"]) -> Qwen2VLForConditionalGeneration:
     """The 2B model in BF16, without storage."""
     with torch.device("meta"):
-        return Qwen2VLForConditionalGeneration(Qwen2VLConfig(**PUBLISHED["config"])).to(torch.bfloat16)
+        return Qwen2VLForConditionalGeneration(Qwen2VLConfig(**config)).to(torch.bfloat16)
 
 
-def true_model(folder: Path, device: str = "cpu") -> None:
+def true_model(folder: Path, device: str = "cpu", config: Mapping[str, Any] = PUBLISHED["config"]) -> None:
     """Write the 2B model's folder: seeded noise in BF16, norms of 1; the published configuration, shards, token ids.
 
     `device`: draws the noise; a GPU needs a second for it and draws other numbers.
     """
-    model = empty_model().to_empty(device=device)
+    model = empty_model(config).to_empty(device=device)
     model.tie_weights()
     draw = torch.Generator(device).manual_seed(0)
     with torch.no_grad():
@@ -190,7 +197,7 @@ def true_model(folder: Path, device: str = "cpu") -> None:
         temperature=0.01,
     )  # fmt: skip
     model.save_pretrained(folder, max_shard_size="4GB")
-    (folder / "config.json").write_text(json.dumps(PUBLISHED["config"], indent=2))
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
     _true_processor().save_pretrained(folder)
 
 

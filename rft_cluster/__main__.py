@@ -6,6 +6,7 @@ from rft_cluster.common.errors import exit_code
 
 COMMANDS = """\
 python -m rft_cluster.launch    train a classifier; --dry-run checks everything and prints the plan
+python -m rft_cluster.plan      estimate what a training takes on a card: GiB, seconds a step, hours
 python -m rft_cluster.evaluate  measure a trained model, or the untouched one, on held-out images
 python -m rft_cluster.compare   compare two evaluations of the same images
 python -m rft_cluster.predict   classify images with a trained model

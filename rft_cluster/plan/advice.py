@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from rft_cluster.config import Config, LoraSection
 from rft_cluster.plan.estimate import Plan
+from rft_cluster.plan.memory import GIB
 
 # What is tried: factors of `learners.micro_batch_tokens`, and of `generators.gpu_memory`.
-ROWS, ENGINES = (0.75, 0.5, 0.25), (0.75, 0.5, 1.25, 1.5)
+ROWS, ENGINES = (0.75, 0.5, 0.25), (0.75, 0.5, 1.25, 1.5, 2.0)
 MOST_OF_A_GPU = 0.92
 LEAST_ROW = 256  # tokens; smaller rows would hold no prompt
 LISTED = 3
@@ -25,10 +26,11 @@ class Change:
 
 @dataclass(frozen=True)
 class Cure:
-    """A change that makes a run fit, with the seconds of a step that it then takes."""
+    """A change that makes a run fit, and what it takes then: seconds a step, GiB of the fullest memory."""
 
     overrides: str
     seconds: float
+    gib: float
     learns_less: bool
 
 
@@ -38,7 +40,7 @@ def cures(config: Config, plan_of: Callable[[Config], Plan]) -> list[Cure]:
     for change in changes(config):
         plan = plan_of(change.config)
         if plan.fits:
-            found.append(Cure(change.overrides, round(plan.slowest, 3), change.learns_less))
+            found.append(Cure(change.overrides, round(plan.slowest, 3), plan.fullest / GIB, change.learns_less))
     best: list[Cure] = []
     for cure in sorted(found, key=lambda cure: (cure.learns_less, cure.seconds, len(cure.overrides))):
         if not any(_keys(known) <= _keys(cure) for known in best):  # else it changes more than is needed

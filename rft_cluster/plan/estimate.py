@@ -40,6 +40,11 @@ class Plan:
         return self.cache_tokens >= self.least_tokens
 
     @property
+    def fullest(self) -> float:
+        """Bytes of the fullest memory in its fullest phase."""
+        return max(place.peak(place.fullest) for place in self.places)
+
+    @property
     def slowest(self) -> float:
         """Seconds of a step with the longest completions."""
         return max(seconds.step for seconds in self.seconds.values())

@@ -19,13 +19,13 @@ from rft_cluster.plan.memory import (
 )
 from rft_cluster.plan.work import Row
 
-# GiB of a process on a GPU before it holds a tensor: CUDA's context and the libraries' workspaces. An engine's graphs
-# stay through its sleep (vLLM, `sleep_mode_offload_cudagraph`). Estimated, never measured.
-CONTEXT, ENGINE_CONTEXT = 0.5 * GIB, 2.0 * GIB
+# Of a learner's process on a GPU before it holds a tensor: CUDA's context and the libraries' workspaces; NCCL's.
+# Of a sleeping engine: the same, and its CUDA graphs, which stay (vLLM's `sleep_mode_offload_cudagraph`). Estimated.
+CONTEXT, NCCL, ASLEEP = 0.5 * GIB, 1.0 * GIB, 2.0 * GIB
 # vLLM's default number of tokens in one step of an engine: more on large cards (`EngineArgs.get_batch_defaults`).
 BATCHED, BATCHED_ON_LARGE, LARGE_GIB = 8192, 16_384, 70
 # GiB of a CPU process with torch, transformers, vLLM or Ray imported; measured on the digits (docs/gpus.md).
-PROCESS = {"learner": 0.9 * GIB, "engine": 1.3 * GIB, "driver and Ray": 1.6 * GIB}
+PROCESS = {"learner": 0.55 * GIB, "engine": 0.7 * GIB, "driver and Ray": 1.2 * GIB}
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,14 @@ class Engine:
 
 
 def engine(shapes: Shapes, config: Config, gib: float) -> Engine:
-    """vLLM takes `generators.gpu_memory` of the card and gives the KV cache what weights and working memory leave."""
+    """vLLM takes `generators.gpu_memory` of the card, its context and graphs included. The KV cache gets what weights
+    and working memory leave (`determine_available_memory` in vLLM's `gpu_worker.py`)."""
     cards, seats = max(1, int(config.generators.gpus)), config.generators.max_concurrent
     weights = BF16 * shapes.parameters / cards
     batched = BATCHED_ON_LARGE if gib >= LARGE_GIB else BATCHED
     # The largest layer's inner tensors for all tokens of a step, and the sampler's logits for all sequences.
     working = batched * (3 * shapes.inner / cards + 4 * shapes.hidden) * BF16 + 3 * seats * shapes.vocabulary * FP32
-    cache = config.generators.gpu_memory * gib * GIB - weights - working
+    cache = config.generators.gpu_memory * gib * GIB - weights - working - ASLEEP
     return Engine(weights, working, cache, cache / (key_value_bytes(shapes) / cards))
 
 
@@ -74,7 +75,7 @@ def places(shapes: Shapes, config: Config, card: Card, row: Row, micro_batches: 
     """The memories of a run. `row`: the largest micro-batch of a learner, of `micro_batches` in a step."""
     learner = learner_parts(shapes, config, row, micro_batches)
     if config.cluster.device == "cpu":
-        return [Place("this machine", card.gib * GIB, _on_a_cpu(shapes, config, learner))]
+        return [Place(card.name, card.gib * GIB, _on_a_cpu(shapes, config, learner))]
     room, serving = card.gib * GIB, engine(shapes, config, card.gib)
     largest, chunk = BF16 * shapes.embedding, transfer_buffer(shapes)
     if config.shares_gpus:
@@ -84,20 +85,21 @@ def places(shapes: Shapes, config: Config, card: Card, row: Row, micro_batches: 
             Part("engine: weights", serving.weights, 0, serving.weights),
             Part("engine: working memory", serving.working),
             Part("engine: KV cache", serving.cache),
-            Part.always("CUDA, both processes", CONTEXT + ENGINE_CONTEXT),
+            Part.always("engine: context and graphs", ASLEEP),
+            Part.always("learner: context", CONTEXT),
         ]
         return [Place(f"GPU of a learner and a generator, {card.name}", room, parts)]
     learning = [
         *learner,
         Part("transfer buffers", transfer=2 * chunk + largest),
-        Part.always("CUDA and NCCL", CONTEXT + 2 * CONTEXT * (config.learners.count > 1)),
+        Part.always("context and NCCL", CONTEXT + NCCL),
     ]
     generating = [
         Part.always("engine: weights", serving.weights),
         Part.always("engine: working memory", serving.working),
         Part.always("engine: KV cache", serving.cache),
         Part("transfer buffers", transfer=2 * chunk + shapes.largest_unit * BF16),
-        Part.always("CUDA and graphs", ENGINE_CONTEXT),
+        Part.always("engine: context and graphs", ASLEEP),
     ]
     return [
         Place(f"GPU of a learner, {card.name}", room, learning),

@@ -1,0 +1,96 @@
+"""The plan's text and command line, and the table of docs/gpus.md."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks import plan_table
+from rft_cluster.common.errors import UserError
+from rft_cluster.config import load_config
+from rft_cluster.plan import cards
+from rft_cluster.plan.__main__ import main
+from rft_cluster.plan.cards import CARDS, card_here, find_card, this_machine
+from rft_cluster.plan.report import plan_lines
+
+ROOT = Path(__file__).parents[3]
+
+
+def text(name: str, card: str) -> str:
+    config = load_config(name, ["data.test=100"])
+    splits = {**plan_table.SPLITS, "test": plan_table.FLOWERS}
+    return "\n".join(plan_lines(config, plan_table.shapes_of("Qwen2-VL-2B"), splits, CARDS[card]))
+
+
+def test_each_time_says_that_it_was_estimated_and_never_measured():
+    said = text("flower102_1gpu", "h100")
+    for line in said.splitlines():
+        if re.search(r"\b(min|h) for \d+ steps|^seconds", line):
+            assert "estimated, never measured" in line
+    assert said.count("estimated, never measured") == 2
+    assert "2 x 408 test" in said
+
+
+def test_parts_add_up_to_the_last_line():
+    said = text("flower102_1gpu", "h100").splitlines()
+    start = next(index for index, line in enumerate(said) if line.startswith("GiB, "))
+    end = next(index for index, line in enumerate(said) if line.startswith("  in all"))
+    columns = [[float(value) for value in line.split()[-3:]] for line in said[start + 1 : end]]
+    for values, whole in zip(zip(*columns, strict=True), map(float, said[end].split()[-3:]), strict=True):
+        assert sum(values) == pytest.approx(whole, abs=0.4)
+
+
+def test_a_card_is_measured_if_and_only_if_there_is_a_record():
+    found = {file.name: json.loads(file.read_text()) for file in (ROOT / "benchmarks" / "results").glob("gpu_*.json")}
+    for card in CARDS.values():
+        product = card.name.partition(" (")[0]
+        names = {name for name, result in found.items() if product in json.dumps(result)}
+        assert ({card.record} if card.record else set()) <= names or not names
+        assert bool(card.record) == bool(names), f"{card.name}: record {card.record!r}, results {names}"
+
+
+def test_an_unknown_card_is_refused_with_the_nearest():
+    with pytest.raises(UserError, match=r"--gpu H10: did you mean h100\? The table has h200, h100"):
+        find_card("H10")
+    assert find_card("H100") is CARDS["h100"]
+
+
+def test_the_drivers_name_finds_the_card(monkeypatch):
+    config = load_config("flower102_1gpu", [])
+    for name, gib, expected in (
+        ("NVIDIA H100 80GB HBM3", 79.6, "h100"),
+        ("NVIDIA A100-SXM4-40GB", 39.5, "a100-40"),
+        ("NVIDIA A100-SXM4-80GB", 79.2, "a100-80"),
+        ("NVIDIA GeForce RTX 4090", 23.99, "4090"),
+        ("Another", 12, "h100"),
+    ):
+        monkeypatch.setattr(cards, "smallest_gpu", lambda name=name, gib=gib: (name, int(gib * 2**30)))
+        assert card_here(config) is CARDS[expected]
+
+
+def test_a_cpu_is_measured_as_a_card():
+    card = this_machine("float32")
+    assert 1 < card.gib < 100_000 and 1e9 < card.flops < 1e14 and 1e8 < card.bandwidth < 1e13
+    assert card.name == "this machine"
+
+
+def test_the_digits_are_planned_without_a_gpu(capsys):
+    assert main(["digits", "schedule.steps=17"]) == 0
+    said = capsys.readouterr().out
+    assert "this machine" in said and "for 17 steps" in said and "fits" in said
+    assert "GPU" not in said
+
+
+def test_a_mistake_ends_with_one_line(capsys):
+    assert main(["flower102_1gpu", "data.path=/nowhere", "--gpu", "nonsense"]) == 2
+    assert capsys.readouterr().err.startswith("error: --gpu nonsense: ")
+
+
+def test_the_page_has_the_table_of_today():
+    page = plan_table.PAGE.read_text()
+    assert plan_table.page(page) == page, "run: python -m benchmarks.plan_table"
+
+
+def test_the_7b_has_its_published_size():
+    assert plan_table.shapes_of("Qwen2-VL-7B").parameters == 8_291_375_616
