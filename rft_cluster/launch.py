@@ -87,8 +87,9 @@ def _check(config: Config, start: "Start", planned: bool = False) -> "Task":
     """Read the data, check everything against the task, and print the result; with `planned` also GiB and hours."""
     from rft_cluster.algorithm import load_algorithm
     from rft_cluster.classification.redteam import check_rewards
-    from rft_cluster.cluster.machine import check_machine, check_memory, check_ray_folder
+    from rft_cluster.cluster.machine import check_machine, check_ray_folder
     from rft_cluster.cluster.placement import describe
+    from rft_cluster.plan.check import check_memory
     from rft_cluster.rewards.scorer import WeightedRewards
     from rft_cluster.run.metrics import own_sinks
     from rft_cluster.run.preflight import check_disk, check_paths, check_task
@@ -123,7 +124,7 @@ def _check(config: Config, start: "Start", planned: bool = False) -> "Task":
         from rft_cluster.plan.report import print_plan
 
         print_plan(config, checked, card_here(config))
-    check_memory(config, checked.parameters)
+    check_memory(config, checked.shapes)
     return task
 
 

@@ -11,14 +11,11 @@ from pathlib import Path
 from rft_cluster.cluster.gpus import CAPABILITY, Gpu, check_driver, driver_here
 from rft_cluster.cluster.placement import NodeResources, bundles, place
 from rft_cluster.common.errors import UserError
-from rft_cluster.common.files import check_writable, size
+from rft_cluster.common.files import check_writable
 from rft_cluster.config import Config
 
 SOCKET_BYTES = 107  # longest path of a Unix socket on Linux
 TOKEN_ELSEWHERE = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}  # with one of these Ray makes no token
-GIB = 2**30
-# Bytes a parameter in a learner: master, gradient and two moments; and the reference model's copy in BF16.
-TRAINED, REFERENCE, MASTER, BF16, FP32 = 16, 2, 4, 2, 4
 
 
 def check_machine(config: Config, training: bool = True) -> str:
@@ -74,61 +71,11 @@ def check_ray_folder(config: Config) -> None:
         check_writable(token.parent, "Ray keeps its token there: export HOME=FOLDER, one that can be written")
 
 
-def check_memory(config: Config, parameters: int) -> None:
-    """Check that this machine has memory for the weights alone, without activations.
-
-    Raises:
-        UserError: it has less.
-    """
-    if config.cluster.joins:
-        return
-    on_gpu = config.cluster.device == "cuda"
-    if on_gpu:
-        _check_gpu_memory(config, parameters)
-        return
-    needed, total = host_memory(config, parameters), memory_here()
-    if needed > total:
-        raise UserError(
-            f"the weights of {parameters / 10**6:.1f} million parameters take {size(needed)} of memory with "
-            f"{config.learners.count} learners and {config.generators.count} generators, and this machine has "
-            f"{size(total)}: lower generators.count, generators.kv_cache_gib or learners.count, or take a smaller model"
-        )
-
-
 def memory_here() -> int:
     """Memory of this machine or container, in bytes."""
     from ray._common.utils import get_system_memory
 
     return int(get_system_memory())
-
-
-def host_memory(config: Config, parameters: int) -> int:
-    """A lower bound in bytes for learners and generators on CPUs: the larger one of loading and training."""
-    learners, generators = config.learners.count, config.generators
-    reference = REFERENCE if config.algorithm.kl_beta and not config.model.lora else 0
-    loading = (BF16 if config.model.lora else MASTER) + reference  # each rank loads the whole model before sharding
-    training = (BF16 if config.model.lora else TRAINED) + reference
-    engine = (BF16 if config.cluster.dtype == "bfloat16" else FP32) * parameters + generators.kv_cache_gib * GIB
-    return max(loading * learners, training) * parameters + generators.count * engine
-
-
-def gpu_memory(config: Config, parameters: int) -> int:
-    """A lower bound in bytes for the fullest GPU: weights, gradients and moments."""
-    reference = REFERENCE if config.algorithm.kl_beta and not config.model.lora else 0
-    training = (BF16 if config.model.lora else TRAINED) + reference
-    learner = 0 if config.learners.cpu_offload else training * parameters // config.learners.count
-    engine = BF16 * parameters // max(1, int(config.generators.gpus))
-    return max(learner, int(engine / config.generators.gpu_memory))
-
-
-def _check_gpu_memory(config: Config, parameters: int) -> None:
-    needed, (_, total) = gpu_memory(config, parameters), smallest_gpu()
-    if needed > total:
-        raise UserError(
-            f"the weights of {parameters / 10**6:.1f} million parameters take {size(needed)} of a GPU's memory, and "
-            f"the smallest GPU here has {size(total)}: raise learners.count where there are more GPUs, set "
-            f"learners.cpu_offload=true or model.lora={{rank: 16}}, or take a smaller model"
-        )
 
 
 def _gpus() -> int:

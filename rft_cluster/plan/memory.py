@@ -1,8 +1,9 @@
 """Bytes that the roles hold, by part and phase. Pure formulas; FSDP2's, AdamW's and vLLM's parts are named after them.
 
-A learner's memory is the fullest in one of four moments of an update:
+A learner's memory is the fullest in one of five moments of an update:
 
-    backward begins    all activations of the row, and the gradient of the logits
+    logits             all activations of the row, and the gradient of a chunk of logits
+    last text layer    all activations, one layer's weights and gradient, and the embedding's gradient
     text is done       the vision tower's activations, and the gradients of all text layers
     root is summed     all gradients, and the root's (embedding, merger) once more in FP32, which FSDP adds up
     optimizer          all gradients, and AdamW's temporaries for the largest tensor
@@ -18,9 +19,8 @@ from rft_cluster.plan.work import Row
 GIB = 2**30
 BF16 = 2  # bytes
 MOMENTS = 2 * FP32
-# Of one token's logits in the backward of a chunk: four FP32 tensors (log-softmax, its gradient, and two on the way
-# back to the logits), beside the logits themselves.
-LOGITS_BACKWARD = 4 * FP32
+# Of one logit in the backward of a chunk: the log-softmax, its gradient, and the gradient of what went in.
+LOGITS_BACKWARD = 3 * FP32
 PACKED = 2**30  # vLLM's buffer of a transfer: 1 GiB, or the largest tensor if that is larger
 
 PHASES = ("generate", "learn", "transfer")
@@ -108,11 +108,14 @@ def compute_size(config: Config) -> int:
 
 
 def logits(shapes: Shapes, config: Config, predicted: float) -> float:
-    """The chunk of logits in the backward; and, where the head is trained, its gradient twice: the chunk's own, and the
-    sum so far."""
-    size = compute_size(config)
-    own = 0 if config.model.lora else 2 * size * shapes.embedding
-    return min(LOGPROB_CHUNK, predicted) * shapes.vocabulary * (size + LOGITS_BACKWARD) + own
+    """A chunk of logits in the backward, beside the head's gradient of the chunks before."""
+    before = head_gradient(shapes, config) if predicted > LOGPROB_CHUNK else 0
+    return min(LOGPROB_CHUNK, predicted) * shapes.vocabulary * LOGITS_BACKWARD + before
+
+
+def head_gradient(shapes: Shapes, config: Config) -> float:
+    """The gradient of the `lm_head`, which waits until the whole root's is complete; none for frozen weights."""
+    return 0 if config.model.lora else compute_size(config) * shapes.embedding
 
 
 def in_flight(shapes: Shapes, config: Config, row: Row) -> float:
@@ -135,12 +138,11 @@ def learner_parts(shapes: Shapes, config: Config, row: Row, micro_batches: int) 
     again = config.learners.gradient_checkpointing
     early = held.gradients if micro_batches > 1 else 0  # of the micro-batches before
     flight = in_flight(shapes, config, row)
+    whole, head = kept.text + kept.vision, head_gradient(shapes, config)
     moments = [  # gradients, gathered root, layers in flight, activations, logits, temporaries
-        (
-            *(early, root, flight, kept.text + kept.vision + (kept.text_layer if again else 0)),
-            *(logits(shapes, config, row.predicted), 0),
-        ),
-        (held.gradients, root, flight, kept.vision + (kept.vision_layer if again else 0), 0, size * trained_root),
+        (early, root, 0, whole, logits(shapes, config, row.predicted), 0),
+        (early, root, flight, whole + (kept.text_layer if again else 0), 0, head),
+        (held.gradients, root, flight, kept.vision + (kept.vision_layer if again else 0), 0, head),
         (held.gradients, root, 0, 0, 0, (size + FP32) * trained_root),
         (held.gradients, 0, 0, 0, 0, 0 if offloaded or config.model.lora else 2 * FP32 * shapes.embedding / ranks),
     ]

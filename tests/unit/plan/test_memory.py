@@ -56,15 +56,17 @@ def test_the_recipe_s_peak_on_one_gpu():
     parts = learner_parts(SHAPES, one_gpu(), ROW, micro_batches=4)
     assert gib(parts) == {
         **{"weights of the policy": 8.2, "moments of AdamW": 16.5, "gradients": 8.2, "reference": 4.1},
-        **{"gathered by FSDP": 1.6, "activations": 26.1, "logits": 2.2, "temporaries": 0.0},
+        **{"gathered by FSDP": 1.0, "activations": 26.1, "logits": 1.3, "temporaries": 0.0},
     }
-    assert 64 <= total(parts, "learn") / GIB <= 68
+    assert 64 <= total(parts, "learn") / GIB <= 66
     assert total(parts, "generate") / GIB == pytest.approx(8.23 + 16.46 + 4.11 + 0.5, abs=0.01)
 
 
 def test_logits_are_bounded_by_a_chunk():
     config = one_gpu()
-    assert logits(SHAPES, config, 512) == logits(SHAPES, config, 5000) > logits(SHAPES, config, 100)
+    # 512 x 151,936 logits, three FP32 tensors of them; and from the second chunk on the head's gradient in BF16
+    assert logits(SHAPES, config, 512) == 512 * 151_936 * 12
+    assert logits(SHAPES, config, 513) == logits(SHAPES, config, 5000) == 512 * 151_936 * 12 + 2 * 151_936 * 1536
 
 
 def test_learners_share_the_state_and_not_the_activations():
@@ -93,7 +95,7 @@ def test_adapters_train_on_a_base_in_bf16():
 def test_offloaded_state_is_not_on_the_gpu():
     parts = gib(learner_parts(SHAPES, one_gpu("learners.cpu_offload=true"), ROW, 4))
     assert parts["weights of the policy"] == parts["moments of AdamW"] == parts["reference"] == 0
-    assert parts["gathered by FSDP"] == 1.6 and parts["activations"] == 26.1
+    assert parts["gathered by FSDP"] == 1.0 and parts["activations"] == 26.1
 
 
 def test_gradients_of_one_micro_batch_come_when_activations_go():

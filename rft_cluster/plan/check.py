@@ -1,0 +1,51 @@
+"""Check that this machine has memory for the weights alone. Unlike a plan, which estimates, this refuses a run."""
+
+from rft_cluster.cluster.machine import memory_here, smallest_gpu
+from rft_cluster.common.errors import UserError
+from rft_cluster.common.files import size
+from rft_cluster.config import Config
+from rft_cluster.model.shapes import Shapes
+from rft_cluster.plan.memory import BF16, GIB, compute_size, state
+
+
+def check_memory(config: Config, shapes: Shapes) -> None:
+    """Check that the weights, their gradients and moments fit, without activations.
+
+    Raises:
+        UserError: the machine that the run starts on has less memory, or its smallest GPU has.
+    """
+    if config.cluster.joins:
+        return
+    weights = f"the weights of {shapes.parameters / 10**6:.1f} million parameters take"
+    if config.cluster.device == "cuda":
+        needed, (_, total) = on_a_gpu(shapes, config), smallest_gpu()
+        if needed > total:
+            raise UserError(
+                f"{weights} {size(needed)} of a GPU's memory, and the smallest GPU here has {size(total)}: raise "
+                f"learners.count where there are more GPUs, set learners.cpu_offload=true or "
+                f"model.lora={{rank: 16}}, or take a smaller model"
+            )
+        return
+    needed, total = on_a_cpu(shapes, config), memory_here()
+    if needed > total:
+        raise UserError(
+            f"{weights} {size(needed)} of memory with {config.learners.count} learners and {config.generators.count} "
+            f"generators, and this machine has {size(total)}: lower generators.count, generators.kv_cache_gib or "
+            f"learners.count, or take a smaller model"
+        )
+
+
+def on_a_gpu(shapes: Shapes, config: Config) -> int:
+    """The least that the fullest GPU needs, in bytes: a learner's state, or an engine's weights in its share."""
+    learner = 0.0 if config.learners.cpu_offload else sum(vars(state(shapes, config)).values())
+    engine = BF16 * shapes.parameters / max(1, int(config.generators.gpus)) / config.generators.gpu_memory
+    return int(max(learner, engine))
+
+
+def on_a_cpu(shapes: Shapes, config: Config) -> int:
+    """The least that all roles need, in bytes: the engines, and the more of loading the model and of training it."""
+    held, ranks, generators = state(shapes, config), config.learners.count, config.generators
+    loading = ranks * ranks * (held.weights + held.reference)  # each rank loads the whole model before sharding
+    training = ranks * sum(vars(held).values())
+    engine = compute_size(config) * shapes.parameters + generators.kv_cache_gib * GIB
+    return int(max(loading, training) + generators.count * engine)

@@ -1,0 +1,77 @@
+"""Runs that cannot fit are refused before they start."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rft_cluster.common.errors import UserError
+from rft_cluster.config import Config, load_config
+from rft_cluster.model.shapes import Shapes
+from rft_cluster.plan import check
+from rft_cluster.plan.check import check_memory, on_a_cpu, on_a_gpu
+
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
+SHAPES = Shapes.of(json.loads((BENCHMARKS / "qwen2_vl_2b.json").read_text())["config"], Path("config.json"))
+SMALL = replace(SHAPES, layers=1, vision_layers=1, vocabulary=1000)
+HUGE = replace(SHAPES, layers=500, hidden=60_000, query=60_000, inner=200_000)
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def digits(*overrides: str) -> Config:
+    return load_config("digits", list(overrides))
+
+
+@pytest.mark.parametrize("lora", [[], ["model.lora.rank=16"]])
+@pytest.mark.parametrize("kl", ["0", "0.04"])
+@pytest.mark.parametrize(("learners", "generators"), [(1, 1), (4, 1), (1, 4)])
+def test_what_weights_take_is_held_against_the_memory(lora, kl, learners, generators):
+    config = digits(*(f"learners.count={learners}", f"generators.count={generators}", f"algorithm.kl_beta={kl}", *lora))
+    check_memory(config, SMALL)
+    with pytest.raises(UserError, match=r"million parameters take .* of memory .* and this machine has"):
+        check_memory(config, HUGE)
+
+
+def test_the_least_of_a_cpu_by_hand():
+    count, gib = SHAPES.parameters, 2**30
+    # 4 + 4 + 8 bytes and a reference of 2; an engine's weights in FP32, and its cache of 1 GiB
+    one = digits("learners.count=1", "cluster.dtype=float32")
+    assert on_a_cpu(SHAPES, one) == 18 * count + 4 * count + gib
+    # Four ranks load 6 bytes a parameter each, before each keeps a quarter.
+    assert on_a_cpu(SHAPES, digits("learners.count=4", "cluster.dtype=float32")) == 4 * 6 * count + 4 * count + gib
+
+
+@pytest.mark.parametrize(("gigabytes", "fits"), [(24, False), (80, True)])
+def test_a_gpu_is_too_small_for_all_weights_of_the_2b_model(monkeypatch, gigabytes, fits):
+    monkeypatch.setattr(check, "smallest_gpu", lambda: ("a card", gigabytes * 10**9))
+    if fits:
+        check_memory(load_config("flower102_1gpu", []), SHAPES)
+        return
+    with pytest.raises(UserError, match=r"take 39.8 GB of a GPU's memory.*learners.cpu_offload=true or model.lora"):
+        check_memory(load_config("flower102_1gpu", []), SHAPES)
+    for cure in ("learners.cpu_offload=true", "model.lora.rank=16"):
+        check_memory(load_config("flower102_1gpu", [cure]), SHAPES)
+    check_memory(load_config("flower102", ["learners.count=2"]), SHAPES)
+
+
+@pytest.mark.parametrize(
+    ("name", "gigabytes"), [("flower102_24gb", 24), ("flower102_1gpu", 80), ("flower102", 80), ("photos_1gpu", 80)]
+)
+def test_the_configurations_fit_what_they_are_for(monkeypatch, name, gigabytes):
+    monkeypatch.setattr(check, "smallest_gpu", lambda: ("a card", gigabytes * 10**9))
+    check_memory(load_config(name, []), SHAPES)
+
+
+def test_an_engine_s_share_may_be_what_is_too_small():
+    config = load_config("flower102", ["learners.count=64", "generators.gpu_memory=0.5"])
+    assert on_a_gpu(SHAPES, config) == 2 * SHAPES.parameters / 0.5
+
+
+def test_a_cluster_that_is_joined_is_not_this_machine(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    check_memory(digits(), HUGE)
