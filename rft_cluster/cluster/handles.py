@@ -12,7 +12,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from rft_cluster.common.errors import ClusterError, UserError
-from rft_cluster.common.files import FORMAT, unfinished, write_json
+from rft_cluster.common.files import FORMAT, sealed, unfinished, write_json
 from rft_cluster.common.reduce import reduced
 from rft_cluster.learner.packing import split_work
 from rft_cluster.messages import LearnerStats, TrainingSample
@@ -117,9 +117,12 @@ class Learners(ActorGroup):
         """Write a checkpoint and its `state`. The folder gets its final name when it is complete."""
         with unfinished(folder) as temporary:
             updates = self.call_all("save_checkpoint", str(temporary))[0]
+            digests: dict[str, str] = {}
+            for share in self.call_all("seal_checkpoint", str(temporary)):
+                digests |= share
             files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
-            own = {"format": FORMAT, **state, "optimizer_updates": updates, "files": files}
-            write_json(temporary / "state.json", own)
+            own = {"format": FORMAT, **state, "optimizer_updates": updates, "files": files, "digests": digests}
+            write_json(temporary / "state.json", sealed(own))
 
     def restore_checkpoint(self, folder: Path, updates: int) -> None:
         """Load a checkpoint on all ranks. `updates`: number of optimizer updates before it."""

@@ -225,7 +225,8 @@ class ScheduleSection(Section):
     """After this many consecutive steps without anything to learn the run saves a checkpoint and ends with exit code 2.
     Nothing to learn: no completion has the format any more, or all rewards are equal and below the best. Equal rewards
     count only with at least 10 completions a class; fewer may be bad luck. 0: the run goes on."""
-    keep_checkpoints: int = Field(1, ge=1, le=MOST_STEPS)
+    keep_checkpoints: int = Field(2, ge=1, le=MOST_STEPS)
+    """Checkpoints on disk. If the newest is damaged when the run resumes, the one before is taken."""
 
 
 class GeneratorsSection(Section):

@@ -44,6 +44,11 @@ def load_shards(folder: Path, policy: PolicyModel, optimizer: Optimizer) -> None
     dcp.load(_tensors(policy, optimizer), storage_reader=HuggingFaceStorageReader(str(folder)))
 
 
+def shards_in(folder: Path) -> list[Path]:
+    """The files with tensors in a checkpoint, by name; rank 0's come first."""
+    return sorted(folder.glob("*.safetensors"))
+
+
 @contextmanager
 def _errors_of_the_system(folder: Path) -> Iterator[None]:
     """Turn errors of the system within this context (a full disk) into OSError with the folder's name.

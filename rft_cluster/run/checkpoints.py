@@ -5,13 +5,15 @@ checkpoints/step-000050/   state.json, and the learners' shards (see learner/che
 
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, Field, ValidationError
 
 from rft_cluster.common.errors import UserError
-from rft_cluster.common.files import check_format, json_object, recover
+from rft_cluster.common.files import check_format, check_seal, file_sha256, json_object, recover, size
+from rft_cluster.common.text import shown
 from rft_cluster.config import ScheduleSection
 
 STATE_FILE = "state.json"
@@ -28,6 +30,8 @@ class State(BaseModel):
     """Cache name of the tiny model that the run started from, if any."""
     files: dict[str, int] = {}
     """Size in bytes of every other file, to detect truncated ones."""
+    digests: dict[str, str] = {}
+    """SHA-256 of each file, to detect changed ones. Checkpoints of older versions have none."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,10 @@ def read_state(folder: Path) -> State:
         values = json_object(file.read_bytes()) if file.is_file() or not file.exists() else None
         if values is None:
             raise ValueError(f"{STATE_FILE} is damaged")
+        intact = check_seal(values)
         check_format(values, file)
+        if not intact:
+            raise ValueError(f"{STATE_FILE} is damaged: it has changed since it was written")
         state = State.model_validate(values)
     except OSError as error:
         raise ValueError(f"{STATE_FILE} cannot be read ({error.strerror})") from error
@@ -84,12 +91,31 @@ def read_state(folder: Path) -> State:
     sizes = {path.name: path.stat().st_size for path in folder.glob("*.safetensors")}
     if not sizes:
         raise ValueError("its shards are missing")
-    for name, size in (state.files or dict.fromkeys(sizes)).items():
+    if missing := state.digests.keys() - sizes.keys():  # also a name that leads out of the folder
+        raise ValueError(f"{shown(min(missing))} is missing")
+    for name, length in (state.files or dict.fromkeys(sizes)).items():
         if name not in sizes:
             raise ValueError(f"{name} is missing")
-        if sizes[name] != (_whole_size(folder / name) if size is None else size):
+        if sizes[name] != (_whole_size(folder / name) if length is None else length):
             raise ValueError(f"{name} is cut or damaged")
+    _check_digests(folder, state.digests)
     return state
+
+
+def _check_digests(folder: Path, digests: dict[str, str]) -> None:
+    """Read every file again: one changed bit of a weight can make a policy that answers nothing."""
+    files = [folder / name for name in digests]
+    total = sum(file.stat().st_size for file in files)
+    if total > 4 * 10**9:
+        print(f"checking the {size(total)} of {folder} against their checksums", flush=True)
+    with ThreadPoolExecutor() as threads:  # hashing leaves Python's lock: as fast as the disk or the processors
+        try:
+            found = list(threads.map(file_sha256, files))
+        except OSError as error:
+            raise ValueError(f"{error.filename} cannot be read ({error.strerror})") from error
+    for file, digest in zip(files, found, strict=True):
+        if digest != digests[file.name]:
+            raise ValueError(f"{file.name} is damaged: its bytes have changed since they were written")
 
 
 def _newest_first(run: Path) -> list[Path]:

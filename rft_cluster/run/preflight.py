@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from rft_cluster.common.errors import UserError
-from rft_cluster.common.files import bytes_in, check_home, check_space, check_writable, size
+from rft_cluster.common.files import ROOM, bytes_in, check_home, check_space, check_writable, size
 from rft_cluster.config import Config
 from rft_cluster.data.manifest import read_manifest
 from rft_cluster.model.folder import check_model_config, check_parallel, check_window, read_shapes
@@ -108,7 +108,7 @@ def check_disk(config: Config, parameters: int) -> str:
         config.run_folder,
         max(0, needed - held),
         f"checkpoints and models of {parameters / 10**6:.1f} million parameters",
-        "Free some, lower schedule.keep_checkpoints, or set run.folder to another disk",
+        ROOM,
     )
     return f"disk        {size(needed)} for checkpoints and models in {config.run_folder}"
 

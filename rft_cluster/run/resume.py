@@ -80,7 +80,7 @@ def find_start(config: Config, resume: bool) -> Start:
     for name in ("metrics.jsonl", "eval.jsonl"):
         check_rows(folder / name)
     checkpoint, problems = latest_checkpoint(folder)
-    notes += [f"skipped an incomplete checkpoint: {problem}" for problem in problems]
+    notes += [f"WARNING: passed over a damaged checkpoint, and took the one before: {problem}" for problem in problems]
     steps, done = config.schedule.steps, checkpoint.state.step if checkpoint else 0
     if done > steps:
         raise UserError(

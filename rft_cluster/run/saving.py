@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from rft_cluster.classification.card import CARD_FILE, Card, read_card
 from rft_cluster.classification.report import Evaluation
 from rft_cluster.common import stopping
-from rft_cluster.common.files import FORMAT
+from rft_cluster.common.files import FORMAT, ROOM, DiskFull, bytes_in, check_space
 from rft_cluster.config import Config
 from rft_cluster.run.checkpoints import State, checkpoint_folder, is_due, prune_checkpoints
 
@@ -35,6 +35,7 @@ class Keeper:
         self._step = self._saved = step
         self._between_steps = True  # the learners have the weights of step `_step`
         self._saved_at, self._cost = time.monotonic(), 0.0
+        self._bytes = 0  # of the last checkpoint, and so of the next
         self._validation: dict[int, float] = {}
 
     @contextmanager
@@ -46,9 +47,29 @@ class Keeper:
             self._step, self._between_steps = step, True
 
     def save_if_due(self, at_once: bool = False) -> None:
-        """Save a checkpoint if the schedule says so, or if `at_once`."""
-        if at_once or is_due(self._config.schedule, self._step, time.monotonic() - self._saved_at, self._cost):
+        """Save a checkpoint if the schedule says so, or if `at_once`.
+
+        Raises:
+            DiskFull: the run cannot go on after this step.
+        """
+        if not (at_once or is_due(self._config.schedule, self._step, time.monotonic() - self._saved_at, self._cost)):
+            return
+        with self._going_on(f"step {self._step} is not saved", ends=at_once):
             self._save()
+
+    @contextmanager
+    def _going_on(self, missed: str, ends: bool = False) -> Iterator[None]:
+        """Go on although the disk is full, with a warning: older files are untouched, and there may be room later.
+
+        `ends`: the run ends after this step, as it does after the last one, so there is no later.
+        """
+        try:
+            yield
+        except DiskFull as error:
+            if ends or self._step == self._config.schedule.steps:
+                raise
+            self._saved_at = time.monotonic()  # not at every step
+            print(f"WARNING: {missed}, and the run goes on: {error}", flush=True)
 
     @contextmanager
     def saved_when_stopped(self) -> Iterator[None]:
@@ -67,8 +88,11 @@ class Keeper:
         start = time.monotonic()
         state = State(step=self._step, prompt_sha256=self._card.prompt_sha256, tiny_model=self._tiny_model)
         run = self._config.run_folder
+        folder = checkpoint_folder(run, self._step)
         with stopping.whole():
-            self._learners.save_checkpoint(checkpoint_folder(run, self._step), state.model_dump())
+            check_space(run, self._bytes, f"the files of {folder.name}", ROOM)
+            self._learners.save_checkpoint(folder, state.model_dump())
+            self._bytes = bytes_in(folder)
             prune_checkpoints(run, self._config.schedule.keep_checkpoints)
             self._saved, self._saved_at = self._step, time.monotonic()
         self._cost = self._saved_at - start
@@ -78,7 +102,8 @@ class Keeper:
         self._validation[evaluation.step] = evaluation.accuracy_strict
         best = exported(self._config.run_folder / BEST)
         if best is None or best.validation is None or evaluation.accuracy_strict > best.validation:
-            self._export(BEST)
+            with self._going_on(f"the best policy so far, of step {self._step}, is not exported"):
+                self._export(BEST)
 
     def keep_last(self) -> None:
         self._export(MODEL)

@@ -148,6 +148,10 @@ def test_the_run_folder_is_whole(run: Run):
     assert {version for row in rollouts for spans in row["version_spans"] for version, _ in spans} == {2}
     files = {path.suffix for path in (folder / "checkpoints").rglob("*") if path.is_file()}
     assert files == {".safetensors", ".json"}, "no pickle"
+    for checkpoint in (folder / "checkpoints").iterdir():
+        shards = {path.name for path in checkpoint.glob("*.safetensors")}
+        digests = json.loads((checkpoint / "state.json").read_text())["digests"]
+        assert digests.keys() == shards and len(shards) >= 2, "a checksum for every file of both ranks"
     assert not [path for path in folder.rglob("*") if path.suffix == ".tmp" or path.name == ".lock"]
     best = max(evaluations[1:3], key=lambda row: row["accuracy_strict"])
     card = read_card(folder / "model-best")
@@ -195,8 +199,14 @@ def test_a_resumed_run_goes_on_from_the_last_complete_step(run: Run, tiny_model:
     whole = run.folder
     resumed = tmp_path / "short"
     shutil.copytree(whole, resumed)
-    # As if it had died while it wrote the last checkpoint: steps 3 and 4 are recorded, step 2 is the last complete.
-    (resumed / "checkpoints" / "step-000004").rename(resumed / "checkpoints" / "step-000004.tmp")
+    # Steps 3 and 4 are recorded. The newest checkpoint has one changed bit in a weight, and a broken attempt at
+    # writing it is left: step 2 is the last whole one.
+    newest = resumed / "checkpoints" / "step-000004"
+    shutil.copytree(newest, resumed / "checkpoints" / "step-000004.tmp")
+    shard = max(newest.glob("*.safetensors"), key=lambda file: file.stat().st_size)
+    changed = bytearray(shard.read_bytes())
+    changed[-3] ^= 64
+    shard.write_bytes(changed)
     shutil.rmtree(resumed / "model")
     words = [*LAUNCH, f"run.folder={tmp_path}", f"model.path={tiny_model}", *ACTORS]
     assert launch.main(words) == 2
@@ -205,6 +215,8 @@ def test_a_resumed_run_goes_on_from_the_last_complete_step(run: Run, tiny_model:
     assert "optimizer" in capsys.readouterr().err
     result = command("launch", *words, "--resume", "learners.count=1", "learners.cpus=1")
     assert result.returncode == 0, result.stdout + result.stderr
+    told = f"WARNING: passed over a damaged checkpoint, and took the one before: {newest}: {shard.name} is damaged"
+    assert told in result.stdout
     assert [row["step"] for row in rows(resumed / "metrics.jsonl")] == [1, 2, 3, 4]
     # The third step asks the same prompts of the same weights with the same seeds, on one rank now instead of two.
     before, after = (rows(folder / "rollouts" / "step-000003.jsonl") for folder in (whole, resumed))

@@ -71,6 +71,8 @@ class Actors:
             return ["somewhere"]
         if doing == "save_checkpoint":
             return [0] * len(calls)
+        if doing == "seal_checkpoint":
+            return [{} for _ in calls]
         return [LearnerStats() for _ in calls]
 
 
@@ -278,4 +280,4 @@ def test_a_checkpoint_is_written_when_generators_are_proved_to_hold_what_was_sen
     """The run may end with it: nothing else would ask for the last verification."""
     cluster = cluster_of(recorded, [])
     cluster.save_checkpoint(tmp_path / "checkpoint", {})
-    assert recorded.events == ["wait for the verification", "learner save_checkpoint"]
+    assert recorded.events == ["wait for the verification", "learner save_checkpoint", "learner seal_checkpoint"]

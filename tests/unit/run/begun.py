@@ -1,5 +1,6 @@
 """A run's folder as a run leaves it, without a cluster."""
 
+import hashlib
 import io
 import json
 import struct
@@ -7,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from rft_cluster.common.files import FORMAT, write_json
+from rft_cluster.common.files import FORMAT, sealed, write_json
 from rft_cluster.config import Config, load_config
 from rft_cluster.data.dataset import FewShotDataset, LabelledImage
 from rft_cluster.prompts import text_hash
@@ -49,5 +50,14 @@ def checkpoint(run: Path, step: int, **state: object) -> Path:
     for name, content in files.items():
         (path / name).write_bytes(content)
     known = {"format": FORMAT, "step": step, "prompt_sha256": text_hash("Which flower?"), "optimizer_updates": step}
-    write_json(path / "state.json", {**known, "files": {name: len(c) for name, c in files.items()}, **state})
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    sizes = {name: len(content) for name, content in files.items()}
+    write_json(path / "state.json", sealed({**known, "files": sizes, "digests": digests, **state}))
     return path
+
+
+def rewrite_state(folder: Path, **changes: object) -> None:
+    """Change values of a checkpoint's state, with a seal that fits."""
+    values = json.loads((folder / "state.json").read_text())
+    values.pop("sha256", None)
+    write_json(folder / "state.json", sealed({**values, **changes}))

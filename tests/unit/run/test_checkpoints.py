@@ -3,7 +3,7 @@ import re
 import pytest
 
 from rft_cluster.common.errors import UserError
-from rft_cluster.common.files import unfinished
+from rft_cluster.common.files import json_object, unfinished
 from rft_cluster.config import ScheduleSection
 from rft_cluster.run.checkpoints import (
     checkpoint_folder,
@@ -18,7 +18,7 @@ from tests.unit.run.begun import checkpoint
 def test_a_damaged_checkpoint_is_passed_over_for_an_older_one_that_is_whole(tmp_path):
     """Cut at many places, each of its files, with the sizes on record and, as of older versions, without."""
     checkpoint(tmp_path, 2)
-    for state in ({}, {"files": {}}):
+    for state in ({}, {"files": {}, "digests": {}}):
         newest = checkpoint(tmp_path, 4 + len(state), **state)
         assert latest_checkpoint(tmp_path)[0].path == newest
         for file in sorted(newest.iterdir()):
@@ -40,6 +40,30 @@ def test_a_damaged_checkpoint_is_passed_over_for_an_older_one_that_is_whole(tmp_
         for file in newest.iterdir():
             file.unlink()
         newest.rmdir()
+
+
+@pytest.mark.parametrize("name", ["shard-00001.safetensors", "shard-00002.safetensors", "state.json"])
+def test_one_changed_bit_anywhere_is_found_and_the_older_one_taken(tmp_path, name):
+    checkpoint(tmp_path, 2)
+    newest = checkpoint(tmp_path, 4)
+    whole = (newest / name).read_bytes()
+    for at in range(0, len(whole), 7):
+        changed = bytearray(whole)
+        changed[at] ^= 1 << at % 8
+        (newest / name).write_bytes(changed)
+        if name == "state.json" and json_object(bytes(changed)) == json_object(whole):
+            continue  # another kind of space
+        found, (problem,) = latest_checkpoint(tmp_path)
+        assert found.path == checkpoint_folder(tmp_path, 2), at
+        assert problem.startswith(f"{newest}: {name} is ") and "damaged" in problem
+    (newest / name).write_bytes(whole)
+    assert latest_checkpoint(tmp_path)[0].path == newest
+
+
+def test_a_digest_of_a_file_elsewhere_is_not_read(tmp_path):
+    checkpoint(tmp_path, 4, digests={"../../secret": "0" * 64})
+    with pytest.raises(UserError, match=re.escape("../../secret is missing")):
+        latest_checkpoint(tmp_path)
 
 
 def test_without_a_whole_one_the_cure_is_to_remove_them(tmp_path):

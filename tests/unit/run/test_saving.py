@@ -1,7 +1,9 @@
 """Checkpoints and exported models of a policy, with learners that only record their calls."""
 
+import errno
 import json
 import os
+import shutil
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +13,18 @@ import pytest
 
 from rft_cluster.classification.card import CARD_FILE, make_card, read_card
 from rft_cluster.classification.report import Evaluation
+from rft_cluster.common import stopping
 from rft_cluster.common.errors import exit_code
-from rft_cluster.common.files import unfinished, write_json
+from rft_cluster.common.files import DiskFull, unfinished, write_json
 from rft_cluster.run.checkpoints import latest_checkpoint
 from rft_cluster.run.saving import BEST, MODEL, Keeper, describe_models, is_complete
 from tests.unit.run.begun import DATASET, TASK, config, shard
+
+
+@pytest.fixture(autouse=True)
+def no_signal_yet(monkeypatch):
+    """A process is stopped once, so it never forgets a signal; these tests stop it again and again."""
+    monkeypatch.setattr(stopping, "_received", None)
 
 
 class Learners:
@@ -149,3 +158,55 @@ def test_a_checkpoint_that_takes_long_is_not_begun_when_stopped(tmp_path, monkey
 
     assert exit_code(work) == 143
     assert learners.saved == [1]
+
+
+@pytest.mark.parametrize("what", ["before", "while writing"])
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(tmp_path, monkeypatch, capsys, what):
+    class Full(Learners):
+        full = False
+
+        def save_checkpoint(self, folder: Path, state: Mapping[str, Any]) -> None:
+            assert not (self.full and what == "before"), "too little room, and that was not seen before"
+            super().save_checkpoint(folder, state)
+
+    learners = Full()
+    kept = keeper(tmp_path, learners, "schedule.save_every=2", "schedule.steps=8", "optimizer.warmup_steps=0")
+    usage = shutil.disk_usage(tmp_path)
+
+    def begin(step: int) -> None:
+        with kept.step(step):
+            pass
+
+    begin(2)
+    kept.save_if_due()
+    learners.full = True
+    with monkeypatch.context() as patch:
+        if what == "before":
+            patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
+        else:
+            patch.setattr(Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "no space")))
+        begin(4)
+        kept.save_if_due()
+        printed = capsys.readouterr().out
+        assert printed.startswith("WARNING: step 4 is not saved, and the run goes on: ") and printed.count("\n") == 1
+        begin(8)
+        with pytest.raises(DiskFull):  # nobody would go on after the last step
+            kept.save_if_due()
+    assert [path.name for path in (tmp_path / "mine" / "checkpoints").iterdir()] == ["step-000002"]
+    learners.full = False
+    kept.save_if_due()
+    assert latest_checkpoint(tmp_path / "mine")[0].state.step == 8
+
+
+def test_a_model_for_which_there_is_no_room_costs_the_run_nothing_but_the_last_must_be_kept(tmp_path, capsys):
+    class Full(Learners):
+        def export(self, folder: Path, files: Mapping[str, Any]) -> None:
+            raise DiskFull("no room")
+
+    kept = keeper(tmp_path, Full(), "schedule.steps=8", "optimizer.warmup_steps=0")
+    with kept.step(1):
+        pass
+    kept.keep_if_best(evaluation(1, 0.5))
+    assert "the best policy so far, of step 1, is not exported, and the run goes on: no room" in capsys.readouterr().out
+    with pytest.raises(DiskFull):
+        kept.keep_last()
