@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -146,6 +146,17 @@ def _answer(connection: Connection, function: Callable[..., Any], arguments: Seq
         connection.send((None, f"{type(error).__name__}: {error}"))
     sys.stdout.flush()
     os._exit(0)  # an engine's threads never end
+
+
+def memory_of(pid: int) -> int:
+    """Bytes of a process with all its descendants, in which pages that several share count once (PSS)."""
+    total = 0
+    with suppress(psutil.Error):
+        root = psutil.Process(pid)
+        for process in [root, *root.children(recursive=True)]:
+            with suppress(psutil.Error):
+                total += process.memory_full_info().pss
+    return total
 
 
 def write_result(name: str, result: Any) -> None:

@@ -19,17 +19,15 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict
 from io import BytesIO
 from operator import sub
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
-from benchmarks.common import in_a_process, machine, parsed, read_result, write_result
+from benchmarks.common import in_a_process, machine, memory_of, parsed, read_result, write_result
 from benchmarks.models import TRUE_PIXELS, empty_model, published_layout, true_model, true_question
 from rft_cluster.common.hardware import hardware
 from rft_cluster.config import AlgorithmSection, Config, load_config
@@ -311,9 +309,7 @@ def run_stage(name: str, folder: Path) -> dict[str, Any]:
 
     def watch(pid: int) -> None:
         nonlocal peak
-        with suppress(psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
-            root = psutil.Process(pid)
-            peak = max(peak, sum(one.memory_full_info().pss for one in [root, *root.children(recursive=True)]))
+        peak = max(peak, memory_of(pid))
 
     started = time.perf_counter()
     found = in_a_process(STAGES[name], folder, environment={}, watch=watch)

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from benchmarks.gpu_check import generator as tier
+from benchmarks.gpu_check import shared
 from benchmarks.gpu_check.checklist import Bench, Outcome
 from benchmarks.gpu_check.generator import Served
+from rft_cluster.cluster.handles import ActorGroup
 from rft_cluster.common.errors import WeightTransferError
 from rft_cluster.generator import generator as role
 from rft_cluster.generator import vllm_options
@@ -110,3 +112,31 @@ def test_wrong_seeds_are_seen(bench: Bench, served: Served, seed: int | None):
     in_engine(served, seeds_are_right)
     assert not found.passed
     assert (found.figure == 0) is (seed == 0), "one seed for all repeats, and is no seed"
+
+
+# The tier shared: a real cluster for each test
+
+
+@pytest.mark.slow
+def test_steps_through_the_real_loop_pass(bench: Bench):
+    failed = {check.name: found for check in shared.CHECKS if not (found := check.run(bench)).passed}
+    assert not failed
+
+
+@pytest.mark.slow
+def test_old_weights_in_the_engine_are_seen_though_they_verify(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    """The learner's weights never reach the memory that the engine loads and the digests are taken of."""
+    call_all, sent = ActorGroup.call_all, []
+
+    def once(self: ActorGroup, method: str, *arguments: Any) -> list[Any]:
+        if method == "publish_weights":
+            if sent:
+                return []
+            sent.append(method)
+        return call_all(self, method, *arguments)
+
+    monkeypatch.setattr(ActorGroup, "call_all", once)
+    bench = Bench("cpu", "tiny", tmp_path)
+    found = shared.transfer(bench)
+    assert not found.passed and found.note.endswith("the engine's parameters never changed")
+    assert shared.updates(bench).passed

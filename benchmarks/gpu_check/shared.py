@@ -1,0 +1,250 @@
+"""The tier *shared*: generator and learner on one GPU, through the real cluster and the real training loop.
+
+Three GRPO steps of `flower102_1gpu`, from random weights on pictures of noise, rewarded so that every group teaches
+something. One run; the checks look at its records. On CPUs the roles have processors of their own.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from statistics import median
+from threading import Event, Thread
+from typing import Any, cast
+
+import psutil
+
+from benchmarks.common import memory_of, nvidia_gpus
+from benchmarks.gpu_check.checklist import Bench, Check, Outcome, once
+from benchmarks.gpu_check.material import SIZES, images, run_config
+from benchmarks.turns import Enough, TurnTaking
+from rft_cluster.cluster.cluster import Cluster
+from rft_cluster.cluster.start import start_cluster
+from rft_cluster.common.hardware import hardware
+from rft_cluster.config import Config
+from rft_cluster.data import LabelledImage
+from rft_cluster.messages import LearnerStats, TrainingSample
+from rft_cluster.run.folder import RunFolder
+from rft_cluster.run.task import Task
+from rft_cluster.train import train
+
+STEPS = 3
+NATS = 0.05  # log-prob gap; see the tier *generator*
+CARD = 0.98  # share of the memory that may be used
+PERIOD = 0.2  # seconds between looks at the memory
+GIB = 2**30
+FEWER: dict[str, tuple[str, ...]] = {"true": (), "tiny": ("schedule.prompts_per_step=3",)}
+PHASES = ("generate", "learn", "transfer")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The records of the run.
+
+    `rows`: those of metrics.jsonl. `peaks`: GiB in use, by phase. `loaded`: digests of each generator's own parameters,
+    before the first step and after the last. `held`: the version that each generator was verified to hold.
+    """
+
+    transfer: str
+    start_seconds: float
+    rows: list[dict[str, Any]]
+    peaks: Mapping[str, float]
+    loaded: tuple[list[int], list[int]]
+    held: Mapping[str, int]
+
+
+@once
+def run(bench: Bench) -> Run:
+    chosen = ("data.validation=0", "data.test=0", "run.name=shared", f"run.folder={bench.folder}", *FEWER[bench.size])
+    config = run_config(bench, *chosen).model_copy(update={"rewards": {"benchmarks.rewards:spread": 1.0}})
+    shutil.rmtree(config.run_folder, ignore_errors=True)
+    task = made_task(bench, config)
+    started = time.perf_counter()
+    actors = start_cluster(config, str(config.model.path), task.dataset.images)
+    with memory_watched(bench.device) as gauge, actors as cluster:
+        seconds = time.perf_counter() - started
+        watched = Watched(cluster, gauge)
+        with suppress(Enough):
+            train(config, task, cast(Cluster, watched), RunFolder(config, task))
+        cluster.weights.wait()
+        held, loaded = dict(cluster.weights.held), (watched.first, loaded_weights(cluster, STEPS))
+    rows = [json.loads(row) for row in (config.run_folder / "metrics.jsonl").read_text().splitlines()]
+    devices = hardware(config.cluster.device, config.cluster.dtype, config.shares_gpus)
+    return Run(devices.transfer, seconds, rows, gauge.peaks, loaded, held)
+
+
+def made_task(bench: Bench, config: Config) -> Task:
+    """The size's question about pictures of noise, each seen once. Ends the training when `STEPS` steps are done."""
+
+    def step_begins(step: int) -> None:
+        if step == STEPS:
+            raise Enough
+
+    count = STEPS * config.schedule.prompts_per_step
+    labels = ("rose", "tulip")
+    pictures = [
+        LabelledImage(f"noise/{i}", image, labels[i % 2]) for i, image in enumerate(images(bench, count).values())
+    ]
+    dataset = TurnTaking.of("noise", list(labels), pictures, [], [], [])
+    return Task(replace(cast(TurnTaking, dataset), step_begins=step_begins), SIZES[bench.size].question)
+
+
+class Watched:
+    """A cluster that says in which phase it is."""
+
+    def __init__(self, cluster: Cluster, gauge: "Gauge") -> None:
+        self._cluster, self._gauge = cluster, gauge
+        self.first: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cluster, name)
+
+    def update(self, samples: list[TrainingSample], step: int) -> LearnerStats | None:
+        with self._gauge.during("learn"):
+            return self._cluster.update(samples, step)
+
+    def broadcast_weights(self, version: int) -> None:
+        with self._gauge.during("transfer"):
+            self._cluster.broadcast_weights(version)
+        if version == 0:  # before the first step, so in no step's time
+            self.first = loaded_weights(self._cluster, version)
+
+
+def loaded_weights(cluster: Cluster, version: int) -> list[int]:
+    """Verify the served weights once more. Returns a digest of each generator's own parameters."""
+    sent = cluster.learners.call_all("weight_digests")
+    return [record.loaded for record in cluster.generators.call_all("verify_weights", version, *sent)]
+
+
+# Memory
+
+
+@dataclass
+class Gauge:
+    """Looks at the memory in use every `PERIOD`, and keeps the peak of each phase, in GiB."""
+
+    used: Callable[[], float]
+    phase: str = "start"
+    peaks: dict[str, float] = field(default_factory=dict)
+
+    def look(self) -> None:
+        phase, used = self.phase, self.used()
+        self.peaks[phase] = max(self.peaks.get(phase, 0.0), used)
+
+    @contextmanager
+    def during(self, phase: str) -> Iterator[None]:
+        self.phase = phase
+        yield
+        self.look()
+        self.phase = "generate"
+
+
+@contextmanager
+def memory_watched(device: str) -> Iterator[Gauge]:
+    gauge, ended = Gauge(card_memory if device == "cuda" else partial(process_memory, os.getpid())), Event()
+
+    def look() -> None:
+        while not ended.wait(PERIOD):
+            gauge.look()
+
+    looking = Thread(target=look, name="memory", daemon=True)
+    looking.start()
+    try:
+        yield gauge
+    finally:
+        ended.set()
+        looking.join()
+
+
+def card_memory() -> float:
+    """GiB in use on the fullest GPU, by nvidia-smi: of all processes, with their contexts."""
+    asked = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    said = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+    return max(float(line) for line in said.splitlines()) / 1024
+
+
+def process_memory(pid: int) -> float:
+    return memory_of(pid) / GIB
+
+
+def whole_memory(device: str) -> float:
+    """GiB of the card, or of a machine without one."""
+    return max(gpu["memory_gib"] for gpu in nvidia_gpus()) if device == "cuda" else psutil.virtual_memory().total / GIB
+
+
+# The checks
+
+
+def start(bench: Bench) -> Outcome:
+    return Outcome(True, run(bench).start_seconds, "s")
+
+
+def transfer(bench: Bench) -> Outcome:
+    """The learner's weights are in the generators, verified, and are not the first ones."""
+    found = run(bench)
+    expected = "ipc" if bench.device == "cuda" else "shared_memory"
+    version = min(found.held.values(), default=0)
+    moved = all(before != after for before, after in zip(*found.loaded, strict=True))
+    seconds = median(row["seconds/transfer"] for row in found.rows)
+    note = f"by {found.transfer}, {seconds:.2f} s" + ("" if moved else "; the engine's parameters never changed")
+    return Outcome(found.transfer == expected and version == STEPS and moved, version, "", note)
+
+
+def logprob_gap(bench: Bench) -> Outcome:
+    gap = max(row["logprob_gap"] for row in run(bench).rows)
+    return Outcome(gap <= NATS, gap, "nats")
+
+
+def updates(bench: Bench) -> Outcome:
+    """Each step made its update, and its gradient was neither 0 nor infinite."""
+    rows = run(bench).rows
+    made = sum(row.get("skipped") == 0 and row["grad_norm"] > 0 for row in rows)
+    return Outcome(made == STEPS, made, "updates", f"gradient {max(row.get('grad_norm', 0.0) for row in rows):.3g}")
+
+
+def memory(bench: Bench, phase: str) -> Outcome:
+    peak, whole = run(bench).peaks[phase], whole_memory(bench.device)
+    return Outcome(peak <= CARD * whole, peak, "GiB", f"of {whole:.1f}")
+
+
+def own_peak(bench: Bench) -> Outcome:
+    """The learner's allocator alone."""
+    rows = run(bench).rows
+    return Outcome(True, max(row["memory_gib"] for row in rows), "GiB", f"first step {rows[0]['memory_gib']:.1f}")
+
+
+def seconds(bench: Bench) -> Outcome:
+    """Of the steps after the first, which warms up."""
+    rows = run(bench).rows[1:]
+    tokens = median(row["tokens_per_second"] for row in rows)
+    return Outcome(True, median(map(whole_step, rows)), "s", f"{tokens:.0f} tokens/s")
+
+
+def share(bench: Bench, phase: str) -> Outcome:
+    rows = run(bench).rows[1:]
+    part = median(row[f"seconds/{phase}"] / whole_step(row) for row in rows)
+    return Outcome(True, 100 * part, "%", f"{median(row[f'seconds/{phase}'] for row in rows):.2f} s")
+
+
+def whole_step(row: Mapping[str, Any]) -> float:
+    return sum(row[f"seconds/{phase}"] for phase in PHASES)
+
+
+CHECKS = (
+    Check("start: engine, learner, reward", "measured", start),
+    Check("transfer: version held, verified", f"{STEPS}, by CUDA IPC on a GPU", transfer),
+    Check("steps: log-prob gap", f"at most {NATS} nats", logprob_gap),
+    Check("steps: updates made", str(STEPS), updates),
+    *(
+        Check(f"memory: {phase}", f"at most {100 * CARD:.0f} % of the card", partial(memory, phase=phase))
+        for phase in PHASES
+    ),
+    Check("memory: the learner's own peak", "measured", own_peak),
+    Check("seconds a step", "measured", seconds),
+    *(Check(f"share of a step: {phase}", "measured", partial(share, phase=phase)) for phase in PHASES),
+)
