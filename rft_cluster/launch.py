@@ -5,7 +5,7 @@ import shlex
 import sys
 import time
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rft_cluster.common.errors import UserError, exit_code
 from rft_cluster.config import Config, load_config
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from rft_cluster.run.resume import Start
     from rft_cluster.run.task import Task
 
+AUTO = "--resume=auto"
+Resume = Literal["no", "yes", "auto"]
+"""Whether a run is begun (no), goes on (yes), or whichever its folder asks for (auto)."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """The exit code: 0 done, 2 for a mistake of the user's. Defects keep their traceback."""
@@ -22,15 +26,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", required=True, help="a YAML file, or the bare name of one in configs/")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change a value of the config")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
-    parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
-    options = parser.parse_intermixed_args(arguments)
-    command = ["python", "-m", "rft_cluster.launch", *(sys.argv[1:] if arguments is None else arguments)]
-    return exit_code(
-        lambda: launch(load_config(options.config, options.overrides), options.dry_run, options.resume, command)
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help=f"go on from the run's last checkpoint; {AUTO}: or begin the run if there is none yet, as for a scheduler "
+        f"that starts one command again and again",
     )
+    words = sys.argv[1:] if arguments is None else arguments
+    # argparse would take the override after an optional value of --resume for that value.
+    options = parser.parse_intermixed_args([word for word in words if word != AUTO])
+    resume: Resume = "auto" if AUTO in words else "yes" if options.resume else "no"
+    command = ["python", "-m", "rft_cluster.launch", *words]
+    return exit_code(lambda: launch(load_config(options.config, options.overrides), options.dry_run, resume, command))
 
 
-def launch(config: Config, dry_run: bool, resume: bool, command: list[str]) -> None:
+def launch(config: Config, dry_run: bool, resume: Resume, command: list[str]) -> None:
     """Run all checks, then train. Until the checks have passed, nothing stays on disk.
 
     `command` is the command line, for the log and for the message about resuming.
@@ -40,16 +50,18 @@ def launch(config: Config, dry_run: bool, resume: bool, command: list[str]) -> N
     from rft_cluster.run.lock import locked
     from rft_cluster.run.log import logged
     from rft_cluster.run.preflight import check_run_folder
-    from rft_cluster.run.resume import check_kinds, find_start, raise_stopped
+    from rft_cluster.run.resume import check_begun, check_kinds, find_start, raise_stopped
     from rft_cluster.run.saving import is_complete
 
     check_run_folder(config)
     check_kinds(config.run_folder)
+    if resume == "yes":
+        check_begun(config)
     if dry_run:
-        return _dry_run(config, resume)
+        return _dry_run(config, resume != "no")
     with locked(config.run_folder), logged(shlex.join(command)) as log:
         try:
-            start = find_start(config, resume)
+            start = find_start(config, resume != "no")
             if is_complete(config):
                 print(
                     f"{config.run_folder} is complete: all {start.step} steps are done\n{_models(config)}", flush=True
@@ -179,13 +191,18 @@ def _models(config: Config) -> str:
     )
 
 
-def launch_folds(config: Config, dry_run: bool, resume: bool, command: list[str]) -> None:
+def launch_folds(config: Config, dry_run: bool, resume: Resume, command: list[str]) -> None:
     """Launch one run a fold, one after the other, and pool their results. A dry run checks all folds."""
     from rft_cluster.run.folds import fold_configs, write_folds
+    from rft_cluster.run.resume import check_begun
 
-    for number, fold in enumerate(fold_configs(config), 1):
+    folds = fold_configs(config)
+    if resume == "yes":
+        check_begun(folds[0])
+    for number, fold in enumerate(folds, 1):
         print(f"--- fold {number} of {config.data.folds}", flush=True)
-        launch(fold, dry_run, resume, command)
+        # A run that goes on may have been stopped before it began a later fold.
+        launch(fold, dry_run, "no" if resume == "no" else "auto", command)
     if not dry_run:
         print(write_folds(config), flush=True)
 

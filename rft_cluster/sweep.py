@@ -153,7 +153,8 @@ def _launch(
 ) -> tuple[Run, float, int]:
     """Run or resume one combination. Its output goes to NAME.log, its steps to the progress bar."""
     started, done = time.monotonic(), 0
-    command = [sys.executable, "-m", "rft_cluster.launch", "--resume", "--config", plan.config, *run.overrides(plan)]
+    launch = [sys.executable, "-m", "rft_cluster.launch", "--resume=auto"]
+    command = [*launch, "--config", plan.config, *run.overrides(plan)]
     bar.set_postfix_str(run.name)
     with (
         (plan.path / f"{run.name}.log").open("a", encoding="utf-8") as log,

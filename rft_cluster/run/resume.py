@@ -10,6 +10,7 @@ from typing import Any
 from rft_cluster.common import stopping
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.files import NewerFormat
+from rft_cluster.common.lookup import nearest
 from rft_cluster.common.text import shown
 from rft_cluster.config import Config
 from rft_cluster.config.load import read_file, validated
@@ -58,6 +59,23 @@ class Start:
 
 def is_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in RECORDS)
+
+
+def check_begun(config: Config) -> None:
+    """Check that there is a run to resume: a misspelt name would begin another.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = config.run_folder
+    if is_run(folder):
+        return
+    others = [path.name for path in folder.parent.glob("*") if is_run(path)]
+    near = nearest(folder.name, others)
+    hint = f"did you mean run.name={shlex.quote(near)}? " if near else ""
+    raise UserError(
+        f"--resume: there is no run in {folder}: {hint}Leave --resume out to begin it; --resume=auto does either"
+    )
 
 
 def find_start(config: Config, resume: bool) -> Start:
@@ -211,7 +229,8 @@ def _changed_schedule(saved: Config, config: Config) -> list[str]:
 
 def stopped_line(folder: Path, command: list[str]) -> str:
     """One line for a stopped run: the last saved step, and the command to resume."""
-    again = shlex.join(command if "--resume" in command else [*command, "--resume"])
+    asked = any(word.startswith("--resume") for word in command)
+    again = shlex.join(command if asked else [*command, "--resume" if is_run(folder) else "--resume=auto"])
     steps = [path.name for path in checkpoint_folder(folder, 0).parent.glob("step-" + "[0-9]" * 6)]
     saved = f"step {int(max(steps).removeprefix('step-'))} is saved" if steps else "no step was saved yet"
     return f"interrupted: {saved}; go on with: {again}"

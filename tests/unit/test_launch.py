@@ -169,6 +169,14 @@ def test_a_run_that_exists_is_not_begun_again(tmp_path, capsys, small):
     assert [path.name for path in run.iterdir()] == ["metrics.jsonl"]
 
 
+def test_resume_needs_a_run_and_auto_does_not(tmp_path, capsys, small):
+    arguments = ["--config", "digits", f"run.folder={tmp_path / 'runs'}", "run.name=mine", *small, "--dry-run"]
+    assert launch.main([*arguments, "--resume"]) == 2
+    assert "there is no run in" in capsys.readouterr().err
+    assert launch.main([*arguments, "--resume=auto", "learners.count=3"]) == 0
+    assert "3 learners" in capsys.readouterr().out
+
+
 def test_a_run_that_another_process_is_running_is_left_alone(tmp_path, capsys, small):
     run = tmp_path / "runs" / "mine"
     with locked(run):

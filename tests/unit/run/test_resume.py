@@ -18,6 +18,7 @@ from rft_cluster.run.preflight import check_run_folder
 from rft_cluster.run.resume import (
     MAY_CHANGE,
     Start,
+    check_begun,
     check_kinds,
     find_start,
     read_saved_config,
@@ -448,13 +449,24 @@ def test_the_line_of_a_stopped_run_names_the_step_and_the_command(tmp_path):
     none = stopped_line(tmp_path / "mine", command)
     assert none == (
         "interrupted: no step was saved yet; go on with: "
-        "python -m rft_cluster.launch --config digits 'prompt.subject=ripe fruit' --resume"
+        "python -m rft_cluster.launch --config digits 'prompt.subject=ripe fruit' --resume=auto"
     )
     run = begun(tmp_path)
     for step in (9, 12):
         checkpoint(run, step)
     assert "interrupted: step 12 is saved; go on with: " in stopped_line(run, [*command, "--resume"])
-    assert stopped_line(run, [*command, "--resume"]).count("--resume") == 1
+    assert stopped_line(run, command).endswith(" --resume")
+    for asked in ("--resume", "--resume=auto"):
+        assert stopped_line(run, [*command, asked]).endswith(f" {asked}")
+
+
+def test_resuming_a_run_that_is_not_there_is_refused_with_the_nearest_name(tmp_path):
+    with pytest.raises(UserError, match=r"there is no run in .*/mine: Leave --resume out"):
+        check_begun(config(tmp_path))
+    begun(tmp_path)
+    check_begun(config(tmp_path))
+    with pytest.raises(UserError, match=r"there is no run in .*/mime: did you mean run.name=mine\? .* --resume=auto"):
+        check_begun(config(tmp_path, "run.name=mime"))
 
 
 def test_the_manifest_of_a_run_that_began_stays(tmp_path):
