@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from rft_cluster.common.errors import ClusterError, UserError
 from rft_cluster.common.files import FORMAT, sealed, unfinished, write_json
@@ -35,7 +35,19 @@ def wait_for(calls: Mapping[ray.ObjectRef, str], timeout: float, doing: str) -> 
             raise error.cause from error  # the user sees the message, without the actor's traceback
         raise
     except RayActorError as error:
-        raise ClusterError(f"an actor died while '{doing}': {error}") from error
+        dead = ", ".join(dict.fromkeys(name for reference, name in calls.items() if _died(reference)))
+        raise ClusterError(f"{dead} died while '{doing}': {error}") from error
+
+
+def _died(call: ray.ObjectRef) -> bool:
+    """Whether a call failed because its actor, or the actor of one of its arguments, died."""
+    try:
+        ray.get(call, timeout=0)
+    except RayActorError:
+        return True
+    except RayError:  # it goes on, or failed in another way
+        return False
+    return False
 
 
 class ActorGroup:

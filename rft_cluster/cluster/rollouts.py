@@ -8,7 +8,7 @@ come back in the order of the prompts.
 import heapq
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,10 @@ CHUNKS = 8
 LISTENING = 0.5  # seconds after which the dispatch thread checks whether it is still needed
 
 
+# Returns the calls in flight for the digests of the served weights, with the learners' names.
+Digests = Callable[[], dict[ray.ObjectRef, str]]
+
+
 @dataclass(frozen=True)
 class _Chunk:
     """The prompts at `indices` of a rollout, dispatched to one generator in one call."""
@@ -39,10 +43,16 @@ class Rollout:
     """The completions of some prompts and their rewards, finished or not."""
 
     def __init__(
-        self, prompts: Sequence[Prompt], sampling: Sampling, version: int, reward: RewardActor | None, timeout: float
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        version: int,
+        reward: RewardActor | None,
+        timeout: float,
+        digests: Digests = dict,
     ) -> None:
         self._prompts, self._sampling, self._version = prompts, sampling, version
-        self._reward, self._timeout = reward, timeout
+        self._reward, self._timeout, self._digests = reward, timeout, digests
         self._chunks: list[_Chunk] = []
         self._dispatched = 0  # the first so many prompts have been dispatched
         self._all_dispatched = threading.Event()
@@ -90,7 +100,8 @@ class Rollout:
         """The groups in the order of their prompts, and their rewards; no rewards for a rollout without a scorer.
 
         Raises:
-            ClusterError: a generator died, or did not answer in time.
+            ClusterError: a generator died, or did not answer in time; or a learner died before it gave the digests with
+                which the generators verify its weights.
         """
         left = self.left
         while not self._all_dispatched.wait(self._timeout):
@@ -100,7 +111,9 @@ class Rollout:
             left = self.left
         if self._error:
             raise self._error
-        groups = wait_for({chunk.groups: chunk.generator for chunk in self._chunks}, self._timeout, "generate")
+        calls = {chunk.groups: chunk.generator for chunk in self._chunks}
+        # Without the digests no group would come: the generators would wait for the verification until their deadline.
+        groups = wait_for(calls | self._digests(), self._timeout, "generate")[: len(calls)]
         scored = {chunk.rewards: f"the reward of {chunk.generator}" for chunk in self._chunks if chunk.rewards}
         rewards = wait_for(scored, self._timeout, "score")
         return self._in_order(groups), self._in_order(rewards)
@@ -117,10 +130,16 @@ class Rollout:
 class Generators(ActorGroup):
     """The generators, and the rollouts with prompts that wait for one."""
 
-    def __init__(self, handles: dict[str, ActorHandle], timeout: float, max_concurrent: int) -> None:
-        """`max_concurrent`: completions that an engine generates at once."""
+    def __init__(
+        self, handles: dict[str, ActorHandle], timeout: float, max_concurrent: int, digests: Digests = dict
+    ) -> None:
+        """
+        Args:
+            max_concurrent: completions that an engine generates at once.
+            digests: the learners' calls that a verification of the weights waits for (`WeightSync.digests_in_flight`).
+        """
         super().__init__(handles, timeout)
-        self._max_concurrent = max_concurrent
+        self._max_concurrent, self._digests = max_concurrent, digests
         self._lock = threading.Lock()  # guards the three fields below
         self._in_flight: dict[ray.ObjectRef, tuple[str, int]] = {}  # call -> (generator, number of completions)
         self._waiting: deque[Rollout] = deque()
@@ -130,7 +149,7 @@ class Generators(ActorGroup):
         self, prompts: Sequence[Prompt], sampling: Sampling, version: int, reward: RewardActor | None = None
     ) -> Rollout:
         """Start completions by weights of `version` or newer, and their scoring. Returns without waiting."""
-        rollout = Rollout(prompts, sampling, version, reward, self._timeout)
+        rollout = Rollout(prompts, sampling, version, reward, self._timeout, self._digests)
         with self._lock:
             if prompts:
                 self._waiting.append(rollout)

@@ -11,9 +11,8 @@
                verify_weights(v, digests) -------------------------------> compares them with the received tensors
     wait       until the verification has finished
 
-Verification is asynchronous. On CPUs it runs while generation goes on; generators return no group before it has
-finished. Until then the learners must not write to the memory, so the next `publish` first waits for it. On GPUs
-`publish` waits at once, because the learners' weights must not change while their digests are computed.
+Verification is asynchronous: it runs while generation goes on, and generators return no group before it has finished.
+Until then the learners must not write to the memory, so the next `publish` first waits for it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -93,8 +92,15 @@ class WeightSync:
                 generators.call_all("finish_weight_update", version)
         sent = learners.begin_all("weight_digests")
         self._verification = _Verification(version, sent, generators.begin_all("verify_weights", version, *sent))
-        if self._transfer != "shared_memory":
-            self.wait()
+
+    def digests_in_flight(self) -> dict[ray.ObjectRef, str]:
+        """The learners' calls that the last update's verification waits for, if it has not finished.
+
+        If one of them fails, the generators are never asked to verify.
+        """
+        if self._verification is None:
+            return {}
+        return {call: f"{name} (digests)" for call, name in self._verification.sent.items()}
 
     def wait(self) -> None:
         """Wait until the last published weights are verified on all generators.

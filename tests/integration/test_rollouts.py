@@ -1,6 +1,7 @@
 """Which generator writes what, with real Ray and generators that only wait: nobody is held up by one that is slow."""
 
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -168,5 +169,23 @@ def test_a_generator_that_dies_ends_the_rollout_though_prompts_wait(start: Start
     generators = start(one=0.1, other=0.1)
     rollout = generators.start(PROMPTS, Sampling(GROUP, 1.0, 8), version=0)
     ray.kill(generators.handles[0])
-    with pytest.raises(ClusterError, match="an actor died while 'generate'"):
+    with pytest.raises(ClusterError, match=r"^one(, the reward of one)? died while 'generate'"):
         rollout.wait()
+
+
+def test_a_learner_that_dies_before_its_digests_ends_the_rollout_and_is_named(start: Start, actors: list[ActorHandle]):
+    """The generators would wait ten minutes for a verification that cannot come."""
+
+    class Learner:
+        def weight_digests(self) -> None:
+            os._exit(1)
+
+    generators = start(one=30.0, other=30.0)
+    learner = ray.remote(Learner).options(num_cpus=0).remote()
+    digests = {learner.weight_digests.remote(): "learner-1 (digests)"}
+    generators._digests = lambda: digests
+    rollout = generators.start(PROMPTS[:2], Sampling(GROUP, 1.0, 8), version=0)
+    started = time.monotonic()
+    with pytest.raises(ClusterError, match=r"^learner-1 \(digests\) died while 'generate'"):
+        rollout.wait()
+    assert time.monotonic() - started < 15

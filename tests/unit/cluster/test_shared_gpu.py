@@ -88,6 +88,9 @@ class Sync:
     def publish(self, version: int) -> None:
         self._events.append(f"publish {version}")
 
+    def digests_in_flight(self) -> dict[Any, str]:
+        return {}
+
     def wait(self) -> None:
         self._events.append("wait for the verification")
 

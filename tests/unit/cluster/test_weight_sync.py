@@ -229,14 +229,6 @@ def test_what_vllm_s_ipc_sender_makes_while_it_sends_is_forwarded_between_start_
     ] * 2
 
 
-@pytest.mark.parametrize("transfer", ["nccl", "ipc"])
-def test_on_gpus_the_verification_is_waited_for_at_once(start, transfer):
-    """The digests are of the learners' own weights, which the next step changes."""
-    started = start(transfer).connect()
-    started.sync.publish(3)
-    assert started.sync.held == {"generator-0": 3, "generator-1": 3}
-
-
 def test_the_memory_is_not_written_before_the_last_update_is_verified(start):
     transfer = start("shared_memory").connect()
     transfer.verifying.clear()
@@ -248,6 +240,18 @@ def test_the_memory_is_not_written_before_the_last_update_is_verified(start):
     assert steps(transfer.events)[:4] == [BOTH["publish"], BOTH["load"], BOTH["verify"], BOTH["publish"]]
     transfer.sync.wait()
     assert transfer.sync.held == {"generator-0": 4, "generator-1": 4}
+
+
+@pytest.mark.parametrize("transfer", ["shared_memory", "nccl"])
+def test_digests_are_in_flight_from_the_update_to_its_verification(start, transfer):
+    started = start(transfer).connect()
+    assert started.sync.digests_in_flight() == {}
+    started.verifying.clear()
+    started.sync.publish(3)
+    assert list(started.sync.digests_in_flight().values()) == ["learner-0 (digests)", "learner-1 (digests)"]
+    started.verifying.set()
+    started.sync.wait()
+    assert started.sync.digests_in_flight() == {}
 
 
 def test_an_update_that_failed_its_verification_stops_the_next_and_whoever_waits(start):
