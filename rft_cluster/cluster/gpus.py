@@ -5,7 +5,6 @@ the library of nvidia-smi, which needs neither CUDA nor torch.
 """
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rft_cluster.common.errors import UserError
@@ -13,7 +12,6 @@ from rft_cluster.common.errors import UserError
 CUDA = 13000  # that torch and vLLM of the extra `gpu` are built for, 13.0 in NVML's numbering
 BRANCH = 580  # of NVIDIA's drivers: the oldest for CUDA 13
 CAPABILITY = (8, 0)  # flash-attention in BF16 needs it: Ampere (A100, RTX 30) and newer
-PATIENCE = 60.0  # seconds for the nodes' answers
 # With 1, an actor without GPUs sees none. By default it sees all of its node, and a reward's model would go to GPU 0.
 HIDE_GPUS = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
 
@@ -79,26 +77,3 @@ def check_driver(host: str, driver: Driver | None) -> None:
                 f"BF16 needs {CAPABILITY[0]}.{CAPABILITY[1]} (A100, RTX 30 or newer). Leave it out with "
                 f"CUDA_VISIBLE_DEVICES, set before Ray starts there"
             )
-
-
-def check_nodes(addresses: Mapping[str, str]) -> None:
-    """Check the drivers and GPUs of a cluster's nodes. `addresses`: of the nodes' hosts, by Ray's node ids.
-
-    Raises:
-        UserError: as `check_driver`; the message names the host.
-        ClusterError: a node does not answer.
-    """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    from rft_cluster.cluster.handles import wait_for
-
-    # Asking takes no GPU, but must see those that Ray may give.
-    ask = ray.remote(driver_here).options(num_cpus=0, runtime_env={"env_vars": {HIDE_GPUS: "0"}})
-    calls = {
-        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(): address
-        for node, address in addresses.items()
-    }
-    drivers = wait_for(calls, PATIENCE, "driver_here")
-    for address, driver in zip(addresses.values(), drivers, strict=True):
-        check_driver(address, driver)

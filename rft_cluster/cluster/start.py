@@ -24,18 +24,18 @@ from typing import IO, Any
 
 import ray
 from ray.exceptions import RayError
-from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rft_cluster.cluster.cluster import Cluster
 from rft_cluster.cluster.generator_actor import Generator
-from rft_cluster.cluster.gpus import HIDE_GPUS, check_nodes
+from rft_cluster.cluster.gpus import HIDE_GPUS
 from rft_cluster.cluster.handles import ActorGroup, Learners, RewardActor, wait_for
 from rft_cluster.cluster.images import StoredImages
+from rft_cluster.cluster.nodes import addresses_of, check_gpus, cluster_nodes, fetch_model
 from rft_cluster.cluster.placement import (
     ActorPlan,
     Bundle,
-    NodeResources,
     bundles,
     by_host,
     describe_placement,
@@ -157,18 +157,6 @@ def _init(**options: Any) -> str:
     return url
 
 
-def cluster_nodes() -> list[NodeResources]:
-    """The living nodes, in a fixed order."""
-    nodes = [
-        NodeResources(
-            node["NodeID"], node["NodeManagerAddress"], node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0)
-        )
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
-    return sorted(nodes, key=lambda node: (node.address, node.node_id))
-
-
 def check_cluster(config: Config, patience: float = 0) -> str:
     """Check the plan against a running cluster without starting anything. Returns lines for the user.
 
@@ -183,7 +171,7 @@ def check_cluster(config: Config, patience: float = 0) -> str:
         nodes, wanted, deadline = cluster_nodes(), bundles(config), time.monotonic() + patience
         lines = [f"{where}: it can hold the run", describe_placement(config, nodes)]
         if any(bundle.gpus for bundle in wanted):
-            check_nodes({node.node_id: node.address for node in place(config, nodes)})
+            check_gpus({node.node_id: node.address for node in place(config, nodes)})
         while (taken := _taken(wanted)) and time.monotonic() < deadline:
             time.sleep(1)
         if taken and patience:
@@ -214,7 +202,7 @@ def start_cluster(config: Config, model_path: str, images: Mapping[str, bytes]) 
         UserError: the cluster lacks resources, or others hold them.
         ClusterError: an actor did not become ready in time.
     """
-    with _reserved(config, training=True) as reservation:
+    with _reserved(config, True, model_path) as reservation:
         stored = StoredImages(images)  # the driver keeps the references, for actors that restart
         cluster = _start_actors(reservation, model_path, stored)
         with closing(cluster.generators):
@@ -224,7 +212,7 @@ def start_cluster(config: Config, model_path: str, images: Mapping[str, bytes]) 
 @contextmanager
 def start_generators(config: Config, model_path: str, images: Mapping[str, bytes]) -> Iterator[Generators]:
     """Start only the generators, with the weights in `model_path` as version 0. Raises as `start_cluster`."""
-    with _reserved(config, training=False) as reservation:
+    with _reserved(config, False, model_path) as reservation:
         stored = StoredImages(images)
         handles = reservation.start_generators(model_path, stored)
         reservation.wait_until_ready(handles)
@@ -234,21 +222,25 @@ def start_generators(config: Config, model_path: str, images: Mapping[str, bytes
 
 
 @contextmanager
-def _reserved(config: Config, training: bool) -> Iterator["_Reservation"]:
-    deadline = time.monotonic() + config.cluster.start_timeout
+def _reserved(config: Config, training: bool, model_path: str) -> Iterator["_Reservation"]:
     wanted = bundles(config, training)
     print(connect(config.cluster, sum(bundle.cpus for bundle in wanted)), flush=True)
     try:
-        nodes = cluster_nodes()
-        place(config, nodes, training)  # refuses at once a run that these nodes can never hold
+        place(config, cluster_nodes(), training)  # refuses at once a run that these nodes can never hold
         groups = _reserve(config, wanted)
-        if any(bundle.gpus for bundle in wanted):
-            held = {node for group in groups for node in placement_group_table(group)["bundles_to_node_id"].values()}
-            check_nodes({node.node_id: node.address for node in nodes if node.node_id in held})
-        yield _Reservation(config, groups, wanted, deadline)
+        if config.cluster.joins:  # on this machine both are done before Ray starts
+            _prepare(addresses_of(groups), config, model_path)
+        yield _Reservation(config, groups, wanted, time.monotonic() + config.cluster.start_timeout)
         _give_back(groups)
     finally:
         ray.shutdown()
+
+
+def _prepare(nodes: Mapping[str, str], config: Config, model_path: str) -> None:
+    """What nodes need before actors start there and their deadline runs. `nodes`: Ray's node id -> address."""
+    if config.cluster.device == "cuda":
+        check_gpus(nodes)
+    fetch_model(nodes, model_path, config.cluster.step_timeout)
 
 
 def _reserve(config: Config, wanted: Sequence[Bundle]) -> list[PlacementGroup]:
@@ -382,11 +374,13 @@ def _start_actors(reservation: _Reservation, model_path: str, images: StoredImag
     timeout = config.cluster.step_timeout
     members = Learners(learner_handles, timeout)
     transfer = hardware(config.cluster.device, config.cluster.dtype, config.shares_gpus).transfer
+    receivers = ActorGroup(generator_handles, timeout, WEIGHTS)
+    weights = WeightSync(members, receivers, transfer, max(1, int(generators.gpus)))
     cluster = Cluster(
-        Generators(generator_handles, timeout, config.generators.max_concurrent),
+        Generators(generator_handles, timeout, config.generators.max_concurrent, weights.digests_in_flight),
         RewardActor(reward_handles, timeout),
         members,
-        WeightSync(members, ActorGroup(generator_handles, timeout, WEIGHTS), transfer, max(1, int(generators.gpus))),
+        weights,
         config,
     )
     cluster.join(addresses, reservation.left())

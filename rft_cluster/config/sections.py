@@ -265,7 +265,7 @@ class ClusterSection(Section):
     interface: str | None = None
     """Network interface between hosts. Left out: the one with the address that Ray uses for a host."""
     start_timeout: float = Field(600, gt=0, le=MOST_SECONDS)
-    """Seconds within which every actor must be ready."""
+    """Seconds within which every actor must be ready, once its node has the model."""
     step_timeout: float = Field(1800, gt=0, le=MOST_SECONDS)
     """Seconds that a single call to an actor may take."""
 

@@ -70,6 +70,16 @@ def check_files(model: Model, longest_sequence: int) -> int:
     return check_model_folder(model.folder, longest_sequence)
 
 
+def whole_model(path: str) -> Path:
+    """The model's folder on this host, with all its files; those of a hub model are fetched if necessary.
+
+    Raises:
+        UserError: as in `find_model`.
+    """
+    model = find_model(path)
+    return fetch_weights(path) if model.missing else model.folder
+
+
 def fetch_weights(path: str) -> Path:
     """Fetch all files of a hub model, with a progress bar. Returns the folder in the cache.
 

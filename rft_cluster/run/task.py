@@ -139,12 +139,9 @@ def _own_model(config: Config) -> str:
 
     On a cluster each node has its own cache.
     """
-    from rft_cluster.model.hub import fetch_weights, find_model
+    from rft_cluster.model.hub import whole_model
 
-    if config.cluster.joins:
-        return config.model.path
-    model = find_model(config.model.path)
-    return str(fetch_weights(config.model.path) if model.missing else model.folder)
+    return config.model.path if config.cluster.joins else str(whole_model(config.model.path))
 
 
 def check_model(config: Config, task: Task, model_path: str, examples: list[Example]) -> None:

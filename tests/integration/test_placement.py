@@ -22,7 +22,7 @@ from ray.util.placement_group import (
 )
 
 from rft_cluster.cluster import start as module
-from rft_cluster.cluster.gpus import check_nodes
+from rft_cluster.cluster.nodes import check_gpus
 from rft_cluster.cluster.placement import bundles, place
 from rft_cluster.cluster.start import check_cluster, cluster_nodes, connect, start_cluster
 from rft_cluster.common.errors import UserError
@@ -100,9 +100,13 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> None:
         def connect(self, addresses: dict[str, str]) -> None:
             pass
 
+        def digests_in_flight(self) -> dict[ray.ObjectRef, str]:
+            return {}
+
     for name, role in (("Generator", Generator), ("Scorer", Role), ("Learner", Learner), ("WeightSync", Weights)):
         monkeypatch.setattr(module, name, role)
-    monkeypatch.setattr(module, "check_nodes", lambda addresses: None)  # they only claim their GPUs
+    monkeypatch.setattr(module, "check_gpus", lambda nodes: None)  # they only claim their GPUs
+    monkeypatch.setattr(module, "fetch_model", lambda *_: None)
 
 
 @pytest.mark.parametrize(
@@ -150,9 +154,9 @@ def test_a_shared_gpu_holds_its_generator_beside_its_learner(nodes: Nodes, recor
 
 
 def test_a_node_without_a_driver_is_named_before_actors_start(nodes: Nodes, recorders: None, monkeypatch):
-    monkeypatch.setattr(module, "check_nodes", check_nodes)
+    monkeypatch.setattr(module, "check_gpus", check_gpus)
     monkeypatch.setattr(module, "_start_actors", lambda *_: pytest.fail("actors start"))
-    config = nodes.config()
+    config = nodes.config("learners.count=1", "generators.gpus=1")
     for check in (lambda: start_cluster(config, "model", {}).__enter__(), lambda: check_cluster(config)):
         with pytest.raises(UserError, match=r"^[0-9.]+ has no NVIDIA driver: install one of branch 580"):
             check()

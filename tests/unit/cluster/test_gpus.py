@@ -2,17 +2,14 @@
 
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from ray._private import thirdparty
 
-from rft_cluster.cluster import gpus, handles
-from rft_cluster.cluster.gpus import Driver, Gpu, check_driver, check_nodes, driver_here
+from rft_cluster.cluster.gpus import Driver, Gpu, check_driver, driver_here
 from rft_cluster.common.errors import UserError
 
 H100, V100 = Gpu("NVIDIA H100 80GB HBM3", (9, 0), 80), Gpu("Tesla V100-SXM2-16GB", (7, 0), 16)
-ONE, TWO = "a" * 56, "b" * 56  # ids of nodes
 GOOD = Driver("580.65.06", 13000, [H100])
 
 
@@ -76,24 +73,3 @@ def test_a_machine_without_a_driver(monkeypatch, nvml):
 
     nvml.nvmlInit = fail
     assert driver_here() is None
-
-
-def test_each_node_is_asked_where_its_gpus_can_be_seen_and_the_first_that_is_too_old_is_named(monkeypatch):
-    """A task that takes no GPU: with the variable at 1 it would see none, and all would seem well."""
-    import ray
-
-    asked: list[dict[str, Any]] = []
-
-    def options(**chosen: Any) -> SimpleNamespace:
-        asked.append(chosen)
-        return SimpleNamespace(options=options, remote=lambda: len(asked))
-
-    monkeypatch.setattr(ray, "remote", lambda function: SimpleNamespace(options=options))
-    answers = [GOOD, Driver("550.54.14", 12040, [H100])]
-    monkeypatch.setattr(handles, "wait_for", lambda calls, timeout, doing: answers[: len(calls)])
-    check_nodes({ONE: "10.0.0.1"})
-    with pytest.raises(UserError, match=r"^10\.0\.0\.2 has the NVIDIA driver 550\.54\.14"):
-        check_nodes({ONE: "10.0.0.1", TWO: "10.0.0.2"})
-    assert asked[0] == {"num_cpus": 0, "runtime_env": {"env_vars": {gpus.HIDE_GPUS: "0"}}}
-    strategies = [chosen["scheduling_strategy"] for chosen in asked if "scheduling_strategy" in chosen]
-    assert [(one.node_id, one.soft) for one in strategies] == [(ONE, False), (ONE, False), (TWO, False)]

@@ -1,0 +1,83 @@
+"""The nodes of a cluster, and what is done on each before actors start there."""
+
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group_table
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rft_cluster.cluster.gpus import HIDE_GPUS, check_driver, driver_here
+from rft_cluster.cluster.handles import wait_for
+from rft_cluster.cluster.placement import NodeResources
+from rft_cluster.common.errors import UserError
+from rft_cluster.model.hub import whole_model
+
+PATIENCE = 60.0  # seconds for the nodes' answers
+
+Addresses = Mapping[str, str]
+"""Of the nodes' hosts, by Ray's node ids."""
+
+
+def cluster_nodes() -> list[NodeResources]:
+    """The living nodes, in a fixed order."""
+    nodes = [
+        NodeResources(
+            node["NodeID"], node["NodeManagerAddress"], node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0)
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    return sorted(nodes, key=lambda node: (node.address, node.node_id))
+
+
+def addresses_of(groups: Sequence[PlacementGroup]) -> dict[str, str]:
+    """The nodes on which Ray has placed these groups."""
+    held = {node for group in groups for node in placement_group_table(group)["bundles_to_node_id"].values()}
+    return {node.node_id: node.address for node in cluster_nodes() if node.node_id in held}
+
+
+def check_gpus(nodes: Addresses) -> None:
+    """Check the drivers and GPUs of these nodes.
+
+    Raises:
+        UserError: as `gpus.check_driver`; the message names the host.
+        ClusterError: a node does not answer.
+    """
+    drivers = _on_each(nodes, driver_here, timeout=PATIENCE)
+    for address, driver in zip(nodes.values(), drivers, strict=True):
+        check_driver(address, driver)
+
+
+def fetch_model(nodes: Addresses, path: str, timeout: float) -> None:
+    """Fetch a model of the hub into the cache of each node, unless it is there or `path` is a folder.
+
+    The actors would do it, but within the time for their start, which the first compilation of an engine needs.
+
+    Raises:
+        UserError: the hub cannot be reached from a node; the message names the host.
+        ClusterError: it takes longer than `timeout` seconds.
+    """
+    if not Path(path).is_dir():
+        print(f"fetching {path} on {len(nodes)} nodes, unless it is in their caches", flush=True)
+        _on_each(nodes, _fetch, path, timeout=timeout)
+
+
+def _fetch(path: str) -> None:
+    try:
+        whole_model(path)
+    except UserError as error:
+        raise UserError(f"on {socket.gethostname()}: {error}") from error
+
+
+def _on_each(nodes: Addresses, work: Callable[..., Any], *arguments: Any, timeout: float) -> list[Any]:
+    """Run `work` on each node, and return the results in the nodes' order."""
+    # The task takes no GPU, but sees those that Ray may give to actors.
+    task = ray.remote(work).options(num_cpus=0, runtime_env={"env_vars": {HIDE_GPUS: "0"}})
+    calls = {
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(*arguments): address
+        for node, address in nodes.items()
+    }
+    return wait_for(calls, timeout, work.__name__.strip("_"))

@@ -1,0 +1,123 @@
+"""What nodes are asked for before actors start; a recorder stands in for Ray's tasks, as there is no GPU and no hub."""
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rft_cluster.cluster import nodes as module
+from rft_cluster.cluster import start
+from rft_cluster.cluster.gpus import HIDE_GPUS, Driver, Gpu
+from rft_cluster.cluster.nodes import check_gpus, fetch_model
+from rft_cluster.cluster.placement import NodeResources
+from rft_cluster.common.errors import UserError
+from rft_cluster.config import load_config
+
+ONE, TWO = "a" * 56, "b" * 56  # ids of nodes
+NODES = {ONE: "10.0.0.1", TWO: "10.0.0.2"}
+GOOD = Driver("580.65.06", 13000, [Gpu("NVIDIA H100 80GB HBM3", (9, 0), 80)])
+OLD = Driver("550.54.14", 12040, [])
+
+
+class Tasks:
+    """`asked`: the options of each task. `answers`: what the nodes return, or the function's own result."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, answers: list[Any] | None = None) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.waits: list[tuple[float, str]] = []
+        self._answers = answers
+        monkeypatch.setattr(module.ray, "remote", self._remote)
+        monkeypatch.setattr(module, "wait_for", self._wait_for)
+
+    def _remote(self, work: Any, **chosen: Any) -> SimpleNamespace:
+        def remote(*arguments: Any) -> tuple[int, Any]:
+            self.asked.append(chosen)
+            return len(self.asked), None if self._answers else work(*arguments)
+
+        return SimpleNamespace(options=lambda **more: self._remote(work, **chosen | more), remote=remote)
+
+    def _wait_for(self, calls: dict[tuple[int, Any], str], timeout: float, doing: str) -> list[Any]:
+        self.waits.append((timeout, doing))
+        return self._answers or [result for _, result in calls]
+
+
+def test_each_node_is_asked_where_its_gpus_can_be_seen(monkeypatch):
+    """By a task that takes no GPU: were they hidden from it, all would seem well."""
+    tasks = Tasks(monkeypatch, [GOOD, GOOD])
+    check_gpus(NODES)
+    assert [(one["scheduling_strategy"].node_id, one["scheduling_strategy"].soft) for one in tasks.asked] == [
+        (ONE, False),
+        (TWO, False),
+    ]
+    assert all(one["num_cpus"] == 0 and one["runtime_env"] == {"env_vars": {HIDE_GPUS: "0"}} for one in tasks.asked)
+
+
+def test_the_host_whose_driver_is_too_old_is_named(monkeypatch):
+    Tasks(monkeypatch, [GOOD, OLD])
+    with pytest.raises(UserError, match=r"^10\.0\.0\.2 has the NVIDIA driver 550\.54\.14"):
+        check_gpus(NODES)
+
+
+def test_a_model_of_the_hub_is_fetched_on_each_node_and_a_folder_is_not(monkeypatch, tmp_path, capsys):
+    fetched: list[str] = []
+    monkeypatch.setattr(module, "whole_model", fetched.append)
+    tasks = Tasks(monkeypatch)
+    fetch_model(NODES, str(tmp_path), 77)
+    assert not tasks.asked and not capsys.readouterr().out
+    fetch_model(NODES, "owner/model", 77)
+    assert fetched == ["owner/model"] * 2
+    assert tasks.waits == [(77, "fetch")]
+    assert "fetching owner/model on 2 nodes" in capsys.readouterr().out
+
+
+def test_a_node_that_cannot_fetch_the_model_is_named(monkeypatch):
+    def unreachable(path: str) -> Path:
+        raise UserError("model.path: the hub cannot be reached")
+
+    Tasks(monkeypatch)
+    monkeypatch.setattr(module, "whole_model", unreachable)
+    monkeypatch.setattr(module.socket, "gethostname", lambda: "gpu-7")
+    with pytest.raises(UserError, match=r"^on gpu-7: model\.path: the hub cannot be reached"):
+        fetch_model(NODES, "owner/model", 77)
+
+
+@pytest.fixture
+def reserved(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What happens until actors may start, on a clock that each event moves on by 1000 s."""
+    events: list[str] = []
+    group = SimpleNamespace(bundle_count=3)
+
+    def event(name: str, result: Any = None) -> Any:
+        return lambda *_: events.append(name) or result
+
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0 * len(events))
+    monkeypatch.setattr(start, "connect", lambda *_: "connected")
+    monkeypatch.setattr(start, "cluster_nodes", lambda: [NodeResources(ONE, "10.0.0.1", 8, 8)])
+    monkeypatch.setattr(start, "_reserve", event("reserve", [group]))
+    monkeypatch.setattr(start, "addresses_of", lambda groups: {ONE: "10.0.0.1"})
+    monkeypatch.setattr(start, "check_gpus", event("check GPUs"))
+    monkeypatch.setattr(start, "fetch_model", event("fetch"))
+    monkeypatch.setattr(start, "_give_back", lambda groups: None)
+    monkeypatch.setattr(start.ray, "shutdown", lambda: None)
+    return events
+
+
+GPUS = ["cluster.device=cuda", "learners.gpus=1", "generators.gpus=1"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "events"),
+    [
+        ([*GPUS, "cluster.address=10.0.0.1:6379"], ["reserve", "check GPUs", "fetch"]),
+        (["cluster.address=10.0.0.1:6379"], ["reserve", "fetch"]),
+        (GPUS, ["reserve"]),
+    ],
+)
+def test_the_time_for_the_actors_start_runs_when_nodes_have_what_they_need(reserved, monkeypatch, overrides, events):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config = load_config("digits", [*overrides, "cluster.start_timeout=600"])
+    with start._reserved(config, True, "owner/model") as reservation:
+        assert reserved == events
+        assert reservation.left() == 600
