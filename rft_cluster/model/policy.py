@@ -23,6 +23,8 @@ from rft_cluster.model.shared_prefix import PackLayout
 
 with light_imports():
     from transformers import Qwen2VLForConditionalGeneration
+    from transformers.utils.generic import is_flash_attention_requested
+    from transformers.vision_utils import get_vision_cu_seqlens
 
 
 class PolicyModel(nn.Module):
@@ -71,7 +73,9 @@ class PolicyModel(nn.Module):
             log-probabilities [C] FP32 in nats, and entropy [C] FP32 without gradient.
         """
         # The vision tower is called separately, because it must not get the layout.
-        images = self.model.model.get_image_features(pixel_values, image_grid_thw, return_dict=True)
+        images = self.model.model.get_image_features(
+            pixel_values, image_grid_thw, cu_seqlens=self._image_starts(image_grid_thw), return_dict=True
+        )
         hidden = self.model.model(
             input_ids=input_ids,
             position_ids=position_ids,
@@ -88,6 +92,15 @@ class PolicyModel(nn.Module):
         ]
         logprobs, entropy = zip(*pieces, strict=True)
         return torch.cat(logprobs), torch.cat(entropy)
+
+    def _image_starts(self, image_grid_thw: Tensor) -> Tensor:
+        """Where each image's patches begin, and the last ones end: [images + 1] int32.
+
+        With SDPA each layer reads the lengths three times on the host. From the device it would wait for the GPU each
+        time, so they are copied once. flash-attention needs them on the device.
+        """
+        flash = is_flash_attention_requested(self.model.config.vision_config)
+        return get_vision_cu_seqlens(image_grid_thw if flash else image_grid_thw.cpu())
 
     def _token_logprobs(self, states: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
         """[N, hidden size], [N] -> log-probabilities [N] and entropy [N], FP32."""

@@ -195,6 +195,38 @@ def test_each_image_is_seen_once(policy):
     assert rows == [4 * 6 + 6 * 4]
 
 
+@pytest.mark.parametrize(("attention", "places"), [("sdpa", {"host"}), ("flash_attention_2", {"device"})])
+def test_sdpa_does_not_ask_the_device_for_the_images_lengths_in_each_layer(policy, monkeypatch, attention, places):
+    """Each layer reads them three times on the host, and would wait for the GPU."""
+    grid = torch.tensor([[1, 4, 6], [1, 8, 4]])
+    read: list[str] = []
+
+    class OnDevice(torch.Tensor):
+        def cpu(self) -> torch.Tensor:
+            read.append("host")
+            return grid
+
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            read.append("device")
+            return super().__torch_function__(function, types, args, kwargs)
+
+    monkeypatch.setattr(policy.model.config.vision_config, "_attn_implementation", attention)
+    assert policy._image_starts(grid.as_subclass(OnDevice)).tolist() == [0, 24, 56]
+    assert set(read) == places
+
+
+def test_every_layer_of_the_vision_tower_gets_the_images_lengths_of_the_host(policy, monkeypatch):
+    given: list[torch.Tensor] = []
+    for block in policy.model.model.visual.blocks:
+        block.register_forward_pre_hook(lambda _, args, named: given.append(named["cu_seqlens"]), with_kwargs=True)
+    starts = torch.tensor([0, 24, 48], dtype=torch.int32)
+    monkeypatch.setattr(policy, "_image_starts", lambda grid: starts)
+    forward(policy, drawn({4: [2, 2], 6: [1]}))
+    assert len(given) == 3
+    assert all(one is starts for one in given)
+
+
 def test_prompt_positions_are_the_model_s_own(policy):
     encoded = ENCODER.encode(drawn({4: [1]})[0].prompt)  # 2 x 3 image tokens, then the end of the image and 3 words
     positions = policy.prompt_positions(encoded)
