@@ -94,6 +94,17 @@ class EngineThread:
         self.engine.abort_request(list(self._running))
         self._end(error)
 
+    def drop_tokens_in_flight(self) -> None:
+        """Have the tokens sampled anew that the old weights have sampled and vLLM has not yet delivered.
+
+        With asynchronous scheduling (on GPUs) there may be one a request. `reset_prefix_cache` drops those of running
+        requests. A request that vLLM had preempted for lack of blocks would still get its token, stamped with the new
+        version.
+        """
+        for request in self.engine.engine_core.engine_core.scheduler.requests.values():
+            if request.num_stale_output_tokens:
+                request.drop_stale_output = True
+
     def _serve(self) -> None:
         while True:
             may_step = self.busy and not self._weights.updating

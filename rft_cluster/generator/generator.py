@@ -195,6 +195,7 @@ class Generator:
         # cache, on every build (vllm#44910).
         if not self._engine.reset_prefix_cache(reset_running_requests=self._thread.busy):
             raise RuntimeError("vLLM did not reset its prefix cache: requests still hold blocks of old weights")
+        self._thread.drop_tokens_in_flight()
         self._engine.reset_encoder_cache()
         if not_loaded := [layer for worker in self._engine.collective_rpc(_not_loaded) for layer in worker]:
             raise WeightTransferError(

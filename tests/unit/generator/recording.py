@@ -31,6 +31,10 @@ class RecordingEngine:
         self.not_loaded: list[str] = []
         self.wrong: Exception | None = None  # what a verification raises
         self.worker = SimpleNamespace(weight_transfer_engine=self)
+        self.scheduled: dict[str, Any] = {}  # vLLM's requests, by its ids
+        self.engine_core = SimpleNamespace(
+            engine_core=SimpleNamespace(scheduler=SimpleNamespace(requests=self.scheduled))
+        )
 
     def add_request(self, request_id: str, inputs: dict[str, Any], completions: int) -> None:
         self.unfinished[request_id] = completions

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -95,6 +96,13 @@ def test_the_caches_of_the_old_weights_are_emptied_before_the_new_ones_are_serve
         "reset_encoder_cache",
     ]
     assert engine.stamp == "1"
+
+
+def test_tokens_that_the_old_weights_still_have_in_flight_are_dropped(generator: Generator, engine: RecordingEngine):
+    for name, stale in (("running", 0), ("preempted", 1)):
+        engine.scheduled[name] = SimpleNamespace(num_stale_output_tokens=stale, drop_stale_output=False)
+    load(generator, 1)
+    assert [request.drop_stale_output for request in engine.scheduled.values()] == [False, True]
 
 
 def test_no_group_leaves_before_the_verification(generator: Generator, engine: RecordingEngine):
