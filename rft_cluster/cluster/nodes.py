@@ -75,9 +75,9 @@ def _fetch(path: str) -> None:
 def _on_each(nodes: Addresses, work: Callable[..., Any], *arguments: Any, timeout: float) -> list[Any]:
     """Run `work` on each node, and return the results in the nodes' order."""
     # The task takes no GPU, but sees those that Ray may give to actors.
-    task = ray.remote(work).options(num_cpus=0, runtime_env={"env_vars": {HIDE_GPUS: "0"}})
-    calls = {
-        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(*arguments): address
-        for node, address in nodes.items()
-    }
+    options = {"num_cpus": 0, "runtime_env": {"env_vars": {HIDE_GPUS: "0"}}}
+    task, calls = ray.remote(work), {}
+    for node, address in nodes.items():
+        here = task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False), **options)
+        calls[here.remote(*arguments)] = address
     return wait_for(calls, timeout, work.__name__.strip("_"))

@@ -165,22 +165,14 @@ def test_closed_it_gives_out_nothing_more(start: Start):
     assert 0 < left == rollout.left
 
 
-def test_a_generator_that_dies_ends_the_rollout_though_prompts_wait(start: Start):
-    generators = start(one=0.1, other=0.1)
-    rollout = generators.start(PROMPTS, Sampling(GROUP, 1.0, 8), version=0)
-    ray.kill(generators.handles[0])
-    with pytest.raises(ClusterError, match=r"^one(, the reward of one)? died while 'generate'"):
-        rollout.wait()
-
-
-def test_a_learner_that_dies_before_its_digests_ends_the_rollout_and_is_named(start: Start, actors: list[ActorHandle]):
+def test_a_learner_that_dies_before_its_digests_ends_the_rollout_and_is_named(start: Start):
     """The generators would wait ten minutes for a verification that cannot come."""
 
     class Learner:
         def weight_digests(self) -> None:
             os._exit(1)
 
-    generators = start(one=30.0, other=30.0)
+    generators = start(only=30.0)
     learner = ray.remote(Learner).options(num_cpus=0).remote()
     digests = {learner.weight_digests.remote(): "learner-1 (digests)"}
     generators._digests = lambda: digests
@@ -189,3 +181,11 @@ def test_a_learner_that_dies_before_its_digests_ends_the_rollout_and_is_named(st
     with pytest.raises(ClusterError, match=r"^learner-1 \(digests\) died while 'generate'"):
         rollout.wait()
     assert time.monotonic() - started < 15
+
+
+def test_a_generator_that_dies_ends_the_rollout_though_prompts_wait(start: Start):
+    generators = start(one=0.1, other=0.1)
+    rollout = generators.start(PROMPTS, Sampling(GROUP, 1.0, 8), version=0)
+    ray.kill(generators.handles[0])
+    with pytest.raises(ClusterError, match=r"^one(, the reward of one)? died while 'generate'"):
+        rollout.wait()
