@@ -126,10 +126,10 @@ def _shared_heads(attend: Callable[..., Any]) -> dict[str, bool]:
 def _gather(rows: Tensor, index: Tensor) -> Tensor:
     """[T, heads, size], [K] -> [K, heads, size].
 
-    Uses an embedding lookup. Each completion reads its prompt's rows, so the backward adds up gradients: on GPUs an
-    embedding does that in FP32 and in a fixed order, indexing does neither.
+    Uses an embedding lookup in FP32. Each completion reads its prompt's rows, so the backward adds up gradients. On
+    GPUs an embedding adds them in a fixed order, which indexing does not; in BF16 both would round between additions.
     """
-    return F.embedding(index, rows.flatten(1)).unflatten(1, rows.shape[1:])
+    return F.embedding(index, rows.flatten(1).float()).to(rows.dtype).unflatten(1, rows.shape[1:])
 
 
 def _register(name: str, attend: Callable[[Tensor, Tensor, Tensor, PackLayout, float], Tensor]) -> None:

@@ -122,6 +122,27 @@ def test_attention_and_its_gradients_are_those_of_a_dense_mask(pack, name, monke
         assert (ours - theirs).norm() < 1e-5 * theirs.norm()
 
 
+def test_gradients_of_a_prompt_s_keys_are_added_in_fp32(monkeypatch):
+    """Each completion reads them. On GPUs attention is in BF16, and so would be the sums."""
+    monkeypatch.setattr(shared_prefix, "varlen_attn", documented_varlen)
+    added: list[torch.dtype] = []
+
+    class Additions(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if "embedding_dense_backward" in str(function):
+                added.append(args[0].dtype)
+            return function(*args, **(kwargs or {}))
+
+    prompts, completions, owners = PACKS["several groups"]
+    rows = [one.bfloat16()[0].transpose(0, 1) for one in inputs(sum(prompts) + sum(completions))]
+    layout = pack_layout(prompts, completions, owners)
+    output = shared_prefix.varlen_segments(*rows, layout, SCALING)
+    assert output.dtype == torch.bfloat16
+    with Additions():
+        output.sum().backward()
+    assert added == [torch.float32] * 2  # of keys and of values
+
+
 def test_neighbours_of_one_shape_go_together(monkeypatch):
     calls = []
 
