@@ -17,7 +17,7 @@ SEED ?= 0
 BIN := .venv/bin
 comma := ,
 READY := .venv/ready-$(subst $(comma),-,$(EXTRAS))
-BENCHMARKS := bench-trl bench-digits bench-generation bench-forward bench-transfer bench-roles
+BENCHMARKS := bench-trl bench-digits bench-generation bench-forward bench-transfer bench-overlap bench-controller
 # Intel's OpenMP runtime comes with the CPU build of vLLM; without it the same batch took 1 to 20 times as long.
 OPENMP = $$(ls $(CURDIR)/.venv/lib/libiomp5.so 2>/dev/null)
 
@@ -72,8 +72,11 @@ bench-forward: setup
 bench-transfer: setup
 	$(BIN)/python -m benchmarks.weight_transfer
 
-bench-roles: setup
-	$(BIN)/python -m benchmarks.roles
+bench-overlap: setup
+	$(BIN)/python -m benchmarks.roles --parts overlap
+
+bench-controller: setup
+	$(BIN)/python -m benchmarks.roles --parts controller
 
 bench-report: setup
 	$(BIN)/python -m benchmarks.report

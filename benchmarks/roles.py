@@ -1,6 +1,6 @@
 """A step of the loop on roles that sleep: how much of it overlaps, and what the controller costs.
 
-    python -m benchmarks.roles [--parts overlap,controller] [--generators 4,16,64] [--learners 8] [--steps 6]
+    python -m benchmarks.roles [--parts overlap,controller] [--generators 4,16] [--learners 2,8] [--prompts 16,64]
 
 Roles take time as devices would, but compute nothing. All else is real: the loop, Ray's actors and queues, prompts,
 groups, rewards, samples and calls are the ones of a run. So what a step takes beyond the roles' sleep is the
@@ -9,14 +9,17 @@ service's own cost, and overlap can be shown on two cores, on which real roles w
 `overlap`: G3, max(generate, learn) / wall with `schedule.max_staleness`. 1 would be a step in which the slower role
 never waits. Beside it the same with strictly alternating roles.
 
-`controller`: a step's wall time beyond the roles' own. 16 prompts with 8 completions each, and the same with 4 prompts
-a generator. What is left of the wall time is the driver, Ray, and, where more processes than cores must be woken, the
-machine itself. So the processor time of the driver's process, Ray's threads in it included, and of its thread that runs
-the loop, stand beside it, and the stages in which the time is spent.
+`controller`: a step's wall time beyond the roles' own, with strictly alternating roles: work that the driver does while
+a role sleeps is not in it. Each generator and each learner is a process of its own. A prompt has 8 completions. What is
+left of the wall time is the driver, Ray, and, where more processes than cores must be woken, the machine itself. So the
+processor time of the driver's process, Ray's threads in it included, and of its thread that runs the loop, stand beside
+it, and the stages in which the time is spent. A step counts if other programs used less than 5 % of the machine, unless
+fewer than 5 steps would be left.
 """
 
 import argparse
 import io
+import itertools
 import json
 import random
 import tempfile
@@ -25,13 +28,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
-from typing import Any, NamedTuple
+from statistics import fmean, median, quantiles
+from typing import Any
 
+import psutil
 import ray
 from PIL import Image
 
-from benchmarks.common import machine, parsed, spread, write_result
+from benchmarks.common import FOREIGN_LIMIT, Spread, machine, parsed, spread, write_result
 from rft_cluster.cluster.cluster import Cluster
 from rft_cluster.cluster.handles import ActorGroup, Learners, RewardActor
 from rft_cluster.cluster.placement import plan_actors
@@ -67,9 +71,15 @@ CASES = {
 SKIPPED = 2  # steps until the pipeline is full
 ROLES = ["schedule.evaluate_every=0", "schedule.save_every=0", "optimizer.warmup_steps=0", "data.test=0",
          "data.validation=0", "generators.count=4", "learners.count=2", "schedule.prompts_per_step=16"]  # fmt: skip
-SECONDS, STEPS = Seconds(0.5, 0.5, 0.0), 10  # of the controller's steps
+SECONDS, STEPS = Seconds(0.25, 0.25, 0.0), 20  # of the controller's steps: what a small run may take on 8 GPUs
 OWN = asdict(SECONDS)  # by stage of the loop
+LEAST = 5  # steps in quiet; if there are fewer, all steps count
 PROMPT_TOKENS, COMPLETION_TOKENS = 600, 64  # of the published recipe
+DRAW = random.Random(0)
+WRITTEN = [
+    ([DRAW.randrange(150_000) for _ in range(COMPLETION_TOKENS)], [-DRAW.random() for _ in range(COMPLETION_TOKENS)])
+    for _ in range(64)
+]
 
 
 class EmulatedGenerator:
@@ -110,17 +120,12 @@ class EmulatedGenerator:
 
 
 def _group(prompt: Prompt, size: int, version: int) -> Group:
+    """Completions drawn from `WRITTEN`, in lists of their own, as an engine's are: a device would have made them."""
     draw = random.Random(prompt.seed)
-    completions = [
-        Completion(
-            [draw.randrange(150_000) for _ in range(COMPLETION_TOKENS)],
-            [-draw.random() for _ in range(COMPLETION_TOKENS)],
-            f"<think>petals</think><answer>{draw.choice(['rose', 'tulip'])}</answer>",
-            "stop",
-            version,
-        )
-        for _ in range(size)
-    ]
+    completions = []
+    for token_ids, logprobs in draw.choices(WRITTEN, k=size):
+        text = f"<think>petals</think><answer>{draw.choice(['rose', 'tulip'])}</answer>"
+        completions.append(Completion(list(token_ids), list(logprobs), text, "stop", version))
     return Group(prompt, list(range(PROMPT_TOKENS)), completions)
 
 
@@ -193,44 +198,81 @@ def dataset(count: int) -> FewShotDataset:
     return FewShotDataset.of("emulated", ["rose", "tulip"], images, [], [], [])
 
 
-class StepSeconds(NamedTuple):
-    """Durations of a step: by the clock, of the driver's process, of the loop's thread, and of its stages."""
+@dataclass(frozen=True)
+class Clocks:
+    """Seconds by the clock, and of processors: the driver's process, its loop's thread, all of ours, all programs."""
 
     wall: float
-    driver_cpu: float
-    loop_cpu: float
+    driver: float
+    loop: float
+    ours: float
+    busy: float
+
+
+class Processes:
+    """Reads the clocks of this process and of Ray's processes, which must have been started."""
+
+    def __init__(self) -> None:
+        self._processes = psutil.Process().children(recursive=True)
+
+    def clocks(self) -> Clocks:
+        wall, driver, loop = time.monotonic(), time.process_time(), time.thread_time()
+        ours = driver
+        for process in self._processes:
+            if process.is_running():
+                used = process.cpu_times()
+                ours += used.user + used.system
+        total = psutil.cpu_times()
+        return Clocks(wall, driver, loop, ours, sum(total) - total.idle - total.iowait)
+
+
+@dataclass(frozen=True)
+class StepSeconds:
+    """Seconds of a step: by the clock, of the driver's process, of the loop's thread, and of its stages.
+
+    `foreign`: the share of the machine that other programs used.
+    """
+
+    wall: float
+    driver: float
+    loop: float
     stages: dict[str, float]
+    foreign: float
 
 
 class TimedRun(RunFolder):
-    """Notes when a step ends, by the three clocks of `StepSeconds`, and what its stages took, the record's own too."""
+    """Takes the time of steps, from record to record. Reading the clocks of many processes takes no step's time."""
 
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task)
-        self.ends: list[tuple[float, float, float]] = []
-        self.stages: list[dict[str, float]] = []
+        self._processes = Processes()
+        self._began: tuple[float, Clocks] | None = None
+        self.steps: list[StepSeconds] = []
 
-    def log_step(self, stats: StepStats, *arguments: Any) -> None:
+    def log_step(self, stats: StepStats) -> None:
         start = time.monotonic()
-        super().log_step(stats, *arguments)
-        self.ends.append((time.monotonic(), time.process_time(), time.thread_time()))
-        self.stages.append({**stats.seconds, "log": self.ends[-1][0] - start})
+        super().log_step(stats)
+        now = self._processes.clocks()
+        if self._began:
+            began, then = self._began
+            wall, stages = now.wall - began, {**stats.seconds, "log": now.wall - start}
+            others = now.busy - then.busy - (now.ours - then.ours)
+            foreign = max(0.0, others / ((now.wall - then.wall) * (psutil.cpu_count() or 1)))
+            rest = wall - sum(stages.values())
+            self.steps.append(
+                StepSeconds(wall, now.driver - then.driver, now.loop - then.loop, {"rest": rest, **stages}, foreign)
+            )
+        self._began = (time.monotonic(), now)
 
 
-def run_steps(overrides: list[str], cluster: EmulatedCluster) -> StepSeconds:
-    """A step of `train`, on average from when the pipeline is full to its end."""
+def run_steps(overrides: list[str], cluster: EmulatedCluster) -> list[StepSeconds]:
+    """The steps of `train` from when the pipeline is full to its end."""
     task = Task(dataset(64), "Which flower?")
     with tempfile.TemporaryDirectory() as folder:
         config = load_config("digits", [f"run.folder={folder}", "run.name=emulated", *overrides])
         run = TimedRun(config, task)
         train(config, task, cluster.cluster, run)
-    ends, stages = run.ends, run.stages
-    counted = len(ends) - SKIPPED
-    wall, driver, loop_thread = (
-        (last - first) / counted for first, last in zip(ends[SKIPPED - 1], ends[-1], strict=True)
-    )
-    means = {name: sum(step[name] for step in stages[SKIPPED:]) / counted for name in stages[0]}
-    return StepSeconds(wall, driver, loop_thread, {"dispatch": wall - sum(means.values()), **means})
+    return run.steps[SKIPPED - 1 :]
 
 
 def overlap(options: argparse.Namespace) -> None:
@@ -241,8 +283,8 @@ def overlap(options: argparse.Namespace) -> None:
         for repeat in range(options.repeats):
             for value in values:  # in turns
                 changes = [f"run.seed={repeat}", f"schedule.steps={options.steps}", f"schedule.max_staleness={value}"]
-                step = run_steps([*ROLES, *changes], cluster)
-                measured[value].append(max(seconds.generate, seconds.learn) / step.wall)
+                wall = fmean(step.wall for step in run_steps([*ROLES, *changes], cluster))
+                measured[value].append(max(seconds.generate, seconds.learn) / wall)
         cluster.close()
         for value, ratios in measured.items():
             rows.append({"case": name, **asdict(seconds), "max_staleness": value, "ratio": asdict(spread(ratios))})
@@ -250,36 +292,59 @@ def overlap(options: argparse.Namespace) -> None:
     write_result("overlap", {"machine": machine(), "steps": options.steps, "rows": rows})
 
 
+def goal_ms(generators: int, prompts: int, learners: int) -> float:
+    """The most that a step may take beyond its roles, on two cores."""
+    return 15 + 1.5 * generators + 0.3 * prompts + 0.5 * learners
+
+
 def controller(options: argparse.Namespace) -> None:
     result: dict[str, Any] = {"machine": machine(), "role_seconds": OWN, "steps": STEPS, "rows": []}
-    for generators in options.generators:
-        roles = [*ROLES, f"generators.count={generators}", f"learners.count={options.learners}"]
+    for generators, learners in itertools.product(options.generators, options.learners):
+        roles = [*ROLES, f"generators.count={generators}", f"learners.count={learners}"]
         cluster = EmulatedCluster(load_config("digits", roles), SECONDS)
-        for prompts in sorted({16, 4 * generators}):
+        for prompts in options.prompts:
             changes = [f"schedule.prompts_per_step={prompts}", f"schedule.steps={STEPS}"]
-            steps = [run_steps([*roles, *changes], cluster) for _ in range(options.repeats)]
-            result["rows"].append(
-                {
-                    "generators": generators, "learners": options.learners, "prompts": prompts,
-                    "beyond_roles_ms": asdict(spread([1000 * (step.wall - sum(OWN.values())) for step in steps])),
-                    "driver_cpu_ms": asdict(spread([1000 * step.driver_cpu for step in steps])),
-                    "loop_cpu_ms": asdict(spread([1000 * step.loop_cpu for step in steps])),
-                    "stages_ms": stages(steps),
-                }
-            )  # fmt: skip
+            steps = run_steps([*roles, *changes], cluster)
+            case = {"generators": generators, "learners": learners, "prompts": prompts}
+            result["rows"].append({**case, "goal_ms": goal_ms(**case), **milliseconds(steps)})
             print(json.dumps(result["rows"][-1]), flush=True)
-            write_result("controller", result)
+            write_result(options.out, result)
         cluster.close()
 
 
-def stages(steps: Sequence[StepSeconds]) -> dict[str, float]:
-    """Milliseconds of a step's stages beyond the roles' own: medians."""
-    beyond = [{name: 1000 * (step.stages[name] - OWN.get(name, 0.0)) for name in step.stages} for step in steps]
-    return {name: median(one[name] for one in beyond) for name in beyond[0]}
+def milliseconds(steps: Sequence[StepSeconds]) -> dict[str, Any]:
+    """A step's milliseconds beyond the roles' own: medians and quartiles of the steps that count."""
+    quiet = [step for step in steps if step.foreign < FOREIGN_LIMIT]
+    counted = quiet if len(quiet) >= LEAST else steps
+    return {
+        "counted": len(counted),
+        "foreign": median(step.foreign for step in counted),
+        "beyond_roles_ms": quartiles([1000 * (step.wall - sum(OWN.values())) for step in counted]),
+        "driver_cpu_ms": median(1000 * step.driver for step in counted),
+        "loop_cpu_ms": median(1000 * step.loop for step in counted),
+        "stages_ms": {
+            name: median(1000 * (step.stages[name] - OWN.get(name, 0.0)) for step in counted)
+            for name in counted[0].stages
+        },
+    }
+
+
+def quartiles(values: Sequence[float]) -> Spread:
+    low, middle, high = quantiles(values, n=4, method="inclusive")
+    return Spread(middle, low, high, len(values))
 
 
 def main() -> None:
-    options = parsed(__doc__, parts=["overlap", "controller"], generators=[4, 16, 64], learners=8, steps=6, repeats=5)
+    options = parsed(
+        __doc__,
+        parts=["overlap", "controller"],
+        generators=[4, 16, 64],
+        learners=[2, 8],
+        prompts=[16, 64, 256],
+        steps=6,
+        repeats=5,
+        out="controller",
+    )
     ray.init(address="local", num_cpus=128, log_to_driver=False, logging_level="warning", include_dashboard=False)
     for part in options.parts:
         {"overlap": overlap, "controller": controller}[part](options)

@@ -51,11 +51,13 @@ def train(config: Config, task: Task, cluster: Cluster, run: RunFolder) -> None:
             # A signal waits for the end of this block: a step is done and recorded, or not begun.
             with keeper.step(step + 1):
                 with stage("learn"):
-                    learned = cluster.update(samples, step)
+                    update = cluster.start_update(samples, step)
+                    run.log_rollouts(step + 1, groups, rewards)  # while the learners work
+                    learned = update.wait()
                 with stage("transfer"):
                     cluster.broadcast_weights(version=step + 1)
                 stats = step_stats(step + 1, groups, rewards, advantages, learned, stage.seconds)
-                run.log_step(stats, groups, rewards)
+                run.log_step(stats)
             nothing_to_learn = stuck.see(groups, rewards, live=stats.live_groups > 0)
             keeper.save_if_due(at_once=bool(nothing_to_learn))
             if nothing_to_learn:

@@ -104,9 +104,15 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._cluster, name)
 
-    def update(self, samples: list[TrainingSample], step: int) -> LearnerStats | None:
+    def start_update(self, samples: list[TrainingSample], step: int) -> "Watched":
         with self._gauge.during("learn"):
-            return self._cluster.update(samples, step)
+            self._update = self._cluster.start_update(samples, step)
+        return self
+
+    def wait(self) -> LearnerStats | None:
+        """Wait for the update."""
+        with self._gauge.during("learn"):
+            return self._update.wait()
 
     def broadcast_weights(self, version: int) -> None:
         with self._gauge.during("transfer"):

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rft_cluster.cluster.handles import Learners, RewardActor
+from rft_cluster.cluster.handles import Learners, RewardActor, Update
 from rft_cluster.cluster.rollouts import Generators, Rollout
 from rft_cluster.cluster.weight_sync import WeightSync
 from rft_cluster.config import Config
-from rft_cluster.messages import LearnerStats, Prompt, Sampling, TrainingSample
+from rft_cluster.messages import Prompt, Sampling, TrainingSample
 
 
 class Cluster:
@@ -32,11 +32,11 @@ class Cluster:
         """Start a step's completions with weights of `version` or newer. Returns without waiting."""
         return self.generators.start(prompts, sampling, version, self.reward)
 
-    def update(self, samples: Sequence[TrainingSample], step: int) -> LearnerStats | None:
-        """One step's optimizer updates; see `Learners.update`. On a shared GPU the generators sleep meanwhile."""
+    def start_update(self, samples: Sequence[TrainingSample], step: int) -> Update:
+        """Start one step's optimizer updates; see `Learners.start_update`. On a shared GPU generators sleep then."""
         if self._config.shares_gpus:
             self.generators.call_all("sleep")
-        return self.learners.update(
+        return self.learners.start_update(
             samples, step, self._config.algorithm.updates_per_step, self._config.learners.micro_batch_tokens
         )
 

@@ -104,6 +104,22 @@ class RewardActor(ActorGroup):
         return self.handles[0].score.remote(groups, completions)
 
 
+class Update:
+    """A step's optimizer updates, finished or not."""
+
+    def __init__(self, calls: Mapping[ray.ObjectRef, str], timeout: float) -> None:
+        """`calls`: each rank's, with its name."""
+        self._calls, self._timeout = calls, timeout
+
+    def wait(self) -> LearnerStats | None:
+        """The combined figures of all ranks; None if there was nothing to learn from.
+
+        Raises:
+            ClusterError: a learner died, or did not answer in time.
+        """
+        return reduced(wait_for(self._calls, self._timeout, "update")) if self._calls else None
+
+
 class Learners(ActorGroup):
     def join(self, addresses: Mapping[str, str], timeout: float) -> None:
         """Make the ranks one process group. `addresses`: actor's name -> its host's address.
@@ -116,14 +132,14 @@ class Learners(ActorGroup):
         (rendezvous,) = wait_for(first, timeout, "offering a rendezvous")
         self.call_each("join", [(rendezvous, own, others)] * len(self), timeout)
 
-    def update(
+    def start_update(
         self, samples: Sequence[TrainingSample], step: int, updates: int, micro_batch_tokens: int
-    ) -> LearnerStats | None:
-        """Make one step's optimizer updates on all ranks. Returns their combined figures; None without samples."""
+    ) -> "Update":
+        """Start one step's optimizer updates on all ranks, or nothing without samples. Returns without waiting."""
         if not samples:
-            return None
+            return Update({}, self._timeout)
         work = split_work(samples, len(self), updates, micro_batch_tokens)
-        return reduced(self.call_each("update", [(share, step) for share in work]))
+        return Update(self.begin_each("update", [(share, step) for share in work]), self._timeout)
 
     def save_checkpoint(self, folder: Path, state: Mapping[str, Any]) -> None:
         """Write a checkpoint and its `state`. The folder gets its final name when it is complete."""

@@ -5,6 +5,7 @@ import math
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from rft_cluster.common.errors import UserError
@@ -24,12 +25,17 @@ class Function:
     form: str
     function: Callable[..., Any]
 
+    @cached_property
+    def _signature(self) -> inspect.Signature:
+        """A property, because inspecting a function takes longer than most calls."""
+        return inspect.signature(self.function)
+
     def check_takes(self, *arguments: Any) -> None:
         """Raise UserError if the function is `async`, or cannot be called with so many arguments."""
         if is_async(self.function):
             raise UserError(f"{self.what} is async, but a plain function is called here: write def, not async def")
         try:
-            inspect.signature(self.function).bind(*arguments)
+            self._signature.bind(*arguments)
         except TypeError as error:
             raise UserError(f"{self.what} cannot be called as {self.form}: {error}") from error
         except ValueError:

@@ -1,6 +1,7 @@
 """Combine the figures of several processes. The annotation of each field says how."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
@@ -19,9 +20,15 @@ def reduced(parts: Sequence[T]) -> T:
 
     reduced([Stats(3.0, 2.0), Stats(4.0, 1.0)])  ->  Stats(7.0, 2.0)
     """
-    hints = get_type_hints(type(parts[0]), include_extras=True)
-    values: dict[str, Any] = {field.name: [getattr(part, field.name) for part in parts] for field in fields(parts[0])}
-    return type(parts[0])(**{name: hints[name].__metadata__[0](values[name]) for name in values})
+    how = _reductions(type(parts[0]))
+    return type(parts[0])(**{name: reduce([getattr(part, name) for part in parts]) for name, reduce in how.items()})
+
+
+@functools.cache
+def _reductions(kind: type[Any]) -> dict[str, Callable[[list[Any]], Any]]:
+    """The function of each field. Evaluating the annotations anew would take half a millisecond a step."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {field.name: hints[field.name].__metadata__[0] for field in fields(kind)}
 
 
 def largest(values: Sequence[float | None]) -> float | None:

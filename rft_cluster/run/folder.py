@@ -70,8 +70,8 @@ class RunFolder:
         if again:
             print(f"steps {first_step + 1} to {max(again)} are done again; their records are in {aside}", flush=True)
 
-    def log_step(self, stats: StepStats, groups: Sequence[Group], rewards: Sequence[Sequence[Reward]]) -> None:
-        """Record a step: its completions in `rollouts/`, its figures by every sink."""
+    def log_rollouts(self, step: int, groups: Sequence[Group], rewards: Sequence[Sequence[Reward]]) -> None:
+        """Record a step's completions in `rollouts/`."""
         rows = [
             {
                 "prompt_id": group.prompt.prompt_id,
@@ -85,7 +85,10 @@ class RunFolder:
             for group, group_rewards in zip(groups, rewards, strict=True)
         ]
         rollouts = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_text(self.path / "rollouts" / f"step-{stats.step:06d}.jsonl", rollouts)
+        write_text(self.path / "rollouts" / f"step-{step:06d}.jsonl", rollouts)
+
+    def log_step(self, stats: StepStats) -> None:
+        """Record a step's figures by every sink."""
         for sink in self._sinks:
             sink(stats)
 

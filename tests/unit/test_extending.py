@@ -157,9 +157,9 @@ class Recording(Roles):
         super().__init__(None, 0, 0.0)
         self.advantages: list[float] = []
 
-    def update(self, samples, step):
+    def start_update(self, samples, step):
         self.advantages += [sample.advantage for sample in samples]
-        return super().update(samples, step)
+        return super().start_update(samples, step)
 
 
 def test_an_advantage_and_a_sink_run_in_the_loop(written, monkeypatch):
@@ -211,7 +211,8 @@ def run_as_a_command(name: str, *arguments: str) -> object:
 
 def test_a_command_reads_a_run(written, capsys):
     run = RunFolder(config(written), TASK)
-    run.log_step(stats(), GROUPS, REWARDS)
+    run.log_rollouts(1, GROUPS, REWARDS)
+    run.log_step(stats())
     capsys.readouterr()
     assert run_as_a_command("my_hardest.py", str(run.path)) == 0
     assert capsys.readouterr().out.splitlines() == ["  0.0 % of 2  digits/1", " 50.0 % of 2  digits/0"]

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -68,8 +69,11 @@ class Roles:
         text = f"<think>-</think><answer>{answer}</answer>"
         return Group(prompt, [1], [Completion([5, 6], [-0.5, -0.5], text, "stop", self.sent)] * 2)
 
-    def update(self, samples, step):
+    def start_update(self, samples, step):
         self.between = False
+        return SimpleNamespace(wait=lambda: self._learn(step))
+
+    def _learn(self, step):
         self._called("learning")
         assert step == self.steps
         self.steps, self.between = step + 1, True
@@ -168,6 +172,19 @@ def test_stopped_in_any_call_of_any_step_it_ends_as_if_it_had_not_been(
             assert roles.calls.count("learning") == STEPS - done, "nothing is learned twice"
             assert left(settings.run_folder) == expected
             assert not list(settings.run_folder.glob("redone-*"))
+
+
+def test_the_completions_are_recorded_while_the_learners_work(tmp_path):
+    settings = config(tmp_path, *SETTINGS, "schedule.steps=1")
+    run_folder, learning = RunFolder(settings, TASK, 0, "nothing"), []
+
+    class Watching(Roles):
+        def _learn(self, step):
+            learning.append(sorted(path.name for path in (settings.run_folder / "rollouts").iterdir()))
+            return super()._learn(step)
+
+    train(settings, TASK, Watching(None, 0, 0.0), run_folder)
+    assert learning == [["step-000001.jsonl"]]
 
 
 def test_a_step_that_takes_long_is_not_waited_for(tmp_path, monkeypatch, undisturbed, capsys):

@@ -134,12 +134,12 @@ def sample() -> TrainingSample:
     [(SHARED, ["generator sleep", "learner update"]), (APART, ["learner update"]), ([], ["learner update"])],
 )
 def test_generators_sleep_before_learners_update(recorded: Actors, overrides: list[str], events: list[str]):
-    cluster_of(recorded, overrides).update([sample()], step=0)
+    cluster_of(recorded, overrides).start_update([sample()], step=0).wait()
     assert recorded.events == events
 
 
 def test_a_step_without_samples_asks_no_learner(recorded: Actors):
-    assert cluster_of(recorded, []).update([], step=4) is None
+    assert cluster_of(recorded, []).start_update([], step=4).wait() is None
     assert recorded.events == []
 
 

@@ -19,8 +19,9 @@ def rows(path: Path) -> list[dict]:
 def test_a_run_s_records(tmp_path, capsys):
     run = RunFolder(config(tmp_path), TASK, 0)
     run.log_evaluation(Evaluation(0, "test", 0.25, 0.3, 0.5, 40, (0.1, 0.4)))
-    run.log_step(stats(1), GROUPS, REWARDS)
-    run.log_step(stats(2, learned=None, seconds={"generate": 2.0}), GROUPS, REWARDS)
+    run.log_rollouts(1, GROUPS, REWARDS)
+    run.log_step(stats(1))
+    run.log_step(stats(2, learned=None, seconds={"generate": 2.0}))
     folder = tmp_path / "mine"
     assert read_saved_config(folder / "config.yaml") == load_config(str(folder / "config.yaml"), []) == config(tmp_path)
     assert [row["step"] for row in rows(folder / "metrics.jsonl")] == [1, 2]
@@ -74,7 +75,7 @@ def test_what_will_be_done_again_is_moved_aside_and_said(tmp_path, capsys):
     assert [row["step"] for row in rows(aside / "eval.jsonl")] == [4]
     assert (aside / "rollouts" / "step-000005.jsonl").read_text() == "5\n"
     assert f"steps 3 to 5 are done again; their records are in {aside}" in capsys.readouterr().out
-    run.log_step(stats(3), GROUPS, REWARDS)
+    run.log_step(stats(3))
     assert [row["step"] for row in rows(folder / "metrics.jsonl")] == [1, 2, 3]
     assert not list(folder.glob("*.tmp"))
 
