@@ -1,9 +1,10 @@
 """The tier *digits*: a run that learns, by the command that users call. On a GPU `digits_gpu`, on a CPU `digits`.
 
-The small model is built on first use, in about a minute. A run that was cut off is resumed.
+The small model is built on first use, in about a minute.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -35,10 +36,11 @@ class Run:
 def launched(bench: Bench) -> Run:
     """Run the command, and read its records."""
     folder = bench.folder / "digits"
+    shutil.rmtree(folder, ignore_errors=True)
     command = [
         *(sys.executable, "-m", "rft_cluster.launch", "--config", CONFIG[bench.device]),
         *(f"run.folder={bench.folder}", "run.name=digits", f"schedule.steps={STEPS[bench.size]}"),
-        *("schedule.evaluate_every=0", *(["--resume"] if folder.exists() else [])),
+        "schedule.evaluate_every=0",
     ]
     started = time.monotonic()
     done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)

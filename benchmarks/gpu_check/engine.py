@@ -33,7 +33,7 @@ from rft_cluster.weights.vllm_senders import IPCSender
 if TYPE_CHECKING:
     from rft_cluster.generator.generator import Generator
 
-LOUD = 16.0  # factor of the forbidden tokens' embeddings: without the ban most completions would have one
+LOUD = 32.0  # factor of the forbidden tokens' embeddings: without the ban most completions would have one
 NORM = "model.language_model.norm.weight"
 
 
@@ -149,13 +149,13 @@ class Policy:
         parameters = dict(self._policy.model.named_parameters())
         norm, embedding = parameters[NORM], parameters["model.language_model.embed_tokens.weight"]
         with torch.no_grad():
-            norm.mul_(2.0)  # powers of two: exact in BF16
+            norm.mul_(0.5)  # powers of two: exact in BF16
             embedding[self.forbidden] *= LOUD
         try:
             yield
         finally:
             with torch.no_grad():
-                norm.mul_(0.5)
+                norm.mul_(2.0)
                 embedding[self.forbidden] /= LOUD
 
     @torch.no_grad()

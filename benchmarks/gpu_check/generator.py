@@ -24,6 +24,8 @@ GREEDY_TOKENS = 8
 CHANGES = ("sampling.temperature=0.7", "generators.gpu_memory=0.3")  # room for a second engine
 SAME_NATS, SAME_SHARE = 0.005, 0.8  # the same kernels on the same weights
 OTHER_NATS, OTHER_SHARE = 0.05, 0.3  # other kernels; of other weights an eighth agrees, the first tokens
+# Of the engine's share of the GPU. The rest is CUDA graphs, which stay, and room for activations, which is empty then.
+GIVEN_BACK = 0.6
 GIB = 2**30
 
 
@@ -123,7 +125,7 @@ def sleep_memory(bench: Bench) -> Outcome:
     made.policy.send()
     made.engine.call("wake_up", ["kv_cache"])
     share = freed / whole / run_config(bench, *CHANGES).generators.gpu_memory
-    return Outcome(share >= 0.8, freed / GIB, "GiB", f"{100 * share:.0f} % of the engine's share")
+    return Outcome(share >= GIVEN_BACK, freed / GIB, "GiB", f"{100 * share:.0f} % of the engine's share")
 
 
 def logprob_gap(bench: Bench) -> Outcome:
@@ -195,11 +197,12 @@ def another_engine(bench: Bench, feature: str, option: str, value: bool) -> Outc
 
 SAME = f"at most {SAME_NATS} nats apart"
 OTHER = f"at most {OTHER_NATS} nats apart"
+ROOM = f"at least {100 * GIVEN_BACK:.0f} % of its share"
 CHECKS = (
     Check("engine: start", "measured", start),
     Check("transfer: the same weights, greedy answers", SAME, same_weights),
     Check("transfer: other weights, log-probs", OTHER, changed_weights),
-    Check("sleep: memory given back", "at least 80 % of its share", sleep_memory, cpu_lacks="a sleep mode"),
+    Check("sleep: memory given back", ROOM, sleep_memory, cpu_lacks="a sleep mode"),
     Check("sleep, wake, transfer: greedy answers", SAME, partial(same_weights, asleep=True), cpu_lacks="a sleep mode"),
     Check("log-probs: engine and packed forward", OTHER, logprob_gap),
     Check("forbidden tokens: sampled", "0", forbidden_tokens),
