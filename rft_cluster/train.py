@@ -18,6 +18,7 @@ from rft_cluster.messages import Sampling
 from rft_cluster.prompts import make_prompts
 from rft_cluster.rewards.scorer import check_failures
 from rft_cluster.run.folder import RunFolder
+from rft_cluster.run.journal import Recorded
 from rft_cluster.run.metrics import Stopwatch, step_stats
 from rft_cluster.run.saving import Keeper
 from rft_cluster.run.stuck import GO_ON, Stuck
@@ -34,7 +35,7 @@ def train(config: Config, task: Task, cluster: Cluster, run: RunFolder) -> None:
     _evaluate_if_due(cluster, config, task, run.first_step, run, keeper)
 
     stuck = Stuck(schedule.stop_when_stuck, len(dataset.classes))
-    rollouts: deque[Rollout] = deque()  # in flight: this step and the next `max_staleness`
+    rollouts: deque[Rollout | Recorded] = deque()  # in flight: this step and the next `max_staleness`
     for step in range(run.first_step, schedule.steps):
         with keeper.saved_when_stopped():
             stage = Stopwatch()
@@ -42,9 +43,11 @@ def train(config: Config, task: Task, cluster: Cluster, run: RunFolder) -> None:
             for asked in range(step + len(rollouts), min(step + schedule.max_staleness + 1, schedule.steps)):
                 examples = dataset.batch(seed, asked, schedule.prompts_per_step)
                 prompts = make_prompts(examples, task.text, "train", asked, seed)
-                rollouts.append(cluster.start_rollout(prompts, sampling, version=step))
+                recorded = run.journal.recorded(asked, prompts)
+                rollouts.append(recorded or cluster.start_rollout(prompts, sampling, version=step))
             with stage("generate"):
                 groups, rewards = rollouts.popleft().wait()
+                run.journal.commit(step, groups, rewards)  # from here on the step is never generated again
             check_failures(groups, rewards, len(groups) * sampling.group_size, config.scoring.failure_budget)
             advantages = algorithm.advantages(rewards)
             samples = algorithm.samples(groups, advantages)

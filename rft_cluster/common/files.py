@@ -59,11 +59,22 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file, then rename it: a reader sees the old file or the complete new one."""
+    _write(path, text.encode(), synced=False)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """As `write_text`, and the content is on the disk before the rename: it survives a power cut."""
+    _write(path, content, synced=True)
+
+
+def _write(path: Path, content: bytes, synced: bool) -> None:
     temporary = path.with_name(path.name + ".tmp")
     try:
         with naming(path):
             temporary.unlink(missing_ok=True)  # do not follow a link of that name
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_bytes(content)
+            if synced:
+                sync(temporary)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise

@@ -137,10 +137,15 @@ def _whole_size(file: Path) -> int:
         return -1
 
 
-def prune_checkpoints(run: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints. Call this only after the newest is complete."""
-    for path in _newest_first(run)[keep:]:
+def prune_checkpoints(run: Path, keep: int) -> int:
+    """Remove all but the newest `keep` checkpoints. Call this only after the newest is complete.
+
+    Returns the step of the oldest that is left.
+    """
+    kept, surplus = _newest_first(run)[:keep], _newest_first(run)[keep:]
+    for path in surplus:
         shutil.rmtree(path)
+    return int(kept[-1].name.removeprefix("step-"))
 
 
 def clear_unfinished(run: Path) -> None:

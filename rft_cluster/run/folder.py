@@ -7,6 +7,7 @@ runs/NAME/  config.yaml      the resolved configuration
             baselines.json   accuracies without a language model on the same images
             rollouts/        step-000012.jsonl: an object a group: prompt, label, completions, rewards, versions
             checkpoints/     see checkpoints.py
+            journal/         see journal.py
             model/           the trained policy as a Hugging Face folder
             model-best/      the policy with the best validation accuracy
             log.txt          the console output (see log.py)
@@ -27,6 +28,7 @@ from rft_cluster.config import Config, config_text
 from rft_cluster.data.manifest import manifest
 from rft_cluster.messages import Group, Reward
 from rft_cluster.run.checkpoints import clear_unfinished
+from rft_cluster.run.journal import Journal
 from rft_cluster.run.metrics import StepStats, console, metrics_file, own_sinks, version_spans
 from rft_cluster.run.records import append, read_rows, split_rows
 from rft_cluster.run.task import Task
@@ -52,6 +54,7 @@ class RunFolder:
         (self.path / "rollouts").mkdir(parents=True, exist_ok=True)
         clear_unfinished(self.path)
         self._move_aside(first_step)
+        self.journal = Journal(self.path, first_step)
         write_record(self.path, config)
         if not (self.path / "manifest.json").exists():
             found = manifest(task.dataset, config.data, config.run.seed)

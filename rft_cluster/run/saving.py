@@ -12,6 +12,7 @@ from rft_cluster.common import stopping
 from rft_cluster.common.files import FORMAT, ROOM, DiskFull, bytes_in, check_space
 from rft_cluster.config import Config
 from rft_cluster.run.checkpoints import State, checkpoint_folder, is_due, prune_checkpoints
+from rft_cluster.run.journal import prune_journal
 
 MODEL, BEST = "model", "model-best"
 BASELINES_FILE = "baselines.json"
@@ -93,7 +94,7 @@ class Keeper:
             check_space(run, self._bytes, f"the files of {folder.name}", ROOM)
             self._learners.save_checkpoint(folder, state.model_dump())
             self._bytes = bytes_in(folder)
-            prune_checkpoints(run, self._config.schedule.keep_checkpoints)
+            prune_journal(run, prune_checkpoints(run, self._config.schedule.keep_checkpoints))
             self._saved, self._saved_at = self._step, time.monotonic()
         self._cost = self._saved_at - start
 

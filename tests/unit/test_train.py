@@ -51,12 +51,11 @@ class Roles:
 
     def start_rollout(self, prompts, sampling, version):
         self._called("asking")
-        self._asked = prompts
-        return self
+        return SimpleNamespace(wait=lambda: self._rollout(prompts))
 
-    def wait(self):
+    def _rollout(self, prompts):
         self._called("generating")
-        groups = [self._group(prompt, "rose") for prompt in self._asked]
+        groups = [self._group(prompt, "rose") for prompt in prompts]
         return groups, [[Reward(1.0, {"accuracy": 1.0}, {}), Reward(0.0, {"accuracy": 0.0}, {})] for _ in groups]
 
     def generate(self, prompts, sampling, version):
@@ -99,9 +98,11 @@ class Roles:
                 write_json(temporary / name, content)
 
 
-def run(settings: Config, *, resume: bool = True, stop_at=None, number=0, seconds=0.0) -> tuple[int, Roles]:
+def run(
+    settings: Config, *, resume: bool = True, stop_at=None, number=0, seconds=0.0, roles: Roles | None = None
+) -> tuple[int, Roles]:
     """One launch, without its checks; its exit code."""
-    roles = Roles(stop_at, number, seconds)
+    roles = roles or Roles(stop_at, number, seconds)
 
     def work() -> None:
         with locked(settings.run_folder):
@@ -198,6 +199,37 @@ def test_a_step_that_takes_long_is_not_waited_for(tmp_path, monkeypatch, undistu
     assert left(settings.run_folder) == undisturbed[0]
     (aside,) = settings.run_folder.glob("redone-*")
     assert [row["step"] for row in read_rows(aside / "metrics.jsonl")] == [3]
+
+
+@pytest.mark.parametrize("staleness", [0, 2])
+@pytest.mark.parametrize("save_every", [2, 100])
+@pytest.mark.parametrize("step", range(1, STEPS + 1))
+def test_after_a_crash_no_step_that_was_journalled_is_generated_again(
+    tmp_path, undisturbed, step, save_every, staleness
+):
+    """A learner that dies in the update takes the driver with it: nothing is saved then, as after SIGKILL."""
+    settings = config(tmp_path, *SETTINGS, f"schedule.save_every={save_every}", f"schedule.max_staleness={staleness}")
+
+    class Dies(Roles):
+        def update(self, samples, at):
+            if at + 1 == step:
+                raise RuntimeError("an actor died")
+            return super().update(samples, at)
+
+    with pytest.raises(RuntimeError, match="an actor died"):
+        run(settings, roles=Dies(None, 0, 0.0))
+    code, roles = run(settings)
+    assert code == 0
+    assert roles.calls.count("generating") == roles.calls.count("asking") == STEPS - step
+    saved = (step - 1) // save_every * save_every
+    assert roles.calls.count("learning") == STEPS - saved
+    found = left(settings.run_folder)
+    if not staleness:  # else the versions in `rollouts` differ
+        assert found == undisturbed[0] | {"evaluations": found["evaluations"]}
+    assert found["models"] == undisturbed[0]["models"]
+    files = sorted(file.name for file in (settings.run_folder / "journal").iterdir())
+    oldest = {2: STEPS - 2, 100: STEPS}[save_every]
+    assert files == [f"step-{number:06d}.jsonl" for number in range(oldest + 1, STEPS + 1)]
 
 
 def test_a_run_that_is_resumed_with_more_steps_goes_on(tmp_path, undisturbed):

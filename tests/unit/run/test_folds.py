@@ -70,7 +70,7 @@ def test_launch_runs_every_fold_in_turn_and_then_says_the_figure(tmp_path, monke
     config, begun = config_of(tmp_path), []
     once = launch.launch
 
-    def train(one: Config, dry_run: bool, resume: bool, command: list[str]) -> None:
+    def train(one: Config, dry_run: bool, resume: str, command: list[str]) -> None:
         if one.data.fold:
             begun.append((one.data.fold, one.run.name, resume))
         else:
@@ -78,6 +78,6 @@ def test_launch_runs_every_fold_in_turn_and_then_says_the_figure(tmp_path, monke
 
     monkeypatch.setattr(launch, "launch", train)
     finish(config, [7, 5, 3])
-    launch.launch(config, dry_run=False, resume=True, command=[])
-    assert begun == [(1, "fold-1", True), (2, "fold-2", True), (3, "fold-3", True)]
+    launch.launch(config, dry_run=False, resume="yes", command=[])
+    assert begun == [(1, "fold-1", "auto"), (2, "fold-2", "auto"), (3, "fold-3", "auto")]
     assert "3 folds together: test accuracy 75.0 %" in capsys.readouterr().out

@@ -1,0 +1,163 @@
+"""The journal: the scored groups of each step, on disk before the update that trains on them begins.
+
+journal/step-000012.jsonl   a line with the SHA-256 of the rest, then an object a group
+
+A run that was killed goes on from its last checkpoint, and makes the updates since then again from the journal, without
+generating: the completions that it had paid for are not lost, and the policy is the same to the bit, whichever
+generator wrote them. Files of steps before the oldest checkpoint are removed.
+"""
+
+import base64
+import hashlib
+import json
+import re
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rft_cluster.common.files import FORMAT, json_object, sync, write_bytes
+from rft_cluster.messages import Completion, Group, Prompt, Reward
+
+FOLDER = "journal"
+Rewards = Sequence[Sequence[Reward]]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Stands for a rollout in flight, e.g. `Recorded(groups, rewards).wait()`."""
+
+    groups: list[Group]
+    rewards: list[list[Reward]]
+
+    def wait(self) -> tuple[list[Group], list[list[Reward]]]:
+        return self.groups, self.rewards
+
+
+class Journal:
+    """The journal of a run. Opening it removes what cannot be used: steps that are done, and those after a gap."""
+
+    def __init__(self, run: Path, first_step: int) -> None:
+        """`first_step`: number of steps that the run's checkpoint has done."""
+        self._folder = run / FOLDER
+        self._folder.mkdir(exist_ok=True)
+        self._end = first_step  # the first step that the journal does not have
+        while _read(self._file(self._end)) is not None:
+            self._end += 1
+        self._drop_the_rest()
+        if self._end > first_step:
+            print(f"steps {first_step + 1} to {self._end} are in the journal: their completions are not written again")
+
+    def recorded(self, step: int, prompts: Sequence[Prompt]) -> Recorded | None:
+        """The scored groups of a step, if an earlier part of the run journalled them for the same prompts."""
+        if step >= self._end:
+            return None
+        try:
+            rows = zip(_read(self._file(step)) or [], prompts, strict=True)
+            pairs = [_from_row(row, prompt) for row, prompt in rows]
+        except (LookupError, TypeError, ValueError):  # of other prompts, or not what `commit` writes
+            self._end = step  # a policy that this run will not have wrote the later ones
+            self._drop_the_rest()
+            return None
+        return Recorded([group for group, _ in pairs], [rewards for _, rewards in pairs])
+
+    def commit(self, step: int, groups: Sequence[Group], rewards: Rewards) -> None:
+        """Return when the scored groups of a step are on the disk."""
+        if step < self._end:
+            return
+        self._end = step + 1
+        body = "".join(
+            json.dumps(_to_row(group, own)) + "\n" for group, own in zip(groups, rewards, strict=True)
+        ).encode()
+        head = json.dumps({"format": FORMAT, "step": step, "sha256": hashlib.sha256(body).hexdigest()}) + "\n"
+        write_bytes(self._file(step), head.encode() + body)
+        sync(self._folder)
+
+    def _drop_the_rest(self) -> None:
+        """Remove all but the steps before `_end`, and what a process left that died while it wrote."""
+        for file in self._folder.iterdir():
+            step = _step_of(file)
+            if step is None or step >= self._end:
+                file.unlink()
+
+    def _file(self, step: int) -> Path:
+        return self._folder / f"step-{step + 1:06d}.jsonl"  # named by the number that people see
+
+
+def prune_journal(run: Path, oldest: int) -> None:
+    """Remove the steps that the oldest checkpoint, of `oldest` steps, has done."""
+    for file in (run / FOLDER).glob("step-*.jsonl"):
+        if (step := _step_of(file)) is not None and step < oldest:
+            file.unlink()
+
+
+def _step_of(file: Path) -> int | None:
+    """The step, from 0, in a file's name; None for another file."""
+    number = re.fullmatch(r"step-(\d{6,9})\.jsonl", file.name, re.ASCII)
+    return int(number[1]) - 1 if number else None
+
+
+def _identity(prompt: Prompt) -> list[str | int]:
+    """What a recorded group must agree in with the prompt of a run that goes on."""
+    text = hashlib.sha256(prompt.text.encode()).hexdigest()
+    return [prompt.prompt_id, prompt.example.image.sha256, prompt.label, prompt.seed, text]
+
+
+def _to_row(group: Group, rewards: Sequence[Reward]) -> dict[str, Any]:
+    return {
+        "prompt": _identity(group.prompt),
+        "prompt_token_ids": _packed("q", group.prompt_token_ids),
+        "completions": [
+            {
+                "token_ids": _packed("q", one.token_ids),
+                "generator_logprobs": _packed("d", one.generator_logprobs),
+                "text": one.text,
+                "finish_reason": one.finish_reason,
+                "policy_version": one.policy_version,
+                "version_spans": one.version_spans,
+            }
+            for one in group.completions
+        ],
+        "rewards": [{"total": one.total, "parts": one.parts, "failures": one.failures} for one in rewards],
+    }
+
+
+def _from_row(row: dict[str, Any], prompt: Prompt) -> tuple[Group, list[Reward]]:
+    if row["prompt"] != _identity(prompt):
+        raise ValueError(f"recorded for another prompt than {prompt.prompt_id}")
+    completions = [
+        Completion(
+            _unpacked("q", one["token_ids"]),
+            _unpacked("d", one["generator_logprobs"]),
+            one["text"],
+            one["finish_reason"],
+            one["policy_version"],
+            tuple((version, tokens) for version, tokens in one["version_spans"]),
+        )
+        for one in row["completions"]
+    ]
+    rewards = [Reward(one["total"], one["parts"], one["failures"]) for one in row["rewards"]]
+    return Group(prompt, _unpacked("q", row["prompt_token_ids"]), completions), rewards
+
+
+def _packed(kind: str, numbers: Sequence[int] | Sequence[float]) -> str:
+    """Base64 of little-endian numbers, `q` for int64 and `d` for FP64: ten times as fast as digits, and exact."""
+    return base64.b64encode(array(kind, numbers).tobytes()).decode()
+
+
+def _unpacked(kind: str, text: str) -> list[Any]:
+    return array(kind, base64.b64decode(text)).tolist()
+
+
+def _read(file: Path) -> list[dict[str, Any]] | None:
+    """The rows of a step; None without a whole file."""
+    if not file.is_file():
+        return None
+    head, _, body = file.read_bytes().partition(b"\n")
+    told = json_object(head) or {}
+    rows = [json_object(line) or {} for line in body.splitlines()]
+    if told.get("format") == FORMAT and told.get("sha256") == hashlib.sha256(body).hexdigest():
+        return rows
+    print(f"WARNING: {file} is damaged: its step and those after it are generated again", flush=True)
+    return None

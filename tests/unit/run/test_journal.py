@@ -1,0 +1,128 @@
+"""What was journalled is learned from again as it was, and nothing else is."""
+
+import hashlib
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from some_prompt import some_prompt
+
+from rft_cluster.messages import Completion, Group, Prompt, Reward
+from rft_cluster.run.journal import Journal, prune_journal
+
+
+def prompts(step: int) -> list[Prompt]:
+    return [some_prompt(f"train/{step}/{i}", f"{i}.png", b"png", "Which?", "rose", 7 * step + i) for i in range(2)]
+
+
+def scored(step: int) -> tuple[list[Group], list[list[Reward]]]:
+    """Two groups of two completions, with what is awkward to write down."""
+    first = Completion([5, 2**31 - 1], [-0.1, -1e-300], "ro\u2028se \ud800 \x00 <b>", "stop", step)
+    second = Completion([], [], "", "length", step, ((step, 40), (step + 1, 2)))
+    rewards = [
+        Reward(1 / 3, {"format": 1.0, "my:f": -0.0}),
+        Reward(None, {"format": 0.0}, {"my:judge": "no answer within 10 s"}),
+    ]
+    return [Group(prompt, [1, 2, step], [first, second]) for prompt in prompts(step)], [rewards, rewards[::-1]]
+
+
+def journalled(folder: Path, steps: int) -> list[Path]:
+    journal = Journal(folder, 0)
+    for step in range(steps):
+        journal.commit(step, *scored(step))
+    return sorted((folder / "journal").iterdir())
+
+
+def replayed(folder: Path, first: int = 0) -> list[int]:
+    """The steps that a run gets back when it goes on from `first`, each as it was."""
+    journal, steps = Journal(folder, first), []
+    for step in range(first, first + 10):
+        if recorded := journal.recorded(step, prompts(step)):
+            assert recorded.wait() == scored(step)
+            steps.append(step)
+    return steps
+
+
+def test_a_run_that_goes_on_gets_every_step_back_as_it_was(tmp_path, capsys):
+    files = journalled(tmp_path, 4)
+    assert [file.name for file in files] == [f"step-00000{number}.jsonl" for number in (1, 2, 3, 4)]
+    assert replayed(tmp_path) == [0, 1, 2, 3]
+    assert "steps 1 to 4 are in the journal" in capsys.readouterr().out
+    assert replayed(tmp_path, first=2) == [2, 3]
+    capsys.readouterr()
+    assert replayed(tmp_path, first=4) == []
+    assert capsys.readouterr().out == ""
+
+
+def test_a_step_is_on_the_disk_before_its_update_begins(tmp_path, monkeypatch):
+    journal, events = Journal(tmp_path, 0), []
+    fsync, replace_file = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda opened: events.append("sync") or fsync(opened))
+    monkeypatch.setattr(os, "replace", lambda *paths: events.append("rename") or replace_file(*paths))
+    journal.commit(0, *scored(0))
+    assert events == ["sync", "rename", "sync"], "the file, its name, the folder"
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip"])
+def test_a_damaged_step_and_those_after_it_are_generated_again(tmp_path, capsys, damage):
+    whole = journalled(tmp_path, 4)[2].read_bytes()
+    for at in range(0, len(whole), 97):
+        later = journalled(tmp_path, 4)
+        flipped = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
+        later[2].write_bytes(whole[:at] if damage == "cut" else flipped)
+        assert replayed(tmp_path) == [0, 1]
+        assert capsys.readouterr().out.count(f"WARNING: {later[2]} is damaged") == 1
+        assert sorted((tmp_path / "journal").iterdir()) == later[:2]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda prompt: replace(prompt, seed=99),
+        lambda prompt: replace(prompt, text="What?"),
+        lambda prompt: some_prompt(prompt.prompt_id, "0.png", b"other", "Which?", "rose", prompt.seed),
+        lambda prompt: some_prompt(prompt.prompt_id, "0.png", b"png", "Which?", "tulip", prompt.seed),
+    ],
+)
+def test_what_was_recorded_for_other_prompts_is_not_taken(tmp_path, change):
+    journalled(tmp_path, 3)
+    journal = Journal(tmp_path, 0)
+    first, second = prompts(1)
+    assert journal.recorded(0, prompts(0))
+    assert journal.recorded(1, [first, change(second)]) is None
+    assert journal.recorded(2, prompts(2)) is None, "another policy wrote it than this run will have"
+    journal.commit(1, *scored(1))
+    assert replayed(tmp_path) == [0, 1]
+
+
+def test_fewer_or_more_prompts_than_recorded_are_others(tmp_path):
+    for asked in (prompts(0)[:1], [*prompts(0), prompts(1)[0]], []):
+        journalled(tmp_path, 1)
+        assert Journal(tmp_path, 0).recorded(0, asked) is None
+
+
+@pytest.mark.parametrize("body", ["{}", '{"prompt": 3}', "[]", "nothing", '{"prompt": null, "completions": {}}', ""])
+def test_a_strangers_journal_is_data_with_a_checksum_that_fits_or_not(tmp_path, body):
+    (file,) = journalled(tmp_path, 1)
+    rows = [json.loads(line) for line in file.read_text().splitlines()[1:]]
+    for rewritten in (body, json.dumps({**rows[0], "completions": [{"token_ids": "%"}]}) + "\n" + json.dumps(rows[1])):
+        head = {"format": 2, "step": 0, "sha256": hashlib.sha256(rewritten.encode()).hexdigest()}
+        file.write_text(json.dumps(head) + "\n" + rewritten)
+        assert replayed(tmp_path) == []
+
+
+def test_what_is_no_step_of_the_journal_is_removed(tmp_path):
+    journalled(tmp_path, 2)
+    for name in ("step-000003.jsonl.tmp", "step-x.jsonl", "step-000009.jsonl"):
+        (tmp_path / "journal" / name).write_text("{}")
+    assert replayed(tmp_path) == [0, 1]
+    assert len(list((tmp_path / "journal").iterdir())) == 2
+
+
+def test_steps_before_the_oldest_checkpoint_are_removed(tmp_path):
+    journalled(tmp_path, 5)
+    prune_journal(tmp_path, 3)
+    assert [file.name for file in sorted((tmp_path / "journal").iterdir())] == [f"step-00000{n}.jsonl" for n in (4, 5)]
+    assert replayed(tmp_path, first=3) == [3, 4]
