@@ -45,8 +45,12 @@ class Engine:
         self._pool = ProcessPoolExecutor(1, SPAWN)
         with changed_environment(environment(config.cluster.device)):
             started = self._pool.submit(_start, config, images, options)  # the process starts here
-        self.features: dict[str, Any] = started.result()
-        """Whether the engine has `async_scheduling`, and its mode of `cuda_graphs`."""
+        try:
+            self.features: dict[str, Any] = started.result()
+            """Whether the engine has `async_scheduling`, and its mode of `cuda_graphs`."""
+        except BaseException:
+            self.end()  # it may hold memory that another engine needs
+            raise
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Call a method of the generator. Its exceptions are raised here."""
@@ -123,7 +127,10 @@ class Policy:
         self.sender = IPCSender(weights) if transfer == "ipc" else SharedMemorySender(weights, one_host=True)
         self._offer = self.sender.offer(1)
         self._engine.call("init_weight_transfer_engine", self._offer.init)
-        self.sender.connect(lambda payload: self._engine.call("update_weights", payload))
+        self.sender.connect(self._forward)
+
+    def _forward(self, payload: dict[str, Any]) -> None:
+        self._engine.call("update_weights", payload)
 
     def send(self) -> int:
         """Bring the engine to the present weights, verified. Returns their version.

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.gpu_check import digits, shared
 from benchmarks.gpu_check import generator as tier
-from benchmarks.gpu_check import shared
 from benchmarks.gpu_check.checklist import Bench, Outcome
 from benchmarks.gpu_check.generator import Served
 from rft_cluster.cluster.handles import ActorGroup
@@ -140,3 +140,10 @@ def test_old_weights_in_the_engine_are_seen_though_they_verify(tmp_path, monkeyp
     found = shared.transfer(bench)
     assert not found.passed and found.note.endswith("the engine's parameters never changed")
     assert shared.updates(bench).passed
+
+
+@pytest.mark.slow
+def test_digits_learn(bench: Bench):
+    failed = {check.name: found for check in digits.CHECKS if not (found := check.run(bench)).passed}
+    assert not failed
+    assert len(digits.run(bench).tests) == 2, "before and after"

@@ -6,9 +6,11 @@ import pytest
 
 from benchmarks.gpu_check import generator
 from benchmarks.gpu_check.checklist import Bench
+from benchmarks.gpu_check.engine import Policy
 from benchmarks.gpu_check.generator import Agreement, Served, agreement, another_engine, same_weights, sleep_memory
 from rft_cluster.config import load_config
 from rft_cluster.messages import Completion, Example, Group, ImageRef, Prompt, Sampling
+from rft_cluster.weights.sender import WeightOffer
 
 PROMPT = Prompt("train/0/0", Example(ImageRef("noise/0", "0" * 64), "rose"), "Which?", 0)
 BENCH = Bench("cuda", "tiny", None)
@@ -108,6 +110,40 @@ def other(monkeypatch, engine) -> Recording:
     monkeypatch.setattr(generator, "images", lambda *_: {})
     monkeypatch.setattr(generator, "Engine", lambda *_, **options: other)
     return other
+
+
+@pytest.mark.parametrize(
+    ("update", "expected"),
+    [
+        (None, ["start_weight_update", "sent", "update_weights", "finish_weight_update 1", "verify_weights 1"]),
+        ({"path": "/proc/1/fd/3"}, ["sent", "load_weights 1", "verify_weights 1"]),
+    ],
+)
+def test_an_update_by_cuda_ipc_is_sent_while_the_engine_receives(update, expected):
+    calls: list[str] = []
+
+    class Sender:
+        def connect(self, forward):
+            self.forward = forward
+
+        def send(self):
+            calls.append("sent")
+            if update is None:
+                self.forward({"names": []})
+
+        def digests(self):
+            return {"norm.weight": 5}
+
+    class Noting:
+        def call(self, method, *arguments):
+            version = [str(one) for one in arguments if isinstance(one, int)]
+            calls.append(" ".join([method, *version]))
+
+    policy = object.__new__(Policy)
+    policy._version, policy._engine, policy.sender, policy._offer = 0, Noting(), Sender(), WeightOffer({}, update)
+    policy.sender.connect(policy._forward)
+    assert policy.send() == 1
+    assert calls == expected
 
 
 def without_graphs():
