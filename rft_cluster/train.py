@@ -47,7 +47,6 @@ def train(config: Config, task: Task, cluster: Cluster, run: RunFolder) -> None:
                 rollouts.append(recorded or cluster.start_rollout(prompts, sampling, version=step))
             with stage("generate"):
                 groups, rewards = rollouts.popleft().wait()
-                run.journal.commit(step, groups, rewards)  # from here on the step is never generated again
             check_failures(groups, rewards, len(groups) * sampling.group_size, config.scoring.failure_budget)
             advantages = algorithm.advantages(rewards)
             samples = algorithm.samples(groups, advantages)
@@ -55,7 +54,9 @@ def train(config: Config, task: Task, cluster: Cluster, run: RunFolder) -> None:
             with keeper.step(step + 1):
                 with stage("learn"):
                     update = cluster.start_update(samples, step)
-                    run.log_rollouts(step + 1, groups, rewards)  # while the learners work
+                    # While the learners work. From here on the step is never generated again.
+                    run.journal.commit(step, groups, rewards)
+                    run.log_rollouts(step + 1, groups, rewards)
                     learned = update.wait()
                 with stage("transfer"):
                     cluster.broadcast_weights(version=step + 1)

@@ -1,10 +1,11 @@
-"""The journal: the scored groups of each step, on disk before the update that trains on them begins.
+"""The journal: the scored groups of each step, on disk before the update that trains on them counts.
 
 journal/step-000012.jsonl   a line with the SHA-256 of the rest, then an object a group
 
 A run that was killed goes on from its last checkpoint, and makes the updates since then again from the journal, without
 generating: the completions that it had paid for are not lost, and the policy is the same to the bit, whichever
-generator wrote them. Files of steps before the oldest checkpoint are removed.
+generator wrote them. A step is written while the learners make its update, and nothing builds on an update before its
+step is on the disk. Files of steps before the oldest checkpoint are removed.
 """
 
 import base64

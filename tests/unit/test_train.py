@@ -211,10 +211,10 @@ def test_after_a_crash_no_step_that_was_journalled_is_generated_again(
     settings = config(tmp_path, *SETTINGS, f"schedule.save_every={save_every}", f"schedule.max_staleness={staleness}")
 
     class Dies(Roles):
-        def update(self, samples, at):
+        def _learn(self, at):
             if at + 1 == step:
                 raise RuntimeError("an actor died")
-            return super().update(samples, at)
+            return super()._learn(at)
 
     with pytest.raises(RuntimeError, match="an actor died"):
         run(settings, roles=Dies(None, 0, 0.0))

@@ -56,7 +56,7 @@ def test_a_run_that_goes_on_gets_every_step_back_as_it_was(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_a_step_is_on_the_disk_before_its_update_begins(tmp_path, monkeypatch):
+def test_a_step_is_on_the_disk_when_it_is_committed(tmp_path, monkeypatch):
     journal, events = Journal(tmp_path, 0), []
     fsync, replace_file = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda opened: events.append("sync") or fsync(opened))
