@@ -104,6 +104,7 @@ def _check(config: Config, start: "Start", planned: bool = False) -> "Task":
     from rft_cluster.plan.check import check_memory
     from rft_cluster.rewards.scorer import WeightedRewards
     from rft_cluster.run.metrics import own_sinks
+    from rft_cluster.run.planned import archive_is_missing, task_before_download
     from rft_cluster.run.preflight import check_disk, check_paths, check_task
     from rft_cluster.run.resume import read_task
 
@@ -113,7 +114,7 @@ def _check(config: Config, start: "Start", planned: bool = False) -> "Task":
         load_algorithm(config)
         own_sinks(config)
         rewards.load()
-        task = read_task(start, config)
+        task = task_before_download(config) if planned and archive_is_missing(config.data) else read_task(start, config)
         dataset = task.dataset
         print(
             f"{dataset.name}: {len(dataset.classes)} classes, {len(dataset.train)} images to learn from, "

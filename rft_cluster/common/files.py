@@ -127,10 +127,10 @@ def naming(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def unfinished(final: Path) -> Iterator[Path]:
+def unfinished(final: Path, cure: str = ROOM) -> Iterator[Path]:
     """Yield an empty folder to write to. At the end of the context its files are on the disk, and it becomes `final`.
 
-    After an error it is removed: half a checkpoint may be what fills the disk.
+    After an error it is removed: half a checkpoint may be what fills the disk. `cure`: advice for the message then.
 
     Raises:
         DiskFull: the disk is full.
@@ -150,7 +150,7 @@ def unfinished(final: Path) -> Iterator[Path]:
         if isinstance(error, OSError) and error.errno in FULL:
             raise DiskFull(
                 f"{final} cannot be written: {error.strerror}. It needs more than {size(written)}; "
-                f"{size(shutil.disk_usage(final.parent).free)} are free there without it. {ROOM}"
+                f"{size(shutil.disk_usage(final.parent).free)} are free there without it. {cure}"
             ) from error
         raise
 

@@ -67,8 +67,8 @@ class ModelSection(Section):
 class DataSection(Section):
     source: str
     """`digits` (built in), `folder` (a sub-folder of images for each class), `csv` (a table of images and labels),
-    `huggingface` (a data set of the hub or on disk), `flower102` (the official archive of Oxford 102 Flowers), or a
-    function's dotted path."""
+    `huggingface` (a data set of the hub or on disk), `flower102` (the official archive of Oxford 102 Flowers, with its
+    splits), or a function's dotted path."""
     path: FilePath | None = None
     """The folder; for `csv` the table or the folder that holds it; for `huggingface` a folder, a parquet file or a
     name on the hub, e.g. `laolao77/ViRFT_CLS_flower_4_shot`."""
@@ -83,6 +83,9 @@ class DataSection(Section):
     held_out: FilePath | None = None
     """For `huggingface` only: an official Flower102 archive. Validation and test images are drawn from it if the set
     has only training images."""
+    download: bool = False
+    """For `flower102` without `path`, and for `huggingface` without `held_out`: fetch the official Flower102 archive
+    (345 MB), once, before any actor starts, to `~/.cache/rft_cluster/flowers102`."""
     classes: list[str] | None = None
     """The label set; left out, that of the source. Also gives names to integer labels."""
     only: list[str] | None = None
@@ -126,7 +129,9 @@ class DataSection(Section):
     def _keys_have_a_reader(self) -> "DataSection":
         built_in = ("digits", "folder", "csv", "huggingface", "flower102")
         readers = {"held_out": ["huggingface"], "images": ["csv"], "splits": ["folder", "csv", "huggingface"]}
-        given = {"held_out": self.held_out, "images": self.images, "splits": self.splits or None}
+        readers["download"] = ["huggingface", "flower102"]
+        given: dict[str, Any] = {"held_out": self.held_out, "images": self.images, "splits": self.splits or None}
+        given["download"] = self.download or None
         for key, value in given.items():
             if value is not None and self.source in built_in and self.source not in readers[key]:
                 sources = " and ".join(readers[key])

@@ -19,10 +19,10 @@ from rft_cluster.common.errors import UserError
 from rft_cluster.common.lookup import find_function, slip
 from rft_cluster.common.progress import with_progress
 from rft_cluster.config import DataSection
-from rft_cluster.data.archive import load_flower102
 from rft_cluster.data.conflicts import near_copies_note
 from rft_cluster.data.dataset import FewShotDataset, LabelledImage, check_aliases, check_labels, composed, listing
 from rft_cluster.data.digits import load_digits
+from rft_cluster.data.flower102 import load_flower102
 from rft_cluster.data.folder import load_folder
 from rft_cluster.data.hub import load_hub
 from rft_cluster.data.images import Limits, check_image

@@ -4,9 +4,6 @@
     flowers/imagelabels.mat      `labels`: each image's class, 1 to 102
     flowers/setid.mat            `trnid`, `valid`, `tstid`: the official splits, image numbers from 1
 
-The official splits only serve to check that the archive is complete. The seed chooses images from the whole archive, as
-in few-shot work since CoOp (arXiv 2109.01134), whose test list has 2,463 images.
-
 Only the chosen images are decoded. Copies are still found among all images: equal files have equal sizes, so only
 files that share their size with another file are read and hashed.
 """
@@ -14,6 +11,7 @@ files that share their size with another file are read and hashed.
 import hashlib
 import zlib
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,25 +19,12 @@ import numpy as np
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.lookup import near_path
-from rft_cluster.config import DataSection
-from rft_cluster.data.assemble import assemble
-from rft_cluster.data.dataset import FewShotDataset, listing
+from rft_cluster.data.dataset import listing
 from rft_cluster.data.reading import Labelled, Unread
 
 CLASSES_FILE = Path(__file__).with_name("flowers102_classes.txt")
 HOME = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
-SPLITS = ("trnid", "valid", "tstid")
-
-
-def load_flower102(config: DataSection, seed: int) -> FewShotDataset:
-    """The few-shot splits of the archive in `data.path`. Example ids are paths in it.
-
-    Raises:
-        UserError: the archive is not complete (see `open_archive`), `data.classes` differs from the 102 names,
-            too many images are asked for, or a chosen one cannot be decoded.
-    """
-    archive = open_archive(config.path, "data.path", config.max_bytes)
-    return assemble("flower102", {"train": archive}, flower_classes(), config, seed)
+SPLITS = {"train": "trnid", "validation": "valid", "test": "tstid"}  # role -> variable of setid.mat
 
 
 def flower_classes() -> list[str]:
@@ -65,22 +50,43 @@ def open_archive(path: Path | None, key: str, max_bytes: int) -> Unread:
             f"{key}: imagelabels.mat in {root} has labels outside 1 to {len(classes)}; get it again from {HOME}:\n"
             f"{listing(wrong)}"
         )
-    named = sorted(number for split in SPLITS for number in _numbers(root / "setid.mat", split, key))
+    named = sorted(number for split in SPLITS.values() for number in _numbers(root / "setid.mat", split, key))
     if named != list(range(1, len(labels) + 1)):
         raise UserError(
-            f"{key}: {' '.join(SPLITS)} of setid.mat in {root} do not name each of the {len(labels)} images of "
-            f"imagelabels.mat once: they name {len(named)}, {len(set(named))} of them different. Get both again from "
-            f"{HOME}"
+            f"{key}: {' '.join(SPLITS.values())} of setid.mat in {root} do not name each of the {len(labels)} images "
+            f"of imagelabels.mat once: they name {len(named)}, {len(set(named))} of them different. Get both again "
+            f"from {HOME}"
         )
-    ids = [f"jpg/image_{number:05d}.jpg" for number in range(1, len(labels) + 1)]
+    ids = [_id(number) for number in range(1, len(labels) + 1)]
     _check_files(root, ids, key)
     examples = [Labelled(i, classes[label - 1]) for i, label in zip(ids, labels, strict=True)]
     return Unread(examples, _digests([root / i for i in ids]), partial(_read, root, max_bytes), f"{key} ({root})")
 
 
+def open_splits(path: Path | None, key: str, max_bytes: int) -> dict[str, Unread]:
+    """The official splits of an archive: 1,020 images for training, 1,020 for validation, 6,149 for the test.
+
+    Raises:
+        UserError: as in `open_archive`.
+    """
+    whole = open_archive(path, key, max_bytes)
+    parts = {}
+    for role, variable in SPLITS.items():
+        ids = {_id(number) for number in _numbers(_root(path, key) / "setid.mat", variable, key)}
+        parts[role] = replace(whole.where_id(ids.__contains__), where=f"{whole.where}, official split {variable}")
+    return parts
+
+
+def _id(number: int) -> str:
+    return f"jpg/image_{number:05d}.jpg"
+
+
 def _root(path: Path | None, key: str) -> Path:
     if path is None:
-        raise UserError(f"{key} is missing: set it to the folder with the official Flower102 archive ({HOME})")
+        raise UserError(
+            f"{key} is missing: set it to the folder with the official Flower102 archive ({HOME}), or fetch that with "
+            f"data.download=true"
+        )
     root = path.absolute()
     if not root.is_dir():
         raise UserError(

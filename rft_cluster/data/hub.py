@@ -6,8 +6,8 @@
 Rows must contain the encoded images; a path in a row is not followed. A data set's own code is never run: `datasets`
 dropped that in version 4. `columns.py` decides what each column means.
 
-Validation and test images come from the set's own splits (see `assemble.py`), or, with `data.held_out`, from that
-Flower102 archive, without the training pictures.
+Validation and test images come from the set's own splits (see `assemble.py`), or, with `data.held_out` or
+`data.download`, from that Flower102 archive, without the training pictures.
 """
 
 import glob
@@ -29,8 +29,10 @@ from rft_cluster.data.columns import find_columns, labels_of, problems_of, unrea
 from rft_cluster.data.conflicts import SAME_PICTURE, small_copy
 from rft_cluster.data.dataset import FewShotDataset, listing
 from rft_cluster.data.files import TABLE_SUFFIXES, is_picture, is_system, some
+from rft_cluster.data.flower102 import takes_official
 from rft_cluster.data.images import DECODE_ERRORS
 from rft_cluster.data.names import ROLES, find_splits, split_role
+from rft_cluster.data.official import official_archive
 from rft_cluster.data.reading import Unread, skip_or_refuse
 
 if TYPE_CHECKING:
@@ -72,10 +74,10 @@ def load_hub(config: DataSection, seed: int) -> FewShotDataset:
     if len(parts) > 1 and config.held_out is not None:
         own = "test" if "test" in parts else "validation"
         raise UserError(f"data.held_out is set, but {name} has a {own} split of its own: set data.held_out=null")
-    if len(parts) == 1 and config.held_out is None and not config.folds:
+    apart = config.held_out is not None or (len(parts) == 1 and takes_official(config))
+    if len(parts) == 1 and not apart and not config.folds:
         _check_left_over(name, len(labels), len(set(labels)), config)
     found = [label for label in order if label in set(labels)]
-    apart = config.held_out is not None
     training = replace_keys(config, validation=0, test=0) if apart else config
     dataset = assemble(name, parts, found, training, seed)
     if apart and dataset.train and config.validation + config.test:
@@ -239,13 +241,14 @@ def _check_left_over(name: str, images: int, classes: int, config: DataSection) 
         raise UserError(
             f"{name} has only its {images} training images and no test split, but data.validation is "
             f"{config.validation} and data.test {config.test}. Set both to 0, or data.held_out to a Flower102 archive "
-            f"to draw them from"
+            f"to draw them from (data.download=true fetches it)"
         )
 
 
 def _with_archive(dataset: FewShotDataset, config: DataSection, seed: int) -> FewShotDataset:
     name = dataset.name
-    archive = open_archive(config.held_out, "data.held_out", config.max_bytes)
+    where = official_archive() if takes_official(config) else config.held_out
+    archive = open_archive(where, "data.held_out", config.max_bytes)
     own_label = {normalise_label(label): label for label in dataset.classes}
     theirs = {normalise_label(example.label): example.label for example in archive.examples}
     lines = [f"{own_label[key]!r} is in {name} only" for key in sorted(own_label.keys() - theirs.keys())]

@@ -27,6 +27,7 @@ def plan(config: Config, gpu: str) -> None:
     card = find_card(gpu) if config.cluster.device == "cuda" else None
     from rft_cluster.plan.report import print_plan
     from rft_cluster.run.folds import fold_configs
+    from rft_cluster.run.planned import archive_is_missing, task_before_download
     from rft_cluster.run.preflight import check_paths, check_task
     from rft_cluster.run.task import prepare
 
@@ -34,8 +35,10 @@ def plan(config: Config, gpu: str) -> None:
         print(f"the plan of one of {config.data.folds} folds; all of them take {config.data.folds} times as long")
         config = fold_configs(config)[0]
     model = check_paths(config, config.model.path)
-    checked = check_task(config, prepare(config), model)
-    print("\n".join(checked.notes), flush=True)
+    missing = archive_is_missing(config.data)
+    task = task_before_download(config) if missing else prepare(config)
+    checked = check_task(config, task, model)
+    print("\n".join([*(task.dataset.notes() if missing else []), *checked.notes]), flush=True)
     print_plan(config, checked, card or this_machine(config.cluster.dtype))
 
 

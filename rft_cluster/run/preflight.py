@@ -13,7 +13,9 @@ from pathlib import Path
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.files import ROOM, bytes_in, check_home, check_space, check_writable, size
 from rft_cluster.config import Config
+from rft_cluster.data.flower102 import takes_official
 from rft_cluster.data.manifest import read_manifest
+from rft_cluster.data.official import bytes_to_download
 from rft_cluster.model.folder import check_model_config, check_parallel, check_window, read_shapes
 from rft_cluster.model.hub import Model, check_files, find_model
 from rft_cluster.model.image_size import PromptLength
@@ -54,13 +56,16 @@ def check_paths(config: Config, model_path: str) -> Model | None:
     """Check all files that the configuration names, quickly. Returns the model of `model_path`, None for `tiny`.
 
     Raises:
-        UserError: the template, the manifest or the model is missing or unusable.
+        UserError: the template, the manifest or the model is missing or unusable, or the official Flower102 archive is
+            neither in the cache nor to be had.
     """
     check_home()
     if config.prompt.template != PROBLEM:
         find_template(config.prompt.template)
     if config.data.manifest:
         read_manifest(config.data.manifest)
+    if takes_official(config.data):
+        bytes_to_download()  # asks the server now, not after minutes
     if model_path == "tiny":
         check_writable(TINY_CACHE.expanduser(), "The small model is kept there: set HOME to a folder that can be")
         return None

@@ -45,9 +45,13 @@ def prepare(config: Config) -> Task:
     """
     view = view_of(config.model.min_pixels, config.model.max_pixels)
     dataset = load_dataset(config.data, config.run.seed, view)
+    return Task(dataset, question(config, dataset))
+
+
+def question(config: Config, dataset: FewShotDataset) -> str:
+    """The rendered template. Raises UserError if it is unusable."""
     problem = dataset.problem if config.prompt.template == PROBLEM else None
-    text = render_template(config.prompt.template, config.prompt.subject, dataset.classes, problem=problem)
-    return Task(dataset, text)
+    return render_template(config.prompt.template, config.prompt.subject, dataset.classes, problem=problem)
 
 
 def tiny_model_of(config: Config, model_path: str) -> str | None:

@@ -40,8 +40,9 @@ ONLY = {
     "ray": {"cluster"},
     "vllm": {"generator", "weights"},
     "torch": {"algorithm", "model", "weights", "generator", "learner"},
+    "torchvision": {"data", "model"},  # data: addresses and MD5s of Flower102, only when that is to be downloaded
 }
-WITH_TORCH = {"torchvision", "transformers", "tokenizers", "qwen_vl_utils", "peft"}
+WITH_TORCH = {"transformers", "tokenizers", "qwen_vl_utils", "peft"}
 UNSAFE = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
 
 

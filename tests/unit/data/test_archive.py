@@ -1,18 +1,20 @@
 import contextlib
+import json
 import os
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.io import savemat
+from scipy.io import loadmat, savemat
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.labels import normalise_label
 from rft_cluster.config import DataSection
-from rft_cluster.data import archive, load_dataset
+from rft_cluster.data import archive, load_dataset, manifest
 from rft_cluster.data.archive import flower_classes, open_archive
 from rft_cluster.data.dataset import FewShotDataset
 from rft_cluster.data.images import MAX_BYTES, Limits, check_image
@@ -34,10 +36,15 @@ def write_archive(root: Path) -> Path:
         # Of nearly equal pictures the compressed bytes may be equal; the comment tells them apart.
         picture.save(root / "jpg" / f"image_{number:05d}.jpg", comment=f"{number:05d}")
     save_labels(root, np.arange(count, dtype=np.uint8 if count < 256 else np.uint16)[None] % CLASSES + 1)
-    numbers = np.random.default_rng(0).permutation(count)[None] + 1
-    parts = {"trnid": numbers[:, :50], "valid": numbers[:, 50:99], "tstid": numbers[:, 99:]}
+    # Of each class two images for training; one more of every second class for validation; the rest for the test.
+    own = np.random.default_rng(0).permuted(np.arange(count).reshape(EACH, CLASSES), axis=0) + 1
+    parts = {"trnid": own[:2].reshape(1, -1), "valid": own[2:3, ::2], "tstid": np.append(own[2, 1::2], own[3])[None]}
     savemat(root / "setid.mat", parts, do_compression=True)
     return root
+
+
+def official(root: Path, split: str) -> set[str]:
+    return {f"jpg/image_{number:05d}.jpg" for number in loadmat(root / "setid.mat")[split].ravel()}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +59,7 @@ def root(original, tmp_path) -> Path:
 
 
 def load(root: Path | None, seed: int = 0, **values) -> FewShotDataset:
-    section = {"source": "flower102", "path": root, "shots": 1, "validation": 30, "test": 204, **values}
+    section = {"source": "flower102", "path": root, "shots": 1, "validation": 30, "test": 150, **values}
     return load_dataset(DataSection(**section), seed)
 
 
@@ -75,9 +82,11 @@ def test_an_archive_is_a_data_set(root):
     dataset = load(root)
     assert dataset.name == "flower102" and dataset.classes == flower_classes()
     assert Counter(e.label for e in dataset.train) == Counter(flower_classes())
-    assert [len(s) for s in (dataset.train, dataset.validation, dataset.test)] == [102, 30, 204]
+    assert [len(s) for s in (dataset.train, dataset.validation, dataset.test)] == [102, 30, 150]
     assert {dataset.image(e) for e in dataset.train} < set(dataset.pool)
     assert not {dataset.image(e) for e in (*dataset.validation, *dataset.test)} & set(dataset.pool)
+    for split, variable in (("train", "trnid"), ("validation", "valid"), ("test", "tstid")):
+        assert {e.example_id for e in dataset.splits[split]} <= official(root, variable)
     chosen = [*dataset.train, *dataset.validation, *dataset.test]
     assert len({e.example_id for e in chosen}) == len(chosen)
     for example in chosen:
@@ -107,33 +116,27 @@ def test_only_the_chosen_images_are_decoded(root, monkeypatch):
     assert load(root, validation=0, test=5).splits == dataset.splits
     (root / dataset.test[0].example_id).write_bytes(b"not an image either")
     message = refusal(root, validation=0, test=5)
-    assert "1 of the 107 images chosen" in message and f"  {dataset.test[0].example_id}: not an image" in message
+    assert "1 of the 5 images chosen" in message and f"  {dataset.test[0].example_id}: not an image" in message
 
 
 def test_bad_images_that_are_chosen_are_skipped_and_others_drawn(root):
-    # With 3 shots and 1 held out each class's 4 images are all wanted, so bad ones must come up; with 2 shots there
-    # is one to spare in each class.
-    numbers = [1, 5, 103 + 6, 205 + 40]
-    for number in numbers:
-        (root / f"jpg/image_{number:05d}.jpg").write_bytes(b"not an image" + bytes([number]))
-    bad = [f"jpg/image_{number:05d}.jpg" for number in numbers]
-    with pytest.raises(UserError) as caught:
-        load(root, shots=3, validation=0, test=102)
-    lines = str(caught.value).splitlines()
-    assert lines[0].startswith("4 of the 408 images chosen from data.path") and "on_bad_image=skip" in lines[0]
-    assert sorted(line.strip().split(":")[0] for line in lines[1:]) == bad
-    with pytest.raises(UserError) as caught:
-        load(root, shots=4, validation=0, test=0, on_bad_image="skip")
-    short = [flower_classes()[(number - 1) % CLASSES] for number in numbers]
-    expected = [f"  {label!r}: 3, and 1 skipped that cannot be used" for label in flower_classes() if label in short]
-    assert str(caught.value).splitlines()[1:] == expected
-    dataset = load(root, shots=2, validation=50, test=52, on_bad_image="skip")
-    assert set(dataset.skipped) <= set(bad) and dataset.skipped
+    # With 2 shots each class's 2 training images are wanted, so bad ones must come up; 1 shot leaves one to spare.
+    bad = sorted(official(root, "trnid"))[:3] + sorted(official(root, "tstid"))[:2]
+    for number, name in enumerate(bad):
+        (root / name).write_bytes(b"not an image" + bytes([number]))
+    lines = refusal(root, shots=2).splitlines()
+    assert lines[0].startswith("3 of the 204 images chosen from data.path") and "on_bad_image=skip" in lines[0]
+    assert sorted(line.strip().split(":")[0] for line in lines[1:]) == bad[:3]
+    short = {flower_classes()[(int(name[-9:-4]) - 1) % CLASSES] for name in bad[:3]}
+    expected = [f"  {label!r}: 1, and 1 skipped that cannot be used" for label in flower_classes() if label in short]
+    assert refusal(root, shots=2, on_bad_image="skip").splitlines()[1:] == expected
+    dataset = load(root, test=151, on_bad_image="skip")
+    assert set(bad[3:]) <= set(dataset.skipped) <= set(bad)
     chosen = [e for split in dataset.splits.values() for e in split]
-    assert len(chosen) == 204 + 102 and not {e.example_id for e in chosen} & set(bad)
-    assert Counter(e.label for e in dataset.train) == Counter(flower_classes() * 2)
+    assert len(chosen) == 102 + 30 + 151 and not {e.example_id for e in chosen} & set(bad)
+    assert Counter(e.label for e in dataset.train) == Counter(flower_classes())
     assert all(check_image(dataset.image(e), "") for e in chosen)
-    assert load(root, shots=2, validation=50, test=52, on_bad_image="skip").splits == dataset.splits
+    assert load(root, test=151, on_bad_image="skip").splits == dataset.splits
 
 
 def test_without_bad_images_skipping_changes_nothing(root):
@@ -141,12 +144,22 @@ def test_without_bad_images_skipping_changes_nothing(root):
 
 
 def test_copies_are_left_out_wherever_they_lie(root):
-    # Images 1, 103, 205 and 307 are the 4 of class 1. With one a copy of another, 3 shots leave none of it.
-    (root / "jpg/image_00307.jpg").write_bytes((root / "jpg/image_00001.jpg").read_bytes())
-    dataset = load(root, shots=3, validation=0, test=101)
-    assert dataset.copies == {"jpg/image_00307.jpg": "jpg/image_00001.jpg"}
-    assert flower_classes()[0] not in [e.label for e in dataset.test]
-    assert "jpg/image_00307.jpg" not in [e.example_id for e in dataset.train]
+    # Images 1, 103, 205 and 307 are the 4 of class 1.
+    own = {f"jpg/image_{number:05d}.jpg" for number in (1, 103, 205, 307)}
+    kept, copy = (next(iter(own & official(root, split))) for split in ("trnid", "tstid"))
+    (root / copy).write_bytes((root / kept).read_bytes())
+    dataset = load(root, shots=2, test=152)
+    assert dataset.copies == {copy: kept} and kept in [e.example_id for e in dataset.train]
+    assert copy not in [e.example_id for e in dataset.test]
+    assert "153 images, but 152 are left" in refusal(root, shots=2, test=153)
+
+
+def test_the_images_of_a_manifest_are_taken_from_any_official_split(root, tmp_path):
+    """Manifests may be older than the use of the official splits."""
+    now = load(root)
+    then = replace(now, train=now.test[:102], test=now.train[:30])
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest(then, DataSection(source="flower102"), 0)))
+    assert load(root, manifest=tmp_path / "manifest.json").splits == then.splits
 
 
 def test_only_files_of_equal_size_are_read_to_find_copies(root, monkeypatch):

@@ -368,6 +368,18 @@ def test_held_out_images_come_from_the_archive_without_the_training_images(flowe
     assert "307 images, but 306 are left" in refusal(folder, shots=1, validation=103, test=204, held_out=flowers)
 
 
+def test_held_out_images_come_from_the_downloaded_archive_if_the_set_has_none(flowers, tmp_path, monkeypatch):
+    folder = flower_set(flowers, tmp_path / "set")
+    fetched = []
+    monkeypatch.setattr(hub, "official_archive", lambda: fetched.append(1) or flowers)
+    wanted = {"shots": 1, "validation": 10, "test": 20}
+    assert load(folder, **wanted, download=True) == load(folder, **wanted, held_out=flowers) and fetched == [1]
+    own = DatasetDict(train=rows(["a", "b"] * 5), test=rows(["a", "b"] * 5, start=50))
+    assert sizes(load(save(own, tmp_path / "own"), download=True)) == [4, 1, 2]
+    assert sizes(load(folder, shots=1, validation=0, test=0, download=True)) == [102, 0, 0]
+    assert fetched == [1]
+
+
 def test_the_archive_is_left_alone_when_nothing_is_wanted_of_it(flowers, tmp_path):
     folder = flower_set(flowers, tmp_path / "set")
     assert sizes(load(folder, shots=1, validation=0, test=0, held_out=tmp_path / "nowhere")) == [102, 0, 0]

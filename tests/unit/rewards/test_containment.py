@@ -100,7 +100,15 @@ def test_the_original_differs_from_the_recipe_in_its_named_departures_only():
         if ours[section].get(key) != theirs[section].get(key)
     }
     assert different == {
-        *("run.name", "prompt.template", "prompt.subject", "sampling.top_k", "algorithm.importance_cap"),
+        *(
+            "run.name",
+            "data.source",
+            "data.path",
+            "prompt.template",
+            "prompt.subject",
+            "sampling.top_k",
+            "algorithm.importance_cap",
+        ),
         *("rewards.accuracy", "rewards.containment", "scoring.red_team"),
     }
     assert (theirs["scoring"]["red_team"], ours["scoring"]["red_team"]) == ("warn", "refuse")
