@@ -70,11 +70,11 @@ _generator: "Generator"
 def _start(config: Config, images: Mapping[str, bytes], options: dict[str, Any]) -> dict[str, Any]:
     global _generator
     Thread(target=_end_with_parent, daemon=True).start()
-    import vllm
-
     from rft_cluster.generator.generator import Generator
 
     if options:
+        import vllm
+
         usual = vllm.LLM
         vllm.LLM = lambda **own: usual(**own | options)
     _generator = Generator(EngineOptions.of_run(config.model.path, config), images)
