@@ -1,14 +1,9 @@
 """Cards: what a GPU holds and how fast it is, by its maker's data sheet."""
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-
-import numpy as np
 
 from rft_cluster.cluster.machine import memory_here, smallest_gpu
 from rft_cluster.common.errors import UserError
-from rft_cluster.common.hardware import CPUINFO
 from rft_cluster.common.lookup import nearest
 from rft_cluster.config import Config
 
@@ -50,9 +45,6 @@ CARDS = {
     "l4": Card("L4 (24 GB)", 22.0, 121 * TERA, 300 * GIGA, PCIE_4),
 }
 DEFAULT = "h100"
-# How many times as fast as FP32 a CPU multiplies in BF16, by its instructions.
-BF16_GAIN = {"amx_bf16": 8.0, "avx512_bf16": 2.0}
-SIDE, COPY = 768, 32 * 2**20  # of the matrices that are multiplied; bytes that are copied
 
 
 def find_card(name: str) -> Card:
@@ -84,20 +76,8 @@ def _is(card: Card, name: str, memory: int) -> bool:
 
 
 def this_machine(dtype: str) -> Card:
-    """This machine as a card: its memory, and rates that are measured now, in a tenth of a second, in NumPy."""
-    matrix, memory = np.ones((SIDE, SIDE), np.float32), np.ones(COPY, np.uint8)
-    product = 2 * SIDE**3 / _fastest(lambda: matrix @ matrix)
-    copied = 2 * COPY / _fastest(memory.copy)
-    flags = CPUINFO.read_text().split() if CPUINFO.is_file() else []
-    gain = max([1.0, *(gain for name, gain in BF16_GAIN.items() if name in flags)]) if dtype == "bfloat16" else 1.0
-    return Card("this machine", memory_here() / GIB, gain * product, copied, copied)
+    """This machine as a card: its memory, and rates that are measured now."""
+    from rft_cluster.model.rates import measured_rates  # imports torch, which takes seconds
 
-
-def _fastest(work: Callable[[], object]) -> float:
-    """Seconds of the fastest of five calls."""
-    seconds = []
-    for _ in range(5):
-        started = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+    flops, bandwidth = measured_rates(dtype)
+    return Card("this machine", memory_here() / GIB, flops, bandwidth, bandwidth)

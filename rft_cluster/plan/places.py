@@ -88,10 +88,10 @@ def places(shapes: Shapes, config: Config, card: Card, row: Row, micro_batches: 
             Part.always("engine: context and graphs", ASLEEP),
             Part.always("learner: context", CONTEXT),
         ]
-        return [Place(f"GPU of a learner and a generator, {card.name}", room, parts)]
+        return [Place("GPU of a learner and a generator", room, parts)]
     learning = [
         *learner,
-        Part("transfer buffers", transfer=2 * chunk + largest),
+        Part("transfer buffers", transfer=4 * chunk + largest),  # rank 0's: two, and as much while it fills them
         Part.always("context and NCCL", CONTEXT + NCCL),
     ]
     generating = [
@@ -102,8 +102,8 @@ def places(shapes: Shapes, config: Config, card: Card, row: Row, micro_batches: 
         Part.always("engine: context and graphs", ASLEEP),
     ]
     return [
-        Place(f"GPU of a learner, {card.name}", room, learning),
-        Place(f"GPU of a generator, {card.name}", room, generating),
+        Place("GPU of a learner", room, learning),
+        Place("GPU of a generator", room, generating),
     ]
 
 
@@ -119,7 +119,7 @@ def _on_a_cpu(shapes: Shapes, config: Config, learner: list[Part]) -> list[Part]
         *(Part(part.name, *(learners * part.in_phase(phase) for phase in PHASES)) for part in learner),
         Part.always("weights in shared memory", BF16 * shapes.parameters),
         Part.always("engines: weights", generators * compute_size(config) * shapes.parameters),
-        Part.always("engines: KV cache, at most", generators * config.generators.kv_cache_gib * GIB),
+        Part.always("engines: KV cache", generators * config.generators.kv_cache_gib * GIB),
         *(Part.always(name, held) for name, held in processes.items()),
     ]
 

@@ -37,6 +37,8 @@ def describe(config: Config, shapes: Shapes, plan: Plan, prompts: Mapping[str, P
         f"largest row {row.prompts:g} prompts, {row.tokens:,.0f} tokens, {row.patches:,.0f} patches (images have up to "
         f"{max(one.image for one in train.longest)} tokens, {train.mean.image} on average)"
     ]
+    if config.cluster.device == "cuda":
+        lines.insert(0, f"planned for {card.name}; for another card: python -m rft_cluster.plan CONFIG --gpu NAME")
     for place in plan.places:
         lines += memory_lines(place)
     lines.append(cache_line(plan))
@@ -74,7 +76,7 @@ def time_lines(config: Config, plan: Plan, prompts: Mapping[str, Prompts], card:
     """Seconds a step by phase, and hours."""
     lengths = list(plan.seconds)
     lines = [f"{f'seconds a step, {standing(card)}':<52}" + "".join(f"{f'{length} tokens':>12}" for length in lengths)]
-    for phase in (*PHASES, "step"):
+    for phase in (*PHASES, "driver", "step"):
         name = "a step" if phase == "step" else phase
         values = [getattr(plan.seconds[length], phase) for length in lengths]
         lines.append(f"  {name:<50}" + "".join(f"{value:>12.2g}" for value in values))

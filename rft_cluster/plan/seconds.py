@@ -8,7 +8,7 @@
 Rates are shares of the data sheet's that such programs reach. None was measured on a GPU here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rft_cluster.config import Config
 from rft_cluster.model.image_size import PromptLength
@@ -28,8 +28,14 @@ SLEEP = 0.5  # seconds for an engine to sleep and wake, level 2 (vLLM's blog of 
 # Seconds of a processor's core. Measured on one of an AMD EPYC with tiny widths, which leaves only Python, dispatch and
 # FSDP: a layer's forward (its backward takes twice that), and clipping and AdamW of one DTensor.
 LAYER_SECONDS, TENSOR_SECONDS = 1.0e-3, 1.0e-4
-# Seconds of an engine's own work in a step: scheduling, sampling, detokenising. On CPUs measured on the digits.
-ENGINE_SECONDS = {"cuda": 4e-3, "cpu": 6e-3}
+SEND_TENSOR = 2.0e-4  # to cast, send, load and digest a tensor, whatever its size (20 ms for the tiny model's 82)
+# Seconds of an engine's own work in a step: scheduling, sampling, detokenising. On CPUs fitted to `make bench`.
+ENGINE_SECONDS = {"cuda": 4e-3, "cpu": 15e-3}
+IMAGE_SECONDS = 2.5e-5  # to decode and prepare an image, for each of its tokens, on one core
+# Seconds of a collective of FSDP beyond its bytes: gloo's over sockets, NCCL's, which runs beside the arithmetic.
+LATENCY = {"cuda": 0.0, "cpu": 2e-3}
+# Seconds of the driver in each step, and for each generator, prompt and learner of it (docs/performance.md).
+DRIVER, PER_GENERATOR, PER_PROMPT, PER_LEARNER = 15e-3, 1.5e-3, 0.3e-3, 0.5e-3
 HOST_LINK = 20e9  # bytes a second between a GPU and pinned host memory (PCIe 4)
 SAMPLER_PASSES = 8  # over the FP32 logits of a step
 
@@ -41,24 +47,40 @@ class Seconds:
     generate: float
     learn: float
     transfer: float
+    driver: float
     overlap: bool
 
     @property
     def step(self) -> float:
-        if self.overlap:
-            return max(self.generate, self.learn) + self.transfer
-        return self.generate + self.learn + self.transfer
+        roles = max(self.generate, self.learn) if self.overlap else self.generate + self.learn
+        return roles + self.transfer + self.driver
 
 
 def step_seconds(shapes: Shapes, config: Config, card: Card, prompt: PromptLength, length: float) -> Seconds:
     """The phases of a step with completions of `length` tokens on average."""
-    each = config.schedule.prompts_per_step / config.generators.count
+    prompts, generators, learners = config.schedule.prompts_per_step, config.generators.count, config.learners.count
     return Seconds(
-        generate=generate_seconds(shapes, config, card, prompt, each, config.sampling.group_size, length),
-        learn=learn_seconds(shapes, config, card, learner_share(config, prompt, length)),
+        generate=generate_seconds(
+            shapes,
+            config,
+            share(card, config, generators),
+            prompt,
+            prompts / generators,
+            config.sampling.group_size,
+            length,
+        ),
+        learn=learn_seconds(shapes, config, share(card, config, learners), learner_share(config, prompt, length)),
         transfer=transfer_seconds(shapes, config, card),
+        driver=DRIVER + PER_GENERATOR * generators + PER_PROMPT * prompts + PER_LEARNER * learners,
         overlap=bool(config.schedule.max_staleness),
     )
+
+
+def share(card: Card, config: Config, actors: int) -> Card:
+    """The part of the device that each actor of a role has: all of a GPU, on CPUs its share of the machine."""
+    if config.cluster.device == "cuda":
+        return card
+    return replace(card, flops=card.flops / actors, bandwidth=card.bandwidth / actors)
 
 
 # Learning
@@ -74,7 +96,9 @@ def learn_seconds(shapes: Shapes, config: Config, card: Card, share: Share) -> f
     passes = forwards + 3 + config.learners.gradient_checkpointing  # a backward starts twice as many kernels
     processor = count * passes * (shapes.layers + shapes.vision_layers) * LAYER_SECONDS
     links = count * (forwards + 2) * _gathered(shapes, config, card) + count * _reduced(shapes, config, card)
-    busy = max(device, links, processor) if config.cluster.device == "cuda" else device + processor
+    if config.learners.count > 1:
+        links += count * (forwards + 3) * (shapes.layers + shapes.vision_layers + 1) * LATENCY[config.cluster.device]
+    busy = max(device, links, processor) if config.cluster.device == "cuda" else device + links + processor
     return busy + config.algorithm.updates_per_step * optimizer_seconds(shapes, config, card)
 
 
@@ -145,7 +169,7 @@ def generate_seconds(
     cards = max(1, int(config.generators.gpus))
     patches = prompt.image * MERGED
     row = Row(1, prompt.tokens, patches, 0, prompt.tokens**2 / 2, patches**2, 1)
-    prefill = prompts * forward_flops(shapes, row) / (PRODUCTS * card.flops * cards)
+    prefill = prompts * (forward_flops(shapes, row) / (PRODUCTS * card.flops * cards) + prompt.image * IMAGE_SECONDS)
     completions = prompts * samples
     rounds = max(1.0, completions / seats(shapes, config, card, prompt.tokens / samples + length))
     at_once = completions / rounds
@@ -182,6 +206,7 @@ def transfer_seconds(shapes: Shapes, config: Config, card: Card) -> float:
     weights = BF16 * shapes.parameters
     cast = (FP32 + BF16) * shapes.parameters / config.learners.count
     copies = (cast + 2 * weights + 2 * weights + 2 * weights) / (COPIES * card.bandwidth)  # pack, load, digests
+    copies += SEND_TENSOR * shapes.tensors
     if config.cluster.device == "cpu":
         return copies
     if config.shares_gpus:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import plan_table
+from benchmarks import plan_table, planned
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import load_config
 from rft_cluster.plan import cards
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[3]
 def text(name: str, card: str) -> str:
     config = load_config(name, ["data.test=100"])
     splits = {**plan_table.SPLITS, "test": plan_table.FLOWERS}
-    return "\n".join(plan_lines(config, plan_table.shapes_of("Qwen2-VL-2B"), splits, CARDS[card]))
+    return "\n".join(plan_lines(config, planned.shapes_of("Qwen2-VL-2B"), splits, CARDS[card]))
 
 
 def test_each_time_says_that_it_was_estimated_and_never_measured():
@@ -93,4 +93,16 @@ def test_the_page_has_the_table_of_today():
 
 
 def test_the_7b_has_its_published_size():
-    assert plan_table.shapes_of("Qwen2-VL-7B").parameters == 8_291_375_616
+    assert planned.shapes_of("Qwen2-VL-7B").parameters == 8_291_375_616
+
+
+def test_memory_is_within_15_percent_of_what_was_measured():
+    found = {what: plan / real for what, plan, real in plan_table.compared() if what.startswith("GiB")}
+    assert len(found) == 12
+    assert all(0.85 < ratio < 1.15 for ratio in found.values()), found
+
+
+def test_seconds_of_an_update_are_within_a_third_of_what_was_measured():
+    found = {what: plan / real for what, plan, real in plan_table.compared() if what.startswith("processor")}
+    assert len(found) == 2
+    assert all(2 / 3 < ratio < 4 / 3 for ratio in found.values()), found
