@@ -212,7 +212,10 @@ def movement(variant: str, bench: Bench) -> Outcome:
 
 
 def memory(variant: str, bench: Bench) -> Outcome:
-    return Outcome(True, updates(bench, variant).peak_gib, "GiB")
+    """A CPU only knows the memory of its whole process, which the plan of a learner does not."""
+    found = updates(bench, variant)
+    within = abs(found.peak_gib / found.planned_gib - 1) <= 0.15
+    return Outcome(within or bench.device == "cpu", found.peak_gib, "GiB", f"planned {found.planned_gib:.3g} GiB")
 
 
 def speed(variant: str, bench: Bench) -> Outcome:
@@ -251,7 +254,7 @@ CHECKS = (
         for check in (
             Check(f"{variant}: gradient against plain FP32", "at most 0.05 of the norm", partial(gradient, variant)),
             Check(f"{variant}: tensors moved wrongly", "0", partial(movement, variant)),
-            Check(f"{variant}: peak memory", "recorded", partial(memory, variant)),
+            Check(f"{variant}: peak memory", "GPU: 15 % from the plan", partial(memory, variant)),
             Check(f"{variant}: speed", "recorded", partial(speed, variant)),
         )
     ),

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,12 +25,16 @@ from benchmarks.gpu_check.material import images, run_config, samples
 from rft_cluster.config import Config
 from rft_cluster.learner.collate import Batch, collate
 from rft_cluster.learner.learner import GIB, Learner
-from rft_cluster.learner.packing import by_prompt, split_work
+from rft_cluster.learner.packing import RankWork, by_prompt, split_work
 from rft_cluster.learner.prompt_cache import PromptCache
 from rft_cluster.messages import TrainingSample
 from rft_cluster.model.encoder import PromptEncoder
+from rft_cluster.model.folder import read_shapes
+from rft_cluster.model.image_size import PromptLength
 from rft_cluster.model.policy import load_policy
 from rft_cluster.model.qwen2vl import MERGE
+from rft_cluster.plan.memory import learner_parts, total
+from rft_cluster.plan.work import EMPTY, Row, group_row
 from rft_cluster.weights.digests import tensor_digest
 from rft_cluster.weights.source import PolicyWeights
 
@@ -50,8 +55,9 @@ class Found:
     `gradient_error`: of the first update's whole gradient, relative to the plain one's norm. `sound`: all losses are
     finite, and no update was skipped. `wrong_moves`: of the `tensors`, those that were trained and did not move, and
     those that were not and did. `seconds`: of each update. `peak_gib`: of a GPU's memory, of a CPU process since its
-    start. `tokens`: in the rows of an update; `flops`: of the products of matrices in it. `restored`, `exported`:
-    tensors that differ after a checkpoint was read back, and in the exported folder; tried with LoRA only.
+    start; `planned_gib`: the plan's (`rft_cluster/plan`). `tokens`: in the rows of an update; `flops`: of the products
+    of matrices in it. `restored`, `exported`: tensors that differ after a checkpoint was read back, and in the exported
+    folder; tried with LoRA only.
     """
 
     gradient_error: float
@@ -60,6 +66,7 @@ class Found:
     tensors: int
     seconds: list[float]
     peak_gib: float
+    planned_gib: float
     tokens: int
     flops: float
     restored: int = 0
@@ -99,6 +106,7 @@ def run_updates(bench: Bench, variant: str) -> Found:
             tensors=len(before),
             seconds=seconds,
             peak_gib=max(one.memory_gib for one in stats),
+            planned_gib=planned_gib(learner, config, work),
             tokens=sum(row_tokens(micro_batch) for update in work for micro_batch in update),
             flops=update_flops(learner, made),
         )
@@ -139,6 +147,23 @@ def row_tokens(micro_batch: list[TrainingSample]) -> int:
         len(part[0].prompt_token_ids) + sum(len(sample.token_ids) - 1 for sample in part)
         for part in by_prompt(micro_batch)
     )
+
+
+def planned_gib(learner: Learner, config: Config, work: RankWork) -> float:
+    """The plan's peak of an update, of the row that keeps most."""
+    shapes, (update,) = read_shapes(Path(config.model.path)), work
+    parts = [learner_parts(shapes, config, planned_row(learner, samples), len(update)) for samples in update]
+    return max(total(one, "learn") for one in parts) / GIB
+
+
+def planned_row(learner: Learner, micro_batch: list[TrainingSample]) -> Row:
+    """A micro-batch in the plan's numbers."""
+    row = EMPTY
+    for part in by_prompt(micro_batch):
+        image = len(learner._prompts.encode(part[0].prompt).pixel_values) // MERGE**2
+        prompt = PromptLength(image, len(part[0].prompt_token_ids) - image)
+        row += group_row(prompt, len(part), sum(len(sample.token_ids) for sample in part) / len(part))
+    return row
 
 
 def update_flops(learner: Learner, made: list[TrainingSample]) -> float:
