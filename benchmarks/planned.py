@@ -13,7 +13,7 @@ from rft_cluster.model.image_size import PromptLength
 from rft_cluster.model.shapes import Shapes
 from rft_cluster.plan.cards import Card
 from rft_cluster.plan.memory import GIB, activations, compute_size, learner_parts, state, total
-from rft_cluster.plan.seconds import learn_seconds, share, step_seconds
+from rft_cluster.plan.seconds import learning, share, step_seconds
 from rft_cluster.plan.work import Row, fullest_row, learner_share
 
 HERE = Path(__file__).parent
@@ -73,7 +73,7 @@ def planned_learn(case: dict[str, Any]) -> float:
     config = speed_config("model.path=model")
     prompt = PromptLength(**case["prompt"])
     own = learner_share(config, prompt, config.sampling.max_tokens)
-    return learn_seconds(Shapes(**case["shapes"]), config, Card(**case["card"]), own)
+    return learning(Shapes(**case["shapes"]), config, Card(**case["card"]), own).seconds
 
 
 def planned_digits(case: dict[str, Any]) -> dict[str, float]:

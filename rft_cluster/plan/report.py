@@ -78,6 +78,8 @@ def time_lines(config: Config, plan: Plan, prompts: Mapping[str, Prompts], card:
     lines = [f"{f'seconds a step, {standing(card)}':<52}" + "".join(f"{f'{length} tokens':>12}" for length in lengths)]
     for phase in (*PHASES, "driver", "step"):
         name = "a step" if phase == "step" else phase
+        if phase == "learn" and config.cluster.device == "cuda":
+            name = f"learn, bound by {plan.seconds[lengths[-1]].learning.bound}"
         values = [getattr(plan.seconds[length], phase) for length in lengths]
         lines.append(f"  {name:<50}" + "".join(f"{value:>12.2g}" for value in values))
     asked = ", ".join(f"{times} x {prompts[split].count} {split}" for split, times in evaluated(config, prompts))

@@ -1,6 +1,6 @@
 """Seconds of a step by phase, from FLOPs, bytes and a card's rates.
 
-    learn       max(arithmetic + memory traffic, the processor's time to start the kernels), layer by layer
+    learn       the longest of arithmetic with memory traffic, links, and the processor's time to start kernels
     generate    prefill by arithmetic; then a step of the engine for each token of a completion, which reads the weights
                 and the KV cache once
     transfer    the weights over the link or the memory, a few times
@@ -25,9 +25,10 @@ FORWARD_PASSES, TRAINING_PASSES = 2, 6
 ADAM_BYTES = 28  # a parameter: read weight, gradient and two moments, write weight and two moments, all FP32
 ADAM_PASSES = 3  # AdamW on DTensors runs operation by operation, not fused: it reads and writes that often
 SLEEP = 0.5  # seconds for an engine to sleep and wake, level 2 (vLLM's blog of 2025-10-26: 0.1 to 0.8 for small models)
-# Seconds of a processor's core. Measured on one of an AMD EPYC with tiny widths, which leaves only Python, dispatch and
-# FSDP: a layer's forward (its backward takes twice that), and clipping and AdamW of one DTensor.
-LAYER_SECONDS, TENSOR_SECONDS = 1.0e-3, 1.0e-4
+# Seconds of a processor's core for a layer's forward (its backward takes twice that), and for clipping and AdamW of one
+# DTensor. Measured on a core of an AMD EPYC with tiny widths, which leaves only Python, dispatch and FSDP. For GPUs less,
+# estimated: attention is one call there instead of one for each length.
+LAYER_SECONDS, TENSOR_SECONDS = {"cpu": 1.0e-3, "cuda": 0.6e-3}, 1.0e-4
 SEND_TENSOR = 2.0e-4  # to cast, send, load and digest a tensor, whatever its size (20 ms for the tiny model's 82)
 # Seconds of an engine's own work in a step: scheduling, sampling, detokenising. On CPUs fitted to `make bench`.
 ENGINE_SECONDS = {"cuda": 4e-3, "cpu": 15e-3}
@@ -41,14 +42,39 @@ SAMPLER_PASSES = 8  # over the FP32 logits of a step
 
 
 @dataclass(frozen=True)
+class Learning:
+    """Seconds that one learner needs in a step. On a GPU the first three overlap, and the longest is the bound."""
+
+    arithmetic: float
+    links: float
+    kernels: float
+    optimizer: float
+    overlap: bool
+
+    @property
+    def seconds(self) -> float:
+        parts = self.arithmetic, self.links, self.kernels
+        return (max(parts) if self.overlap else sum(parts)) + self.optimizer
+
+    @property
+    def bound(self) -> str:
+        bounds = {"arithmetic": self.arithmetic, "links": self.links, "starting kernels": self.kernels}
+        return max(bounds, key=bounds.__getitem__)
+
+
+@dataclass(frozen=True)
 class Seconds:
     """Of one step. `learners` and `generators` that have their own devices and `max_staleness` above 0 overlap."""
 
     generate: float
-    learn: float
+    learning: Learning
     transfer: float
     driver: float
     overlap: bool
+
+    @property
+    def learn(self) -> float:
+        return self.learning.seconds
 
     @property
     def step(self) -> float:
@@ -59,17 +85,12 @@ class Seconds:
 def step_seconds(shapes: Shapes, config: Config, card: Card, prompt: PromptLength, length: float) -> Seconds:
     """The phases of a step with completions of `length` tokens on average."""
     prompts, generators, learners = config.schedule.prompts_per_step, config.generators.count, config.learners.count
+    serving, learner = share(card, config, generators), share(card, config, learners)
     return Seconds(
         generate=generate_seconds(
-            shapes,
-            config,
-            share(card, config, generators),
-            prompt,
-            prompts / generators,
-            config.sampling.group_size,
-            length,
+            shapes, config, serving, prompt, prompts / generators, config.sampling.group_size, length
         ),
-        learn=learn_seconds(shapes, config, share(card, config, learners), learner_share(config, prompt, length)),
+        learning=learning(shapes, config, learner, learner_share(config, prompt, length)),
         transfer=transfer_seconds(shapes, config, card),
         driver=DRIVER + PER_GENERATOR * generators + PER_PROMPT * prompts + PER_LEARNER * learners,
         overlap=bool(config.schedule.max_staleness),
@@ -86,20 +107,24 @@ def share(card: Card, config: Config, actors: int) -> Card:
 # Learning
 
 
-def learn_seconds(shapes: Shapes, config: Config, card: Card, share: Share) -> float:
-    """A step's updates on one learner, which has `share` of the step's tokens."""
-    row, count = share.row, share.micro_batches
+def learning(shapes: Shapes, config: Config, card: Card, part: Share) -> Learning:
+    """A step's updates on one learner, which has `part` of the step's tokens."""
+    row, count = part.row, part.micro_batches
     forwards = bool(config.algorithm.kl_beta) + (config.algorithm.updates_per_step > 1)  # reference, old policy
-    device = (forwards * (forward_flops(shapes, row)) + training_flops(shapes, config, row)) / (
-        PRODUCTS * card.flops
-    ) + traffic(shapes, config, row, forwards) / (COPIES * card.bandwidth)
+    flops = forwards * forward_flops(shapes, row) + training_flops(shapes, config, row)
+    moved = traffic(shapes, config, row, forwards)
+    units = shapes.layers + shapes.vision_layers
     passes = forwards + 3 + config.learners.gradient_checkpointing  # a backward starts twice as many kernels
-    processor = count * passes * (shapes.layers + shapes.vision_layers) * LAYER_SECONDS
-    links = count * (forwards + 2) * _gathered(shapes, config, card) + count * _reduced(shapes, config, card)
+    links = (forwards + 2) * _gathered(shapes, config, card) + _reduced(shapes, config, card)
     if config.learners.count > 1:
-        links += count * (forwards + 3) * (shapes.layers + shapes.vision_layers + 1) * LATENCY[config.cluster.device]
-    busy = max(device, links, processor) if config.cluster.device == "cuda" else device + links + processor
-    return busy + config.algorithm.updates_per_step * optimizer_seconds(shapes, config, card)
+        links += (forwards + 3) * (units + 1) * LATENCY[config.cluster.device]
+    return Learning(
+        arithmetic=flops / (PRODUCTS * card.flops) + moved / (COPIES * card.bandwidth),
+        links=count * links,
+        kernels=count * passes * units * LAYER_SECONDS[config.cluster.device],
+        optimizer=config.algorithm.updates_per_step * optimizer_seconds(shapes, config, card),
+        overlap=config.cluster.device == "cuda",
+    )
 
 
 def forward_flops(shapes: Shapes, row: Row) -> float:

@@ -15,11 +15,12 @@ from rft_cluster.plan.seconds import (
     COPIES,
     ENGINE_SECONDS,
     PRODUCTS,
+    Learning,
     Seconds,
     decode_seconds,
     forward_flops,
     generate_seconds,
-    learn_seconds,
+    learning,
     optimizer_seconds,
     step_seconds,
     training_flops,
@@ -99,7 +100,7 @@ def test_the_optimizer_is_bound_by_memory_or_by_the_number_of_tensors():
 )
 def test_what_costs_time_in_learning(change, slower):
     def of(config: Config) -> float:
-        return learn_seconds(SHAPES, config, CARDS["h100"], learner_share(config, PROMPT, 256))
+        return learning(SHAPES, config, CARDS["h100"], learner_share(config, PROMPT, 256)).seconds
 
     assert (of(one_gpu(change)) > of(one_gpu())) is slower
 
@@ -110,7 +111,10 @@ def test_a_transfer_on_a_shared_gpu_waits_for_sleep_and_wake():
 
 
 def test_roles_overlap_where_staleness_allows():
-    assert Seconds(2, 3, 0.5, 0.25, overlap=False).step == 5.75
-    assert Seconds(2, 3, 0.5, 0.25, overlap=True).step == 3.75
+    learner = Learning(1.0, 2.0, 1.5, optimizer=1.0, overlap=True)
+    assert learner.seconds == 3 and learner.bound == "links"
+    assert Seconds(2, learner, 0.5, 0.25, overlap=False).step == 5.75
+    assert Seconds(2, learner, 0.5, 0.25, overlap=True).step == 3.75
+    assert Learning(1.0, 2.0, 1.5, optimizer=1.0, overlap=False).seconds == 5.5  # on a CPU nothing overlaps
     ahead = load_config("flower102", ["schedule.max_staleness=1"])
     assert step_seconds(SHAPES, ahead, ROUND, PROMPT, 64).overlap
