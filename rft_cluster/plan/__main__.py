@@ -8,6 +8,7 @@ import argparse
 import sys
 
 from rft_cluster.common.errors import exit_code
+from rft_cluster.common.files import size
 from rft_cluster.config import Config, load_config
 from rft_cluster.plan.cards import CARDS, DEFAULT, find_card, this_machine
 
@@ -28,7 +29,7 @@ def plan(config: Config, gpu: str) -> None:
     from rft_cluster.plan.report import print_plan
     from rft_cluster.run.folds import fold_configs
     from rft_cluster.run.planned import archive_is_missing, task_before_download
-    from rft_cluster.run.preflight import check_paths, check_task
+    from rft_cluster.run.preflight import check_paths, check_task, disk_bytes
     from rft_cluster.run.task import prepare
 
     if config.data.folds and not config.data.fold:
@@ -39,6 +40,7 @@ def plan(config: Config, gpu: str) -> None:
     task = task_before_download(config) if missing else prepare(config)
     checked = check_task(config, task, model)
     print("\n".join([*(task.dataset.notes() if missing else []), *checked.notes]), flush=True)
+    print(f"disk        {size(disk_bytes(config, checked.parameters))} for checkpoints and models", flush=True)
     print_plan(config, checked, card or this_machine(config.cluster.dtype))
 
 

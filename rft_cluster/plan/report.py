@@ -89,7 +89,7 @@ def time_lines(config: Config, plan: Plan, prompts: Mapping[str, Prompts], card:
         "  completions have a quarter of sampling.max_tokens, and all of it",
         f"the run     {steps} for {config.schedule.steps} steps"
         + (f", {evaluations} for evaluations ({asked} images)" if asked else ", no evaluation")
-        + f"; {standing(card)}",
+        + f", without the start; {standing(card)}",
     ]
 
 

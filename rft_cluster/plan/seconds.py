@@ -26,8 +26,8 @@ ADAM_BYTES = 28  # a parameter: read weight, gradient and two moments, write wei
 ADAM_PASSES = 3  # AdamW on DTensors runs operation by operation, not fused: it reads and writes that often
 SLEEP = 0.5  # seconds for an engine to sleep and wake, level 2 (vLLM's blog of 2025-10-26: 0.1 to 0.8 for small models)
 # Seconds of a processor's core for a layer's forward (its backward takes twice that), and for clipping and AdamW of one
-# DTensor. Measured on a core of an AMD EPYC with tiny widths, which leaves only Python, dispatch and FSDP. For GPUs less,
-# estimated: attention is one call there instead of one for each length.
+# DTensor. Measured on a core of an AMD EPYC with tiny widths, which leaves only Python, dispatch and FSDP. For GPUs
+# estimated to be less: attention is one call there instead of one for each length.
 LAYER_SECONDS, TENSOR_SECONDS = {"cpu": 1.0e-3, "cuda": 0.6e-3}, 1.0e-4
 SEND_TENSOR = 2.0e-4  # to cast, send, load and digest a tensor, whatever its size (20 ms for the tiny model's 82)
 # Seconds of an engine's own work in a step: scheduling, sampling, detokenising. On CPUs fitted to `make bench`.
