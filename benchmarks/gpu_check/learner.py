@@ -27,6 +27,7 @@ SEGMENTS = ([588, 301], [64, 1, 33, 0, 64, 17], [0, 0, 0, 0, 1, 1])
 HEADS = {"true": (12, 2, 128), "tiny": (4, 2, 32)}  # heads, key heads, size
 SDPA = {"text_config": "sdpa", "vision_config": "sdpa"}
 ATTENTION_ERROR = 0.015  # relative; BF16 rounds to 0.004
+GRADIENT_ERROR = 0.1  # relative; on a CPU 0.011 with 2 + 2 layers of the true widths, 0.017 with 6 + 4
 
 
 # Attention alone
@@ -203,7 +204,7 @@ def peak_product(bench: Bench) -> Outcome:
 
 def gradient(variant: str, bench: Bench) -> Outcome:
     error = updates(bench, variant).gradient_error
-    return Outcome(error <= 0.05, error)
+    return Outcome(error <= GRADIENT_ERROR, error)
 
 
 def movement(variant: str, bench: Bench) -> Outcome:
@@ -252,7 +253,7 @@ CHECKS = (
         check
         for variant in VARIANTS
         for check in (
-            Check(f"{variant}: gradient against plain FP32", "at most 0.05 of the norm", partial(gradient, variant)),
+            Check(f"{variant}: gradient against plain FP32", "at most 0.1 of the norm", partial(gradient, variant)),
             Check(f"{variant}: tensors moved wrongly", "0", partial(movement, variant)),
             Check(f"{variant}: peak memory", "GPU: 15 % from the plan", partial(memory, variant)),
             Check(f"{variant}: speed", "recorded", partial(speed, variant)),
