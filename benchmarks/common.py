@@ -60,6 +60,10 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str:
+    """The commit of this checkout, or of the one that a copy without git was made from (deploy/gpu_kit/build.sh)."""
+    made_from = ROOT / "COMMIT"
+    if made_from.is_file():
+        return made_from.read_text().strip()
     said = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
     return said.stdout.strip() or "unknown"
 

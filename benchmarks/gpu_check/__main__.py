@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import in_a_process, machine, nvidia_gpus
+from benchmarks.common import CACHE, in_a_process, machine, nvidia_gpus
 from benchmarks.gpu_check.checklist import Bench, Line, run_tier
 from rft_cluster.common.errors import UserError, exit_code
 from rft_cluster.common.files import check_writable
@@ -54,10 +54,11 @@ def main(arguments: list[str] | None = None) -> int:
     check_device(options.device, len(gpus))
     check_writable(options.out, "choose another folder with --out")
     options.out.mkdir(parents=True, exist_ok=True)
-    bench = Bench(options.device, options.size, options.out.absolute())
+    bench = Bench(options.device, options.size, CACHE / "gpu_check")
+    bench.folder.mkdir(parents=True, exist_ok=True)
     about = {"device": bench.device, "size": bench.size, "gpus": gpus, "machine": machine()}
     print(heading(bench, gpus), flush=True)
-    codes = [tier_code(tier, bench, about, options.again) for tier in options.tier]
+    codes = [tier_code(tier, bench, options.out.absolute(), about, options.again) for tier in options.tier]
     return 1 if 1 in codes else max(codes)
 
 
@@ -73,10 +74,10 @@ def check_device(device: str, gpus: int) -> None:
 
 def heading(bench: Bench, gpus: list[dict[str, Any]]) -> str:
     found = ", ".join(f"{gpu['name']} (driver {gpu['driver']})" for gpu in gpus) if bench.device == "cuda" else "CPU"
-    return f"{found}, torch {torch.__version__}, size {bench.size}, {bench.folder}"
+    return f"{found}, torch {torch.__version__}, size {bench.size}"
 
 
-def tier_code(tier: str, bench: Bench, about: dict[str, Any], again: bool) -> int:
+def tier_code(tier: str, bench: Bench, out: Path, about: dict[str, Any], again: bool) -> int:
     """Run a tier in a process of its own, and return its exit code: 1 if a check failed, 2 if something is missing."""
     missing = [package for package in NEEDS[tier] if not find_spec(package)]
     if missing:
@@ -84,10 +85,10 @@ def tier_code(tier: str, bench: Bench, about: dict[str, Any], again: bool) -> in
         return 2
     started = time.monotonic()
     environment = {"HF_HUB_OFFLINE": "1", **openmp_environment(bench.device)}
-    lines: list[Line] = in_a_process(run_tier, tier, bench, about, again, environment=environment)
+    lines: list[Line] = in_a_process(run_tier, tier, bench, out, about, again, environment=environment)
     counts = {result: sum(line.result == result for line in lines) for result in ("pass", "fail", "skip")}
     said = ", ".join(f"{count} {result}" for result, count in counts.items())
-    print(f"{tier}: {said}, {time.monotonic() - started:.0f} s; {bench.folder / tier}.json and .log", flush=True)
+    print(f"{tier}: {said}, {time.monotonic() - started:.0f} s; {out / tier}.json and .log", flush=True)
     # What a CPU lacks is not missing there.
     return 1 if counts["fail"] else 2 if counts["skip"] and bench.device == "cuda" else 0
 

@@ -31,7 +31,7 @@ class Bench:
     """Where and how large the checks run.
 
     `device`: "cuda" or "cpu". `size`: "true", the shapes of Qwen2-VL-2B, or "tiny". `folder`: for models and other
-    files that checks share; it outlives a call.
+    large files that checks share; it outlives a call.
     """
 
     device: str
@@ -80,12 +80,12 @@ class Line:
         return f"{figure:>16}  {self.limit:32} {self.seconds:6.1f} s   {self.note}".rstrip()
 
 
-def run_tier(tier: str, bench: Bench, about: dict[str, Any], again: bool) -> list[Line]:
+def run_tier(tier: str, bench: Bench, out: Path, about: dict[str, Any], again: bool) -> list[Line]:
     """Run a tier's checks in this process. Its output goes to the log, but for a line a check."""
-    with open(bench.folder / f"{tier}.log", "a") as log:
+    with open(out / f"{tier}.log", "a") as log:
         console = own_output(log)
         checks: tuple[Check, ...] = import_module(f"benchmarks.gpu_check.{tier}").CHECKS
-        return run_checks(checks, bench, bench.folder / f"{tier}.json", about, again, console)
+        return run_checks(checks, bench, out / f"{tier}.json", about, again, console)
 
 
 def own_output(log: TextIO) -> TextIO:

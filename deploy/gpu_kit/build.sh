@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Builds what a GPU machine without network needs to run rft_cluster, in parts of at most 60 MiB.
+# Builds what a GPU machine without network needs to run the tiers of gpu_check, in parts of a chosen size.
 #
 #     bash deploy/gpu_kit/build.sh        in the root of a checkout, whose HEAD is taken; parts in .gpu_kit/1, 2, ...
 #
-#   LAYERS    what to bring: base ray vllm torch (all); the first three are enough for the machine's own torch
-#   PART_MIB  what can be brought there at a time, with room for tracked files (60)
+#   LAYERS    what to bring: learner ray vllm torch (all). The tier learner needs the first, the others the first three
+#   PART_MIB  the largest part in MiB (60)
 #   WORK      where downloads and packed streams are kept: remove it to build anew
 #
 # Needs git, pip, unzip, xz; about 8 GB of disk, under 2 GB without the torch layer.
@@ -14,15 +14,16 @@ root=$(git rev-parse --show-toplevel)
 work=${WORK:-${TMPDIR:-/tmp}/gpu_kit_build}
 parts=$root/.gpu_kit
 part_mib=${PART_MIB:-60}
-layers=${LAYERS:-base ray vllm torch}
+layers=${LAYERS:-learner ray vllm torch}
 
 platforms=(--platform manylinux2014_x86_64 --platform manylinux2010_x86_64 --platform manylinux1_x86_64)
 for glibc in 39 35 34 31 28 27 26 24 18 17 12 5; do platforms+=(--platform "manylinux_2_${glibc}_x86_64"); done
 
 unpack() { # every wheel of a layer, checked
-  mkdir -p "$work/wheels/$1"
+  rm -rf "$work/fresh" && mkdir -p "$work/wheels/$1" "$work/fresh"
   python3 -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
-    "${platforms[@]}" -d "$work/wheels/$1" -r "$here/pins/$1.txt"
+    "${platforms[@]}" --find-links "$work/wheels/$1" -d "$work/fresh" -r "$here/pins/$1.txt"
+  rm -rf "$work/wheels/$1" && mv "$work/fresh" "$work/wheels/$1" # what is not pinned any more stays behind
   rm -rf "$work/tree/$1" && mkdir -p "$work/tree/$1"
   for wheel in "$work/wheels/$1"/*.whl; do
     unzip -tq "$wheel" >/dev/null || { echo "broken: $wheel" >&2; exit 1; }
@@ -61,14 +62,15 @@ stream() { # stream NAME FOLDER TAR-ARGUMENTS...
 
 mkdir -p "$work/streams" "$work/tree"
 order=(project.tar.xz)
-rm -rf "$work/tree/project" && mkdir "$work/tree/project"
-git -C "$root" archive HEAD | tar -x -C "$work/tree/project"
-cp -r "$here/checks" "$work/tree/project/.gpu_kit_checks" && cp "$here/step.sh" "$work/tree/project/.gpu_kit_checks/"
-for model in $(grep -l '"images": 1097' "$HOME"/.cache/rft_cluster/tiny/*/tiny.json 2>/dev/null); do # the demo's: saves a minute there
-  mkdir -p "$work/tree/project/.gpu_kit_checks/tiny" && cp -r "$(dirname "$model")" "$work/tree/project/.gpu_kit_checks/tiny/"
+project=$work/tree/project
+rm -rf "$project" && mkdir -p "$project/.gpu_kit"
+git -C "$root" archive HEAD | tar -x -C "$project"
+git -C "$root" describe --always --dirty >"$project/COMMIT"
+for model in $(grep -l '"images": 1097' "$HOME"/.cache/rft_cluster/tiny/*/tiny.json 2>/dev/null); do # the digits': saves a minute there
+  mkdir -p "$project/.gpu_kit/tiny" && cp -r "$(dirname "$model")" "$project/.gpu_kit/tiny/"
 done
-stream project "$work/tree/project" .
-for layer in $layers; do # what an earlier run packed is taken as it is
+stream project "$project" .
+for layer in $layers; do # what an earlier run packed is taken as it is, unless the pins have changed
   if [ "$layer" = torch ]; then # in three, which are unpacked at the same time
     streams=(torch torch_cpu triton)
   else
@@ -76,7 +78,7 @@ for layer in $layers; do # what an earlier run packed is taken as it is
   fi
   case $layer in vllm | torch) order+=(--) ;; esac # each in parts of its own
   order+=("${streams[@]/%/.tar.xz}")
-  [ -e "$work/streams/${streams[-1]}.tar.xz" ] && continue
+  [ "$work/streams/${streams[-1]}.tar.xz" -nt "$here/pins/$layer.txt" ] && continue
   unpack "$layer"
   prune "$layer"
   if [ "$layer" = torch ]; then

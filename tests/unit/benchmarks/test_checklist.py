@@ -149,9 +149,9 @@ def test_without_a_gpu_one_line_and_exit_code_2(monkeypatch):
 def test_the_exit_code_of_a_tier(monkeypatch, tmp_path, results, code):
     lines = [Line(result, None, "", "", 0.0, "") for result in results]
     monkeypatch.setattr(command, "in_a_process", lambda *_, **__: lines)
-    assert command.tier_code("learner", Bench("cuda", "tiny", tmp_path), ABOUT, False) == code
+    assert command.tier_code("learner", Bench("cuda", "tiny", tmp_path), tmp_path, ABOUT, False) == code
     on_cpu = 0 if code == 2 else code  # nothing is missing that a CPU lacks
-    assert command.tier_code("learner", Bench("cpu", "tiny", tmp_path), ABOUT, False) == on_cpu
+    assert command.tier_code("learner", Bench("cpu", "tiny", tmp_path), tmp_path, ABOUT, False) == on_cpu
 
 
 @pytest.mark.parametrize(("codes", "whole"), [((0, 0), 0), ((0, 2), 2), ((2, 1), 1)])
@@ -164,5 +164,5 @@ def test_a_failure_counts_more_than_a_missing_thing(monkeypatch, tmp_path, codes
 
 def test_a_tier_without_its_packages_is_not_run(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(command, "find_spec", lambda name: None if name == "vllm" else True)
-    assert command.tier_code("generator", Bench("cpu", "tiny", tmp_path), ABOUT, False) == 2
+    assert command.tier_code("generator", Bench("cpu", "tiny", tmp_path), tmp_path, ABOUT, False) == 2
     assert capsys.readouterr().out == "generator: not run, vllm missing: EXTRAS=gpu,dev make setup\n"
