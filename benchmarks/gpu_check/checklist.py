@@ -16,13 +16,14 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
-from typing import Any, TextIO, TypeVar
+from typing import Any, ParamSpec, TextIO, TypeVar
 
 import psutil
 
 from rft_cluster.common.files import json_object, write_json
 
 Made = TypeVar("Made")
+Given = ParamSpec("Given")
 DEADLINE = 300.0  # seconds for one check: a hang is a result, too
 
 
@@ -166,22 +167,22 @@ def answer_of(check: Check, bench: Bench, deadline: float = DEADLINE) -> "Future
     return late
 
 
-def once(make: Callable[[Bench], Made]) -> Callable[[Bench], Made]:
-    """`make`, called once for a bench: later calls return the same, or raise the same error at once.
+def once(make: Callable[Given, Made]) -> Callable[Given, Made]:
+    """`make`, called once for each bench: later calls return the same, or raise the same error at once.
 
     For what the checks of a tier share, such as an engine or a run.
     """
 
     @cache
-    def made(bench: Bench) -> "Future[Made]":
+    def made(*given: Given.args, **named: Given.kwargs) -> "Future[Made]":
         answer: Future[Made] = Future()
         try:
-            answer.set_result(make(bench))
+            answer.set_result(make(*given, **named))
         except BaseException as error:  # noqa: BLE001 - every call raises it
             answer.set_exception(error)
         return answer
 
-    return lambda bench: made(bench).result()
+    return lambda *given, **named: made(*given, **named).result()
 
 
 def cause(error: BaseException) -> str:

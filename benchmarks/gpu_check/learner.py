@@ -3,13 +3,13 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from benchmarks.common import in_a_process
-from benchmarks.gpu_check.checklist import Bench, Check, Outcome
+from benchmarks.gpu_check.checklist import Bench, Check, Outcome, once
 from benchmarks.gpu_check.material import images, model_folder, run_config, samples
 from benchmarks.gpu_check.updates import PLAIN, VARIANTS, updates, whole_error
 from benchmarks.plain_forward import plain_logprobs
@@ -91,7 +91,7 @@ def packed_bf16(bench: Bench) -> Outcome:
     return Outcome(ratio <= 1.5, ratio, note=f"{found['packed_bf16']:.4f} nats off on average")
 
 
-@cache
+@once
 def packed(bench: Bench) -> dict[str, float]:
     """The figures of `run_packed`, made once in a process of its own."""
     found: dict[str, float] = in_a_process(run_packed, bench, environment={})
@@ -179,7 +179,7 @@ def digests_agree(bench: Bench) -> Outcome:
     return Outcome(not wrong, len(wrong), f"of {count}", next(iter(wrong), ""))
 
 
-@cache
+@once
 def matrix_product(bench: Bench) -> float:
     """FLOP/s of the fastest of ten BF16 products of square matrices."""
     size = 8192 if bench.device == "cuda" else 1024

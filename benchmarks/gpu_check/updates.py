@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from benchmarks.common import in_a_process
-from benchmarks.gpu_check.checklist import Bench
+from benchmarks.gpu_check.checklist import Bench, once
 from benchmarks.gpu_check.material import images, run_config, samples
 from rft_cluster.config import Config
 from rft_cluster.learner.collate import Batch, collate
@@ -73,7 +72,7 @@ class Found:
     exported: int = 0
 
 
-@cache
+@once
 def updates(bench: Bench, variant: str) -> Found:
     """The updates of a variant, made once however many checks ask."""
     found: Found = in_a_process(run_updates, bench, variant, environment={})

@@ -44,8 +44,8 @@ def lacks(tier: str) -> list[str]:
         absent = []
         for name, pin in wanted(layer).items():
             version, where = found(name)
-            print(f"  {name:28} {version or 'missing':24} {where}{'' if version in ('', pin) else f' (pinned: {pin})'}")
-            absent += [] if version else [name]
+            print(f"  {name:28} {version or 'missing':24} {where}")
+            absent += [] if version == pin else [f"{name} {pin}"]
         if absent:
             missing.append(f"{', '.join(absent)}: a part with the layer {layer} (build.sh) brings them")
     return missing

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # On the GPU machine: takes in the part that this file lies in. Parts come in their order; a repeated one does no harm.
 #
-#     bash .gpu_kit/1/on_device.sh && bash /tmp/kit/step.sh learner       the checks, see step.sh
+#     bash .gpu_kit/1/on_device.sh && bash /tmp/kit/step.sh learner       a tier of gpu_check, see step.sh
 #     source /tmp/kit/env.sh                                              the machine's own torch, for commands of your own
 #     source /tmp/kit/env.sh pinned                                       the project's torch, when its parts are there
 #
@@ -42,19 +42,17 @@ if [ -d "$kit/pinned/nvidia" ]; then
   done
 fi
 if [ -d "$kit/pinned/triton" ]; then ln -sf "$packages"/triton/backends/nvidia/bin/* "$kit/pinned/triton/backends/nvidia/bin/"; fi
-if [ -d "$kit/project/.gpu_kit_checks/tiny" ]; then
-  mkdir -p "$HOME/.cache/rft_cluster" && cp -r "$kit/project/.gpu_kit_checks/tiny" "$HOME/.cache/rft_cluster/"
+if [ -d "$kit/project/.gpu_kit/tiny" ]; then
+  mkdir -p "$HOME/.cache/rft_cluster" && cp -r "$kit/project/.gpu_kit/tiny" "$HOME/.cache/rft_cluster/"
 fi
 cat >"$kit/env.sh" <<ENV
-export KIT_PROJECT=$kit/project
+export KIT_PROJECT=$kit/project PYTHONPATH=$kit/project:$kit/site
 if [ "\${1:-}" = pinned ]; then
   export PYTHONPATH=$kit/project:$kit/pinned:$kit/site
   export PYTORCH_SKIP_CUDNN_COMPATIBILITY_CHECK=1 # cuDNN 9.19 is there, this torch was built with 9.20
-else
-  export PYTHONPATH=$kit/project:$kit/site
 fi
 export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 RAY_USAGE_STATS_ENABLED=0
 export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 TOKENIZERS_PARALLELISM=false
 ENV
-cp "$kit/project/.gpu_kit_checks/step.sh" "$kit/step.sh"
+cp "$kit/project/deploy/gpu_kit/step.sh" "$kit/step.sh"
 du -sm "$kit"/*/ | sort -rn

@@ -3,7 +3,7 @@
 Real FSDP2 on one rank, in this process: a check's own process would not see what is broken here.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -23,28 +23,15 @@ RECORDED = {name for name, check in CHECKS.items() if check.limit == "recorded"}
 Break = Callable[[pytest.MonkeyPatch], None]
 
 
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory) -> Bench:
-    return Bench("cpu", "tiny", tmp_path_factory.mktemp("gpu_check"))
-
-
 @pytest.fixture
-def here(monkeypatch) -> Iterator[None]:
-    """Checks compute in this process, anew."""
+def bench(tmp_path, monkeypatch) -> Bench:
+    """Checks compute in this process, and a new folder's anew."""
     for module in (learner, updates):
         monkeypatch.setattr(module, "in_a_process", lambda work, *arguments, **_: work(*arguments))
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    forget()
-    yield
-    forget()
+    return Bench("cpu", "tiny", tmp_path)
 
 
-def forget() -> None:
-    learner.packed.cache_clear()
-    updates.updates.cache_clear()
-
-
-@pytest.mark.usefixtures("here")
 def test_every_check_passes(bench):
     failed = {name: found for name, check in CHECKS.items() if not (found := check.run(bench)).passed}
     assert not failed
@@ -163,14 +150,20 @@ BROKEN: list[tuple[str, Break]] = [
 ]
 
 
-@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(("name", "take_out"), BROKEN, ids=lambda one: one if isinstance(one, str) else one.__name__)
 def test_a_check_fails_without_what_it_checks(bench, monkeypatch, name, take_out):
     take_out(monkeypatch)
     assert CHECKS[name].run(bench).passed is False
 
 
+@pytest.mark.parametrize(("peak", "passed"), [(60.0, True), (68.0, True), (70.0, False), (50.0, False)])
+def test_peak_memory_is_held_against_the_plan_on_gpus(monkeypatch, tmp_path, peak, passed):
+    monkeypatch.setattr(learner, "updates", lambda *_: SimpleNamespace(peak_gib=peak, planned_gib=60.0))
+    found = CHECKS["all weights: peak memory"].run(Bench("cuda", "true", tmp_path))
+    assert (found.passed, found.figure) == (passed, peak)
+
+
 def test_every_kind_of_check_is_broken_here():
     """A variant's checks are the same functions."""
     kinds = {name.partition(": ")[2] for name in CHECKS.keys() - RECORDED}
-    assert kinds == {name.partition(": ")[2] for name, _ in BROKEN}
+    assert kinds == {name.partition(": ")[2] for name, _ in BROKEN} | {"peak memory"}

@@ -1,0 +1,78 @@
+"""The GPU kit's own logic: parts of a bounded size, and the look at what is installed."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+KIT = Path(__file__).parents[3] / "deploy" / "gpu_kit"
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    monkeypatch.syspath_prepend(str(KIT))
+    import installed
+
+    return installed
+
+
+def test_parts_put_together_are_the_streams(tmp_path):
+    streams = {"a": b"a" * 3_000_000, "b": b"b" * 500_000, "c": b"c" * 10}
+    for name, content in streams.items():
+        (tmp_path / name).write_bytes(content)
+    command = [sys.executable, str(KIT / "parts.py"), str(tmp_path / "parts"), "2", "a", "b", "--", "c"]
+    (tmp_path / "parts").mkdir()
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    found = dict.fromkeys(streams, b"")
+    for number in ("1", "2", "3"):
+        part = tmp_path / "parts" / number
+        pieces = [line.split() for line in (part / "pieces").read_text().splitlines()]
+        assert sum((part / file).stat().st_size for file, *_ in pieces) <= 2 * 2**20
+        for file, stream, start, _ in pieces:
+            assert len(found[stream]) == int(start)
+            found[stream] += (part / file).read_bytes()
+    assert found == streams
+    assert [line.split()[1] for line in (tmp_path / "parts" / "3" / "pieces").read_text().splitlines()] == ["c"]
+
+
+def versions(monkeypatch, installed, **others):
+    """All that is wanted is there, but for `others`: name -> version."""
+    pinned = {name: pin for layer in ("learner", "ray", "vllm") for name, pin in installed.wanted(layer).items()}
+    own = dict.fromkeys(installed.OWN, "1.0") | {"torch": "2.11.0+cu130"}
+    there = pinned | own | others
+    monkeypatch.setattr(installed, "found", lambda name: (there[name], "/site"))
+
+
+@pytest.mark.parametrize("tier", ["learner", "shared"])
+def test_nothing_is_missing(monkeypatch, installed, tier):
+    versions(monkeypatch, installed)
+    assert installed.lacks(tier) == []
+
+
+@pytest.mark.parametrize(
+    ("tier", "others", "said"),
+    [
+        ("learner", {"torchvision": ""}, "torchvision: the machine's own is needed"),
+        ("learner", {"torch": "2.10.1"}, "torch 2.10.1 is none of 2.11 to 2.13"),
+        ("learner", {"torch": "2.14.0"}, "torch 2.14.0 is none of 2.11 to 2.13"),
+        (
+            "learner",
+            {"peft": "", "tqdm": ""},
+            r"peft [\d.]+, tqdm [\d.]+: a part with the layer learner \(build.sh\) brings them",
+        ),
+        # Of the machine: it would ignore the image in silence.
+        ("learner", {"transformers": "5.17.0"}, r"transformers 5\.19\.0: a part"),
+        ("digits", {"ray": ""}, r"ray [\d.]+: a part with the layer ray"),
+    ],
+)
+def test_what_is_missing_is_named(monkeypatch, installed, tier, others, said):
+    versions(monkeypatch, installed, **others)
+    (line,) = installed.lacks(tier)
+    assert re.match(said, line)
+
+
+def test_the_learner_does_without_ray_and_vllm(monkeypatch, installed):
+    versions(monkeypatch, installed, ray="", vllm="")
+    assert installed.lacks("learner") == []
