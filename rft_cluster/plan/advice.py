@@ -106,7 +106,7 @@ def _engine_shares(change: Change) -> list[Change]:
 def _adapters(config: Config) -> Change:
     lora = LoraSection(rank=64, alpha=128)
     config = config.model_copy(update={"model": config.model.model_copy(update={"lora": lora})})
-    return Change("model.lora.rank=64 model.lora.alpha=128 optimizer.learning_rate=1e-5", config, learns_less=True)
+    return Change("model.lora.rank=64 model.lora.alpha=128 optimizer.learning_rate=1.0e-5", config, learns_less=True)
 
 
 def advice_lines(config: Config, plan_of: Callable[[Config], Plan]) -> list[str]:

@@ -74,9 +74,8 @@ def fullest_row(longest: Sequence[PromptLength], completions: int, length: int, 
     """
     whole = EMPTY
     for prompt in longest:
-        group = group_row(prompt, completions, length)
-        if whole.tokens + group.tokens <= limit:
-            whole += group
+        if whole.tokens + prompt.tokens + completions * (length - 1) <= limit:
+            whole += group_row(prompt, completions, length)
     if whole.prompts:
         return whole
     fitting = (limit - longest[0].tokens) // max(1, length - 1)
