@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import CACHE, in_a_process, machine, parsed, read_result, write_result
+from benchmarks.common import CACHE, in_a_process, machine, memory_of, parsed, read_result, write_result
 from benchmarks.learner_forward import status
 from benchmarks.models import QUESTION, SIDES, TRUE_PIXELS, bench_images, bench_model, shorter_config, true_model
 from benchmarks.planned import (
@@ -63,6 +63,7 @@ from rft_cluster.run.task import prepare
 # Freed memory goes back to the system at once, so that resident memory is what is in use.
 HONEST = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 DIGITS_STEPS, WARM_UP = 30, 10
+GIB = 2**30
 
 
 def memory(folder: Path, kind: str) -> dict[str, float]:
@@ -147,14 +148,17 @@ def learn(side: int) -> dict[str, Any]:
 
 
 def digits() -> dict[str, Any]:
-    """Medians of the phases of a real run's steps, after a warm-up."""
+    """Medians of the phases of a real run's steps, after a warm-up, and GiB of all its processes at the peak."""
     with tempfile.TemporaryDirectory() as folder:
         overrides = [
             *("run.seed=0", f"schedule.steps={DIGITS_STEPS}", "schedule.evaluate_every=0"),
             *("data.test=0", f"run.folder={folder}"),
         ]
         command = [sys.executable, "-m", "rft_cluster.launch", "--config", "digits", *overrides]
-        subprocess.run(command, check=True)
+        run, peak = subprocess.Popen(command), 0
+        while run.poll() is None:
+            peak = max(peak, memory_of(run.pid))
+            time.sleep(1)
         lines = (Path(folder) / "digits" / "metrics.jsonl").read_text().splitlines()
         steps = [json.loads(line) for line in lines][WARM_UP:]
         config = load_config("digits", overrides)
@@ -171,6 +175,7 @@ def digits() -> dict[str, Any]:
         },
         "completion_tokens": statistics.fmean(step["completion_tokens"] for step in steps),
         "dtype": config.cluster.dtype,
+        "gib": peak / GIB,
         **case(checked.shapes, this_machine(config.cluster.dtype), own),
     }
 

@@ -79,7 +79,9 @@ def compared() -> Iterator[tuple[str, float, float]]:
         yield from ((f"GiB, {kind}: {part}", held, real[part]) for part, held in planned.items())
     for side, one in found["learn"].items():
         yield f"processor seconds of an update, images of {side} x {side}", planned_learn(one), one["seconds"]
-    for phase, seconds in planned_digits(digits).items():
+    gib, phases = planned_digits(digits)
+    yield "GiB of all processes on the digits", gib, digits["gib"]
+    for phase, seconds in phases.items():
         yield f"seconds on the digits: {phase}", seconds, digits["seconds"][phase]
 
 

@@ -12,9 +12,10 @@ from rft_cluster.config import Config, load_config
 from rft_cluster.model.image_size import PromptLength
 from rft_cluster.model.shapes import Shapes
 from rft_cluster.plan.cards import Card
+from rft_cluster.plan.estimate import make_plan
 from rft_cluster.plan.memory import GIB, activations, compute_size, learner_parts, state, total
 from rft_cluster.plan.seconds import learning, share, step_seconds
-from rft_cluster.plan.work import Row, fullest_row, learner_share
+from rft_cluster.plan.work import Prompts, Row, fullest_row, learner_share
 
 HERE = Path(__file__).parent
 MODELS = {"Qwen2-VL-2B": "qwen2_vl_2b.json", "Qwen2-VL-7B": "qwen2_vl_7b.json"}
@@ -76,13 +77,14 @@ def planned_learn(case: dict[str, Any]) -> float:
     return learning(Shapes(**case["shapes"]), config, Card(**case["card"]), own).seconds
 
 
-def planned_digits(case: dict[str, Any]) -> dict[str, float]:
-    """Seconds of a step on the digits, by phase."""
+def planned_digits(case: dict[str, Any]) -> tuple[float, dict[str, float]]:
+    """The digits: GiB of all processes, and seconds of a step by phase."""
     config = load_config("digits", [f"cluster.dtype={case['dtype']}"])
-    prompt = PromptLength(**case["prompt"])
-    found = step_seconds(Shapes(**case["shapes"]), config, Card(**case["card"]), prompt, case["completion_tokens"])
+    shapes, card, prompt = Shapes(**case["shapes"]), Card(**case["card"]), PromptLength(**case["prompt"])
+    prompts = {"train": Prompts.of([prompt] * 40), "validation": Prompts.of([]), "test": Prompts.of([])}
+    found = step_seconds(shapes, config, card, prompt, case["completion_tokens"])
     phases = {"generate": found.generate, "learn": found.learn, "transfer": found.transfer}
-    return {**phases, "a step": found.step}
+    return make_plan(config, shapes, prompts, card).fullest / GIB, {**phases, "a step": found.step}
 
 
 def case(shapes: Shapes, card: Card, prompt: PromptLength) -> dict[str, Any]:
