@@ -6,6 +6,7 @@ size "tiny"   the same architecture with a million parameters, images of 56 x 56
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -60,6 +61,7 @@ def run_config(bench: Bench, *changes: str, name: str = "flower102_1gpu") -> Con
     ])  # fmt: skip
 
 
+@cache
 def images(bench: Bench, count: int) -> dict[str, bytes]:
     """Pictures of noise, all different, by SHA-256."""
     made = [noise_image(SIZES[bench.size].image, seed) for seed in range(count)]

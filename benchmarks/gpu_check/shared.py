@@ -60,8 +60,14 @@ class Run:
 
 @once
 def run(bench: Bench) -> Run:
-    chosen = ("data.validation=0", "data.test=0", "run.name=shared", f"run.folder={bench.folder}", *FEWER[bench.size])
-    config = run_config(bench, *chosen).model_copy(update={"rewards": {"benchmarks.rewards:spread": 1.0}})
+    return steps_of(bench, "shared")
+
+
+def steps_of(bench: Bench, name: str, *changes: str) -> Run:
+    """Run `STEPS` steps of a configuration that departs from `flower102_1gpu` in `changes`. `name`: of its folder."""
+    chosen = ("data.validation=0", "data.test=0", f"run.name={name}", f"run.folder={bench.folder}", *FEWER[bench.size])
+    config = run_config(bench, *chosen, *changes)
+    config = config.model_copy(update={"rewards": {"benchmarks.rewards:spread": 1.0}})
     shutil.rmtree(config.run_folder, ignore_errors=True)
     task = made_task(bench, config)
     started = time.perf_counter()
@@ -191,9 +197,11 @@ def start(bench: Bench) -> Outcome:
 
 
 def transfer(bench: Bench) -> Outcome:
-    """The learner's weights are in the generators, verified, and are not the first ones."""
-    found = run(bench)
-    expected = "ipc" if bench.device == "cuda" else "shared_memory"
+    return transferred(run(bench), "ipc" if bench.device == "cuda" else "shared_memory")
+
+
+def transferred(found: Run, expected: str) -> Outcome:
+    """The learners' weights are in the generators, verified, by the `expected` way, and are not the first ones."""
     version = min(found.held.values(), default=0)
     moved = all(before != after for before, after in zip(*found.loaded, strict=True))
     seconds = median(row["seconds/transfer"] for row in found.rows)
@@ -202,7 +210,11 @@ def transfer(bench: Bench) -> Outcome:
 
 
 def logprob_gap(bench: Bench) -> Outcome:
-    gap = max(row["logprob_gap"] for row in run(bench).rows)
+    return gap_of(run(bench))
+
+
+def gap_of(found: Run) -> Outcome:
+    gap = max(row["logprob_gap"] for row in found.rows)
     return Outcome(gap <= NATS, gap, "nats")
 
 

@@ -4,6 +4,7 @@ The gradient of the first update is compared with one computed in the plain way:
 a time, and the loss written out anew.
 """
 
+import gc
 import math
 import tempfile
 import time
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from benchmarks.common import in_a_process
@@ -24,7 +25,7 @@ from benchmarks.gpu_check.material import images, run_config, samples
 from rft_cluster.config import Config
 from rft_cluster.learner.collate import Batch, collate
 from rft_cluster.learner.learner import GIB, Learner
-from rft_cluster.learner.packing import RankWork, by_prompt, split_work
+from rft_cluster.learner.packing import by_prompt, split_work
 from rft_cluster.learner.prompt_cache import PromptCache
 from rft_cluster.messages import TrainingSample
 from rft_cluster.model.encoder import PromptEncoder
@@ -32,7 +33,9 @@ from rft_cluster.model.folder import read_shapes
 from rft_cluster.model.image_size import PromptLength
 from rft_cluster.model.policy import load_policy
 from rft_cluster.model.qwen2vl import MERGE
+from rft_cluster.model.shapes import Shapes
 from rft_cluster.plan.memory import learner_parts, total
+from rft_cluster.plan.seconds import forward_flops, training_flops
 from rft_cluster.plan.work import EMPTY, Row, group_row
 from rft_cluster.weights.digests import tensor_digest
 from rft_cluster.weights.source import PolicyWeights
@@ -54,8 +57,8 @@ class Found:
     `gradient_error`: of the first update's whole gradient, relative to the plain one's norm. `sound`: all losses are
     finite, and no update was skipped. `wrong_moves`: of the `tensors`, those that were trained and did not move, and
     those that were not and did. `seconds`: of each update. `peak_gib`: of a GPU's memory, of a CPU process since its
-    start; `planned_gib`: the plan's (`rft_cluster/plan`). `tokens`: in the rows of an update; `flops`: of the products
-    of matrices in it. `restored`, `exported`: tensors that differ after a checkpoint was read back, and in the exported
+    start; `planned_gib`: the plan's (`rft_cluster/plan`). `tokens`: in the rows of an update; `flops`: of an
+    update. `restored`, `exported`: tensors that differ after a checkpoint was read back, and in the exported
     folder; tried with LoRA only.
     """
 
@@ -66,7 +69,7 @@ class Found:
     seconds: list[float]
     peak_gib: float
     planned_gib: float
-    tokens: int
+    tokens: float
     flops: float
     restored: int = 0
     exported: int = 0
@@ -75,8 +78,16 @@ class Found:
 @once
 def updates(bench: Bench, variant: str) -> Found:
     """The updates of a variant, made once however many checks ask."""
+    release(bench)
     found: Found = in_a_process(run_updates, bench, variant, environment={})
     return found
+
+
+def release(bench: Bench) -> None:
+    """Give the GPU back what this process no longer needs."""
+    gc.collect()
+    if bench.device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def variant_config(bench: Bench, variant: str) -> Config:
@@ -88,15 +99,17 @@ def run_updates(bench: Bench, variant: str) -> Found:
     config = variant_config(bench, variant)
     made = samples(bench, config, config.schedule.prompts_per_step)
     expected = plain_gradients(bench, config, made)
-    if bench.device == "cuda":
-        torch.cuda.empty_cache()
+    release(bench)
     (work,) = split_work(made, 1, 1, config.learners.micro_batch_tokens)
+    shapes = read_shapes(Path(config.model.path))
     with one_rank(bench, config) as learner:
+        rows = [planned_row(learner, micro_batch) for micro_batch in work[0]]
         errors, before = gradient_errors(learner, expected), bits(learner)
         stats, seconds = [], []
         for step in range(UPDATES):
             started = time.perf_counter()
             stats.append(learner.update(work, step))
+            torch.get_device_module(bench.device).synchronize()
             seconds.append(time.perf_counter() - started)
         found = Found(
             gradient_error=errors[0],
@@ -105,9 +118,9 @@ def run_updates(bench: Bench, variant: str) -> Found:
             tensors=len(before),
             seconds=seconds,
             peak_gib=max(one.memory_gib for one in stats),
-            planned_gib=planned_gib(learner, config, work),
-            tokens=sum(row_tokens(micro_batch) for update in work for micro_batch in update),
-            flops=update_flops(learner, made),
+            planned_gib=planned_gib(shapes, config, rows),
+            tokens=sum(row.tokens for row in rows),
+            flops=update_flops(shapes, config, sum(rows, EMPTY)),
         )
         if variant == "LoRA":  # its files are the smallest: the base in BF16, adapters and moments
             return replace(found, restored=restored(learner, work, bench), exported=exported(learner, config, bench))
@@ -141,18 +154,9 @@ def whole_error(found: Iterable[Tensor], wanted: Iterable[Tensor]) -> float:
     return math.sqrt(off / whole)
 
 
-def row_tokens(micro_batch: list[TrainingSample]) -> int:
-    return sum(
-        len(part[0].prompt_token_ids) + sum(len(sample.token_ids) - 1 for sample in part)
-        for part in by_prompt(micro_batch)
-    )
-
-
-def planned_gib(learner: Learner, config: Config, work: RankWork) -> float:
+def planned_gib(shapes: Shapes, config: Config, rows: list[Row]) -> float:
     """The plan's peak of an update, of the row that keeps most."""
-    shapes, (update,) = read_shapes(Path(config.model.path)), work
-    parts = [learner_parts(shapes, config, planned_row(learner, samples), len(update)) for samples in update]
-    return max(total(one, "learn") for one in parts) / GIB
+    return max(total(learner_parts(shapes, config, row, len(rows)), "learn") for row in rows) / GIB
 
 
 def planned_row(learner: Learner, micro_batch: list[TrainingSample]) -> Row:
@@ -165,24 +169,9 @@ def planned_row(learner: Learner, micro_batch: list[TrainingSample]) -> Row:
     return row
 
 
-def update_flops(learner: Learner, made: list[TrainingSample]) -> float:
-    """FLOPs of the matrix products in an update of all weights: forward, backward (twice as many), and the reference's
-    forward. Attention between tokens, a few per cent, is left out."""
-    model = learner._policy.model
-    prompts = [learner._prompts.encode(part[0].prompt) for part in by_prompt(made)]
-    patches = sum(len(prompt.pixel_values) for prompt in prompts)
-    inputs = {
-        model.model.language_model.layers: row_tokens(made),
-        model.model.visual.blocks: patches,
-        model.model.visual.merger: patches // MERGE**2,
-        model.lm_head: sum(len(sample.token_ids) for sample in made),
-    }
-    return sum(
-        2.0 * layer.weight.numel() * rows * 4
-        for part, rows in inputs.items()
-        for layer in part.modules()
-        if isinstance(layer, nn.Linear)
-    )
+def update_flops(shapes: Shapes, config: Config, row: Row) -> float:
+    """FLOPs of an update: of the policy's forward and backward, and of the reference's forward."""
+    return training_flops(shapes, config, row) + forward_flops(shapes, row)
 
 
 @contextmanager

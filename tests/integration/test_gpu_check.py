@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu_check import digits, shared
+from benchmarks.gpu_check import digits, several, shared
 from benchmarks.gpu_check import generator as tier
 from benchmarks.gpu_check.checklist import Bench, Outcome
 from benchmarks.gpu_check.generator import Served
@@ -147,3 +147,14 @@ def test_digits_learn(bench: Bench):
     failed = {check.name: found for check in digits.CHECKS if not (found := check.run(bench)).passed}
     assert not failed
     assert len(digits.run(bench).tests) == 2, "before and after"
+
+
+# The tier several: real clusters; a gradient summed over two ranks is that of one
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", ["prefetch", "2 learners"])
+def test_learners_and_generators_apart_pass(bench: Bench, setting: str):
+    checks = [check for check in several.CHECKS if check.name.startswith(setting)]
+    failed = {check.name: found for check in checks if not (found := check.run(bench)).passed}
+    assert not failed

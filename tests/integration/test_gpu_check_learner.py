@@ -19,7 +19,7 @@ from rft_cluster.model import shared_prefix
 from rft_cluster.weights.source import PolicyWeights
 
 CHECKS = {check.name: check for check in learner.CHECKS}
-RECORDED = {name for name, check in CHECKS.items() if check.limit == "recorded"}
+MEASURED = {name for name, check in CHECKS.items() if check.limit == "measured"}
 Break = Callable[[pytest.MonkeyPatch], None]
 
 
@@ -165,5 +165,5 @@ def test_peak_memory_is_held_against_the_plan_on_gpus(monkeypatch, tmp_path, pea
 
 def test_every_kind_of_check_is_broken_here():
     """A variant's checks are the same functions."""
-    kinds = {name.partition(": ")[2] for name in CHECKS.keys() - RECORDED}
+    kinds = {name.partition(": ")[2] for name in CHECKS.keys() - MEASURED}
     assert kinds == {name.partition(": ")[2] for name, _ in BROKEN} | {"peak memory"}
