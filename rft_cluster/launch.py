@@ -50,7 +50,7 @@ def launch(config: Config, dry_run: bool, resume: Resume, command: list[str]) ->
     from rft_cluster.run.lock import locked
     from rft_cluster.run.log import logged
     from rft_cluster.run.preflight import check_run_folder
-    from rft_cluster.run.resume import check_begun, check_kinds, find_start, raise_stopped
+    from rft_cluster.run.resume import check_begun, check_kinds, find_start, raise_with_cure
     from rft_cluster.run.saving import is_complete
 
     check_run_folder(config)
@@ -70,7 +70,7 @@ def launch(config: Config, dry_run: bool, resume: Resume, command: list[str]) ->
             task = _check(config, start)
             _run(config, task, start, log)
         except BaseException as error:
-            raise_stopped(error, config.run_folder, command)
+            raise_with_cure(error, config.run_folder, command)
             raise
 
 
@@ -142,45 +142,42 @@ def _check(config: Config, start: "Start", planned: bool = False) -> "Task":
 
 
 def _run(config: Config, task: "Task", start: "Start", log: "Log") -> None:
-    """Train, then print the result and where the model is."""
-    from rft_cluster.classification.baselines import nearest_neighbour_and_regression, verdict
-    from rft_cluster.common.files import write_json
-    from rft_cluster.run.folder import read_evaluations
+    """Start the actors, load the checkpoint into the learners if the run resumes, train, and print the result."""
+    from rft_cluster.cluster.start import start_cluster
+    from rft_cluster.run.folder import RunFolder
     from rft_cluster.run.metrics import clock
-    from rft_cluster.run.task import base_model_path
+    from rft_cluster.run.task import base_model_path, tiny_model_of
+    from rft_cluster.train import train
 
-    began, dataset = time.monotonic(), task.dataset
+    began = time.monotonic()
     if config.cluster.joins:  # before the small model is built, which takes minutes
         print(_where(config, dry_run=False), flush=True)
     model_path = base_model_path(config, task, start.checkpoint.state.tiny_model if start.checkpoint else None)
     log.write_to(config.run_folder / "log.txt")
     print(f"starting the actors (model ready after {clock(time.monotonic() - began)})", flush=True)
-    _train(config, task, model_path, start)
-    if dataset.test:
-        baselines = nearest_neighbour_and_regression(dataset)
-        write_json(config.run_folder / "baselines.json", baselines)
-        for name, accuracy in baselines.items():
-            print(
-                f"for comparison, {name} on the same {len(dataset.train)} images: test accuracy {100 * accuracy:.1f} %"
-            )
-        final = read_evaluations(config.run_folder, "test")[-1]
-        small = config.model.path == "tiny"
-        print(verdict(final["accuracy_strict"], final["interval"], baselines, len(dataset.train), small))
-    print(f"done in {clock(time.monotonic() - began)}; {_models(config)}", flush=True)
-
-
-def _train(config: Config, task: "Task", model_path: str, start: "Start") -> None:
-    """Start the actors, load the checkpoint into the learners if the run resumes, and run the loop."""
-    from rft_cluster.cluster.start import start_cluster
-    from rft_cluster.run.folder import RunFolder
-    from rft_cluster.run.task import tiny_model_of
-    from rft_cluster.train import train
-
     with start_cluster(config, model_path, task.dataset.images) as cluster:
         if start.checkpoint:
             cluster.learners.restore_checkpoint(start.checkpoint.path, start.checkpoint.state.optimizer_updates)
         # Opened last: until all actors are ready, the folder stays unchanged.
         train(config, task, cluster, RunFolder(config, task, start.step, tiny_model_of(config, model_path)))
+    if task.dataset.test:
+        _compare(config, task)
+    print(f"done in {clock(time.monotonic() - began)}; {_models(config)}", flush=True)
+
+
+def _compare(config: Config, task: "Task") -> None:
+    """Print and record the accuracies without a language model on the same images, and a verdict."""
+    from rft_cluster.classification.baselines import nearest_neighbour_and_regression, verdict
+    from rft_cluster.common.files import write_json
+    from rft_cluster.run.folder import read_evaluations
+
+    images, baselines = len(task.dataset.train), nearest_neighbour_and_regression(task.dataset)
+    write_json(config.run_folder / "baselines.json", baselines)
+    for name, accuracy in baselines.items():
+        print(f"for comparison, {name} on the same {images} images: test accuracy {100 * accuracy:.1f} %")
+    final = read_evaluations(config.run_folder, "test")[-1]
+    small = config.model.path == "tiny"
+    print(verdict(final["accuracy_strict"], final["interval"], baselines, images, small))
 
 
 def _models(config: Config) -> str:

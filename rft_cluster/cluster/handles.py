@@ -3,6 +3,7 @@
 The dispatch of prompts to generators is in `rollouts.py`.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from rft_cluster.common.files import FORMAT, sealed, unfinished, write_json
 from rft_cluster.common.reduce import reduced
 from rft_cluster.learner.packing import split_work
 from rft_cluster.messages import LearnerStats, TrainingSample
+
+PEERS = 5.0  # seconds for the news of a death to arrive behind the errors that it caused
 
 
 def wait_for(calls: Mapping[ray.ObjectRef, str], timeout: float, doing: str) -> list[Any]:
@@ -33,21 +36,50 @@ def wait_for(calls: Mapping[ray.ObjectRef, str], timeout: float, doing: str) -> 
     except RayTaskError as error:
         if isinstance(error.cause, UserError | OSError):
             raise error.cause from error  # the user sees the message, without the actor's traceback
+        # A rank that dies in a collective fails its peers first, whose errors say nothing of it.
+        ray.wait(list(calls), num_returns=len(calls), timeout=PEERS)
+        _raise_if_lost(calls, doing, error)
         raise
     except RayActorError as error:
-        dead = ", ".join(dict.fromkeys(name for reference, name in calls.items() if _died(reference)))
-        raise ClusterError(f"{dead} died while '{doing}': {error}") from error
+        _raise_if_lost(calls, doing, error)
+        raise
 
 
-def _died(call: ray.ObjectRef) -> bool:
-    """Whether a call failed because its actor, or the actor of one of its arguments, died."""
+def _raise_if_lost(calls: Mapping[ray.ObjectRef, str], doing: str, error: RayError) -> None:
+    """Raise ClusterError if one of the calls failed because an actor died. It names all that did."""
+    lost = {name: death for reference, name in calls.items() if (death := _death(reference))}
+    if lost:
+        causes = {cause_of(str(death)) for death in lost.values()}
+        raise ClusterError(f"{', '.join(lost)} died while '{doing}': {'; '.join(sorted(causes))}") from error
+
+
+def cause_of(report: str) -> str:
+    """One line from Ray's report on a dead actor, which guesses at length; all of it if the actor's own code failed."""
+    pid, host = (re.search(rf"^\s*{key}: (\S+)$", report, re.MULTILINE) for key in ("pid", "ip"))
+    process = f"its process ({pid[1]} on {host[1]})" if pid and host else "its process"
+    if "Worker unexpectedly exits" in report:
+        return (
+            f"{process} was killed, or crashed. Often there is no memory left: the system's log (dmesg) says so. Its "
+            f"last words are in Ray's logs there, worker-*-{pid[1] if pid else ''}.err"
+        )
+    if "low on memory" in report:
+        return f"{process} was killed by Ray, because its host was low on memory"
+    if "node" in report and "has died" in report and "Worker exit" not in report:
+        return f"{process} is gone with its node"
+    if dead := re.search(r"^The actor is dead because (it was killed by [^\n]*)$", report, re.MULTILINE):
+        return f"{process}: {dead[1]}"
+    return report
+
+
+def _death(call: ray.ObjectRef) -> RayActorError | None:
+    """The error of a call whose actor, or the actor of one of its arguments, died."""
     try:
         ray.get(call, timeout=0)
-    except RayActorError:
-        return True
+    except RayActorError as error:
+        return error
     except RayError:  # it goes on, or failed in another way
-        return False
-    return False
+        return None
+    return None
 
 
 class ActorGroup:

@@ -37,6 +37,7 @@ FIXABLE = {
     errno.ENETUNREACH: "the network cannot be reached: check the connection",
     errno.ETIMEDOUT: "no answer came in time: check the address and the network",
 }
+PART_LOST = 3  # exit code for ClusterError: nothing to correct, so a scheduler may start the command again
 PIPE_CLOSED = 141  # a shell's exit code for SIGPIPE: 128 + 13
 
 
@@ -44,8 +45,8 @@ class UserError(Exception):
     """Bad input, or a cluster that cannot run the configuration.
 
     The message says what is wrong, where, the value, and what to do. Commands print it without a traceback and exit
-    with code 2. They do the same for `ClusterError` and the errors in `FIXABLE`. Any other exception is a defect of
-    the program and keeps its traceback.
+    with code 2. They do the same for the errors in `FIXABLE`, and for `ClusterError` with code 3. Any other exception
+    is a defect of the program and keeps its traceback.
     """
 
 
@@ -70,9 +71,9 @@ class WeightTransferError(RuntimeError):
 def exit_code(work: Callable[[], int | None]) -> int:
     """Run a command's `work` and return the exit code: the one that `work` returns, 0 for None.
 
-    Errors that the user can fix are printed and give 2. A signal gives 128 + its number (130 for Ctrl-C, 143 for
-    SIGTERM) and prints one line: the text of the KeyboardInterrupt from `work`, or "interrupted". A closed output
-    (`predict ... | head`) ends the command silently, as for Unix tools.
+    Errors that the user can fix are printed and give 2, the loss of an actor gives 3. A signal gives 128 + its number
+    (130 for Ctrl-C, 143 for SIGTERM) and prints one line: the text of the KeyboardInterrupt from `work`, or
+    "interrupted". A closed output (`predict ... | head`) ends the command silently, as for Unix tools.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -98,7 +99,7 @@ def _code(work: Callable[[], int | None]) -> int:
         if stopping.received():
             raise
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return PART_LOST if isinstance(error, ClusterError) else 2
     except OSError as error:
         cut = _silence_cut_streams()
         if isinstance(error, BrokenPipeError) and cut:

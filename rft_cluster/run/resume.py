@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rft_cluster.common import stopping
-from rft_cluster.common.errors import UserError
+from rft_cluster.common.errors import ClusterError, UserError
 from rft_cluster.common.files import NewerFormat
 from rft_cluster.common.lookup import nearest
 from rft_cluster.common.text import shown
@@ -227,16 +227,23 @@ def _changed_schedule(saved: Config, config: Config) -> list[str]:
     ]
 
 
-def stopped_line(folder: Path, command: list[str]) -> str:
-    """One line for a stopped run: the last saved step, and the command to resume."""
+def resume_line(folder: Path, command: list[str]) -> str:
+    """For a run that ended early: the last saved step, and the command to resume."""
     asked = any(word.startswith("--resume") for word in command)
     again = shlex.join(command if asked else [*command, "--resume" if is_run(folder) else "--resume=auto"])
     steps = [path.name for path in checkpoint_folder(folder, 0).parent.glob("step-" + "[0-9]" * 6)]
     saved = f"step {int(max(steps).removeprefix('step-'))} is saved" if steps else "no step was saved yet"
-    return f"interrupted: {saved}; go on with: {again}"
+    return f"{saved}; go on with: {again}"
 
 
-def raise_stopped(error: BaseException, folder: Path, command: list[str]) -> None:
-    """After a signal, raise KeyboardInterrupt with `stopped_line` in place of `error`, its consequence."""
+def raise_with_cure(error: BaseException, folder: Path, command: list[str]) -> None:
+    """Add `resume_line` to an error after which the run may go on.
+
+    Raises:
+        KeyboardInterrupt: after a signal, of which `error` is a consequence.
+        ClusterError: after the loss of an actor.
+    """
     if stopping.received():
-        raise KeyboardInterrupt(stopped_line(folder, command)) from error
+        raise KeyboardInterrupt(f"interrupted: {resume_line(folder, command)}") from error
+    if isinstance(error, ClusterError):
+        raise ClusterError(f"{error}\n{resume_line(folder, command)}") from error

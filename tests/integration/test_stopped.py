@@ -181,3 +181,30 @@ def test_killed_at_a_random_moment_it_ends_as_if_it_had_not_been(undisturbed, tm
     finish([*words, "--resume=auto"], run)
     check_records(run)
     assert trained(run) == trained(undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("role", ["Learner", "Generator", "Scorer"])
+def test_a_killed_actor_is_named_in_one_line_and_the_run_goes_on_to_the_same_end(
+    undisturbed, tmp_path, tiny_model, role
+):
+    """Of two learners the other one sees no more than a closed connection, and must not be blamed."""
+    run = tmp_path / "mine"
+    launch = start(command(tmp_path, "mine", tiny_model), run)
+    launch.until(shows(f"step {7:>2}/12"), "step 7")
+    family = psutil.Process(launch.process.pid).children(recursive=True)
+    victim = next(process for process in family if process.cmdline()[:1] and f"ray::{role}" in process.cmdline()[0])
+    victim.kill()
+    assert launch.process.wait(timeout=120) == 3, launch.text()
+    _, alive = psutil.wait_procs(family, timeout=GONE)
+    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE], alive
+    assert "Traceback" not in launch.text()
+    name = {"Learner": "learner-", "Generator": "generator-0", "Scorer": "reward"}[role]
+    *_, said, cure = launch.text().splitlines()
+    assert said.startswith(f"error: {name}") and f"({victim.pid} on " in said
+    assert cure.startswith("step 4 is saved; go on with: ")
+    again = finish(launch.cure(), run)
+    assert "are in the journal: their completions are not written again" in again
+    check_records(run)
+    assert trained(run) == trained(undisturbed)

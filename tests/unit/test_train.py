@@ -20,7 +20,7 @@ from rft_cluster.messages import Completion, Group, LearnerStats, Prompt, Reward
 from rft_cluster.run.folder import RunFolder
 from rft_cluster.run.lock import locked
 from rft_cluster.run.records import read_rows
-from rft_cluster.run.resume import Start, find_start, is_run, raise_stopped
+from rft_cluster.run.resume import Start, find_start, is_run, raise_with_cure
 from rft_cluster.run.task import Task
 from rft_cluster.train import train
 from tests.unit.run.begun import config, picture, shard
@@ -111,7 +111,7 @@ def run(
                 roles.steps = start.step
                 train(settings, TASK, roles, RunFolder(settings, TASK, start.step, "nothing"))
             except BaseException as error:
-                raise_stopped(error, settings.run_folder, ["launch"])
+                raise_with_cure(error, settings.run_folder, ["launch"])
                 raise
 
     return exit_code(work), roles

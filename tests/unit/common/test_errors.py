@@ -51,9 +51,11 @@ def test_defects_keep_their_traceback():
             exit_code(raising(kind("x")))
 
 
-@pytest.mark.parametrize("error", [UserError("data.path: wrong"), ClusterError("learner-0: no answer")])
-def test_an_error_that_a_user_can_fix_is_one_message(capsys, error):
-    assert exit_code(raising(error)) == 2
+@pytest.mark.parametrize(
+    ("error", "code"), [(UserError("data.path: wrong"), 2), (ClusterError("learner-0: no answer"), 3)]
+)
+def test_an_error_that_is_no_defect_is_one_message(capsys, error, code):
+    assert exit_code(raising(error)) == code
     assert capsys.readouterr().err == f"error: {error}\n"
 
 

@@ -23,7 +23,7 @@ from rft_cluster.run.resume import (
     find_start,
     read_saved_config,
     read_task,
-    stopped_line,
+    resume_line,
 )
 from rft_cluster.run.task import prepare
 from tests.unit.run.begun import DATASET, begun, checkpoint, config, picture, rewrite_state
@@ -446,18 +446,18 @@ def test_a_run_among_the_classes_is_refused_and_the_cure_works(tmp_path, monkeyp
 
 def test_the_line_of_a_stopped_run_names_the_step_and_the_command(tmp_path):
     command = ["python", "-m", "rft_cluster.launch", "--config", "digits", "prompt.subject=ripe fruit"]
-    none = stopped_line(tmp_path / "mine", command)
+    none = resume_line(tmp_path / "mine", command)
     assert none == (
-        "interrupted: no step was saved yet; go on with: "
+        "no step was saved yet; go on with: "
         "python -m rft_cluster.launch --config digits 'prompt.subject=ripe fruit' --resume=auto"
     )
     run = begun(tmp_path)
     for step in (9, 12):
         checkpoint(run, step)
-    assert "interrupted: step 12 is saved; go on with: " in stopped_line(run, [*command, "--resume"])
-    assert stopped_line(run, command).endswith(" --resume")
+    assert "step 12 is saved; go on with: " in resume_line(run, [*command, "--resume"])
+    assert resume_line(run, command).endswith(" --resume")
     for asked in ("--resume", "--resume=auto"):
-        assert stopped_line(run, [*command, asked]).endswith(f" {asked}")
+        assert resume_line(run, [*command, asked]).endswith(f" {asked}")
 
 
 def test_resuming_a_run_that_is_not_there_is_refused_with_the_nearest_name(tmp_path):

@@ -1,0 +1,40 @@
+"""Reports of Ray 2.60 on dead actors, as they were printed, and what is told of them."""
+
+import pytest
+
+from rft_cluster.cluster.handles import cause_of
+
+HEAD = (
+    "The actor died unexpectedly before finishing this task.\n\tclass_name: Learner\n\tactor_id: 4786\n\tpid: 7337\n"
+    "\tname: learner-0\n\tnamespace: 5c61acf4\n\tip: 10.0.0.3\n"
+)
+GUESSES = (
+    "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker "
+    "unexpectedly exits with a connection error code 2. End of file. Some common causes include: (1) the process was "
+    "killed by the OOM killer due to high memory usage, (2) ray stop --force was called, or (3) the worker crashed "
+    "unexpectedly due to SIGSEGV or another unexpected error."
+)
+FAILED = (
+    "The actor died because of an error raised in its creation task, \x1b[36mray::Learner.__init__()\x1b[39m\nTypeError"
+)
+
+
+@pytest.mark.parametrize(
+    ("report", "told"),
+    [
+        (HEAD + GUESSES, "its process (7337 on 10.0.0.3) was killed, or crashed. Often there is no memory left: "),
+        (
+            HEAD + "The actor is dead because its node has died. Node Id: 3f",
+            "its process (7337 on 10.0.0.3) is gone with",
+        ),
+        (
+            HEAD + "The actor is dead because it was killed by `ray.kill`.",
+            "(7337 on 10.0.0.3): it was killed by `ray.kill`",
+        ),
+        ("The actor is dead because its node has died. Node Id: 3f", "its process is gone with its node"),
+        (FAILED, FAILED),
+    ],
+)
+def test_one_line_says_what_is_known(report, told):
+    assert told in cause_of(report)
+    assert report == FAILED or "\n" not in cause_of(report)
