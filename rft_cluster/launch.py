@@ -7,7 +7,8 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Literal
 
-from rft_cluster.common.errors import UserError, exit_code
+from rft_cluster.common import stopping
+from rft_cluster.common.errors import ClusterError, UserError, WeightTransferError, exit_code
 from rft_cluster.config import Config, load_config
 
 if TYPE_CHECKING:
@@ -146,6 +147,8 @@ def _run(config: Config, task: "Task", start: "Start", log: "Log") -> None:
     from rft_cluster.cluster.start import start_cluster
     from rft_cluster.run.folder import RunFolder
     from rft_cluster.run.metrics import clock
+    from rft_cluster.run.restarts import Restarts
+    from rft_cluster.run.resume import find_start
     from rft_cluster.run.task import base_model_path, tiny_model_of
     from rft_cluster.train import train
 
@@ -155,11 +158,20 @@ def _run(config: Config, task: "Task", start: "Start", log: "Log") -> None:
     model_path = base_model_path(config, task, start.checkpoint.state.tiny_model if start.checkpoint else None)
     log.write_to(config.run_folder / "log.txt")
     print(f"starting the actors (model ready after {clock(time.monotonic() - began)})", flush=True)
-    with start_cluster(config, model_path, task.dataset.images) as cluster:
-        if start.checkpoint:
-            cluster.learners.restore_checkpoint(start.checkpoint.path, start.checkpoint.state.optimizer_updates)
-        # Opened last: until all actors are ready, the folder stays unchanged.
-        train(config, task, cluster, RunFolder(config, task, start.step, tiny_model_of(config, model_path)))
+    restarts = Restarts(config)
+    while True:
+        try:
+            with start_cluster(config, model_path, task.dataset.images) as cluster:
+                if start.checkpoint:
+                    cluster.learners.restore_checkpoint(start.checkpoint.path, start.checkpoint.state.optimizer_updates)
+                # Opened last: until all actors are ready, the folder stays unchanged.
+                train(config, task, cluster, RunFolder(config, task, start.step, tiny_model_of(config, model_path)))
+            break
+        except (ClusterError, WeightTransferError) as error:
+            # After a signal these are its consequences.
+            if stopping.received() or not restarts.again(error):
+                raise
+            start = find_start(config, resume=True)
     if task.dataset.test:
         _compare(config, task)
     print(f"done in {clock(time.monotonic() - began)}; {_models(config)}", flush=True)

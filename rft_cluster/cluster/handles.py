@@ -12,7 +12,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from rft_cluster.common.errors import ClusterError, UserError
+from rft_cluster.common.errors import ClusterError, UserError, WeightTransferError
 from rft_cluster.common.files import FORMAT, sealed, unfinished, write_json
 from rft_cluster.common.reduce import reduced
 from rft_cluster.learner.packing import split_work
@@ -34,7 +34,7 @@ def wait_for(calls: Mapping[ray.ObjectRef, str], timeout: float, doing: str) -> 
         late = dict.fromkeys(name for reference, name in calls.items() if reference not in ready)
         raise ClusterError(f"{', '.join(late)}: no answer to '{doing}' within {timeout:g} s") from error
     except RayTaskError as error:
-        if isinstance(error.cause, UserError | OSError):
+        if isinstance(error.cause, UserError | OSError | WeightTransferError):
             raise error.cause from error  # the user sees the message, without the actor's traceback
         # A rank that dies in a collective fails its peers first, whose errors say nothing of it.
         ray.wait(list(calls), num_returns=len(calls), timeout=PEERS)

@@ -273,6 +273,9 @@ class ClusterSection(Section):
     """Seconds within which every actor must be ready, once its node has the model."""
     step_timeout: float = Field(1800, gt=0, le=MOST_SECONDS)
     """Seconds that a single call to an actor may take."""
+    restarts: int = Field(3, ge=0, le=1000)
+    """How often all actors start again, from the last checkpoint and the journal, after one died or did not answer.
+    Counted anew after each new step. When they are used up, the run ends with exit code 3."""
 
     @property
     def joins(self) -> str | None:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shlex
 import signal
 import subprocess
@@ -183,28 +184,67 @@ def test_killed_at_a_random_moment_it_ends_as_if_it_had_not_been(undisturbed, tm
     assert trained(run) == trained(undisturbed)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("role", ["Learner", "Generator", "Scorer"])
-def test_a_killed_actor_is_named_in_one_line_and_the_run_goes_on_to_the_same_end(
-    undisturbed, tmp_path, tiny_model, role
-):
-    """Of two learners the other one sees no more than a closed connection, and must not be blamed."""
-    run = tmp_path / "mine"
-    launch = start(command(tmp_path, "mine", tiny_model), run)
-    launch.until(shows(f"step {7:>2}/12"), "step 7")
+def actor(launch: Launch, role: str) -> psutil.Process:
+    """One of the actors of a role; Ray gives their processes such titles."""
     family = psutil.Process(launch.process.pid).children(recursive=True)
-    victim = next(process for process in family if process.cmdline()[:1] and f"ray::{role}" in process.cmdline()[0])
-    victim.kill()
-    assert launch.process.wait(timeout=120) == 3, launch.text()
+    return next(process for process in family if f"ray::{role}" in "".join(process.cmdline()[:1]))
+
+
+def ended(launch: Launch, code: int, timeout: float) -> None:
+    """See that it ends with this code, without a traceback, and leaves nothing."""
+    family = psutil.Process(launch.process.pid).children(recursive=True)
+    assert launch.process.wait(timeout) == code, launch.text()
+    assert "Traceback" not in launch.text()
     _, alive = psutil.wait_procs(family, timeout=GONE)
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE], alive
-    assert "Traceback" not in launch.text()
-    name = {"Learner": "learner-", "Generator": "generator-0", "Scorer": "reward"}[role]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("role", "number", "said"),
+    [
+        # Of two learners the other one sees no more than a closed connection, and must not be blamed.
+        ("Learner", signal.SIGKILL, r"learner-\d.* died while '\w+': its process \({pid} on .* was killed, or crashed"),
+        (
+            "Generator",
+            signal.SIGKILL,
+            r"generator-0 died while '\w+': its process \({pid} on .* was killed, or crashed",
+        ),
+        ("Scorer", signal.SIGKILL, r"died while 'generate': its process \({pid} on .* was killed, or crashed"),
+        ("Learner", signal.SIGSTOP, r"learner-\d.*: no answer to '\w+' within 20 s"),
+    ],
+    ids=["learner", "generator", "reward", "frozen learner"],
+)
+def test_after_the_loss_of_an_actor_the_run_goes_on_by_itself_to_the_same_end(
+    undisturbed, tmp_path, tiny_model, role, number, said
+):
+    run = tmp_path / "mine"
+    timeout = ["cluster.step_timeout=20"] if number == signal.SIGSTOP else []
+    launch = start([*command(tmp_path, "mine", tiny_model), *timeout], run)
+    launch.until(shows(f"step {7:>2}/12"), "step 7")
+    victim = actor(launch, role)
+    victim.send_signal(number)
+    launch.until(shows("the actors start again (1 of 3"), "the loss was found")
+    ended(launch, 0, timeout=300)
+    assert not victim.is_running(), "a frozen process is ended, too"
+    assert re.search(f"WARNING: .*{said.replace('{pid}', str(victim.pid))}", launch.text()), launch.text()
+    assert "are in the journal: their completions are not written again" in launch.text()
+    check_records(run)
+    assert trained(run) == trained(undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_without_restarts_the_loss_is_one_line_with_the_command_to_go_on(undisturbed, tmp_path, tiny_model):
+    run = tmp_path / "mine"
+    launch = start([*command(tmp_path, "mine", tiny_model), "cluster.restarts=0"], run)
+    launch.until(shows(f"step {7:>2}/12"), "step 7")
+    actor(launch, "Learner").kill()
+    ended(launch, 3, timeout=120)
     *_, said, cure = launch.text().splitlines()
-    assert said.startswith(f"error: {name}") and f"({victim.pid} on " in said
+    assert said.startswith("error: learner-")
     assert cure.startswith("step 4 is saved; go on with: ")
-    again = finish(launch.cure(), run)
-    assert "are in the journal: their completions are not written again" in again
+    finish(launch.cure(), run)
     check_records(run)
     assert trained(run) == trained(undisturbed)

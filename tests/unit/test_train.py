@@ -6,13 +6,15 @@ Real roles are stopped in tests/integration/test_stopped.py; here every call of 
 import os
 import signal
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from rft_cluster import launch
 from rft_cluster.common import stopping
-from rft_cluster.common.errors import exit_code
+from rft_cluster.common.errors import ClusterError, UserError, WeightTransferError, exit_code
 from rft_cluster.common.files import unfinished, write_json
 from rft_cluster.config import Config
 from rft_cluster.data.dataset import FewShotDataset, LabelledImage
@@ -230,6 +232,66 @@ def test_after_a_crash_no_step_that_was_journalled_is_generated_again(
     files = sorted(file.name for file in (settings.run_folder / "journal").iterdir())
     oldest = {2: STEPS - 2, 100: STEPS}[save_every]
     assert files == [f"step-{number:06d}.jsonl" for number in range(oldest + 1, STEPS + 1)]
+
+
+class Failing(Roles):
+    """Learners that fail once in each of some steps. `restore_checkpoint` as the real ones."""
+
+    def __init__(self, failures: dict[int, Exception]) -> None:
+        super().__init__(None, 0, 0.0)
+        self._failures = failures
+
+    def restore_checkpoint(self, folder: Path, updates: int) -> None:
+        self.steps = updates
+
+    def _learn(self, at):
+        if error := self._failures.pop(at + 1, None):
+            raise error
+        return super()._learn(at)
+
+
+def launched(settings: Config, monkeypatch, failures: dict[int, Exception]) -> list[Roles]:
+    """The roles of each start of the actors in one launch, in which learners fail in these steps, once each."""
+    started: list[Roles] = []
+
+    @contextmanager
+    def start_cluster(*_):
+        started.append(Failing(failures))
+        yield started[-1]
+
+    monkeypatch.setattr("rft_cluster.cluster.start.start_cluster", start_cluster)
+    monkeypatch.setattr("rft_cluster.run.task.base_model_path", lambda *_: "nothing")
+    monkeypatch.setattr("rft_cluster.run.restarts.time.sleep", lambda _: None)
+    monkeypatch.setattr(launch, "_compare", lambda *_: None)
+    launch._run(settings, TASK, Start(), SimpleNamespace(write_to=lambda _: None))
+    return started
+
+
+@pytest.mark.parametrize("kind", [ClusterError, WeightTransferError])
+def test_losses_do_not_end_a_run_and_change_nothing(tmp_path, monkeypatch, undisturbed, kind):
+    settings = config(tmp_path, *SETTINGS, "schedule.save_every=2", "cluster.restarts=1")
+    started = launched(settings, monkeypatch, {1: kind("lost"), 4: kind("lost"), 5: kind("lost")})
+    assert [roles.calls.count("generating") for roles in started] == [1, 3, 1, 1], "nothing is generated twice"
+    assert [roles.calls.count("learning") for roles in started] == [0, 3, 2, 2], "from step 0, 2 and 4"
+    assert left(settings.run_folder) == undisturbed[0]
+
+
+def test_a_loss_without_a_new_step_ends_it_when_the_restarts_are_used_up(tmp_path, monkeypatch):
+    class Always(dict):
+        def pop(self, step, default):
+            return ClusterError("lost") if step == 3 else None
+
+    settings = config(tmp_path, *SETTINGS, "schedule.save_every=2", "cluster.restarts=2")
+    with pytest.raises(ClusterError, match="lost"):
+        launched(settings, monkeypatch, Always())
+    assert [row["step"] for row in read_rows(settings.run_folder / "metrics.jsonl")] == [1, 2]
+
+
+@pytest.mark.parametrize("error", [UserError("out of memory"), RuntimeError("a defect")])
+def test_what_would_happen_again_is_not_tried_again(tmp_path, monkeypatch, error):
+    settings = config(tmp_path, *SETTINGS, "schedule.save_every=2")
+    with pytest.raises(type(error)):
+        launched(settings, monkeypatch, {2: error})
 
 
 def test_a_run_that_is_resumed_with_more_steps_goes_on(tmp_path, undisturbed):

@@ -1,0 +1,50 @@
+import pytest
+
+from rft_cluster.common.errors import ClusterError
+from rft_cluster.run import restarts
+from rft_cluster.run.records import append
+from rft_cluster.run.restarts import Restarts
+from tests.unit.run.begun import begun, config
+
+
+@pytest.fixture
+def pauses(monkeypatch) -> list[float]:
+    slept: list[float] = []
+    monkeypatch.setattr(restarts.time, "sleep", slept.append)
+    return slept
+
+
+def test_losses_are_counted_anew_after_each_new_step(tmp_path, pauses, capsys):
+    run = begun(tmp_path)
+    left = Restarts(config(tmp_path, "cluster.restarts=2"))
+    error = ClusterError("learner-0 died")
+    asked = []
+    for steps in (0, 0, 3, 3, 3, 4, 4, 4):
+        for step in range(1, steps + 1):
+            append(run / "metrics.jsonl", {"step": step})
+        asked.append(left.again(error))
+    assert asked == [True, True, True, True, False, True, True, False]
+    assert pauses == [2, 4, 2, 4, 2, 4]
+    assert capsys.readouterr().out.count("WARNING: learner-0 died\nthe actors start again (1 of 2 times") == 3
+
+
+def test_fewer_steps_than_before_are_no_progress(tmp_path, pauses):
+    """A run that starts again does the steps since its checkpoint again: their records are moved aside first."""
+    run = begun(tmp_path)
+    left = Restarts(config(tmp_path, "cluster.restarts=1"))
+    append(run / "metrics.jsonl", {"step": 9})
+    assert left.again(ClusterError("lost"))
+    (run / "metrics.jsonl").write_text("")
+    append(run / "metrics.jsonl", {"step": 8})
+    assert not left.again(ClusterError("lost"))
+
+
+def test_none_are_made_where_none_are_wanted(tmp_path, pauses):
+    assert not Restarts(config(tmp_path, "cluster.restarts=0")).again(ClusterError("lost"))
+    assert pauses == []
+
+
+def test_the_pause_has_a_limit(tmp_path, pauses):
+    left = Restarts(config(tmp_path, "cluster.restarts=9"))
+    assert all(left.again(ClusterError("lost")) for _ in range(9))
+    assert pauses == [2, 4, 8, 16, 32, 60, 60, 60, 60]
