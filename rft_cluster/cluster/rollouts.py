@@ -114,7 +114,7 @@ class Rollout:
         calls = {chunk.groups: chunk.generator for chunk in self._chunks}
         # Without the digests no group would come: the generators would wait for the verification until their deadline.
         groups = wait_for(calls | self._digests(), self._timeout, "generate")[: len(calls)]
-        scored = {chunk.rewards: f"the reward of {chunk.generator}" for chunk in self._chunks if chunk.rewards}
+        scored = {chunk.rewards: f"reward (for {chunk.generator})" for chunk in self._chunks if chunk.rewards}
         rewards = wait_for(scored, self._timeout, "score")
         return self._in_order(groups), self._in_order(rewards)
 

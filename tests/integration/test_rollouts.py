@@ -187,5 +187,5 @@ def test_a_generator_that_dies_ends_the_rollout_though_prompts_wait(start: Start
     generators = start(one=0.1, other=0.1)
     rollout = generators.start(PROMPTS, Sampling(GROUP, 1.0, 8), version=0)
     ray.kill(generators.handles[0])
-    with pytest.raises(ClusterError, match=r"^one(, the reward of one)? died while 'generate'"):
+    with pytest.raises(ClusterError, match=r"^one died while 'generate'"):
         rollout.wait()

@@ -209,9 +209,13 @@ def ended(launch: Launch, code: int, timeout: float) -> None:
         (
             "Generator",
             signal.SIGKILL,
-            r"generator-0 died while '\w+': its process \({pid} on .* was killed, or crashed",
+            r"generator died while '\w+': its process \({pid} on .* was killed, or crashed",
         ),
-        ("Scorer", signal.SIGKILL, r"died while 'generate': its process \({pid} on .* was killed, or crashed"),
+        (
+            "Scorer",
+            signal.SIGKILL,
+            r"reward \(for generator\) died while 'score': its process \({pid} on .* was killed, or crashed",
+        ),
         ("Learner", signal.SIGSTOP, r"learner-\d.*: no answer to '\w+' within 20 s"),
     ],
     ids=["learner", "generator", "reward", "frozen learner"],
