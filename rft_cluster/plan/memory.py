@@ -1,13 +1,15 @@
 """Bytes that the roles hold, by part and phase. Pure formulas; FSDP2's, AdamW's and vLLM's parts are named after them.
 
-A learner's memory is the fullest in one of five moments of an update:
+A learner's memory is the fullest in one of four moments of an update:
 
     logits             all activations of the row, and the gradient of a chunk of logits
     last text layer    all activations, one layer's weights and gradient, and the embedding's gradient
     text is done       the vision tower's activations, and the gradients of all text layers
     root is summed     all gradients, and the root's (embedding, merger): as computed, in FP32 for the sum over ranks,
                        and the sum, which is added to that of the micro-batches before
-    optimizer          all gradients, and AdamW's temporaries for the largest tensor
+
+AdamW runs tensor by tensor on FSDP's shards. Its temporaries, two FP32 tensors of the embedding's size, are less than the
+root's sum takes.
 """
 
 from collections.abc import Iterable
@@ -145,7 +147,6 @@ def learner_parts(shapes: Shapes, config: Config, row: Row, micro_batches: int) 
         (early, root, flight, whole + (kept.text_layer if again else 0), 0, head),
         (held.gradients, root, flight, kept.vision + (kept.vision_layer if again else 0), 0, head),
         (held.gradients, root, 0, 0, 0, (size + FP32 + (FP32 / ranks if early else 0)) * trained_root),
-        (held.gradients, 0, 0, 0, 0, 0 if offloaded or config.model.lora else 2 * FP32 * shapes.embedding / ranks),
     ]
     gradients, gathered, flight, kept_bytes, logit_bytes, temporary = max(moments, key=sum)
     return [

@@ -84,6 +84,18 @@ def test_gradient_checkpointing_leaves_the_inputs_and_one_layer():
     assert total(again, "learn") < sum(parts.values()) - 20 * GIB  # "gives back 23 GiB"
 
 
+def test_with_short_rows_the_root_s_gradient_is_the_peak():
+    """269 million parameters of embedding, merger and patch embedding: BF16 as computed, FP32 for the sum over ranks,
+    and the FP32 sum, beside that of the micro-batches before."""
+    row = fullest_row([PromptLength(16, 90)], 8, 20, 4096)
+    parts = {part.name: part.learn for part in learner_parts(SHAPES, one_gpu(), row, micro_batches=2)}
+    root = 151_936 * 1536 + 1536 + 1_505_280 + 34_087_936
+    assert parts["temporaries"] == (2 + 4 + 4) * root
+    assert parts["gathered by FSDP"] == 2 * 2 * root and parts["activations"] == 0
+    first = {part.name: part.learn for part in learner_parts(SHAPES, one_gpu(), row, micro_batches=1)}
+    assert first["temporaries"] == (2 + 4) * root
+
+
 def test_adapters_train_on_a_base_in_bf16():
     config = one_gpu("model.lora.rank=64", "model.lora.alpha=128")
     held = state(SHAPES, config)

@@ -25,7 +25,9 @@ def packed(prompts: int, length: PromptLength, group: int, tokens: int, ranks: i
     return [[row(batch) for batch in work[0]] for work in split_work(samples, ranks, 1, limit)]
 
 
-@pytest.mark.parametrize(("tokens", "limit", "ranks"), [(53, 4096, 1), (256, 4096, 4), (256, 1536, 1), (30, 100, 2)])
+@pytest.mark.parametrize(
+    ("tokens", "limit", "ranks"), [(53, 4096, 1), (60, 4096, 1), (256, 4096, 4), (256, 1536, 1), (30, 100, 2)]
+)
 def test_rows_are_those_of_the_learners_packing(tokens, limit, ranks):
     length = PromptLength(512, 90) if limit > 1000 else PromptLength(16, 20)
     real = packed(16, length, 8, tokens, ranks, limit)
