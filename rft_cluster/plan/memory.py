@@ -8,8 +8,8 @@ A learner's memory is the fullest in one of four moments of an update:
     root is summed     all gradients, and the root's (embedding, merger): as computed, in FP32 for the sum over ranks,
                        and the sum, which is added to that of the micro-batches before
 
-AdamW runs tensor by tensor on FSDP's shards. Its temporaries, two FP32 tensors of the embedding's size, are less than the
-root's sum takes.
+AdamW runs tensor by tensor on FSDP's shards. Its temporaries, two FP32 tensors of the embedding's size, are less than
+the root's sum takes.
 """
 
 from collections.abc import Iterable
