@@ -146,7 +146,7 @@ def learner_parts(shapes: Shapes, config: Config, row: Row, micro_batches: int) 
         (early, root, 0, whole, logits(shapes, config, row.predicted), 0),
         (early, root, flight, whole + (kept.text_layer if again else 0), 0, head),
         (held.gradients, root, flight, kept.vision + (kept.vision_layer if again else 0), 0, head),
-        (held.gradients, root, 0, 0, 0, (size + FP32 + (FP32 / ranks if early else 0)) * trained_root),
+        (held.gradients, root, 0, 0, 0, (size + FP32 + (FP32 / ranks if micro_batches > 1 else 0)) * trained_root),
     ]
     gradients, gathered, flight, kept_bytes, logit_bytes, temporary = max(moments, key=sum)
     return [
