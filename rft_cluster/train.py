@@ -62,7 +62,7 @@ def train(config: Config, task: Task, cluster: Cluster, run: RunFolder) -> None:
                     cluster.broadcast_weights(version=step + 1)
                 stats = step_stats(step + 1, groups, rewards, advantages, learned, stage.seconds)
                 run.log_step(stats)
-            nothing_to_learn = stuck.see(groups, rewards, live=stats.live_groups > 0)
+            nothing_to_learn = stuck.see(groups, rewards, stats.live_groups > 0, stats.skipped)
             keeper.save_if_due(at_once=bool(nothing_to_learn))
             if nothing_to_learn:
                 raise UserError(f"stopped after step {step + 1}, which is saved: {nothing_to_learn}. {GO_ON}")

@@ -228,8 +228,9 @@ class ScheduleSection(Section):
     """Minutes between checkpoints if `save_every` is 0. Longer if writing would take more than 2 % of the time."""
     stop_when_stuck: int = Field(5, ge=0, le=MOST_STEPS)
     """After this many consecutive steps without anything to learn the run saves a checkpoint and ends with exit code 2.
-    Nothing to learn: no completion has the format any more, or all rewards are equal and below the best. Equal rewards
-    count only with at least 10 completions a class; fewer may be bad luck. 0: the run goes on."""
+    Nothing to learn: no completion has the format any more, all rewards are equal and below the best, or the gradient
+    is not finite. Equal rewards count only with at least 10 completions a class; fewer may be bad luck. 0: the run goes
+    on."""
     keep_checkpoints: int = Field(2, ge=1, le=MOST_STEPS)
     """Checkpoints on disk. If the newest is damaged when the run resumes, the one before is taken."""
 

@@ -16,19 +16,29 @@ GO_ON = (
 
 
 class Stuck:
-    """Counts consecutive steps that teach nothing: the format is lost, or all rewards are equal and not the best."""
+    """Counts consecutive steps that teach nothing: the format is lost, all rewards are equal and not the best, or the
+    gradient is not finite."""
 
     def __init__(self, limit: int, classes: int) -> None:
         """`limit`: `schedule.stop_when_stuck`, 0 for never. `classes`: number of possible answers."""
         self._limit, self._classes = limit, classes
-        self._steps = self._completions = 0
+        self._steps = self._completions = self._not_finite = 0
         self._had_format = False
 
-    def see(self, groups: Sequence[Group], rewards: Sequence[Sequence[Reward]], live: bool) -> str:
+    def see(
+        self, groups: Sequence[Group], rewards: Sequence[Sequence[Reward]], live: bool, skipped: int | None = 0
+    ) -> str:
         """Add one step. Returns the reason to end the run, or "" to go on.
 
-        `live`: True if some advantage of the step is not 0.
+        `live`: True if some advantage of the step is not 0. `skipped`: optimizer updates that were left out, because
+        the gradient was not finite.
         """
+        self._not_finite = self._not_finite + 1 if skipped else 0
+        if self._limit and self._not_finite >= self._limit:
+            return (
+                f"in each of the last {self._not_finite} steps the gradient was infinite or not a number, and the "
+                f"update was left out. Lower optimizer.learning_rate"
+            )
         every = [reward for group in rewards for reward in group if reward.total is not None]
         lost = self._format_is_lost(every, live)
         if not (lost or (not live and _equal_and_not_the_best(every))):

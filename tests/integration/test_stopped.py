@@ -229,7 +229,13 @@ def test_after_the_loss_of_an_actor_the_run_goes_on_by_itself_to_the_same_end(
     launch.until(shows(f"step {7:>2}/12"), "step 7")
     victim = actor(launch, role)
     victim.send_signal(number)
+    struck = time.monotonic()
     launch.until(shows("the actors start again (1 of 3"), "the loss was found")
+    found = time.monotonic()
+    launch.until(shows(f"step {8:>2}/12"), "the next step")
+    print(
+        f"found after {found - struck:.1f} s, the next new step after {time.monotonic() - struck:.1f} s"
+    )  # -rP shows it
     ended(launch, 0, timeout=300)
     assert not victim.is_running(), "a frozen process is ended, too"
     assert re.search(f"WARNING: .*{said.replace('{pid}', str(victim.pid))}", launch.text()), launch.text()

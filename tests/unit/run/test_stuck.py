@@ -106,3 +106,17 @@ def test_it_is_said_before_it_ends_and_then_why(run, cause, capsys):
     assert ("no completion had the format" in why) == (run[-1] != step(FORMAT))
     (note,) = capsys.readouterr().out.splitlines()
     assert f"in the last {SAID_AFTER} steps" in note and "schedule.stop_when_stuck" in note
+
+
+@pytest.mark.parametrize("limit", [1, 3, 0])
+def test_gradients_that_are_not_finite_end_it_and_one_that_is_begins_the_count_anew(limit):
+    watch = Stuck(limit, 3)
+    seen = [watch.see(*HEALTHY[0], live=True, skipped=skipped) for skipped in (1, 2, 0, 1, 1, 1, 1)]
+    assert [bool(reason) for reason in seen] == {
+        1: [True, True, False, True, True, True, True],
+        3: [False, False, False, False, False, True, True],
+        0: [False] * 7,
+    }[limit]
+    if limit == 3:
+        assert "in each of the last 3 steps the gradient was infinite" in seen[5]
+        assert "Lower optimizer.learning_rate" in seen[5]
