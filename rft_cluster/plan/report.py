@@ -100,5 +100,12 @@ def standing(card: Card) -> str:
 
 def _between(hours: Collection[float]) -> str:
     """A range of times, e.g. `9 min to 2.1 h`."""
-    low, high = (f"{value:.2g} h" if value >= 1 else f"{60 * value:.2g} min" for value in (min(hours), max(hours)))
+    low, high = _clock(min(hours)), _clock(max(hours))
     return low if low == high else f"{low} to {high}"
+
+
+def _clock(hours: float) -> str:
+    for unit, size in (("h", 1.0), ("min", 60.0)):
+        if hours * size >= 1:
+            return f"{hours * size:.2g} {unit}"
+    return f"{3600 * hours:.2g} s"

@@ -32,7 +32,8 @@ LAYER_SECONDS, TENSOR_SECONDS = {"cpu": 1.0e-3, "cuda": 0.6e-3}, 1.0e-4
 SEND_TENSOR = 2.0e-4  # to cast, send, load and digest a tensor, whatever its size (20 ms for the tiny model's 82)
 # Seconds of an engine's own work in a step: scheduling, sampling, detokenising. On CPUs fitted to `make bench`.
 ENGINE_SECONDS = {"cuda": 4e-3, "cpu": 15e-3}
-IMAGE_SECONDS = 2.5e-5  # to decode and prepare an image, for each of its tokens, on one core
+# Seconds of one core to take in a prompt, fitted likewise, and to decode and prepare its image, for each of its tokens.
+PROMPT_SECONDS, IMAGE_SECONDS = 3e-3, 2.5e-5
 # Seconds of a collective of FSDP beyond its bytes: gloo's over sockets, NCCL's, which runs beside the arithmetic.
 LATENCY = {"cuda": 0.0, "cpu": 2e-3}
 # Seconds of the driver in each step, and for each generator, prompt and learner of it (docs/performance.md).
@@ -194,7 +195,8 @@ def generate_seconds(
     cards = max(1, int(config.generators.gpus))
     patches = prompt.image * MERGED
     row = Row(1, prompt.tokens, patches, 0, prompt.tokens**2 / 2, patches**2, 1)
-    prefill = prompts * (forward_flops(shapes, row) / (PRODUCTS * card.flops * cards) + prompt.image * IMAGE_SECONDS)
+    taken_in = PROMPT_SECONDS + prompt.image * IMAGE_SECONDS
+    prefill = prompts * (forward_flops(shapes, row) / (PRODUCTS * card.flops * cards) + taken_in)
     completions = prompts * samples
     rounds = max(1.0, completions / seats(shapes, config, card, prompt.tokens / samples + length))
     at_once = completions / rounds
