@@ -26,16 +26,17 @@ ADAM_BYTES = 28  # a parameter: read weight, gradient and two moments, write wei
 ADAM_PASSES = 3  # AdamW on DTensors runs operation by operation, not fused: it reads and writes that often
 SLEEP = 0.5  # seconds for an engine to sleep and wake, level 2 (vLLM's blog of 2025-10-26: 0.1 to 0.8 for small models)
 # Seconds of a processor's core for a layer's forward (its backward takes twice that), and for clipping and AdamW of one
-# DTensor. Measured on a core of an AMD EPYC with tiny widths, which leaves only Python, dispatch and FSDP. For GPUs
-# estimated to be less: attention is one call there instead of one for each length.
-LAYER_SECONDS, TENSOR_SECONDS = {"cpu": 1.0e-3, "cuda": 0.6e-3}, 1.0e-4
+# DTensor. Measured on a core of an AMD EPYC with tiny widths, which leaves Python, dispatch and FSDP: 1.0 ms a layer,
+# and 2.4 on the digits, where attention is one call for each length of completions. On GPUs one call does for all;
+# estimated.
+LAYER_SECONDS, TENSOR_SECONDS = {"cpu": 2.4e-3, "cuda": 0.6e-3}, 1.0e-4
 SEND_TENSOR = 2.0e-4  # to cast, send, load and digest a tensor, whatever its size (20 ms for the tiny model's 82)
 # Seconds of an engine's own work in a step: scheduling, sampling, detokenising. On CPUs fitted to `make bench`.
 ENGINE_SECONDS = {"cuda": 4e-3, "cpu": 15e-3}
 # Seconds of one core to take in a prompt, fitted likewise, and to decode and prepare its image, for each of its tokens.
 PROMPT_SECONDS, IMAGE_SECONDS = 3e-3, 2.5e-5
-# Seconds of a collective of FSDP beyond its bytes: gloo's over sockets, NCCL's, which runs beside the arithmetic.
-LATENCY = {"cuda": 0.0, "cpu": 2e-3}
+# Seconds of a collective of FSDP beyond its bytes: gloo's, measured (0.3 to 0.6 ms); NCCL's runs beside the arithmetic.
+LATENCY = {"cuda": 0.0, "cpu": 0.5e-3}
 # Seconds of the driver in each step, and for each generator, prompt and learner of it (docs/performance.md).
 DRIVER, PER_GENERATOR, PER_PROMPT, PER_LEARNER = 15e-3, 1.5e-3, 0.3e-3, 0.5e-3
 HOST_LINK = 20e9  # bytes a second between a GPU and pinned host memory (PCIe 4)
