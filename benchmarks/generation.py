@@ -53,7 +53,7 @@ def in_turns(side: int, options: argparse.Namespace) -> list[dict[str, Turn]]:
             prompts = prompts_of(config, task, step)
             cluster.broadcast_weights(version=step)
             sent = time.perf_counter()
-            cluster.generators.call_all("generate", [], sampling, step)  # returns with the verification
+            cluster.weights.wait()
             rounds.start_the_clock()
             verified = time.perf_counter()
             groups, _ = cluster.generators.start(prompts, sampling, step, cluster.reward).wait()

@@ -69,7 +69,7 @@ CASES = {
     "generating longer": (Seconds(2.0, 1.0, 0.02), (1,)),
 }
 SKIPPED = 2  # steps until the pipeline is full
-ROLES = ["schedule.evaluate_every=0", "schedule.save_every=0", "optimizer.warmup_steps=0", "data.test=0",
+ROLES = ["schedule.evaluate_every=0", "schedule.save_every=1000", "optimizer.warmup_steps=0", "data.test=0",
          "data.validation=0", "generators.count=4", "learners.count=2", "schedule.prompts_per_step=16"]  # fmt: skip
 SECONDS, STEPS = Seconds(0.25, 0.25, 0.0), 20  # of the controller's steps: what a small run may take on 8 GPUs
 OWN = asdict(SECONDS)  # by stage of the loop
@@ -153,6 +153,9 @@ class EmulatedLearner:
     def save_checkpoint(self, folder: str) -> int:
         return 0
 
+    def seal_checkpoint(self, folder: str) -> dict[str, Any]:
+        return {}
+
     def export(self, folder: str) -> None:
         Path(folder, "nothing").touch()
 
@@ -177,7 +180,7 @@ class EmulatedCluster:
         weights = WeightSync(members, ActorGroup(generator_handles, 600), "shared_memory", tensor_parallel=1)
         weights.connect(dict.fromkeys([*learner_handles, *generator_handles], "here"))
         self.cluster = Cluster(
-            Generators(generator_handles, 600, config.generators.max_concurrent),
+            Generators(generator_handles, 600, config.generators.max_concurrent, weights.verify),
             RewardActor({"reward": reward}, 600),
             members,
             weights,
@@ -329,9 +332,9 @@ def milliseconds(steps: Sequence[StepSeconds]) -> dict[str, Any]:
     }
 
 
-def quartiles(values: Sequence[float]) -> Spread:
+def quartiles(values: Sequence[float]) -> dict[str, float]:
     low, middle, high = quantiles(values, n=4, method="inclusive")
-    return Spread(middle, low, high, len(values))
+    return asdict(Spread(middle, low, high, len(values)))
 
 
 def main() -> None:

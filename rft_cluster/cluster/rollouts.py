@@ -23,10 +23,8 @@ from rft_cluster.messages import Group, Prompt, Reward, Sampling
 # when its last completion is finished.
 CHUNKS = 8
 LISTENING = 0.5  # seconds after which the dispatch thread checks whether it is still needed
-
-
-# Returns the calls in flight for the digests of the served weights, with the learners' names.
-Digests = Callable[[], dict[ray.ObjectRef, str]]
+# Starts the verification of the served weights. Returns the learners' calls that it waits for, with their names.
+Verify = Callable[[], dict[ray.ObjectRef, str]]
 
 
 @dataclass(frozen=True)
@@ -49,10 +47,10 @@ class Rollout:
         version: int,
         reward: RewardActor | None,
         timeout: float,
-        digests: Digests = dict,
+        verify: Verify = dict,
     ) -> None:
         self._prompts, self._sampling, self._version = prompts, sampling, version
-        self._reward, self._timeout, self._digests = reward, timeout, digests
+        self._reward, self._timeout, self._verify = reward, timeout, verify
         self._chunks: list[_Chunk] = []
         self._dispatched = 0  # the first so many prompts have been dispatched
         self._all_dispatched = threading.Event()
@@ -103,6 +101,8 @@ class Rollout:
             ClusterError: a generator died, or did not answer in time; or a learner died before it gave the digests with
                 which the generators verify its weights.
         """
+        # Without the digests no group would come: the generators would wait for the verification until their deadline.
+        digests = self._verify()
         left = self.left
         while not self._all_dispatched.wait(self._timeout):
             if self.left == left:
@@ -112,8 +112,7 @@ class Rollout:
         if self._error:
             raise self._error
         calls = {chunk.groups: chunk.generator for chunk in self._chunks}
-        # Without the digests no group would come: the generators would wait for the verification until their deadline.
-        groups = wait_for(calls | self._digests(), self._timeout, "generate")[: len(calls)]
+        groups = wait_for(calls | digests, self._timeout, "generate")[: len(calls)]
         scored = {chunk.rewards: f"reward (for {chunk.generator})" for chunk in self._chunks if chunk.rewards}
         rewards = wait_for(scored, self._timeout, "score")
         return self._in_order(groups), self._in_order(rewards)
@@ -131,15 +130,16 @@ class Generators(ActorGroup):
     """The generators, and the rollouts with prompts that wait for one."""
 
     def __init__(
-        self, handles: dict[str, ActorHandle], timeout: float, max_concurrent: int, digests: Digests = dict
+        self, handles: dict[str, ActorHandle], timeout: float, max_concurrent: int, verify: Verify = dict
     ) -> None:
         """
         Args:
             max_concurrent: completions that an engine generates at once.
-            digests: the learners' calls that a verification of the weights waits for (`WeightSync.digests_in_flight`).
+            verify: `WeightSync.verify`; left out for weights that are not verified. Called after the dispatch of
+                prompts, by whoever waits for their groups: its calls would hold up the dispatch.
         """
         super().__init__(handles, timeout)
-        self._max_concurrent, self._digests = max_concurrent, digests
+        self._max_concurrent, self._verify = max_concurrent, verify
         self._lock = threading.Lock()  # guards the three fields below
         self._in_flight: dict[ray.ObjectRef, tuple[str, int]] = {}  # call -> (generator, number of completions)
         self._waiting: deque[Rollout] = deque()
@@ -149,7 +149,7 @@ class Generators(ActorGroup):
         self, prompts: Sequence[Prompt], sampling: Sampling, version: int, reward: RewardActor | None = None
     ) -> Rollout:
         """Start completions by weights of `version` or newer, and their scoring. Returns without waiting."""
-        rollout = Rollout(prompts, sampling, version, reward, self._timeout, self._digests)
+        rollout = Rollout(prompts, sampling, version, reward, self._timeout, self._verify)
         with self._lock:
             if prompts:
                 self._waiting.append(rollout)

@@ -377,7 +377,7 @@ def _start_actors(reservation: _Reservation, model_path: str, images: StoredImag
     receivers = ActorGroup(generator_handles, timeout, WEIGHTS)
     weights = WeightSync(members, receivers, transfer, max(1, int(generators.gpus)))
     cluster = Cluster(
-        Generators(generator_handles, timeout, config.generators.max_concurrent, weights.digests_in_flight),
+        Generators(generator_handles, timeout, config.generators.max_concurrent, weights.verify),
         RewardActor(reward_handles, timeout),
         members,
         weights,

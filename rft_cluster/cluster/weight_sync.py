@@ -7,12 +7,14 @@
                load_weights(v) -----------------------------------------> maps and loads it, serves version v
                  on GPUs of their own both at once: a broadcast by NCCL
                  on a shared GPU: start, publish (its client forwards vLLM's payloads), finish
-               weight_digests ----------> digests of the sent tensors
+    verify     weight_digests ----------> digests of the sent tensors
                verify_weights(v, digests) -------------------------------> compares them with the received tensors
     wait       until the verification has finished
 
 Verification is asynchronous: it runs while generation goes on, and generators return no group before it has finished.
-Until then the learners must not write to the memory, so the next `publish` first waits for it.
+Until then the learners must not write to the memory, so the next `publish` first waits for it. `publish` does not start
+it: whoever waits for completions does, after their dispatch. Otherwise prompts would travel behind its calls, one an
+actor.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,13 +52,15 @@ class WeightSync:
         """
         self._learners, self._generators = learners, generators
         self._transfer, self._tensor_parallel = transfer, tensor_parallel
+        self._published: int | None = None  # a version whose verification has not been started
         self._verification: _Verification | None = None
         self.held: dict[str, int] = {}
         """The version that each generator was last verified to hold, by the actor's name."""
 
     def connect(self, addresses: Mapping[str, str]) -> None:
         """Connect both ends, again after a restart of an actor. `addresses`: actor's name -> its host's address."""
-        self._verification = None  # one that died with an actor cannot end; the next update sends everything again
+        # A verification that died with an actor cannot end; the next update sends everything again.
+        self._verification = self._published = None
         sender = addresses[self._learners.names[0]]
         self._elsewhere = [addresses[name] != sender for name in self._generators.names]
         count = len(self._generators)
@@ -71,7 +75,7 @@ class WeightSync:
         wait_for(ends | self._learners.begin_all("connect_weights", forward), self._learners.timeout, "connecting")
 
     def publish(self, version: int) -> None:
-        """Bring every generator to the learners' weights. They may generate when this returns; see `wait`.
+        """Bring every generator to the learners' weights. They may generate when this returns; see `verify`.
 
         Raises:
             WeightTransferError: the previous update did not verify, or this one failed.
@@ -90,24 +94,30 @@ class WeightSync:
                 generators.call_all("start_weight_update")
                 learners.call_all("publish_weights")
                 generators.call_all("finish_weight_update", version)
-        sent = learners.begin_all("weight_digests")
-        self._verification = _Verification(version, sent, generators.begin_all("verify_weights", version, *sent))
+        self._published = version
 
-    def digests_in_flight(self) -> dict[ray.ObjectRef, str]:
-        """The learners' calls that the last update's verification waits for, if it has not finished.
+    def verify(self) -> dict[ray.ObjectRef, str]:
+        """Start the verification of the last published weights, unless it was started.
 
-        If one of them fails, the generators are never asked to verify.
+        Returns the learners' calls that it waits for, if it has not finished. If one of them fails, the generators are
+        never asked to verify.
         """
+        if self._published is not None:
+            version, self._published = self._published, None
+            sent = self._learners.begin_all("weight_digests")
+            arrived = self._generators.begin_all("verify_weights", version, *sent)
+            self._verification = _Verification(version, sent, arrived)
         if self._verification is None:
             return {}
         return {call: f"{name} (digests)" for call, name in self._verification.sent.items()}
 
     def wait(self) -> None:
-        """Wait until the last published weights are verified on all generators.
+        """Verify the last published weights, and wait until they are verified on all generators.
 
         Raises:
             WeightTransferError: a generator received other bytes or names than were sent.
         """
+        self.verify()
         if self._verification is None:
             return
         version = self._verification.version

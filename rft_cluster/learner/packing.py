@@ -10,6 +10,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
+from operator import itemgetter
 
 from rft_cluster.messages import TrainingSample
 
@@ -124,14 +125,17 @@ def _assign(parts: list[Part], ranks: int) -> list[list[Part]]:
 def _pack(parts: list[Part], limit: int) -> list[list[Part]]:
     """Fill micro-batches: largest part first, each into the first micro-batch with room."""
     micro_batches: list[list[Part]] = []
-    pieces = [piece for part in parts for piece in _cut(part, limit)]
-    for piece in sorted(pieces, key=_tokens, reverse=True):
-        for micro_batch in micro_batches:
-            if _row_tokens(micro_batch) + _tokens(piece) <= limit:
-                micro_batch.append(piece)
+    room: list[int] = []  # tokens that each still takes
+    sized = [(_tokens(piece), piece) for part in parts for piece in _cut(part, limit)]
+    for tokens, piece in sorted(sized, key=itemgetter(0), reverse=True):
+        for i, left in enumerate(room):
+            if tokens <= left:
+                micro_batches[i].append(piece)
+                room[i] -= tokens
                 break
         else:
             micro_batches.append([piece])
+            room.append(limit - tokens)
     return micro_batches
 
 

@@ -100,7 +100,7 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> None:
         def connect(self, addresses: dict[str, str]) -> None:
             pass
 
-        def digests_in_flight(self) -> dict[ray.ObjectRef, str]:
+        def verify(self) -> dict[ray.ObjectRef, str]:
             return {}
 
     for name, role in (("Generator", Generator), ("Scorer", Role), ("Learner", Learner), ("WeightSync", Weights)):

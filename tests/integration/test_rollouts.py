@@ -175,7 +175,7 @@ def test_a_learner_that_dies_before_its_digests_ends_the_rollout_and_is_named(st
     generators = start(only=30.0)
     learner = ray.remote(Learner).options(num_cpus=0).remote()
     digests = {learner.weight_digests.remote(): "learner-1 (digests)"}
-    generators._digests = lambda: digests
+    generators._verify = lambda: digests
     rollout = generators.start(PROMPTS[:2], Sampling(GROUP, 1.0, 8), version=0)
     started = time.monotonic()
     with pytest.raises(ClusterError, match=r"^learner-1 \(digests\) died while 'generate'"):

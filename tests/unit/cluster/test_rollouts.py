@@ -1,4 +1,10 @@
-from rft_cluster.cluster.rollouts import assign
+import pytest
+
+from rft_cluster.cluster import rollouts
+from rft_cluster.cluster.rollouts import Generators, assign
+from rft_cluster.messages import Group, Sampling
+from tests.unit.cluster.local import LocalActor, local_actors
+from tests.unit.some_prompt import some_prompt
 
 
 def test_prompts_are_assigned_evenly_and_in_turns():
@@ -23,3 +29,24 @@ def test_nobody_gets_more_than_there_is_room_for():
 
 def test_one_that_has_nothing_gets_even_a_group_that_is_larger_than_its_room():
     assert assign({"a": 0, "b": 1}, 3, size=8, most=4) == {"a": [0]}
+
+
+def test_the_verification_of_weights_starts_after_the_dispatch_and_before_the_wait(monkeypatch: pytest.MonkeyPatch):
+    """Generators return no group before it; started earlier, its calls would hold up the dispatch."""
+    events = []
+
+    class Generator:
+        def generate(self, prompts, sampling, version):
+            return [Group(prompt, [1], []) for prompt in prompts]
+
+    def verify():
+        events.append("verify")
+        return {}
+
+    with local_actors(monkeypatch) as threads:
+        monkeypatch.setattr(rollouts, "wait_for", lambda calls, *_: [call.result() for call in calls])
+        generators = Generators({"generator-0": LocalActor(Generator(), threads)}, 5, 8, verify)
+        rollout = generators.start([some_prompt()], Sampling(1, 1.0, 8), version=0)
+        assert events == []
+        assert [group.prompt_token_ids for group in rollout.wait()[0]] == [[1]]
+        assert events == ["verify"]

@@ -88,7 +88,7 @@ class Sync:
     def publish(self, version: int) -> None:
         self._events.append(f"publish {version}")
 
-    def digests_in_flight(self) -> dict[Any, str]:
+    def verify(self) -> dict[Any, str]:
         return {}
 
     def wait(self) -> None:

@@ -233,6 +233,7 @@ def test_the_memory_is_not_written_before_the_last_update_is_verified(start):
     transfer = start("shared_memory").connect()
     transfer.verifying.clear()
     transfer.sync.publish(3)  # returns without the verification: generators may work
+    transfer.sync.verify()
     assert steps(transfer.events) == [BOTH["publish"], BOTH["load"]]
     assert transfer.sync.held == {}
     threading.Timer(0.05, transfer.verifying.set).start()
@@ -243,15 +244,23 @@ def test_the_memory_is_not_written_before_the_last_update_is_verified(start):
 
 
 @pytest.mark.parametrize("transfer", ["shared_memory", "nccl"])
-def test_digests_are_in_flight_from_the_update_to_its_verification(start, transfer):
-    started = start(transfer).connect()
-    assert started.sync.digests_in_flight() == {}
+def test_an_update_is_verified_once_and_not_before_it_is_asked_for(start, transfer, monkeypatch):
+    """The calls would hold up the prompts that are dispatched next."""
+    started, begun = start(transfer).connect(), []
+    begin_all = started.sync._learners.begin_all
+    monkeypatch.setattr(
+        started.sync._learners, "begin_all", lambda method, *own: begun.append(method) or begin_all(method, *own)
+    )
+    assert started.sync.verify() == {}
     started.verifying.clear()
     started.sync.publish(3)
-    assert list(started.sync.digests_in_flight().values()) == ["learner-0 (digests)", "learner-1 (digests)"]
+    assert "weight_digests" not in begun
+    for _ in range(2):
+        assert list(started.sync.verify().values()) == ["learner-0 (digests)", "learner-1 (digests)"]
     started.verifying.set()
     started.sync.wait()
-    assert started.sync.digests_in_flight() == {}
+    assert (begun.count("weight_digests"), started.events.count("verify-0")) == (1, 1)
+    assert started.sync.verify() == {}
 
 
 def test_an_update_that_failed_its_verification_stops_the_next_and_whoever_waits(start):
