@@ -67,12 +67,14 @@ def card_here(config: Config) -> Card:
     if config.cluster.device == "cpu":
         return this_machine(config.cluster.dtype)
     name, memory = ("", 0) if config.cluster.joins else smallest_gpu()
-    return next((card for card in CARDS.values() if _is(card, name, memory)), CARDS[DEFAULT])
+    return card_named(name, memory / GIB) or CARDS[DEFAULT]
 
 
-def _is(card: Card, name: str, memory: int) -> bool:
-    """Whether the driver's name of a GPU, e.g. "NVIDIA H100 80GB HBM3", and its bytes are this card's."""
-    return card.name.partition(" (")[0] in name and abs(memory / GIB / card.gib - 1) < 0.1
+def card_named(name: str, gib: float) -> Card | None:
+    """The card with the driver's name of a GPU, e.g. "NVIDIA H100 80GB HBM3", and about this memory."""
+    products = {card: card.name.partition(" (")[0] for card in CARDS.values()}
+    found = (card for card, product in products.items() if product in name and abs(gib / card.gib - 1) < 0.1)
+    return next(found, None)
 
 
 def this_machine(dtype: str) -> Card:

@@ -11,7 +11,7 @@ from rft_cluster.common.errors import UserError
 from rft_cluster.config import load_config
 from rft_cluster.plan import cards
 from rft_cluster.plan.__main__ import main
-from rft_cluster.plan.cards import CARDS, card_here, find_card, this_machine
+from rft_cluster.plan.cards import CARDS, card_here, card_named, find_card, this_machine
 from rft_cluster.plan.report import plan_lines
 
 ROOT = Path(__file__).parents[3]
@@ -42,12 +42,13 @@ def test_parts_add_up_to_the_last_line():
 
 
 def test_a_card_is_measured_if_and_only_if_there_is_a_record():
-    found = {file.name: json.loads(file.read_text()) for file in (ROOT / "benchmarks" / "results").glob("gpu_*.json")}
+    records = {file.name: json.loads(file.read_text()) for file in (ROOT / "benchmarks" / "results").glob("gpu_*.json")}
+    cards_of = {
+        name: {card_named(gpu["name"], gpu["memory_gib"]) for gpu in found["gpus"]} for name, found in records.items()
+    }
     for card in CARDS.values():
-        product = card.name.partition(" (")[0]
-        names = {name for name, result in found.items() if product in json.dumps(result)}
-        assert ({card.record} if card.record else set()) <= names or not names
-        assert bool(card.record) == bool(names), f"{card.name}: record {card.record!r}, results {names}"
+        own = {name for name, measured in cards_of.items() if card in measured}
+        assert card.record in own if own else card.record == "", f"{card.name}: set its record to one of {own}"
 
 
 def test_an_unknown_card_is_refused_with_the_nearest():
