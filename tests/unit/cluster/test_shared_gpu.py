@@ -131,9 +131,15 @@ def sample() -> TrainingSample:
 
 @pytest.mark.parametrize(
     ("overrides", "events"),
-    [(SHARED, ["generator sleep", "learner update"]), (APART, ["learner update"]), ([], ["learner update"])],
+    [
+        (SHARED, ["wait for the verification", "generator sleep", "learner update"]),
+        (APART, ["learner update"]),
+        ([], ["learner update"]),
+    ],
 )
 def test_generators_sleep_before_learners_update(recorded: Actors, overrides: list[str], events: list[str]):
+    """Once their weights are verified: a sleeping engine has none. A rollout that was read from the journal has not
+    asked for the verification."""
     cluster_of(recorded, overrides).start_update([sample()], step=0).wait()
     assert recorded.events == events
 
