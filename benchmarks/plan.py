@@ -44,7 +44,6 @@ from benchmarks.planned import (
     learner_config,
     learner_row,
     speed_config,
-    thread_of,
 )
 from benchmarks.true_shapes import image, prompt
 from rft_cluster.common.hardware import openmp_environment
@@ -57,6 +56,7 @@ from rft_cluster.messages import Example, ImageRef, Prompt, TrainingSample
 from rft_cluster.model.folder import read_shapes
 from rft_cluster.model.image_size import PromptLength
 from rft_cluster.plan.cards import this_machine
+from rft_cluster.plan.seconds import share
 from rft_cluster.run.preflight import check_task
 from rft_cluster.run.task import prepare
 
@@ -143,7 +143,7 @@ def learn(side: int) -> dict[str, Any]:
     seconds = time.process_time() - started
     tokens = (side // 28) ** 2
     own = PromptLength(tokens, len(samples[0].prompt_token_ids) - tokens)
-    thread = thread_of(this_machine("bfloat16"), config, os.cpu_count() or 1)
+    thread = share(this_machine("bfloat16"), config, os.cpu_count() or 1)
     return {"seconds": seconds, **case(read_shapes(folder), thread, own)}
 
 

@@ -14,7 +14,7 @@ from rft_cluster.model.shapes import Shapes
 from rft_cluster.plan.cards import Card
 from rft_cluster.plan.estimate import make_plan
 from rft_cluster.plan.memory import GIB, activations, compute_size, learner_parts, state, total
-from rft_cluster.plan.seconds import learning, share, step_seconds
+from rft_cluster.plan.seconds import learning, step_seconds
 from rft_cluster.plan.work import Prompts, Row, fullest_row, learner_share
 
 HERE = Path(__file__).parent
@@ -90,8 +90,3 @@ def planned_digits(case: dict[str, Any]) -> tuple[float, dict[str, float]]:
 def case(shapes: Shapes, card: Card, prompt: PromptLength) -> dict[str, Any]:
     """What a plan of seconds depends on, for the record."""
     return {"shapes": asdict(shapes), "card": asdict(card), "prompt": asdict(prompt)}
-
-
-def thread_of(card: Card, config: Config, cores: int) -> Card:
-    """One core of a machine, as a card."""
-    return share(card, config, cores)

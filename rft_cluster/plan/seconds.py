@@ -18,7 +18,9 @@ from rft_cluster.plan.memory import BF16, GIB, activations, compute_size, key_va
 from rft_cluster.plan.places import engine
 from rft_cluster.plan.work import Prompts, Row, Share, learner_share
 
-# Share of the peak that large BF16 matrix products reach, and share of the bandwidth that long copies reach.
+# Share of the peak that large BF16 matrix products reach, and share of the bandwidth that long copies reach. They give
+# 55 % of the peak for an update of a language model of 7 billion parameters on an A100. torchtitan reports 57 % for
+# Llama 3 8B (docs/performance.md there, FSDP2), fms-fsdp 50 % on A100 and 32 % on 96 H100 (its README, 7B).
 PRODUCTS, COPIES = 0.6, 0.8
 # Times that the bytes kept for the backward are written or read: in a forward that keeps them, and with its backward.
 FORWARD_PASSES, TRAINING_PASSES = 2, 6
@@ -32,7 +34,7 @@ SLEEP = 0.5  # seconds for an engine to sleep and wake, level 2 (vLLM's blog of 
 LAYER_SECONDS, TENSOR_SECONDS = {"cpu": 2.4e-3, "cuda": 0.6e-3}, 1.0e-4
 SEND_TENSOR = 2.0e-4  # to cast, send, load and digest a tensor, whatever its size (20 ms for the tiny model's 82)
 # Seconds of an engine's own work in a step: scheduling, sampling, detokenising. On CPUs fitted to `make bench`.
-ENGINE_SECONDS = {"cuda": 4e-3, "cpu": 15e-3}
+ENGINE_SECONDS = {"cuda": 4e-3, "cpu": 15e-3}  # on GPUs estimated
 # Seconds of one core to take in a prompt, fitted likewise, and to decode and prepare its image, for each of its tokens.
 PROMPT_SECONDS, IMAGE_SECONDS = 3e-3, 2.5e-5
 # Seconds of a collective of FSDP beyond its bytes: gloo's, measured (0.3 to 0.6 ms); NCCL's runs beside the arithmetic.
