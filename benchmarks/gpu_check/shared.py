@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,17 +18,19 @@ from threading import Event, Thread
 from typing import Any, cast
 
 import psutil
+from typing_extensions import override
 
 from benchmarks.common import memory_of, nvidia_gpus
 from benchmarks.gpu_check.checklist import Bench, Check, Outcome, once
 from benchmarks.gpu_check.material import SIZES, images, run_config
 from benchmarks.turns import Enough, TurnTaking
 from rft_cluster.cluster.cluster import Cluster
+from rft_cluster.cluster.handles import Update
 from rft_cluster.cluster.start import start_cluster
 from rft_cluster.common.hardware import hardware
 from rft_cluster.config import Config
 from rft_cluster.data import LabelledImage
-from rft_cluster.messages import LearnerStats, TrainingSample
+from rft_cluster.messages import TrainingSample
 from rft_cluster.run.folder import RunFolder
 from rft_cluster.run.task import Task
 from rft_cluster.train import train
@@ -76,9 +78,9 @@ def steps_of(bench: Bench, name: str, *changes: str) -> Run:
         seconds = time.perf_counter() - started
         watched = Watched(cluster, gauge)
         with suppress(Enough):
-            train(config, task, cast(Cluster, watched), RunFolder(config, task))
-        cluster.weights.wait()
-        held, loaded = dict(cluster.weights.held), (watched.first, loaded_weights(cluster, STEPS))
+            train(config, task, watched, RunFolder(config, task))
+        loaded = watched.first, loaded_weights(cluster, STEPS)
+        held = dict(cluster.weights.held)
     rows = [json.loads(row) for row in (config.run_folder / "metrics.jsonl").read_text().splitlines()]
     devices = hardware(config.cluster.device, config.cluster.dtype, config.shares_gpus)
     return Run(devices.transfer, seconds, rows, gauge.peaks, loaded, held)
@@ -100,35 +102,31 @@ def made_task(bench: Bench, config: Config) -> Task:
     return Task(replace(cast(TurnTaking, dataset), step_begins=step_begins), SIZES[bench.size].question)
 
 
-class Watched:
-    """A cluster that says in which phase it is."""
+class Watched(Cluster):
+    """A started cluster that says in which phase it is."""
 
     def __init__(self, cluster: Cluster, gauge: "Gauge") -> None:
-        self._cluster, self._gauge = cluster, gauge
+        self.__dict__.update(vars(cluster))
+        self._gauge = gauge
         self.first: list[int] = []
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._cluster, name)
+    @override
+    def start_update(self, samples: Sequence[TrainingSample], step: int) -> Update:
+        self._gauge.enter("learn")
+        return super().start_update(samples, step)
 
-    def start_update(self, samples: list[TrainingSample], step: int) -> "Watched":
-        with self._gauge.during("learn"):
-            self._update = self._cluster.start_update(samples, step)
-        return self
-
-    def wait(self) -> LearnerStats | None:
-        """Wait for the update."""
-        with self._gauge.during("learn"):
-            return self._update.wait()
-
+    @override
     def broadcast_weights(self, version: int) -> None:
-        with self._gauge.during("transfer"):
-            self._cluster.broadcast_weights(version)
+        self._gauge.enter("transfer")
+        super().broadcast_weights(version)
+        self._gauge.enter("generate")
         if version == 0:  # before the first step, so in no step's time
-            self.first = loaded_weights(self._cluster, version)
+            self.first = loaded_weights(self, version)
 
 
 def loaded_weights(cluster: Cluster, version: int) -> list[int]:
     """Verify the served weights once more. Returns a digest of each generator's own parameters."""
+    cluster.weights.wait()
     sent = cluster.learners.call_all("weight_digests")
     return [record.loaded for record in cluster.generators.call_all("verify_weights", version, *sent)]
 
@@ -148,12 +146,9 @@ class Gauge:
         phase, used = self.phase, self.used()
         self.peaks[phase] = max(self.peaks.get(phase, 0.0), used)
 
-    @contextmanager
-    def during(self, phase: str) -> Iterator[None]:
-        self.phase = phase
-        yield
+    def enter(self, phase: str) -> None:
         self.look()
-        self.phase = "generate"
+        self.phase = phase
 
 
 @contextmanager

@@ -73,10 +73,10 @@ def test_the_peak_of_each_phase_is_kept():
     used = iter([5.0, 9.0, 2.0, 7.0])
     gauge = shared.Gauge(lambda: next(used))
     gauge.look()
-    with gauge.during("learn"):
-        gauge.look()
+    gauge.enter("learn")  # looks once more before it
+    gauge.enter("generate")
     gauge.look()
-    assert gauge.peaks == {"start": 5.0, "learn": 9.0, "generate": 7.0}
+    assert gauge.peaks == {"start": 9.0, "learn": 2.0, "generate": 7.0}
 
 
 def test_memory_is_watched_until_the_end(monkeypatch):
