@@ -137,15 +137,20 @@ def _whole_size(file: Path) -> int:
         return -1
 
 
-def prune_checkpoints(run: Path, keep: int) -> int:
-    """Remove all but the newest `keep` checkpoints. Call this only after the newest is complete.
+def prune_checkpoints(run: Path, newest: int, keep: int) -> int:
+    """Remove all checkpoints but the last `keep` up to the step `newest`, whose own is complete.
 
+    Newer ones are damaged: the run went on from one before them. Counted, they would displace those that are whole.
     Returns the step of the oldest that is left.
     """
-    kept, surplus = _newest_first(run)[:keep], _newest_first(run)[keep:]
-    for path in surplus:
+    whole = [path for path in _newest_first(run) if _step_of(path) <= newest]
+    for path in {*_newest_first(run)} - {*whole[:keep]}:
         shutil.rmtree(path)
-    return int(kept[-1].name.removeprefix("step-"))
+    return _step_of(whole[:keep][-1])
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def clear_unfinished(run: Path) -> None:

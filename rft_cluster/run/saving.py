@@ -94,7 +94,7 @@ class Keeper:
             check_space(run, self._bytes, f"the files of {folder.name}", ROOM)
             self._learners.save_checkpoint(folder, state.model_dump())
             self._bytes = bytes_in(folder)
-            prune_journal(run, prune_checkpoints(run, self._config.schedule.keep_checkpoints))
+            prune_journal(run, prune_checkpoints(run, self._step, self._config.schedule.keep_checkpoints))
             self._saved, self._saved_at = self._step, time.monotonic()
         self._cost = self._saved_at - start
 

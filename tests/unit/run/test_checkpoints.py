@@ -82,8 +82,17 @@ def test_without_a_whole_one_the_cure_is_to_remove_them(tmp_path):
 def test_the_newest_are_kept(tmp_path):
     for step in (9, 100, 40):
         checkpoint(tmp_path, step)
-    prune_checkpoints(tmp_path, 2)
+    assert prune_checkpoints(tmp_path, 100, 2) == 40
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000040", "step-000100"]
+
+
+@pytest.mark.parametrize(("keep", "left"), [(1, [75]), (2, [50, 75]), (3, [25, 50, 75])])
+def test_a_damaged_one_does_not_displace_those_that_are_whole(tmp_path, keep, left):
+    """The run went on from step 50, as the one of step 100 was damaged, and has saved step 75."""
+    for step in (25, 50, 75, 100):
+        checkpoint(tmp_path, step)
+    assert prune_checkpoints(tmp_path, 75, keep) == left[0]
+    assert sorted((tmp_path / "checkpoints").iterdir()) == [checkpoint_folder(tmp_path, step) for step in left]
 
 
 @pytest.mark.parametrize("before", [False, True], ids=["new", "in place of an older one"])
