@@ -76,10 +76,13 @@ class Journal:
         sync(self._folder)
 
     def _drop_the_rest(self) -> None:
-        """Remove all but the steps before `_end`, and what a process left that died while it wrote."""
+        """Remove the steps from `_end` on, and what a process left that died while it wrote.
+
+        Other files stay: the folder may have been somebody's before, or be a link to any.
+        """
         for file in self._folder.iterdir():
-            step = _step_of(file)
-            if step is None or step >= self._end:
+            step, cut = _step_of(file), _step_of(file.with_suffix("")) is not None
+            if (step is not None and step >= self._end) or (cut and file.suffix == ".tmp"):
                 file.unlink()
 
     def _file(self, step: int) -> Path:

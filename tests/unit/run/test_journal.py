@@ -113,12 +113,16 @@ def test_a_strangers_journal_is_data_with_a_checksum_that_fits_or_not(tmp_path, 
         assert replayed(tmp_path) == []
 
 
-def test_what_is_no_step_of_the_journal_is_removed(tmp_path):
+def test_steps_after_a_gap_and_half_a_file_are_removed_and_what_is_not_ours_stays(tmp_path):
+    """In a stranger's run folder `journal` may be a link to any folder."""
     journalled(tmp_path, 2)
-    for name in ("step-000003.jsonl.tmp", "step-x.jsonl", "step-000009.jsonl"):
+    for name in ("step-000003.jsonl.tmp", "step-000009.jsonl", "step-x.jsonl", "diary.txt", "diary.tmp"):
         (tmp_path / "journal" / name).write_text("{}")
+    (tmp_path / "journal" / "step-by-step").mkdir()
     assert replayed(tmp_path) == [0, 1]
-    assert len(list((tmp_path / "journal").iterdir())) == 2
+    own = {"step-000001.jsonl", "step-000002.jsonl"}
+    others = {"step-x.jsonl", "diary.txt", "diary.tmp", "step-by-step"}
+    assert {file.name for file in (tmp_path / "journal").iterdir()} == own | others
 
 
 def test_steps_before_the_oldest_checkpoint_are_removed(tmp_path):
