@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import embedding
 
 from benchmarks.gpu_check import learner, updates
-from benchmarks.gpu_check.checklist import Bench
+from benchmarks.gpu_check.checklist import Bench, line_of
 from rft_cluster.learner import checkpoint
 from rft_cluster.learner import learner as rank
 from rft_cluster.model import shared_prefix
@@ -154,6 +154,12 @@ BROKEN: list[tuple[str, Break]] = [
 def test_a_check_fails_without_what_it_checks(bench, monkeypatch, name, take_out):
     take_out(monkeypatch)
     assert CHECKS[name].run(bench).passed is False
+
+
+def test_a_wrong_interface_fails_and_is_named(bench, monkeypatch):
+    monkeypatch.setattr(rank, "interface_to", lambda *_: "nowhere0")
+    line = line_of(CHECKS["all weights: tensors moved wrongly"], bench, gpus=0)
+    assert line.result == "fail" and "nowhere0" in line.note
 
 
 @pytest.mark.parametrize(("peak", "passed"), [(60.0, True), (68.0, True), (70.0, False), (50.0, False)])

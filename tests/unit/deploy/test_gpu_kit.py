@@ -40,7 +40,7 @@ def test_parts_put_together_are_the_streams(tmp_path):
 def versions(monkeypatch, installed, **others):
     """All that is wanted is there, but for `others`: name -> version."""
     pinned = {name: pin for layer in ("learner", "ray", "vllm") for name, pin in installed.wanted(layer).items()}
-    own = dict.fromkeys(installed.OWN, "1.0") | {"torch": "2.11.0+cu130"}
+    own = dict.fromkeys(installed.OWN + installed.BESIDE, "1.0") | {"torch": "2.11.0+cu130"}
     there = pinned | own | others
     monkeypatch.setattr(installed, "found", lambda name: (there[name], "/site"))
 
@@ -55,6 +55,7 @@ def test_nothing_is_missing(monkeypatch, installed, tier):
     ("tier", "others", "said"),
     [
         ("learner", {"torchvision": ""}, "torchvision: the machine's own is needed"),
+        ("shared", {"scipy": "", "pandas": ""}, "pandas, scipy: the machine's own is needed"),
         ("learner", {"torch": "2.10.1"}, "torch 2.10.1 is none of 2.11 to 2.13"),
         ("learner", {"torch": "2.14.0"}, "torch 2.14.0 is none of 2.11 to 2.13"),
         (
@@ -74,5 +75,12 @@ def test_what_is_missing_is_named(monkeypatch, installed, tier, others, said):
 
 
 def test_the_learner_does_without_ray_and_vllm(monkeypatch, installed):
-    versions(monkeypatch, installed, ray="", vllm="")
+    versions(monkeypatch, installed, ray="", vllm="", scipy="")
     assert installed.lacks("learner") == []
+
+
+def test_versions_are_shown_by_folder(monkeypatch, installed, capsys):
+    there = {"torch": ("2.11.0", "/machine"), "peft": ("0.21.2", "/kit"), "tqdm": ("4.70.1", "/kit"), "ray": ("", "")}
+    monkeypatch.setattr(installed, "found", there.get)
+    installed.show(there)
+    assert capsys.readouterr().out == "/machine: torch 2.11.0\n/kit: peft 0.21.2, tqdm 4.70.1\n"
