@@ -30,6 +30,8 @@ from rft_cluster.common.errors import UserError, exit_code
 from rft_cluster.common.files import check_writable
 from rft_cluster.common.hardware import openmp_environment
 
+# A tier's process ends at once, whatever locks its libraries hold, and multiprocessing would warn of them.
+QUIET = "ignore::UserWarning:multiprocessing.resource_tracker"
 # The packages that a tier needs, beside those of a learner.
 NEEDS: dict[str, tuple[str, ...]] = {
     "learner": (),
@@ -84,7 +86,7 @@ def tier_code(tier: str, bench: Bench, out: Path, about: dict[str, Any], again: 
         print(f"{tier}: not run, {' and '.join(missing)} missing: EXTRAS=gpu,dev make setup", flush=True)
         return 2
     started = time.monotonic()
-    environment = {"HF_HUB_OFFLINE": "1", **openmp_environment(bench.device)}
+    environment = {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": QUIET, **openmp_environment(bench.device)}
     lines: list[Line] = in_a_process(run_tier, tier, bench, out, about, again, environment=environment)
     counts = {result: sum(line.result == result for line in lines) for result in ("pass", "fail", "skip")}
     said = ", ".join(f"{count} {result}" for result, count in counts.items())

@@ -114,7 +114,7 @@ def run_checks(
             line = line_of(check, bench, len(about["gpus"]))
             done[check.name] = line
             write_json(file, {**about, "checks": {name: asdict(one) for name, one in done.items()}})
-        print(f"{line.result:5} {check.name:44} {line}", file=console, flush=True)
+        print(f"{line.result:5} {check.name:46} {line}", file=console, flush=True)
     return [done[check.name] for check in checks]
 
 

@@ -88,12 +88,13 @@ def steps_of(bench: Bench, name: str, *changes: str) -> Run:
 
 def made_task(bench: Bench, config: Config) -> Task:
     """The size's question about pictures of noise, each seen once. Ends the training when `STEPS` steps are done."""
+    asked = STEPS + config.schedule.max_staleness  # prefetch asks for the prompts of later steps
 
     def step_begins(step: int) -> None:
-        if step == STEPS:
+        if step == asked:
             raise Enough
 
-    count = STEPS * config.schedule.prompts_per_step
+    count = asked * config.schedule.prompts_per_step
     labels = ("rose", "tulip")
     pictures = [
         LabelledImage(f"noise/{i}", image, labels[i % 2]) for i, image in enumerate(images(bench, count).values())

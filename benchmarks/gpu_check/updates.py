@@ -45,7 +45,7 @@ PLAIN = {"text_config": "shared_prefix_sdpa", "vision_config": "sdpa"}
 # The setting that a variant departs in from `flower102_1gpu`.
 VARIANTS: dict[str, tuple[str, ...]] = {
     "all weights": (),
-    "gradient checkpointing": ("learners.gradient_checkpointing=true",),
+    "checkpointing": ("learners.gradient_checkpointing=true",),
     "LoRA": ("model.lora.rank=64", "model.lora.alpha=128", "model.freeze_vision=true"),
 }
 
