@@ -19,12 +19,14 @@ from rft_cluster.learner.packing import split_work
 from rft_cluster.messages import LearnerStats, TrainingSample
 
 PEERS = 5.0  # seconds for the news of a death to arrive behind the errors that it caused
+MISTAKE = f"\n{UserError.__module__}.{UserError.__qualname__}: "  # in Ray's report, before the message
 
 
 def wait_for(calls: Mapping[ray.ObjectRef, str], timeout: float, doing: str) -> list[Any]:
     """The results of `calls` (reference -> actor's name), in their order.
 
     Raises:
+        UserError: an actor's constructor raised it.
         ClusterError: an actor died, or the deadline passed. Exceptions of the actor's own code are raised unchanged.
     """
     try:
@@ -46,8 +48,16 @@ def wait_for(calls: Mapping[ray.ObjectRef, str], timeout: float, doing: str) -> 
 
 
 def _raise_if_lost(calls: Mapping[ray.ObjectRef, str], doing: str, error: RayError) -> None:
-    """Raise ClusterError if one of the calls failed because an actor died. It names all that did."""
+    """Raise ClusterError if one of the calls failed because an actor died. It names all that did.
+
+    If an actor's constructor raised UserError, that is raised: another start would end in the same way.
+    """
     lost = {name: death for reference, name in calls.items() if (death := _death(reference))}
+    for death in lost.values():
+        # Ray keeps only the text of the exception that ended a constructor.
+        _, is_mistake, message = str(death).rpartition(MISTAKE)
+        if death.actor_init_failed and is_mistake:
+            raise UserError(message) from error
     if lost:
         causes = {cause_of(str(death)) for death in lost.values()}
         raise ClusterError(f"{', '.join(lost)} died while '{doing}': {'; '.join(sorted(causes))}") from error

@@ -1,8 +1,13 @@
 """Reports of Ray 2.60 on dead actors, as they were printed, and what is told of them."""
 
-import pytest
+import traceback
 
-from rft_cluster.cluster.handles import cause_of
+import pytest
+from ray.exceptions import ActorDiedError, RayTaskError
+
+from rft_cluster.cluster import handles
+from rft_cluster.cluster.handles import cause_of, wait_for
+from rft_cluster.common.errors import ClusterError, UserError
 
 HEAD = (
     "The actor died unexpectedly before finishing this task.\n\tclass_name: Learner\n\tactor_id: 4786\n\tpid: 7337\n"
@@ -38,3 +43,29 @@ FAILED = (
 def test_one_line_says_what_is_known(report, told):
     assert told in cause_of(report)
     assert report == FAILED or "\n" not in cause_of(report)
+
+
+def died_of(mistake: Exception) -> ActorDiedError:
+    """The error of a call to an actor whose constructor raised this, as Ray makes it."""
+    try:
+        try:
+            raise ValueError("no available memory\nfor the cache")
+        except ValueError as error:
+            raise mistake from error
+    except (UserError, TypeError) as error:
+        return ActorDiedError.from_task_error(RayTaskError("Generator.__init__", traceback.format_exc(), error))
+
+
+@pytest.mark.parametrize(
+    ("mistake", "kind", "message"),
+    [
+        (UserError("a generator is out of memory:\nlower it"), UserError, r"^a generator is out of memory:\nlower it$"),
+        (TypeError("no such argument"), ClusterError, r"^one died while 'starting': (.|\n)*no such argument"),
+    ],
+)
+def test_a_users_mistake_that_a_constructor_finds_is_told_as_such(monkeypatch, mistake, kind, message):
+    """It is not the loss of an actor, after which all would start again, to the same end."""
+    death = died_of(mistake)
+    monkeypatch.setattr(handles.ray, "get", lambda *_, **__: (_ for _ in ()).throw(death))
+    with pytest.raises(kind, match=message):
+        wait_for({"call": "one"}, 1, "starting")
