@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu_check                                    all tiers
     python -m benchmarks.gpu_check --tier learner several             some
-    python -m benchmarks.gpu_check --device cpu --size tiny           the same checks on a CPU, to try them
+    python -m benchmarks.gpu_check --device cpu                       the same checks on a CPU, at a tiny size
 
     learner     attention, FSDP2 updates, memory, digests, files; needs neither vLLM nor Ray
     generator   the vLLM engine: log-probabilities, sleep and wake, seeds
@@ -32,6 +32,7 @@ from rft_cluster.common.hardware import openmp_environment
 
 # A tier's process ends at once, whatever locks its libraries hold, and multiprocessing would warn of them.
 QUIET = "ignore::UserWarning:multiprocessing.resource_tracker"
+SIZE = {"cuda": "true", "cpu": "tiny"}  # at true size a learner takes 65 GiB and, on a CPU, hours
 # The packages that a tier needs, beside those of a learner.
 NEEDS: dict[str, tuple[str, ...]] = {
     "learner": (),
@@ -48,15 +49,16 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--tier", nargs="+", choices=NEEDS, default=list(NEEDS), metavar="TIER", help="(all)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--size", choices=("true", "tiny"), default="true", help="of the models (true)")
+    parser.add_argument("--size", choices=("true", "tiny"), help="of the models (true on a GPU, tiny on a CPU)")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu_check"), metavar="FOLDER", help="(runs/gpu_check)")
     parser.add_argument("--again", action="store_true", help="run all checks, whatever is recorded")
     options = parser.parse_args(arguments)
     gpus = nvidia_gpus()
     check_device(options.device, len(gpus))
+    gpus = gpus[: torch.cuda.device_count()]  # CUDA_VISIBLE_DEVICES may hide some from programs
     check_writable(options.out, "choose another folder with --out")
     options.out.mkdir(parents=True, exist_ok=True)
-    bench = Bench(options.device, options.size, CACHE / "gpu_check")
+    bench = Bench(options.device, options.size or SIZE[options.device], CACHE / "gpu_check")
     bench.folder.mkdir(parents=True, exist_ok=True)
     about = {"device": bench.device, "size": bench.size, "gpus": gpus, "machine": machine()}
     print(heading(bench, gpus), flush=True)
@@ -70,7 +72,7 @@ def check_device(device: str, gpus: int) -> None:
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
         raise UserError(
             f"torch {torch.__version__}, {built}, finds no GPU here (nvidia-smi lists {gpus or 'none'}). The checks "
-            f"can be tried on a CPU at a tiny size: python -m benchmarks.gpu_check --device cpu --size tiny"
+            f"can be tried on a CPU, at a tiny size: python -m benchmarks.gpu_check --device cpu"
         )
 
 

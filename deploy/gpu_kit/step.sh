@@ -8,7 +8,7 @@
 #   OUT     the folder whose contents come back from the machine (KIT/out): a JSON and a log for each tier
 #   TORCH   pinned: the project's torch, when its parts are there; else the machine's own
 #   LIMIT   seconds for each tier (270); a second call goes on after the last check that is recorded in OUT
-#   CHECK   more options of gpu_check, e.g. "--again", or "--device cpu --size tiny" on a machine without a GPU
+#   CHECK   more options of gpu_check, e.g. "--again", or "--device cpu" on a machine without a GPU
 set -uo pipefail
 kit=${KIT:-/tmp/kit}
 out=${OUT:-$kit/out}

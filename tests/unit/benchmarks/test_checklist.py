@@ -139,7 +139,7 @@ def test_what_checks_share_is_made_once_and_so_is_its_error(tmp_path):
 
 def test_without_a_gpu_one_line_and_exit_code_2(monkeypatch):
     monkeypatch.setattr(command.torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match=r"finds no GPU here .*--device cpu --size tiny"):
+    with pytest.raises(UserError, match=r"finds no GPU here .*--device cpu"):
         command.main(["--tier", "learner"])
 
 
@@ -156,10 +156,16 @@ def test_the_exit_code_of_a_tier(monkeypatch, tmp_path, results, code):
 
 @pytest.mark.parametrize(("codes", "whole"), [((0, 0), 0), ((0, 2), 2), ((2, 1), 1)])
 def test_a_failure_counts_more_than_a_missing_thing(monkeypatch, tmp_path, codes, whole):
-    answers = iter(codes)
-    monkeypatch.setattr(command, "tier_code", lambda *_: next(answers))
+    answers, sizes = iter(codes), []
+
+    def tier_code(tier, bench, *_):
+        sizes.append(bench.size)
+        return next(answers)
+
+    monkeypatch.setattr(command, "tier_code", tier_code)
     options = ["--device", "cpu", "--tier", "learner", "several", "--out", str(tmp_path)]
     assert command.main(options) == whole
+    assert set(sizes) == {"tiny"}, "a CPU has no room for the true size"
 
 
 def test_a_tier_without_its_packages_is_not_run(monkeypatch, tmp_path, capsys):
