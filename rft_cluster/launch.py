@@ -8,7 +8,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Literal
 
 from rft_cluster.common import stopping
-from rft_cluster.common.errors import ClusterError, UserError, WeightTransferError, exit_code
+from rft_cluster.common.errors import ClusterError, UserError, exit_code
 from rft_cluster.config import Config, load_config
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ Resume = Literal["no", "yes", "auto"]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit code: 0 done, 2 for a mistake of the user's. Defects keep their traceback."""
+    """The exit code: 0 done, 2 a mistake of the user's, 3 a loss in the cluster. Defects keep their traceback."""
     parser = argparse.ArgumentParser(prog="python -m rft_cluster.launch", description=__doc__)
     parser.add_argument("--config", required=True, help="a YAML file, or the bare name of one in configs/")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change a value of the config")
@@ -167,7 +167,7 @@ def _run(config: Config, task: "Task", start: "Start", log: "Log") -> None:
                 # Opened last: until all actors are ready, the folder stays unchanged.
                 train(config, task, cluster, RunFolder(config, task, start.step, tiny_model_of(config, model_path)))
             break
-        except (ClusterError, WeightTransferError) as error:
+        except ClusterError as error:
             # After a signal these are its consequences.
             if stopping.received() or not restarts.again(error):
                 raise

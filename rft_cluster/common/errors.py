@@ -57,14 +57,14 @@ def check_range(option: str, value: int, least: int, most: int) -> None:
 
 
 class ClusterError(RuntimeError):
-    """An actor died or did not answer in time; the message names it and the call."""
+    """Something of the cluster was lost: an actor died or did not answer in time. The message names it and the call."""
 
 
 class StaleGenerator(RuntimeError):
     """A generator was asked for a newer version of the weights than it has."""
 
 
-class WeightTransferError(RuntimeError):
+class WeightTransferError(ClusterError):
     """A weight update failed or did not verify. The generator has no valid version and must not generate."""
 
 

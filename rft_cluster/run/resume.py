@@ -241,7 +241,7 @@ def raise_with_cure(error: BaseException, folder: Path, command: list[str]) -> N
 
     Raises:
         KeyboardInterrupt: after a signal, of which `error` is a consequence.
-        ClusterError: after the loss of an actor.
+        ClusterError: after the loss of an actor, or of weights on their way.
     """
     if stopping.received():
         raise KeyboardInterrupt(f"interrupted: {resume_line(folder, command)}") from error

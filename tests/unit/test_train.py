@@ -276,14 +276,23 @@ def test_losses_do_not_end_a_run_and_change_nothing(tmp_path, monkeypatch, undis
     assert left(settings.run_folder) == undisturbed[0]
 
 
-def test_a_loss_without_a_new_step_ends_it_when_the_restarts_are_used_up(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", [ClusterError, WeightTransferError])
+def test_a_loss_without_a_new_step_ends_it_when_the_restarts_are_used_up(tmp_path, monkeypatch, capsys, kind):
     class Always(dict):
         def pop(self, step, default):
-            return ClusterError("lost") if step == 3 else None
+            return kind("lost") if step == 3 else None
 
     settings = config(tmp_path, *SETTINGS, "schedule.save_every=2", "cluster.restarts=2")
-    with pytest.raises(ClusterError, match="lost"):
-        launched(settings, monkeypatch, Always())
+
+    def work() -> None:
+        try:
+            launched(settings, monkeypatch, Always())
+        except RuntimeError as error:
+            raise_with_cure(error, settings.run_folder, ["launch"])
+            raise
+
+    assert exit_code(work) == 3
+    assert capsys.readouterr().err == "error: lost\nstep 2 is saved; go on with: launch --resume\n"
     assert [row["step"] for row in read_rows(settings.run_folder / "metrics.jsonl")] == [1, 2]
 
 
