@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +137,8 @@ def unfinished(final: Path, cure: str = ROOM) -> Iterator[Path]:
     """
     folder = final.with_name(final.name + ".tmp")
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     try:
+        folder.mkdir(parents=True)
         yield folder
         for path in (*(path for path in folder.rglob("*") if path.is_file()), folder):
             sync(path)
@@ -150,7 +150,7 @@ def unfinished(final: Path, cure: str = ROOM) -> Iterator[Path]:
         if isinstance(error, OSError) and error.errno in FULL:
             raise DiskFull(
                 f"{final} cannot be written: {error.strerror}. It needs more than {size(written)}; "
-                f"{size(shutil.disk_usage(final.parent).free)} are free there without it. {cure}"
+                f"{size(_free(final.parent))} are free there without it. {cure}"
             ) from error
         raise
 
@@ -210,11 +210,15 @@ def check_space(folder: Path, needed: int, what: str, cure: str) -> None:
     Raises:
         DiskFull: fewer are free; the message says `what` needs them and the advice in `cure`.
     """
-    path = folder.absolute()
-    nearest = next(there for there in (path, *path.parents) if there.exists())
-    free = shutil.disk_usage(nearest).free
+    free = _free(folder)
     if needed > free:
         raise DiskFull(f"{what} need {size(needed)} in {folder}, but {size(free)} are free there. {cure}")
+
+
+def _free(folder: Path) -> int:
+    """Bytes that are free on the disk of a folder, or of its nearest existing parent."""
+    path = folder.absolute()
+    return shutil.disk_usage(next(there for there in (path, *path.parents) if there.exists())).free
 
 
 def size(count: int) -> str:
@@ -224,5 +228,8 @@ def size(count: int) -> str:
 
 def bytes_in(folder: Path) -> int:
     """Total size in bytes of the files in a folder and below, without following links; 0 if there is no folder."""
-    files = (Path(root, name) for root, _, names in os.walk(folder) for name in names)
-    return sum(file.lstat().st_size for file in files)
+    total = 0
+    for file in (Path(root, name) for root, _, names in os.walk(folder) for name in names):
+        with suppress(FileNotFoundError):  # removed meanwhile, by an actor that wrote it
+            total += file.lstat().st_size
+    return total

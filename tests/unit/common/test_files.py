@@ -13,7 +13,16 @@ from pathlib import Path
 import pytest
 
 from rft_cluster.common.errors import UserError
-from rft_cluster.common.files import bytes_in, check_space, check_writable, size, unfinished, write_json, write_text
+from rft_cluster.common.files import (
+    DiskFull,
+    bytes_in,
+    check_space,
+    check_writable,
+    size,
+    unfinished,
+    write_json,
+    write_text,
+)
 
 LIMIT = 1000
 
@@ -77,6 +86,24 @@ def test_any_other_error_comes_as_it_is_and_leaves_nothing(tmp_path, error):
         fill(tmp_path / "model", b"x", error)
     assert caught.value is error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("parents", ["", "checkpoints"])
+def test_a_disk_that_is_full_to_the_last_block_cannot_take_even_the_folder(tmp_path, monkeypatch, parents):
+    def full(folder: Path, **_: bool) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(DiskFull, match="step-000001 cannot be written: No space left on device"):
+        fill(tmp_path / parents / "step-000001", b"", AssertionError("nothing is to be written"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_others_remove_meanwhile_does_not_hide_the_error(tmp_path, monkeypatch):
+    """Other ranks may still write to the folder when the first fails."""
+    monkeypatch.setattr(os, "walk", lambda folder: [(str(folder), [], ["removed.safetensors"])])
+    with pytest.raises(DiskFull):
+        fill(tmp_path / "step-000001", b"", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
 
 def test_a_folder_gets_its_name_when_it_is_whole(tmp_path):
