@@ -89,7 +89,11 @@ def tier_code(tier: str, bench: Bench, out: Path, about: dict[str, Any], again: 
         return 2
     started = time.monotonic()
     environment = {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": QUIET, **openmp_environment(bench.device)}
-    lines: list[Line] = in_a_process(run_tier, tier, bench, out, about, again, environment=environment)
+    try:
+        lines: list[Line] = in_a_process(run_tier, tier, bench, out, about, again, environment=environment)
+    except SystemExit as end:  # its process died, as by a signal; the next tier has one of its own
+        print(f"{tier}: {end}; {out / tier}.log", flush=True)
+        return 1
     counts = {result: sum(line.result == result for line in lines) for result in ("pass", "fail", "skip")}
     said = ", ".join(f"{count} {result}" for result, count in counts.items())
     print(f"{tier}: {said}, {time.monotonic() - started:.0f} s; {out / tier}.json and .log", flush=True)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as TooLate
 from dataclasses import asdict, dataclass
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
@@ -170,19 +169,26 @@ def answer_of(check: Check, bench: Bench, deadline: float = DEADLINE) -> "Future
 def once(make: Callable[Given, Made]) -> Callable[Given, Made]:
     """`make`, called once for each bench: later calls return the same, or raise the same error at once.
 
-    For what the checks of a tier share, such as an engine or a run.
+    For what the checks of a tier share, such as an engine or a run. Checks run one by one, so a call that finds the
+    first one still at work follows a check that hangs. It raises TimeoutError: each check would wait for its deadline.
     """
+    begun: dict[Any, Future[Made]] = {}
 
-    @cache
-    def made(*given: Given.args, **named: Given.kwargs) -> "Future[Made]":
+    def made(*given: Given.args, **named: Given.kwargs) -> Made:
+        key = given, tuple(sorted(named.items()))
+        if key in begun:
+            if not begun[key].done():
+                raise TimeoutError("an earlier check still waits for the same")
+            return begun[key].result()
         answer: Future[Made] = Future()
+        begun[key] = answer
         try:
             answer.set_result(make(*given, **named))
         except BaseException as error:  # noqa: BLE001 - every call raises it
             answer.set_exception(error)
-        return answer
+        return answer.result()
 
-    return lambda *given, **named: made(*given, **named).result()
+    return made
 
 
 def cause(error: BaseException) -> str:

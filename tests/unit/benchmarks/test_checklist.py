@@ -137,6 +137,13 @@ def test_what_checks_share_is_made_once_and_so_is_its_error(tmp_path):
     assert calls == ["tiny", "true"]
 
 
+def test_what_hangs_is_waited_for_once(tmp_path):
+    shared = once(lambda bench: time.sleep(2))
+    check, bench = Check("slow", "0", shared), Bench("cpu", "tiny", tmp_path)
+    errors = [answer_of(check, bench, deadline=0.05).exception(), answer_of(check, bench, deadline=1).exception()]
+    assert list(map(str, errors)) == ["no answer within 0 s", "an earlier check still waits for the same"]
+
+
 def test_without_a_gpu_one_line_and_exit_code_2(monkeypatch):
     monkeypatch.setattr(command.torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"finds no GPU here .*--device cpu"):
@@ -152,6 +159,17 @@ def test_the_exit_code_of_a_tier(monkeypatch, tmp_path, results, code):
     assert command.tier_code("learner", Bench("cuda", "tiny", tmp_path), tmp_path, ABOUT, False) == code
     on_cpu = 0 if code == 2 else code  # nothing is missing that a CPU lacks
     assert command.tier_code("learner", Bench("cpu", "tiny", tmp_path), tmp_path, ABOUT, False) == on_cpu
+
+
+def test_a_tier_whose_process_died_has_failed_and_the_next_one_runs(monkeypatch, tmp_path, capsys):
+    def died(*_, **__):
+        raise SystemExit("run_tier ended with exit code -11")
+
+    monkeypatch.setattr(command, "in_a_process", died)
+    options = ["--device", "cpu", "--tier", "learner", "learner", "--out", str(tmp_path)]
+    assert command.main(options) == 1
+    said = capsys.readouterr().out.splitlines()[1:]
+    assert said == [f"learner: run_tier ended with exit code -11; {tmp_path}/learner.log"] * 2
 
 
 @pytest.mark.parametrize(("codes", "whole"), [((0, 0), 0), ((0, 2), 2), ((2, 1), 1)])
