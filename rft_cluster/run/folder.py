@@ -54,7 +54,7 @@ class RunFolder:
         (self.path / "rollouts").mkdir(parents=True, exist_ok=True)
         clear_unfinished(self.path)
         self._move_aside(first_step)
-        self.journal = Journal(self.path, first_step)
+        self.journal = Journal(config, first_step)
         write_record(self.path, config)
         if not (self.path / "manifest.json").exists():
             found = manifest(task.dataset, config.data, config.run.seed)

@@ -1,11 +1,12 @@
 """The journal: the scored groups of each step, on disk before the update that trains on them counts.
 
-journal/step-000012.jsonl   a line with the SHA-256 of the rest, then an object a group
+journal/step-000012.jsonl   a line with the SHA-256 of settings and groups, then an object a group
 
 A run that was killed goes on from its last checkpoint, and makes the updates since then again from the journal, without
 generating: the completions that it had paid for are not lost, and the policy is the same to the bit, whichever
 generator wrote them. A step is written while the learners make its update, and nothing builds on an update before its
-step is on the disk. Files of steps before the oldest checkpoint are removed.
+step is on the disk. Files of steps before the oldest checkpoint are removed. So are those of a run with other settings:
+each step was written by the policy to which the steps before it led, and this run's steps would lead to another.
 """
 
 import base64
@@ -19,9 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from rft_cluster.common.files import FORMAT, json_object, sync, write_bytes
+from rft_cluster.config import Config
 from rft_cluster.messages import Completion, Group, Prompt, Reward
 
 FOLDER = "journal"
+# What policies depend on, but for rounding. `steps` decides the learning rates.
+SETTINGS: dict[str, Any] = dict.fromkeys(("model", "algorithm", "optimizer", "sampling", "rewards", "prompt"), True) | {
+    "run": {"seed"},
+    "schedule": {"steps", "prompts_per_step", "max_staleness"},
+}
 Rewards = Sequence[Sequence[Reward]]
 
 
@@ -39,12 +46,14 @@ class Recorded:
 class Journal:
     """The journal of a run. Opening it removes what cannot be used: steps that are done, and those after a gap."""
 
-    def __init__(self, run: Path, first_step: int) -> None:
+    def __init__(self, config: Config, first_step: int) -> None:
         """`first_step`: number of steps that the run's checkpoint has done."""
-        self._folder = run / FOLDER
+        self._folder = config.run_folder / FOLDER
         self._folder.mkdir(exist_ok=True)
+        settings = config.model_dump_json(include=SETTINGS)
+        self._settings = hashlib.sha256(settings.encode()).hexdigest()
         self._end = first_step  # the first step that the journal does not have
-        while _read(self._file(self._end)) is not None:
+        while self._read(self._end) is not None:
             self._end += 1
         self._drop_the_rest()
         if self._end > first_step:
@@ -55,7 +64,7 @@ class Journal:
         if step >= self._end:
             return None
         try:
-            rows = zip(_read(self._file(step)) or [], prompts, strict=True)
+            rows = zip(self._read(step) or [], prompts, strict=True)
             pairs = [_from_row(row, prompt) for row, prompt in rows]
         except (LookupError, TypeError, ValueError):  # of other prompts, or not what `commit` writes
             self._end = step  # a policy that this run will not have wrote the later ones
@@ -71,9 +80,26 @@ class Journal:
         body = "".join(
             json.dumps(_to_row(group, own)) + "\n" for group, own in zip(groups, rewards, strict=True)
         ).encode()
-        head = json.dumps({"format": FORMAT, "step": step, "sha256": hashlib.sha256(body).hexdigest()}) + "\n"
-        write_bytes(self._file(step), head.encode() + body)
+        seal = _digest(self._settings, body)
+        head = {"format": FORMAT, "step": step, "settings": self._settings, "sha256": seal}
+        write_bytes(self._file(step), json.dumps(head).encode() + b"\n" + body)
         sync(self._folder)
+
+    def _read(self, step: int) -> list[dict[str, Any]] | None:
+        """The rows of a step; None without a whole file of a run with these settings."""
+        file = self._file(step)
+        if not file.is_file():
+            return None
+        head, _, body = file.read_bytes().partition(b"\n")
+        told = json_object(head) or {}
+        rows = [json_object(line) or {} for line in body.splitlines()]
+        if told.get("format") != FORMAT or told.get("sha256") != _digest(str(told.get("settings")), body):
+            print(f"WARNING: {file} is damaged: its step and those after it are generated again", flush=True)
+            return None
+        if told.get("settings") != self._settings:
+            print(f"step {step + 1} and those after it are generated again: {file} is of other settings", flush=True)
+            return None
+        return rows
 
     def _drop_the_rest(self) -> None:
         """Remove the steps from `_end` on, and what a process left that died while it wrote.
@@ -94,6 +120,10 @@ def prune_journal(run: Path, oldest: int) -> None:
     for file in (run / FOLDER).glob("step-*.jsonl"):
         if (step := _step_of(file)) is not None and step < oldest:
             file.unlink()
+
+
+def _digest(settings: str, body: bytes) -> str:
+    return hashlib.sha256(settings.encode() + body).hexdigest()
 
 
 def _step_of(file: Path) -> int | None:
@@ -152,16 +182,3 @@ def _packed(kind: str, numbers: Sequence[int] | Sequence[float]) -> str:
 
 def _unpacked(kind: str, text: str) -> list[Any]:
     return array(kind, base64.b64decode(text)).tolist()
-
-
-def _read(file: Path) -> list[dict[str, Any]] | None:
-    """The rows of a step; None without a whole file."""
-    if not file.is_file():
-        return None
-    head, _, body = file.read_bytes().partition(b"\n")
-    told = json_object(head) or {}
-    rows = [json_object(line) or {} for line in body.splitlines()]
-    if told.get("format") == FORMAT and told.get("sha256") == hashlib.sha256(body).hexdigest():
-        return rows
-    print(f"WARNING: {file} is damaged: its step and those after it are generated again", flush=True)
-    return None

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from some_prompt import some_prompt
 
+from rft_cluster.config import load_config
 from rft_cluster.messages import Completion, Group, Prompt, Reward
 from rft_cluster.run.journal import Journal, prune_journal
 
@@ -28,16 +29,20 @@ def scored(step: int) -> tuple[list[Group], list[list[Reward]]]:
     return [Group(prompt, [1, 2, step], [first, second]) for prompt in prompts(step)], [rewards, rewards[::-1]]
 
 
+def opened(folder: Path, first: int = 0, *overrides: str) -> Journal:
+    return Journal(load_config("digits", [f"run.folder={folder.parent}", f"run.name={folder.name}", *overrides]), first)
+
+
 def journalled(folder: Path, steps: int) -> list[Path]:
-    journal = Journal(folder, 0)
+    journal = opened(folder)
     for step in range(steps):
         journal.commit(step, *scored(step))
     return sorted((folder / "journal").iterdir())
 
 
-def replayed(folder: Path, first: int = 0) -> list[int]:
+def replayed(folder: Path, first: int = 0, *overrides: str) -> list[int]:
     """The steps that a run gets back when it goes on from `first`, each as it was."""
-    journal, steps = Journal(folder, first), []
+    journal, steps = opened(folder, first, *overrides), []
     for step in range(first, first + 10):
         if recorded := journal.recorded(step, prompts(step)):
             assert recorded.wait() == scored(step)
@@ -57,7 +62,7 @@ def test_a_run_that_goes_on_gets_every_step_back_as_it_was(tmp_path, capsys):
 
 
 def test_a_step_is_on_the_disk_when_it_is_committed(tmp_path, monkeypatch):
-    journal, events = Journal(tmp_path, 0), []
+    journal, events = opened(tmp_path), []
     fsync, replace_file = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda opened: events.append("sync") or fsync(opened))
     monkeypatch.setattr(os, "replace", lambda *paths: events.append("rename") or replace_file(*paths))
@@ -88,7 +93,7 @@ def test_a_damaged_step_and_those_after_it_are_generated_again(tmp_path, capsys,
 )
 def test_what_was_recorded_for_other_prompts_is_not_taken(tmp_path, change):
     journalled(tmp_path, 3)
-    journal = Journal(tmp_path, 0)
+    journal = opened(tmp_path)
     first, second = prompts(1)
     assert journal.recorded(0, prompts(0))
     assert journal.recorded(1, [first, change(second)]) is None
@@ -97,18 +102,37 @@ def test_what_was_recorded_for_other_prompts_is_not_taken(tmp_path, change):
     assert replayed(tmp_path) == [0, 1]
 
 
+@pytest.mark.parametrize(
+    ("override", "kept"),
+    [
+        ("schedule.steps=90", False),  # so other learning rates: the policies that wrote these steps will not be there
+        ("optimizer.learning_rate=1e-6", False),
+        ("rewards.accuracy=2", False),
+        ("learners.count=1", True),
+        ("schedule.save_every=7", True),
+        ("scoring.failure_budget=0.5", True),
+    ],
+)
+def test_what_a_run_of_other_settings_journalled_is_not_taken(tmp_path, capsys, override, kept):
+    (file, *_) = journalled(tmp_path, 2)
+    assert replayed(tmp_path, 0, override) == ([0, 1] if kept else [])
+    said = f"step 1 and those after it are generated again: {file} is of other settings"
+    assert capsys.readouterr().out.count(said) == (not kept)
+
+
 def test_fewer_or_more_prompts_than_recorded_are_others(tmp_path):
     for asked in (prompts(0)[:1], [*prompts(0), prompts(1)[0]], []):
         journalled(tmp_path, 1)
-        assert Journal(tmp_path, 0).recorded(0, asked) is None
+        assert opened(tmp_path).recorded(0, asked) is None
 
 
 @pytest.mark.parametrize("body", ["{}", '{"prompt": 3}', "[]", "nothing", '{"prompt": null, "completions": {}}', ""])
 def test_a_strangers_journal_is_data_with_a_checksum_that_fits_or_not(tmp_path, body):
     (file,) = journalled(tmp_path, 1)
-    rows = [json.loads(line) for line in file.read_text().splitlines()[1:]]
+    head, *rows = [json.loads(line) for line in file.read_text().splitlines()]
     for rewritten in (body, json.dumps({**rows[0], "completions": [{"token_ids": "%"}]}) + "\n" + json.dumps(rows[1])):
-        head = {"format": 2, "step": 0, "sha256": hashlib.sha256(rewritten.encode()).hexdigest()}
+        seal = hashlib.sha256((head["settings"] + rewritten).encode()).hexdigest()
+        head = {**head, "sha256": seal}
         file.write_text(json.dumps(head) + "\n" + rewritten)
         assert replayed(tmp_path) == []
 
