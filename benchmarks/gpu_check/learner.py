@@ -27,7 +27,9 @@ SEGMENTS = ([588, 301], [64, 1, 33, 0, 64, 17], [0, 0, 0, 0, 1, 1])
 HEADS = {"true": (12, 2, 128), "tiny": (4, 2, 32)}  # heads, key heads, size
 SDPA = {"text_config": "sdpa", "vision_config": "sdpa"}
 ATTENTION_ERROR = 0.015  # relative; BF16 rounds to 0.004
-GRADIENT_ERROR = 0.1  # relative; on a CPU 0.011 with 2 + 2 layers of the true widths, 0.017 with 6 + 4
+# Relative. On a CPU 0.011 with 2 + 2 layers of the true widths, 0.017 with 6 + 4; 0.020 with 4 + 4 at a sixth of the
+# widths, and 0.072 with all 28 + 32.
+GRADIENT_ERROR = 0.15
 
 
 # Attention alone
@@ -254,7 +256,11 @@ CHECKS = (
         check
         for variant in VARIANTS
         for check in (
-            Check(f"{variant}: gradient against plain FP32", "at most 0.1 of the norm", partial(gradient, variant)),
+            Check(
+                f"{variant}: gradient against plain FP32",
+                f"at most {GRADIENT_ERROR} of the norm",
+                partial(gradient, variant),
+            ),
             Check(f"{variant}: tensors moved wrongly", "0", partial(movement, variant)),
             Check(f"{variant}: peak memory", "GPU: 15 % from the plan", partial(memory, variant)),
             Check(f"{variant}: speed", "measured", partial(speed, variant)),
