@@ -6,16 +6,18 @@
 #   make slow    tests that take a quarter of an hour more: runs that are stopped, a run over three hosts, vLLM's server
 #   make long    the same kinds of stops at more moments, half an hour
 #   make bench   all benchmarks, an hour on a quiet machine; EXTRAS=cpu,dev,bench brings TRL (docs/performance.md)
-#   make gpu-test   checks of a machine's GPUs, ten minutes for one; TIER="learner" for some (EXTRAS=gpu,dev; docs/gpus.md)
+#   make gpu-test   checks of a machine's GPUs, ten minutes for one; TIER="learner" for some (docs/gpus.md)
 #   make setup   the environment in .venv alone (EXTRAS=gpu,dev for a GPU machine)
 #   make bare-test   both commands on a bare Debian, without compiler, headers or libraries (deploy/bare_test.sh)
 
 # A Python of your choice; left out, one that fits is looked for.
 PYTHON ?=
-EXTRAS ?= cpu,dev
+comma := ,
+# The checks of a GPU need its packages: those for CPUs would replace them in .venv, and find no GPU.
+ON_GPU := $(and $(filter gpu-test,$(MAKECMDGOALS)),$(shell command -v nvidia-smi 2>/dev/null))
+EXTRAS ?= $(if $(ON_GPU),gpu,cpu)$(comma)dev
 SEED ?= 0
 BIN := .venv/bin
-comma := ,
 READY := .venv/ready-$(subst $(comma),-,$(EXTRAS))
 BENCHMARKS := bench-trl bench-digits bench-generation bench-forward bench-transfer bench-overlap bench-controller
 # Intel's OpenMP runtime comes with the CPU build of vLLM; without it the same batch took 1 to 20 times as long.
