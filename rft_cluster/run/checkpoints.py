@@ -77,10 +77,9 @@ def read_state(folder: Path) -> State:
         values = json_object(file.read_bytes()) if file.is_file() or not file.exists() else None
         if values is None:
             raise ValueError(f"{STATE_FILE} is damaged")
-        intact = check_seal(values)
-        check_format(values, file)
-        if not intact:
+        if not check_seal(values):  # before the format: that may be what has changed
             raise ValueError(f"{STATE_FILE} is damaged: it has changed since it was written")
+        check_format(values, file)
         state = State.model_validate(values)
     except OSError as error:
         raise ValueError(f"{STATE_FILE} cannot be read ({error.strerror})") from error

@@ -60,6 +60,16 @@ def test_one_changed_bit_anywhere_is_found_and_the_older_one_taken(tmp_path, nam
     assert latest_checkpoint(tmp_path)[0].path == newest
 
 
+def test_a_changed_bit_in_the_number_of_the_format_is_not_a_newer_version(tmp_path):
+    checkpoint(tmp_path, 2)
+    state = checkpoint(tmp_path, 4) / "state.json"
+    changed = state.read_text().replace('"format": 2', '"format": 3')
+    assert changed != state.read_text()
+    state.write_text(changed)
+    found, (problem,) = latest_checkpoint(tmp_path)
+    assert found.path == checkpoint_folder(tmp_path, 2) and "state.json is damaged" in problem
+
+
 def test_a_digest_of_a_file_elsewhere_is_not_read(tmp_path):
     checkpoint(tmp_path, 4, digests={"../../secret": "0" * 64})
     with pytest.raises(UserError, match=re.escape("../../secret is missing")):
