@@ -81,17 +81,19 @@ def cache_tokens(shapes: Shapes, config: Config, card: Card) -> float:
 
 
 def worst_row(config: Config, shapes: Shapes, prompts: Prompts) -> tuple[Row, int]:
-    """The micro-batch with the most activations, over all lengths of completions, and how many a learner has then.
+    """The micro-batch with the most activations, over all lengths of completions, and how many an update has then.
 
-    Short completions leave room for more prompts in a row, whose images take more than the completions."""
-    a_rank = -(-config.schedule.prompts_per_step // config.learners.count)
-    longest = prompts.longest[:a_rank]
+    Short completions leave room for more prompts in a row, whose images take more than the completions. A step with
+    more prompts than there are images asks about some of them several times."""
+    a_step, updates = config.schedule.prompts_per_step, config.algorithm.updates_per_step
+    a_rank, times = -(-a_step // (config.learners.count * updates)), -(-a_step // prompts.count)
+    longest = [prompt for prompt in prompts.longest[:a_rank] for _ in range(times)][:a_rank]
     group, limit, length = config.sampling.group_size, config.learners.micro_batch_tokens, config.sampling.max_tokens
     found: list[tuple[float, Row, int]] = []
     while not found or length >= SHORTEST:
         row = fullest_row(longest, group, length, limit)
         kept = activations(shapes, config, row)
-        found.append((kept.text + kept.vision, row, learner_share(config, longest[0], length).micro_batches))
+        found.append((kept.text + kept.vision, row, learner_share(config, longest[0], length).micro_batches // updates))
         length //= 2
     _, row, micro_batches = max(found, key=lambda one: one[0])
     return row, micro_batches

@@ -72,7 +72,7 @@ def engine(shapes: Shapes, config: Config, gib: float) -> Engine:
 
 
 def places(shapes: Shapes, config: Config, card: Card, row: Row, micro_batches: int) -> list[Place]:
-    """The memories of a run. `row`: the largest micro-batch of a learner, of `micro_batches` in a step."""
+    """The memories of a run. `row`: the largest micro-batch of a learner, of `micro_batches` in an update."""
     learner = learner_parts(shapes, config, row, micro_batches)
     if config.cluster.device == "cpu":
         return [Place(card.name, card.gib * GIB, _on_a_cpu(shapes, config, learner))]

@@ -92,13 +92,14 @@ class Share:
 
 def learner_share(config: Config, prompt: PromptLength, length: float) -> Share:
     """A learner's part of a step with prompts of this length and completions of `length` tokens."""
-    groups = config.schedule.prompts_per_step / config.learners.count
+    updates = config.algorithm.updates_per_step
+    groups = config.schedule.prompts_per_step / config.learners.count / updates  # of an update
     size, limit = config.sampling.group_size, config.learners.micro_batch_tokens
     group = group_row(prompt, size, length)
     if group.tokens <= limit:
         a_row = limit // group.tokens  # groups in a micro-batch
-        return Share(group.times(groups), math.ceil(groups / a_row))
+        return Share(group.times(groups * updates), updates * math.ceil(groups / a_row))
     fitting = max(1, (limit - prompt.tokens) // max(1, length - 1))  # completions in a piece of a group
     pieces = -(-size // fitting)
     piece = group_row(prompt, size / pieces, length)
-    return Share(piece.times(groups * pieces), math.ceil(groups * pieces))
+    return Share(piece.times(groups * updates * pieces), updates * math.ceil(groups * pieces))
