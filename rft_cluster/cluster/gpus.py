@@ -5,7 +5,9 @@ the library of nvidia-smi, which needs neither CUDA nor torch.
 """
 
 import os
+import sys
 from dataclasses import dataclass
+from typing import Any
 
 from rft_cluster.common.errors import UserError
 
@@ -18,7 +20,8 @@ HIDE_GPUS = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
 
 @dataclass(frozen=True)
 class Gpu:
-    """`capability`: CUDA's compute capability, e.g. (9, 0). `memory`: in bytes."""
+    """`capability`: CUDA's compute capability, e.g. (9, 0). `memory`: in bytes, `sys.maxsize` if the driver knows none,
+    as of a GPU that uses its host's memory (GB10)."""
 
     name: str
     capability: tuple[int, int]
@@ -49,11 +52,17 @@ def driver_here() -> Driver | None:
         names = {str(index), nvml.nvmlDeviceGetUUID(handle)}  # either may be in the variable
         if visible is None or names & set(visible.split(",")):
             capability = nvml.nvmlDeviceGetCudaComputeCapability(handle)
-            memory = int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
-            gpus.append(Gpu(nvml.nvmlDeviceGetName(handle), capability, memory))
+            gpus.append(Gpu(nvml.nvmlDeviceGetName(handle), capability, _memory(nvml, handle)))
     driver = Driver(nvml.nvmlSystemGetDriverVersion(), nvml.nvmlSystemGetCudaDriverVersion(), gpus)
     nvml.nvmlShutdown()
     return driver
+
+
+def _memory(nvml: Any, handle: Any) -> int:
+    try:
+        return int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
+    except nvml.NVMLError_NotSupported:
+        return sys.maxsize
 
 
 def check_driver(host: str, driver: Driver | None) -> None:

@@ -1,10 +1,12 @@
 """Drivers and GPUs that are too old, told before actors start. NVML is a recorder here: there is no GPU."""
 
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from ray._private import thirdparty
+from ray._private.thirdparty import pynvml
 
 from rft_cluster.cluster.gpus import Driver, Gpu, check_driver, driver_here
 from rft_cluster.common.errors import UserError
@@ -65,6 +67,14 @@ def test_gpus_that_are_not_visible_do_not_count(monkeypatch, nvml, visible, card
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert driver_here() == Driver("580.65.06", 13000, cards)
+
+
+def test_a_gpu_without_memory_of_its_own_is_no_error(monkeypatch, nvml):
+    """The driver of NVIDIA's GB10 answers "Not Supported"."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    nvml.nvmlDeviceGetMemoryInfo = lambda handle: (_ for _ in ()).throw(pynvml.NVMLError_NotSupported())
+    nvml.NVMLError_NotSupported = pynvml.NVMLError_NotSupported
+    assert [gpu.memory for gpu in driver_here().gpus] == [sys.maxsize] * 3
 
 
 def test_a_machine_without_a_driver(monkeypatch, nvml):
