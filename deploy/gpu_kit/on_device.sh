@@ -52,7 +52,8 @@ if [ "\${1:-}" = pinned ]; then
   export PYTORCH_SKIP_CUDNN_COMPATIBILITY_CHECK=1 # cuDNN 9.19 is there, this torch was built with 9.20
 fi
 export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 RAY_USAGE_STATS_ENABLED=0
-export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 TOKENIZERS_PARALLELISM=false
+export PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false
+unset PYTHONDONTWRITEBYTECODE # a tier starts six processes or more, and each would compile all that it imports: 6 s
 ENV
 cp "$kit/project/deploy/gpu_kit/step.sh" "$kit/step.sh"
 du -sm "$kit"/*/ | sort -rn

@@ -1,8 +1,11 @@
 """The GPU kit's own logic: parts of a bounded size, and the look at what is installed."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -84,3 +87,23 @@ def test_versions_are_shown_by_folder(monkeypatch, installed, capsys):
     monkeypatch.setattr(installed, "found", there.get)
     installed.show(there)
     assert capsys.readouterr().out == "/machine: torch 2.11.0\n/kit: peft 0.21.2, tqdm 4.70.1\n"
+
+
+def test_a_machine_that_keeps_no_bytecode_keeps_it_here(tmp_path):
+    """Else each process of a tier would compile anew what it imports."""
+    project = tmp_path / "project"
+    (project / "deploy" / "gpu_kit").mkdir(parents=True)
+    shutil.copy(KIT / "step.sh", project / "deploy" / "gpu_kit")
+    part = tmp_path / "parts" / "1"
+    (tmp_path / "parts").mkdir()
+    with tarfile.open(tmp_path / "project.tar.xz", "w:xz") as stream:
+        stream.add(project, ".")
+    subprocess.run(
+        [sys.executable, str(KIT / "parts.py"), str(part.parent), "2", "project.tar.xz"], cwd=tmp_path, check=True
+    )
+    shutil.copy(KIT / "on_device.sh", part)
+    there = {**os.environ, "KIT": str(tmp_path / "kit"), "HOME": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    subprocess.run(["bash", str(part / "on_device.sh")], env=there, check=True, capture_output=True)
+    look = f'. {tmp_path}/kit/env.sh; echo "$PYTHONPATH ${{PYTHONDONTWRITEBYTECODE-writes}}"'
+    said = subprocess.run(["bash", "-c", look], env=there, check=True, capture_output=True, text=True).stdout
+    assert said.split() == [f"{tmp_path}/kit/project:{tmp_path}/kit/site", "writes"]
