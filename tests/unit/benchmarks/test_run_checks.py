@@ -10,6 +10,8 @@ import pytest
 
 from benchmarks.gpu_check import digits, shared
 from benchmarks.gpu_check.checklist import Bench
+from benchmarks.gpu_check.material import run_config
+from benchmarks.turns import Enough
 from rft_cluster.config import load_config
 
 GPU, CPU = Bench("cuda", "true", None), Bench("cpu", "tiny", None)
@@ -92,6 +94,19 @@ def test_the_fullest_gpu_counts(monkeypatch):
     said = subprocess.CompletedProcess([], 0, stdout="1024\n20480\n")
     monkeypatch.setattr(shared.subprocess, "run", lambda *_, **__: said)
     assert shared.card_memory() == 20.0
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_all_steps_are_made_with_prefetch_too(tmp_path, staleness):
+    """In the last step but one, prefetch asks for the prompts of a step that is never made."""
+    bench = Bench("cpu", "tiny", tmp_path)
+    chosen = (f"schedule.max_staleness={staleness}", "schedule.prompts_per_step=2", "data.validation=0", "data.test=0")
+    task = shared.made_task(bench, run_config(bench, *chosen))
+    steps = shared.STEPS + staleness
+    seen = [example.image.sha256 for step in range(steps) for example in task.dataset.batch(0, step, 2)]
+    assert len(set(seen)) == 2 * steps
+    with pytest.raises(Enough):
+        task.dataset.batch(0, steps, 2)
 
 
 # The tier digits
