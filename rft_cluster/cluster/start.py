@@ -45,7 +45,7 @@ from rft_cluster.cluster.placement import (
 from rft_cluster.cluster.rollouts import CHUNKS, Generators
 from rft_cluster.cluster.weight_sync import WeightSync
 from rft_cluster.common import stopping
-from rft_cluster.common.errors import UserError
+from rft_cluster.common.errors import ClusterError, UserError
 from rft_cluster.common.hardware import hardware, openmp_environment
 from rft_cluster.config import ClusterSection, Config
 from rft_cluster.generator.vllm_options import EngineOptions
@@ -326,7 +326,12 @@ class _Reservation:
         }
 
     def wait_until_ready(self, handles: dict[str, Any]) -> dict[str, str]:
-        """Wait for all actors, and print every few seconds which are missing. Returns name -> its host's address."""
+        """Wait for all actors, and print every few seconds which are missing. Returns name -> its host's address.
+
+        Raises:
+            ClusterError: some are not ready when the time is over.
+        """
+        seconds = self.config.cluster.start_timeout
 
         def address(actor: Any) -> str:  # nested, so sent by value: actors need not import this module
             return ray.util.get_node_ip_address()
@@ -340,7 +345,11 @@ class _Reservation:
             addresses |= zip(ready.values(), wait_for(ready, self.left(), "starting"), strict=True)
             names = ", ".join(waiting.values()) or "nothing more"
             print(f"{time.monotonic() - self._started:4.0f} s: waiting for {names}", flush=True)
-        addresses |= zip(waiting.values(), wait_for(waiting, self.left(), "starting"), strict=True)
+        if waiting:
+            raise ClusterError(
+                f"{', '.join(waiting.values())}: not ready within cluster.start_timeout ({seconds:g} s): raise it if "
+                f"they only take longer; their output is in Ray's logs, worker-*"
+            )
         return {name: addresses[name] for name in handles}
 
 

@@ -17,7 +17,7 @@ from rft_cluster.cluster.cluster import Cluster
 from rft_cluster.cluster.handles import Learners, RewardActor
 from rft_cluster.cluster.placement import bundles
 from rft_cluster.cluster.rollouts import Generators
-from rft_cluster.common.errors import UserError
+from rft_cluster.common.errors import ClusterError, UserError
 from rft_cluster.common.hardware import hardware
 from rft_cluster.config import Config, load_config
 from rft_cluster.messages import LearnerStats, TrainingSample
@@ -266,6 +266,14 @@ def test_an_actor_that_fails_ends_the_start_while_others_still_load(monkeypatch:
     reservation = start._Reservation(load_config("digits", []), [], [], time.monotonic() + 60)
     with pytest.raises(UserError, match="a generator is out of memory"):
         reservation.wait_until_ready({"learner": Actor("learner"), "generator": Actor("generator")})
+
+
+def test_actors_that_are_not_ready_in_time_are_named_with_the_key_to_raise(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(start, "ray", SimpleNamespace(wait=lambda calls, **_: ([], calls)))
+    config = load_config("digits", ["cluster.start_timeout=0.01"])
+    reservation = start._Reservation(config, [], [], time.monotonic() + 0.01)
+    with pytest.raises(ClusterError, match=r"^learner-1: not ready within cluster\.start_timeout \(0\.01 s\)"):
+        reservation.wait_until_ready({"learner-1": Actor("learner-1")})
 
 
 @pytest.mark.parametrize(
