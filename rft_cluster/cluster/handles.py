@@ -10,7 +10,15 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    GetTimeoutError,
+    NodeDiedError,
+    ObjectLostError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
 from rft_cluster.common.errors import ClusterError, UserError, WeightTransferError
 from rft_cluster.common.files import FORMAT, sealed, unfinished, write_json
@@ -18,6 +26,8 @@ from rft_cluster.common.reduce import reduced
 from rft_cluster.learner.packing import split_work
 from rft_cluster.messages import LearnerStats, TrainingSample
 
+# Of an actor; of an answer that was still on a node when it died; of a task.
+LOSSES = (RayActorError, ObjectLostError, NodeDiedError, WorkerCrashedError)
 PEERS = 5.0  # seconds for the news of a death to arrive behind the errors that it caused
 MISTAKE = f"\n{UserError.__module__}.{UserError.__qualname__}: "  # in Ray's report, before the message
 
@@ -42,7 +52,7 @@ def wait_for(calls: Mapping[ray.ObjectRef, str], timeout: float, doing: str) -> 
         ray.wait(list(calls), num_returns=len(calls), timeout=PEERS)
         _raise_if_lost(calls, doing, error)
         raise
-    except RayActorError as error:
+    except LOSSES as error:
         _raise_if_lost(calls, doing, error)
         raise
 
@@ -56,7 +66,7 @@ def _raise_if_lost(calls: Mapping[ray.ObjectRef, str], doing: str, error: RayErr
     for death in lost.values():
         # Ray keeps only the text of the exception that ended a constructor.
         _, is_mistake, message = str(death).rpartition(MISTAKE)
-        if death.actor_init_failed and is_mistake:
+        if isinstance(death, RayActorError) and death.actor_init_failed and is_mistake:
             raise UserError(message) from error
     if lost:
         causes = {cause_of(str(death)) for death in lost.values()}
@@ -72,6 +82,8 @@ def cause_of(report: str) -> str:
             f"{process} was killed, or crashed. Often there is no memory left: the system's log (dmesg) says so. Its "
             f"last words are in Ray's logs there, worker-*-{pid[1] if pid else ''}.err"
         )
+    if report.startswith("Failed to retrieve object"):
+        return f"{process} had answered, and the answer is gone with its node"
     if "low on memory" in report:
         return f"{process} was killed by Ray, because its host was low on memory"
     if "node" in report and "has died" in report and "Worker exit" not in report:
@@ -81,12 +93,12 @@ def cause_of(report: str) -> str:
     return report
 
 
-def _death(call: ray.ObjectRef) -> RayActorError | None:
-    """The error of a call whose actor, or the actor of one of its arguments, died."""
+def _death(call: ray.ObjectRef) -> RayError | None:
+    """The error of a call whose actor, or the actor of one of its arguments, died, or whose answer is lost."""
     try:
         ray.get(call, timeout=0)
-    except RayActorError as error:
-        return error
+    except LOSSES as error:
+        return error.cause if isinstance(error, RayTaskError) else error  # of an argument: Ray adds a traceback
     except RayError:  # it goes on, or failed in another way
         return None
     return None

@@ -3,7 +3,14 @@
 import traceback
 
 import pytest
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import (
+    ActorDiedError,
+    NodeDiedError,
+    ObjectLostError,
+    OwnerDiedError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
 from rft_cluster.cluster import handles
 from rft_cluster.cluster.handles import cause_of, wait_for
@@ -69,3 +76,18 @@ def test_a_users_mistake_that_a_constructor_finds_is_told_as_such(monkeypatch, m
     monkeypatch.setattr(handles.ray, "get", lambda *_, **__: (_ for _ in ()).throw(death))
     with pytest.raises(kind, match=message):
         wait_for({"call": "one"}, 1, "starting")
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [ObjectLostError("4786", None, ""), OwnerDiedError("4786", None, ""), NodeDiedError("gone"), WorkerCrashedError()],
+)
+@pytest.mark.parametrize("of_an_argument", [False, True])
+def test_an_answer_that_was_lost_with_its_node_is_a_loss_too(monkeypatch, loss, of_an_argument):
+    """After which the actors start again: that of an actor which had answered before it died is no error of its own."""
+    error = RayTaskError("score", "Traceback", loss).as_instanceof_cause() if of_an_argument else loss
+    monkeypatch.setattr(handles.ray, "get", lambda *_, **__: (_ for _ in ()).throw(error))
+    monkeypatch.setattr(handles.ray, "wait", lambda calls, **_: (calls, []))
+    with pytest.raises(ClusterError, match=r"^generator-1 died while 'generate': .") as lost:
+        wait_for({"call": "generator-1"}, 1, "generate")
+    assert "Traceback" not in str(lost.value)
