@@ -67,12 +67,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def check_device(device: str, gpus: int) -> None:
-    """Raise UserError if there is no GPU where one is asked for."""
-    if device == "cuda" and not torch.cuda.is_available():
+    """Raise UserError if there is no GPU where one is asked for, or no nvidia-smi, which lists `gpus`."""
+    if device == "cpu":
+        return
+    if not torch.cuda.is_available():
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
         raise UserError(
             f"torch {torch.__version__}, {built}, finds no GPU here (nvidia-smi lists {gpus or 'none'}). The checks "
             f"can be tried on a CPU, at a tiny size: python -m benchmarks.gpu_check --device cpu"
+        )
+    if not gpus:
+        raise UserError(
+            "torch finds a GPU, but nvidia-smi, which measures its memory, is not here or lists none: add the "
+            "folder of the driver's programs to PATH (in containers often /usr/local/nvidia/bin)"
         )
 
 

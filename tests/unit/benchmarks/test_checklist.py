@@ -150,6 +150,13 @@ def test_without_a_gpu_one_line_and_exit_code_2(monkeypatch):
         command.main(["--tier", "learner"])
 
 
+def test_a_gpu_without_nvidia_smi_is_named_and_not_skipped(monkeypatch):
+    monkeypatch.setattr(command.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(command, "nvidia_gpus", lambda: [])
+    with pytest.raises(UserError, match="torch finds a GPU, but nvidia-smi"):
+        command.main(["--tier", "learner"])
+
+
 @pytest.mark.parametrize(
     ("results", "code"), [(["pass", "pass"], 0), (["pass", "skip"], 2), (["skip", "fail"], 1), (["fail"], 1)]
 )
