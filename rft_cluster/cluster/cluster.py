@@ -34,8 +34,11 @@ class Cluster:
 
     def start_update(self, samples: Sequence[TrainingSample], step: int) -> Update:
         """Start one step's optimizer updates; see `Learners.start_update`. On a shared GPU generators sleep then."""
+        # A recorded rollout has not asked for the verification. Learners would answer it only after the update, and
+        # prefetched completions wait for it.
+        self.weights.verify()
         if self._config.shares_gpus:
-            self.weights.wait()  # what sleeps has no weights to verify; a recorded rollout has not asked for it
+            self.weights.wait()  # what sleeps has no weights to verify
             self.generators.call_all("sleep")
         return self.learners.start_update(
             samples, step, self._config.algorithm.updates_per_step, self._config.learners.micro_batch_tokens

@@ -89,6 +89,7 @@ class Sync:
         self._events.append(f"publish {version}")
 
     def verify(self) -> dict[Any, str]:
+        self._events.append("verify")
         return {}
 
     def wait(self) -> None:
@@ -132,21 +133,23 @@ def sample() -> TrainingSample:
 @pytest.mark.parametrize(
     ("overrides", "events"),
     [
-        (SHARED, ["wait for the verification", "generator sleep", "learner update"]),
-        (APART, ["learner update"]),
-        ([], ["learner update"]),
+        (SHARED, ["verify", "wait for the verification", "generator sleep", "learner update"]),
+        (APART, ["verify", "learner update"]),
+        ([], ["verify", "learner update"]),
     ],
 )
-def test_generators_sleep_before_learners_update(recorded: Actors, overrides: list[str], events: list[str]):
-    """Once their weights are verified: a sleeping engine has none. A rollout that was read from the journal has not
-    asked for the verification."""
+def test_weights_are_verified_before_learners_update_and_then_generators_sleep(
+    recorded: Actors, overrides: list[str], events: list[str]
+):
+    """A sleeping engine has no weights to verify, and learners at work give no digests. A rollout that was read from
+    the journal has not asked for the verification."""
     cluster_of(recorded, overrides).start_update([sample()], step=0).wait()
     assert recorded.events == events
 
 
 def test_a_step_without_samples_asks_no_learner(recorded: Actors):
     assert cluster_of(recorded, []).start_update([], step=4).wait() is None
-    assert recorded.events == []
+    assert recorded.events == ["verify"]
 
 
 @pytest.mark.parametrize(
