@@ -202,7 +202,7 @@ class Learners(ActorGroup):
             digests: dict[str, str] = {}
             for share in self.call_all("seal_checkpoint", str(temporary)):
                 digests |= share
-            files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
+            files = {name: (temporary / name).stat().st_size for name in sorted(digests)}
             own = {"format": FORMAT, **state, "optimizer_updates": updates, "files": files, "digests": digests}
             write_json(temporary / "state.json", sealed(own))
 

@@ -44,9 +44,12 @@ def load_shards(folder: Path, policy: PolicyModel, optimizer: Optimizer) -> None
     dcp.load(_tensors(policy, optimizer), storage_reader=HuggingFaceStorageReader(str(folder)))
 
 
-def shards_in(folder: Path) -> list[Path]:
-    """The files with tensors in a checkpoint, by name; rank 0's come first."""
-    return sorted(folder.glob("*.safetensors"))
+def shards_of(folder: Path, rank: int) -> list[Path]:
+    """The files of a checkpoint that this rank has written. torch's storage names them by rank, from 1.
+
+    Each rank looks for its own only: on a network disk it may see those of other hosts later.
+    """
+    return sorted(folder.glob(f"shard-{rank + 1:05d}-*.safetensors"))
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from rft_cluster.common.files import file_sha256
 from rft_cluster.common.hardware import hardware
 from rft_cluster.common.reduce import reduced
 from rft_cluster.config import Config
-from rft_cluster.learner.checkpoint import export_model, load_shards, save_shards, shards_in
+from rft_cluster.learner.checkpoint import export_model, load_shards, save_shards, shards_of
 from rft_cluster.learner.collate import Batch, collate
 from rft_cluster.learner.packing import RankWork
 from rft_cluster.learner.prompt_cache import PromptCache
@@ -312,8 +312,8 @@ class Learner:
         return max((int(state["step"]) for state in self._optimizer.state.values()), default=0)
 
     def seal_checkpoint(self, folder: str) -> dict[str, str]:
-        """Name -> SHA-256 of this rank's share of a checkpoint's files, when all ranks have written theirs."""
-        return {file.name: file_sha256(file) for file in shards_in(Path(folder))[self._rank :: self._ranks]}
+        """Name -> SHA-256 of this rank's files of a checkpoint."""
+        return {file.name: file_sha256(file) for file in shards_of(Path(folder), self._rank)}
 
     def restore_checkpoint(self, folder: str, updates: int) -> None:
         """Continue from a checkpoint that has seen `updates` optimizer updates."""

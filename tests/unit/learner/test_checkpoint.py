@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rft_cluster.learner.checkpoint import export_model, save_shards
+from rft_cluster.learner.checkpoint import export_model, save_shards, shards_of
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.policy import PolicyModel
 from rft_cluster.model.tiny.build import untrained
@@ -54,4 +54,5 @@ def test_no_room(tmp_path, policy, what, limit):
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_room_enough(tmp_path, policy):
     save_shards(tmp_path / "shards", policy.policy, policy.optimizer)
-    assert list((tmp_path / "shards").glob("*.safetensors"))
+    assert shards_of(tmp_path / "shards", rank=0) == list((tmp_path / "shards").iterdir())
+    assert shards_of(tmp_path / "shards", rank=1) == []
