@@ -14,7 +14,7 @@ import tarfile
 import urllib.request
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPException, HTTPResponse
 from importlib.metadata import version
 from itertools import zip_longest
@@ -163,5 +163,6 @@ def _answers(url: str, method: str) -> Iterator[HTTPResponse]:
 def _alone(file: Path) -> Iterator[None]:
     """Hold the kernel's lock on a file: of several processes that start at once, one fetches and the others wait."""
     with file.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with suppress(OSError):  # a file system without locks, as of some clusters' home folders
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -1,6 +1,8 @@
 """The official archive is fetched from a server on loopback that gives a made archive of the same layout."""
 
+import errno
 import hashlib
+import os
 import re
 import tarfile
 import threading
@@ -222,3 +224,11 @@ def test_of_two_that_start_at_once_one_fetches(server):
     with ThreadPoolExecutor(2) as both:
         assert list(both.map(lambda _: official_archive(), range(2))) == [official.CACHE] * 2
     assert sorted(server.asked) == [f"/{name}" for name in NAMES]
+
+
+def test_a_cache_on_a_file_system_without_locks(server, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(official.fcntl, "flock", refuse)
+    assert official_archive() == official.CACHE
