@@ -50,7 +50,7 @@ class Journal:
         """`first_step`: number of steps that the run's checkpoint has done."""
         self._folder = config.run_folder / FOLDER
         self._folder.mkdir(exist_ok=True)
-        settings = config.model_dump_json(include=SETTINGS)
+        settings = json.dumps(config.model_dump(mode="json", include=SETTINGS), sort_keys=True)
         self._settings = hashlib.sha256(settings.encode()).hexdigest()
         self._end = first_step  # the first step that the journal does not have
         while self._read(self._end) is not None:

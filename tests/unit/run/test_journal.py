@@ -120,6 +120,13 @@ def test_what_a_run_of_other_settings_journalled_is_not_taken(tmp_path, capsys, 
     assert capsys.readouterr().out.count(said) == (not kept)
 
 
+def test_the_order_of_settings_does_not_matter(tmp_path):
+    own = ["rewards.my:a=1", "rewards.my:b=2"]
+    journal = opened(tmp_path, 0, *own)
+    journal.commit(0, *scored(0))
+    assert replayed(tmp_path, 0, *reversed(own)) == [0]
+
+
 def test_fewer_or_more_prompts_than_recorded_are_others(tmp_path):
     for asked in (prompts(0)[:1], [*prompts(0), prompts(1)[0]], []):
         journalled(tmp_path, 1)
