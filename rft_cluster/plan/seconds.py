@@ -39,7 +39,8 @@ ENGINE_SECONDS = {"cuda": 4e-3, "cpu": 15e-3}  # on GPUs estimated
 PROMPT_SECONDS, IMAGE_SECONDS = 3e-3, 2.5e-5
 # Seconds of a collective of FSDP beyond its bytes: gloo's, measured (0.3 to 0.6 ms); NCCL's runs beside the arithmetic.
 LATENCY = {"cuda": 0.0, "cpu": 0.5e-3}
-# Seconds of the driver in each step, and for each generator, prompt and learner of it (docs/performance.md).
+# Seconds of the driver in each step, and for each generator, prompt and learner of it: the goals of `make
+# bench-controller`. On two cores, which all actors shared, it measured two to five times that (docs/performance.md).
 DRIVER, PER_GENERATOR, PER_PROMPT, PER_LEARNER = 15e-3, 1.5e-3, 0.3e-3, 0.5e-3
 HOST_LINK = 20e9  # bytes a second between a GPU and pinned host memory (PCIe 4)
 SAMPLER_PASSES = 8  # over the FP32 logits of a step
