@@ -27,12 +27,13 @@ import torch
 from benchmarks.common import CACHE, in_a_process, machine, nvidia_gpus
 from benchmarks.gpu_check.checklist import Bench, Line, run_tier
 from rft_cluster.common.errors import UserError, exit_code
-from rft_cluster.common.files import check_writable
+from rft_cluster.common.files import bytes_in, check_space, check_writable
 from rft_cluster.common.hardware import openmp_environment
 
 # A tier's process ends at once, whatever locks its libraries hold, and multiprocessing would warn of them.
 QUIET = "ignore::UserWarning:multiprocessing.resource_tracker"
 SIZE = {"cuda": "true", "cpu": "tiny"}  # at true size a learner takes 65 GiB and, on a CPU, hours
+DISK = 10 * 10**9  # bytes at true size: the model, and the checkpoint or the export that is read back
 # The packages that a tier needs, beside those of a learner.
 NEEDS: dict[str, tuple[str, ...]] = {
     "learner": (),
@@ -59,6 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     check_writable(options.out, "choose another folder with --out")
     options.out.mkdir(parents=True, exist_ok=True)
     bench = Bench(options.device, options.size or SIZE[options.device], CACHE / "gpu_check")
+    check_room(bench)
     bench.folder.mkdir(parents=True, exist_ok=True)
     about = {"device": bench.device, "size": bench.size, "gpus": gpus, "machine": machine()}
     print(heading(bench, gpus), flush=True)
@@ -81,6 +83,14 @@ def check_device(device: str, gpus: int) -> None:
             "torch finds a GPU, but nvidia-smi, which measures its memory, is not here or lists none: add the "
             "folder of the driver's programs to PATH (in containers often /usr/local/nvidia/bin)"
         )
+
+
+def check_room(bench: Bench) -> None:
+    """Raise UserError if the bench's folder cannot be written, or has no room for files of true size."""
+    cure = "Models are kept there: export HOME=FOLDER, one on a disk that has room and can be written"
+    check_writable(bench.folder, cure)
+    if bench.size == "true":
+        check_space(bench.folder, DISK - bytes_in(bench.folder), "a model of 2.2 billion parameters and a copy", cure)
 
 
 def heading(bench: Bench, gpus: list[dict[str, Any]]) -> str:

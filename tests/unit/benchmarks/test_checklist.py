@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.gpu_check import __main__ as command
 from benchmarks.gpu_check.checklist import Bench, Check, Line, Outcome, answer_of, once, run_checks
+from rft_cluster.common import files
 from rft_cluster.common.errors import UserError
 
 ABOUT = {"device": "cpu", "size": "tiny", "gpus": [], "machine": {"commit": "abc"}}
@@ -148,6 +149,19 @@ def test_without_a_gpu_one_line_and_exit_code_2(monkeypatch):
     monkeypatch.setattr(command.torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"finds no GPU here .*--device cpu"):
         command.main(["--tier", "learner"])
+
+
+def test_a_folder_that_cannot_hold_the_models_is_named(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"gpu_check cannot be written .* export HOME="):
+        command.check_room(Bench("cuda", "true", tmp_path / "file" / "gpu_check"))
+    bench = Bench("cuda", "true", tmp_path / "gpu_check")
+    monkeypatch.setattr(files, "_free", lambda folder: 10**9)
+    with pytest.raises(UserError, match=r"need 10\.0 GB in .*gpu_check, but 1\.0 GB are free"):
+        command.check_room(bench)
+    command.check_room(replace(bench, size="tiny"))
+    monkeypatch.setattr(command, "bytes_in", lambda folder: 9 * 10**9 + 1)  # the model is there already
+    command.check_room(bench)
 
 
 def test_a_gpu_without_nvidia_smi_is_named_and_not_skipped(monkeypatch):
