@@ -1,8 +1,9 @@
 """The tier *generator*: what the vLLM engine writes, without Ray. All checks share one engine, but for two that
 compare it with an engine of another kind.
 
-Random weights make the likeliest tokens nearly equally likely, so kernels that round differently soon part: of greedy
-answers the log-probabilities are compared up to the first token that differs, and how far that is.
+With random weights the likeliest tokens are close to each other, so kernels that round differently may part within a
+greedy answer, and all tokens after that differ. So the log-probabilities of two answers are compared up to the first
+token that differs, and how far that is.
 """
 
 import time
@@ -23,7 +24,8 @@ GREEDY_TOKENS = 8
 # A temperature of 1 would hide log-probabilities of another distribution than the sampled one.
 CHANGES = ("sampling.temperature=0.7", "generators.gpu_memory=0.3")  # room for a second engine
 SAME_NATS, SAME_SHARE = 0.005, 0.8  # the same kernels on the same weights
-OTHER_NATS, OTHER_SHARE = 0.05, 0.3  # other kernels; of other weights an eighth agrees, the first tokens
+# Other kernels. BF16 and FP32 differ by 0.018 nats in the true shapes, old weights by 0.56, from the first token on.
+OTHER_NATS, OTHER_SHARE = 0.05, 0.5
 # Of the engine's share of the GPU. The rest is CUDA graphs, which stay, and room for activations, which is empty then.
 GIVEN_BACK = 0.6
 GIB = 2**30
