@@ -172,7 +172,8 @@ def _run(config: Config, task: "Task", start: "Start", log: "Log") -> None:
             if stopping.received() or not restarts.again(error):
                 raise
             start = find_start(config, resume=True)
-            print("\n".join(start.notes), flush=True)
+            for note in start.notes:
+                print(note, flush=True)
     if task.dataset.test:
         _compare(config, task)
     print(f"done in {clock(time.monotonic() - began)}; {_models(config)}", flush=True)
