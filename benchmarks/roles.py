@@ -70,7 +70,8 @@ CASES = {
 }
 SKIPPED = 2  # steps until the pipeline is full
 ROLES = ["schedule.evaluate_every=0", "schedule.save_every=1000", "optimizer.warmup_steps=0", "data.test=0",
-         "data.validation=0", "generators.count=4", "learners.count=2", "schedule.prompts_per_step=16"]  # fmt: skip
+         "data.validation=0", "generators.count=4", "learners.count=2", "schedule.prompts_per_step=16",
+         "generators.max_concurrent=2048"]  # fmt: skip
 SECONDS, STEPS = Seconds(0.25, 0.25, 0.0), 20  # of the controller's steps: what a small run may take on 8 GPUs
 OWN = asdict(SECONDS)  # by stage of the loop
 LEAST = 5  # steps in quiet; if there are fewer, all steps count
