@@ -33,6 +33,9 @@ from rft_cluster.common.hardware import openmp_environment
 # A tier's process ends at once, whatever locks its libraries hold, and multiprocessing would warn of them.
 QUIET = "ignore::UserWarning:multiprocessing.resource_tracker"
 SIZE = {"cuda": "true", "cpu": "tiny"}  # at true size a learner takes 65 GiB and, on a CPU, hours
+# NVIDIA's images set it to 1. Products of FP32 matrices then have TF32's 10 bits, and what checks compare with is no
+# more exact than BF16.
+TF32 = "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"
 DISK = 10 * 10**9  # bytes at true size: the model, and the checkpoint or the export that is read back
 # The packages that a tier needs, beside those of a learner.
 NEEDS: dict[str, tuple[str, ...]] = {
@@ -105,7 +108,7 @@ def tier_code(tier: str, bench: Bench, out: Path, about: dict[str, Any], again: 
         print(f"{tier}: not run, {' and '.join(missing)} missing: EXTRAS=gpu,dev make setup", flush=True)
         return 2
     started = time.monotonic()
-    environment = {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": QUIET, **openmp_environment(bench.device)}
+    environment = {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": QUIET, TF32: "0", **openmp_environment(bench.device)}
     try:
         lines: list[Line] = in_a_process(run_tier, tier, bench, out, about, again, environment=environment)
     except SystemExit as end:  # its process died, as by a signal; the next tier has one of its own

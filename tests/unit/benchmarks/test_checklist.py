@@ -182,6 +182,13 @@ def test_the_exit_code_of_a_tier(monkeypatch, tmp_path, results, code):
     assert command.tier_code("learner", Bench("cpu", "tiny", tmp_path), tmp_path, ABOUT, False) == on_cpu
 
 
+def test_fp32_is_fp32_whatever_the_image_sets(monkeypatch, tmp_path):
+    given = {}
+    monkeypatch.setattr(command, "in_a_process", lambda *_, environment: given.update(environment) or [])
+    command.tier_code("learner", Bench("cuda", "true", tmp_path), tmp_path, ABOUT, False)
+    assert given["TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"] == "0"
+
+
 def test_a_tier_whose_process_died_has_failed_and_the_next_one_runs(monkeypatch, tmp_path, capsys):
     def died(*_, **__):
         raise SystemExit("run_tier ended with exit code -11")
