@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -172,15 +173,19 @@ def test_a_run_over_hosts(ray_hosts: dict[int, Host], tiny_model: str, tmp_path:
     assert (tmp_path / "hosts" / "model" / "config.json").exists()
 
 
+# Rank 1 imports torch first, which takes seconds, and is told then where rank 0 is: rank 0 waits no longer than 4 s.
 MEET = """
-import sys
+import pathlib, sys, time
 from rft_cluster.learner import rendezvous
 from rft_cluster.common.errors import UserError
-rank, address, *where = sys.argv[1:]
+rank, address, *told = sys.argv[1:]
 rendezvous.REACH_TIMEOUT = 2.0
 try:
-    if where:
-        store = rendezvous.reach_store(where[0], int(rank), address)
+    if told:
+        print("ready", flush=True)
+        while not pathlib.Path(told[0]).exists():
+            time.sleep(0.05)
+        store = rendezvous.reach_store(pathlib.Path(told[0]).read_text(), int(rank), address)
     else:
         store = rendezvous.open_store(address)
         print(f"tcp://{address}:{store.port}")
@@ -196,12 +201,17 @@ except UserError as error:
 def meet(hosts: dict[int, Host], close: Callable[[int], None]) -> list[str]:
     """What rank 0 on host 2 and rank 1 on host 3 say, after `close` closed ports, all but its argument, say."""
     meeting = [sys.executable, "-c", MEET]
-    first = hosts[2].start(*meeting, "0", hosts[2].address)
-    assert first.stdout is not None
-    rendezvous = first.stdout.readline().strip()
-    close(int(rendezvous.rpartition(":")[2]))
-    said = hosts[3].must(*meeting, "1", hosts[3].address, rendezvous)
-    return [first.communicate(timeout=30)[0].strip(), said.strip()]
+    with tempfile.TemporaryDirectory() as folder:
+        told = Path(folder) / "rendezvous"
+        second = hosts[3].start(*meeting, "1", hosts[3].address, told)
+        assert second.stdout is not None and second.stdout.readline() == "ready\n"
+        first = hosts[2].start(*meeting, "0", hosts[2].address)
+        assert first.stdout is not None
+        rendezvous = first.stdout.readline().strip()
+        close(int(rendezvous.rpartition(":")[2]))
+        told.with_suffix(".new").write_text(rendezvous)
+        told.with_suffix(".new").rename(told)
+        return [process.communicate(timeout=60)[0].strip() for process in (first, second)]
 
 
 def test_learners_on_two_hosts_reach_each_other(hosts: dict[int, Host]):
