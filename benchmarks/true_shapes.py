@@ -11,8 +11,7 @@ Four stages, each in a process of its own, so that the memory of one is free for
 
 The weights are noise: this shows that 2.2 billion parameters in these shapes pass through the code, how long it takes
 and how much memory; nothing about quality. Memory is the proportional set size (PSS) of a stage's processes, in which
-shared pages count once. The transfer needs 24 GiB on an otherwise idle machine; with less, Ray ends its generator. The
-folder is removed at the end unless `--keep` is given.
+shared pages count once. The transfer takes 20 GiB. The folder is removed at the end unless `--keep` is given.
 """
 
 import json
