@@ -39,6 +39,8 @@ def wait_for(calls: Mapping[ray.ObjectRef, str], timeout: float, doing: str) -> 
         UserError: an actor's constructor raised it.
         ClusterError: an actor died, or the deadline passed. Exceptions of the actor's own code are raised unchanged.
     """
+    if not calls:
+        return []  # a client without calls would first look for a Ray cluster, or start one
     try:
         return ray.get(list(calls), timeout=timeout)
     except GetTimeoutError as error:
