@@ -4,17 +4,20 @@
 
 Four photographs of 448 x 448 pixels, 8 completions of 64 tokens to each, through the model of `models.py`: vision
 tower included, log-probabilities of all completion tokens, then the gradients of every parameter. Both sides have the
-learner's chunked log-probabilities and its patch embedding; they differ in
+learner's patch embedding; they differ in
 
-    plain     every completion with its own copy of prompt and image (`plain_forward.py`), a group in a forward
+    plain     every completion with its own copy of prompt and image (`plain_forward.py`), a group in a forward; torch's
+              own attention, and log-probabilities in chunks under torch's own checkpointing
     shared    each prompt and image once, a group in a forward
     packed    the same, all groups in one forward, as the learner does it
 
 First the gate: log-probabilities and the gradients of every parameter must agree in FP32. Then the time, in turns, in
 BF16 (in which learners compute) and in FP32, on one thread, by the clock and in the process's own processor seconds:
 other programs on the machine disturb these less, and a round in which they took more than 5 % does not count for the
-clock. Then the memory, each side in a process of its own: peak resident memory during a forward and backward less what
-was resident before, with gradients already allocated and after a small image.
+clock. Just before and after each side like matrix products are timed: at their rate all FLOPs of the side would take a
+least time, and its share of the roofline is that time by its own. Then the memory, each side in a process of its own:
+peak resident memory during a forward and backward less what was resident before, with gradients already allocated and
+after a small image.
 """
 
 import time
@@ -40,7 +43,8 @@ from benchmarks.common import (
 )
 from benchmarks.models import QUESTION, bench_images, bench_model
 from benchmarks.plain_forward import plain_logprobs
-from rft_cluster.common.hardware import hardware, openmp_environment
+from benchmarks.roofline import counted_flops, like_products, multiply, products_flops
+from rft_cluster.common.hardware import hardware, malloc_environment, openmp_environment
 from rft_cluster.data.images import image_sha256
 from rft_cluster.learner.collate import Batch, collate
 from rft_cluster.learner.prompt_cache import PromptCache
@@ -143,22 +147,34 @@ def gate() -> dict[str, Any]:
 
 
 def times(dtype: torch.dtype, repeats: int) -> list[dict[str, dict[str, float]]]:
-    """Each round's seconds by the clock, own processor seconds, and the share that others took, of each side."""
+    """Each round's times of each side, its FLOPs, and the rate of like products just before and after it."""
     sides = Sides(dtype)
+    batch = sides.parts["packed"][0]
+    layers = like_products(sides.model.config, batch.input_ids.shape[1], len(batch.pixel_values), dtype)
+    flops = {side: counted_flops(partial(sides.step, side)) for side in SIDES}
     usage = Usage()
     rounds = []
     for _ in range(repeats + 1):
         measured = {}
         for side in SIDES:
             sides.model.zero_grad(set_to_none=True)
-            usage.since_last()
-            clock, cpu = time.perf_counter(), time.process_time()
-            sides.step(side)
-            clock, cpu = time.perf_counter() - clock, time.process_time() - cpu
-            measured[side] = {"clock": clock, "cpu": cpu, "foreign": usage.since_last()[1]}
+            before = timed(usage, partial(multiply, layers))
+            measured[side] = timed(usage, partial(sides.step, side))
+            after = timed(usage, partial(multiply, layers))
+            rate = 2 * products_flops(layers) / (before["cpu"] + after["cpu"])
+            measured[side] |= {"flops": flops[side], "products_flops_a_second": rate}
             print(f"  {side} {measured[side]}", flush=True)
         rounds.append(measured)
     return rounds[1:]  # the first warms up
+
+
+def timed(usage: Usage, work: Callable[[], object]) -> dict[str, float]:
+    """Seconds by the clock, own processor seconds, and the share that others took."""
+    usage.since_last()
+    clock, cpu = time.perf_counter(), time.process_time()
+    work()
+    clock, cpu = time.perf_counter() - clock, time.process_time() - cpu
+    return {"clock": clock, "cpu": cpu, "foreign": usage.since_last()[1]}
 
 
 def memory(side: str, dtype: torch.dtype) -> dict[str, float]:
@@ -205,7 +221,9 @@ def rows() -> dict[str, int | float]:
 
 def child(stage: Callable[..., Any], *arguments: Any) -> Any:
     own = {"OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1"}
-    return in_a_process(_run, stage, *arguments, environment={**openmp_environment("cpu"), **own})
+    return in_a_process(
+        _run, stage, *arguments, environment={**openmp_environment("cpu"), **malloc_environment("cpu"), **own}
+    )
 
 
 def _run(stage: Callable[..., Any], *arguments: Any) -> Any:
@@ -229,6 +247,23 @@ def ratios(rounds: list[dict[str, dict[str, float]]], clock: str) -> dict[str, A
     }
 
 
+def roofline(rounds: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
+    """The FLOPs of each side by its processor seconds, as a share of the rate of products alone."""
+
+    def shares(side: str) -> list[float]:
+        times = [one[side] for one in rounds]
+        return [one["flops"] / one["cpu"] / one["products_flops_a_second"] for one in times]
+
+    return {
+        side: {
+            "gflop": rounds[0][side]["flops"] / 1e9,
+            "products_gflop_a_second": spread([one[side]["products_flops_a_second"] / 1e9 for one in rounds]),
+            "share": spread(shares(side)),
+        }
+        for side in SIDES
+    }
+
+
 def main() -> None:
     options = parsed(__doc__, repeats=5, dtypes=list(DTYPES))  # dtypes left out keep the results they have
     CACHE.mkdir(parents=True, exist_ok=True)
@@ -244,11 +279,12 @@ def main() -> None:
             "rounds": rounds,
             "clock": ratios(rounds, "clock"),
             "cpu": ratios(rounds, "cpu"),
+            "roofline": roofline(rounds),
             "memory_mib": mib,
             "memory_ratio": mib["plain"]["step"] / mib["shared"]["step"],
         }
         write_result("learner_forward", result)
-        print(dtype, {name: result[dtype][name] for name in ("clock", "cpu", "memory_ratio")}, flush=True)
+        print(dtype, {name: result[dtype][name] for name in ("clock", "cpu", "roofline", "memory_ratio")}, flush=True)
 
 
 if __name__ == "__main__":

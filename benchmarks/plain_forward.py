@@ -15,7 +15,7 @@ from transformers import Qwen2VLForConditionalGeneration
 
 from rft_cluster.learner.prompt_cache import Encoder
 from rft_cluster.messages import TrainingSample
-from rft_cluster.model.policy import LOGPROB_CHUNK
+from rft_cluster.model.shapes import LOGPROB_CHUNK
 
 
 def plain_inputs(samples: Sequence[TrainingSample], encoder: Encoder, image_token_id: int) -> dict[str, Tensor]:

@@ -99,6 +99,11 @@ def forward(dtype: str) -> list[Goal]:
     ]
 
 
+def roofline(dtype: str) -> Goal:
+    what = f"the packed learner's share of the roofline of matrix products, 448 x 448, {dtype.upper()}"
+    return Goal("", what, 0.7, FORWARD, at(dtype, "roofline", "packed", "share"), native=dtype == "fp32")
+
+
 def memory(dtype: str) -> Goal:
     """One measurement, so without a range."""
     what = f"memory of a learner's step, plain / shared prefix, {dtype.upper()}"
@@ -119,6 +124,8 @@ GOALS = [
     ),
     *forward("fp32"),
     *forward("bf16"),
+    roofline("fp32"),
+    roofline("bf16"),
     Goal("G6", "weights into an engine, bytes a second / memcpy, 426 MB", 0.30, TRANSFER,
          at("sizes", "medium", "ratio")),
     Goal("G6", "the same, 2.4 MB", 0.30, TRANSFER, at("sizes", "tiny", "ratio")),
@@ -171,8 +178,10 @@ def forward_table(found: Results) -> str:
         for side, seconds in measured["cpu"]["seconds"].items():
             ratio = measured["cpu"]["times_as_fast"].get(side)
             mib = f"{measured['memory_mib'][side]['step']:.0f}"
-            rows.append((dtype.upper(), side, shown(seconds), shown(ratio) if ratio else "", mib))
-    return table(("Computation", "Side", "Processor seconds", "Times as fast", "MiB, of a forward"), rows)
+            share = shown(measured["roofline"][side]["share"])
+            rows.append((dtype.upper(), side, shown(seconds), shown(ratio) if ratio else "", share, mib))
+    heads = ("Computation", "Side", "Processor seconds", "Times as fast", "Share of the roofline", "MiB, of a forward")
+    return table(heads, rows)
 
 
 def transfer_table(found: Results) -> str:

@@ -46,7 +46,7 @@ from rft_cluster.cluster.rollouts import CHUNKS, Generators
 from rft_cluster.cluster.weight_sync import WeightSync
 from rft_cluster.common import stopping
 from rft_cluster.common.errors import ClusterError, UserError
-from rft_cluster.common.hardware import hardware, openmp_environment
+from rft_cluster.common.hardware import hardware, malloc_environment, openmp_environment
 from rft_cluster.config import ClusterSection, Config
 from rft_cluster.generator.vllm_options import EngineOptions
 from rft_cluster.generator.vllm_options import environment as generator_environment
@@ -283,6 +283,7 @@ def _environment(config: Config, cpus: float) -> dict[str, str]:
         HIDE_GPUS: "1",
         "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "0",  # keep the stack trace of an actor's crash
         **openmp_environment(config.cluster.device),
+        **malloc_environment(config.cluster.device),
     }
 
 

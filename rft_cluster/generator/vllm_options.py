@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rft_cluster.common.errors import UserError
-from rft_cluster.common.hardware import Hardware, hardware
+from rft_cluster.common.hardware import Hardware, hardware, malloc_environment
 from rft_cluster.common.imports import light_imports
 from rft_cluster.config import Config, GeneratorsSection, ModelSection
 from rft_cluster.messages import Sampling
@@ -22,11 +22,6 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 CPU_ENVIRONMENT = {
-    # An update replaces all packed weights, matrix by matrix. Keep freed memory in the process for the next matrix: new
-    # pages from the system cost as much as the packing.
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**62),
     # Do not compile two small functions of vLLM's sampler: inductor would need a C++ compiler, Python's headers and
     # seconds of every start, for the same result.
     "TORCHDYNAMO_DISABLE": "1",
@@ -61,7 +56,7 @@ class EngineOptions:
 
 def environment(device: str) -> dict[str, str]:
     """Environment variables that a generator's process needs at its start."""
-    return ENVIRONMENT | (CPU_ENVIRONMENT if device == "cpu" else {})
+    return ENVIRONMENT | malloc_environment(device) | (CPU_ENVIRONMENT if device == "cpu" else {})
 
 
 def device_here() -> str:

@@ -10,15 +10,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.imports import light_imports
 from rft_cluster.config import ModelSection
 from rft_cluster.model.encoder import EncodedPrompt
+from rft_cluster.model.logprobs import Sampled, token_logprobs
 from rft_cluster.model.patch_embed import multiply_patches
 from rft_cluster.model.qwen2vl import LORA_TARGETS
-from rft_cluster.model.shapes import LOGPROB_CHUNK
 from rft_cluster.model.shared_prefix import PackLayout
 
 with light_imports():
@@ -38,8 +37,7 @@ class PolicyModel(nn.Module):
         super().__init__()
         multiply_patches(model)
         self.model = model
-        self.temperature = temperature
-        self.forbidden = forbidden
+        self._sampled = Sampled(temperature, forbidden)
 
     def prompt_positions(self, prompt: EncodedPrompt) -> Tensor:
         """The prompt's M-RoPE positions [3, P] int64 (time, height, width), by the model's own rule."""
@@ -86,12 +84,7 @@ class PolicyModel(nn.Module):
         # All completions of a prompt read its last position, so the backward adds up gradients. An embedding lookup in
         # FP32 adds them in FP32 and in a fixed order on every device; indexing on GPUs adds BF16 in any order.
         selected = F.embedding(predictor_index, hidden[0].float()).to(hidden.dtype)  # [C, hidden size]
-        pieces = [
-            checkpoint(self._token_logprobs, states, ids, use_reentrant=False)
-            for states, ids in zip(selected.split(LOGPROB_CHUNK), completion_ids.split(LOGPROB_CHUNK), strict=True)
-        ]
-        logprobs, entropy = zip(*pieces, strict=True)
-        return torch.cat(logprobs), torch.cat(entropy)
+        return token_logprobs(selected, self.model.lm_head.weight, completion_ids, self._sampled)
 
     def _image_starts(self, image_grid_thw: Tensor) -> Tensor:
         """Where each image's patches begin, and the last ones end: [images + 1] int32.
@@ -101,17 +94,6 @@ class PolicyModel(nn.Module):
         """
         flash = is_flash_attention_requested(self.model.config.vision_config)
         return get_vision_cu_seqlens(image_grid_thw if flash else image_grid_thw.cpu())
-
-    def _token_logprobs(self, states: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """[N, hidden size], [N] -> log-probabilities [N] and entropy [N], FP32."""
-        logits = self.model.lm_head(states).float().div_(self.temperature)
-        # The generator samples from the same restricted, tempered distribution.
-        logits[:, self.forbidden] = float("-inf")
-        logits = logits.log_softmax(-1)  # reusing the name frees the logits: only two tensors of this size at the peak
-        with torch.no_grad():
-            terms = logits.exp().mul_(logits)
-            terms[:, self.forbidden] = 0.0  # 0 * -inf would be NaN
-        return logits.gather(-1, token_ids[:, None]).squeeze(-1), -terms.sum(-1)
 
 
 def load_policy(

@@ -21,6 +21,8 @@ from torch.nn import functional as F
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
+from rft_cluster.model.matrix_attention import attend, is_long
+
 
 @dataclass(frozen=True)
 class PackLayout:
@@ -63,10 +65,10 @@ def _starts(lengths: Sequence[int]) -> Tensor:
 
 
 def sdpa_segments(query: Tensor, key: Tensor, value: Tensor, layout: PackLayout, scaling: float) -> Tensor:
-    """Attention with torch's SDPA, one call for neighbouring segments of the same shape. For CPUs.
+    """Attention in one call for neighbouring segments of the same shape. For CPUs.
 
-    Computes in FP32. The CPU's BF16 backward takes at least 0.13 ms for each head of each segment: 40 times as long as
-    FP32 for short completions, and no faster for long ones.
+    Long segments in BF16 are computed by `matrix_attention`, others with torch's SDPA in FP32. SDPA's backward in BF16
+    takes at least 0.13 ms for each head of each segment: for short completions 40 times as long as in FP32.
 
     Args:
         query: [T, heads, head size].
@@ -75,27 +77,27 @@ def sdpa_segments(query: Tensor, key: Tensor, value: Tensor, layout: PackLayout,
     Returns:
         [T, heads, head size] in the dtype of `query`.
     """
-    dtype = query.dtype
-    query, key, value = query.float(), _gather(key.float(), layout.key_rows), _gather(value.float(), layout.key_rows)
+    runs = [(queries, keys, len(list(equal))) for (queries, keys), equal in groupby(layout.segments)]
+    parts = (
+        query.split([count * queries for queries, _, count in runs]),
+        _gather(key.float(), layout.key_rows).split([count * keys for _, keys, count in runs]),
+        _gather(value.float(), layout.key_rows).split([count * keys for _, keys, count in runs]),
+    )
     outputs = []
-    for (queries, keys), equal in groupby(layout.segments):
-        count = len(list(equal))
-        run = [_take(rows, count, length) for rows, length in ((query, queries), (key, keys), (value, keys))]
-        query, key, value = query[count * queries :], key[count * keys :], value[count * keys :]
+    for (queries, keys, count), *rows in zip(runs, *parts, strict=True):
+        # [rows, heads, size] -> [count, heads, length, size]
+        run = [part.unflatten(0, (count, -1)).transpose(1, 2) for part in rows]
         # SDPA's own causal mask is aligned to the first key, so make one that is aligned to the last, for one segment.
-        own, mask = queries == keys, None
-        if not own:
-            mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
-        output = F.scaled_dot_product_attention(
-            run[0], run[1], run[2], attn_mask=mask, is_causal=own, scale=scaling, enable_gqa=True
-        )
+        mask = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+        if is_long(query.dtype, keys):
+            output = attend(run[0], run[1].to(query.dtype), run[2].to(query.dtype), mask, scaling)
+        else:
+            output = F.scaled_dot_product_attention(
+                run[0].float(), run[1], run[2],
+                attn_mask=None if queries == keys else mask, is_causal=queries == keys, scale=scaling, enable_gqa=True,
+            ).to(query.dtype)  # fmt: skip
         outputs.append(output.transpose(1, 2).flatten(0, 1))
-    return torch.cat(outputs).to(dtype)
-
-
-def _take(rows: Tensor, count: int, length: int) -> Tensor:
-    """Reshape the first `count` segments of one length: [rows, heads, size] -> [count, heads, length, size]."""
-    return rows[: count * length].unflatten(0, (count, length)).transpose(1, 2)
+    return torch.cat(outputs)
 
 
 def varlen_segments(query: Tensor, key: Tensor, value: Tensor, layout: PackLayout, scaling: float) -> Tensor:

@@ -55,4 +55,4 @@ def test_flash_attention_is_known_by_its_distribution(tmp_path, monkeypatch, dis
         (tmp_path / "flash_attn" / "__init__.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
     assert hardware("cuda").attention["vision_config"] == attention
-    assert hardware("cpu").attention["vision_config"] == "sdpa"
+    assert hardware("cpu").attention["vision_config"] == "matrix_or_sdpa"

@@ -11,7 +11,7 @@ from benchmarks.plain_forward import plain_logprobs
 from rft_cluster.common.hardware import hardware
 from rft_cluster.learner.collate import collate
 from rft_cluster.messages import Prompt, TrainingSample
-from rft_cluster.model import policy as module
+from rft_cluster.model import logprobs as logprobs_module
 from rft_cluster.model.encoder import EncodedPrompt
 from rft_cluster.model.policy import PolicyModel, shard_units
 from rft_cluster.model.tiny.build import build_model, build_processor
@@ -122,7 +122,7 @@ def alone(model: Qwen2VLForConditionalGeneration, sample: TrainingSample) -> tup
 
 @pytest.mark.parametrize("chunk", [3, 512])
 def test_log_probabilities_are_those_of_each_sequence_alone(policy, plain, monkeypatch, chunk):
-    monkeypatch.setattr(module, "LOGPROB_CHUNK", chunk)  # 25 tokens make 9 chunks of 3
+    monkeypatch.setattr(logprobs_module, "LOGPROB_CHUNK", chunk)  # 25 tokens make 9 chunks of 3
     samples = drawn(PACKS["groups and images of several sizes"])
     with torch.no_grad():
         logprobs, entropy = forward(policy, samples)
