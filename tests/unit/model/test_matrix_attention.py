@@ -1,4 +1,4 @@
-"""Attention by matrix products against a softmax written out in FP64, and against SDPA where it takes over from that."""
+"""Attention by matrix products against a softmax written out in FP64, and against SDPA, which short sequences keep."""
 
 import pytest
 import torch
