@@ -2,7 +2,7 @@ import pytest
 
 from rft_cluster.common import hardware as module
 from rft_cluster.common.errors import UserError
-from rft_cluster.common.hardware import hardware, native_dtype
+from rft_cluster.common.hardware import hardware, malloc_environment, native_dtype
 from rft_cluster.config import load_config
 
 CPUS = {
@@ -56,3 +56,9 @@ def test_flash_attention_is_known_by_its_distribution(tmp_path, monkeypatch, dis
     monkeypatch.syspath_prepend(tmp_path)
     assert hardware("cuda").attention["vision_config"] == attention
     assert hardware("cpu").attention["vision_config"] == "matrix_or_sdpa"
+
+
+def test_processes_on_cpus_keep_freed_memory():
+    kept = malloc_environment("cpu")
+    assert kept["MALLOC_MMAP_MAX_"] == "0" and int(kept["MALLOC_TRIM_THRESHOLD_"]) > 2**60
+    assert malloc_environment("cuda") == {}
