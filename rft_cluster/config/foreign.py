@@ -2,8 +2,8 @@
 other files are refused unless the command line repeats them.
 
 Paths in `HONOURED` are accepted: they lead to safetensors and images, and the run is useless without them. `run.folder`
-and `run.name` are ignored: the run is in the folder where its config.yaml is. `data.download` is accepted: it fetches one
-archive, from a fixed address and with known MD5s.
+and `run.name` are ignored: the run is in the folder where its config.yaml is. `data.download` is accepted: it fetches
+one archive, from a fixed address and with known MD5s.
 """
 
 import os

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-LONG = 256  # keys; for fewer, the products are too small to be faster
+LONG = 256  # keys. Attention to fewer is a small part of a step; text computes it in FP32, and more exactly
 
 
 def is_long(dtype: torch.dtype, keys: int) -> bool:
@@ -24,7 +24,9 @@ def is_long(dtype: torch.dtype, keys: int) -> bool:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    """Args:
+    """Attention with fewer key heads than heads allowed.
+
+    Args:
         query: [batch, heads, queries, head size].
         key, value: [batch, key heads, keys, head size]; each key head serves `heads / key heads` neighbouring heads.
         mask: [queries, keys] bool, True where a query attends to a key; None: everywhere.
