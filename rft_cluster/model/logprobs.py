@@ -37,8 +37,8 @@ def token_logprobs(states: Tensor, weight: Tensor, token_ids: Tensor, sampled: S
 
 
 class _Chunk(torch.autograd.Function):
-    """The backward computes the logits again, as activation checkpointing would, but without the entropy, and turns
-    them into their gradient in place: at most two FP32 tensors of [N, vocabulary] at a time."""
+    """The backward computes the logits again, as activation checkpointing would, but without the entropy: at most three
+    FP32 tensors of [N, vocabulary] at a time."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, token_ids: Tensor, sampled: Sampled) -> tuple[Tensor, Tensor]:
@@ -58,8 +58,11 @@ class _Chunk(torch.autograd.Function):
         """d log p(token) / d logit = [logit is the token's] - p(logit), over the temperature; 0 for forbidden ones."""
         states, weight, token_ids = ctx.saved_tensors
         sampled: Sampled = ctx.sampled
-        whole = _all_logprobs(states, weight, sampled).exp_().mul_(-gradient[:, None])
-        whole.scatter_add_(-1, token_ids[:, None], gradient[:, None])
+        logprobs = _all_logprobs(states, weight, sampled)
+        chosen = torch.zeros_like(logprobs).scatter_(-1, token_ids[:, None], gradient[:, None])
+        # torch's own kernel: it rounds once where separate operations would round twice.
+        whole = torch._log_softmax_backward_data(chosen, logprobs, -1, logprobs.dtype)
+        del chosen, logprobs
         whole[:, sampled.forbidden] = 0.0
         if sampled.temperature != 1.0:
             whole.div_(sampled.temperature)

@@ -22,8 +22,7 @@ from rft_cluster.plan.work import Row
 GIB = 2**30
 BF16 = 2  # bytes
 MOMENTS = 2 * FP32
-# Of one logit in the backward of a chunk. An upper bound: three tensors when autograd kept them and this was measured,
-# two with the backward in `model/logprobs.py`.
+# Of one logit in the backward of a chunk: the log-softmax, its gradient, and the gradient of what went in.
 LOGITS_BACKWARD = 3 * FP32
 PACKED = 2**30  # vLLM's buffer of a transfer: 1 GiB, or the largest tensor if that is larger
 
