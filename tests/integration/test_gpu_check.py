@@ -74,7 +74,8 @@ def test_a_flipped_digest_is_refused(bench: Bench, served: Served, monkeypatch: 
 
 
 def test_untempered_logprobs_are_seen(bench: Bench, served: Served, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(served.policy._policy, "temperature", 1.0)
+    policy = served.policy._policy
+    monkeypatch.setattr(policy, "_sampled", policy._sampled._replace(temperature=1.0))
     assert not tier.logprob_gap(bench).passed
 
 
