@@ -184,9 +184,10 @@ def _compare(config: Config, task: "Task") -> None:
     from rft_cluster.classification.baselines import nearest_neighbour_and_regression, verdict
     from rft_cluster.common.files import write_json
     from rft_cluster.run.folder import read_evaluations
+    from rft_cluster.run.saving import BASELINES_FILE
 
     images, baselines = len(task.dataset.train), nearest_neighbour_and_regression(task.dataset)
-    write_json(config.run_folder / "baselines.json", baselines)
+    write_json(config.run_folder / BASELINES_FILE, baselines)
     for name, accuracy in baselines.items():
         print(f"for comparison, {name} on the same {images} images: test accuracy {100 * accuracy:.1f} %")
     final = read_evaluations(config.run_folder, "test")[-1]

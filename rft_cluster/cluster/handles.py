@@ -190,7 +190,7 @@ class Learners(ActorGroup):
 
     def start_update(
         self, samples: Sequence[TrainingSample], step: int, updates: int, micro_batch_tokens: int
-    ) -> "Update":
+    ) -> Update:
         """Start one step's optimizer updates on all ranks, or nothing without samples. Returns without waiting."""
         if not samples:
             return Update({}, self._timeout)

@@ -117,6 +117,11 @@ def _check_digests(folder: Path, digests: dict[str, str]) -> None:
             raise ValueError(f"{file.name} is damaged: its bytes have changed since they were written")
 
 
+def newest_step(run: Path) -> int | None:
+    """The step of the newest checkpoint, whole or not; None without any."""
+    return next(map(_step_of, _newest_first(run)), None)
+
+
 def _newest_first(run: Path) -> list[Path]:
     """The checkpoint folders, newest first, without unfinished ones (`.tmp`)."""
     return sorted((run / "checkpoints").glob("step-" + "[0-9]" * 6), reverse=True)

@@ -15,7 +15,6 @@ runs/NAME/  config.yaml      the resolved configuration
             .lock            while a process writes to the folder (see lock.py)
 """
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -30,7 +29,7 @@ from rft_cluster.messages import Group, Reward
 from rft_cluster.run.checkpoints import clear_unfinished
 from rft_cluster.run.journal import Journal
 from rft_cluster.run.metrics import StepStats, console, metrics_file, own_sinks, version_spans
-from rft_cluster.run.records import append, read_rows, split_rows
+from rft_cluster.run.records import append, json_lines, read_rows, split_rows
 from rft_cluster.run.task import Task
 
 CONFIG_END = "# end\n"
@@ -87,8 +86,7 @@ class RunFolder:
             }
             for group, group_rewards in zip(groups, rewards, strict=True)
         ]
-        rollouts = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_text(self.path / "rollouts" / f"step-{step:06d}.jsonl", rollouts)
+        write_text(self.path / "rollouts" / f"step-{step:06d}.jsonl", json_lines(rows))
 
     def log_step(self, stats: StepStats) -> None:
         """Record a step's figures by every sink."""

@@ -22,6 +22,7 @@ from typing import Any
 from rft_cluster.common.files import FORMAT, json_object, sync, write_bytes
 from rft_cluster.config import Config
 from rft_cluster.messages import Completion, Group, Prompt, Reward
+from rft_cluster.prompts import text_hash
 
 FOLDER = "journal"
 # What policies depend on, but for rounding. `steps` decides the learning rates.
@@ -53,7 +54,7 @@ class Journal:
         settings = json.dumps(config.model_dump(mode="json", include=SETTINGS), sort_keys=True)
         self._settings = hashlib.sha256(settings.encode()).hexdigest()
         self._end = first_step  # the first step that the journal does not have
-        while self._read(self._end) is not None:
+        while self._body(self._end) is not None:
             self._end += 1
         self._drop_the_rest()
         if self._end > first_step:
@@ -64,8 +65,8 @@ class Journal:
         if step >= self._end:
             return None
         try:
-            rows = zip(self._read(step) or [], prompts, strict=True)
-            pairs = [_from_row(row, prompt) for row, prompt in rows]
+            lines = zip((self._body(step) or b"").splitlines(), prompts, strict=True)
+            pairs = [_from_row(json_object(line) or {}, prompt) for line, prompt in lines]
         except (LookupError, TypeError, ValueError):  # of other prompts, or not what `commit` writes
             self._end = step  # a policy that this run will not have wrote the later ones
             self._drop_the_rest()
@@ -85,21 +86,20 @@ class Journal:
         write_bytes(self._file(step), json.dumps(head).encode() + b"\n" + body)
         sync(self._folder)
 
-    def _read(self, step: int) -> list[dict[str, Any]] | None:
-        """The rows of a step; None without a whole file of a run with these settings."""
+    def _body(self, step: int) -> bytes | None:
+        """The groups of a step, a line each; None without a whole file of a run with these settings."""
         file = self._file(step)
         if not file.is_file():
             return None
         head, _, body = file.read_bytes().partition(b"\n")
         told = json_object(head) or {}
-        rows = [json_object(line) or {} for line in body.splitlines()]
         if told.get("format") != FORMAT or told.get("sha256") != _digest(str(told.get("settings")), body):
             print(f"WARNING: {file} is damaged: its step and those after it are generated again", flush=True)
             return None
         if told.get("settings") != self._settings:
             print(f"step {step + 1} and those after it are generated again: {file} is of other settings", flush=True)
             return None
-        return rows
+        return body
 
     def _drop_the_rest(self) -> None:
         """Remove the steps from `_end` on, and what a process left that died while it wrote.
@@ -134,8 +134,7 @@ def _step_of(file: Path) -> int | None:
 
 def _identity(prompt: Prompt) -> list[str | int]:
     """What a recorded group must agree in with the prompt of a run that goes on."""
-    text = hashlib.sha256(prompt.text.encode()).hexdigest()
-    return [prompt.prompt_id, prompt.example.image.sha256, prompt.label, prompt.seed, text]
+    return [prompt.prompt_id, prompt.example.image.sha256, prompt.label, prompt.seed, text_hash(prompt.text)]
 
 
 def _to_row(group: Group, rewards: Sequence[Reward]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Read `metrics.jsonl` and `eval.jsonl`: one object a line. A process that died may have left half a line."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from rft_cluster.common.files import json_object, naming, write_text
 
 def append(path: Path, row: Mapping[str, Any]) -> None:
     with naming(path), path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.write(json_lines([row]))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -52,11 +52,12 @@ def split_rows(path: Path, aside: Path, last_step: int) -> list[int]:
     moved = [row for row in rows if row["step"] > last_step]
     if moved:
         aside.parent.mkdir(parents=True, exist_ok=True)
-        write_text(aside, _text(moved))
+        write_text(aside, json_lines(moved))
     if path.exists():
-        write_text(path, _text([row for row in rows if row["step"] <= last_step]))
+        write_text(path, json_lines([row for row in rows if row["step"] <= last_step]))
     return [row["step"] for row in moved]
 
 
-def _text(rows: list[dict[str, Any]]) -> str:
+def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    """A text with an object a line."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -16,7 +16,7 @@ from rft_cluster.config import Config
 from rft_cluster.config.load import read_file, validated
 from rft_cluster.data.manifest import OtherData, read_manifest
 from rft_cluster.prompts import text_hash
-from rft_cluster.run.checkpoints import Checkpoint, checkpoint_folder, latest_checkpoint
+from rft_cluster.run.checkpoints import Checkpoint, latest_checkpoint, newest_step
 from rft_cluster.run.folder import CONFIG_END
 from rft_cluster.run.lock import LOCK_FILE
 from rft_cluster.run.records import check_rows
@@ -231,8 +231,8 @@ def resume_line(folder: Path, command: list[str]) -> str:
     """For a run that ended early: the last saved step, and the command to resume."""
     asked = any(word.startswith("--resume") for word in command)
     again = shlex.join(command if asked else [*command, "--resume" if is_run(folder) else "--resume=auto"])
-    steps = [path.name for path in checkpoint_folder(folder, 0).parent.glob("step-" + "[0-9]" * 6)]
-    saved = f"step {int(max(steps).removeprefix('step-'))} is saved" if steps else "no step was saved yet"
+    step = newest_step(folder)
+    saved = "no step was saved yet" if step is None else f"step {step} is saved"
     return f"{saved}; go on with: {again}"
 
 
