@@ -11,7 +11,7 @@ process fetches the encoded image once, by hash (`Images`). `Batch` has tensors 
 from dataclasses import dataclass, field
 from typing import Annotated, Protocol
 
-from rft_cluster.common.reduce import largest
+from rft_cluster.common.reduce import all_of, largest
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,11 @@ class LearnerStats(LossSums):
     learning_rate: Annotated[float, max] = 0.0
     """Learning rate of the step. Equal on all ranks."""
     skipped: Annotated[int, max] = 0
-    """Optimizer updates skipped because the gradient was not finite. Equal on all ranks."""
+    """Optimizer updates skipped because the loss or the gradient was not finite. Equal on all ranks."""
+    not_finite: Annotated[tuple[str, ...], all_of] = ()
+    """`prompt_id (image_id)` of the prompts in micro-batches whose own loss was not finite."""
+    finite_weights: Annotated[bool, all] = True
+    """False if a weight of the policy is infinite or not a number, in BF16, after the step's updates."""
     memory_gib: Annotated[float, max] = 0.0
     """GiB. Peak memory: of a GPU in this step, of a CPU process since its start."""
     activation_gib: Annotated[float | None, largest] = None

@@ -23,12 +23,14 @@ from ray.exceptions import (
 from rft_cluster.common.errors import ClusterError, UserError, WeightTransferError
 from rft_cluster.common.files import FORMAT, sealed, unfinished, write_json
 from rft_cluster.common.reduce import reduced
+from rft_cluster.common.text import shown
 from rft_cluster.learner.packing import split_work
 from rft_cluster.messages import LearnerStats, TrainingSample
 
 # Of an actor; of an answer that was still on a node when it died; of a task.
 LOSSES = (RayActorError, ObjectLostError, NodeDiedError, WorkerCrashedError)
 PEERS = 5.0  # seconds for the news of a death to arrive behind the errors that it caused
+NAMED = 8  # prompts in one warning
 MISTAKE = f"\n{UserError.__module__}.{UserError.__qualname__}: "  # in Ray's report, before the message
 
 
@@ -163,17 +165,40 @@ class RewardActor(ActorGroup):
 class Update:
     """A step's optimizer updates, finished or not."""
 
-    def __init__(self, calls: Mapping[ray.ObjectRef, str], timeout: float) -> None:
+    def __init__(self, calls: Mapping[ray.ObjectRef, str], timeout: float, step: int) -> None:
         """`calls`: each rank's, with its name."""
-        self._calls, self._timeout = calls, timeout
+        self._calls, self._timeout, self._step = calls, timeout, step
 
     def wait(self) -> LearnerStats | None:
-        """The combined figures of all ranks; None if there was nothing to learn from.
+        """The combined figures of all ranks; None if there was nothing to learn from. A skipped update is said.
 
         Raises:
             ClusterError: a learner died, or did not answer in time.
+            UserError: a weight is not finite now. Nothing has sent, saved or exported it yet.
         """
-        return reduced(wait_for(self._calls, self._timeout, "update")) if self._calls else None
+        if not self._calls:
+            return None
+        learned = reduced(wait_for(self._calls, self._timeout, "update"))
+        if learned.skipped:
+            print(f"WARNING: {_skipped(self._step + 1, learned)}", flush=True)
+        if not learned.finite_weights:
+            # No ClusterError, after which the same update would be made again.
+            raise UserError(
+                f"step {self._step + 1}, with a learning rate of {learned.learning_rate:g}, made weights that are "
+                f"infinite or not a number. None of them was sent or saved: the newest checkpoint is of a step before. "
+                f"Begin again under another run.name with a lower optimizer.learning_rate or optimizer.max_grad_norm"
+            )
+        return learned
+
+
+def _skipped(step: int, learned: LearnerStats) -> str:
+    """One line: how many updates were left out, and on which prompts the loss was not finite."""
+    line = f"step {step}: {learned.skipped} update{'s' * (learned.skipped > 1)} left out on all learners, because the "
+    if not learned.not_finite:
+        return f"{line}gradient was infinite or not a number, and the loss was finite"
+    more = len(learned.not_finite) - NAMED
+    names = ", ".join(map(shown, learned.not_finite[:NAMED])) + (f" and {more} more" if more > 0 else "")
+    return f"{line}loss was infinite or not a number in the micro-batches with the prompts {names}"
 
 
 class Learners(ActorGroup):
@@ -193,9 +218,9 @@ class Learners(ActorGroup):
     ) -> Update:
         """Start one step's optimizer updates on all ranks, or nothing without samples. Returns without waiting."""
         if not samples:
-            return Update({}, self._timeout)
+            return Update({}, self._timeout, step)
         work = split_work(samples, len(self), updates, micro_batch_tokens)
-        return Update(self.begin_each("update", [(share, step) for share in work]), self._timeout)
+        return Update(self.begin_each("update", [(share, step) for share in work]), self._timeout, step)
 
     def save_checkpoint(self, folder: Path, state: Mapping[str, Any]) -> None:
         """Write a checkpoint and its `state`. The folder gets its final name when it is complete."""

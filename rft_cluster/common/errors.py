@@ -64,6 +64,10 @@ class StaleGenerator(RuntimeError):
     """A generator was asked for a newer version of the weights than it has."""
 
 
+class RepeatedUpdate(RuntimeError):
+    """A learner was asked for the updates of a step that its weights already have. No update is made twice."""
+
+
 class WeightTransferError(ClusterError):
     """A weight update failed or did not verify. The generator has no valid version and must not generate."""
 

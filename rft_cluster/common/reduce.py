@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 if TYPE_CHECKING:
@@ -29,6 +30,11 @@ def _reductions(kind: type[Any]) -> dict[str, Callable[[list[Any]], Any]]:
     """The function of each field. Evaluating the annotations anew would take half a millisecond a step."""
     hints = get_type_hints(kind, include_extras=True)
     return {field.name: hints[field.name].__metadata__[0] for field in fields(kind)}
+
+
+def all_of(values: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """The texts of all tuples, each once, in order."""
+    return tuple(dict.fromkeys(chain(*values)))
 
 
 def largest(values: Sequence[float | None]) -> float | None:

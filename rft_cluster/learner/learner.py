@@ -5,6 +5,7 @@ BF16 instructions); gradients are summed in FP32. The loss is a sum with the sam
 over ranks, not averaged: any number of ranks, any micro-batches and unequal groups give the same update.
 """
 
+import math
 import os
 import resource
 import tempfile
@@ -25,9 +26,10 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from rft_cluster.algorithm.loss import grpo_loss
-from rft_cluster.common.errors import UserError
+from rft_cluster.common.errors import RepeatedUpdate, UserError
 from rft_cluster.common.files import file_sha256
 from rft_cluster.common.hardware import hardware
 from rft_cluster.common.reduce import reduced
@@ -42,7 +44,7 @@ from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.policy import PolicyModel, base_model, load_policy, load_reference, shard_units
 from rft_cluster.weights.sender import Forward, WeightOffer, WeightSender
 from rft_cluster.weights.shared_memory import SharedMemorySender
-from rft_cluster.weights.source import PolicyWeights
+from rft_cluster.weights.source import WIRE_DTYPE, PolicyWeights
 from rft_cluster.weights.vllm_senders import IPCSender, NCCLSender
 
 GIB = 2**30
@@ -52,6 +54,12 @@ def learning_rate_factor(step: int, warmup_steps: int, steps: int) -> float:
     """Factor of the peak learning rate in `step`, from 0: linear warm-up to 1, then linear decay to 0 at `steps`."""
     warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
     return warmup * min(1.0, (steps - step) / (steps - warmup_steps))
+
+
+def prompts_of(samples: Sequence[TrainingSample]) -> tuple[str, ...]:
+    """`prompt_id (image_id)` of each prompt once, in order."""
+    prompts = {sample.prompt.prompt_id: sample.prompt for sample in samples}
+    return tuple(f"{name} ({prompt.example.image.image_id})" for name, prompt in prompts.items())
 
 
 @contextmanager
@@ -92,6 +100,7 @@ class Learner:
             self._reference = load_reference(*how)
         self._store: dist.TCPStore | None = None
         self._sender: WeightSender | None = None
+        self._step = 0  # steps whose updates the weights have: the number of the next one
 
     # Forming a process group
 
@@ -162,7 +171,15 @@ class Learner:
 
     @within_memory()
     def update(self, work: RankWork, step: int) -> LearnerStats:
-        """Make the optimizer updates of one step on this rank's samples: `work[update][micro_batch]`."""
+        """Make the optimizer updates of one step on this rank's samples: `work[update][micro_batch]`.
+
+        Raises:
+            RepeatedUpdate: the weights already have the updates of `step`. (Steps may be left out: one without samples
+                makes no call.)
+        """
+        if step < self._step:
+            raise RepeatedUpdate(f"learner {self._rank}: update {step} is asked for, but the next one is {self._step}")
+        self._step = step + 1  # from here on: an update that ends in an error is not made again, either
         held, started = self._held_memory(), time.monotonic()
         optimizer = self._config.optimizer
         learning_rate = optimizer.learning_rate * learning_rate_factor(
@@ -180,14 +197,15 @@ class Learner:
         for i, update in enumerate(work):
             for j, batch in enumerate(self._batches(update)):
                 # Gradients accumulate over micro-batches. FSDP adds them up over ranks in each backward.
-                parts.append(self._backward(batch, old[i][j] if old else None))
+                part = self._backward(batch, old[i][j] if old else None)
+                parts.append(part if math.isfinite(part.loss) else replace(part, not_finite=prompts_of(update[j])))
             norm = self._clip_gradients()  # of the whole gradient, before clipping
             if torch.isfinite(norm):
                 self._optimizer.step()
                 norms.append(float(norm))
             else:
-                # Skip an update with NaN or infinity, which would ruin the weights for good. The norm covers all ranks,
-                # so either all skip or none.
+                # Skip an update with NaN or infinity, which would ruin the weights for good. The norm covers all ranks
+                # and, by `_backward`, their losses, so either all skip or none.
                 skipped += 1
             self._optimizer.zero_grad()
         total, (memory, activations) = reduced(parts), self._peak_memory(held)
@@ -197,6 +215,7 @@ class Learner:
             grad_norm=max(norms),
             learning_rate=learning_rate,
             skipped=skipped,
+            finite_weights=self._weights_are_finite(),
             memory_gib=memory,
             activation_gib=activations,
         )
@@ -214,7 +233,10 @@ class Learner:
         reference = self._reference_logprobs(batch) if settings.kl_beta else None
         logprobs, entropy = self._policy(**batch.inputs())  # [C] each
         terms = grpo_loss(logprobs, batch, logprobs if old_logprobs is None else old_logprobs, reference, settings)
-        terms.loss.backward()
+        # A loss that is not finite may have a finite gradient: the derivative of a clamped infinity is 0. But the
+        # gradient is all that the other ranks see of the loss.
+        loss = terms.loss if math.isfinite(terms.sums.loss) else terms.loss * math.nan
+        loss.backward()
         return LearnerStats(**asdict(terms.sums), entropy=float(entropy[batch.weights > 0].sum()))
 
     def _held_memory(self) -> int:
@@ -255,8 +277,16 @@ class Learner:
             return self._logprobs(base, batch)
 
     def _clip_gradients(self) -> Tensor:
-        norm = torch.nn.utils.clip_grad_norm_(self._policy.parameters(), self._config.optimizer.max_grad_norm)
+        norm = clip_grad_norm_(self._policy.parameters(), self._config.optimizer.max_grad_norm)
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    @torch.no_grad()
+    def _weights_are_finite(self) -> bool:
+        """Whether this rank's shards are finite in BF16, the form in which they are sent and exported."""
+        parameters = [parameter for parameter in self._policy.parameters() if parameter.requires_grad]
+        shards = [p.to_local() if isinstance(p, DTensor) else p for p in parameters]
+        highest = get_total_norm([shard for shard in shards if shard.numel()], math.inf)
+        return bool(highest <= torch.finfo(WIRE_DTYPE).max)  # False for NaN
 
     # Sending weights
 

@@ -7,6 +7,7 @@ A sink is a function that gets every step's `StepStats`; docs/metrics.md lists t
 and name it in `run.sinks`.
 """
 
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +28,8 @@ RECENT = 20  # steps over which the time left is estimated
 
 @dataclass(frozen=True, slots=True)
 class StepStats:
-    """One step of training. Each type is annotated with its unit. None means that the step has no such figure.
+    """One step of training. Each type is annotated with its unit. None: the step has no such figure, or none that is
+    finite.
 
     In `metrics.jsonl` the key is the field's name (except for `KEYS`). A mapping has a key `KEY/NAME` for each entry. A
     field that is None has no key.
@@ -62,7 +64,7 @@ class StepStats:
     learning_rate: Annotated[float | None, "1"]
     """Learning rate of the step's updates."""
     skipped: Annotated[int | None, "updates"]
-    """Optimizer updates left out because the gradient was not finite."""
+    """Optimizer updates left out because the loss or the gradient was not finite."""
     memory_gib: Annotated[float | None, "GiB"]
     """Peak memory of the fullest learner: of a GPU in this step, of a CPU process since its start."""
     activation_gib: Annotated[float | None, "GiB"]
@@ -157,15 +159,19 @@ def step_stats(
 
 
 def _learner_figures(learned: LearnerStats | None) -> dict[str, Any]:
-    """Divide sums over tokens by the tokens; keep the other figures. All are None if there was no update."""
+    """Divide sums over tokens by the tokens; keep the other figures. All are None if there was no update.
+
+    A figure that is not finite is None, too: JSON has no such number.
+    """
     means = ("logprob_gap", "kl", "entropy", "importance", "clipped")
     others = ("loss", "grad_norm", "learning_rate", "skipped", "memory_gib", "activation_gib")
     if learned is None:
         return dict.fromkeys((*means, *others))
-    return {
+    figures = {
         **{name: getattr(learned, name) / max(1, learned.tokens) for name in means},
         **{name: getattr(learned, name) for name in others},
     }
+    return {name: None if value is not None and not math.isfinite(value) else value for name, value in figures.items()}
 
 
 def metrics_file(path: Path) -> Sink:
@@ -208,7 +214,9 @@ def step_line(steps: int, stats: StepStats, seconds_left: float) -> str:
         failed = " ".join(f"{name} {count}" for name, count in stats.failures.items())
         parts += f"; {stats.reward_failures} completions without: {failed} failed"
     cut = f"{max(1, round(100 * stats.cut_short))} % cut at max_tokens  " if stats.cut_short else ""
-    gap = "no live group: no update" if stats.logprob_gap is None else f"log-prob gap {stats.logprob_gap:.4f}"
+    gap = "log-prob gap not finite" if stats.tokens_trained else "no live group: no update"
+    if stats.logprob_gap is not None:
+        gap = f"log-prob gap {stats.logprob_gap:.4f}"
     return (
         f"step {stats.step:>{len(str(steps))}}/{steps}  reward {stats.reward:.2f} ({parts})  "
         f"live {stats.live_groups:.2f}  {cut}{gap}  {stats.tokens_per_second:.0f} tok/s  "

@@ -6,8 +6,10 @@ here, so that only the split can make a difference; the plain implementation is 
 at a time, with the loss written out.
 """
 
+import json
 import math
 import multiprocessing
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -156,6 +158,41 @@ def test_gradients_do_not_depend_on_the_split(
     for name, gradient in gradients.items():
         distance = (gradient - expected[name]).norm() / (expected[name].norm() + 1e-12)
         assert distance < 1e-4, name
+
+
+def poisoned(folder: str, path: str, config: Config, images: Images, rank: int, work: list) -> None:
+    """Make one update in a process of its own; write its figures, and whether it changed this rank's weights."""
+    learner = Learner(path, config, rank, threads=1, images=images)
+    learner.join(f"file://{folder}/rendezvous", ["127.0.0.1"] * 2)
+    shards = [parameter.to_local() for parameter in learner._policy.parameters()]
+    before = [shard.clone() for shard in shards]
+    stats = learner.update(work, step=0)
+    unchanged = all(map(torch.equal, shards, before))
+    (Path(folder) / f"stats-{rank}").write_text(json.dumps(asdict(stats) | {"unchanged": unchanged}))
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_leaves_the_update_out_on_both(
+    tmp_path: Path, tiny_model: str, dataset: FewShotDataset, samples: list[TrainingSample]
+):
+    sound, ill = split_work(samples, ranks=2, updates=1, micro_batch_tokens=4096)
+    ill = [[[replace(sample, generator_logprobs=[math.nan] * len(sample.token_ids)) for sample in ill[0][0]]]]
+    processes = [
+        PROCESSES.Process(target=poisoned, args=(str(tmp_path), tiny_model, run_config(), dataset.images, rank, work))
+        for rank, work in enumerate((sound, ill))
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+        assert process.exitcode == 0
+    one, other = (json.loads((tmp_path / f"stats-{rank}").read_text()) for rank in range(2))
+    assert math.isfinite(one["loss"])
+    assert not math.isfinite(other["loss"])
+    for stats in (one, other):
+        assert (stats["skipped"], stats["finite_weights"], stats["unchanged"]) == (1, True, True)
+    names = {f"{sample.prompt.prompt_id} ({sample.prompt.example.image.image_id})" for sample in ill[0][0]}
+    assert set(other["not_finite"]) == names
+    assert one["not_finite"] == []
 
 
 def two_updates(folder: str, path: str, config: Config, images: Images, work: list) -> None:

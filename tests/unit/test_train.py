@@ -13,6 +13,8 @@ from types import SimpleNamespace
 import pytest
 
 from rft_cluster import launch
+from rft_cluster.cluster import handles
+from rft_cluster.cluster.handles import Update
 from rft_cluster.common import stopping
 from rft_cluster.common.errors import ClusterError, UserError, WeightTransferError, exit_code
 from rft_cluster.common.files import unfinished, write_json
@@ -175,6 +177,25 @@ def test_stopped_in_any_call_of_any_step_it_ends_as_if_it_had_not_been(
             assert roles.calls.count("learning") == STEPS - done, "nothing is learned twice"
             assert left(settings.run_folder) == expected
             assert not list(settings.run_folder.glob("redone-*"))
+
+
+def test_weights_that_are_not_finite_are_never_sent_saved_or_exported(tmp_path, monkeypatch, capsys):
+    class Spoilt(Roles):
+        def start_update(self, samples, step):
+            learned = LearnerStats(learning_rate=0.5, finite_weights=step != 3)
+            monkeypatch.setattr(handles, "wait_for", lambda *_: [super(Spoilt, self)._learn(step) and learned])
+            return Update({"call": "learner"}, 1.0, step)
+
+    settings = config(tmp_path, *SETTINGS, "schedule.save_every=2")
+    code, roles = run(settings, resume=False, roles=Spoilt(None, 0, 0.0))
+    assert code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: step 4, with a learning rate of 0.5, made weights that are infinite")
+    assert error.count("\n") == 1
+    assert roles.calls[-1] == "learning"
+    assert sorted(path.name for path in (settings.run_folder / "checkpoints").iterdir()) == ["step-000002"]
+    assert not (settings.run_folder / "model").exists()
+    assert [row["step"] for row in read_rows(settings.run_folder / "metrics.jsonl")] == [1, 2, 3]
 
 
 def test_the_completions_are_recorded_while_the_learners_work(tmp_path):

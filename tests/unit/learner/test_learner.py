@@ -1,3 +1,4 @@
+import math
 import os
 from contextlib import nullcontext
 from datetime import timedelta
@@ -7,11 +8,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rft_cluster.common.errors import UserError
+from rft_cluster.algorithm.loss import LossTerms
+from rft_cluster.common.errors import RepeatedUpdate, UserError
 from rft_cluster.common.hardware import hardware
 from rft_cluster.config import load_config
 from rft_cluster.learner import learner
 from rft_cluster.learner.learner import Learner, learning_rate_factor, within_memory
+from rft_cluster.messages import LearnerStats, LossSums, TrainingSample
+from tests.unit.some_prompt import some_prompt
 
 
 @pytest.mark.parametrize(
@@ -67,22 +71,111 @@ class OneNumber(torch.nn.Module):
 )
 def test_the_loss_of_a_step_is_the_mean_of_its_updates(advantages, loss):
     """The model and its batches are stood in for: what is tested is what is added up, and over what it is a mean."""
-    policy = OneNumber()
-    learner = object.__new__(Learner)
-    learner._config = load_config("digits", ["algorithm.kl_beta=0", f"algorithm.updates_per_step={len(advantages)}"])
-    learner._device, learner._policy = torch.device("cpu"), policy
-    learner._optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
-    learner._optimizer.step = lambda: None  # the policy stays, and with it every ratio at 1
-    learner._batches = lambda update: (
-        SimpleNamespace(
-            inputs=lambda: {"tokens": 4},
-            generator_logprobs=torch.full((4,), -1.0),
-            advantages=torch.full((4,), advantage),
-            weights=torch.full((4,), 1 / (4 * len(update))),
-        )
-        for advantage in update
+    rank = learner_of_one_number(f"algorithm.updates_per_step={len(advantages)}")
+    rank._optimizer.step = lambda: None  # the policy stays, and with it every ratio at 1
+    rank._batches = lambda update: (batch(advantage, 1 / (4 * len(update))) for advantage in update)
+    assert rank.update(advantages, step=0).loss == pytest.approx(loss)
+
+
+def learner_of_one_number(*overrides: str) -> Learner:
+    """A learner of `OneNumber`; a test gives it `_batches`."""
+    rank = object.__new__(Learner)
+    rank._config = load_config("digits", ["algorithm.kl_beta=0", *overrides])
+    rank._device, rank._policy = torch.device("cpu"), OneNumber()
+    rank._rank = rank._step = 0
+    rank._optimizer = torch.optim.SGD(rank._policy.parameters(), lr=0.0)
+    return rank
+
+
+def batch(advantage: float, weight: float) -> SimpleNamespace:
+    """Four tokens of equal advantage."""
+    return SimpleNamespace(
+        inputs=lambda: {"tokens": 4},
+        generator_logprobs=torch.full((4,), -1.0),
+        advantages=torch.full((4,), advantage),
+        weights=torch.full((4,), weight),
     )
-    assert learner.update(advantages, step=0).loss == pytest.approx(loss)
+
+
+def work_of(*advantages: float) -> list[list[list[TrainingSample]]]:
+    """One update of two samples a micro-batch, each micro-batch with its own prompt."""
+    return [
+        [
+            [TrainingSample(some_prompt(f"train/3/{i}", f"photos/{i}.png"), [1], [2], [-1.0], advantage, 1 / 8)] * 2
+            for i, advantage in enumerate(advantages)
+        ]
+    ]
+
+
+def trained_by(rank: Learner, *advantages: float, step: int = 0) -> LearnerStats:
+    rank._batches = lambda update: (batch(samples[0].advantage, samples[0].weight) for samples in update)
+    return rank.update(work_of(*advantages), step)
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_leaves_the_update_out_and_names_its_prompts(poison):
+    rank = learner_of_one_number("optimizer.learning_rate=0.5")
+    stats = trained_by(rank, 1.0, poison, 2.0)
+    assert (stats.skipped, stats.not_finite) == (1, ("train/3/1 (photos/1.png)",))
+    assert (rank._policy.logprob.item(), stats.finite_weights) == (-1.0, True)
+    stats = trained_by(rank, 1.0, 2.0, step=1)
+    assert (stats.skipped, stats.not_finite) == (0, ())
+    assert rank._policy.logprob.item() != -1.0
+
+
+def test_the_gradient_carries_to_all_ranks_that_a_loss_is_not_finite(monkeypatch):
+    """Here the loss is infinite and its derivative finite, as where infinity is clamped."""
+
+    def infinite(logprobs, *_):
+        return LossTerms(logprobs.sum() + math.inf, LossSums(tokens=4, loss=math.inf))
+
+    monkeypatch.setattr(learner, "grpo_loss", infinite)
+    rank = learner_of_one_number()
+    rank._optimizer.zero_grad = lambda: None
+    assert trained_by(rank, 1.0).skipped == 1
+    assert math.isnan(rank._policy.logprob.grad.item())
+
+
+@pytest.mark.parametrize(
+    ("weight", "finite"),
+    [(1e38, True), (-1e38, True), (math.nan, False), (math.inf, False), (3.4e38, False)],
+    ids=["large", "negative", "not a number", "infinite", "infinite in BF16"],
+)
+def test_a_step_tells_whether_it_made_weights_that_are_not_finite(weight, finite):
+    rank = learner_of_one_number()
+    rank._optimizer.step = lambda: rank._policy.logprob.data.fill_(weight)
+    assert trained_by(rank, 1.0).finite_weights is finite
+
+
+def test_a_rank_without_a_row_of_any_weight_has_no_weight_that_is_not_finite():
+    rank = learner_of_one_number()
+    rank._policy.logprob = torch.nn.Parameter(torch.empty(0))
+    assert rank._weights_are_finite()
+
+
+def test_no_update_is_made_twice():
+    rank = learner_of_one_number("optimizer.learning_rate=0.5")
+    trained_by(rank, 1.0, step=0)
+    trained_by(rank, 1.0, step=2)  # step 1 had nothing to learn from, and made no call
+    weight = rank._policy.logprob.item()
+    for step in (0, 1, 2):
+        with pytest.raises(RepeatedUpdate, match=f"update {step} is asked for, but the next one is 3"):
+            trained_by(rank, 1.0, step=step)
+    assert rank._policy.logprob.item() == weight
+
+
+def test_an_update_that_ended_in_an_error_is_not_made_again():
+    """Of two updates the first may have changed the weights."""
+
+    def full() -> None:
+        raise MemoryError
+
+    rank = learner_of_one_number()
+    rank._optimizer.step = full
+    with pytest.raises(MemoryError):
+        trained_by(rank, 1.0)
+    with pytest.raises(RepeatedUpdate):
+        trained_by(rank, 1.0)
 
 
 @pytest.mark.parametrize(

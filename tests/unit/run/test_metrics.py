@@ -1,4 +1,5 @@
 import json
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -93,7 +94,8 @@ def test_masked_completions_are_counted_and_in_no_mean():
 
 
 def test_every_figure_is_finite_json():
-    for found in (stats(), stats(learned=None), stats(learned=LearnerStats())):
+    nan = LearnerStats(tokens=8, loss=math.nan, kl=math.inf, logprob_gap=math.nan, entropy=math.nan, skipped=1)
+    for found in (stats(), stats(learned=None), stats(learned=LearnerStats()), stats(learned=nan)):
         json.dumps(found.row(), allow_nan=False)
 
 
@@ -121,6 +123,8 @@ def test_the_line_of_a_step_without_an_update_says_so():
     line = step_line(120, stats(learned=None), seconds_left=5)
     assert "no live group: no update" in line
     assert "gap" not in line
+    line = step_line(120, stats(learned=LearnerStats(tokens=8, logprob_gap=math.nan, skipped=1)), seconds_left=5)
+    assert "log-prob gap not finite" in line
 
 
 async def later(stats):
