@@ -163,7 +163,9 @@ def _run(config: Config, task: "Task", start: "Start", log: "Log") -> None:
         try:
             with start_cluster(config, model_path, task.dataset.images) as cluster:
                 if start.checkpoint:
-                    cluster.learners.restore_checkpoint(start.checkpoint.path, start.checkpoint.state.optimizer_updates)
+                    cluster.learners.restore_checkpoint(
+                        start.checkpoint.path, start.checkpoint.state.optimizer_updates, start.step
+                    )
                 # Opened last: until all actors are ready, the folder stays unchanged.
                 train(config, task, cluster, RunFolder(config, task, start.step, tiny_model_of(config, model_path)))
             break

@@ -234,7 +234,7 @@ def restored(learner: Learner, work: Any, bench: Bench) -> int:
         count = learner.save_checkpoint(folder)
         saved = state(learner)
         learner.update(work, UPDATES)
-        learner.restore_checkpoint(folder, count)
+        learner.restore_checkpoint(folder, count, UPDATES)
     return sum(not torch.equal(one, other) for one, other in zip(saved, state(learner), strict=True))
 
 

@@ -233,9 +233,9 @@ class Learners(ActorGroup):
             own = {"format": FORMAT, **state, "optimizer_updates": updates, "files": files, "digests": digests}
             write_json(temporary / "state.json", sealed(own))
 
-    def restore_checkpoint(self, folder: Path, updates: int) -> None:
-        """Load a checkpoint on all ranks. `updates`: number of optimizer updates before it."""
-        self.call_all("restore_checkpoint", str(folder), updates)
+    def restore_checkpoint(self, folder: Path, updates: int, step: int) -> None:
+        """Load a checkpoint of `step` on all ranks. `updates`: number of optimizer updates before it."""
+        self.call_all("restore_checkpoint", str(folder), updates, step)
 
     def export(self, folder: Path, files: Mapping[str, Any]) -> None:
         """Write the policy as a Hugging Face folder, with additional JSON `files` (name -> content)."""

@@ -345,8 +345,9 @@ class Learner:
         """Name -> SHA-256 of this rank's files of a checkpoint."""
         return {file.name: file_sha256(file) for file in shards_of(Path(folder), self._rank)}
 
-    def restore_checkpoint(self, folder: str, updates: int) -> None:
-        """Continue from a checkpoint that has seen `updates` optimizer updates."""
+    def restore_checkpoint(self, folder: str, updates: int, step: int) -> None:
+        """Continue from a checkpoint of `step`, which has seen `updates` optimizer updates."""
+        self._step = step
         load_shards(Path(folder), self._policy, self._optimizer)
         for state in self._optimizer.state.values():
             state["step"] = torch.tensor(float(updates))

@@ -262,8 +262,9 @@ class Failing(Roles):
         super().__init__(None, 0, 0.0)
         self._failures = failures
 
-    def restore_checkpoint(self, folder: Path, updates: int) -> None:
-        self.steps = updates
+    def restore_checkpoint(self, folder: Path, updates: int, step: int) -> None:
+        assert updates == step
+        self.steps = step
 
     def _learn(self, at):
         if error := self._failures.pop(at + 1, None):

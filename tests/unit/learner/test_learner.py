@@ -164,6 +164,16 @@ def test_no_update_is_made_twice():
     assert rank._policy.logprob.item() == weight
 
 
+def test_a_restored_learner_goes_on_from_its_step(monkeypatch):
+    monkeypatch.setattr(learner, "load_shards", lambda *_: None)
+    rank = learner_of_one_number()
+    trained_by(rank, 1.0, step=8)
+    rank.restore_checkpoint("step-000004", updates=4, step=4)
+    with pytest.raises(RepeatedUpdate, match="update 3 is asked for, but the next one is 4"):
+        trained_by(rank, 1.0, step=3)
+    trained_by(rank, 1.0, step=4)
+
+
 def test_an_update_that_ended_in_an_error_is_not_made_again():
     """Of two updates the first may have changed the weights."""
 
