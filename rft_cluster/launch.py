@@ -7,7 +7,6 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Literal
 
-from rft_cluster.common import stopping
 from rft_cluster.common.errors import ClusterError, UserError, exit_code
 from rft_cluster.config import Config, load_config
 
@@ -144,13 +143,8 @@ def _check(config: Config, start: "Start", planned: bool = False) -> "Task":
 
 def _run(config: Config, task: "Task", start: "Start", log: "Log") -> None:
     """Start the actors, load the checkpoint into the learners if the run resumes, train, and print the result."""
-    from rft_cluster.cluster.start import start_cluster
-    from rft_cluster.run.folder import RunFolder
     from rft_cluster.run.metrics import clock
-    from rft_cluster.run.restarts import Restarts
-    from rft_cluster.run.resume import find_start
-    from rft_cluster.run.task import base_model_path, tiny_model_of
-    from rft_cluster.train import train
+    from rft_cluster.run.task import base_model_path
 
     began = time.monotonic()
     if config.cluster.joins:  # before the small model is built, which takes minutes
@@ -158,27 +152,47 @@ def _run(config: Config, task: "Task", start: "Start", log: "Log") -> None:
     model_path = base_model_path(config, task, start.checkpoint.state.tiny_model if start.checkpoint else None)
     log.write_to(config.run_folder / "log.txt")
     print(f"starting the actors (model ready after {clock(time.monotonic() - began)})", flush=True)
-    restarts = Restarts(config)
-    while True:
-        try:
-            with start_cluster(config, model_path, task.dataset.images) as cluster:
-                if start.checkpoint:
-                    cluster.learners.restore_checkpoint(
-                        start.checkpoint.path, start.checkpoint.state.optimizer_updates, start.step
-                    )
-                # Opened last: until all actors are ready, the folder stays unchanged.
-                train(config, task, cluster, RunFolder(config, task, start.step, tiny_model_of(config, model_path)))
-            break
-        except ClusterError as error:
-            # After a signal these are its consequences.
-            if stopping.received() or not restarts.again(error):
-                raise
-            start = find_start(config, resume=True)
-            for note in start.notes:
-                print(note, flush=True)
+    _train_through_losses(config, task, start, model_path)
     if task.dataset.test:
         _compare(config, task)
     print(f"done in {clock(time.monotonic() - began)}; {_models(config)}", flush=True)
+
+
+def _train_through_losses(config: Config, task: "Task", start: "Start", model_path: str) -> None:
+    """Train to the last step, in as many parts as losses make of it."""
+    from rft_cluster.cluster.start import start_cluster
+    from rft_cluster.run.folder import RunFolder
+    from rft_cluster.run.restarts import Restarts
+    from rft_cluster.run.task import tiny_model_of
+    from rft_cluster.train import train
+
+    restarts, tiny_model = Restarts(config), tiny_model_of(config, model_path)
+    while True:
+        try:
+            with start_cluster(config, model_path, task.dataset.images, restarts.again) as cluster:
+                while True:
+                    if start.checkpoint:
+                        updates = start.checkpoint.state.optimizer_updates
+                        cluster.learners.restore_checkpoint(start.checkpoint.path, updates, start.step)
+                    try:
+                        # The folder is opened last: until all actors are ready, it stays unchanged.
+                        return train(config, task, cluster, RunFolder(config, task, start.step, tiny_model))
+                    except ClusterError as error:
+                        cluster.restart_learners(error)
+                        start = _next_part(config)
+        except ClusterError as error:
+            if not restarts.again(error, "all actors start afresh"):
+                raise
+            start = _next_part(config)
+
+
+def _next_part(config: Config) -> "Start":
+    from rft_cluster.run.resume import find_start
+
+    start = find_start(config, resume=True)
+    for note in start.notes:
+        print(note, flush=True)
+    return start
 
 
 def _compare(config: Config, task: "Task") -> None:

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from rft_cluster.cluster.handles import Learners, RewardActor, Update
+from rft_cluster.cluster.recovery import Recovery
 from rft_cluster.cluster.rollouts import Generators, Rollout
 from rft_cluster.cluster.weight_sync import WeightSync
+from rft_cluster.common.errors import ClusterError, WeightTransferError
 from rft_cluster.config import Config
 from rft_cluster.messages import Prompt, Sampling, TrainingSample
 
@@ -15,18 +17,37 @@ class Cluster:
     """All actors of a run."""
 
     def __init__(
-        self, generators: Generators, reward: RewardActor, learners: Learners, weights: WeightSync, config: Config
+        self,
+        generators: Generators,
+        reward: RewardActor,
+        learners: Learners,
+        weights: WeightSync,
+        config: Config,
+        recovery: Recovery | None = None,
     ) -> None:
+        """`recovery`: left out, what is lost is not replaced."""
         self.generators, self.reward, self.learners, self.weights = generators, reward, learners, weights
-        self._config = config
+        self._config, self._recovery, self._version = config, recovery, 0
+        if recovery:
+            generators.recover = self._recover
 
-    def join(self, addresses: Mapping[str, str], timeout: float) -> None:
-        """Connect the actors after their start. `addresses`: actor's name -> its host's address.
+    def _recover(self, error: ClusterError) -> None:
+        """Replace what a rollout misses. The learners wait for that rollout, so they still hold the current version.
 
-        Learners join once. After the restart of a generator, `WeightSync.connect` alone is called again.
+        Raises:
+            ClusterError: it cannot be replaced.
         """
-        self.learners.join(addresses, timeout)
-        self.weights.connect(addresses)
+        assert self._recovery is not None
+        self._recovery.replace(error)
+        # Fresh generators join at the next broadcast, unless this step needs them.
+        if isinstance(error, WeightTransferError) or self._recovery.too_few:
+            self.broadcast_weights(self._version)
+
+    def restart_learners(self, error: ClusterError) -> None:
+        """See `Recovery.restart_learners`."""
+        if self._recovery is None:
+            raise error
+        self._recovery.restart_learners(error)
 
     def start_rollout(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> Rollout:
         """Start a step's completions with weights of `version` or newer. Returns without waiting."""
@@ -50,6 +71,21 @@ class Cluster:
         On a shared GPU the engine gets its memory back in two steps: first room for the weights, then room for the KV
         cache. Before each, the learner frees memory that its allocator keeps: of the update, then of the transfer.
         """
+        self._version = version
+        while True:
+            try:
+                if self._recovery:
+                    self._recovery.take_up()
+                self._broadcast(version)
+                break
+            except ClusterError as error:
+                if self._recovery is None:
+                    raise
+                self._recovery.replace(error)
+        if self._recovery:
+            self._recovery.serve_fresh()
+
+    def _broadcast(self, version: int) -> None:
         if self._config.shares_gpus:
             self.learners.call_all("free_memory")
             self.generators.call_all("wake_up", ["weights"])

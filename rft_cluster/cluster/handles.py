@@ -48,7 +48,8 @@ def wait_for(calls: Mapping[ray.ObjectRef, str], timeout: float, doing: str) -> 
     except GetTimeoutError as error:
         ready, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
         late = dict.fromkeys(name for reference, name in calls.items() if reference not in ready)
-        raise ClusterError(f"{', '.join(late)}: no answer to '{doing}' within {timeout:g} s") from error
+        message = f"{', '.join(late)}: no answer to '{doing}' within {timeout:g} s"
+        raise ClusterError(message, map(actor_of, late)) from error
     except RayTaskError as error:
         if isinstance(error.cause, UserError | OSError | WeightTransferError):
             raise error.cause from error  # the user sees the message, without the actor's traceback
@@ -74,7 +75,13 @@ def _raise_if_lost(calls: Mapping[ray.ObjectRef, str], doing: str, error: RayErr
             raise UserError(message) from error
     if lost:
         causes = {cause_of(str(death)) for death in lost.values()}
-        raise ClusterError(f"{', '.join(lost)} died while '{doing}': {'; '.join(sorted(causes))}") from error
+        message = f"{', '.join(lost)} died while '{doing}': {'; '.join(sorted(causes))}"
+        raise ClusterError(message, map(actor_of, lost)) from error
+
+
+def actor_of(name: str) -> str:
+    """The actor's own name, without what a call's name adds: "reward" of "reward (for generator-1)"."""
+    return name.partition(" (")[0]
 
 
 def cause_of(report: str) -> str:
@@ -99,12 +106,20 @@ def cause_of(report: str) -> str:
 
 def _death(call: ray.ObjectRef) -> RayError | None:
     """The error of a call whose actor, or the actor of one of its arguments, died, or whose answer is lost."""
+    error = failure(call)
+    if isinstance(error, LOSSES):
+        return error.cause if isinstance(error, RayTaskError) else error  # of an argument: Ray adds a traceback
+    return None
+
+
+def failure(call: ray.ObjectRef) -> RayError | None:
+    """The error with which a call ended; None if it goes on, or has answered."""
     try:
         ray.get(call, timeout=0)
-    except LOSSES as error:
-        return error.cause if isinstance(error, RayTaskError) else error  # of an argument: Ray adds a traceback
-    except RayError:  # it goes on, or failed in another way
+    except GetTimeoutError:
         return None
+    except RayError as error:
+        return error
     return None
 
 
@@ -135,6 +150,22 @@ class ActorGroup:
     @property
     def timeout(self) -> float:
         return self._timeout
+
+    def kill(self) -> None:
+        """End all actors, frozen ones too."""
+        for handle in self._handles.values():
+            ray.kill(handle)
+
+    def replace(self, handles: Mapping[str, ActorHandle]) -> None:
+        """Take fresh actors in place of all."""
+        self._handles = dict(handles)
+
+    def add(self, name: str, handle: ActorHandle) -> None:
+        self._handles[name] = handle
+
+    def remove(self, name: str) -> None:
+        """Drop an actor that is lost, and end it: it may be no more than frozen."""
+        ray.kill(self._handles.pop(name))
 
     def call_all(self, method: str, *arguments: Any) -> list[Any]:
         """Call a method of every actor with the same arguments. Returns the answers in the actors' order."""

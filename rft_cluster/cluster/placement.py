@@ -101,8 +101,17 @@ def bundles(config: Config, training: bool = True) -> list[Bundle]:
     return [Bundle((name,), actors.cpus, actors.gpus) for actors in (learners, generators) for name in actors.names]
 
 
+def split_needed(config: Config, wanted: Sequence[Bundle]) -> tuple[Sequence[Bundle], Sequence[Bundle]]:
+    """`wanted`, in order, as (those that a run needs to start, those of generators beyond `generators.min`)."""
+    least = config.generators.min
+    learners = [bundle for bundle in wanted if any(name.startswith("learner") for name in bundle.actors)]
+    if least is None or not learners or config.shares_gpus:
+        return wanted, []
+    return wanted[: len(learners) + least], wanted[len(learners) + least :]
+
+
 def place(config: Config, nodes: Sequence[NodeResources], training: bool = True) -> list[NodeResources]:
-    """A node for each bundle, in the order of `bundles`, on a cluster that runs nothing else.
+    """A node for each bundle that the run needs, in the order of `bundles`, on a cluster that runs nothing else.
 
     This only informs the user, and refuses runs that the cluster can never hold. Ray itself packs the bundles into free
     resources (`start._reserve`). Learners get as few nodes as possible, because they communicate at every layer.
@@ -112,7 +121,7 @@ def place(config: Config, nodes: Sequence[NodeResources], training: bool = True)
     Raises:
         UserError: the cluster has too few CPUs or GPUs, or its nodes are too small.
     """
-    wanted = bundles(config, training)
+    wanted, _ = split_needed(config, bundles(config, training))
     _check_totals(config, wanted, nodes)
     learner_count = config.learners.count if training else 0
     learners, generators = list(range(learner_count)), list(range(learner_count, len(wanted)))
@@ -187,7 +196,7 @@ def _listed(nodes: Sequence[NodeResources]) -> str:
 
 def describe_placement(config: Config, nodes: Sequence[NodeResources]) -> str:
     """A possible placement, for the user. Ray decides by the resources that are free at the start."""
-    placed = zip(bundles(config), place(config, nodes), strict=True)
+    placed = zip(split_needed(config, bundles(config))[0], place(config, nodes), strict=True)
     return by_host({name: node.address for bundle, node in placed for name in bundle.actors})
 
 

@@ -9,32 +9,43 @@ import heapq
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
 
-from rft_cluster.cluster.handles import ActorGroup, RewardActor, wait_for
-from rft_cluster.common.errors import ClusterError
+from rft_cluster.cluster.handles import LOSSES, ActorGroup, RewardActor, failure, wait_for
+from rft_cluster.common.errors import ClusterError, WeightTransferError
 from rft_cluster.messages import Group, Prompt, Reward, Sampling
 
 # A busy engine is topped up in chunks of 1/8 of its capacity, one chunk in advance. A chunk comes back, and is scored,
 # when its last completion is finished.
 CHUNKS = 8
 LISTENING = 0.5  # seconds after which the dispatch thread checks whether it is still needed
+# Errors after which another generator, or the same one with the weights sent again, can write a chunk.
+PASSING = (*LOSSES, WeightTransferError)
 # Starts the verification of the served weights. Returns the learners' calls that it waits for, with their names.
 Verify = Callable[[], dict[ray.ObjectRef, str]]
+# Replaces what was lost, or raises the error.
+Recover = Callable[[ClusterError], None]
+
+
+def give_up(error: ClusterError) -> None:
+    """The `Recover` of generators that nobody replaces."""
+    raise error
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """The prompts at `indices` of a rollout, dispatched to one generator in one call."""
+    """The prompts at `indices` of a rollout, dispatched in one call to a generator, and its groups to a scorer."""
 
     generator: str
     indices: Sequence[int]
     groups: ray.ObjectRef
     rewards: ray.ObjectRef | None
+    writer: ActorHandle
+    scorer: ActorHandle | None
 
 
 class Rollout:
@@ -45,14 +56,13 @@ class Rollout:
         prompts: Sequence[Prompt],
         sampling: Sampling,
         version: int,
+        pool: "Generators",
         reward: RewardActor | None,
-        timeout: float,
-        verify: Verify = dict,
     ) -> None:
         self._prompts, self._sampling, self._version = prompts, sampling, version
-        self._reward, self._timeout, self._verify = reward, timeout, verify
+        self._pool, self._reward = pool, reward
         self._chunks: list[_Chunk] = []
-        self._dispatched = 0  # the first so many prompts have been dispatched
+        self._queue = deque(range(len(prompts)))  # indices of the prompts that are not dispatched
         self._all_dispatched = threading.Event()
         self._error: BaseException | None = None
         if not prompts:
@@ -65,29 +75,36 @@ class Rollout:
     @property
     def left(self) -> int:
         """Number of prompts that are not dispatched yet."""
-        return len(self._prompts) - self._dispatched
+        return len(self._queue)
 
     def dispatch(
         self, assigned: Mapping[str, Sequence[int]], chunk_size: int, handles: Mapping[str, ActorHandle]
     ) -> list[_Chunk]:
         """Send generators their prompts, in chunks of at most `chunk_size`, and have them scored when finished.
 
-        `assigned`: generator's name -> indices among the prompts that are left.
+        `assigned`: generator's name -> indices among the prompts that are left; all from the first to some other.
         """
-        completions, chunks = len(self._prompts) * self.group_size, []
+        head, chunks = list(self._queue), []
         for name, assigned_indices in assigned.items():
             for start in range(0, len(assigned_indices), chunk_size):
-                indices = [self._dispatched + index for index in assigned_indices[start : start + chunk_size]]
+                indices = [head[index] for index in assigned_indices[start : start + chunk_size]]
                 own = [self._prompts[index] for index in indices]
                 groups = handles[name].generate.remote(own, self._sampling, self._version)
-                # The scorer gets a reference: it starts when the groups are there, without a word from the driver.
-                rewards = self._reward.score(groups, completions) if self._reward else None
-                chunks.append(_Chunk(name, indices, groups, rewards))
+                chunks.append(self._scored(_Chunk(name, indices, groups, None, handles[name], None)))
+        for _ in range(sum(map(len, assigned.values()))):
+            self._queue.popleft()
         self._chunks += chunks
-        self._dispatched += sum(len(chunk.indices) for chunk in chunks)
         if not self.left:
             self._all_dispatched.set()
         return chunks
+
+    def _scored(self, chunk: _Chunk) -> _Chunk:
+        """The chunk, with its scoring in flight."""
+        if not self._reward:
+            return chunk
+        # The scorer gets a reference: it starts when the groups are there, without a word from the driver.
+        rewards = self._reward.score(chunk.groups, len(self._prompts) * self.group_size)
+        return replace(chunk, rewards=rewards, scorer=self._reward.handles[0])
 
     def fail(self, error: BaseException) -> None:
         """Dispatch nothing more; `wait` raises `error`."""
@@ -97,25 +114,69 @@ class Rollout:
     def wait(self) -> tuple[list[Group], list[list[Reward]]]:
         """The groups in the order of their prompts, and their rewards; no rewards for a rollout without a scorer.
 
+        What a lost generator or scorer still owed is asked again of others, under the same seeds.
+
         Raises:
-            ClusterError: a generator died, or did not answer in time; or a learner died before it gave the digests with
+            ClusterError: something was lost that cannot be replaced; or a learner died before it gave the digests with
                 which the generators verify its weights.
         """
+        if any(chunk.writer not in self._pool.handles for chunk in self._chunks):
+            self._pool.ask_again(self)  # an earlier rollout has met the loss
+        while True:
+            try:
+                return self._collected()
+            except ClusterError as error:
+                self._pool.recover(error)
+                self._pool.ask_again(self)
+
+    def _collected(self) -> tuple[list[Group], list[list[Reward]]]:
+        timeout = self._pool.timeout
         # Without the digests no group would come: the generators would wait for the verification until their deadline.
-        digests = self._verify()
+        digests = self._pool.verify()
         left = self.left
-        while not self._all_dispatched.wait(self._timeout):
+        while not self._all_dispatched.wait(timeout):
             if self.left == left:
-                busy = ", ".join(sorted({chunk.generator for chunk in self._chunks}))
-                raise ClusterError(f"{busy}: no room for {left} prompts came within {self._timeout:g} s")
+                busy = sorted({chunk.generator for chunk in self._chunks})
+                raise ClusterError(f"{', '.join(busy)}: no room for {left} prompts came within {timeout:g} s", busy)
             left = self.left
         if self._error:
             raise self._error
         calls = {chunk.groups: chunk.generator for chunk in self._chunks}
-        groups = wait_for(calls | digests, self._timeout, "generate")[: len(calls)]
+        groups = wait_for(calls | digests, timeout, "generate")[: len(calls)]
         scored = {chunk.rewards: f"reward (for {chunk.generator})" for chunk in self._chunks if chunk.rewards}
-        rewards = wait_for(scored, self._timeout, "score")
+        rewards = wait_for(scored, timeout, "score")
         return self._in_order(groups), self._in_order(rewards)
+
+    def take_back(self, handles: Mapping[str, ActorHandle]) -> None:
+        """Put the prompts back into the line that nobody will answer: `handles` are the generators that serve.
+
+        What is written but not scored, because the scorer was lost, is scored anew.
+        """
+        kept: list[_Chunk] = []
+        back: list[int] = []
+        for chunk in self._chunks:
+            error = failure(chunk.groups)
+            gone = chunk.writer not in handles.values() and not ray.wait([chunk.groups], timeout=0)[0]
+            if isinstance(error, PASSING) or gone:
+                back += chunk.indices
+            elif error is None and self._reward and self._is_unscored(chunk):
+                # By value: a node that was lost may have taken the groups with it after they were here.
+                written = ray.wait([chunk.groups], timeout=0)[0]
+                groups = ray.put(ray.get(chunk.groups)) if written else chunk.groups
+                kept.append(self._scored(replace(chunk, groups=groups)))
+            else:
+                kept.append(chunk)
+        self._chunks = kept
+        if back:
+            self._queue.extendleft(sorted(back, reverse=True))
+            self._all_dispatched.clear()
+
+    def _is_unscored(self, chunk: _Chunk) -> bool:
+        assert chunk.rewards is not None and self._reward is not None
+        if isinstance(failure(chunk.rewards), LOSSES):
+            return True
+        done = ray.wait([chunk.rewards], timeout=0)[0]
+        return not done and chunk.scorer is not self._reward.handles[0]
 
     def _in_order(self, answers: Sequence[Sequence[Any]]) -> list[Any]:
         placed = {
@@ -139,7 +200,8 @@ class Generators(ActorGroup):
                 prompts, by whoever waits for their groups: its calls would hold up the dispatch.
         """
         super().__init__(handles, timeout)
-        self._max_concurrent, self._verify = max_concurrent, verify
+        self._max_concurrent, self.verify = max_concurrent, verify
+        self.recover: Recover = give_up
         self._lock = threading.Lock()  # guards the three fields below
         self._in_flight: dict[ray.ObjectRef, tuple[str, int]] = {}  # call -> (generator, number of completions)
         self._waiting: deque[Rollout] = deque()
@@ -149,19 +211,41 @@ class Generators(ActorGroup):
         self, prompts: Sequence[Prompt], sampling: Sampling, version: int, reward: RewardActor | None = None
     ) -> Rollout:
         """Start completions by weights of `version` or newer, and their scoring. Returns without waiting."""
-        rollout = Rollout(prompts, sampling, version, reward, self._timeout, self._verify)
+        rollout = Rollout(prompts, sampling, version, self, reward)
         with self._lock:
             if prompts:
                 self._waiting.append(rollout)
-            self._dispatch()
-            if self._waiting and not self._dispatching:
-                self._dispatching = threading.Thread(target=self._dispatch_rest, name="dispatch", daemon=True)
-                self._dispatching.start()
+            self._begin_dispatch()
         return rollout
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> list[Group]:
         """Generate and wait. Returns groups in the order of `prompts`."""
         return self.start(prompts, sampling, version).wait()[0]
+
+    def remove(self, name: str) -> None:
+        """Drop a generator that is lost. What it owes is asked again by whoever waits for it."""
+        with self._lock:
+            super().remove(name)
+            self._in_flight = {call: own for call, own in self._in_flight.items() if own[0] != name}
+
+    def add(self, name: str, handle: ActorHandle) -> None:
+        """Take up a generator that has been sent the current weights."""
+        with self._lock:
+            super().add(name, handle)
+
+    def ask_again(self, rollout: Rollout) -> None:
+        """Dispatch again what nobody will answer of a rollout."""
+        with self._lock:
+            rollout.take_back(self._handles)
+            if rollout.left and rollout not in self._waiting:
+                self._waiting.appendleft(rollout)
+            self._begin_dispatch()
+
+    def forget(self) -> None:
+        """Drop all rollouts: nobody waits for them any more."""
+        with self._lock:
+            self._waiting.clear()
+            self._in_flight.clear()
 
     def close(self) -> None:
         """Dispatch nothing more."""
@@ -170,6 +254,13 @@ class Generators(ActorGroup):
             dispatching = self._dispatching
         if dispatching:
             dispatching.join()
+
+    def _begin_dispatch(self) -> None:
+        """Dispatch as many prompts as there is room for, and start the thread for the rest."""
+        self._dispatch()
+        if self._waiting and not self._dispatching:
+            self._dispatching = threading.Thread(target=self._dispatch_rest, name="dispatch", daemon=True)
+            self._dispatching.start()
 
     def _dispatch_rest(self) -> None:
         """Dispatch the waiting prompts. Runs in a thread, because the loop may be busy with the learners."""
@@ -186,7 +277,8 @@ class Generators(ActorGroup):
         """Dispatch as many prompts as there is room for. If prompts still wait, return the calls in flight."""
         with self._lock:
             self._dispatch()
-            if self._waiting:
+            # Without a generator nothing is in flight: prompts wait for `ask_again`.
+            if self._waiting and self._in_flight:
                 return list(self._in_flight)
             self._dispatching = None
             return []
@@ -198,7 +290,7 @@ class Generators(ActorGroup):
             done, _ = ray.wait(list(self._in_flight), num_returns=len(self._in_flight), timeout=0, fetch_local=False)
             for reference in done:
                 del self._in_flight[reference]
-        while self._waiting:
+        while self._waiting and self._handles:
             rollout = self._waiting[0]
             busy = dict.fromkeys(self._handles, 0)
             for name, completions in self._in_flight.values():

@@ -4,8 +4,7 @@
         cluster.broadcast_weights(version=0)
         groups = cluster.generators.generate(prompts, sampling, version=0)
 
-Roles are plain classes. Here they become actors with names for the dashboard: generator-0, reward, learner-0. Every
-wait has a deadline.
+Every wait has a deadline.
 """
 
 import logging
@@ -25,43 +24,23 @@ from typing import IO, Any
 import ray
 from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from rft_cluster.cluster.actors import WEIGHTS, Actors
 from rft_cluster.cluster.cluster import Cluster
-from rft_cluster.cluster.generator_actor import Generator
 from rft_cluster.cluster.gpus import HIDE_GPUS
-from rft_cluster.cluster.handles import ActorGroup, Learners, RewardActor, wait_for
+from rft_cluster.cluster.handles import ActorGroup, Learners, RewardActor
 from rft_cluster.cluster.images import StoredImages
 from rft_cluster.cluster.nodes import addresses_of, check_gpus, cluster_nodes, fetch_model
-from rft_cluster.cluster.placement import (
-    ActorPlan,
-    Bundle,
-    bundles,
-    by_host,
-    describe_placement,
-    place,
-    plan_actors,
-)
-from rft_cluster.cluster.rollouts import CHUNKS, Generators
+from rft_cluster.cluster.placement import Bundle, bundles, by_host, describe_placement, place, split_needed
+from rft_cluster.cluster.recovery import Again, Recovery, never
+from rft_cluster.cluster.rollouts import Generators
 from rft_cluster.cluster.weight_sync import WeightSync
 from rft_cluster.common import stopping
-from rft_cluster.common.errors import ClusterError, UserError
-from rft_cluster.common.hardware import hardware, malloc_environment, openmp_environment
+from rft_cluster.common.errors import UserError
+from rft_cluster.common.hardware import hardware
 from rft_cluster.config import ClusterSection, Config
-from rft_cluster.generator.vllm_options import EngineOptions
-from rft_cluster.generator.vllm_options import environment as generator_environment
-from rft_cluster.learner.learner import Learner
-from rft_cluster.rewards.scorer import Scorer
 
-# Concurrent calls per generator: 8 chunks in the engine, 1 in advance, the rest of the previous step. Others wait.
-# Weight calls have their own threads; otherwise calls that wait for new weights could block the call that brings them.
-GENERATOR_CALLS = CHUNKS + 8
-WEIGHTS = "weights"
-WEIGHT_THREADS = 2
-# The scorer is async and fetches images in its own thread. Ray would warn as if that blocked the event loop.
-QUIET_GET = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}
 ADDRESS_TIMEOUT = 10.0  # seconds after which an address counts as unreachable
-WAITING_LINE = 10.0  # seconds between lines about actors that are still starting
 # Words in the messages of Ray's core about a missing or wrong token.
 TOKEN = re.compile(r"InvalidAuthToken|Unauthenticated|auth\w* token|token auth", re.IGNORECASE)
 RESERVE_TIMEOUT = 60.0  # seconds after which resources count as taken by others
@@ -168,7 +147,8 @@ def check_cluster(config: Config, patience: float = 0) -> str:
     """
     where = connect(config.cluster, cpus=0)
     try:
-        nodes, wanted, deadline = cluster_nodes(), bundles(config), time.monotonic() + patience
+        nodes, deadline = cluster_nodes(), time.monotonic() + patience
+        wanted, _ = split_needed(config, bundles(config))
         lines = [f"{where}: it can hold the run", describe_placement(config, nodes)]
         if any(bundle.gpus for bundle in wanted):
             check_gpus({node.node_id: node.address for node in place(config, nodes)})
@@ -195,16 +175,21 @@ def _taken(wanted: Sequence[Bundle]) -> str:
 
 
 @contextmanager
-def start_cluster(config: Config, model_path: str, images: Mapping[str, bytes]) -> Iterator[Cluster]:
-    """Connect, start all actors, and stop them at the end of the context. `images`: of every prompt, by SHA-256.
+def start_cluster(
+    config: Config, model_path: str, images: Mapping[str, bytes], again: Again = never
+) -> Iterator[Cluster]:
+    """Connect, start all actors, and stop them at the end of the context.
+
+    Args:
+        images: of every prompt, by SHA-256.
+        again: see `recovery.Again`.
 
     Raises:
         UserError: the cluster lacks resources, or others hold them.
         ClusterError: an actor did not become ready in time.
     """
-    with _reserved(config, True, model_path) as reservation:
-        stored = StoredImages(images)  # the driver keeps the references, for actors that restart
-        cluster = _start_actors(reservation, model_path, stored)
+    with _reserved(config, True, model_path, images) as actors:
+        cluster = start_actors(actors, again)
         with closing(cluster.generators):
             yield cluster
 
@@ -212,17 +197,16 @@ def start_cluster(config: Config, model_path: str, images: Mapping[str, bytes]) 
 @contextmanager
 def start_generators(config: Config, model_path: str, images: Mapping[str, bytes]) -> Iterator[Generators]:
     """Start only the generators, with the weights in `model_path` as version 0. Raises as `start_cluster`."""
-    with _reserved(config, False, model_path) as reservation:
-        stored = StoredImages(images)
-        handles = reservation.start_generators(model_path, stored)
-        reservation.wait_until_ready(handles)
+    with _reserved(config, False, model_path, images) as actors:
+        handles = actors.start_generators()
+        actors.wait_until_ready(handles)
         with closing(Generators(handles, config.cluster.step_timeout, config.generators.max_concurrent)) as generators:
             generators.call_all("serve_checkpoint", 0)
             yield generators
 
 
 @contextmanager
-def _reserved(config: Config, training: bool, model_path: str) -> Iterator["_Reservation"]:
+def _reserved(config: Config, training: bool, model_path: str, images: Mapping[str, bytes]) -> Iterator[Actors]:
     wanted = bundles(config, training)
     print(connect(config.cluster, sum(bundle.cpus for bundle in wanted)), flush=True)
     try:
@@ -230,7 +214,8 @@ def _reserved(config: Config, training: bool, model_path: str) -> Iterator["_Res
         groups = _reserve(config, wanted)
         if config.cluster.joins:  # on this machine both are done before Ray starts
             _prepare(addresses_of(groups), config, model_path)
-        yield _Reservation(config, groups, wanted, time.monotonic() + config.cluster.start_timeout)
+        # The driver keeps the images' references, for actors that start afresh.
+        yield Actors(config, groups, wanted, model_path, StoredImages(images))
         _give_back(groups)
     finally:
         ray.shutdown()
@@ -246,24 +231,29 @@ def _prepare(nodes: Mapping[str, str], config: Config, model_path: str) -> None:
 def _reserve(config: Config, wanted: Sequence[Bundle]) -> list[PlacementGroup]:
     """Reserve all bundles, in one or two groups, in order. Ray places each group on as few nodes as possible.
 
-    No bundle is bound to a node: Ray uses free resources, and can move a bundle if its node is lost.
+    No bundle is bound to a node: Ray uses free resources, and can move a bundle if its node is lost. Generators beyond
+    `generators.min` have a group each, which may get its room later.
 
     Raises:
         UserError: others hold the resources.
     """
+    needed, later = split_needed(config, wanted)
     # Learners communicate at every layer, so they should share a node. In one group Ray would place large generators
     # first and might scatter the learners. So learners get a group of their own, unless that leaves no room.
-    learners = [bundle for bundle in wanted if len(bundle.actors) == 1 and bundle.actors[0].startswith("learner")]
-    attempts = [({"": wanted}, min(RESERVE_TIMEOUT, config.cluster.start_timeout))]
+    learners = [bundle for bundle in needed if len(bundle.actors) == 1 and bundle.actors[0].startswith("learner")]
+    attempts = [({"": needed}, min(RESERVE_TIMEOUT, config.cluster.start_timeout))]
     if learners:
-        attempts.insert(0, ({"-learners": learners, "-others": wanted[len(learners) :]}, APART_TIMEOUT))
+        attempts.insert(0, ({"-learners": learners, "-others": needed[len(learners) :]}, APART_TIMEOUT))
     for parts, timeout in attempts:
         # Ray refuses a second group of the same name.
         groups = [_group(f"rft-{config.run.name}{which}", part) for which, part in parts.items()]
         if all(group.wait(timeout) for group in groups):
-            return groups
+            own = [_group(f"rft-{config.run.name}-{bundle.actors[0]}", [bundle]) for bundle in later]
+            for group in own:
+                group.wait(APART_TIMEOUT / len(own))
+            return [*groups, *own]
         _give_back(groups)
-    raise UserError(_taken(wanted) or "the cluster has room, but in parts that are too small: wait for other jobs")
+    raise UserError(_taken(needed) or "the cluster has room, but in parts that are too small: wait for other jobs")
 
 
 def _group(name: str, part: Sequence[Bundle]) -> PlacementGroup:
@@ -276,122 +266,35 @@ def _give_back(groups: Sequence[PlacementGroup]) -> None:
         remove_placement_group(group)
 
 
-def _environment(config: Config, cpus: float) -> dict[str, str]:
-    """Environment of an actor's process, set before it starts."""
-    return {
-        "OMP_NUM_THREADS": str(max(1, int(cpus))),
-        HIDE_GPUS: "1",
-        "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "0",  # keep the stack trace of an actor's crash
-        **openmp_environment(config.cluster.device),
-        **malloc_environment(config.cluster.device),
-    }
-
-
-class _Reservation:
-    """The reserved bundles, and the start of actors in them until `deadline`."""
-
-    def __init__(
-        self, config: Config, groups: Sequence[PlacementGroup], wanted: Sequence[Bundle], deadline: float
-    ) -> None:
-        """`groups` hold the bundles `wanted`, in their order."""
-        self.config, self._deadline = config, deadline
-        places = [(group, index) for group in groups for index in range(group.bundle_count)]
-        self._places = {name: place for bundle, place in zip(wanted, places, strict=True) for name in bundle.actors}
-        self._started = time.monotonic()
-
-    def left(self) -> float:
-        return max(1.0, self._deadline - time.monotonic())
-
-    def options(self, name: str, role: ActorPlan, environment: dict[str, str]) -> dict[str, Any]:
-        chosen: dict[str, Any] = {
-            "name": name,
-            "num_cpus": role.cpus,
-            "num_gpus": role.gpus,
-            "runtime_env": {"env_vars": _environment(self.config, role.cpus) | environment},
-        }
-        if name in self._places:
-            chosen["scheduling_strategy"] = PlacementGroupSchedulingStrategy(*self._places[name])
-        return chosen
-
-    def start_generators(self, model_path: str, images: StoredImages) -> dict[str, Any]:
-        config = self.config
-        _, generators, _ = plan_actors(config)
-        options = EngineOptions.of_run(model_path, config)
-        environment = generator_environment(config.cluster.device)
-        calls = GENERATOR_CALLS + config.schedule.max_staleness
-        return {
-            name: ray.remote(concurrency_groups={WEIGHTS: WEIGHT_THREADS})(Generator)
-            .options(max_concurrency=calls, **self.options(name, generators, environment))
-            .remote(options, images, config.cluster.interface)
-            for name in generators.names
-        }
-
-    def wait_until_ready(self, handles: dict[str, Any]) -> dict[str, str]:
-        """Wait for all actors, and print every few seconds which are missing. Returns name -> its host's address.
-
-        Raises:
-            ClusterError: some are not ready when the time is over.
-        """
-        seconds = self.config.cluster.start_timeout
-
-        def address(actor: Any) -> str:  # nested, so sent by value: actors need not import this module
-            return ray.util.get_node_ip_address()
-
-        waiting = {handle.__ray_call__.remote(address): name for name, handle in handles.items()}
-        addresses: dict[str, str] = {}
-        while waiting and time.monotonic() < self._deadline:
-            done, _ = ray.wait(list(waiting), timeout=min(WAITING_LINE, self.left()))
-            ready = {call: waiting.pop(call) for call in done}
-            # This raises the error of an actor that failed at once, not when all others are ready.
-            addresses |= zip(ready.values(), wait_for(ready, self.left(), "starting"), strict=True)
-            names = ", ".join(waiting.values()) or "nothing more"
-            print(f"{time.monotonic() - self._started:4.0f} s: waiting for {names}", flush=True)
-        if waiting:
-            raise ClusterError(
-                f"{', '.join(waiting.values())}: not ready within cluster.start_timeout ({seconds:g} s): raise it if "
-                f"they only take longer; their output is in Ray's logs, worker-*"
-            )
-        return {name: addresses[name] for name in handles}
-
-
-def _start_actors(reservation: _Reservation, model_path: str, images: StoredImages) -> Cluster:
-    config = reservation.config
-    learners, generators, reward = plan_actors(config)
-    # `.remote` returns at once, so all actors start, import and load at the same time.
-    generator_handles = reservation.start_generators(model_path, images)
+def start_actors(actors: Actors, again: Again) -> Cluster:
+    """Start the actors of all roles and connect them."""
+    config = actors.config
+    generator_handles = actors.start_generators()
+    # Their room may come with a node that joins the cluster later.
+    beyond = [name for bundle in split_needed(config, bundles(config))[1] for name in bundle.actors]
+    later = {name: generator_handles[name] for name in beyond if not actors.is_placed(name)}
+    generator_handles = {name: handle for name, handle in generator_handles.items() if name not in later}
     if config.shares_gpus:
         # An engine measures free memory at its start, so it must be the first. The learner loads into the memory that a
         # sleeping engine frees.
-        reservation.wait_until_ready(generator_handles)
-        ActorGroup(generator_handles, reservation.left()).call_all("sleep")
-    learner_handles = {
-        name: ray.remote(Learner)
-        .options(**reservation.options(name, learners, {}))
-        .remote(model_path, config, rank, max(1, int(learners.cpus)), images)
-        for rank, name in enumerate(learners.names)
-    }
-    reward_handles = {
-        name: ray.remote(Scorer)
-        .options(**reservation.options(name, reward, QUIET_GET))
-        .remote(config.rewards, config.scoring, images)
-        for name in reward.names
-    }
-    # Where Ray placed an actor is known only now, and may change with a restart: no constructor gets an address.
-    addresses = reservation.wait_until_ready(learner_handles | generator_handles | reward_handles)
+        actors.wait_until_ready(generator_handles)
+        ActorGroup(generator_handles, actors.left()).call_all("sleep")
+    learner_handles, reward_handles = actors.start_learners(), actors.start_reward()
+    # Where Ray placed an actor is known only now, and differs for a fresh one: no constructor gets an address.
+    addresses = actors.wait_until_ready(learner_handles | generator_handles | reward_handles)
     if len(set(addresses.values())) > 1:
         print(f"the actors were started on\n{by_host(addresses)}", flush=True)
     # From here on a call may take a whole step; until now the deadline of the start applied.
     timeout = config.cluster.step_timeout
-    members = Learners(learner_handles, timeout)
+    learners, reward = Learners(learner_handles, timeout), RewardActor(reward_handles, timeout)
+    # Weights go to one group and prompts to the other, which a fresh generator joins later.
+    receivers = ActorGroup(dict(generator_handles), timeout, WEIGHTS)
     transfer = hardware(config.cluster.device, config.cluster.dtype, config.shares_gpus).transfer
-    receivers = ActorGroup(generator_handles, timeout, WEIGHTS)
-    weights = WeightSync(members, receivers, transfer, max(1, int(generators.gpus)))
-    cluster = Cluster(
-        Generators(generator_handles, timeout, config.generators.max_concurrent, weights.verify),
-        RewardActor(reward_handles, timeout),
-        members,
-        weights,
-        config,
-    )
-    cluster.join(addresses, reservation.left())
-    return cluster
+    weights = WeightSync(learners, receivers, transfer, max(1, int(config.generators.gpus)))
+    generators = Generators(generator_handles, timeout, config.generators.max_concurrent, weights.verify)
+    recovery = Recovery(actors, generators, receivers, reward, learners, weights, addresses, again)
+    for name, handle in later.items():
+        recovery.expect(name, handle)
+    learners.join(addresses, actors.left())
+    weights.connect(addresses)
+    return Cluster(generators, reward, learners, weights, config, recovery)

@@ -17,8 +17,8 @@ it: whoever waits for completions does, after their dispatch. Otherwise prompts 
 actor.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -52,17 +52,20 @@ class WeightSync:
         """
         self._learners, self._generators = learners, generators
         self._transfer, self._tensor_parallel = transfer, tensor_parallel
+        self._connected = False
         self._published: int | None = None  # a version whose verification has not been started
         self._verification: _Verification | None = None
         self.held: dict[str, int] = {}
         """The version that each generator was last verified to hold, by the actor's name."""
 
     def connect(self, addresses: Mapping[str, str]) -> None:
-        """Connect both ends, again after a restart of an actor. `addresses`: actor's name -> its host's address."""
-        # A verification that died with an actor cannot end; the next update sends everything again.
-        self._verification = self._published = None
-        sender = addresses[self._learners.names[0]]
-        self._elsewhere = [addresses[name] != sender for name in self._generators.names]
+        """Connect both ends. `addresses`: actor's name -> its host's address; the caller keeps them current."""
+        self._addresses = addresses
+        self._connect()
+
+    def _connect(self) -> None:
+        sender = self._addresses[self._learners.names[0]]
+        self._elsewhere = [self._addresses[name] != sender for name in self._generators.names]
         count = len(self._generators)
         offer = self._learners.call_all("offer_weights", count * self._tensor_parallel)[0]
         self._update = offer.update
@@ -73,6 +76,21 @@ class WeightSync:
         # Start both calls at once: in an NCCL group neither end returns before the other has joined.
         ends = self._generators.begin_each("init_weight_transfer_engine", [(info,) for info in infos])
         wait_for(ends | self._learners.begin_all("connect_weights", forward), self._learners.timeout, "connecting")
+        self._connected = True
+
+    def reconnect(self, lost: Collection[str] = (), verified: bool = True) -> None:
+        """Connect anew before the next update: there are other learners or generators.
+
+        Args:
+            lost: generators that have nothing to verify any more.
+            verified: finish the verification of the last update first. Without it, that update counts for nothing.
+        """
+        self._connected = False
+        if not verified:
+            self._verification = self._published = None
+        elif old := self._verification:
+            arrived = {call: name for call, name in old.arrived.items() if name not in lost}
+            self._verification = replace(old, arrived=arrived)
 
     def publish(self, version: int) -> None:
         """Bring every generator to the learners' weights. They may generate when this returns; see `verify`.
@@ -81,6 +99,8 @@ class WeightSync:
             WeightTransferError: the previous update did not verify, or this one failed.
         """
         self.wait()
+        if not self._connected:
+            self._connect()
         learners, generators = self._learners, self._generators
         match self._transfer:
             case "shared_memory":
@@ -122,8 +142,9 @@ class WeightSync:
             return
         version = self._verification.version
         sent = wait_for(self._verification.sent, self._learners.timeout, "weight_digests")
-        answers = wait_for(self._verification.arrived, self._generators.timeout, "verify_weights")
-        records = dict(zip(self._generators.names, answers, strict=True))
+        arrived = self._verification.arrived
+        answers = wait_for(arrived, self._generators.timeout, "verify_weights")
+        records = dict(zip(arrived.values(), answers, strict=True))
         check_records(records, version, combined_digest(added_up(sent)))
         self.held = {name: record.version for name, record in records.items()}
         self._verification = None  # a failed one stays, so that later calls raise again
@@ -151,7 +172,7 @@ def check_records(records: Mapping[str, WeightRecord], version: int, digest: int
         WeightTransferError: a generator reports another version, received other bytes, or holds other parameters
             than its peers.
     """
-    first = next(iter(records))
+    first = next(iter(records), "")
     for name, record in records.items():
         if record.version != version:
             raise WeightTransferError(f"{name} serves version {record.version} instead of {version}")

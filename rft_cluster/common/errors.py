@@ -6,7 +6,7 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import TextIO
 
@@ -57,11 +57,14 @@ def check_range(option: str, value: int, least: int, most: int) -> None:
 
 
 class ClusterError(RuntimeError):
-    """Something of the cluster was lost: an actor died or did not answer in time. The message names it and the call."""
+    """Something of the cluster was lost: an actor died or did not answer in time. The message names it and the call.
 
+    `lost`: the names of these actors, as far as they are known.
+    """
 
-class StaleGenerator(RuntimeError):
-    """A generator was asked for a newer version of the weights than it has."""
+    def __init__(self, message: str, lost: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.lost = frozenset(lost)
 
 
 class RepeatedUpdate(RuntimeError):
@@ -70,6 +73,10 @@ class RepeatedUpdate(RuntimeError):
 
 class WeightTransferError(ClusterError):
     """A weight update failed or did not verify. The generator has no valid version and must not generate."""
+
+
+class StaleGenerator(WeightTransferError):
+    """A generator was asked for a newer version of the weights than it has, or than it had when it wrote a token."""
 
 
 def exit_code(work: Callable[[], int | None]) -> int:

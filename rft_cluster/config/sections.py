@@ -237,6 +237,9 @@ class ScheduleSection(Section):
 
 class GeneratorsSection(Section):
     count: int = Field(1, ge=1, le=MOST_ACTORS)
+    min: int | None = Field(None, ge=1, le=MOST_ACTORS)
+    """How many generators a run needs: it starts with so many if the cluster has no room for more, and goes on with so
+    many when others are lost. The rest join when there is room. Left out: it starts with all, and goes on with one."""
     cpus: float = Field(1, ge=0, le=4096)
     gpus: float = Field(0, ge=0, le=64)
     """GPUs of each generator: its tensor-parallel size."""
@@ -275,8 +278,8 @@ class ClusterSection(Section):
     step_timeout: float = Field(1800, gt=0, le=MOST_SECONDS)
     """Seconds that a single call to an actor may take."""
     restarts: int = Field(3, ge=0, le=1000)
-    """How often all actors start again, from the last checkpoint and the journal, after one died or did not answer.
-    Counted anew after each new step. When they are used up, the run ends with exit code 3."""
+    """How often lost actors are replaced without a new step between. When they are used up, the run ends with exit code
+    3."""
 
     @property
     def joins(self) -> str | None:
@@ -337,6 +340,9 @@ class Config(Section):
                     f"to 1 at most, and generators.count ({self.generators.count}) must equal learners.count "
                     f"({self.learners.count})"
                 )
+        if (least := self.generators.min) and (least > self.generators.count or self.shares_gpus):
+            why = "generators share GPUs with learners, one each" if self.shares_gpus else "it must be at most that"
+            raise ValueError(f"generators.min is {least} and generators.count {self.generators.count}: {why}")
         if self.shares_gpus and self.schedule.max_staleness:
             raise ValueError(
                 f"schedule.max_staleness is {self.schedule.max_staleness}, but generators and learners share GPUs and "

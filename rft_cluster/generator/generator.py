@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from rft_cluster.common.errors import WeightTransferError
+from rft_cluster.common.errors import StaleGenerator, WeightTransferError
 from rft_cluster.generator.engine_thread import Batch, EngineThread, Result
 from rft_cluster.generator.vllm_options import EngineOptions, load_engine, sampling_params
 from rft_cluster.generator.weight_state import WeightState
@@ -125,6 +125,10 @@ class Generator:
             raise
         loaded = combined_digest({str(rank): loaded for rank, (_, loaded) in enumerate(answers)})
         return WeightRecord(version, answers[0][0], loaded)
+
+    def abort(self) -> None:
+        """Abort all requests: nobody waits for their groups any more."""
+        self._on_thread(lambda: self._thread.abort(StaleGenerator("the rollout was dropped")))
 
     def sleep(self) -> None:
         """Free the GPU's memory, weights included, for the learner that shares it. An update must follow."""

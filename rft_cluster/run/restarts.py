@@ -2,6 +2,7 @@
 
 import time
 
+from rft_cluster.common import stopping
 from rft_cluster.config import Config
 from rft_cluster.run.records import read_rows
 
@@ -15,17 +16,18 @@ class Restarts:
         self._most, self._metrics = config.cluster.restarts, config.run_folder / "metrics.jsonl"
         self._furthest, self._used = 0, 0
 
-    def again(self, error: Exception) -> bool:
-        """After `error`: say that the actors start again, and wait a while; False when the number is used up."""
+    def again(self, error: Exception, doing: str) -> bool:
+        """After `error`: say `doing`, what is done about it, and wait a while; False when the number is used up.
+
+        After a signal, too: the losses are its consequences.
+        """
         steps = [row["step"] for row in read_rows(self._metrics)]
         if steps and steps[-1] > self._furthest:
             self._furthest, self._used = steps[-1], 0
-        if self._used >= self._most:
+        if self._used >= self._most or stopping.received():
             return False
         self._used += 1
-        print(
-            f"WARNING: {error}\nthe actors start again ({self._used} of {self._most} times without a new step)",
-            flush=True,
-        )
-        time.sleep(min(LONGEST_PAUSE, 2.0**self._used))
+        print(f"WARNING: {error}\n{doing} ({self._used} of {self._most} times without a new step)", flush=True)
+        if self._used > 1:
+            time.sleep(min(LONGEST_PAUSE, 2.0**self._used))
         return True

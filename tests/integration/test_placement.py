@@ -155,7 +155,7 @@ def test_a_shared_gpu_holds_its_generator_beside_its_learner(nodes: Nodes, recor
 
 def test_a_node_without_a_driver_is_named_before_actors_start(nodes: Nodes, recorders: None, monkeypatch):
     monkeypatch.setattr(module, "check_gpus", check_gpus)
-    monkeypatch.setattr(module, "_start_actors", lambda *_: pytest.fail("actors start"))
+    monkeypatch.setattr(module, "start_actors", lambda *_: pytest.fail("actors start"))
     config = nodes.config("learners.count=1", "generators.gpus=1")
     for check in (lambda: start_cluster(config, "model", {}).__enter__(), lambda: check_cluster(config)):
         with pytest.raises(UserError, match=r"^[0-9.]+ has no NVIDIA driver: install one of branch 580"):

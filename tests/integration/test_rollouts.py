@@ -11,9 +11,9 @@ import ray
 from ray.actor import ActorHandle
 
 from rft_cluster.cluster import rollouts
+from rft_cluster.cluster.actors import GENERATOR_CALLS, WEIGHT_THREADS, WEIGHTS
 from rft_cluster.cluster.handles import ActorGroup, RewardActor, wait_for
 from rft_cluster.cluster.rollouts import Generators
-from rft_cluster.cluster.start import GENERATOR_CALLS, WEIGHT_THREADS, WEIGHTS
 from rft_cluster.common.errors import ClusterError
 from rft_cluster.config import ScoringSection
 from rft_cluster.messages import Example, Group, ImageRef, Prompt, Sampling

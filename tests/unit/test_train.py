@@ -266,6 +266,9 @@ class Failing(Roles):
         assert updates == step
         self.steps = step
 
+    def restart_learners(self, error: ClusterError) -> None:
+        raise error
+
     def _learn(self, at):
         if error := self._failures.pop(at + 1, None):
             raise error

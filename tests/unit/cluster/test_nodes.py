@@ -118,6 +118,6 @@ GPUS = ["cluster.device=cuda", "learners.gpus=1", "generators.gpus=1"]
 def test_the_time_for_the_actors_start_runs_when_nodes_have_what_they_need(reserved, monkeypatch, overrides, events):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     config = load_config("digits", [*overrides, "cluster.start_timeout=600"])
-    with start._reserved(config, True, "owner/model") as reservation:
+    with start._reserved(config, True, "owner/model", {}) as reservation:
         assert reserved == events
         assert reservation.left() == 600

@@ -12,10 +12,11 @@ import pytest
 import ray
 from some_prompt import some_prompt
 
-from rft_cluster.cluster import generator_actor, handles, start
+from rft_cluster.cluster import actors, generator_actor, handles, start
 from rft_cluster.cluster.cluster import Cluster
 from rft_cluster.cluster.handles import Learners, RewardActor
 from rft_cluster.cluster.placement import bundles
+from rft_cluster.cluster.recovery import never
 from rft_cluster.cluster.rollouts import Generators
 from rft_cluster.common.errors import ClusterError, UserError
 from rft_cluster.common.hardware import hardware
@@ -37,9 +38,9 @@ class Actors:
         self.given: dict[str, tuple[Any, ...]] = {}  # to the actors' constructors
         self.joins: list[tuple[str, tuple[Any, ...]]] = []
         monkeypatch.setattr(handles, "wait_for", self._wait_for)
-        monkeypatch.setattr(start, "wait_for", self._wait_for)
-        monkeypatch.setattr(start, "ray", SimpleNamespace(remote=self._remote, wait=lambda calls, **_: (calls, [])))
-        monkeypatch.setattr(start, "PlacementGroupSchedulingStrategy", lambda group, index: index)
+        monkeypatch.setattr(actors, "wait_for", self._wait_for)
+        monkeypatch.setattr(actors, "ray", SimpleNamespace(remote=self._remote, wait=lambda calls, **_: (calls, [])))
+        monkeypatch.setattr(actors, "PlacementGroupSchedulingStrategy", lambda group, index: index)
         monkeypatch.setattr(start, "WeightSync", lambda *settings: Sync(self.events, *settings))
 
     def actor(self, name: str) -> Any:
@@ -178,9 +179,8 @@ def started(recorded: Actors, overrides: list[str]) -> list[str]:
     """The events when the actors of a configuration start on one large node."""
     config: Config = load_config("digits", overrides)
     wanted = bundles(config)
-    group = SimpleNamespace(bundle_count=len(wanted))
-    reservation = start._Reservation(config, [group], wanted, time.monotonic() + 60)  # type: ignore[list-item]
-    start._start_actors(reservation, "model", {})  # type: ignore[arg-type]
+    group = SimpleNamespace(bundle_count=len(wanted), wait=lambda _: True)
+    start.start_actors(actors.Actors(config, [group], wanted, "model", {}), never)  # type: ignore[list-item, arg-type]
     return recorded.events
 
 
@@ -245,7 +245,7 @@ def test_an_actor_without_gpus_sees_none():
     """The variable means what Ray's worker makes of it: with "0", Ray's default, it would see all GPUs of its node."""
     from ray._private import utils
 
-    variables = start._environment(load_config("digits", []), 1)
+    variables = actors.environment(load_config("digits", []), 1)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**variables, "CUDA_VISIBLE_DEVICES": "0,1,2,3"}.items():
             patch.setenv(name, value)
@@ -264,19 +264,19 @@ def test_an_actor_that_fails_ends_the_start_while_others_still_load(monkeypatch:
         assert list(calls.values()) == ["generator"]
         raise UserError("a generator is out of memory")
 
-    monkeypatch.setattr(start, "ray", SimpleNamespace(wait=wait))
-    monkeypatch.setattr(start, "wait_for", wait_for)
-    reservation = start._Reservation(load_config("digits", []), [], [], time.monotonic() + 60)
+    monkeypatch.setattr(actors, "ray", SimpleNamespace(wait=wait))
+    monkeypatch.setattr(actors, "wait_for", wait_for)
+    starting = actors.Actors(load_config("digits", []), [], [], "model", {})  # type: ignore[arg-type]
     with pytest.raises(UserError, match="a generator is out of memory"):
-        reservation.wait_until_ready({"learner": Actor("learner"), "generator": Actor("generator")})
+        starting.wait_until_ready({"learner": Actor("learner"), "generator": Actor("generator")})
 
 
 def test_actors_that_are_not_ready_in_time_are_named_with_the_key_to_raise(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(start, "ray", SimpleNamespace(wait=lambda calls, **_: ([], calls)))
+    monkeypatch.setattr(actors, "ray", SimpleNamespace(wait=lambda calls, **_: time.sleep(0.02) or ([], calls)))
     config = load_config("digits", ["cluster.start_timeout=0.01"])
-    reservation = start._Reservation(config, [], [], time.monotonic() + 0.01)
+    starting = actors.Actors(config, [], [], "model", {})  # type: ignore[arg-type]
     with pytest.raises(ClusterError, match=r"^learner-1: not ready within cluster\.start_timeout \(0\.01 s\)"):
-        reservation.wait_until_ready({"learner-1": Actor("learner-1")})
+        starting.wait_until_ready({"learner-1": Actor("learner-1")})
 
 
 @pytest.mark.parametrize(

@@ -188,16 +188,27 @@ def test_after_a_restart_both_ends_meet_again_wherever_they_are(start):
     ]
 
 
-def test_a_verification_that_died_with_a_generator_ends_with_the_restart(start):
+@pytest.mark.parametrize("how", [{"lost": ["generator-0"]}, {"verified": False}])
+def test_a_verification_that_died_with_a_generator_ends_with_its_replacement(start, how):
     transfer = start("shared_memory").connect()
     transfer.fails["verify-0"] = ClusterError("an actor died")
     transfer.sync.publish(3)
     with pytest.raises(ClusterError, match="an actor died"):
         transfer.sync.wait()
     del transfer.fails["verify-0"]
-    transfer.connect()
+    transfer.sync.reconnect(**how)
     transfer.publish(4)
     assert transfer.sync.held == {"generator-0": 4, "generator-1": 4}
+
+
+def test_the_survivors_verification_is_not_dropped_with_a_lost_generator(start):
+    transfer = start("shared_memory").connect()
+    transfer.fails = {f"verify-{number}": WeightTransferError(f"wrong-{number}") for number in (0, 1)}
+    transfer.sync.publish(3)
+    transfer.sync.verify()
+    transfer.sync.reconnect(lost=["generator-0"])
+    with pytest.raises(WeightTransferError, match="wrong-1"):
+        transfer.sync.wait()
 
 
 def test_nccl_s_ends_run_at_once(start):

@@ -1,3 +1,5 @@
+import signal
+
 import pytest
 
 from rft_cluster.common.errors import ClusterError
@@ -22,10 +24,10 @@ def test_losses_are_counted_anew_after_each_new_step(tmp_path, pauses, capsys):
     for steps in (0, 0, 3, 3, 3, 4, 4, 4):
         for step in range(1, steps + 1):
             append(run / "metrics.jsonl", {"step": step})
-        asked.append(left.again(error))
+        asked.append(left.again(error, "it starts afresh"))
     assert asked == [True, True, True, True, False, True, True, False]
-    assert pauses == [2, 4, 2, 4, 2, 4]
-    assert capsys.readouterr().out.count("WARNING: learner-0 died\nthe actors start again (1 of 2 times") == 3
+    assert pauses == [4, 4, 4], "the first loss is made good at once"
+    assert capsys.readouterr().out.count("WARNING: learner-0 died\nit starts afresh (1 of 2 times") == 3
 
 
 def test_fewer_steps_than_before_are_no_progress(tmp_path, pauses):
@@ -33,18 +35,24 @@ def test_fewer_steps_than_before_are_no_progress(tmp_path, pauses):
     run = begun(tmp_path)
     left = Restarts(config(tmp_path, "cluster.restarts=1"))
     append(run / "metrics.jsonl", {"step": 9})
-    assert left.again(ClusterError("lost"))
+    assert left.again(ClusterError("lost"), "it starts afresh")
     (run / "metrics.jsonl").write_text("")
     append(run / "metrics.jsonl", {"step": 8})
-    assert not left.again(ClusterError("lost"))
+    assert not left.again(ClusterError("lost"), "it starts afresh")
 
 
 def test_none_are_made_where_none_are_wanted(tmp_path, pauses):
-    assert not Restarts(config(tmp_path, "cluster.restarts=0")).again(ClusterError("lost"))
+    assert not Restarts(config(tmp_path, "cluster.restarts=0")).again(ClusterError("lost"), "it starts afresh")
     assert pauses == []
 
 
 def test_the_pause_has_a_limit(tmp_path, pauses):
     left = Restarts(config(tmp_path, "cluster.restarts=9"))
-    assert all(left.again(ClusterError("lost")) for _ in range(9))
-    assert pauses == [2, 4, 8, 16, 32, 60, 60, 60, 60]
+    assert all(left.again(ClusterError("lost"), "it starts afresh") for _ in range(9))
+    assert pauses == [4, 8, 16, 32, 60, 60, 60, 60]
+
+
+def test_after_a_signal_nothing_is_replaced(tmp_path, pauses, monkeypatch):
+    """The losses are its consequences."""
+    monkeypatch.setattr(restarts.stopping, "received", lambda: signal.SIGTERM)
+    assert not Restarts(config(tmp_path, "cluster.restarts=9")).again(ClusterError("lost"), "it starts afresh")

@@ -1,0 +1,172 @@
+"""Replace what is lost while the run goes on.
+
+    lost               what happens, in the same run
+    a generator        the others write what it owed. A fresh one starts meanwhile, and serves when it has been sent the
+                       weights. With too few left, the run waits for it.
+    the reward actor   a fresh one scores what is not scored
+    a learner          all ranks start afresh: FSDP keeps its process group, and a rank inside a collective can be told
+                       nothing. The loop then begins again at the step whose state they get.
+
+Whoever is past a deadline is ended and counts as lost. On a GPU that a generator and a learner share, an engine must
+start before the learner takes its memory, so there all actors start again (`launch`).
+"""
+
+from collections import Counter
+from collections.abc import Callable
+
+import ray
+from ray.actor import ActorHandle
+
+from rft_cluster.cluster.actors import Actors, ask_addresses
+from rft_cluster.cluster.handles import ActorGroup, Learners, RewardActor, failure
+from rft_cluster.cluster.rollouts import Generators
+from rft_cluster.cluster.weight_sync import WeightSync
+from rft_cluster.common.errors import ClusterError, UserError, WeightTransferError
+
+Again = Callable[[Exception, str], bool]
+"""Called with an error and the words for what is done about it, before each replacement: may it be made?"""
+
+
+def never(error: Exception, doing: str) -> bool:
+    """The `Again` of a cluster in which nothing is replaced."""
+    return False
+
+
+class Recovery:
+    """See the module. It alone changes which actors the groups hold."""
+
+    def __init__(
+        self,
+        actors: Actors,
+        generators: Generators,
+        receivers: ActorGroup,
+        reward: RewardActor,
+        learners: Learners,
+        weights: WeightSync,
+        addresses: dict[str, str],
+        again: Again,
+    ) -> None:
+        """
+        Args:
+            generators: that get prompts.
+            receivers: the generators that get weights; a fresh one does before it gets prompts.
+            addresses: of all actors' hosts, by the actors' names; kept current here.
+        """
+        self._actors, self._generators, self._receivers, self._reward = actors, generators, receivers, reward
+        self._learners, self._weights, self._addresses, self._again = learners, weights, addresses, again
+        self._coming: dict[
+            str, tuple[ActorHandle, ray.ObjectRef]
+        ] = {}  # fresh generators: handle, call for the address
+        self._failed_starts: Counter[str] = Counter()
+        self._least = actors.config.generators.min or 1
+
+    def replace(self, error: ClusterError) -> None:
+        """Replace generators and the reward actor that `error` tells of.
+
+        Raises:
+            ClusterError: `error`, if anything else was lost, or if nothing may be replaced any more.
+        """
+        generators = error.lost & {*self._receivers.names}
+        reward = error.lost & {*self._reward.names}
+        refused = isinstance(error, WeightTransferError)
+        if error.lost - generators - reward or not (error.lost or refused) or self._actors.config.shares_gpus:
+            raise error
+        what = f"{', '.join(sorted(error.lost))} starts afresh" if error.lost else "the weights are sent again"
+        if not self._again(error, what):
+            raise error
+        if reward:
+            self._actors.begin()
+            self._reward.kill()
+            fresh = self._actors.start_reward()
+            self._reward.replace(fresh)
+            self._addresses |= self._actors.wait_until_ready(fresh)
+        for name in sorted(generators):
+            self._lose(name)
+        if generators or refused:
+            # Weights that were refused are never verified; those that a lost generator held need not be.
+            self._weights.reconnect(lost=generators, verified=not refused)
+
+    @property
+    def too_few(self) -> bool:
+        """True if fewer generators serve than the run needs."""
+        return len(self._generators) < self._least
+
+    def _lose(self, name: str) -> None:
+        self._receivers.remove(name)
+        if name in self._generators.names:
+            self._generators.remove(name)
+        self._start(name)
+
+    def _start(self, name: str) -> None:
+        self._actors.begin()
+        (handle,) = self._actors.start_generators([name]).values()
+        self.expect(name, handle)
+
+    def expect(self, name: str, handle: ActorHandle) -> None:
+        """Take up a generator that starts, when it is ready."""
+        (call,) = ask_addresses({name: handle})
+        self._coming[name] = handle, call
+
+    def take_up(self) -> None:
+        """Let fresh generators that are ready get weights from now on. With too few others, wait for them.
+
+        Raises:
+            ClusterError: too few are ready within `cluster.start_timeout`.
+        """
+        while self._coming:
+            missing = max(0, self._least - len(self._receivers))
+            try:
+                addresses = self._actors.ready({call: name for name, (_, call) in self._coming.items()}, missing)
+            except (ClusterError, UserError) as error:
+                self._begin_failed_anew(error)
+                continue
+            for name, address in addresses.items():
+                self._addresses[name] = address
+                self._receivers.add(name, self._coming.pop(name)[0])
+                del self._failed_starts[name]
+                print(f"{name} is ready, and gets the weights", flush=True)
+            if addresses:
+                self._weights.reconnect()
+            return
+
+    def _begin_failed_anew(self, error: ClusterError | UserError) -> None:
+        """Start generators again that died while they started; give those up that always do."""
+        failed = [name for name, (_, call) in self._coming.items() if failure(call)]
+        for name in failed:
+            del self._coming[name]
+            self._failed_starts[name] += 1
+            if self._failed_starts[name] <= self._actors.config.cluster.restarts and isinstance(error, ClusterError):
+                self._start(name)
+            else:
+                print(f"WARNING: {error}\n{name} is given up, and the run goes on without it", flush=True)
+        if not failed or len(self._receivers) + len(self._coming) < self._least:
+            raise error
+
+    def serve_fresh(self) -> None:
+        """Give prompts to the generators that have been sent weights since they were taken up."""
+        for name, handle in zip(self._receivers.names, self._receivers.handles, strict=True):
+            if name not in self._generators.names:
+                self._generators.add(name, handle)
+
+    def restart_learners(self, error: ClusterError) -> None:
+        """Start all learners afresh. They hold the model's first weights then; see `Cluster.restore`.
+
+        Raises:
+            ClusterError: `error`, if no learner was lost, or if nothing may be replaced any more.
+        """
+        if not error.lost & {*self._learners.names} or self._actors.config.shares_gpus:
+            raise error
+        if not self._again(error, "the learners start afresh"):
+            raise error
+        self._generators.forget()
+        for name in sorted(error.lost & {*self._receivers.names}):  # the other end of a transfer that hangs
+            self._lose(name)
+        self._learners.kill()
+        self._actors.begin()
+        fresh = self._actors.start_learners()
+        self._learners.replace(fresh)
+        # Nobody waits for what the engines still write.
+        self._receivers.call_all("abort")
+        self._addresses |= self._actors.wait_until_ready(fresh)
+        self._learners.join(self._addresses, self._actors.left())
+        self._weights.reconnect(verified=False)
