@@ -7,6 +7,7 @@ from typing import Any
 from rft_cluster.cluster.handles import Learners, RewardActor, Update
 from rft_cluster.cluster.recovery import Recovery
 from rft_cluster.cluster.rollouts import Generators, Rollout
+from rft_cluster.cluster.snapshots import Snapshots
 from rft_cluster.cluster.weight_sync import WeightSync
 from rft_cluster.common.errors import ClusterError, WeightTransferError
 from rft_cluster.config import Config
@@ -27,6 +28,7 @@ class Cluster:
     ) -> None:
         """`recovery`: left out, what is lost is not replaced."""
         self.generators, self.reward, self.learners, self.weights = generators, reward, learners, weights
+        self.snapshots = Snapshots()
         self._config, self._recovery, self._version = config, recovery, 0
         if recovery:
             generators.recover = self._recover
@@ -93,6 +95,10 @@ class Cluster:
         if self._config.shares_gpus:
             self.learners.call_all("free_memory")
             self.generators.call_all("wake_up", ["kv_cache"])
+
+    def take_snapshot(self, step: int) -> None:
+        """Begin a snapshot in memory of the learners' state after `step` steps. Returns without waiting."""
+        self.snapshots.take(self.learners, step)
 
     def save_checkpoint(self, folder: Path, state: Mapping[str, Any]) -> None:
         """See `Learners.save_checkpoint`.

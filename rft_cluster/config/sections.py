@@ -280,6 +280,9 @@ class ClusterSection(Section):
     restarts: int = Field(3, ge=0, le=1000)
     """How often lost actors are replaced without a new step between. When they are used up, the run ends with exit code
     3."""
+    snapshot_every: int = Field(0, ge=0, le=MOST_STEPS)
+    """Steps between snapshots of the learners' state in memory, from which new learners go on after a loss. 0: they go
+    on from the last checkpoint."""
 
     @property
     def joins(self) -> str | None:

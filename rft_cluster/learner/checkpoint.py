@@ -3,9 +3,10 @@
     checkpoints/step-000050/   state.json, and one or more .safetensors for each rank: FP32 masters and Adam moments
     model/                     config, tokenizer, processor, BF16 weights: loads in transformers and in vLLM
 
-torch's Distributed Checkpoint writes and reads the shards through its safetensors storage (its default storage
-unpickles), so a run may resume with another number of ranks. A folder is written under a temporary name, and the driver
-renames it when every rank is done. A folder with the final name is therefore complete.
+The shards are written from snapshots (snapshot.py). torch's Distributed Checkpoint reads them through its safetensors
+storage (its default storage unpickles), so a run may resume with another number of ranks. A folder is written under a
+temporary name, and the driver renames it when every rank's file is there. A folder with the final name is therefore
+complete.
 """
 
 import json
@@ -21,13 +22,16 @@ import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from rft_cluster.common.files import write_json
+from rft_cluster.learner.snapshot import Shard, Snapshot
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.policy import PolicyModel
 from rft_cluster.weights.source import PolicyWeights
 
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}  # of masters; of LoRA's base
 MOMENTS = ("exp_avg", "exp_avg_sq")
 EXPORT_FILE = "model.safetensors"
 
@@ -37,6 +41,43 @@ def save_shards(folder: Path, policy: PolicyModel, optimizer: Optimizer) -> None
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     with _errors_of_the_system(folder):
         dcp.save(_tensors(policy, optimizer), storage_writer=writer)
+
+
+def take_snapshot(rank: int, step: int, policy: PolicyModel, optimizer: Optimizer) -> Snapshot:
+    """This rank's state. On the CPU the snapshot shares the memory of the tensors: use it before the next update."""
+    shards = {name: _shard(tensor) for name, tensor in _tensors(policy, optimizer).items()}
+    return Snapshot(rank, step, optimizer_updates(optimizer), shards)
+
+
+def put_back(snapshot: Snapshot, policy: PolicyModel, optimizer: Optimizer) -> None:
+    """Restore the state of a snapshot, bit for bit. The number of ranks is that of the snapshot."""
+    for name, tensor in _tensors(policy, optimizer).items():
+        shard, local = snapshot.shards[name], _local(tensor)
+        # Copied once more, because the memory of the object store is read-only.
+        local.copy_(torch.from_numpy(shard.data.copy()).view(local.dtype).view(local.shape))
+    set_optimizer_updates(optimizer, snapshot.updates)
+
+
+def optimizer_updates(optimizer: Optimizer) -> int:
+    return max((int(state["step"]) for state in optimizer.state.values()), default=0)
+
+
+def set_optimizer_updates(optimizer: Optimizer, updates: int) -> None:
+    for state in optimizer.state.values():
+        state["step"] = torch.tensor(float(updates))
+
+
+def _shard(tensor: Tensor) -> Shard:
+    offsets = (0,) * tensor.dim()
+    if isinstance(tensor, DTensor):
+        (chunk,) = tensor.__create_chunk_list__()  # as Distributed Checkpoint asks every sharded tensor
+        offsets = tuple(chunk.offsets)
+    local = _local(tensor).contiguous().cpu()
+    return Shard(local.flatten().view(torch.uint8).numpy(), DTYPES[local.dtype], tuple(local.shape), offsets)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def load_shards(folder: Path, policy: PolicyModel, optimizer: Optimizer) -> None:

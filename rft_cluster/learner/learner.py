@@ -34,11 +34,21 @@ from rft_cluster.common.files import file_sha256
 from rft_cluster.common.hardware import hardware
 from rft_cluster.common.reduce import reduced
 from rft_cluster.config import Config
-from rft_cluster.learner.checkpoint import export_model, load_shards, save_shards, shards_of
+from rft_cluster.learner.checkpoint import (
+    export_model,
+    load_shards,
+    optimizer_updates,
+    put_back,
+    save_shards,
+    set_optimizer_updates,
+    shards_of,
+    take_snapshot,
+)
 from rft_cluster.learner.collate import Batch, collate
 from rft_cluster.learner.packing import RankWork
 from rft_cluster.learner.prompt_cache import PromptCache
 from rft_cluster.learner.rendezvous import connections, exactly, interface_to, open_store, reach_store
+from rft_cluster.learner.snapshot import Snapshot
 from rft_cluster.messages import Images, LearnerStats, TrainingSample
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.policy import PolicyModel, base_model, load_policy, load_reference, shard_units
@@ -334,12 +344,22 @@ class Learner:
             torch.cuda.ipc_collect()
             torch.cuda.empty_cache()
 
-    # Files
+    # Snapshots and files
+
+    def snapshot(self, step: int) -> tuple[Snapshot, int]:
+        """This rank's state after `step` steps; and the step, which comes to the driver as the news that the state is
+        stored. Ray stores it before this rank's next call."""
+        return take_snapshot(self._rank, step, self._policy, self._optimizer), step
+
+    def restore_snapshot(self, snapshot: Snapshot) -> None:
+        """Continue from a snapshot of this rank, among as many ranks."""
+        self._step = snapshot.step
+        put_back(snapshot, self._policy, self._optimizer)
 
     def save_checkpoint(self, folder: str) -> int:
         """Write this rank's shards. Returns the number of updates that the optimizer has made."""
         save_shards(Path(folder), self._policy, self._optimizer)
-        return max((int(state["step"]) for state in self._optimizer.state.values()), default=0)
+        return optimizer_updates(self._optimizer)
 
     def seal_checkpoint(self, folder: str) -> dict[str, str]:
         """Name -> SHA-256 of this rank's files of a checkpoint."""
@@ -349,8 +369,7 @@ class Learner:
         """Continue from a checkpoint of `step`, which has seen `updates` optimizer updates."""
         self._step = step
         load_shards(Path(folder), self._policy, self._optimizer)
-        for state in self._optimizer.state.values():
-            state["step"] = torch.tensor(float(updates))
+        set_optimizer_updates(self._optimizer, updates)
 
     def export(self, folder: str) -> None:
         export_model(Path(folder), self._policy, self._encoder, is_writer=self._rank == 0)

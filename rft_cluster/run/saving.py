@@ -21,6 +21,8 @@ BASELINES_FILE = "baselines.json"
 class Learners(Protocol):
     """The methods of `cluster.cluster.Cluster` that are used here."""
 
+    def take_snapshot(self, step: int) -> None: ...
+
     def save_checkpoint(self, folder: Path, state: Mapping[str, Any]) -> None: ...
 
     def export(self, folder: Path, files: Mapping[str, Any]) -> None: ...
@@ -48,11 +50,14 @@ class Keeper:
             self._step, self._between_steps = step, True
 
     def save_if_due(self, at_once: bool = False) -> None:
-        """Save a checkpoint if the schedule says so, or if `at_once`.
+        """Save a checkpoint if the schedule says so, or if `at_once`; take a snapshot in memory if that is due.
 
         Raises:
             DiskFull: the run cannot go on after this step.
         """
+        every = self._config.cluster.snapshot_every
+        if every and self._step % every == 0:
+            self._learners.take_snapshot(self._step)
         if not (at_once or is_due(self._config.schedule, self._step, time.monotonic() - self._saved_at, self._cost)):
             return
         with self._going_on(f"step {self._step} is not saved", ends=at_once):

@@ -16,13 +16,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rft_cluster.algorithm import load_algorithm
 from rft_cluster.config import Config, load_config
 from rft_cluster.data import FewShotDataset
 from rft_cluster.learner.learner import Learner
 from rft_cluster.learner.packing import split_work
-from rft_cluster.learner.prompt_cache import PromptCache
-from rft_cluster.messages import Completion, Group, Images, Prompt, TrainingSample
+from rft_cluster.messages import Images, TrainingSample
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.policy import load_policy
 
@@ -38,27 +36,6 @@ def run_config(checkpointing: bool = False) -> Config:
         [f"algorithm.kl_beta={BETA}", "optimizer.max_grad_norm=1000",
          f"learners.gradient_checkpointing={checkpointing}"],
     )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def samples(tiny_model: str, config: Config, dataset: FewShotDataset, prompts: list[Prompt]) -> list[TrainingSample]:
-    """Three groups of 4, 2 and 1 completions, of 1 to 9 tokens, with made-up log-probabilities and advantages."""
-    encoder = PromptEncoder(tiny_model, config.model.min_pixels, config.model.max_pixels)
-    cache = PromptCache(encoder, dataset.images, capacity=0)
-    draw = torch.Generator().manual_seed(0)
-
-    def completion(length: int) -> Completion:
-        tokens = torch.randint(300, len(encoder.tokenizer), (length,), generator=draw).tolist()
-        logprobs = (-4 - torch.rand(length, generator=draw)).tolist()
-        return Completion(tokens, logprobs, "", "stop", 0)
-
-    lengths = [[3, 9, 1, 5], [2, 7], [4]]
-    groups = [
-        Group(prompt, cache.encode(prompt).token_ids, [completion(length) for length in group])
-        for prompt, group in zip(prompts, lengths, strict=False)
-    ]
-    advantages = [[1.0, -0.5, 0.3, -0.8], [0.7, -0.7], [1.2]]
-    return load_algorithm(config).samples(groups, advantages)
 
 
 def rank_gradients(folder: str, path: str, config: Config, images: Images, rank: int, ranks: int, work: list) -> None:

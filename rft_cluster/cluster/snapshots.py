@@ -1,0 +1,134 @@
+"""The learners' state in memory, outside their processes: learners heal from it without the disk.
+
+    learner-0   update 6 | snapshot 7 | update 7 ...
+                                \\
+    object store of its node     state of rank 0 --- a task ---> its second copy, in that of the next node
+
+A snapshot is what each rank returns from a call. Ray keeps it in shared memory of the rank's node (on its disk, if
+memory is short) for its owner, which is the driver: it outlives the rank's process. Its bytes never go through the
+driver, which holds references. Learners execute their calls in order, so a snapshot that is taken between two updates
+has the state between them, and nobody waits for it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import ObjectLostError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rft_cluster.cluster.handles import Learners, failure, wait_for
+from rft_cluster.learner.snapshot import kept
+
+
+@dataclass(frozen=True)
+class StoredSnapshot:
+    """References to all ranks' states after `step` steps, by rank."""
+
+    step: int
+    states: Sequence[ray.ObjectRef]
+    copies: Sequence[ray.ObjectRef]
+    """The second copies; none if all learners share a node."""
+    stored: Sequence[ray.ObjectRef]
+    """Each is ready when one of `states` or `copies` is stored."""
+
+    @property
+    def status(self) -> Literal["whole", "on its way", "lost"]:
+        ready, waiting = ray.wait(list(self.stored), num_returns=len(self.stored), timeout=0)
+        try:
+            ray.get(ready)
+        except RayError:  # of a rank that died, or of a node
+            return "lost"
+        return "on its way" if waiting else "whole"
+
+
+class Snapshots:
+    """The newest whole snapshot, and those that are on their way. A snapshot is whole with all ranks' states and their
+    second copies."""
+
+    def __init__(self) -> None:
+        self._taken: list[StoredSnapshot] = []  # oldest first
+        self._nodes_of: tuple[list[ActorHandle], list[str]] = [], []
+
+    def take(self, learners: Learners, step: int) -> None:
+        """Begin a snapshot of the learners' state after `step` steps. Returns without waiting."""
+        self.newest()
+        self._taken.append(self.begin(learners, step))
+
+    def newest(self) -> int | None:
+        """The step of the newest whole snapshot; None without one. Older ones are dropped here."""
+        found = [(snapshot, snapshot.status) for snapshot in self._taken]
+        left = [(snapshot, status) for snapshot, status in found if status != "lost"]
+        whole = [i for i, (_, status) in enumerate(left) if status == "whole"]
+        self._taken = [snapshot for snapshot, _ in left[whole[-1] if whole else 0 :]]
+        return self._taken[0].step if whole else None
+
+    def restore(self, learners: Learners) -> int | None:
+        """Put the newest whole snapshot into learners that have just joined. Returns its step.
+
+        None if there is no snapshot of as many ranks, or if its memory is lost. The learners' state is undefined then,
+        until a checkpoint is restored.
+
+        Raises:
+            ClusterError: a learner died, or did not answer in time.
+        """
+        if self.newest() is None:
+            return None
+        # What was on its way is of learners that are gone.
+        snapshot = self._taken[0]
+        self._taken = [snapshot]
+        if len(snapshot.states) == len(learners) and _put_back(learners, snapshot):
+            return snapshot.step
+        self._taken = []
+        return None
+
+    def begin(self, learners: Learners, step: int) -> StoredSnapshot:
+        """Begin a snapshot that is the caller's alone."""
+        after = _next_nodes(self.nodes(learners))
+        # A second value each: a reference that the driver can get, and so see an error, without getting the state.
+        taken = [handle.snapshot.options(num_returns=2).remote(step) for handle in learners.handles]
+        states, stored = [state for state, _ in taken], [news for _, news in taken]
+        copied = [
+            ray.remote(kept).options(num_returns=2, **on_node(node)).remote(state)
+            for state, node in zip(states, after, strict=False)
+        ]
+        return StoredSnapshot(step, states, [copy for copy, _ in copied], [*stored, *(news for _, news in copied)])
+
+    def nodes(self, learners: Learners) -> list[str]:
+        """Ray's ids of the learners' nodes, by rank."""
+
+        def node(learner: Any) -> str:  # nested, so sent by value: learners need not import this module
+            return ray.get_runtime_context().get_node_id()
+
+        if self._nodes_of[0] != learners.handles:
+            self._nodes_of = learners.handles, learners.call_all("__ray_call__", node)
+        return self._nodes_of[1]
+
+
+def on_node(node: str) -> dict[str, Any]:
+    """Options of a task beside a node's learners, which takes none of their processors' time to schedule and is not
+    tried again: what it makes may be gone with its node, and must not be made anew from a state that is gone, too."""
+    return {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
+
+
+def _next_nodes(nodes: Sequence[str]) -> list[str]:
+    """For each rank the node after its own, in a ring of the learners' nodes; none if there is one node."""
+    ring = list(dict.fromkeys(nodes))
+    after = dict(zip(ring, ring[1:] + ring[:1], strict=True))
+    return [after[node] for node in nodes] if len(ring) > 1 else []
+
+
+def _put_back(learners: Learners, snapshot: StoredSnapshot) -> bool:
+    """Restore each rank from its state, or from the second copy. Returns False if both are lost."""
+    left = dict(zip(learners.names, learners.handles, strict=True))
+    for states in (snapshot.states, snapshot.copies):
+        state_of = dict(zip(learners.names, states, strict=False))
+        calls = {left[name].restore_snapshot.remote(state_of[name]): name for name in left if name in state_of}
+        if calls:
+            ray.wait(list(calls), num_returns=len(calls), timeout=learners.timeout)
+        done = {call: name for call, name in calls.items() if not isinstance(failure(call), ObjectLostError)}
+        wait_for(done, learners.timeout, "restore_snapshot")
+        left = {name: handle for name, handle in left.items() if name not in done.values()}
+    return not left
