@@ -4,6 +4,7 @@
 #   make test    lint, types, unit and integration tests
 #   make unit    the unit tests alone
 #   make slow    tests that take a quarter of an hour more: runs that are stopped, a run over three hosts, vLLM's server
+#   make faults  everything that may be lost is lost, in real runs: the table of docs/faults.md, an hour
 #   make long    the same kinds of stops at more moments, half an hour
 #   make bench   all benchmarks, an hour on a quiet machine; EXTRAS=cpu,dev,bench brings TRL (docs/performance.md)
 #   make gpu-test   checks of a machine's GPUs, ten minutes for one; TIER="learner" for some (docs/gpus.md)
@@ -26,7 +27,7 @@ OPENMP = $$(ls $(CURDIR)/.venv/lib/libiomp5.so 2>/dev/null)
 # Bytecode is kept, or each process of a test would compile the package anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test unit slow long gpu-test lint setup bare-test clean $(BENCHMARKS) bench bench-report
+.PHONY: demo test unit slow long faults gpu-test lint setup bare-test clean $(BENCHMARKS) bench bench-report
 .DEFAULT_GOAL := help
 
 help:
@@ -51,10 +52,14 @@ unit: setup
 	$(BIN)/python -m pytest tests/unit -n $$((2 * $$(nproc) > 8 ? 8 : 2 * $$(nproc))) --dist loadfile -p no:logging
 
 slow: setup
-	LD_PRELOAD=$(OPENMP) $(BIN)/python -m pytest tests/integration -m "slow and not long"
+	LD_PRELOAD=$(OPENMP) $(BIN)/python -m pytest tests/integration tests/faults -m "slow and not long"
 
 long: setup
-	LD_PRELOAD=$(OPENMP) $(BIN)/python -m pytest tests/integration -m long
+	LD_PRELOAD=$(OPENMP) $(BIN)/python -m pytest tests/integration tests/faults -m long
+
+faults: setup
+	rm -f runs/faults.jsonl
+	LD_PRELOAD=$(OPENMP) $(BIN)/python -m pytest tests/faults -m "faults and not long"
 
 bench: $(BENCHMARKS) bench-report
 

@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -70,15 +71,20 @@ def submit(environment: dict[str, str], job: str, *overrides: str, options: str 
 
 
 def actors(environment: dict[str, str]) -> dict[str, str]:
-    """The state of each named actor that is not dead and not Ray's own, from the dashboard's own API."""
+    """The state of each named actor that is not dead and not Ray's own."""
+    token = Path(environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+    rows = actor_table(environment["RAY_API_SERVER_ADDRESS"], token)
+    return {actor["name"]: actor["state"] for actor in rows if actor["state"] != "DEAD"}
+
+
+def actor_table(dashboard: str, token: str) -> list[dict[str, Any]]:
+    """The named actors of a cluster that are not Ray's own, dead ones included, from the dashboard's own API."""
     request = urllib.request.Request(
-        f"{environment['RAY_API_SERVER_ADDRESS']}/api/v0/actors?limit=100",
-        headers={"Authorization": "Bearer " + Path(environment["RAY_AUTH_TOKEN_PATH"]).read_text()},
+        f"{dashboard}/api/v0/actors?limit=1000", headers={"Authorization": f"Bearer {token}"}
     )
     with urllib.request.urlopen(request, timeout=20) as answer:
         found = json.load(answer)["data"]["result"]["result"]
-    named = [actor for actor in found if actor["name"] and not actor["name"].startswith("_ray_internal")]
-    return {actor["name"]: actor["state"] for actor in named if actor["state"] != "DEAD"}
+    return [actor for actor in found if actor["name"] and not actor["name"].startswith("_ray_internal")]
 
 
 def wait_until(condition: Callable[[], object], seconds: float, what: str) -> None:

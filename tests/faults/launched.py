@@ -1,0 +1,156 @@
+"""A run that a user's command has started, and all that is seen of it from outside."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from tests.integration.head import actor_table
+
+STEPS = 12
+SHORT = [f"schedule.steps={STEPS}", "schedule.evaluate_every=5", "schedule.save_every=4", "schedule.prompts_per_step=6",
+         "optimizer.warmup_steps=2", "data.validation=20", "data.test=20", "schedule.stop_when_stuck=0",
+         "schedule.keep_checkpoints=3"]  # fmt: skip
+# Seconds until what a killed driver leaves has ended itself: Ray's agents take their time on a busy machine.
+GONE = 90.0
+WHOLE_RUN = 400.0  # seconds for a run on a busy machine; it takes 30 on two quiet cores
+STARTED: list["Launch"] = []
+
+
+@dataclass
+class Launch:
+    """A launch that is running; its output is in a file."""
+
+    process: subprocess.Popen
+    output: Path
+    run: Path
+    family: set[psutil.Process] = field(default_factory=set)
+    """Every process that was seen below the driver, the driver excluded."""
+
+    def text(self) -> str:
+        return self.output.read_text()
+
+    def processes(self) -> list[psutil.Process]:
+        """All processes below the driver. They are remembered: a process that lost its parent is not found again."""
+        self.family |= set(psutil.Process(self.process.pid).children(recursive=True))
+        return list(self.family)
+
+    def until(self, condition: Callable[["Launch"], object], what: str, seconds: float = 300) -> None:
+        """Wait, with a deadline, until the condition is met; the run must go on meanwhile."""
+        deadline = time.monotonic() + seconds
+        while not condition(self):
+            assert self.process.poll() is None, f"ended before {what}:\n{self.text()}"
+            assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s\n{self.text()}"
+            time.sleep(0.01)
+
+    def actors(self) -> dict[str, int]:
+        """Name -> process id of every living actor of the run, by the actor table of its Ray."""
+        dashboard = re.findall(r"dashboard (http://\S+)", self.text())[-1]
+        token = (Path.home() / ".ray" / "auth_token").read_text()
+        rows = actor_table(dashboard, token)
+        return {row["name"]: row["pid"] for row in rows if row["state"] == "ALIVE"}
+
+    def steps(self) -> int:
+        """Number of the newest recorded step; 0 before the first."""
+        file = self.run / "metrics.jsonl"
+        found = re.findall(r'^\{"step": (\d+)', file.read_text(), re.MULTILINE) if file.exists() else []
+        return int(found[-1]) if found else 0
+
+    def ends(self, code: int, seconds: float = WHOLE_RUN) -> None:
+        """Check that it ends in time, with this code, without a traceback, and leaves no process."""
+        self.processes()
+        assert self.process.wait(seconds) == code, self.text()
+        assert "Traceback" not in self.text(), self.text()
+        assert "***" not in self.text(), self.text()
+        self.left_nothing()
+
+    def left_nothing(self) -> None:
+        _, alive = psutil.wait_procs(self.family, timeout=GONE)
+        assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE], alive
+
+    def stop(self, number: signal.Signals) -> None:
+        """Send the signal to the driver alone, and check that it ends as it should and leaves nothing."""
+        self.processes()
+        self.process.send_signal(number)
+        if number == signal.SIGKILL:
+            assert self.process.wait(70) == -signal.SIGKILL
+            return self.left_nothing()
+        self.ends(128 + number, 70)
+        assert self.text().splitlines()[-1].startswith("interrupted: ")
+        assert self.text().count("interrupted: ") == 1
+
+    def cure(self) -> list[str]:
+        """The command that the last line names."""
+        return shlex.split(self.text().splitlines()[-1].partition("go on with: ")[2])
+
+    def kill_all(self) -> None:
+        """End what a failed test has left, frozen actors included."""
+        if self.process.poll() is None:
+            self.processes()
+            self.process.kill()
+            self.process.wait()
+        for process in self.family:
+            if process.is_running():  # and is not another process with its number
+                process.kill()
+
+
+def command(folder: Path, name: str, model: str, *overrides: str) -> list[str]:
+    return ["python", "-m", "rft_cluster.launch", "--config", "digits", f"run.folder={folder}", f"run.name={name}",
+            f"model.path={model}", *SHORT, *overrides]  # fmt: skip
+
+
+def start(words: list[str], run: Path) -> Launch:
+    output = run.parent / f"{run.name}-{time.monotonic_ns()}.txt"
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    with output.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, *words[1:]], stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+    STARTED.append(Launch(process, output, run))
+    return STARTED[-1]
+
+
+def finish(words: list[str], run: Path) -> str:
+    launch = start(words, run)
+    assert launch.process.wait(WHOLE_RUN) == 0, launch.text()
+    return launch.text()
+
+
+def shows(text: str) -> Callable[[Launch], bool]:
+    return lambda launch: text in launch.text()
+
+
+def is_there(name: str) -> Callable[[Launch], bool]:
+    return lambda launch: (launch.run / name).exists()
+
+
+def has_done(step: int) -> Callable[[Launch], bool]:
+    return lambda launch: launch.steps() >= step
+
+
+def trained(run: Path) -> bytes:
+    """What must not depend on where the run was stopped."""
+    return (run / "model" / "model.safetensors").read_bytes()
+
+
+def journal(run: Path) -> dict[str, int]:
+    """File name -> time of its writing, of each step in the journal. A step that is replayed is not written again."""
+    return {file.name: file.stat().st_mtime_ns for file in (run / "journal").glob("step-*.jsonl")}
+
+
+def check_records(run: Path) -> None:
+    for name in ("metrics.jsonl", "eval.jsonl"):
+        assert (run / name).read_text().endswith("}\n")
+    steps = [line.split(",")[0] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [f'{{"step": {step}' for step in range(1, STEPS + 1)]
+    evaluations = (run / "eval.jsonl").read_text().splitlines()
+    assert len(evaluations) == 2 + 3  # the test before and after, validation at 5, 10 and the end
+    assert not [path for path in run.rglob("*") if path.suffix in (".tmp", ".old") or path.name == ".lock"]
