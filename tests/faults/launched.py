@@ -52,10 +52,13 @@ class Launch:
             time.sleep(0.01)
 
     def actors(self) -> dict[str, int]:
-        """Name -> process id of every living actor of the run, by the actor table of its Ray."""
+        """Name -> process id of every living actor of the run, by the actor table of its Ray; none without a Ray."""
         dashboard = re.findall(r"dashboard (http://\S+)", self.text())[-1]
         token = (Path.home() / ".ray" / "auth_token").read_text()
-        rows = actor_table(dashboard, token)
+        try:
+            rows = actor_table(dashboard, token)
+        except OSError:  # it ends, or starts again
+            return {}
         return {row["name"]: row["pid"] for row in rows if row["state"] == "ALIVE"}
 
     def steps(self) -> int:

@@ -1,7 +1,6 @@
 """Checkpoints that are half written, or have changed on the disk: a run always finds a whole one, and says so."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.damage import damage
 from tests.faults.launched import check_records, command, finish, has_done, journal, start, trained
 from tests.faults.table import Row
 
@@ -25,29 +25,6 @@ def stopped(tmp_path_factory, tiny_model: str) -> Path:
     launch.until(has_done(9), "step 9")
     launch.stop(signal.SIGKILL)
     return folder / "stopped"
-
-
-def place_of(shard: Path, kind: str) -> int:
-    """The offset of the first byte of a tensor whose name begins with `kind` in a safetensors file."""
-    content = shard.read_bytes()
-    length = int.from_bytes(content[:8], "little")
-    tensors = json.loads(content[8 : 8 + length])
-    return 8 + length + next(one["data_offsets"][0] for name, one in tensors.items() if name.startswith(kind))
-
-
-def flip_bit(file: Path, offset: int) -> None:
-    with file.open("r+b") as opened:
-        opened.seek(offset)
-        (byte,) = opened.read(1)
-        opened.seek(offset)
-        opened.write(bytes([byte ^ 1]))
-
-
-def damage(shard: Path, what: str) -> None:
-    if what == "truncated":
-        os.truncate(shard, shard.stat().st_size // 2)
-    else:
-        flip_bit(shard, place_of(shard, {"weight": "policy.", "moment": "exp_avg."}[what]))
 
 
 def test_killed_before_any_call_of_a_checkpoints_writing_a_run_finds_a_whole_one(tmp_path):

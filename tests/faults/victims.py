@@ -17,6 +17,7 @@ from tests.faults.launched import Launch
 from tests.integration.conftest import BIN, is_alive
 
 # What an actor's stacks look like in a phase: our functions of each thread from the outermost on, a line a thread.
+TAKING_PROMPTS = r"Generator\._submit"
 GENERATING = r"EngineThread\._step"
 LOADING_WEIGHTS = r"EngineThread\._serve .*Generator\.update_weights"
 IDLE_ENGINE = r"\AEngineThread\._serve\Z"
@@ -36,14 +37,13 @@ class Victim:
     process: psutil.Process
     phase: str
 
-    def kill(self) -> float:
-        """Kill it, and see that it is gone. Returns the time."""
-        struck = time.monotonic()
+    def kill(self) -> None:
+        """Kill it, and see that it is gone."""
         self.process.kill()
+        deadline = time.monotonic() + 10
         while is_alive(self.process.pid):
-            assert time.monotonic() < struck + 10, "the victim lives on"
+            assert time.monotonic() < deadline, "the victim lives on"
             time.sleep(0.01)
-        return struck
 
 
 def freeze(launch: Launch, name: str, phase: str = ANY) -> Victim:
