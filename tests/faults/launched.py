@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.integration.conftest import is_alive
 from tests.integration.head import actor_table
 
 STEPS = 12
@@ -59,7 +60,8 @@ class Launch:
             rows = actor_table(dashboard, token)
         except OSError:  # it ends, or starts again
             return {}
-        return {row["name"]: row["pid"] for row in rows if row["state"] == "ALIVE"}
+        # The table shows a dead one as alive for a while.
+        return {row["name"]: row["pid"] for row in rows if row["state"] == "ALIVE" and is_alive(row["pid"])}
 
     def steps(self) -> int:
         """Number of the newest recorded step; 0 before the first."""
@@ -110,9 +112,10 @@ def command(folder: Path, name: str, model: str, *overrides: str) -> list[str]:
             f"model.path={model}", *SHORT, *overrides]  # fmt: skip
 
 
-def start(words: list[str], run: Path) -> Launch:
+def start(words: list[str], run: Path, **variables: str) -> Launch:
+    """Start a command in a process of its own. `variables`: added to its environment."""
     output = run.parent / f"{run.name}-{time.monotonic_ns()}.txt"
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | variables
     with output.open("w") as file:
         process = subprocess.Popen(
             [sys.executable, *words[1:]], stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
@@ -149,11 +152,11 @@ def journal(run: Path) -> dict[str, int]:
     return {file.name: file.stat().st_mtime_ns for file in (run / "journal").glob("step-*.jsonl")}
 
 
-def check_records(run: Path) -> None:
+def check_records(run: Path, steps: int = STEPS, evaluations: int = 2 + 3) -> None:
+    """`evaluations`: by default the test before and after, and the validation after steps 5, 10 and 12."""
     for name in ("metrics.jsonl", "eval.jsonl"):
         assert (run / name).read_text().endswith("}\n")
-    steps = [line.split(",")[0] for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [f'{{"step": {step}' for step in range(1, STEPS + 1)]
-    evaluations = (run / "eval.jsonl").read_text().splitlines()
-    assert len(evaluations) == 2 + 3  # the test before and after, validation at 5, 10 and the end
+    recorded = [line.split(",")[0] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert recorded == [f'{{"step": {step}' for step in range(1, steps + 1)]
+    assert len((run / "eval.jsonl").read_text().splitlines()) == evaluations
     assert not [path for path in run.rglob("*") if path.suffix in (".tmp", ".old") or path.name == ".lock"]

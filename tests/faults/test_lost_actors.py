@@ -75,6 +75,7 @@ def test_a_lost_actor_costs_nothing(undisturbed, tmp_path, tiny_model, loss):
     pid = victim.process.pid
     cause = rf"its process \({pid} on .* was killed, or crashed" if loss.kills else "no answer to '.*' within"
     assert re.search(cause, warning), warning
+    assert launch.text().count("Ray started here") == 1, "the others stayed"
     ends_as_if_undisturbed(launch, undisturbed)
     Row(loss.number, loss.fault, victim.phase, found, lost, ledger=True, exact=True).write()
 

@@ -48,8 +48,7 @@ class Victim:
 
 def freeze(launch: Launch, name: str, phase: str = ANY) -> Victim:
     """Freeze the actor whose name begins with `name` as soon as its stacks match the pattern `phase`."""
-    found = {actor: pid for actor, pid in launch.actors().items() if actor.startswith(name)}
-    actor, pid = min(found.items())
+    actor, pid = living(launch, name)
     process, deadline = psutil.Process(pid), time.monotonic() + SOON
     while True:
         process.suspend()
@@ -60,6 +59,17 @@ def freeze(launch: Launch, name: str, phase: str = ANY) -> Victim:
         process.resume()
         assert time.monotonic() < deadline, f"{actor} never came to {phase}, last in\n{stacks}"
         time.sleep(0.01)
+
+
+def living(launch: Launch, name: str) -> tuple[str, int]:
+    """The first living actor whose name begins with `name`, and its process id."""
+    deadline = time.monotonic() + SOON
+    while True:
+        for actor, pid in sorted(launch.actors().items()):
+            if actor.startswith(name):
+                return actor, pid
+        assert time.monotonic() < deadline, f"no living {name}"
+        time.sleep(0.1)
 
 
 def stacks_of(pid: int) -> str:

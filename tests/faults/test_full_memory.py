@@ -1,0 +1,68 @@
+"""Memory that runs out: Ray's object store is full, or Ray ends an actor because its host has too little left."""
+
+import re
+import subprocess
+import sys
+import time
+
+import numpy as np
+import psutil
+import pytest
+
+from tests.faults.launched import Launch, command, has_done, start
+from tests.faults.table import Row
+from tests.faults.test_lost_actors import ends_as_if_undisturbed, survives
+from tests.integration.conftest import is_alive
+
+STORE = 100_000_000  # bytes
+GIB = 2**30
+OWN = 8 * GIB  # more than a run takes
+BLOCK = 2**28
+
+
+def control_store(launch: Launch) -> str:
+    """The address of the Ray that the run has started."""
+    words = [word for process in launch.processes() if process.is_running() for word in process.cmdline()]
+    return next(found[1] for word in words if (found := re.match(r"--gcs-address=(\S+)", word)))
+
+
+@pytest.mark.timeout(600)
+def test_a_full_object_store_costs_nothing(undisturbed, tmp_path, tiny_model):
+    size = {"RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(STORE)}
+    launch = start(command(tmp_path, "mine", tiny_model), tmp_path / "mine", **size)
+    launch.until(has_done(3), "step 3")
+    words = [sys.executable, "-m", "tests.faults.hoard", control_store(launch)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as hoard:
+        held, store = map(int, hoard.stdout.readline().split())
+        assert held > store and store <= STORE
+        done = launch.steps()
+        launch.until(has_done(done + 2), "two steps with a full store")
+        hoard.stdin.close()
+    ends_as_if_undisturbed(launch, undisturbed)
+    Row(20, "object store full", f"after step {done}", ledger=True, exact=True).write()
+
+
+@pytest.mark.timeout(600)
+def test_an_actor_that_ray_ends_for_memory_is_replaced(undisturbed, tmp_path, tiny_model):
+    memory = psutil.virtual_memory()
+    if memory.available < OWN + 2 * GIB:
+        pytest.skip(f"{memory.available / GIB:.1f} GiB of memory are free, and the test fills {OWN / GIB:g}")
+    most = {"RAY_memory_usage_threshold": str((memory.total - memory.available + OWN) / memory.total)}
+    launch = start(command(tmp_path, "mine", tiny_model, "cluster.restarts=10"), tmp_path / "mine", **most)
+    launch.until(has_done(5), "step 5")
+    actors, ballast = launch.actors(), list[np.ndarray]()
+
+    def strike() -> None:
+        """Take memory until the first actor is gone, and give it back."""
+        deadline = time.monotonic() + 60
+        while all(is_alive(pid) for pid in actors.values()):
+            assert time.monotonic() < deadline, "Ray has ended no actor"
+            if psutil.virtual_memory().available > memory.available - OWN - GIB:
+                ballast.append(np.ones(BLOCK, np.uint8))
+            time.sleep(0.02)
+        ballast.clear()
+
+    found, lost, warning = survives(launch, strike)
+    assert "was killed by Ray, because its host was low on memory" in warning, warning
+    ends_as_if_undisturbed(launch, undisturbed)
+    Row(20, "an actor killed by Ray for memory", "after step 5", found, lost, ledger=True, exact=True).write()
