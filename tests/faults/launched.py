@@ -35,6 +35,8 @@ class Launch:
     run: Path
     family: set[psutil.Process] = field(default_factory=set)
     """Every process that was seen below the driver, the driver excluded."""
+    token: Path = Path.home() / ".ray" / "auth_token"
+    """Of the run's Ray."""
 
     def text(self) -> str:
         return self.output.read_text()
@@ -55,9 +57,8 @@ class Launch:
     def actors(self) -> dict[str, int]:
         """Name -> process id of every living actor of the run, by the actor table of its Ray; none without a Ray."""
         dashboard = re.findall(r"dashboard (http://\S+)", self.text())[-1]
-        token = (Path.home() / ".ray" / "auth_token").read_text()
         try:
-            rows = actor_table(dashboard, token)
+            rows = actor_table(dashboard, self.token.read_text())
         except OSError:  # it ends, or starts again
             return {}
         # The table shows a dead one as alive for a while.
