@@ -14,6 +14,7 @@ from ray.exceptions import (
     GetTimeoutError,
     NodeDiedError,
     ObjectLostError,
+    OutOfMemoryError,
     RayActorError,
     RayError,
     RayTaskError,
@@ -27,8 +28,8 @@ from rft_cluster.common.text import shown
 from rft_cluster.learner.packing import split_work
 from rft_cluster.messages import LearnerStats, TrainingSample
 
-# Of an actor; of an answer that was still on a node when it died; of a task.
-LOSSES = (RayActorError, ObjectLostError, NodeDiedError, WorkerCrashedError)
+# Of an actor; of an answer that was still on a node when it died; of a task; of either, ended by Ray for memory.
+LOSSES = (RayActorError, ObjectLostError, NodeDiedError, WorkerCrashedError, OutOfMemoryError)
 PEERS = 5.0  # seconds for the news of a death to arrive behind the errors that it caused
 NAMED = 8  # prompts in one warning
 MISTAKE = f"\n{UserError.__module__}.{UserError.__qualname__}: "  # in Ray's report, before the message

@@ -7,6 +7,7 @@ from ray.exceptions import (
     ActorDiedError,
     NodeDiedError,
     ObjectLostError,
+    OutOfMemoryError,
     OwnerDiedError,
     RayTaskError,
     WorkerCrashedError,
@@ -26,6 +27,10 @@ GUESSES = (
     "killed by the OOM killer due to high memory usage, (2) ray stop --force was called, or (3) the worker crashed "
     "unexpectedly due to SIGSEGV or another unexpected error."
 )
+OUT_OF_MEMORY = (
+    "4 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 10.0.0.3, ID: 62e6) was "
+    "22.41GB used / 23.54GB total (95.2% used)\nOOM kill reason: Memory usage exceeded threshold\n"
+)
 FAILED = (
     "The actor died because of an error raised in its creation task, \x1b[36mray::Learner.__init__()\x1b[39m\nTypeError"
 )
@@ -44,6 +49,7 @@ FAILED = (
             "(7337 on 10.0.0.3): it was killed by `ray.kill`",
         ),
         ("The actor is dead because its node has died. Node Id: 3f", "its process is gone with its node"),
+        (OUT_OF_MEMORY, "its process was killed by Ray, because its host was low on memory"),
         (FAILED, FAILED),
     ],
 )
@@ -80,7 +86,13 @@ def test_a_users_mistake_that_a_constructor_finds_is_told_as_such(monkeypatch, m
 
 @pytest.mark.parametrize(
     "loss",
-    [ObjectLostError("4786", None, ""), OwnerDiedError("4786", None, ""), NodeDiedError("gone"), WorkerCrashedError()],
+    [
+        ObjectLostError("4786", None, ""),
+        OwnerDiedError("4786", None, ""),
+        NodeDiedError("gone"),
+        WorkerCrashedError(),
+        OutOfMemoryError(OUT_OF_MEMORY),
+    ],
 )
 @pytest.mark.parametrize("of_an_argument", [False, True])
 def test_an_answer_that_was_lost_with_its_node_is_a_loss_too(monkeypatch, loss, of_an_argument):
