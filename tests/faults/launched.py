@@ -113,9 +113,14 @@ def command(folder: Path, name: str, model: str, *overrides: str) -> list[str]:
             f"model.path={model}", *SHORT, *overrides]  # fmt: skip
 
 
-def start(words: list[str], run: Path, **variables: str) -> Launch:
-    """Start a command in a process of its own. `variables`: added to its environment."""
-    output = run.parent / f"{run.name}-{time.monotonic_ns()}.txt"
+def start(words: list[str], run: Path, folder: Path | None = None, **variables: str) -> Launch:
+    """Start a command in a process of its own.
+
+    Args:
+        folder: of the file for its output, by default that of the run.
+        variables: added to its environment.
+    """
+    output = (folder or run.parent) / f"{run.name}-{time.monotonic_ns()}.txt"
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | variables
     with output.open("w") as file:
         process = subprocess.Popen(

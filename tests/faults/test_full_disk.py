@@ -36,9 +36,7 @@ def fill(disk: Path, free: int) -> Path:
 
 
 def begin(disk: Path, model: str) -> Launch:
-    launch = start(command(disk, "mine", model), disk / "mine")
-    launch.output = launch.output.rename(disk.parent / "output.txt")  # not on the disk that will be full
-    return launch
+    return start(command(disk, "mine", model), disk / "mine", folder=disk.parent)
 
 
 def nothing_half_written(run: Path) -> bool:
