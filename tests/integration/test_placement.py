@@ -21,6 +21,7 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 
+from rft_cluster.cluster import actors
 from rft_cluster.cluster import start as module
 from rft_cluster.cluster.nodes import check_gpus
 from rft_cluster.cluster.placement import bundles, place
@@ -103,8 +104,9 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> None:
         def verify(self) -> dict[ray.ObjectRef, str]:
             return {}
 
-    for name, role in (("Generator", Generator), ("Scorer", Role), ("Learner", Learner), ("WeightSync", Weights)):
-        monkeypatch.setattr(module, name, role)
+    for name, role in (("Generator", Generator), ("Scorer", Role), ("Learner", Learner)):
+        monkeypatch.setattr(actors, name, role)
+    monkeypatch.setattr(module, "WeightSync", Weights)
     monkeypatch.setattr(module, "check_gpus", lambda nodes: None)  # they only claim their GPUs
     monkeypatch.setattr(module, "fetch_model", lambda *_: None)
 

@@ -5,6 +5,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import pytest
 import ray
@@ -175,7 +176,7 @@ def test_a_learner_that_dies_before_its_digests_ends_the_rollout_and_is_named(st
     generators = start(only=30.0)
     learner = ray.remote(Learner).options(num_cpus=0).remote()
     digests = {learner.weight_digests.remote(): "learner-1 (digests)"}
-    generators._verify = lambda: digests
+    generators.verify = lambda: digests
     rollout = generators.start(PROMPTS[:2], Sampling(GROUP, 1.0, 8), version=0)
     started = time.monotonic()
     with pytest.raises(ClusterError, match=r"^learner-1 \(digests\) died while 'generate'"):
@@ -183,9 +184,86 @@ def test_a_learner_that_dies_before_its_digests_ends_the_rollout_and_is_named(st
     assert time.monotonic() - started < 15
 
 
-def test_a_generator_that_dies_ends_the_rollout_though_prompts_wait(start: Start):
-    generators = start(one=0.1, other=0.1)
+@pytest.fixture
+def doomed(actors: list[ActorHandle]) -> ActorHandle:
+    """One that never answers, for a test to kill."""
+    actor = ray.remote(concurrency_groups={WEIGHTS: WEIGHT_THREADS})(Waiting).options(
+        num_cpus=0, max_concurrency=GENERATOR_CALLS
+    )
+    handle = actor.remote()
+    ray.get(handle.begin.remote("doomed", math.inf), timeout=60)
+    return handle
+
+
+@dataclass
+class Replacing:
+    """Removes what is lost, and counts."""
+
+    generators: Generators
+    reward: RewardActor | None = None
+    errors: list[ClusterError] = field(default_factory=list)
+
+    def __call__(self, error: ClusterError) -> None:
+        self.errors.append(error)
+        for name in error.lost & {*self.generators.names}:
+            self.generators.remove(name)
+        if self.reward and "reward" in error.lost:
+            self.reward.kill()
+            scorer = ray.remote(Scorer).options(num_cpus=0).remote({"accuracy": 1.0}, ScoringSection(), {})
+            self.reward.replace({"reward": scorer})
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["dead", "frozen"])
+def test_others_write_what_a_lost_generator_owed(start: Start, actors: list[ActorHandle], doomed: ActorHandle, late):
+    generators = start(other=0.1)
+    generators.add("doomed", doomed)
+    generators._timeout = 3.0 if late else 60.0
+    generators.recover = replacing = Replacing(generators)
+    rollout = generators.start(PROMPTS[:30], Sampling(GROUP, 1.0, 8), 0, RewardActor({"reward": actors[2]}, 60))
+    later = generators.start(PROMPTS[30:40], Sampling(GROUP, 1.0, 8), 0, RewardActor({"reward": actors[2]}, 60))
+    if not late:
+        ray.kill(doomed)
+    groups, rewards = rollout.wait()
+    assert [group.prompt for group in groups] == PROMPTS[:30]
+    assert [reward.total for own in rewards for reward in own] == [1.0] * 120
+    assert writers(groups) == {"other": 30}
+    assert generators.names == ["other"]
+    assert [group.prompt for group in later.wait()[0]] == PROMPTS[30:40]
+    assert len(replacing.errors) == 1, "the later rollout asks again without meeting the loss a second time"
+    assert sum(generators.call_all("calls")[0]) == 40, "nothing is written twice"
+
+
+def test_prompts_that_wait_for_room_are_not_lost_with_a_generator(start: Start, doomed: ActorHandle):
+    generators = start(room=8, other=0.01)
+    generators.add("doomed", doomed)
+    generators.recover = Replacing(generators)
     rollout = generators.start(PROMPTS, Sampling(GROUP, 1.0, 8), version=0)
-    ray.kill(generators.handles[0])
-    with pytest.raises(ClusterError, match=r"^one died while 'generate'"):
+    assert rollout.left
+    ray.kill(doomed)
+    groups, _ = rollout.wait()
+    assert [group.prompt for group in groups] == PROMPTS
+    assert sum(generators.call_all("calls")[0]) == 60
+
+
+def test_what_a_lost_scorer_owed_is_scored_again_and_nothing_is_written_again(start: Start):
+    generators = start(only=0.2)
+    scorer = ray.remote(Scorer).options(num_cpus=0).remote({"accuracy": 1.0}, ScoringSection(), {})
+    reward = RewardActor({"reward": scorer}, 60)
+    generators.recover = replacing = Replacing(generators, reward)
+    rollout = generators.start(PROMPTS, Sampling(GROUP, 1.0, 8), 0, reward)
+    ray.get(rollout._chunks[0].rewards, timeout=20)
+    ray.kill(scorer)
+    groups, rewards = rollout.wait()
+    assert [group.prompt for group in groups] == PROMPTS
+    assert [reward.total for own in rewards for reward in own] == [1.0] * 240
+    assert [error.lost for error in replacing.errors] == [{"reward"}]
+    assert sum(generators.call_all("calls")[0]) == 60
+
+
+def test_what_cannot_be_replaced_ends_the_rollout(start: Start, doomed: ActorHandle):
+    generators = start(other=0.1)
+    generators.add("doomed", doomed)
+    rollout = generators.start(PROMPTS, Sampling(GROUP, 1.0, 8), version=0)
+    ray.kill(doomed)
+    with pytest.raises(ClusterError, match=r"^doomed died while 'generate'"):
         rollout.wait()
