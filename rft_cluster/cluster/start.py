@@ -30,6 +30,7 @@ from rft_cluster.cluster.cluster import Cluster
 from rft_cluster.cluster.gpus import HIDE_GPUS
 from rft_cluster.cluster.handles import ActorGroup, Learners, RewardActor
 from rft_cluster.cluster.images import StoredImages
+from rft_cluster.cluster.leftovers import without_leftovers
 from rft_cluster.cluster.nodes import addresses_of, check_gpus, cluster_nodes, fetch_model
 from rft_cluster.cluster.placement import Bundle, bundles, by_host, describe_placement, place, split_needed
 from rft_cluster.cluster.recovery import Again, Recovery, never
@@ -77,7 +78,8 @@ def connect(config: ClusterSection, cpus: float) -> str:
     # "local": do not join another cluster that happens to run on this machine.
     local: dict[str, Any] = {"address": "local", "include_dashboard": True, "dashboard_host": "127.0.0.1"}
     try:
-        url = _init(num_cpus=available, **local, **quiet)
+        with without_leftovers():
+            url = _init(num_cpus=available, **local, **quiet)
     except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
         raise UserError(
             f"Ray could not start on this machine: {error}\nIts logs are in session_latest/logs of the folder ray in "

@@ -1,5 +1,6 @@
 """The differences between CPUs and GPUs, each named once."""
 
+import os
 import sys
 from dataclasses import dataclass
 from importlib.metadata import distributions
@@ -57,6 +58,15 @@ def openmp_environment(device: str) -> dict[str, str]:
     """
     runtime = Path(sys.prefix) / "lib" / "libiomp5.so"
     return {"LD_PRELOAD": str(runtime), "KMP_BLOCKTIME": "0"} if device == "cpu" and runtime.is_file() else {}
+
+
+def forget_openmp() -> None:
+    """Remove the note that Intel's OpenMP runtime makes of this process in /dev/shm; call it after torch is imported.
+
+    The runtime removes the note at the end of a process, but not of one that is killed. The note is only there to find
+    a second copy of the runtime in the process.
+    """
+    Path(f"/dev/shm/__KMP_REGISTERED_LIB_{os.getpid()}_{os.getuid()}").unlink(missing_ok=True)
 
 
 def malloc_environment(device: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rft_cluster.common.errors import UserError
-from rft_cluster.common.hardware import Hardware, hardware, malloc_environment
+from rft_cluster.common.hardware import Hardware, forget_openmp, hardware, malloc_environment
 from rft_cluster.common.imports import light_imports
 from rft_cluster.config import Config, GeneratorsSection, ModelSection
 from rft_cluster.messages import Sampling
@@ -115,6 +115,7 @@ def load_engine(options: EngineOptions, image_limits: dict[str, Any]) -> Any:
 
         from rft_cluster.weights import receivers
 
+    forget_openmp()
     receivers.register()
     with within_memory(), light_imports():  # the start of the engine imports much more
         engine = LLM(

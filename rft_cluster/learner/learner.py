@@ -8,7 +8,6 @@ over ranks, not averaged: any number of ranks, any micro-batches and unequal gro
 import math
 import os
 import resource
-import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -31,7 +30,7 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 from rft_cluster.algorithm.loss import grpo_loss
 from rft_cluster.common.errors import RepeatedUpdate, UserError
 from rft_cluster.common.files import file_sha256
-from rft_cluster.common.hardware import hardware
+from rft_cluster.common.hardware import forget_openmp, hardware
 from rft_cluster.common.reduce import reduced
 from rft_cluster.config import Config
 from rft_cluster.learner.checkpoint import (
@@ -95,6 +94,7 @@ class Learner:
         self._config, self._rank = config, rank
         self._hardware = hardware(config.cluster.device, config.cluster.dtype, config.shares_gpus)
         torch.set_num_threads(threads)
+        forget_openmp()
         torch.set_flush_denormal(True)  # denormals slow a small model tenfold on CPUs
         self._device = torch.device(self._hardware.device)
         model = config.model
@@ -115,9 +115,10 @@ class Learner:
     # Forming a process group
 
     def offer_rendezvous(self, addresses: Sequence[str]) -> str:
-        """Rank 0's meeting point for the others: a file if all are on one host, else a free port."""
+        """Rank 0's meeting point for the others: a file in memory if all are on one host, else a free port."""
         if len(set(addresses)) == 1:
-            return f"file://{tempfile.mkdtemp(prefix='rft_cluster_')}/learners"
+            # Of memory, so that no file is left of a rank that is killed; it is freed with this process.
+            return f"file:///proc/{os.getpid()}/fd/{os.memfd_create('rft_cluster_learners')}"
         self._store = open_store(addresses[0])
         return f"tcp://{addresses[0]}:{self._store.port}"
 

@@ -1,0 +1,59 @@
+"""A Ray that is started here leaves no process and no temporary file, however the driver ends.
+
+What is killed cannot clean up: vLLM and Ray's dashboard leave files, Ray's agents wait a minute for a server that is
+gone, and a frozen actor does not see that its node is. So Ray and the actors get a temporary folder of their own. It
+marks them: a shell waits for the end of the driver, ends what still has the folder in its environment, and removes it.
+"""
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from subprocess import DEVNULL
+
+GRACE = 4  # seconds for processes to end by themselves
+# Arguments: the folder, and GRACE. Its input ends with the driver.
+CLEAN = """
+ours() { grep -lszFx -e "TMPDIR=$0" /proc/[0-9]*/environ | tr -dc '0-9\\n'; }
+read -r _
+for _ in $(seq "$1"); do [ "$(ours)" ] || break; sleep 1; done
+kill -KILL $(ours)
+for _ in 1 2 3 4 5; do rm -rf -- "$0" && exit; sleep 1; done
+"""
+CACHE = Path("~/.cache/rft_cluster/torchinductor")  # what torch compiles, for later runs
+
+
+@contextmanager
+def without_leftovers() -> Iterator[None]:
+    """The context in which to start Ray."""
+    parent = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()  # so short that Ray's sockets can be there, too
+    folder = Path(tempfile.mkdtemp(prefix="rft_cluster_", dir=parent))
+    _clean_at_the_end(folder)
+    cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(CACHE.expanduser()))
+    with _environment({"RAY_TMPDIR": parent, "TMPDIR": str(folder), "TORCHINDUCTOR_CACHE_DIR": cache}):
+        yield
+
+
+def _clean_at_the_end(folder: Path) -> None:
+    """Have a folder and the processes that it marks removed when this process has ended."""
+    read, _ = os.pipe()  # the end to write is inherited by no child and never closed here: it closes with this process
+    command = ["/bin/sh", "-c", CLEAN, str(folder), str(GRACE)]
+    # In a session of its own: Ctrl-C, and the signal of a terminal that closes, are for the driver.
+    subprocess.Popen(command, stdin=read, stdout=DEVNULL, stderr=DEVNULL, cwd="/", start_new_session=True)
+    os.close(read)
+
+
+@contextmanager
+def _environment(changes: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ |= changes
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

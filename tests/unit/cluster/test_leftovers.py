@@ -1,0 +1,88 @@
+"""What is left of processes that are started beside the driver. Real runs: test_stopped.py."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rft_cluster.cluster.leftovers import CACHE, without_leftovers
+
+NAMES = ("RAY_TMPDIR", "TMPDIR", "TORCHINDUCTOR_CACHE_DIR")
+STARTED = """
+import os, signal, tempfile, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print(os.getpid(), tempfile.mkdtemp(), tempfile.mkstemp()[1], flush=True)
+time.sleep(100)
+"""
+DRIVER = f"""
+import subprocess, sys, time
+from rft_cluster.cluster import leftovers
+leftovers.GRACE = 0
+with leftovers.without_leftovers():
+    subprocess.Popen([sys.executable, "-c", {STARTED!r}], start_new_session=True)
+time.sleep(100 if sys.argv[1] == "wait" else 0.3)
+"""
+
+
+def is_alive(pid: int) -> bool:
+    """A zombie waits for a parent to ask, and in a container without an init nobody asks."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def wait_until_gone(pid: int, folder: Path) -> None:
+    deadline = time.monotonic() + 10
+    while is_alive(pid) or list(folder.iterdir()):
+        assert time.monotonic() < deadline, (pid, list(folder.iterdir()))
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [None, signal.SIGTERM, signal.SIGKILL])
+def test_files_and_processes_go_with_the_driver_however_that_ends(tmp_path, number):
+    environment = os.environ | {"RAY_TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", DRIVER, "wait" if number else "end"]
+    other = subprocess.Popen(["sleep", "100"], env=environment)
+    driver = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert driver.stdout
+    pid, *made = driver.stdout.readline().split()
+    (own,) = {Path(path).parent for path in made}
+    assert own.parent == tmp_path
+    if number:
+        assert is_alive(int(pid)), "nothing is touched while the driver lives"
+        assert all(map(os.path.exists, made))
+        driver.send_signal(number)
+    assert driver.wait(10) == -(number or 0)
+    wait_until_gone(int(pid), tmp_path)
+    assert other.poll() is None, "a process of others"
+    other.kill()
+    other.wait()
+
+
+def test_only_what_is_started_there_sees_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/own/cache")
+    monkeypatch.delenv("TMPDIR", raising=False)
+    before = [os.environ.get(name) for name in NAMES]
+    with suppress(InterruptedError), without_leftovers():
+        (own,) = tmp_path.iterdir()
+        assert [os.environ[name] for name in NAMES] == [str(tmp_path), str(own), "/own/cache"]
+        assert own.stat().st_mode & 0o777 == 0o700
+        raise InterruptedError
+    assert [os.environ.get(name) for name in NAMES] == before
+    assert not tempfile.gettempdir().startswith(str(own))
+
+
+def test_what_torch_compiles_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    with without_leftovers():
+        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(CACHE.expanduser())
