@@ -21,8 +21,6 @@ from rft_cluster.generator.weight_state import WeightState
 from rft_cluster.messages import Group, Images, Prompt, Sampling, WeightRecord
 from rft_cluster.weights.digests import added_up, combined_digest
 
-VERIFY_TIMEOUT = 600.0  # seconds that finished groups wait for the verification of their weights
-
 
 class Generator:
     """A plain class; `cluster/` makes it a Ray actor."""
@@ -30,7 +28,8 @@ class Generator:
     def __init__(self, options: EngineOptions, images: Images) -> None:
         """Start the engine, and return when it is ready. `images`: the images of all later prompts."""
         self._images = images
-        self._weights = WeightState()
+        self._timeout = options.timeout
+        self._weights = WeightState(self._timeout)
         self._thread = EngineThread(self._weights)
         self._in_process = options.hardware.device == "cpu"  # on CPUs the engine's only worker is in this process
         self._on_thread(lambda: self._start(options))
@@ -60,9 +59,10 @@ class Generator:
             self._weights.wait_for_update()
         written = batch.written.result()
         try:
-            written.verification.result(VERIFY_TIMEOUT)
+            written.verification.result(self._timeout)
         except TimeoutError as error:
-            raise WeightTransferError(f"version {version} was not verified within {VERIFY_TIMEOUT:g} s") from error
+            within = f"within {self._timeout:g} s (cluster.step_timeout)"
+            raise WeightTransferError(f"version {version} was not verified {within}") from error
         return written.groups
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:

@@ -37,7 +37,8 @@ FORBIDDEN_BIAS = -100.0  # vLLM's minimum; a token with exp(-100) is never sampl
 class EngineOptions:
     """The settings of a generator's engine.
 
-    `path`: Hugging Face folder with the initial weights. `max_tokens`: of prompt and completion together.
+    `path`: Hugging Face folder with the initial weights. `max_tokens`: of prompt and completion together. `timeout`:
+    seconds for a weight update, and for its verification; None where weights are never updated.
     """
 
     path: str
@@ -46,12 +47,14 @@ class EngineOptions:
     max_tokens: int
     hardware: Hardware
     seed: int
+    timeout: float | None = None
 
     @classmethod
     def of_run(cls, path: str, config: Config) -> "EngineOptions":
         cluster = config.cluster
         devices = hardware(cluster.device, cluster.dtype, config.shares_gpus)
-        return cls(path, config.model, config.generators, config.max_model_tokens, devices, config.run.seed)
+        own = (config.max_model_tokens, devices, config.run.seed, cluster.step_timeout)
+        return cls(path, config.model, config.generators, *own)
 
 
 def environment(device: str) -> dict[str, str]:

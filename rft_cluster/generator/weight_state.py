@@ -24,8 +24,6 @@ from enum import Enum
 
 from rft_cluster.common.errors import StaleGenerator, WeightTransferError
 
-UPDATE_TIMEOUT = 600.0  # seconds from the first of an update's calls to the last
-
 
 class State(Enum):
     NO_WEIGHTS = "no weights"
@@ -38,7 +36,9 @@ class State(Enum):
 class WeightState:
     """The states above. All methods are called on the engine's thread, except `wait_for_update`."""
 
-    def __init__(self) -> None:
+    def __init__(self, timeout: float | None) -> None:
+        """`timeout`: seconds from the first of an update's calls to the last; None where weights are never updated."""
+        self._timeout = timeout
         self.state = State.NO_WEIGHTS
         self.version: int | None = None  # of the served weights; None in NO_WEIGHTS, UPDATING and FAILED
         self.verification: Future[None] = Future()  # of the served weights; raises if they were refused
@@ -68,10 +68,10 @@ class WeightState:
         """Wait until no update is in flight. In any thread.
 
         Raises:
-            WeightTransferError: the update takes longer than `UPDATE_TIMEOUT`.
+            WeightTransferError: the update takes too long.
         """
-        if not self._no_update.wait(UPDATE_TIMEOUT):
-            raise WeightTransferError(f"an update took more than {UPDATE_TIMEOUT:g} s")
+        if not self._no_update.wait(self._timeout):
+            raise WeightTransferError(f"a weight update took more than {self._timeout:g} s (cluster.step_timeout)")
 
     def serve(self, version: int) -> None:
         self._check()

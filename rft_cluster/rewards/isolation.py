@@ -27,7 +27,6 @@ from rft_cluster.messages import Completion, Prompt
 from rft_cluster.rewards.child import GRACE, Answer, Child, Kind
 from rft_cluster.rewards.pending import Call, Pending
 
-LOAD_LIMIT = 300.0  # seconds that the import of the user's module may take: it may load a reward model
 LOADING_LINE = 10.0  # seconds between lines about the import
 MOST_PRINTED = 100_000  # bytes read of a function's output
 LAST_LINES = 5  # lines shown of the output of a process that ended during the import
@@ -43,10 +42,13 @@ class IsolatedFunction:
         time_limit: seconds for one call.
         max_concurrent: completions that may be in flight at once.
         quiet: keep the function's output for `printed`, instead of writing it to this process's output.
+        load_limit: seconds for the import.
     """
 
-    def __init__(self, name: str, time_limit: float, max_concurrent: int, quiet: bool = False) -> None:
-        self._name, self._time_limit = name, time_limit
+    def __init__(
+        self, name: str, time_limit: float, max_concurrent: int, quiet: bool = False, load_limit: float = 300.0
+    ) -> None:
+        self._name, self._time_limit, self._load_limit = name, time_limit, load_limit
         self._output = _new_file() if quiet else None
         self._child: Child | None = self._new_child()
         self._started = time.monotonic()  # start of the child
@@ -85,7 +87,7 @@ class IsolatedFunction:
         self._loading.append(loading)
         self._ask()
         while not (await asyncio.wait([loading], timeout=LOADING_LINE))[0]:
-            passed = f"{time.monotonic() - self._started:.0f} s of at most {LOAD_LIMIT:g} s"
+            passed = f"{time.monotonic() - self._started:.0f} s of at most {self._load_limit:g} s"
             print(f"waiting for the import of rewards.{self._name}: {passed}", flush=True)
         if self._problem:
             raise UserError(self._problem)
@@ -178,7 +180,7 @@ class IsolatedFunction:
         assert self._child
         kind = self._child.kind
         if kind is None:
-            return self._started + LOAD_LIMIT
+            return self._started + self._load_limit
         # An event loop cancels and answers a late call itself, so only a blocked loop is silent.
         return self._heard + self._time_limit + (GRACE if kind.concurrent else 0.0)
 
@@ -186,7 +188,8 @@ class IsolatedFunction:
         assert self._child
         if self._child.kind is None:
             self._problem = (
-                f"rewards: {self._name!r}: its module was not imported within {LOAD_LIMIT:g} s{self._last_lines()}"
+                f"rewards: {self._name!r}: its module was not imported within {self._load_limit:g} s "
+                f"(scoring.load_limit){self._last_lines()}"
             )
         limit = f"{self._time_limit:g} s"
         concurrent = self._child.kind and self._child.kind.concurrent

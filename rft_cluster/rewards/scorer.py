@@ -108,7 +108,7 @@ class WeightedRewards:
         check_names(weights)
         self.weights = dict(weights)
         self._isolated = {
-            name: IsolatedFunction(name, scoring.time_limit, scoring.max_concurrent, quiet)
+            name: IsolatedFunction(name, scoring.time_limit, scoring.max_concurrent, quiet, scoring.load_limit)
             for name in weights
             if name not in REWARDS
         }

@@ -62,7 +62,7 @@ def test_no_token_of_the_old_weights_comes_after_the_new_ones_are_served(schedul
     }
     assert scheduler.reset_prefix_cache(True)  # the weights have changed
     if cured:
-        thread = EngineThread(WeightState())
+        thread = EngineThread(WeightState(None))
         thread.engine = SimpleNamespace(engine_core=SimpleNamespace(engine_core=SimpleNamespace(scheduler=scheduler)))
         thread.drop_tokens_in_flight()
     assert [delivered(scheduler, batch, OLD) for batch in in_flight] == [late, {}]

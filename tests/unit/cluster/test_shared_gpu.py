@@ -273,7 +273,8 @@ def test_an_actor_that_fails_ends_the_start_while_others_still_load(monkeypatch:
 
 def test_actors_that_are_not_ready_in_time_are_named_with_the_key_to_raise(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(actors, "ray", SimpleNamespace(wait=lambda calls, **_: time.sleep(0.02) or ([], calls)))
-    config = load_config("digits", ["cluster.start_timeout=0.01"])
+    config = load_config("digits", [])
+    config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"start_timeout": 0.01})})
     starting = actors.Actors(config, [], [], "model", {})  # type: ignore[arg-type]
     with pytest.raises(ClusterError, match=r"^learner-1: not ready within cluster\.start_timeout \(0\.01 s\)"):
         starting.wait_until_ready({"learner-1": Actor("learner-1")})

@@ -54,6 +54,13 @@ def send(generator: Generator, version: int) -> None:
     generator.verify_weights(version, {})
 
 
+def test_groups_wait_for_the_verification_as_long_as_for_a_call(engine, monkeypatch):
+    generator = generator_on(engine, monkeypatch, "cluster.step_timeout=0.02", "scoring.time_limit=0.01")
+    load(generator, 1)
+    with pytest.raises(WeightTransferError, match=r"version 1 was not verified within 0\.02 s \(cluster\.step_timeout"):
+        generator.generate(PROMPTS, SAMPLING, version=1)
+
+
 def unfinished(asked: Future[list[Group]]) -> bool:
     with pytest.raises(TimeoutError):
         asked.result(timeout=0.05)

@@ -3,7 +3,6 @@ from collections.abc import Callable
 import pytest
 
 from rft_cluster.common.errors import StaleGenerator, WeightTransferError
-from rft_cluster.generator import weight_state
 from rft_cluster.generator.weight_state import State, WeightState
 
 BROKEN, WRONG = MemoryError("no room"), WeightTransferError("other bytes")
@@ -18,8 +17,8 @@ STEPS: dict[str, Callable[[WeightState], None]] = {
 }
 
 
-def after(*steps: str) -> WeightState:
-    weights = WeightState()
+def after(*steps: str, timeout: float | None = None) -> WeightState:
+    weights = WeightState(timeout)
     for step in steps:
         STEPS[step](weights)
     return weights
@@ -82,11 +81,10 @@ def test_without_weights_nothing_is_admitted():
         after("serve", "fail").admits(0)
 
 
-def test_a_request_waits_for_the_end_of_an_update(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(weight_state, "UPDATE_TIMEOUT", 0.01)
-    weights = after("begin")
+def test_a_request_waits_for_the_end_of_an_update():
+    weights = after("begin", timeout=0.01)
     assert not weights.admits(0)
-    with pytest.raises(WeightTransferError, match=r"an update took more than 0\.01 s"):
+    with pytest.raises(WeightTransferError, match=r"a weight update took more than 0\.01 s \(cluster\.step_timeout\)"):
         weights.wait_for_update()
     for ending in (("begin", "end"), ("begin", "refuse"), ("begin", "fail")):
         after(*ending).wait_for_update()

@@ -327,10 +327,9 @@ def test_one_that_cannot_be_loaded_is_explained(tmp_path, monkeypatch, name, mes
 def test_an_import_that_does_not_end_is_named_with_the_limit(tmp_path, monkeypatch, capsys):
     (tmp_path / "endless.py").write_text("while True: pass\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(isolation, "LOAD_LIMIT", 0.5)
     monkeypatch.setattr(isolation, "LOADING_LINE", 0.2)
-    rewards = WeightedRewards({"endless:f": 1.0}, ScoringSection(), quiet=True)
-    message = r"^rewards: 'endless:f': its module was not imported within 0.5 s$"
+    rewards = WeightedRewards({"endless:f": 1.0}, ScoringSection(load_limit=0.5), quiet=True)
+    message = r"^rewards: 'endless:f': its module was not imported within 0.5 s \(scoring\.load_limit\)$"
     with closing(rewards), pytest.raises(UserError, match=message):
         rewards.load()
     assert capsys.readouterr().out.startswith("waiting for the import of rewards.endless:f: 0 s of at most 0.5 s\n")
