@@ -11,6 +11,7 @@ from rft_cluster.common.errors import ClusterError, UserError, exit_code
 from rft_cluster.config import Config, load_config
 
 if TYPE_CHECKING:
+    from rft_cluster.cluster.cluster import Cluster
     from rft_cluster.run.log import Log
     from rft_cluster.run.resume import Start
     from rft_cluster.run.task import Task
@@ -170,23 +171,30 @@ def _train_through_losses(config: Config, task: "Task", start: "Start", model_pa
     while True:
         try:
             with start_cluster(config, model_path, task.dataset.images, restarts.again) as cluster:
+                step = _restore(cluster, start)
                 while True:
-                    if start.checkpoint:
-                        updates = start.checkpoint.state.optimizer_updates
-                        cluster.learners.restore_checkpoint(start.checkpoint.path, updates, start.step)
                     try:
                         # The folder is opened last: until all actors are ready, it stays unchanged.
-                        return train(config, task, cluster, RunFolder(config, task, start.step, tiny_model))
+                        return train(config, task, cluster, RunFolder(config, task, step, tiny_model))
                     except ClusterError as error:
                         cluster.restart_learners(error)
-                        start = _next_part(config)
+                        step = cluster.restore_snapshot() or _restore(cluster, _next_part(config))
         except ClusterError as error:
             if not restarts.again(error, "all actors start afresh"):
                 raise
             start = _next_part(config)
 
 
+def _restore(cluster: "Cluster", start: "Start") -> int:
+    """Bring the learners to the checkpoint of `start`, if it has one. Returns the number of steps they have done."""
+    if start.checkpoint:
+        updates = start.checkpoint.state.optimizer_updates
+        cluster.learners.restore_checkpoint(start.checkpoint.path, updates, start.step)
+    return start.step
+
+
 def _next_part(config: Config) -> "Start":
+    """Where the run goes on after a loss."""
     from rft_cluster.run.resume import find_start
 
     start = find_start(config, resume=True)

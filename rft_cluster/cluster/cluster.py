@@ -51,6 +51,13 @@ class Cluster:
             raise error
         self._recovery.restart_learners(error)
 
+    def restore_snapshot(self) -> int | None:
+        """Bring fresh learners to the newest snapshot in memory. Returns its step; None without a usable one."""
+        step = self.snapshots.restore(self.learners)
+        if step is not None:
+            print(f"the learners go on after step {step}, from memory", flush=True)
+        return step
+
     def start_rollout(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> Rollout:
         """Start a step's completions with weights of `version` or newer. Returns without waiting."""
         return self.generators.start(prompts, sampling, version, self.reward)
