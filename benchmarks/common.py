@@ -69,13 +69,26 @@ def _commit() -> str:
 
 
 def nvidia_gpus() -> list[dict[str, Any]]:
-    """Name, memory and driver of each GPU, by nvidia-smi; none where there is none. CUDA is not initialised."""
+    """Name, memory and driver of each GPU, by nvidia-smi; none where there is none. CUDA is not initialised.
+
+    A GPU that uses its host's memory (GB10) has that of the host: nvidia-smi says "[N/A]".
+    """
     if not shutil.which("nvidia-smi"):
         return []
     asked = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
     said = subprocess.run(asked, capture_output=True, text=True)
     rows = [[word.strip() for word in line.split(",")] for line in said.stdout.splitlines()]
-    return [{"name": row[0], "memory_gib": float(row[1]) / 1024, "driver": row[2]} for row in rows if len(row) == 3]
+    host = psutil.virtual_memory().total / 2**20
+    return [
+        {"name": row[0], "memory_gib": megabytes(row[1], host) / 1024, "driver": row[2]}
+        for row in rows
+        if len(row) == 3
+    ]
+
+
+def megabytes(word: str, host: float) -> float:
+    """A number of nvidia-smi, in MiB; `host` where it has none for a GPU that uses its host's memory."""
+    return float(word) if word.strip().isdigit() else host
 
 
 @dataclass(frozen=True)

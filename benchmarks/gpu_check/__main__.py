@@ -12,7 +12,8 @@
 
 Each tier takes under four minutes on one GPU of 80 GB and writes OUT/TIER.json after each check; a second call goes on
 after the last check that is recorded there. Weights are random, in the true shapes: nothing is downloaded. What the
-checks print, with tracebacks, is in OUT/TIER.log. The exit code is 1 if a check failed, 2 if something is missing.
+checks print, with tracebacks, is in OUT/TIER.log. The exit code is 1 if a check failed, 2 if a package is missing.
+A check that needs more GPUs than there are is skipped.
 """
 
 import argparse
@@ -117,8 +118,8 @@ def tier_code(tier: str, bench: Bench, out: Path, about: dict[str, Any], again: 
     counts = {result: sum(line.result == result for line in lines) for result in ("pass", "fail", "skip")}
     said = ", ".join(f"{count} {result}" for result, count in counts.items())
     print(f"{tier}: {said}, {time.monotonic() - started:.0f} s; {out / tier}.json and .log", flush=True)
-    # What a CPU lacks is not missing there.
-    return 1 if counts["fail"] else 2 if counts["skip"] and bench.device == "cuda" else 0
+    # What is skipped, for want of a second GPU or on a CPU, is not missing there.
+    return 1 if counts["fail"] else 0
 
 
 if __name__ == "__main__":

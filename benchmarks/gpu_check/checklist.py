@@ -23,7 +23,9 @@ from rft_cluster.common.files import json_object, write_json
 
 Made = TypeVar("Made")
 Given = ParamSpec("Given")
-DEADLINE = 300.0  # seconds for one check: a hang is a result, too
+DEADLINE = (
+    250.0  # seconds for one check: a hang is a result, too, and must be one within LIMIT of deploy/gpu_kit/step.sh
+)
 
 
 @dataclass(frozen=True)

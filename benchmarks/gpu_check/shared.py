@@ -20,7 +20,7 @@ from typing import Any, cast
 import psutil
 from typing_extensions import override
 
-from benchmarks.common import memory_of, nvidia_gpus
+from benchmarks.common import megabytes, memory_of, nvidia_gpus
 from benchmarks.gpu_check.checklist import Bench, Check, Outcome, once
 from benchmarks.gpu_check.material import SIZES, images, run_config
 from benchmarks.turns import Enough, TurnTaking
@@ -173,7 +173,8 @@ def card_memory() -> float:
     """GiB in use on the fullest GPU, by nvidia-smi: of all processes, with their contexts."""
     asked = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     said = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
-    return max(float(line) for line in said.splitlines()) / 1024
+    host = psutil.virtual_memory().used / 2**20
+    return max(megabytes(line, host) for line in said.splitlines()) / 1024
 
 
 def process_memory(pid: int) -> float:

@@ -50,7 +50,7 @@ def driver_here() -> Driver | None:
     for index in range(nvml.nvmlDeviceGetCount()):
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         names = {str(index), nvml.nvmlDeviceGetUUID(handle)}  # either may be in the variable
-        if visible is None or names & set(visible.split(",")):
+        if visible is None or names & {word.strip() for word in visible.split(",")}:
             capability = nvml.nvmlDeviceGetCudaComputeCapability(handle)
             gpus.append(Gpu(nvml.nvmlDeviceGetName(handle), capability, _memory(nvml, handle)))
     driver = Driver(nvml.nvmlSystemGetDriverVersion(), nvml.nvmlSystemGetCudaDriverVersion(), gpus)

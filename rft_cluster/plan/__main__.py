@@ -40,7 +40,7 @@ def plan(config: Config, gpu: str) -> None:
     task = task_before_download(config) if missing else prepare(config)
     checked = check_task(config, task, model)
     print("\n".join([*(task.dataset.notes() if missing else []), *checked.notes]), flush=True)
-    print(f"disk        {size(disk_bytes(config, checked.parameters))} for checkpoints and models", flush=True)
+    print(f"disk        {size(disk_bytes(config, checked.parameters))} for checkpoints, models and journal", flush=True)
     print_plan(config, checked, card or this_machine(config.cluster.dtype))
 
 

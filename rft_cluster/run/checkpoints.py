@@ -6,6 +6,7 @@ checkpoints/step-000050/   state.json, and the learners' shards (see learner/che
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +54,9 @@ def latest_checkpoint(run: Path) -> tuple[Checkpoint | None, list[str]]:
     problems: list[str] = []
     for folder in _newest_first(run):
         try:
-            return Checkpoint(folder, read_state(folder)), problems
+            state = read_state(folder)
+            _check_digests(folder, state.digests)
+            return Checkpoint(folder, state), problems
         except ValueError as error:
             problems.append(f"{folder}: {error}")
     if problems:
@@ -66,7 +69,7 @@ def latest_checkpoint(run: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def read_state(folder: Path) -> State:
-    """Read the state of a checkpoint and check that all its files are complete.
+    """Read the state of a checkpoint and check that all its files have their sizes.
 
     Raises:
         ValueError: the checkpoint is damaged; the message says how.
@@ -85,9 +88,14 @@ def read_state(folder: Path) -> State:
         raise ValueError(f"{STATE_FILE} cannot be read ({error.strerror})") from error
     except ValidationError as error:
         raise ValueError(f"{STATE_FILE} is damaged") from error
+    _check_sizes(folder, state)
+    return state
+
+
+def _check_sizes(folder: Path, state: State) -> None:
     if folder.name != f"step-{state.step:06d}":
         raise ValueError(f"{STATE_FILE} is of step {state.step}")
-    sizes = {path.name: path.stat().st_size for path in folder.glob("*.safetensors")}
+    sizes = {path.name: path.stat().st_size for path in folder.glob("*.safetensors") if path.is_file()}
     if not sizes:
         raise ValueError("its shards are missing")
     if missing := state.digests.keys() - sizes.keys():  # also a name that leads out of the folder
@@ -97,8 +105,6 @@ def read_state(folder: Path) -> State:
             raise ValueError(f"{name} is missing")
         if sizes[name] != (_whole_size(folder / name) if length is None else length):
             raise ValueError(f"{name} is cut or damaged")
-    _check_digests(folder, state.digests)
-    return state
 
 
 def _check_digests(folder: Path, digests: dict[str, str]) -> None:
@@ -118,8 +124,11 @@ def _check_digests(folder: Path, digests: dict[str, str]) -> None:
 
 
 def newest_step(run: Path) -> int | None:
-    """The step of the newest checkpoint, whole or not; None without any."""
-    return next(map(_step_of, _newest_first(run)), None)
+    """The step of the newest checkpoint whose files have their sizes; None without any. Their bytes are not read."""
+    for folder in _newest_first(run):
+        with suppress(ValueError, UserError):
+            return read_state(folder).step
+    return None
 
 
 def _newest_first(run: Path) -> list[Path]:

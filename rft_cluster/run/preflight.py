@@ -5,6 +5,7 @@ task = prepare(config)
 for line in check_task(config, task, model): print(line)
 """
 
+import math
 import tempfile
 from dataclasses import dataclass
 from itertools import islice
@@ -26,6 +27,7 @@ from rft_cluster.run.saving import BEST, MODEL
 from rft_cluster.run.task import TINY_CACHE, Asked, Task, ask_model, pool_note
 
 EXPORT, MASTER, MOMENTS = 2, 4, 8  # bytes a parameter on disk: BF16, FP32, two in FP32
+JOURNALLED = 32  # bytes a token in the journal, with its log-probability and its text
 RECORDS = 50 * 10**6  # bytes for a run's other files
 
 
@@ -100,7 +102,7 @@ def _by_split(task: Task, lengths: list[PromptLength]) -> dict[str, list[PromptL
 
 
 def check_disk(config: Config, parameters: int) -> str:
-    """Check that the disk has room for the run's checkpoints and models. Returns a line for the user.
+    """Check that the disk has room for the run's checkpoints, models and journal. Returns a line for the user.
 
     Files of an earlier part of the run will be overwritten, so their space counts as free.
 
@@ -108,21 +110,32 @@ def check_disk(config: Config, parameters: int) -> str:
         UserError: there is not enough room.
     """
     needed = disk_bytes(config, parameters)
-    held = sum(bytes_in(config.run_folder / part) for part in ("checkpoints", MODEL, BEST))
+    held = sum(bytes_in(config.run_folder / part) for part in ("checkpoints", "journal", MODEL, BEST))
     check_space(
         config.run_folder,
         max(0, needed - held),
-        f"checkpoints and models of {parameters / 10**6:.1f} million parameters",
+        f"checkpoints and models of {parameters / 10**6:.1f} million parameters, and the journal,",
         ROOM,
     )
-    return f"disk        {size(needed)} for checkpoints and models in {config.run_folder}"
+    return f"disk        {size(needed)} for checkpoints, models and journal in {config.run_folder}"
 
 
 def disk_bytes(config: Config, parameters: int) -> int:
-    """Bytes of a run on disk: its checkpoints with one more while it is written, three models in BF16, and records."""
+    """Bytes of a run on disk: its checkpoints with one more while it is written, three models in BF16, the journal and
+    records."""
     # With LoRA a checkpoint has the base in BF16, and adapters of negligible size.
     checkpoint = (EXPORT if config.model.lora else MASTER + MOMENTS) * parameters
-    return checkpoint * (config.schedule.keep_checkpoints + 1) + 3 * EXPORT * parameters + RECORDS
+    models = checkpoint * (config.schedule.keep_checkpoints + 1) + 3 * EXPORT * parameters
+    return models + journal_bytes(config) + RECORDS
+
+
+def journal_bytes(config: Config) -> int:
+    """Bytes of the journal at most. It has the steps since the oldest checkpoint, and completions of full length."""
+    schedule, sampling = config.schedule, config.sampling
+    apart = schedule.save_every or math.ceil(60 * schedule.save_minutes)  # by time: at most one step a second
+    steps = min(schedule.steps, apart * (schedule.keep_checkpoints + 1))
+    tokens = sampling.group_size * sampling.max_tokens + config.model.max_prompt_tokens
+    return JOURNALLED * steps * schedule.prompts_per_step * tokens
 
 
 def _check_tiny(config: Config, task: Task) -> tuple[int, Shapes, Asked]:

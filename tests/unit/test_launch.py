@@ -341,7 +341,7 @@ def test_a_dry_run_says_what_the_run_takes(tmp_path, capsys, small):
     assert code == 0
     for text in (
         "tokens at most, of 128",
-        "for checkpoints and models in",
+        "for checkpoints, models and journal in",
         "note: the plan counts",
         "the small model learns to see from",
         "the run would start Ray on this machine, which can hold it",

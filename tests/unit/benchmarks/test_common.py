@@ -1,6 +1,7 @@
 """Helpers of the benchmarks: processes of their own, and the GPUs that are here."""
 
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 
@@ -28,6 +29,14 @@ def test_gpus_are_those_of_nvidia_smi(monkeypatch, said, found):
     monkeypatch.setattr(common.shutil, "which", lambda _: "/usr/bin/nvidia-smi")
     monkeypatch.setattr(common.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, stdout=said))
     assert [tuple(gpu.values()) for gpu in common.nvidia_gpus()] == found
+
+
+def test_a_gpu_that_uses_its_host_s_memory_has_that(monkeypatch):
+    monkeypatch.setattr(common.shutil, "which", lambda _: "/usr/bin/nvidia-smi")
+    said = subprocess.CompletedProcess([], 0, stdout="NVIDIA GB10, [N/A], 580.95.05\n")
+    monkeypatch.setattr(common.subprocess, "run", lambda *_, **__: said)
+    monkeypatch.setattr(common.psutil, "virtual_memory", lambda: SimpleNamespace(total=128 * 2**30))
+    assert common.nvidia_gpus() == [{"name": "NVIDIA GB10", "memory_gib": 128.0, "driver": "580.95.05"}]
 
 
 def test_without_nvidia_smi_there_are_none(monkeypatch):

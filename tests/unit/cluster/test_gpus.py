@@ -59,7 +59,14 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 @pytest.mark.parametrize(
     ("visible", "cards"),
-    [(None, [H100, V100, H100]), ("0,2", [H100, H100]), ("GPU-1", [V100]), ("", []), ("2", [H100])],
+    [
+        (None, [H100, V100, H100]),
+        ("0,2", [H100, H100]),
+        ("0, 1", [H100, V100]),
+        ("GPU-1", [V100]),
+        ("", []),
+        ("2", [H100]),
+    ],
 )
 def test_gpus_that_are_not_visible_do_not_count(monkeypatch, nvml, visible, cards):
     if visible is None:

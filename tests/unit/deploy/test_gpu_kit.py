@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.gpu_check.checklist import DEADLINE
+
 KIT = Path(__file__).parents[3] / "deploy" / "gpu_kit"
 
 
@@ -38,6 +40,11 @@ def test_parts_put_together_are_the_streams(tmp_path):
             found[stream] += (part / file).read_bytes()
     assert found == streams
     assert [line.split()[1] for line in (tmp_path / "parts" / "3" / "pieces").read_text().splitlines()] == ["c"]
+
+
+def test_a_check_that_hangs_is_recorded_within_the_limit_of_its_tier():
+    limits = re.findall(r"LIMIT:-(\d+)", (KIT / "step.sh").read_text())
+    assert limits and all(float(limit) > DEADLINE for limit in limits)
 
 
 def versions(monkeypatch, installed, **others):

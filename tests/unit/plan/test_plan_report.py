@@ -80,7 +80,7 @@ def test_the_digits_are_planned_without_a_gpu(capsys):
     assert main(["digits", "schedule.steps=17"]) == 0
     said = capsys.readouterr().out
     assert "this machine" in said and "for 17 steps" in said and "fits" in said
-    assert re.search(r"^disk +\d+ MB for checkpoints and models$", said, re.MULTILINE)
+    assert re.search(r"^disk +\d+ MB for checkpoints, models and journal$", said, re.MULTILINE)
     assert "GPU" not in said
 
 

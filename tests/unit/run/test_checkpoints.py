@@ -60,6 +60,20 @@ def test_one_changed_bit_anywhere_is_found_and_the_older_one_taken(tmp_path, nam
     assert latest_checkpoint(tmp_path)[0].path == newest
 
 
+@pytest.mark.parametrize("name", ["shard-00001.safetensors", "shard-00003.safetensors"])
+def test_a_link_to_nothing_is_no_shard(tmp_path, name):
+    checkpoint(tmp_path, 2)
+    newest = checkpoint(tmp_path, 4)
+    (newest / name).unlink(missing_ok=True)
+    (newest / name).symlink_to(tmp_path / "gone")
+    found, problems = latest_checkpoint(tmp_path)
+    if name == "shard-00003.safetensors":  # of no rank
+        assert (found.path, problems) == (newest, [])
+    else:
+        assert found.path == checkpoint_folder(tmp_path, 2)
+        assert problems == [f"{newest}: {name} is missing"]
+
+
 def test_a_changed_bit_in_the_number_of_the_format_is_not_a_newer_version(tmp_path):
     checkpoint(tmp_path, 2)
     state = checkpoint(tmp_path, 4) / "state.json"

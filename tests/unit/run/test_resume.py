@@ -456,6 +456,10 @@ def test_the_line_of_a_stopped_run_names_the_step_and_the_command(tmp_path):
         checkpoint(run, step)
     assert "step 12 is saved; go on with: " in resume_line(run, [*command, "--resume"])
     assert resume_line(run, command).endswith(" --resume")
+    cut = checkpoint(run, 15) / "shard-00001.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-1])
+    checkpoint(run, 16, format=99)
+    assert resume_line(run, command).startswith("step 12 is saved; "), "the others are not whole"
     for asked in ("--resume", "--resume=auto"):
         assert resume_line(run, [*command, asked]).endswith(f" {asked}")
 

@@ -1,0 +1,32 @@
+"""The room that a run needs on its disk."""
+
+import json
+
+import pytest
+
+from rft_cluster.messages import Completion, Group, Reward
+from rft_cluster.run.journal import _to_row
+from rft_cluster.run.preflight import JOURNALLED, journal_bytes
+from tests.unit.run.begun import config
+from tests.unit.some_prompt import some_prompt
+
+
+@pytest.mark.parametrize(
+    ("save", "steps"),
+    [
+        ("schedule.save_every=10", 30),  # those since the older of two checkpoints, until the next one is written
+        ("schedule.save_every=30", 80),  # all of them
+        ("schedule.save_minutes=0.25", 45),
+    ],
+)
+def test_the_journal_has_the_steps_since_the_oldest_checkpoint(tmp_path, save, steps):
+    settings = ("schedule.steps=80", "schedule.save_every=0", "schedule.keep_checkpoints=2", save)
+    own = config(tmp_path, *settings, "sampling.max_tokens=16", "model.max_prompt_tokens=128")
+    assert journal_bytes(own) == steps * 20 * (8 * 16 + 128) * JOURNALLED
+
+
+def test_a_token_takes_no_more_room_than_is_planned():
+    completion = Completion([151_644] * 256, [-0.123456789012] * 256, "petal " * 256, "length", 3)
+    group = Group(some_prompt(), [151_655] * 300, [completion] * 8)
+    row = json.dumps(_to_row(group, [Reward(1.0, {"format": 1.0, "accuracy": 0.0})] * 8))
+    assert 0.7 < len(row) / ((8 * 256 + 300) * JOURNALLED) < 1
