@@ -52,10 +52,10 @@ def latest_checkpoint(run: Path) -> tuple[Checkpoint | None, list[str]]:
         UserError: all checkpoints are damaged, or a newer version of the program wrote the newest.
     """
     problems: list[str] = []
-    for folder in _newest_first(run):
+    for folder in checkpoint_folders(run):
         try:
             state = read_state(folder)
-            _check_digests(folder, state.digests)
+            check_digests(folder, state.digests)
             return Checkpoint(folder, state), problems
         except ValueError as error:
             problems.append(f"{folder}: {error}")
@@ -107,8 +107,12 @@ def _check_sizes(folder: Path, state: State) -> None:
             raise ValueError(f"{name} is cut or damaged")
 
 
-def _check_digests(folder: Path, digests: dict[str, str]) -> None:
-    """Read every file again: one changed bit of a weight can make a policy that answers nothing."""
+def check_digests(folder: Path, digests: dict[str, str]) -> None:
+    """Read every file again: one changed bit of a weight can make a policy that answers nothing.
+
+    Raises:
+        ValueError: a file differs from its SHA-256 in `digests`; the message says which.
+    """
     files = [folder / name for name in digests]
     total = sum(file.stat().st_size for file in files)
     if total > 4 * 10**9:
@@ -125,14 +129,14 @@ def _check_digests(folder: Path, digests: dict[str, str]) -> None:
 
 def newest_step(run: Path) -> int | None:
     """The step of the newest checkpoint whose files have their sizes; None without any. Their bytes are not read."""
-    for folder in _newest_first(run):
+    for folder in checkpoint_folders(run):
         with suppress(ValueError, UserError):
             return read_state(folder).step
     return None
 
 
-def _newest_first(run: Path) -> list[Path]:
-    """The checkpoint folders, newest first, without unfinished ones (`.tmp`)."""
+def checkpoint_folders(run: Path) -> list[Path]:
+    """The checkpoint folders, whole or not, newest first, without unfinished ones (`.tmp`)."""
     return sorted((run / "checkpoints").glob("step-" + "[0-9]" * 6), reverse=True)
 
 
@@ -156,8 +160,8 @@ def prune_checkpoints(run: Path, newest: int, keep: int) -> int:
     Newer ones are damaged: the run went on from one before them. Counted, they would displace those that are whole.
     Returns the step of the oldest that is left.
     """
-    whole = [path for path in _newest_first(run) if _step_of(path) <= newest]
-    for path in {*_newest_first(run)} - {*whole[:keep]}:
+    whole = [path for path in checkpoint_folders(run) if _step_of(path) <= newest]
+    for path in {*checkpoint_folders(run)} - {*whole[:keep]}:
         shutil.rmtree(path)
     return _step_of(whole[:keep][-1])
 

@@ -18,6 +18,7 @@ runs/NAME/  config.yaml      the resolved configuration
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, fields
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class RunFolder:
             write_json(self.path / "manifest.json", {"format": FORMAT, **found})
 
     def _move_aside(self, first_step: int) -> None:
-        aside = self.path / f"redone-{time.strftime('%Y%m%d-%H%M%S')}"
+        aside = _free(self.path / f"redone-{time.strftime('%Y%m%d-%H%M%S')}")
         again = split_rows(self.path / "metrics.jsonl", aside / "metrics.jsonl", first_step)
         again += split_rows(self.path / "eval.jsonl", aside / "eval.jsonl", first_step)
         for file in (self.path / "rollouts").glob("step-??????.jsonl"):
@@ -109,6 +110,12 @@ class RunFolder:
             f"format {100 * evaluation.format_rate:.1f} %, after {evaluation.step} steps",
             flush=True,
         )
+
+
+def _free(path: Path) -> Path:
+    """The path, or one with a number behind it: a run may go on twice within a second."""
+    others = (path.with_name(f"{path.name}-{number}") for number in count(2))
+    return next(one for one in chain([path], others) if not one.exists())
 
 
 def read_evaluations(run: Path, split: str) -> list[dict[str, Any]]:

@@ -51,8 +51,7 @@ class Journal:
         """`first_step`: number of steps that the run's checkpoint has done."""
         self._folder = config.run_folder / FOLDER
         self._folder.mkdir(exist_ok=True)
-        settings = json.dumps(config.model_dump(mode="json", include=SETTINGS), sort_keys=True)
-        self._settings = hashlib.sha256(settings.encode()).hexdigest()
+        self._settings = settings_digest(config)
         self._end = first_step  # the first step that the journal does not have
         while self._body(self._end) is not None:
             self._end += 1
@@ -91,12 +90,12 @@ class Journal:
         file = self._file(step)
         if not file.is_file():
             return None
-        head, _, body = file.read_bytes().partition(b"\n")
-        told = json_object(head) or {}
-        if told.get("format") != FORMAT or told.get("sha256") != _digest(str(told.get("settings")), body):
+        try:
+            settings, body = read_sealed(file)
+        except ValueError:
             print(f"WARNING: {file} is damaged: its step and those after it are generated again", flush=True)
             return None
-        if told.get("settings") != self._settings:
+        if settings != self._settings:
             print(f"step {step + 1} and those after it are generated again: {file} is of other settings", flush=True)
             return None
         return body
@@ -107,7 +106,7 @@ class Journal:
         Other files stay: the folder may have been somebody's before, or be a link to any.
         """
         for file in self._folder.iterdir():
-            step, cut = _step_of(file), _step_of(file.with_suffix("")) is not None
+            step, cut = step_of(file), step_of(file.with_suffix("")) is not None
             if (step is not None and step >= self._end) or (cut and file.suffix == ".tmp"):
                 file.unlink()
 
@@ -115,10 +114,30 @@ class Journal:
         return self._folder / f"step-{step + 1:06d}.jsonl"  # named by the number that people see
 
 
+def settings_digest(config: Config) -> str:
+    """SHA-256 of the settings that a journalled step depends on."""
+    settings = json.dumps(config.model_dump(mode="json", include=SETTINGS), sort_keys=True)
+    return hashlib.sha256(settings.encode()).hexdigest()
+
+
+def read_sealed(file: Path) -> tuple[str, bytes]:
+    """The `settings_digest` and the groups, a line each, of a step's file.
+
+    Raises:
+        ValueError: the file has changed since it was written.
+    """
+    head, _, body = file.read_bytes().partition(b"\n")
+    told = json_object(head) or {}
+    settings = str(told.get("settings"))
+    if told.get("format") != FORMAT or told.get("sha256") != _digest(settings, body):
+        raise ValueError("its bytes have changed since they were written")
+    return settings, body
+
+
 def prune_journal(run: Path, oldest: int) -> None:
     """Remove the steps that the oldest checkpoint, of `oldest` steps, has done."""
     for file in (run / FOLDER).glob("step-*.jsonl"):
-        if (step := _step_of(file)) is not None and step < oldest:
+        if (step := step_of(file)) is not None and step < oldest:
             file.unlink()
 
 
@@ -126,20 +145,20 @@ def _digest(settings: str, body: bytes) -> str:
     return hashlib.sha256(settings.encode() + body).hexdigest()
 
 
-def _step_of(file: Path) -> int | None:
+def step_of(file: Path) -> int | None:
     """The step, from 0, in a file's name; None for another file."""
     number = re.fullmatch(r"step-(\d{6,9})\.jsonl", file.name, re.ASCII)
     return int(number[1]) - 1 if number else None
 
 
-def _identity(prompt: Prompt) -> list[str | int]:
+def identity(prompt: Prompt) -> list[str | int]:
     """What a recorded group must agree in with the prompt of a run that goes on."""
     return [prompt.prompt_id, prompt.example.image.sha256, prompt.label, prompt.seed, text_hash(prompt.text)]
 
 
 def _to_row(group: Group, rewards: Sequence[Reward]) -> dict[str, Any]:
     return {
-        "prompt": _identity(group.prompt),
+        "prompt": identity(group.prompt),
         "prompt_token_ids": _packed("q", group.prompt_token_ids),
         "completions": [
             {
@@ -157,8 +176,18 @@ def _to_row(group: Group, rewards: Sequence[Reward]) -> dict[str, Any]:
 
 
 def _from_row(row: dict[str, Any], prompt: Prompt) -> tuple[Group, list[Reward]]:
-    if row["prompt"] != _identity(prompt):
+    if row["prompt"] != identity(prompt):
         raise ValueError(f"recorded for another prompt than {prompt.prompt_id}")
+    completions, rewards = scored(row)
+    return Group(prompt, _unpacked("q", row["prompt_token_ids"]), completions), rewards
+
+
+def scored(row: dict[str, Any]) -> tuple[list[Completion], list[Reward]]:
+    """The completions of a journalled group, and their rewards.
+
+    Raises:
+        LookupError, TypeError, ValueError: the row is not what `commit` writes.
+    """
     completions = [
         Completion(
             _unpacked("q", one["token_ids"]),
@@ -170,8 +199,7 @@ def _from_row(row: dict[str, Any], prompt: Prompt) -> tuple[Group, list[Reward]]
         )
         for one in row["completions"]
     ]
-    rewards = [Reward(one["total"], one["parts"], one["failures"]) for one in row["rewards"]]
-    return Group(prompt, _unpacked("q", row["prompt_token_ids"]), completions), rewards
+    return completions, [Reward(one["total"], one["parts"], one["failures"]) for one in row["rewards"]]
 
 
 def _packed(kind: str, numbers: Sequence[int] | Sequence[float]) -> str:

@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "common": set(),
 }
 # `python -m rft_cluster.NAME`: these import what they like but each other, and nobody imports them.
-COMMANDS = {"__main__", "launch", "evaluate", "compare", "predict", "sweep"}
+COMMANDS = {"__main__", "launch", "evaluate", "compare", "predict", "sweep", "doctor"}
 # Heavy packages belong to some folders alone; `torch` stands for all that comes with it.
 ONLY = {
     "ray": {"cluster"},

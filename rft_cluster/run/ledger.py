@@ -1,0 +1,315 @@
+"""The ledger of a run: what its folder proves, from the files alone.
+
+    ledger = check_run(Path("runs/digits"))
+    ledger.problems            # () if nothing was lost and nothing was done twice
+    ledger.fates["trained"]    # prompts
+
+Nothing is written, no function of the user's is run, and no text of a record is followed as a path. A run may be read
+while it is written.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rft_cluster.classification.card import Card
+from rft_cluster.common.errors import UserError
+from rft_cluster.common.lookup import near_path, nearest
+from rft_cluster.common.text import shown
+from rft_cluster.config import Config
+from rft_cluster.data.dataset import FewShotDataset
+from rft_cluster.data.manifest import read_manifest
+from rft_cluster.messages import Example, ImageRef, Prompt
+from rft_cluster.prompts import make_prompts
+from rft_cluster.run.checkpoints import State
+from rft_cluster.run.journal import FOLDER, settings_digest, step_of
+from rft_cluster.run.lock import holder
+from rft_cluster.run.proof import kept, steps
+from rft_cluster.run.proof.account import UNKNOWN, Account, Check, Epoch, Ledger, fate
+from rft_cluster.run.resume import check_kinds, is_run, read_saved_config
+from rft_cluster.run.saving import MODEL
+
+__all__ = ["Check", "Epoch", "Ledger", "check_run"]
+
+Problems = dict[str, list[str]]
+# What to do about the problems of each check, in the order in which they are shown.
+CURES = {
+    "settings": "bring the file back from a copy: without it nothing else can be proved",
+    "steps": "bring metrics.jsonl back from a copy, or remove the checkpoints from that step on and resume: the steps "
+    "since are then done again, from the journal if it has them",
+    "evaluations": "bring eval.jsonl back from a copy; rft_cluster.evaluate measures an exported model again",
+    "rollouts": "bring the file back from a copy",
+    "prompts": "bring the file back from a copy; if nobody has changed it, do not use the run's model",
+    "rewards": "bring the file back from a copy; if nobody has changed it, do not use the run's model",
+    "staleness": "bring the file back from a copy; if nobody has changed it, do not use the run's model",
+    "journal": "bring the file back from a copy; a run that resumes generates its step and those after it again",
+    "checkpoints": "remove what is damaged: a run that resumes takes the one before, and the journal",
+    "models": "resume the run, which exports its last policy again",
+    "leftovers": "resume the run, which removes them, or remove them",
+}
+
+
+def check_run(folder: Path) -> Ledger:
+    """Read a run's folder and check everything. Takes seconds, and longer for checkpoints of many GB.
+
+    Raises:
+        UserError: it is not the folder of a run.
+    """
+    _check_is_run(folder)
+    check_kinds(folder)
+    ledger = make_ledger(folder)
+    if ledger.problems and holder(folder):
+        # Files have moved while they were read. What is really wrong is wrong the second time, too.
+        again = set(make_ledger(folder).problems)
+        checks = [
+            replace(check, problems=tuple(one for one in check.problems if f"{check.name}: {one}" in again))
+            for check in ledger.checks
+        ]
+        ledger = replace(ledger, checks=tuple(checks))
+    return ledger
+
+
+def _check_is_run(folder: Path) -> None:
+    if is_run(folder):
+        return
+    if not folder.exists():
+        raise UserError(f"--run: there is no folder {shown(str(folder))}{near_path(folder)}")
+    inside = sorted(path.name for path in (folder.iterdir() if folder.is_dir() else ()) if is_run(path))
+    beside = sorted(path.name for path in folder.parent.iterdir() if is_run(path))
+    near = nearest(folder.name, beside)
+    hint = f". It holds runs: {shown(', '.join(inside[:10]))}" if inside else ""
+    hint = hint or (f". Did you mean {shown(str(folder.parent / near))}?" if near else "")
+    raise UserError(f"--run: {shown(str(folder))} is not the folder of a run{hint}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder, read once."""
+
+    folder: Path
+    config: Config
+    dataset: FewShotDataset
+    metrics: kept.Rows
+    damaged: list[str]
+    """What is wrong with lines of `metrics.jsonl`."""
+    cut: bool
+    """Whether its last line is cut."""
+    cards: dict[str, Card]
+    states: dict[int, State | None]
+    redone: list[int]
+    replayed: int
+
+    @cached_property
+    def recorded(self) -> list[int]:
+        return [row["step"] for row in self.metrics]
+
+    @cached_property
+    def last(self) -> int:
+        """The last recorded step."""
+        return max(self.recorded, default=0)
+
+    @property
+    def furthest(self) -> int:
+        """The last step that was ever recorded: while steps are done again, the journal and a best model are ahead."""
+        return max([self.last, *self.redone])
+
+    @cached_property
+    def newest_whole(self) -> int:
+        """The step of the newest checkpoint that is whole; 0 without any."""
+        return max((step for step, state in self.states.items() if state), default=0)
+
+    @property
+    def is_done(self) -> bool:
+        return MODEL in self.cards and self.cards[MODEL].steps == self.steps_due == self.last
+
+    @property
+    def steps_due(self) -> int:
+        return self.config.schedule.steps
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of images of the splits that are evaluated."""
+        return {split: len(examples) for split, examples in self.dataset.splits.items() if split != "train"}
+
+    def prompts(self, step: int) -> list[Prompt]:
+        """The prompts that are due in a step, from 1. Their question is not known here, and left empty."""
+        size, seed = self.config.schedule.prompts_per_step, self.config.run.seed
+        return make_prompts(self.dataset.batch(seed, step - 1, size), "", "train", step - 1, seed)
+
+
+def make_ledger(folder: Path) -> Ledger:
+    """The ledger of the folder of a run."""
+    problems: Problems = {name: [] for name in CURES}
+    try:
+        run = _opened(folder, problems)
+    except UserError as error:
+        problem = shown(str(error).replace("\n", "; "))
+        return Ledger(folder, "not readable", 0, 0, (Check("settings", (problem,), "", CURES["settings"]),))
+    account = _check_groups(run, problems)
+    _check_records(run, problems)
+    _check_kept(run, problems)
+    proved = _proved(run, account)
+    return Ledger(
+        folder=folder,
+        state=_state(run),
+        steps=run.last,
+        of=run.steps_due,
+        checks=tuple(Check(name, tuple(problems[name]), proved[name], CURES[name]) for name in CURES),
+        epochs=account.epochs(),
+        redone=tuple(run.redone),
+        replayed=run.replayed,
+        checkpoints=tuple(run.states),
+    )
+
+
+def _opened(folder: Path, problems: Problems) -> Run:
+    """Raises UserError if the run's settings cannot be read: nothing can be compared then."""
+    config, dataset = read_saved_config(folder / "config.yaml"), _dataset(folder / "manifest.json")
+    metrics, damaged, cut = kept.read_lines(folder / "metrics.jsonl")  # first, since others may be written meanwhile
+    cards, problems["models"] = kept.read_models(folder)
+    redone, replayed, problems["steps"] = kept.read_redone(folder)
+    states, problems["checkpoints"] = kept.read_checkpoints(folder)
+    return Run(folder, config, dataset, metrics, damaged, cut, cards, states, redone, replayed)
+
+
+def _dataset(manifest: Path) -> FewShotDataset:
+    """The data set of a manifest, without its images."""
+    found = read_manifest(manifest)
+    train, validation, test = (
+        [Example(ImageRef(entry["id"], entry["sha256"]), entry["label"]) for entry in found["splits"][split]]
+        for split in ("train", "validation", "test")
+    )
+    return FewShotDataset(found["name"], found["classes"], train, validation, test, pool=[], images={})
+
+
+def _check_groups(run: Run, problems: Problems) -> Account:
+    """Check each step's groups, and enter them into an account."""
+    account, questions = Account(len(run.dataset.train)), {s.prompt_sha256 for s in run.states.values() if s}
+    advantages, _ = steps.advantages_of(run.config)
+    metrics = {row["step"]: row for row in run.metrics}
+    rollouts, journal = _files(run.folder / "rollouts"), _files(run.folder / FOLDER)
+    for first, last in kept.spans_of(metrics.keys() - rollouts.keys()):
+        problems["rollouts"].append(f"rollouts/: {kept.named(first, last)} missing")
+    in_flight = run.last + 1  # its completions are written before its figures
+    beyond = {step for step in rollouts if step not in metrics and (step != in_flight or in_flight > run.steps_due)}
+    for first, last in kept.spans_of(beyond):
+        problems["rollouts"].append(f"rollouts/: {kept.named(first, last)} there, and not recorded in metrics.jsonl")
+    for number in sorted(rollouts.keys() | journal.keys()):
+        step = steps.Step(number, [], run.prompts(number))
+        if number in rollouts.keys() - beyond:
+            step, is_whole = _check_rollouts(run, step, rollouts[number], problems)
+            if number in metrics:
+                found = advantages([row.rewards for row in step.rows]) if is_whole else None
+                if found:
+                    problems["rewards"] += steps.figure_problems(step, metrics[number], found)
+                _enter(run, step, metrics[number], found, account)
+        if number in journal:
+            settings = settings_digest(run.config) if number > run.newest_whole else None
+            problems["journal"] += steps.journal_problems(step, journal[number], settings, questions)
+    if len(questions) > 1:
+        problems["journal"].append(f"its steps and the checkpoints ask {len(questions)} different questions")
+    problems["prompts"] += _epoch_problems(run, account)
+    return account
+
+
+def _check_rollouts(run: Run, step: steps.Step, file: Path, problems: Problems) -> tuple[steps.Step, bool]:
+    """The step with its groups, and whether nothing is wrong with them."""
+    schedule, sampling = run.config.schedule, run.config.sampling
+    rows, damaged = steps.read_rollouts(file, schedule.prompts_per_step, sampling.group_size)
+    step = replace(step, rows=rows)
+    wrong = {
+        "rollouts": damaged,
+        "prompts": list(steps.order_problems(step)),
+        "rewards": list(steps.reward_problems(step, run.config.rewards)),
+        "staleness": list(steps.staleness_problems(step, schedule.max_staleness, sampling.max_tokens)),
+    }
+    for name, found in wrong.items():
+        problems[name] += found
+    return step, not any(wrong.values())
+
+
+def _enter(
+    run: Run,
+    step: steps.Step,
+    metrics: Mapping[str, Any],
+    advantages: list[list[float | None]] | None,
+    account: Account,
+) -> None:
+    """Enter a step's groups. `advantages`: None if something is wrong with them, so that their fate is not known."""
+    places = {prompt.prompt_id: index for index, prompt in enumerate(step.prompts)}
+    start = (step.number - 1) * len(step.prompts)
+    for number, row in enumerate(step.rows):
+        if row.prompt_id in places:
+            updates = run.config.algorithm.updates_per_step
+            became = fate(advantages[number], metrics, updates) if advantages else UNKNOWN
+            account.add(start + places[row.prompt_id], row.example_id, became, row.rewards)
+
+
+def _epoch_problems(run: Run, account: Account) -> Iterator[str]:
+    """Check that each example is in each epoch once, whatever order was due; in the last one at most once."""
+    names = [example.example_id for example in run.dataset.train]
+    done = run.last * run.config.schedule.prompts_per_step // len(names)  # whole epochs
+    for epoch, found in account.seen():
+        missing = [name for name in names if not found[name]] if epoch <= done else []
+        twice = [name for name in names if found[name] > 1]
+        if missing:
+            yield f"epoch {epoch}: {len(missing)} examples are missing (first {shown(missing[0])})"
+        if twice:
+            yield f"epoch {epoch}: {len(twice)} examples are there twice (first {shown(twice[0])})"
+
+
+def _files(folder: Path) -> dict[int, Path]:
+    """The files of steps by the number that people see, ascending."""
+    files = {step_of(path): path for path in folder.glob("step-*.jsonl")}
+    return {step + 1: files[step] for step in sorted(step for step in files if step is not None and step >= 0)}
+
+
+def _check_records(run: Run, problems: Problems) -> None:
+    problems["steps"] += [*run.damaged, *kept.step_problems(run.recorded, run.steps_due)]
+    rows, damaged, _ = kept.read_lines(run.folder / "eval.jsonl")
+    due = kept.due_evaluations(run.config, run.sizes, run.recorded, run.is_done)
+    problems["evaluations"] += [*damaged, *kept.evaluation_problems(rows, due, run.sizes, run.last)]
+    if run.is_done and run.redone and run.redone[-1] > run.last:
+        problems["steps"].append(f"step {run.redone[-1]} was to be done again, and is not recorded")
+
+
+def _check_kept(run: Run, problems: Problems) -> None:
+    updates = run.config.algorithm.updates_per_step
+    problems["checkpoints"] += kept.checkpoint_problems(run.states, run.metrics, run.cut, updates)
+    if run.is_done and run.states and max(run.states) != run.last:
+        problems["checkpoints"].append(f"none is of the last step, {run.last}")
+    for name, card in run.cards.items():
+        if card.steps > run.furthest:
+            problems["models"].append(f"{name}/ is of step {card.steps}, and the last recorded step is {run.last}")
+    if run.states or not run.is_done:  # of a run that is done, somebody may have removed what it no longer needs
+        oldest, in_flight = min(run.states, default=0), run.furthest + 1
+        problems["journal"] += kept.coverage_problems(_files(run.folder / FOLDER), oldest, run.last, in_flight)
+    if not holder(run.folder):
+        problems["leftovers"] += kept.leftovers(run.folder)
+
+
+def _state(run: Run) -> str:
+    if writer := holder(run.folder):
+        return f"in progress: {writer.partition(': ')[2]}"
+    return "done" if run.is_done else "stopped"
+
+
+def _proved(run: Run, account: Account) -> dict[str, str]:
+    """What each check has compared, for people."""
+    schedule, files = run.config.schedule, _files(run.folder / FOLDER)
+    journal = ", ".join(f"{first} to {last}" for first, last in kept.spans_of(files))
+    return {
+        "settings": "config.yaml and manifest.json are whole",
+        "steps": f"{len(run.recorded)} of {schedule.steps} recorded, each once and in order",
+        "evaluations": "each that was due once",
+        "rollouts": f"{schedule.prompts_per_step} groups of {run.config.sampling.group_size} completions a step",
+        "prompts": f"{len(run.dataset.train)} examples, each once an epoch, in the order of seed {run.config.run.seed}",
+        "rewards": "each total follows from its rewards, and the figures of each step from its completions",
+        "staleness": f"at most {schedule.max_staleness} steps",
+        "journal": f"steps {journal}: sealed, and equal to rollouts/" if journal else "no step",
+        "checkpoints": f"of step {', '.join(map(str, run.states))}: whole" if run.states else "none",
+        "models": ", ".join(f"{name}/ of step {card.steps}" for name, card in run.cards.items()) or "none yet",
+        "leftovers": "none",
+    }
