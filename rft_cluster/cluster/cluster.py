@@ -1,6 +1,6 @@
 """All actors of a run behind one object: the methods that the loop calls."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,20 +81,27 @@ class Cluster:
         cache. Before each, the learner frees memory that its allocator keeps: of the update, then of the transfer.
         """
         self._version = version
+        self._until_whole(lambda: self._broadcast(version))
+        if self._recovery:
+            self._recovery.serve_fresh()
+
+    def _until_whole(self, work: Callable[[], None]) -> None:
+        """Do `work` again, without the actors that were lost in it, until nothing is.
+
+        Raises:
+            ClusterError: what was lost cannot be replaced.
+        """
         while True:
             try:
-                if self._recovery:
-                    self._recovery.take_up()
-                self._broadcast(version)
-                break
+                return work()
             except ClusterError as error:
                 if self._recovery is None:
                     raise
                 self._recovery.replace(error)
-        if self._recovery:
-            self._recovery.serve_fresh()
 
     def _broadcast(self, version: int) -> None:
+        if self._recovery:
+            self._recovery.take_up()
         if self._config.shares_gpus:
             self.learners.call_all("free_memory")
             self.generators.call_all("wake_up", ["weights"])
@@ -113,7 +120,8 @@ class Cluster:
         Raises:
             WeightTransferError: the generators' weights differ from those last sent.
         """
-        self.weights.wait()  # the run may end here, and nothing else would wait for the last verification
+        # The run may end here, and nothing else would wait for the last verification.
+        self._until_whole(self.weights.wait)
         self.learners.save_checkpoint(folder, state)
 
     def export(self, folder: Path, files: Mapping[str, Any]) -> None:

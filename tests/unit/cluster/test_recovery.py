@@ -1,5 +1,6 @@
 """Who is replaced by whom, with groups of actors that only have names."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -97,6 +98,7 @@ class World:
         self.weights = SimpleNamespace(
             reconnect=lambda **how: self.events.append(f"reconnect {sorted(how.get('lost', []))}"),
             publish=self._publish,
+            wait=self._wait,
         )
         self.events: list[str] = []
         self.breaks: list[Exception] = []
@@ -112,6 +114,11 @@ class World:
 
     def _publish(self, version: int) -> None:
         self.events.append(f"publish {version} to {self.receivers.names}, prompts to {self.generators.names}")
+        if self.breaks:
+            raise self.breaks.pop(0)
+
+    def _wait(self) -> None:
+        self.events.append("wait")
         if self.breaks:
             raise self.breaks.pop(0)
 
@@ -157,6 +164,14 @@ def test_a_generator_that_dies_in_a_broadcast_is_left_out_and_the_weights_are_se
     world.actors.ready_names.discard("generator-1")
     world.cluster.broadcast_weights(3)
     assert world.events[-1] == "publish 3 to ['generator-0'], prompts to ['generator-0']"
+
+
+def test_a_generator_that_dies_before_it_has_verified_keeps_no_checkpoint_from_being_written(world: World):
+    world.breaks = [LOST]
+    world.cluster.save_checkpoint(Path("checkpoint"), {})
+    assert world.events == ["wait", "reconnect ['generator-1']", "wait"]
+    assert world.learners.called == ["save_checkpoint"]
+    assert world.learners.lives == {"learner-0": 1, "learner-1": 1}
 
 
 def test_refused_weights_are_sent_again_and_nobody_is_ended(world: World):
