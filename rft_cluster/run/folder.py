@@ -17,7 +17,7 @@ runs/NAME/  config.yaml      the resolved configuration
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from rft_cluster.messages import Group, Reward
 from rft_cluster.run.checkpoints import clear_unfinished
 from rft_cluster.run.journal import Journal
 from rft_cluster.run.metrics import StepStats, console, metrics_file, own_sinks, version_spans
-from rft_cluster.run.records import append, json_lines, read_rows, split_rows
+from rft_cluster.run.records import append, json_lines, read_rows, split_rows, steps_in
 from rft_cluster.run.task import Task
 
 CONFIG_END = "# end\n"
@@ -50,10 +50,12 @@ class RunFolder:
 
     def __init__(self, config: Config, task: Task, first_step: int = 0, tiny_model: str | None = None) -> None:
         self.path, self.first_step, self.tiny_model = config.run_folder, first_step, tiny_model
-        self._sinks = [metrics_file(self.path / "metrics.jsonl"), console(config.schedule.steps), *own_sinks(config)]
+        self._sinks = [metrics_file(self.path / "metrics.jsonl"), console(config.schedule.steps)]
+        self._own_sinks = own_sinks(config)
         (self.path / "rollouts").mkdir(parents=True, exist_ok=True)
         clear_unfinished(self.path)
         self._move_aside(first_step)
+        self._told = {step for file in self.path.glob("redone-*/metrics.jsonl") for step in steps_in(file)}
         self.journal = Journal(config, first_step)
         write_record(self.path, config)
         if not (self.path / "manifest.json").exists():
@@ -90,8 +92,11 @@ class RunFolder:
         write_text(self.path / "rollouts" / f"step-{step:06d}.jsonl", json_lines(rows))
 
     def log_step(self, stats: StepStats) -> None:
-        """Record a step's figures by every sink."""
-        for sink in self._sinks:
+        """Record a step's figures by every sink. The user's own get a replayed step once: its figures are the same."""
+        replayed = stats.step - 1 in self.journal.replayed
+        if replayed:
+            stats = replace(stats, replayed=True, tokens_per_second=None)
+        for sink in [*self._sinks, *([] if replayed and stats.step in self._told else self._own_sinks)]:
             sink(stats)
 
     def evaluation(self, step: int, split: str) -> Evaluation | None:

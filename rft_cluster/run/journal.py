@@ -52,6 +52,8 @@ class Journal:
         self._folder = config.run_folder / FOLDER
         self._folder.mkdir(exist_ok=True)
         self._settings = settings_digest(config)
+        self.replayed: set[int] = set()
+        """The steps that `recorded` has given back."""
         self._end = first_step  # the first step that the journal does not have
         while self._body(self._end) is not None:
             self._end += 1
@@ -70,6 +72,7 @@ class Journal:
             self._end = step  # a policy that this run will not have wrote the later ones
             self._drop_the_rest()
             return None
+        self.replayed.add(step)
         return Recorded([group for group, _ in pairs], [rewards for _, rewards in pairs])
 
     def commit(self, step: int, groups: Sequence[Group], rewards: Rewards) -> None:

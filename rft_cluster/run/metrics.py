@@ -83,10 +83,12 @@ class StepStats:
     """Tokens sampled in this step."""
     tokens_trained: Annotated[int, "tokens"]
     """Tokens of completions that were trained on; 0 if there was no update."""
-    tokens_per_second: Annotated[float, "tokens/s"]
+    tokens_per_second: Annotated[float | None, "tokens/s"]
     """Sampled tokens divided by the seconds of all stages."""
     seconds: Annotated[Mapping[str, float], "s"]
     """Time of each stage: `generate` (wait for completions and rewards), `learn`, `transfer` (of weights)."""
+    replayed: Annotated[bool, "true or false"] = False
+    """True: the completions came from the journal, after a fault. Then the step has no `tokens_per_second`."""
 
     def row(self) -> dict[str, Any]:
         """The flat object for `metrics.jsonl`."""
@@ -184,8 +186,10 @@ def console(steps: int) -> Sink:
     recent: deque[float] = deque(maxlen=RECENT)
 
     def show(stats: StepStats) -> None:
-        recent.append(sum(stats.seconds.values()))
-        print(step_line(steps, stats, seconds_left=(steps - stats.step) * fmean(recent)), flush=True)
+        if not stats.replayed:  # a step without its completions is far shorter than those to come
+            recent.append(sum(stats.seconds.values()))
+        left = (steps - stats.step) * fmean(recent) if recent else None
+        print(step_line(steps, stats, left), flush=True)
 
     return show
 
@@ -205,8 +209,8 @@ def own_sinks(config: Config) -> list[Sink]:
     return list(sinks)
 
 
-def step_line(steps: int, stats: StepStats, seconds_left: float) -> str:
-    """The console's line for a step."""
+def step_line(steps: int, stats: StepStats, seconds_left: float | None) -> str:
+    """The console's line for a step. `seconds_left`: None if they are not known."""
     total = sum(stats.seconds.values())
     shares = " ".join(f"{stage} {100 * value / total:.0f}%" for stage, value in stats.seconds.items())
     parts = " ".join(f"{name} {value:.2f}" for name, value in stats.reward_parts.items())
@@ -217,10 +221,11 @@ def step_line(steps: int, stats: StepStats, seconds_left: float) -> str:
     gap = "log-prob gap not finite" if stats.tokens_trained else "no live group: no update"
     if stats.logprob_gap is not None:
         gap = f"log-prob gap {stats.logprob_gap:.4f}"
+    rate = "from the journal" if stats.tokens_per_second is None else f"{stats.tokens_per_second:.0f} tok/s"
+    left = "" if seconds_left is None else f"  {clock(seconds_left)} left"
     return (
         f"step {stats.step:>{len(str(steps))}}/{steps}  reward {stats.reward:.2f} ({parts})  "
-        f"live {stats.live_groups:.2f}  {cut}{gap}  {stats.tokens_per_second:.0f} tok/s  "
-        f"[{shares}]  {clock(seconds_left)} left"
+        f"live {stats.live_groups:.2f}  {cut}{gap}  {rate}  [{shares}]{left}"
     )
 
 

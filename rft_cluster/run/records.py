@@ -43,6 +43,12 @@ def _row(line: bytes) -> dict[str, Any] | None:
     return row if row is not None and isinstance(row.get("step"), int) else None
 
 
+def steps_in(path: Path) -> list[int]:
+    """The steps of a file's whole rows. Damaged lines are passed over; empty if there is no such file."""
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    return [row["step"] for line in lines if (row := _row(line))]
+
+
 def split_rows(path: Path, aside: Path, last_step: int) -> list[int]:
     """Keep the rows up to `last_step` in `path`, and move rows of later steps, which will be done again, to `aside`.
 

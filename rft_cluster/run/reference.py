@@ -16,7 +16,8 @@ tail -1 runs/NAME/metrics.jsonl
 ```
 
 `metrics.jsonl` has one object a step, with these keys. A key is missing if the step has no such figure: the learners'
-figures in a step without an update, `activation_gib` on CPUs.
+figures in a step without an update, `activation_gib` on CPUs. The former rows of steps that were
+done again are in `redone-DATE/`.
 
 """
 TAIL = """
@@ -34,7 +35,8 @@ python -m rft_cluster.launch --config digits 'run.sinks=[my_sinks:csv]'
 ```
 
 A sink runs in the driver between two steps, so it should be quick. An exception ends the run, so a sink that sends
-figures elsewhere should catch network errors.
+figures elsewhere should catch network errors. A step that is replayed after a fault is not sent to it again. One that is
+generated again is sent with its new figures.
 """
 
 

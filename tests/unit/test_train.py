@@ -6,7 +6,7 @@ Real roles are stopped in tests/integration/test_stopped.py; here every call of 
 import os
 import signal
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -253,6 +253,32 @@ def test_after_a_crash_no_step_that_was_journalled_is_generated_again(
     files = sorted(file.name for file in (settings.run_folder / "journal").iterdir())
     oldest = {2: STEPS - 2, 100: STEPS}[save_every]
     assert files == [f"step-{number:06d}.jsonl" for number in range(oldest + 1, STEPS + 1)]
+
+
+def test_a_sink_of_the_user_s_gets_no_step_twice_from_the_journal(tmp_path, monkeypatch):
+    """Also not where the journal is ahead: killed in a step that is done again."""
+    settings, told = config(tmp_path, *SETTINGS, "schedule.save_every=100"), []
+    monkeypatch.setattr("rft_cluster.run.folder.own_sinks", lambda _: [told.append])
+
+    class Dies(Roles):
+        def _learn(self, at):
+            if at + 1 == self.dies_at:
+                raise RuntimeError("an actor died")
+            return super()._learn(at)
+
+    for dies_at in (5, 2, 0):
+        roles = Dies(None, 0, 0.0)
+        roles.dies_at = dies_at
+        with pytest.raises(RuntimeError, match="an actor died") if dies_at else nullcontext():
+            run(settings, roles=roles)
+    assert [(stats.step, stats.replayed) for stats in told] == [
+        *((step, False) for step in (1, 2, 3, 4)),
+        (5, True),  # it was journalled, and no sink had it
+        (6, False),
+    ]
+    rows = read_rows(settings.run_folder / "metrics.jsonl")
+    assert [row["replayed"] for row in rows] == [True] * 5 + [False]
+    assert ["tokens_per_second" in row for row in rows] == [False] * 5 + [True]
 
 
 class Failing(Roles):

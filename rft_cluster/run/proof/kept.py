@@ -24,7 +24,7 @@ def read_lines(file: Path) -> tuple[Rows, list[str], bool]:
 
     A last line that is cut is what a process leaves that was killed while it wrote: a run that goes on drops it.
     """
-    lines = file.read_bytes().splitlines() if file.exists() else []
+    lines = file.read_bytes().splitlines() if file.is_file() else []
     rows = [json_object(line) for line in lines]
     whole = [row if row and type(row.get("step")) is int else None for row in rows]
     cut = bool(whole) and whole[-1] is None

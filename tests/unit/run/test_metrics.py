@@ -9,7 +9,7 @@ import pytest
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.messages import LearnerStats, Reward
-from rft_cluster.run.metrics import Stopwatch, clock, own_sinks, step_line
+from rft_cluster.run.metrics import Stopwatch, clock, console, own_sinks, step_line
 from rft_cluster.run.reference import page, step_fields
 from tests.unit.run.begun import config
 from tests.unit.run.steps import REWARDS, completion, group, reward, stats
@@ -44,6 +44,7 @@ ROW = {
     "seconds/score": 0.0,
     "seconds/learn": 1.5,
     "seconds/transfer": 0.5,
+    "replayed": False,
 }
 
 
@@ -108,6 +109,17 @@ def test_the_line_of_a_step():
         *("generate 50%", "score 0%", "learn 38%", "transfer 12%", "1:02:05 left"),  # of 4 s
     ):
         assert part in line
+
+
+def test_the_line_of_a_replayed_step_has_no_rate_and_does_not_count_for_the_time_left(capsys):
+    show = console(120)
+    for step, replayed in ((8, True), (9, False), (10, True)):
+        own = {"replayed": True, "tokens_per_second": None, "seconds": {"learn": 0.1}} if replayed else {}
+        show(replace(stats(step), **own))
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert first.endswith("log-prob gap 0.0500  from the journal  [learn 100%]")
+    assert "4 tok/s" in second
+    assert third.endswith(f"from the journal  [learn 100%]  {clock(110 * 4)} left")
 
 
 @pytest.mark.parametrize(
