@@ -35,8 +35,8 @@ python -m rft_cluster.launch --config digits 'run.sinks=[my_sinks:csv]'
 ```
 
 A sink runs in the driver between two steps, so it should be quick. An exception ends the run, so a sink that sends
-figures elsewhere should catch network errors. A step that is replayed after a fault is not sent to it again. One that is
-generated again is sent with its new figures.
+figures elsewhere should catch network errors. A step that is replayed after a fault is not sent to it again. One
+that is generated again is sent with its new figures.
 """
 
 
