@@ -1,6 +1,7 @@
 """The run folder.
 
 runs/NAME/  config.yaml      the resolved configuration
+            config-to-000040.yaml    the one of the steps up to 40, if the run went on from there with another
             manifest.json    which images were chosen, with their SHA-256 (see data/manifest.py)
             metrics.jsonl    an object a step (see docs/metrics.md)
             eval.jsonl       an object an evaluation
@@ -39,7 +40,11 @@ FIGURES = [field.name for field in fields(Evaluation)]
 
 def write_record(run: Path, config: Config) -> None:
     """Write `config.yaml`, which `load_config` reads back unchanged."""
-    write_text(run / "config.yaml", f"format: {FORMAT}\n{config_text(config)}{CONFIG_END}")
+    write_text(run / "config.yaml", _record(config))
+
+
+def _record(config: Config) -> str:
+    return f"format: {FORMAT}\n{config_text(config)}{CONFIG_END}"
 
 
 class RunFolder:
@@ -57,10 +62,17 @@ class RunFolder:
         self._move_aside(first_step)
         self._told = {step for file in self.path.glob("redone-*/metrics.jsonl") for step in steps_in(file)}
         self.journal = Journal(config, first_step)
+        self._keep_former(config)
         write_record(self.path, config)
         if not (self.path / "manifest.json").exists():
             found = manifest(task.dataset, config.data, config.run.seed)
             write_json(self.path / "manifest.json", {"format": FORMAT, **found})
+
+    def _keep_former(self, config: Config) -> None:
+        """Keep the configuration of the steps that are done if another follows: it says what was due in them."""
+        now, former = self.path / "config.yaml", self.path / f"config-to-{self.first_step:06d}.yaml"
+        if self.first_step and now.is_file() and not former.exists() and now.read_text() != _record(config):
+            write_text(former, now.read_text())
 
     def _move_aside(self, first_step: int) -> None:
         aside = _free(self.path / f"redone-{time.strftime('%Y%m%d-%H%M%S')}")

@@ -90,6 +90,8 @@ class Run:
 
     folder: Path
     config: Config
+    former: dict[int, Config]
+    """See `kept.read_former`."""
     dataset: FewShotDataset
     metrics: kept.Rows
     damaged: list[str]
@@ -166,12 +168,13 @@ def make_ledger(folder: Path) -> Ledger:
 
 def _opened(folder: Path, problems: Problems) -> Run:
     """Raises UserError if the run's settings cannot be read: nothing can be compared then."""
-    config, dataset = read_saved_config(folder / "config.yaml"), _dataset(folder / "manifest.json")
+    config, former = read_saved_config(folder / "config.yaml"), kept.read_former(folder)
+    dataset = _dataset(folder / "manifest.json")
     metrics, damaged, cut = kept.read_lines(folder / "metrics.jsonl")  # first, since others may be written meanwhile
     cards, problems["models"] = kept.read_models(folder)
     redone, replayed, problems["steps"] = kept.read_redone(folder)
     states, problems["checkpoints"] = kept.read_checkpoints(folder)
-    return Run(folder, config, dataset, metrics, damaged, cut, cards, states, redone, replayed)
+    return Run(folder, config, former, dataset, metrics, damaged, cut, cards, states, redone, replayed)
 
 
 def _dataset(manifest: Path) -> FewShotDataset:
@@ -269,7 +272,7 @@ def _files(folder: Path) -> dict[int, Path]:
 def _check_records(run: Run, problems: Problems) -> None:
     problems["steps"] += [*run.damaged, *kept.step_problems(run.recorded, run.steps_due)]
     rows, damaged, _ = kept.read_lines(run.folder / "eval.jsonl")
-    due = kept.due_evaluations(run.config, run.sizes, run.recorded, run.is_done)
+    due = kept.due_evaluations(run.former, run.config, run.sizes, run.recorded, run.is_done)
     problems["evaluations"] += [*damaged, *kept.evaluation_problems(rows, due, run.sizes, run.last)]
     if run.is_done and run.redone and run.redone[-1] > run.last:
         problems["steps"].append(f"step {run.redone[-1]} was to be done again, and is not recorded")

@@ -1,7 +1,8 @@
 """The checks of what a run keeps: its steps' rows, evaluations, checkpoints, journal, models, and no leftovers."""
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from rft_cluster.common.text import shown
 from rft_cluster.config import Config
 from rft_cluster.run.checkpoints import State, check_digests, checkpoint_folders, read_state
 from rft_cluster.run.folder import FIGURES
+from rft_cluster.run.resume import read_saved_config
 from rft_cluster.run.saving import BEST, MODEL, exported
 
 Rows = list[dict[str, Any]]
+FORMER = re.compile(r"config-to-(\d{6,9})\.yaml", re.ASCII)
 WRITTEN_IN = ("", "checkpoints", "rollouts", "journal")  # folders in which a run writes under temporary names
 
 
@@ -88,16 +91,32 @@ def evaluation_problems(rows: Rows, due: Iterable[tuple[int, str]], sizes: dict[
             yield f"{where} is of {shown(str(complete[-1]['n']))[:20]} images, and the manifest has {sizes[split]}"
 
 
-def due_evaluations(config: Config, sizes: dict[str, int], steps: Sequence[int], done: bool) -> list[tuple[int, str]]:
-    """The evaluations (step, split) that `train` has made when the steps after the last one have begun, or all."""
-    last, every = config.schedule.steps, config.schedule.evaluate_every
+def read_former(run: Path) -> dict[int, Config]:
+    """The configurations that a run had before it went on with another, by the last step of each, ascending.
+
+    Raises:
+        UserError: one cannot be read.
+    """
+    files = {int(found[1]): file for file in run.glob("config-to-*.yaml") if (found := FORMER.fullmatch(file.name))}
+    return {step: read_saved_config(files[step]) for step in sorted(files)}
+
+
+def due_evaluations(
+    former: Mapping[int, Config], config: Config, sizes: dict[str, int], steps: Sequence[int], done: bool
+) -> list[tuple[int, str]]:
+    """The evaluations (step, split) that `train` has made when the steps after the last one have begun, or all.
+
+    `former`: see `read_former`. What was due after the last step of one is decided by the next one.
+    """
     due = [(0, "test")] if sizes["test"] and steps else []
     for step in sorted(set(steps)):
         if step == max(steps) and not done:  # its evaluation may still be missing
             continue
-        if sizes["validation"] and every and (step % every == 0 or step == last):
+        schedule = next((one for end, one in former.items() if end > step), config).schedule
+        every, is_last = schedule.evaluate_every, step == schedule.steps
+        if sizes["validation"] and every and (step % every == 0 or is_last):
             due.append((step, "validation"))
-        if sizes["test"] and step == last:
+        if sizes["test"] and is_last:
             due.append((step, "test"))
     return due
 

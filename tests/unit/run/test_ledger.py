@@ -404,7 +404,8 @@ def test_wherever_a_run_is_stopped_it_is_proved_before_it_goes_on_and_at_the_end
     _, roles = run(config(tmp_path / "calls", *SMALL, "scoring.failure_budget=0.6"), roles=Writing(None, 0, 0.0))
     expected = check_run(whole)
     for name in sorted(set(roles.calls)):
-        for count in range(1, roles.calls.count(name) + 1):
+        calls = roles.calls.count(name)
+        for count in sorted({1, calls // 2 + 1, calls}):
             settings = config(tmp_path / f"{name}-{count}", *SMALL, "scoring.failure_budget=0.6")
             code, _ = run(settings, roles=Writing((name, count), signal.SIGTERM, 0.0))
             assert code == 143
@@ -447,12 +448,14 @@ def test_after_a_crash_a_run_is_proved_with_the_steps_that_it_did_again(tmp_path
     assert set(done.redone) == set(range((step - 1) // save_every * save_every + 1, step))
 
 
-def test_a_run_with_more_steps_than_it_began_with_is_proved(tmp_path):
-    folder = written(tmp_path, "schedule.steps=3")
+def test_a_run_that_goes_on_with_another_schedule_is_proved(tmp_path):
+    folder = written(tmp_path, "schedule.steps=3", "schedule.evaluate_every=3")
     assert check_run(folder).state == "done"
-    written(tmp_path)
+    written(tmp_path)  # evaluates after every second step: none was due after step 2
     ledger = check_run(folder)
     assert (ledger.problems, ledger.steps, ledger.of) == ((), 6, 6)
+    (folder / "config-to-000003.yaml").unlink()
+    assert check_run(folder).problems == ("evaluations: eval.jsonl: the validation of step 2 is missing",)
 
 
 def test_a_run_with_a_journal_of_other_settings_is_not_proved(copy):
