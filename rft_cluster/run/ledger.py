@@ -152,7 +152,7 @@ def make_ledger(folder: Path) -> Ledger:
     account = _check_groups(run, problems)
     _check_records(run, problems)
     _check_kept(run, problems)
-    proved = _proved(run, account)
+    proved = _proved(run)
     return Ledger(
         folder=folder,
         state=_state(run),
@@ -190,15 +190,17 @@ def _dataset(manifest: Path) -> FewShotDataset:
 def _check_groups(run: Run, problems: Problems) -> Account:
     """Check each step's groups, and enter them into an account."""
     account, questions = Account(len(run.dataset.train)), {s.prompt_sha256 for s in run.states.values() if s}
-    advantages, _ = steps.advantages_of(run.config)
+    advantages = steps.advantages_of(run.config)
     metrics = {row["step"]: row for row in run.metrics}
     rollouts, journal = _files(run.folder / "rollouts"), _files(run.folder / FOLDER)
     for first, last in kept.spans_of(metrics.keys() - rollouts.keys()):
-        problems["rollouts"].append(f"rollouts/: {kept.named(first, last)} missing")
+        problems["rollouts"].append(f"rollouts/: {kept.steps_are(first, last)} missing")
     in_flight = run.last + 1  # its completions are written before its figures
     beyond = {step for step in rollouts if step not in metrics and (step != in_flight or in_flight > run.steps_due)}
     for first, last in kept.spans_of(beyond):
-        problems["rollouts"].append(f"rollouts/: {kept.named(first, last)} there, and not recorded in metrics.jsonl")
+        problems["rollouts"].append(
+            f"rollouts/: {kept.steps_are(first, last)} there, and not recorded in metrics.jsonl"
+        )
     for number in sorted(rollouts.keys() | journal.keys()):
         step = steps.Step(number, [], run.prompts(number))
         if number in rollouts.keys() - beyond:
@@ -206,9 +208,10 @@ def _check_groups(run: Run, problems: Problems) -> Account:
             if number in metrics:
                 found = advantages([row.rewards for row in step.rows]) if is_whole else None
                 if found:
-                    problems["rewards"] += steps.figure_problems(step, metrics[number], found)
+                    problems["rewards"] += steps.figure_problems(step, metrics[number], found, run.config)
                 _enter(run, step, metrics[number], found, account)
         if number in journal:
+            # A run that goes on with more steps has other settings than its steps before. It never uses those again.
             settings = settings_digest(run.config) if number > run.newest_whole else None
             problems["journal"] += steps.journal_problems(step, journal[number], settings, questions)
     if len(questions) > 1:
@@ -294,12 +297,10 @@ def _check_kept(run: Run, problems: Problems) -> None:
 
 
 def _state(run: Run) -> str:
-    if writer := holder(run.folder):
-        return f"in progress: {writer.partition(': ')[2]}"
-    return "done" if run.is_done else "stopped"
+    return "in progress" if holder(run.folder) else "done" if run.is_done else "stopped"
 
 
-def _proved(run: Run, account: Account) -> dict[str, str]:
+def _proved(run: Run) -> dict[str, str]:
     """What each check has compared, for people."""
     schedule, files = run.config.schedule, _files(run.folder / FOLDER)
     journal = ", ".join(f"{first} to {last}" for first, last in kept.spans_of(files))

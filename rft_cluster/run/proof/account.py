@@ -52,7 +52,7 @@ class Ledger:
 
     folder: Path
     state: str
-    """Whether the run is done, stopped, or being written, for people."""
+    """`done`, `stopped` or `in progress`."""
     steps: int
     """Number of recorded steps, of `of` that are to be done."""
     of: int

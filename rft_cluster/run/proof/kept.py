@@ -46,7 +46,8 @@ def spans_of(numbers: Iterable[int]) -> list[tuple[int, int]]:
     return spans
 
 
-def named(first: int, last: int) -> str:
+def steps_are(first: int, last: int) -> str:
+    """The beginning of a sentence about these steps."""
     return f"step {first} is" if first == last else f"steps {first} to {last} are"
 
 
@@ -59,13 +60,13 @@ def gaps(present: Iterable[int], first: int, last: int) -> Iterator[tuple[int, i
 def step_problems(steps: Sequence[int], last: int) -> Iterator[str]:
     """Check that `steps`, as recorded, are 1, 2, ... in order, none twice and none beyond `schedule.steps`, `last`."""
     for missing in gaps(steps, 1, max(steps, default=0)):
-        yield f"metrics.jsonl: {named(*missing)} missing"
+        yield f"metrics.jsonl: {steps_are(*missing)} missing"
     yield from (f"metrics.jsonl: step {step} is there {n} times" for step, n in Counter(steps).items() if n > 1)
     yield from (
         f"metrics.jsonl: step {after} stands after step {before}" for before, after in pairwise(steps) if after < before
     )
     for beyond in spans_of(step for step in steps if step > last or step < 1):
-        yield f"metrics.jsonl: {named(*beyond)} not of this run: schedule.steps is {last}"
+        yield f"metrics.jsonl: {steps_are(*beyond)} not of this run: schedule.steps is {last}"
 
 
 def evaluation_problems(rows: Rows, due: Iterable[tuple[int, str]], sizes: dict[str, int], last: int) -> Iterator[str]:
@@ -170,9 +171,9 @@ def coverage_problems(journal: Iterable[int], oldest: int, last: int, ahead: int
     """
     steps = sorted(journal)
     for missing in gaps(steps, oldest + 1, max([last, *(step for step in steps if step <= ahead)])):
-        yield f"journal: {named(*missing)} missing, and the oldest checkpoint is of step {oldest}"
+        yield f"journal: {steps_are(*missing)} missing, and the oldest checkpoint is of step {oldest}"
     for beyond in spans_of(step for step in steps if step > ahead):
-        yield f"journal: {named(*beyond)} there, and the last recorded step is {last}"
+        yield f"journal: {steps_are(*beyond)} there, and the last recorded step is {last}"
 
 
 def read_models(run: Path) -> tuple[dict[str, Card], list[str]]:

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from rft_cluster.run.metrics import step_stats, version_spans
 
 Advantages = Callable[[Sequence[Sequence[Reward]]], list[list[float | None]]]
 # Figures of a step that follow from its groups alone. The keys of the rewards are added.
-FIGURES = ("live_groups", "completion_tokens", "oldest_version", "staleness", "staleness_max", "tokens")
+FIGURES = {"live_groups", "completion_tokens", "oldest_version", "staleness", "staleness_max", "tokens"}
 
 
 class Row(BaseModel):
@@ -73,7 +74,7 @@ def read_rollouts(file: Path, prompts: int, group_size: int) -> tuple[list[Row],
 
 def order_problems(step: Step) -> Iterator[str]:
     """Compare a step's prompts with those that were due: none missing, none twice, none in another place."""
-    due = {prompt.prompt_id: prompt for prompt in step.prompts}
+    due = {prompt.prompt_id: (place, prompt) for place, prompt in enumerate(step.prompts)}
     found = Counter(row.prompt_id for row in step.rows)
     where = f"step {step.number}"
     yield from (f"{where}: prompt {prompt_id} is missing" for prompt_id in due if not found[prompt_id])
@@ -82,12 +83,12 @@ def order_problems(step: Step) -> Iterator[str]:
             yield f"{where}: prompt {shown(prompt_id)} is none of this step"
         elif times > 1:
             yield f"{where}: prompt {prompt_id} is there {times} times"
-    places = [list(due).index(row.prompt_id) for row in step.rows if row.prompt_id in due]
-    if later := next((i for i in range(1, len(places)) if places[i] < places[i - 1]), None):
-        yield f"{where}: prompt {list(due)[places[later]]} stands after {list(due)[places[later - 1]]}"
-    for row in step.rows:
-        prompt = due.get(row.prompt_id)
-        if prompt and (row.example_id, row.label) != (prompt.example_id, prompt.label):
+    known = [(row, *due[row.prompt_id]) for row in step.rows if row.prompt_id in due]
+    for (_, earlier, before), (_, later, after) in pairwise(known):
+        if later < earlier:
+            yield f"{where}: prompt {after.prompt_id} stands after {before.prompt_id}"
+    for row, _, prompt in known:
+        if (row.example_id, row.label) != (prompt.example_id, prompt.label):
             yield (
                 f"{where}, prompt {prompt.prompt_id}: example {shown(row.example_id)} ({shown(row.label)}) where "
                 f"{shown(prompt.example_id)} ({shown(prompt.label)}) was due"
@@ -135,7 +136,7 @@ def _span_problem(spans: Sequence[tuple[int, int]], newest: int, most: int, max_
 
 
 def figure_problems(
-    step: Step, metrics: Mapping[str, Any], advantages: Sequence[Sequence[float | None]]
+    step: Step, metrics: Mapping[str, Any], advantages: Sequence[Sequence[float | None]], config: Config
 ) -> Iterator[str]:
     """Compute from the groups what `metrics.jsonl` says of the step, and compare."""
     groups = [
@@ -144,8 +145,9 @@ def figure_problems(
     ]
     rewards = [row.rewards for row in step.rows]
     stats = step_stats(step.number, groups, rewards, advantages, None, {"all": 1.0}).row()
+    known = FIGURES if is_built_in(config) else FIGURES - {"live_groups"}
     for key, value in stats.items():
-        if key in FIGURES or key.split("/")[0] in ("reward", "reward_failures"):
+        if key in known or key.split("/")[0] in ("reward", "reward_failures"):
             told = metrics.get(key)
             if not isinstance(told, int | float) or not _equal(told, value):
                 had = "not" if told is None else shown(str(told))[:40]
@@ -156,16 +158,18 @@ def _completion(text: str, spans: list[tuple[int, int]]) -> Completion:
     return Completion([0] * sum(tokens for _, tokens in spans), [], text, "", spans[0][0], tuple(spans))
 
 
-def advantages_of(config: Config) -> tuple[Advantages, bool]:
-    """The function from rewards to advantages, and whether it is the run's own.
+def is_built_in(config: Config) -> bool:
+    """Return True if the run's advantages can be computed here. A function of the user's own is not run: it may be a
+    stranger's."""
+    return config.algorithm.total in TOTALS and config.algorithm.advantage in ADVANTAGES
 
-    A function that is not built in is not run: it may be a stranger's. Then equal totals stand for advantages of 0.
-    """
-    chosen = config.algorithm
-    if chosen.total not in TOTALS or chosen.advantage not in ADVANTAGES:
-        return _live, False
-    built_in = chosen.model_copy(update={"normaliser": "completion"})  # it does not change an advantage
-    return load_algorithm(config.model_copy(update={"algorithm": built_in})).advantages, True
+
+def advantages_of(config: Config) -> Advantages:
+    """The function from rewards to advantages; unless it is built in, one that is 0 where the totals are equal."""
+    if not is_built_in(config):
+        return _live
+    built_in = config.algorithm.model_copy(update={"normaliser": "completion"})  # it does not change an advantage
+    return load_algorithm(config.model_copy(update={"algorithm": built_in})).advantages
 
 
 def _live(rewards: Sequence[Sequence[Reward]]) -> list[list[float | None]]:
