@@ -1,8 +1,11 @@
+import os
+from pathlib import Path
+
 import pytest
 
 from rft_cluster.common import hardware as module
 from rft_cluster.common.errors import UserError
-from rft_cluster.common.hardware import hardware, malloc_environment, native_dtype
+from rft_cluster.common.hardware import forget_openmp, hardware, malloc_environment, native_dtype
 from rft_cluster.config import load_config
 
 CPUS = {
@@ -62,3 +65,11 @@ def test_processes_on_cpus_keep_freed_memory():
     kept = malloc_environment("cpu")
     assert kept["MALLOC_MMAP_MAX_"] == "0" and int(kept["MALLOC_TRIM_THRESHOLD_"]) > 2**60
     assert malloc_environment("cuda") == {}
+
+
+def test_the_note_of_the_openmp_runtime_is_removed():
+    note = Path(f"/dev/shm/__KMP_REGISTERED_LIB_{os.getpid()}_{os.getuid()}")
+    note.touch()
+    for _ in range(2):  # without one nothing happens
+        forget_openmp()
+        assert not note.exists()
