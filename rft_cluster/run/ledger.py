@@ -291,7 +291,10 @@ def _check_kept(run: Run, problems: Problems) -> None:
             problems["models"].append(f"{name}/ is of step {card.steps}, and the last recorded step is {run.last}")
     if run.states or not run.is_done:  # of a run that is done, somebody may have removed what it no longer needs
         oldest, in_flight = min(run.states, default=0), run.furthest + 1
-        problems["journal"] += kept.coverage_problems(_files(run.folder / FOLDER), oldest, run.last, in_flight)
+        if (run.folder / FOLDER).is_dir():
+            problems["journal"] += kept.coverage_problems(_files(run.folder / FOLDER), oldest, run.last, in_flight)
+        else:
+            problems["journal"].append("journal/ is not there: it was removed, or an older version wrote the run")
     if not holder(run.folder):
         problems["leftovers"] += kept.leftovers(run.folder)
 

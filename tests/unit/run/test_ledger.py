@@ -468,6 +468,21 @@ def test_a_run_with_a_journal_of_other_settings_is_not_proved(copy):
     ]
 
 
+def test_a_run_of_an_older_version_is_proved_but_for_the_journal_that_it_does_not_have(copy):
+    shutil.rmtree(copy / "journal")
+    for file in ("config.yaml", "manifest.json"):
+        text = (copy / file).read_text()
+        (copy / file).write_text(text.replace("format: 2\n", "").replace('"format": 2,', "").replace("# end\n", ""))
+    for file in (copy / "checkpoints").glob("*/state.json"):
+        state = json.loads(file.read_text())
+        write_json(file, {name: state[name] for name in ("step", "prompt_sha256", "tiny_model")})
+    without(2)(copy / "eval.jsonl")
+    added({"step": 2, "split": "validation", "accuracy_strict": 0.5})(copy / "eval.jsonl")  # it had no other figures
+    assert check_run(copy).problems == (
+        "journal: journal/ is not there: it was removed, or an older version wrote the run",
+    )
+
+
 def test_a_function_of_a_stranger_is_not_imported(copy):
     text = (copy / "config.yaml").read_text()
     (copy / "config.yaml").write_text(text.replace("advantage: grpo", "advantage: no.such:module"))
