@@ -19,7 +19,6 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.text import shown
@@ -49,7 +48,8 @@ class IsolatedFunction:
         self, name: str, time_limit: float, max_concurrent: int, quiet: bool = False, load_limit: float = 300.0
     ) -> None:
         self._name, self._time_limit, self._load_limit = name, time_limit, load_limit
-        self._output = _new_file() if quiet else None
+        # Without a name, so that nothing is left of it. The child opens it under /proc.
+        self._output = tempfile.TemporaryFile() if quiet else None  # noqa: SIM115 - `close` closes it
         self._child: Child | None = self._new_child()
         self._started = time.monotonic()  # start of the child
         self._heard = self._started  # time of the child's last message, or of the first request after an idle time
@@ -96,18 +96,19 @@ class IsolatedFunction:
         """The first lines of the function's output, escaped. Empty unless `quiet`."""
         if self._output is None:
             return []
-        with self._output.open("rb") as file:
-            return [shown(line) for line in file.read(MOST_PRINTED).decode(errors="replace").splitlines()]
+        said = os.pread(self._output.fileno(), MOST_PRINTED, 0)
+        return [shown(line) for line in said.decode(errors="replace").splitlines()]
 
     def close(self) -> None:
         """End the child and its subprocesses."""
         if self._child:
             self._child.kill()
         if self._output:
-            self._output.unlink(missing_ok=True)
+            self._output.close()
 
     def _new_child(self) -> Child:
-        return Child(self._name, self._time_limit, str(self._output or ""))
+        output = f"/proc/{os.getpid()}/fd/{self._output.fileno()}" if self._output else ""
+        return Child(self._name, self._time_limit, output)
 
     def _attach(self) -> asyncio.AbstractEventLoop:
         """Read the child's messages in the running event loop from now on."""
@@ -213,9 +214,3 @@ class IsolatedFunction:
     def _last_lines(self) -> str:
         lines = self.printed()[-LAST_LINES:]
         return "\n".join([". It printed last:", *(f"  {line}" for line in lines)]) if lines else ""
-
-
-def _new_file() -> Path:
-    number, path = tempfile.mkstemp(prefix="rft_reward_")
-    os.close(number)
-    return Path(path)

@@ -239,6 +239,14 @@ def test_nccl_listens_where_generators_on_other_hosts_reach_it(monkeypatch, devi
     assert formed == [interfaces]
 
 
+def test_ranks_on_one_host_meet_in_memory():
+    path = Learner.__new__(Learner).offer_rendezvous(["10.0.0.1"] * 2).removeprefix("file://")
+    assert os.readlink(path).startswith("/memfd:"), "no file that a killed rank would leave"
+    one, other = learner.dist.FileStore(path, 2), learner.dist.FileStore(path, 2)
+    one.set("name", "value")
+    assert other.get("name") == b"value"
+
+
 @pytest.mark.parametrize("hosts", [["10.0.0.1", "10.0.0.1"], ["10.0.0.1", "10.0.0.2"]], ids=["one host", "two hosts"])
 def test_a_group_waits_for_a_rank_as_long_as_the_driver_waits_for_a_call(monkeypatch, hosts):
     formed = {}
