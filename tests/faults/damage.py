@@ -1,7 +1,8 @@
-"""Change what lies on a disk or in a memory."""
+"""Change what lies on a disk or in a memory, or take it away."""
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import IO
 
@@ -28,3 +29,13 @@ def damage(shard: Path, what: str) -> None:
         return
     with shard.open("r+b") as file:
         flip_bit(file, place_of(shard, {"weight": "policy.", "moment": "exp_avg."}[what]))
+
+
+def only_journal(run: Path, copy: Path) -> Path:
+    """A copy of a run that has its journal, and of its checkpoints the first."""
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("model*", "baselines.json"))
+    first, *others = sorted((copy / "checkpoints").iterdir())
+    assert first.name == "step-000004"
+    for checkpoint in others:
+        shutil.rmtree(checkpoint)
+    return copy

@@ -1,5 +1,6 @@
-"""Generators that come and go in mid-run, with a node of a running cluster."""
+"""Nodes that come and go in mid-run: with a generator, or with the learners and their snapshots."""
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ import pytest
 
 from tests.faults.launched import check_records, command, has_done, shows, start
 from tests.faults.table import Row
-from tests.faults.test_lost_actors import survives
+from tests.faults.test_lost_actors import ends_as_if_undisturbed, survives
 from tests.integration.conftest import BIN
 from tests.integration.head import ADDRESS, running_head, session_of
 
@@ -17,11 +18,11 @@ STEPS = 60
 
 
 @contextmanager
-def node(environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen]:
-    """Another node of the head's cluster, with room for one generator."""
-    words = [BIN / "ray", "start", f"--address={ADDRESS}", "--block", "--num-cpus=1", "--disable-usage-stats",
+def node(environment: dict[str, str], folder: Path, cpus: int) -> Iterator[subprocess.Popen]:
+    """Another node of the head's cluster."""
+    words = [BIN / "ray", "start", f"--address={ADDRESS}", "--block", f"--num-cpus={cpus}", "--disable-usage-stats",
              "--object-store-memory=100000000"]  # fmt: skip
-    with log.open("w") as output:
+    with (folder / "node.log").open("a") as output:
         process = subprocess.Popen(words, env=environment, stdout=output, stderr=output, start_new_session=True)
     try:
         yield process
@@ -47,7 +48,7 @@ def test_a_generator_comes_with_a_node_and_goes_with_it(tmp_path, tiny_model, to
         launch.token = Path(environment["RAY_AUTH_TOKEN_PATH"])
         launch.until(has_done(3), "step 3, with one generator")
         assert sum(name.startswith("generator") for name in launch.actors()) == 1
-        with node(environment, tmp_path / "node.log") as other:
+        with node(environment, tmp_path, cpus=1) as other:
             launch.until(shows("is ready, and gets the weights"), "a generator comes", 120)
             assert sum(name.startswith("generator") for name in launch.actors()) == 2
             came = launch.steps()
@@ -58,3 +59,23 @@ def test_a_generator_comes_with_a_node_and_goes_with_it(tmp_path, tiny_model, to
     check_records(run, STEPS, evaluations=2 + STEPS // 5)
     Row(23, "a generator comes in mid-run", f"after step {came}", ledger=True).write()
     Row(23, "a generator goes with its node", f"after step {came + 3}", found, lost, ledger=True).write()
+
+
+@pytest.mark.timeout(900)
+def test_learners_whose_snapshots_are_gone_with_their_node_go_on_from_the_checkpoint(
+    undisturbed, tmp_path, tiny_model, token_environment
+):
+    overrides = ["learners.cpus=1", "cluster.snapshot_every=1", "cluster.start_timeout=120"]
+    with running_head(token_environment, tmp_path, cpus=1) as environment:  # no room for the learners
+        variables = environment | {"RAY_ADDRESS": ADDRESS}
+        with node(environment, tmp_path, cpus=3) as other, node(environment, tmp_path, cpus=3) as spare:
+            launch = start(command(tmp_path, "mine", tiny_model, *overrides), tmp_path / "mine", **variables)
+            launch.token = Path(environment["RAY_AUTH_TOKEN_PATH"])
+            launch.until(has_done(6), "step 6")
+            learner = launch.actors()["learner-0"]
+            (theirs,) = (one for one in (other, spare) if os.getsid(learner) == one.pid)
+            found, lost, warning = survives(launch, lambda: lose(theirs))
+            assert "learner-0" in warning and "learner-1" in warning, warning
+            assert "goes on after step 4 of 12" in launch.text()
+            ends_as_if_undisturbed(launch, undisturbed)
+    Row(25, "learners and their snapshots gone with their node", "after step 6", found, lost, True, True).write()

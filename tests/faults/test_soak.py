@@ -1,12 +1,11 @@
 """A soak: 30 actors of one run are killed at random moments. Its journal leads a second run to the same bytes."""
 
 import random
-import shutil
 import time
-from pathlib import Path
 
 import pytest
 
+from tests.faults.damage import only_journal
 from tests.faults.launched import check_records, command, finish, has_done, start, trained
 from tests.faults.table import Row
 from tests.faults.test_lost_actors import survives
@@ -40,13 +39,3 @@ def test_thirty_losses_at_random_moments_and_the_journal_leads_to_the_same_end(t
     assert trained(replayed) == trained(run)
     for row in struck:
         row.write()
-
-
-def only_journal(run: Path, copy: Path) -> Path:
-    """A copy of a run that has its journal, and of its checkpoints the one before the first fault."""
-    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("model*", "baselines.json"))
-    first, *others = sorted((copy / "checkpoints").iterdir())
-    assert first.name == "step-000004"
-    for checkpoint in others:
-        shutil.rmtree(checkpoint)
-    return copy

@@ -32,14 +32,14 @@ def getsid(pid: int) -> int | None:
 
 
 @contextmanager
-def running_head(token_environment: dict[str, str], home: Path) -> Iterator[dict[str, str]]:
+def running_head(token_environment: dict[str, str], home: Path, cpus: int = 2) -> Iterator[dict[str, str]]:
     """The environment of its user; runs go to `home`/runs."""
     environment = token_environment | {
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{PORT}",
         "RFT_RUNS": str(home / "runs"),
     }
     start = [BIN / "ray", "start", "--head", "--block", f"--port={ADDRESS.partition(':')[2]}",
-             f"--dashboard-port={PORT}", "--dashboard-host=127.0.0.1", "--num-cpus=2", "--disable-usage-stats",
+             f"--dashboard-port={PORT}", "--dashboard-host=127.0.0.1", f"--num-cpus={cpus}", "--disable-usage-stats",
              "--object-store-memory=200000000"]  # fmt: skip
     with (home / "head.log").open("w") as log:
         process = subprocess.Popen(start, env=environment, stdout=log, stderr=log, start_new_session=True)
