@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +22,7 @@ SHORT = [f"schedule.steps={STEPS}", "schedule.evaluate_every=5", "schedule.save_
          "optimizer.warmup_steps=2", "data.validation=20", "data.test=20", "schedule.stop_when_stuck=0",
          "schedule.keep_checkpoints=3"]  # fmt: skip
 # Seconds until what a killed driver leaves has ended itself: Ray's agents take their time on a busy machine.
-GONE = 90.0
+GONE = 40.0
 WHOLE_RUN = 400.0  # seconds for a run on a busy machine; it takes 30 on two quiet cores
 STARTED: list["Launch"] = []
 
@@ -43,7 +44,8 @@ class Launch:
 
     def processes(self) -> list[psutil.Process]:
         """All processes below the driver. They are remembered: a process that lost its parent is not found again."""
-        self.family |= set(psutil.Process(self.process.pid).children(recursive=True))
+        with suppress(psutil.NoSuchProcess):  # the driver has ended
+            self.family |= set(psutil.Process(self.process.pid).children(recursive=True))
         return list(self.family)
 
     def until(self, condition: Callable[["Launch"], object], what: str, seconds: float = 300) -> None:

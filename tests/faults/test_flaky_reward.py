@@ -9,13 +9,13 @@ from tests.faults.flaky_reward import KINDS
 from tests.faults.launched import check_records, command, start
 from tests.faults.table import Row
 
-REASONS = {"raises": "does not like it", "no number": "nan", "hangs": "longer than", "ends": "ended"}
+REASONS = {"raises": "does not like it", "no number": "nan", "hangs": "no answer within", "ends": "ended"}
 
 
 @pytest.mark.timeout(600)
 def test_a_reward_that_fails_in_every_way_masks_its_completions_and_no_others(tmp_path, tiny_model):
     run = tmp_path / "mine"
-    overrides = ["rewards={format: 1.0, accuracy: 1.0, 'tests.faults.flaky_reward:brevity': 0.1}",
+    overrides = ["rewards.tests.faults.flaky_reward:brevity=0.1",
                  "scoring.time_limit=1", "scoring.failure_budget=0.5", "scoring.red_team=off"]  # fmt: skip
     launch = start(command(tmp_path, "mine", tiny_model, *overrides), run)
     launch.ends(0)

@@ -19,7 +19,7 @@ MB = 10**6
 def disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={100 * MB}", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={150 * MB}", "tmpfs", str(folder)]
     tried = subprocess.run(mount, capture_output=True, text=True, check=False)
     if tried.returncode:
         pytest.skip(f"a disk in memory is not permitted here: {tried.stderr.strip()}")

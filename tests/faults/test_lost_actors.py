@@ -39,10 +39,12 @@ class Loss:
     """False: the actor stays frozen, and is found by its deadline."""
     after: int = 6
     """Steps that are done before."""
+    snapshots: bool = False
+    """True: the learners' state is in memory, too."""
 
     @property
     def overrides(self) -> Sequence[str]:
-        return () if self.kills else ("cluster.step_timeout=20",)
+        return [f"cluster.snapshot_every={int(self.snapshots)}", *([] if self.kills else ["cluster.step_timeout=20"])]
 
 
 LOSSES = [
@@ -52,6 +54,7 @@ LOSSES = [
     Loss(4, "generator frozen while it generates", "generator", GENERATING, kills=False),
     Loss(7, "learner killed in the backward pass", "learner-0", BACKWARD),
     Loss(8, "one of two ranks killed", "learner-1", UPDATING),
+    Loss(8, "one of two ranks killed, with snapshots", "learner-1", UPDATING, snapshots=True),
     Loss(9, "learner frozen in the backward pass", "learner-1", BACKWARD, kills=False),
     Loss(10, "reward actor killed", "reward", ANY),
     Loss(14, "learner killed while it writes a checkpoint", "learner-1", SAVING, after=3),
@@ -76,6 +79,7 @@ def test_a_lost_actor_costs_nothing(undisturbed, tmp_path, tiny_model, loss):
     cause = rf"its process \({pid} on .* was killed, or crashed" if loss.kills else "no answer to '.*' within"
     assert re.search(cause, warning), warning
     assert launch.text().count("Ray started here") == 1, "the others stayed"
+    assert ("the learners go on after step" in launch.text()) == loss.snapshots
     ends_as_if_undisturbed(launch, undisturbed)
     Row(loss.number, loss.fault, victim.phase, found, lost, ledger=True, exact=True).write()
 

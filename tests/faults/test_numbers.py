@@ -1,4 +1,4 @@
-"""Gradients that are not finite: the update is left out on all ranks, the run ends, and nothing spoilt is written."""
+"""Numbers that are not finite: an update is left out on all ranks, the run ends, and nothing spoilt is written."""
 
 import re
 
@@ -8,14 +8,36 @@ from tests.faults.launched import command, start
 from tests.faults.table import Row
 
 
+def overflowing(totals: list[list[float]]) -> list[list[float]]:
+    """A user's own advantages: finite, but not in the FP32 of the learners."""
+    return [[1e300 * (total - sum(group) / len(group)) for total in group] for group in totals]
+
+
 @pytest.mark.timeout(600)
-def test_a_learning_rate_that_ruins_the_policy_ends_the_run_and_nothing_is_exported(tmp_path, tiny_model):
+@pytest.mark.parametrize(
+    ("fault", "overrides", "said"),
+    [
+        (
+            "a loss that overflows",
+            ["algorithm.advantage=tests.faults.test_numbers:overflowing"],
+            "error: .*the gradient was infinite or not a number, and the update was left out",
+        ),
+        (
+            "a learning rate of 10",
+            ["optimizer.learning_rate=10", "optimizer.weight_decay=1000"],
+            "error: .*optimizer.learning_rate",
+        ),
+    ],
+    ids=["loss", "weights"],
+)
+def test_numbers_that_are_not_finite_end_the_run_and_are_not_exported(tmp_path, tiny_model, fault, overrides, said):
     run = tmp_path / "mine"
-    overrides = ["optimizer.learning_rate=1e30", "schedule.stop_when_stuck=2"]
-    launch = start(command(tmp_path, "mine", tiny_model, *overrides), run)
+    launch = start(command(tmp_path, "mine", tiny_model, *overrides, "schedule.stop_when_stuck=2"), run)
     launch.ends(2)
-    *_, error, cure = launch.text().splitlines()
-    assert re.match("error: .*optimizer.learning_rate", error), launch.text()
-    assert "go on with: " in cure or "run.name" in cure
+    assert re.search(said, launch.text()), launch.text()
+    if "loss" in fault:
+        warnings = re.findall("^WARNING: step (.*)", launch.text(), re.MULTILINE)
+        assert [warning[0] for warning in warnings] == ["1", "2"]
+        assert all("left out on all learners" in warning and "train/" in warning for warning in warnings)
     assert not (run / "model").exists()
-    Row(19, "a learning rate of 1e30", ledger=False).write()
+    Row(19, fault, launch.text().splitlines()[-1]).write()

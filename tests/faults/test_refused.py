@@ -14,11 +14,12 @@ BEFORE_RAY = 60.0  # seconds for a launch that starts nothing, on a busy machine
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["cluster.step_timeot=20"], "did you mean step_timeout"),
+        (["cluster.step_timeot=20"], "did you mean cluster.step_timeout"),
         (["cluster.step_timeout=0"], "cluster.step_timeout"),
+        (["scoring.time_limit=60", "cluster.step_timeout=60"], "Raise cluster.step_timeout above 60"),
         (["optimizer.learning_rate=1e39"], "optimizer.learning_rate"),
     ],
-    ids=["unknown key", "no time", "no number"],
+    ids=["unknown key", "no time", "deadlines", "no number"],
 )
 def test_a_wrong_value_is_refused_before_ray_starts(tmp_path, tiny_model, overrides, said):
     run = tmp_path / "mine"
