@@ -1,13 +1,42 @@
 """The table of what was injected, and what it cost: a row a fault, from the rows that the tests wrote."""
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 FILE = Path(__file__).parents[2] / "runs" / "faults.jsonl"
-HEAD = ("fault", "times", "found after", "next new step after", "ledger", "same bytes")
+HEAD = ("fault", "what happens", "times", "found after", "next new step after", "ledger", "same bytes")
+OTHERS = "the others write what it owed; a fresh one joins"
+LEARNERS = "all learners start afresh, from the newest snapshot or checkpoint and the journal; the generators stay"
+HAPPENS = {
+    1: OTHERS,
+    2: OTHERS,
+    3: OTHERS,
+    4: f"it is ended after `cluster.step_timeout` (20 s here); {OTHERS}",
+    5: "after `cluster.restarts` the run ends with exit code 3 and the command to resume",
+    6: "refused by its digest, and sent again",
+    7: LEARNERS,
+    8: LEARNERS,
+    9: f"it is ended after `cluster.step_timeout` (20 s here); {LEARNERS}",
+    10: "a fresh one scores the rest",
+    11: "its completion is masked",
+    12: "what was on it starts on other nodes, or the run goes on with fewer generators",
+    13: "`--resume` goes on, from the newest checkpoint and the journal",
+    14: "a run that goes on finds a whole checkpoint, and the journal since",
+    15: "a warning; the one before is taken, and the journal has the steps since",
+    16: "a warning, or one line and exit code 2, after which `--resume` goes on; nothing half-written is left",
+    17: "the step in flight is finished and saved; 130 or 143, and `--resume` goes on",
+    18: "the run goes on; a resume names both until they are back",
+    19: "the update is left out on all learners; the run ends with exit code 2, and nothing is exported",
+    20: "the run goes on; what Ray has ended is replaced",
+    21: "refused before Ray starts",
+    22: "one is refused, and the other not disturbed",
+    23: "it gets the weights and then prompts; without it the others go on",
+    24: "the run goes on; a second run with its journal ends with the same bytes",
+    25: "other learners go on from the newest checkpoint and the journal",
+}
+"""What happens after a fault, by its number."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +72,15 @@ def markdown(rows: Iterable[Row]) -> str:
     kinds: dict[tuple[int, str], list[Row]] = {}
     for row in sorted(rows, key=lambda row: (row.number, row.fault)):
         kinds.setdefault((row.number, row.fault), []).append(row)
-    lines = [HEAD, ("---",) * len(HEAD), *(_line(fault, same) for (_, fault), same in kinds.items())]
+    lines = [HEAD, ("---",) * len(HEAD), *(_line(*kind, same) for kind, same in kinds.items())]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _line(fault: str, rows: Sequence[Row]) -> tuple[str, ...]:
+def _line(number: int, fault: str, rows: Sequence[Row]) -> tuple[str, ...]:
     ledger = "whole" if all(row.ledger for row in rows) else ""
     exact = "yes" if any(row.exact for row in rows) else ""
     found, lost = _seconds(row.found for row in rows), _seconds(row.lost for row in rows)
-    return (re.sub(r"\|", "\\|", fault), str(len(rows)), found, lost, ledger, exact)
+    return (fault, HAPPENS[number], str(len(rows)), found, lost, ledger, exact)
 
 
 def _seconds(values: Iterable[float | None]) -> str:

@@ -56,7 +56,7 @@ def test_a_generator_comes_with_a_node_and_goes_with_it(tmp_path, tiny_model, to
             found, lost, warning = survives(launch, lambda: lose(other))
             assert "generator-" in warning
         launch.ends(0)
-    check_records(run, STEPS, evaluations=2 + STEPS // 5)
+    check_records(run, STEPS)
     Row(23, "a generator comes in mid-run", f"after step {came}", ledger=True).write()
     Row(23, "a generator goes with its node", f"after step {came + 3}", found, lost, ledger=True).write()
 
