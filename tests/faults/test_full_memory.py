@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import numpy as np
 import psutil
@@ -22,8 +23,12 @@ BLOCK = 2**28
 
 def control_store(launch: Launch) -> str:
     """The address of the Ray that the run has started."""
-    words = [word for process in launch.processes() if process.is_running() for word in process.cmdline()]
-    return next(found[1] for word in words if (found := re.match(r"--gcs-address=(\S+)", word)))
+    for process in launch.processes():
+        with suppress(psutil.Error):  # it has ended
+            for word in process.cmdline():
+                if found := re.match(r"--gcs-address=(\S+)", word):
+                    return found[1]
+    raise AssertionError("no process of Ray names the address")
 
 
 @pytest.mark.timeout(600)
