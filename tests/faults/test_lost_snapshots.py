@@ -12,17 +12,18 @@ from tests.faults.launched import command, has_done, start
 from tests.faults.table import Row
 from tests.faults.test_lost_actors import ends_as_if_undisturbed, survives
 from tests.integration.conftest import BIN
-from tests.integration.head import ADDRESS, running_head, session_of
+from tests.integration.head import ADDRESS, running_head, session_of, wait_until
 
 
 @contextmanager
-def node(environment: dict[str, str], folder: Path, cpus: int) -> Iterator[subprocess.Popen]:
-    """Another node of the head's cluster."""
+def node(environment: dict[str, str], log: Path, cpus: int) -> Iterator[subprocess.Popen]:
+    """Another node of the head's cluster, when it has joined."""
     words = [BIN / "ray", "start", f"--address={ADDRESS}", "--block", f"--num-cpus={cpus}", "--disable-usage-stats",
              "--object-store-memory=100000000"]  # fmt: skip
-    with (folder / "node.log").open("a") as output:
+    with log.open("w") as output:
         process = subprocess.Popen(words, env=environment, stdout=output, stderr=output, start_new_session=True)
     try:
+        wait_until(lambda: "Ray runtime started" in log.read_text(), 60, "a node has joined")
         yield process
     finally:
         lose(process)
@@ -42,12 +43,13 @@ def test_learners_whose_snapshots_are_gone_with_their_node_go_on_from_the_checkp
     overrides = ["learners.cpus=1", "cluster.snapshot_every=1", "cluster.start_timeout=120"]
     with running_head(token_environment, tmp_path, cpus=1) as environment:  # no room for the learners
         variables = environment | {"RAY_ADDRESS": ADDRESS}
-        with node(environment, tmp_path, cpus=3) as other, node(environment, tmp_path, cpus=3) as spare:
+        logs = tmp_path / "one.log", tmp_path / "other.log"
+        with node(environment, logs[0], cpus=3) as one, node(environment, logs[1], cpus=3) as other:
             launch = start(command(tmp_path, "mine", tiny_model, *overrides), tmp_path / "mine", **variables)
             launch.token = Path(environment["RAY_AUTH_TOKEN_PATH"])
             launch.until(has_done(6), "step 6")
             learner = launch.actors()["learner-0"]
-            (theirs,) = (one for one in (other, spare) if os.getsid(learner) == one.pid)
+            (theirs,) = (node for node in (one, other) if os.getsid(learner) == node.pid)
             found, lost, warning = survives(launch, lambda: lose(theirs))
             assert "learner-0" in warning and "learner-1" in warning, warning
             assert "goes on after step 4 of 12" in launch.text()
