@@ -9,7 +9,7 @@ from tests.faults.flaky_reward import KINDS
 from tests.faults.launched import check_records, command, start
 from tests.faults.table import Row
 
-REASONS = {"raises": "does not like it", "no number": "nan", "hangs": "no answer within", "ends": "ended"}
+REASONS = {"raises": "does not like it", "no number": "nan", "hangs": "no answer within", "ends": "its process died"}
 
 
 @pytest.mark.timeout(600)

@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from tests.faults.damage import only_journal
-from tests.faults.launched import check_records, command, finish, has_done, is_there, journal, start, trained
+from tests.faults.launched import check_records, command, finish, has_done, is_there, start, trained
 from tests.faults.table import Row
 from tests.faults.test_lost_actors import survives
 from tests.faults.victims import GENERATING, freeze
@@ -29,15 +29,13 @@ def test_a_driver_killed_at_the_last_commit(undisturbed, tmp_path, tiny_model, j
     launch.until(is_there(LAST), "the last commit")
     launch.stop(signal.SIGKILL)
     assert not (run / "checkpoints").exists()
-    written = journal(run)
-    assert len(written) == 12
     if not journalled:
         shutil.rmtree(run / "journal")
-    finish([*words, *TWO, "--resume"], run)
+    said = finish([*words, *TWO, "--resume"], run)
     check_records(run)
+    assert ("steps 1 to 12 are in the journal" in said) == journalled
     assert (trained(run) == trained(undisturbed)) == journalled
     if journalled:
-        assert written.items() <= journal(run).items()
         Row(13, "driver killed, other generators go on", "at the last commit", ledger=True, exact=True).write()
 
 

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import pytest
 import yaml
 
 from rft_cluster.common.errors import UserError
+from rft_cluster.common.files import DiskFull
 from rft_cluster.config import Config
 from rft_cluster.data.manifest import manifest
 from rft_cluster.prompts import text_hash
@@ -21,6 +23,7 @@ from rft_cluster.run.resume import (
     check_begun,
     check_kinds,
     find_start,
+    raise_with_cure,
     read_saved_config,
     read_task,
     resume_line,
@@ -462,6 +465,14 @@ def test_the_line_of_a_stopped_run_names_the_step_and_the_command(tmp_path):
     assert resume_line(run, command).startswith("step 12 is saved; "), "the others are not whole"
     for asked in ("--resume", "--resume=auto"):
         assert resume_line(run, [*command, asked]).endswith(f" {asked}")
+
+
+@pytest.mark.parametrize("error", [DiskFull("model: no room"), OSError(errno.ENOSPC, "no room", "step-000007.jsonl")])
+def test_after_a_full_disk_a_run_that_has_begun_names_the_command_to_go_on(tmp_path, error):
+    raise_with_cure(error, tmp_path / "mine", ["launch"])
+    checkpoint(begun(tmp_path), 4)
+    with pytest.raises(DiskFull, match=r"no room.*\nstep 4 is saved; go on with: launch --resume$"):
+        raise_with_cure(error, tmp_path / "mine", ["launch"])
 
 
 def test_resuming_a_run_that_is_not_there_is_refused_with_the_nearest_name(tmp_path):
