@@ -99,6 +99,7 @@ def main() -> None:
         f"run.folder={CACHE / 'run'}",
         f"schedule.steps={options.steps}",
         f"schedule.prompts_per_step={options.prompts}",
+        "optimizer.warmup_steps=0",
         "schedule.evaluate_every=0",
         "schedule.save_every=5",
         "schedule.stop_when_stuck=0",
