@@ -9,7 +9,6 @@ does for its safety is timed in the same steps: the journal (while the learners 
 snapshots and checkpoints.
 """
 
-import json
 import random
 import shutil
 import signal
@@ -102,6 +101,7 @@ def main() -> None:
         "optimizer.warmup_steps=0",
         "schedule.evaluate_every=0",
         "schedule.save_every=5",
+        "cluster.snapshot_every=1",
         "schedule.stop_when_stuck=0",
         "data.validation=0",
         "data.test=0",
@@ -114,7 +114,9 @@ def main() -> None:
     striker = Striker(config, options.every)
     code = launch.main(["--config", "digits", *overrides])
     assert code == 0, "the run did not end as it should"
-    write_result(options.name, {"machine": machine(), "prompts": options.prompts, **summary(config, striker, clock)})
+    found = {"machine": machine(), "prompts": options.prompts, **summary(config, striker, clock)}
+    write_result(options.name, found)
+    print(f"effective training time {found['effective_training_time']:.3f}, of a step: {found['share_of_a_step']}")
 
 
 def summary(config: Config, striker: Striker, clock: Clock) -> dict[str, Any]:
@@ -123,7 +125,7 @@ def summary(config: Config, striker: Striker, clock: Clock) -> dict[str, Any]:
     durations = dict(zip(sorted(striker.recorded)[1:], differences, strict=True))
     calm = [seconds for step, seconds in durations.items() if step not in striker.struck]
     usual = median(calm)
-    found = {
+    return {
         "steps": len(durations),
         "step_seconds": spread(calm),
         "losses": [
@@ -136,8 +138,6 @@ def summary(config: Config, striker: Striker, clock: Clock) -> dict[str, Any]:
         },
         "journal_bytes_a_step": _journal_bytes(config.run_folder),
     }
-    print(json.dumps(found, indent=1), flush=True)
-    return found
 
 
 def _journal_bytes(run: Path) -> int:
