@@ -43,6 +43,7 @@ from rft_cluster.cluster.rollouts import Generators
 from rft_cluster.cluster.weight_sync import WeightSync
 from rft_cluster.config import Config, load_config
 from rft_cluster.data import FewShotDataset, LabelledImage
+from rft_cluster.learner.snapshot import Snapshot
 from rft_cluster.messages import Completion, Group, LearnerStats, Prompt, WeightRecord
 from rft_cluster.rewards.scorer import Scorer
 from rft_cluster.run.folder import RunFolder
@@ -131,8 +132,8 @@ def _group(prompt: Prompt, size: int, version: int) -> Group:
 
 
 class EmulatedLearner:
-    def __init__(self, seconds: Seconds) -> None:
-        self._seconds = seconds
+    def __init__(self, seconds: Seconds, rank: int) -> None:
+        self._seconds, self._rank = seconds, rank
 
     def update(self, work: Any, step: int) -> LearnerStats:
         time.sleep(self._seconds.learn)
@@ -151,11 +152,8 @@ class EmulatedLearner:
     def weight_digests(self) -> dict[str, int]:
         return {}
 
-    def save_checkpoint(self, folder: str) -> int:
-        return 0
-
-    def seal_checkpoint(self, folder: str) -> dict[str, Any]:
-        return {}
+    def snapshot(self, step: int) -> tuple[Snapshot, int]:
+        return Snapshot(self._rank, step, step, {}), step
 
     def export(self, folder: str) -> None:
         Path(folder, "nothing").touch()
@@ -172,7 +170,8 @@ class EmulatedCluster:
             for name in generators.names
         }
         learner_handles = {
-            name: ray.remote(EmulatedLearner).options(**light).remote(seconds) for name in learners.names
+            name: ray.remote(EmulatedLearner).options(**light).remote(seconds, rank)
+            for rank, name in enumerate(learners.names)
         }
         reward = ray.remote(Scorer).options(**light).remote(config.rewards, config.scoring, {})
         self._handles = [*generator_handles.values(), *learner_handles.values(), reward]

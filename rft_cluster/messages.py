@@ -195,3 +195,15 @@ class WeightRecord:
     version: int
     received: int  # digest of all tensors in BF16, as received
     loaded: int  # digest of the engine's own parameters
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenFile:
+    """A rank's file of a checkpoint that is on the disk, e.g. `WrittenFile("shard-00001-....safetensors", 12_000_000,
+    "9f86d081...", updates=40, seconds=14.2)`."""
+
+    name: str
+    bytes: int
+    sha256: str
+    updates: int  # that the optimizer has made
+    seconds: float  # that writing took

@@ -27,6 +27,7 @@ from rft_cluster.learner.collate import Batch, collate
 from rft_cluster.learner.learner import GIB, Learner
 from rft_cluster.learner.packing import by_prompt, split_work
 from rft_cluster.learner.prompt_cache import PromptCache
+from rft_cluster.learner.snapshot import write_shards
 from rft_cluster.messages import TrainingSample
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.folder import read_shapes
@@ -231,10 +232,10 @@ def gradient_errors(learner: Learner, expected: list[Tensor]) -> list[float]:
 def restored(learner: Learner, work: Any, bench: Bench) -> int:
     """Write a checkpoint, make another update, read the checkpoint back: the number of tensors that differ."""
     with tempfile.TemporaryDirectory(dir=bench.folder) as folder:
-        count = learner.save_checkpoint(folder)
+        written = write_shards(folder, learner.snapshot(UPDATES)[0])
         saved = state(learner)
         learner.update(work, UPDATES)
-        learner.restore_checkpoint(folder, count, UPDATES)
+        learner.restore_checkpoint(folder, written.updates, UPDATES)
     return sum(not torch.equal(one, other) for one, other in zip(saved, state(learner), strict=True))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from rft_cluster.cluster.handles import Learners, RewardActor, Update
 from rft_cluster.cluster.recovery import Recovery
 from rft_cluster.cluster.rollouts import Generators, Rollout
-from rft_cluster.cluster.snapshots import Snapshots
+from rft_cluster.cluster.snapshots import Snapshots, Writing
 from rft_cluster.cluster.weight_sync import WeightSync
 from rft_cluster.common.errors import ClusterError, WeightTransferError
 from rft_cluster.config import Config
@@ -114,16 +114,16 @@ class Cluster:
         """Begin a snapshot in memory of the learners' state after `step` steps. Returns without waiting."""
         self.snapshots.take(self.learners, step)
 
-    def save_checkpoint(self, folder: Path, state: Mapping[str, Any]) -> None:
-        """See `Learners.save_checkpoint`.
+    def write_checkpoint(self, folder: Path, step: int) -> Writing:
+        """Begin to write the ranks' files of a checkpoint of `step` to a folder. Returns without waiting."""
+        return self.snapshots.write(self.learners, step, folder)
+
+    def export(self, folder: Path, files: Mapping[str, Any]) -> None:
+        """See `Learners.export`.
 
         Raises:
             WeightTransferError: the generators' weights differ from those last sent.
         """
         # The run may end here, and nothing else would wait for the last verification.
         self._until_whole(self.weights.wait)
-        self.learners.save_checkpoint(folder, state)
-
-    def export(self, folder: Path, files: Mapping[str, Any]) -> None:
-        """See `Learners.export`."""
         self.learners.export(folder, files)

@@ -18,18 +18,27 @@ from ray.exceptions import (
     RayActorError,
     RayError,
     RayTaskError,
+    TaskUnschedulableError,
     WorkerCrashedError,
 )
 
 from rft_cluster.common.errors import ClusterError, UserError, WeightTransferError
-from rft_cluster.common.files import FORMAT, sealed, unfinished, write_json
+from rft_cluster.common.files import unfinished, write_json
 from rft_cluster.common.reduce import reduced
 from rft_cluster.common.text import shown
 from rft_cluster.learner.packing import split_work
 from rft_cluster.messages import LearnerStats, TrainingSample
 
-# Of an actor; of an answer that was still on a node when it died; of a task; of either, ended by Ray for memory.
-LOSSES = (RayActorError, ObjectLostError, NodeDiedError, WorkerCrashedError, OutOfMemoryError)
+# Of an actor; of an answer that was still on a node when it died; of a task, or of the node that it is bound to; of
+# either, ended by Ray for memory.
+LOSSES = (
+    RayActorError,
+    ObjectLostError,
+    NodeDiedError,
+    WorkerCrashedError,
+    TaskUnschedulableError,
+    OutOfMemoryError,
+)
 PEERS = 5.0  # seconds for the news of a death to arrive behind the errors that it caused
 NAMED = 8  # prompts in one warning
 MISTAKE = f"\n{UserError.__module__}.{UserError.__qualname__}: "  # in Ray's report, before the message
@@ -253,17 +262,6 @@ class Learners(ActorGroup):
             return Update({}, self._timeout, step)
         work = split_work(samples, len(self), updates, micro_batch_tokens)
         return Update(self.begin_each("update", [(share, step) for share in work]), self._timeout, step)
-
-    def save_checkpoint(self, folder: Path, state: Mapping[str, Any]) -> None:
-        """Write a checkpoint and its `state`. The folder gets its final name when it is complete."""
-        with unfinished(folder) as temporary:
-            updates = self.call_all("save_checkpoint", str(temporary))[0]
-            digests: dict[str, str] = {}
-            for share in self.call_all("seal_checkpoint", str(temporary)):
-                digests |= share
-            files = {name: (temporary / name).stat().st_size for name in sorted(digests)}
-            own = {"format": FORMAT, **state, "optimizer_updates": updates, "files": files, "digests": digests}
-            write_json(temporary / "state.json", sealed(own))
 
     def restore_checkpoint(self, folder: Path, updates: int, step: int) -> None:
         """Load a checkpoint of `step` on all ranks. `updates`: number of optimizer updates before it."""

@@ -1,8 +1,14 @@
-"""The learners' state in memory, outside their processes: learners heal from it without the disk.
+"""The learners' state in memory, outside their processes: learners heal from it without the disk, and checkpoints are
+written from it while training goes on.
 
     learner-0   update 6 | snapshot 7 | update 7 ...
-                                \\
-    object store of its node     state of rank 0 --- a task ---> its second copy, in that of the next node
+                               |
+                               v                     a task
+    object store of its node   state of rank 0 --------------> its second copy, in that of the next node
+                               |
+                               | a task, if a checkpoint is due
+                               v
+    disk                       shard-00001-model-00001-of-00001.safetensors
 
 A snapshot is what each rank returns from a call. Ray keeps it in shared memory of the rank's node (on its disk, if
 memory is short) for its owner, which is the driver: it outlives the rank's process. Its bytes never go through the
@@ -10,8 +16,10 @@ driver, which holds references. Learners execute their calls in order, so a snap
 has the state between them, and nobody waits for it.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import ray
@@ -19,8 +27,9 @@ from ray.actor import ActorHandle
 from ray.exceptions import ObjectLostError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rft_cluster.cluster.handles import Learners, failure, wait_for
-from rft_cluster.learner.snapshot import kept
+from rft_cluster.cluster.handles import PEERS, Learners, failure, wait_for
+from rft_cluster.learner.snapshot import kept, write_shards
+from rft_cluster.messages import WrittenFile
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,7 @@ class Snapshots:
     def take(self, learners: Learners, step: int) -> None:
         """Begin a snapshot of the learners' state after `step` steps. Returns without waiting."""
         self.newest()
-        self._taken.append(self.begin(learners, step))
+        self._taken.append(self._begin(learners, step))
 
     def newest(self) -> int | None:
         """The step of the newest whole snapshot; None without one. Older ones are dropped here."""
@@ -84,19 +93,27 @@ class Snapshots:
         self._taken = []
         return None
 
-    def begin(self, learners: Learners, step: int) -> StoredSnapshot:
-        """Begin a snapshot that is the caller's alone."""
-        after = _next_nodes(self.nodes(learners))
-        # A second value each: a reference that the driver can get, and so see an error, without getting the state.
-        taken = [handle.snapshot.options(num_returns=2).remote(step) for handle in learners.handles]
-        states, stored = [state for state, _ in taken], [news for _, news in taken]
+    def write(self, learners: Learners, step: int, folder: Path) -> "Writing":
+        """Begin to write each rank's file of a checkpoint of `step` to a folder. Returns without waiting."""
+        nodes = self._nodes(learners)
+        known = [snapshot.states for snapshot in self._taken if snapshot.step == step]
+        states = known[0] if known else _states(learners, step)[0]
+        calls = {
+            ray.remote(write_shards).options(**on_node(node)).remote(str(folder), state): f"{name} (its checkpoint)"
+            for name, node, state in zip(learners.names, nodes, states, strict=True)
+        }
+        return Writing(calls, learners.timeout)
+
+    def _begin(self, learners: Learners, step: int) -> StoredSnapshot:
+        after = _next_nodes(self._nodes(learners))
+        states, stored = _states(learners, step)
         copied = [
             ray.remote(kept).options(num_returns=2, **on_node(node)).remote(state)
             for state, node in zip(states, after, strict=False)
         ]
         return StoredSnapshot(step, states, [copy for copy, _ in copied], [*stored, *(news for _, news in copied)])
 
-    def nodes(self, learners: Learners) -> list[str]:
+    def _nodes(self, learners: Learners) -> list[str]:
         """Ray's ids of the learners' nodes, by rank."""
 
         def node(learner: Any) -> str:  # nested, so sent by value: learners need not import this module
@@ -107,9 +124,56 @@ class Snapshots:
         return self._nodes_of[1]
 
 
+class Writing:
+    """The ranks' files of a checkpoint while tasks on the ranks' nodes write them."""
+
+    def __init__(self, calls: Mapping[ray.ObjectRef, str], timeout: float) -> None:
+        """`calls`: each task's, with its rank's name. `timeout`: seconds that they may take."""
+        self._calls, self._deadline = calls, time.monotonic() + timeout
+
+    @property
+    def done(self) -> bool:
+        """True if `wait` would not wait."""
+        calls = list(self._calls)
+        ready, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
+        late = time.monotonic() > self._deadline
+        return late or len(ready) == len(calls) or any(failure(call) for call in ready)
+
+    def wait(self, seconds: float | None = None) -> list[WrittenFile]:
+        """The ranks' files, by rank. `seconds`: to wait at most, if not to the deadline.
+
+        Nobody writes any more when this returns or raises.
+
+        Raises:
+            ClusterError: a task or a rank died, or did not end in time.
+            OSError: of a write, with the file's name.
+        """
+        left = max(0.0, self._deadline - time.monotonic())
+        try:
+            return wait_for(self._calls, left if seconds is None else min(left, seconds), "writing")
+        except BaseException:
+            self._end()
+            raise
+
+    def _end(self) -> None:
+        """End all tasks: one that goes on would write into the folder of the next checkpoint."""
+        for call in self._calls:
+            ray.cancel(call, force=True)
+        ray.wait(list(self._calls), num_returns=len(self._calls), timeout=PEERS)
+
+
+def _states(learners: Learners, step: int) -> tuple[list[ray.ObjectRef], list[ray.ObjectRef]]:
+    """Begin a snapshot of all ranks: references to the states, and to the news that they are stored. The driver can get
+    the news, and so see an error, without getting the state."""
+    taken = [handle.snapshot.options(num_returns=2).remote(step) for handle in learners.handles]
+    return [state for state, _ in taken], [news for _, news in taken]
+
+
 def on_node(node: str) -> dict[str, Any]:
-    """Options of a task beside a node's learners, which takes none of their processors' time to schedule and is not
-    tried again: what it makes may be gone with its node, and must not be made anew from a state that is gone, too."""
+    """Options of a task beside the learners of a node.
+
+    It is never tried again: its result may be gone with its node, and what it would be made from as well.
+    """
     return {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
 
 

@@ -127,6 +127,11 @@ def _stopped(text: str) -> int:
     return 128 + (stopping.received() or signal.SIGINT)
 
 
+def described(error: Exception) -> str:
+    """The message for an error in a line of its own."""
+    return explain(error) if isinstance(error, OSError) and error.errno in FIXABLE else str(error)
+
+
 def explain(error: OSError) -> str:
     """The message for an error in `FIXABLE`: what, where, and what to do."""
     assert error.errno is not None

@@ -21,7 +21,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
@@ -34,13 +34,6 @@ from rft_cluster.weights.source import PolicyWeights
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}  # of masters; of LoRA's base
 MOMENTS = ("exp_avg", "exp_avg_sq")
 EXPORT_FILE = "model.safetensors"
-
-
-def save_shards(folder: Path, policy: PolicyModel, optimizer: Optimizer) -> None:
-    """Write this rank's shards of a checkpoint. A collective: every rank calls it with the same folder."""
-    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    with _errors_of_the_system(folder):
-        dcp.save(_tensors(policy, optimizer), storage_writer=writer)
 
 
 def take_snapshot(rank: int, step: int, policy: PolicyModel, optimizer: Optimizer) -> Snapshot:
@@ -85,29 +78,19 @@ def load_shards(folder: Path, policy: PolicyModel, optimizer: Optimizer) -> None
     dcp.load(_tensors(policy, optimizer), storage_reader=HuggingFaceStorageReader(str(folder)))
 
 
-def shards_of(folder: Path, rank: int) -> list[Path]:
-    """The files of a checkpoint that this rank has written. torch's storage names them by rank, from 1.
-
-    Each rank looks for its own only: on a network disk it may see those of other hosts later.
-    """
-    return sorted(folder.glob(f"shard-{rank + 1:05d}-*.safetensors"))
-
-
 @contextmanager
 def _errors_of_the_system(folder: Path) -> Iterator[None]:
     """Turn errors of the system within this context (a full disk) into OSError with the folder's name.
 
-    torch wraps them in its own exception with all ranks' failures, and safetensors puts the errno into a text.
+    safetensors puts the errno into a text.
     """
     try:
         yield
-    except (CheckpointException, SafetensorError, OSError) as error:
-        failures = [failure for failure, _ in error.failures.values()] if isinstance(error, CheckpointException) else []
-        for failure in [*failures, error]:
-            told = re.search(r"\(os error (\d+)\)", str(failure)) if isinstance(failure, SafetensorError) else None
-            number = failure.errno if isinstance(failure, OSError) else int(told[1]) if told else None
-            if number:
-                raise OSError(number, os.strerror(number), str(folder)) from error
+    except (SafetensorError, OSError) as error:
+        told = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, SafetensorError) else None
+        number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+        if number:
+            raise OSError(number, os.strerror(number), str(folder)) from error
         raise
 
 

@@ -29,18 +29,14 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from rft_cluster.algorithm.loss import grpo_loss
 from rft_cluster.common.errors import RepeatedUpdate, UserError
-from rft_cluster.common.files import file_sha256
 from rft_cluster.common.hardware import forget_openmp, hardware
 from rft_cluster.common.reduce import reduced
 from rft_cluster.config import Config
 from rft_cluster.learner.checkpoint import (
     export_model,
     load_shards,
-    optimizer_updates,
     put_back,
-    save_shards,
     set_optimizer_updates,
-    shards_of,
     take_snapshot,
 )
 from rft_cluster.learner.collate import Batch, collate
@@ -356,15 +352,6 @@ class Learner:
         """Continue from a snapshot of this rank, among as many ranks."""
         self._step = snapshot.step
         put_back(snapshot, self._policy, self._optimizer)
-
-    def save_checkpoint(self, folder: str) -> int:
-        """Write this rank's shards. Returns the number of updates that the optimizer has made."""
-        save_shards(Path(folder), self._policy, self._optimizer)
-        return optimizer_updates(self._optimizer)
-
-    def seal_checkpoint(self, folder: str) -> dict[str, str]:
-        """Name -> SHA-256 of this rank's files of a checkpoint."""
-        return {file.name: file_sha256(file) for file in shards_of(Path(folder), self._rank)}
 
     def restore_checkpoint(self, folder: str, updates: int, step: int) -> None:
         """Continue from a checkpoint of `step`, which has seen `updates` optimizer updates."""

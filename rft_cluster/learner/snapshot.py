@@ -7,6 +7,7 @@ can read it. No torch here: the processes that write these files would take seco
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from rft_cluster.common.files import naming
+from rft_cluster.messages import WrittenFile
 
 
 @dataclass(frozen=True)
@@ -38,22 +40,12 @@ class Snapshot:
     """`policy.NAME` of all parameters, `exp_avg.NAME` and `exp_avg_sq.NAME` of the trained ones."""
 
 
-@dataclass(frozen=True)
-class Written:
-    """A file of a checkpoint that is on the disk."""
-
-    name: str
-    bytes: int
-    sha256: str
-    updates: int
-
-
 def kept(snapshot: Snapshot) -> tuple[Snapshot, int]:
     """A copy on the node where this runs; and the step, as the news that it is there."""
     return snapshot, snapshot.step
 
 
-def write_shards(folder: str, snapshot: Snapshot) -> Written:
+def write_shards(folder: str, snapshot: Snapshot) -> WrittenFile:
     """Write a rank's file of a checkpoint. When this returns, the bytes are on the disk.
 
     Equal snapshots give equal bytes. (The library's own writer copies all tensors once more, and orders the keys of the
@@ -63,7 +55,7 @@ def write_shards(folder: str, snapshot: Snapshot) -> Written:
         OSError: with the file's name.
     """
     file = Path(folder) / shards_file(snapshot.rank)
-    digest, length = hashlib.sha256(), 0
+    digest, length, started = hashlib.sha256(), 0, time.monotonic()
     with naming(file), file.open("wb") as opened:
         for part in _parts(snapshot.shards):
             opened.write(part)
@@ -71,7 +63,7 @@ def write_shards(folder: str, snapshot: Snapshot) -> Written:
             length += len(part)
         opened.flush()
         os.fsync(opened.fileno())
-    return Written(file.name, length, digest.hexdigest(), snapshot.updates)
+    return WrittenFile(file.name, length, digest.hexdigest(), snapshot.updates, time.monotonic() - started)
 
 
 def shards_file(rank: int) -> str:

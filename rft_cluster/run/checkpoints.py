@@ -4,18 +4,31 @@ checkpoints/step-000050/   state.json, and the learners' shards (see learner/che
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from pydantic import BaseModel, Field, ValidationError
 
 from rft_cluster.common.errors import UserError
-from rft_cluster.common.files import check_format, check_seal, file_sha256, json_object, recover, size
+from rft_cluster.common.files import (
+    FORMAT,
+    check_format,
+    check_seal,
+    file_sha256,
+    json_object,
+    recover,
+    sealed,
+    size,
+    unfinished,
+    write_json,
+)
 from rft_cluster.common.text import shown
 from rft_cluster.config import ScheduleSection
+from rft_cluster.messages import WrittenFile
 
 STATE_FILE = "state.json"
 MOST_TIME = 0.02  # largest share of a run's time for saving every `schedule.save_minutes`
@@ -39,6 +52,52 @@ class State(BaseModel):
 class Checkpoint:
     path: Path
     state: State
+
+
+class Writing(Protocol):
+    """The learners' files while they are written; see `cluster.snapshots.Writing`."""
+
+    @property
+    def done(self) -> bool: ...
+
+    def wait(self, seconds: float | None = None) -> list[WrittenFile]: ...
+
+
+class NewCheckpoint:
+    """A checkpoint that is written while the run goes on, in a temporary folder until `finish` has renamed it."""
+
+    def __init__(self, run: Path, state: State, write: Callable[[Path, int], Writing]) -> None:
+        """`write` begins to write the files of a step to a folder."""
+        self.step, self.path, self._state = state.step, checkpoint_folder(run, state.step), state
+        with ExitStack() as stack:
+            self._temporary = stack.enter_context(unfinished(self.path))
+            self._writing = write(self._temporary, state.step)
+            self._rest = stack.pop_all()
+
+    @property
+    def done(self) -> bool:
+        """True if `finish` would not wait for the files."""
+        return self._writing.done
+
+    def finish(self, seconds: float | None = None) -> float:
+        """Wait for the files, by `seconds` at most, and make the checkpoint a whole one. Returns the seconds that its
+        files took.
+
+        Raises:
+            DiskFull: there was no room.
+            OSError, ClusterError: the files are not complete. Nothing is left of them.
+        """
+        with self._rest:
+            files = self._writing.wait(seconds)
+            state = self._state.model_copy(
+                update={
+                    "optimizer_updates": files[0].updates,
+                    "files": {file.name: file.bytes for file in files},
+                    "digests": {file.name: file.sha256 for file in files},
+                }
+            )
+            write_json(self._temporary / STATE_FILE, sealed({"format": FORMAT, **state.model_dump()}))
+        return max(file.seconds for file in files)
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:

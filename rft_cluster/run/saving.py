@@ -9,9 +9,10 @@ from typing import Any, Protocol
 from rft_cluster.classification.card import CARD_FILE, Card, read_card
 from rft_cluster.classification.report import Evaluation
 from rft_cluster.common import stopping
+from rft_cluster.common.errors import ClusterError, described
 from rft_cluster.common.files import FORMAT, ROOM, DiskFull, bytes_in, check_space
 from rft_cluster.config import Config
-from rft_cluster.run.checkpoints import State, checkpoint_folder, is_due, prune_checkpoints
+from rft_cluster.run.checkpoints import NewCheckpoint, State, Writing, checkpoint_folder, is_due, prune_checkpoints
 from rft_cluster.run.journal import prune_journal
 
 MODEL, BEST = "model", "model-best"
@@ -23,13 +24,17 @@ class Learners(Protocol):
 
     def take_snapshot(self, step: int) -> None: ...
 
-    def save_checkpoint(self, folder: Path, state: Mapping[str, Any]) -> None: ...
+    def write_checkpoint(self, folder: Path, step: int) -> Writing: ...
 
     def export(self, folder: Path, files: Mapping[str, Any]) -> None: ...
 
 
 class Keeper:
-    """Saves the policy when it is due, and when the run is stopped between two steps."""
+    """Saves the policy when it is due, and when the run is stopped between two steps.
+
+    A checkpoint is written while the run goes on, one at a time, and completed at the end of a later step. The run
+    waits for it only where no later step would: at the last one, when it stops, before a model is exported.
+    """
 
     def __init__(self, config: Config, card: Card, learners: Learners, step: int, tiny_model: str | None) -> None:
         """`step`: the step of the learners' weights, which is on disk already. `tiny_model`: see `State`."""
@@ -37,7 +42,9 @@ class Keeper:
         self._tiny_model = tiny_model
         self._step = self._saved = step
         self._between_steps = True  # the learners have the weights of step `_step`
-        self._saved_at, self._cost = time.monotonic(), 0.0
+        self._new: NewCheckpoint | None = None  # that is being written
+        self._begun_at = time.monotonic()  # the last one
+        self._cost = 0.0  # seconds that writing the last one took
         self._bytes = 0  # of the last checkpoint, and so of the next
         self._validation: dict[int, float] = {}
 
@@ -53,62 +60,80 @@ class Keeper:
         """Save a checkpoint if the schedule says so, or if `at_once`; take a snapshot in memory if that is due.
 
         Raises:
-            DiskFull: the run cannot go on after this step.
+            DiskFull, OSError, ClusterError: nothing is saved, and the run cannot go on after this step.
         """
         every = self._config.cluster.snapshot_every
         if every and self._step % every == 0:
             self._learners.take_snapshot(self._step)
-        if not (at_once or is_due(self._config.schedule, self._step, time.monotonic() - self._saved_at, self._cost)):
-            return
-        with self._going_on(f"step {self._step} is not saved", ends=at_once):
-            self._save()
+        last = at_once or self._step == self._config.schedule.steps
+        due = last or is_due(self._config.schedule, self._step, time.monotonic() - self._begun_at, self._cost)
+        with stopping.whole():
+            if due or (self._new and self._new.done):
+                self._finish()
+            if due:
+                self._begin(last)
+            if last:
+                self._finish(last)
 
     @contextmanager
-    def _going_on(self, missed: str, ends: bool = False) -> Iterator[None]:
-        """Go on although the disk is full, with a warning: older files are untouched, and there may be room later.
+    def _going_on(self, missed: str, last: bool, *errors: type[Exception]) -> Iterator[None]:
+        """Go on after one of `errors`, with a warning: older files are untouched, and a later time may do better.
 
-        `ends`: the run ends after this step, as it does after the last one, so there is no later.
+        `last`: the run ends after this step, so there is no later time.
         """
         try:
             yield
-        except DiskFull as error:
-            if ends or self._step == self._config.schedule.steps:
+        except errors as error:
+            if last:
                 raise
-            self._saved_at = time.monotonic()  # not at every step
-            print(f"WARNING: {missed}, and the run goes on: {error}", flush=True)
+            self._begun_at = time.monotonic()  # not at every step
+            print(f"WARNING: {missed}, and the run goes on: {described(error)}", flush=True)
 
     @contextmanager
     def saved_when_stopped(self) -> Iterator[None]:
-        """Save when a signal arrives in this context between two steps, if the learners can do so within seconds."""
+        """Save when a signal arrives in this context between two steps, if the learners can do so within seconds.
+
+        After any error, complete the checkpoint that is being written.
+        """
         try:
             yield
         except BaseException:
-            quick = self._cost <= stopping.WHOLE
-            if stopping.received() and self._between_steps and self._step > self._saved and quick:
-                self._save()
+            stopped = stopping.received() is not None
+            self._finish(seconds=stopping.WHOLE if stopped else None)
+            if stopped and self._between_steps and self._step > self._saved and self._cost <= stopping.WHOLE:
+                self._begin(last=True)
+                self._finish(last=True, seconds=stopping.WHOLE)
             raise
 
-    def _save(self) -> None:
+    def _begin(self, last: bool) -> None:
+        """Begin to write a checkpoint of this step, unless there is one."""
         if self._step == self._saved:
             return
-        start = time.monotonic()
-        state = State(step=self._step, prompt_sha256=self._card.prompt_sha256, tiny_model=self._tiny_model)
         run = self._config.run_folder
-        folder = checkpoint_folder(run, self._step)
-        with stopping.whole():
-            check_space(run, self._bytes, f"the files of {folder.name}", ROOM)
-            self._learners.save_checkpoint(folder, state.model_dump())
-            self._bytes = bytes_in(folder)
-            prune_journal(run, prune_checkpoints(run, self._step, self._config.schedule.keep_checkpoints))
-            self._saved, self._saved_at = self._step, time.monotonic()
-        self._cost = self._saved_at - start
+        state = State(step=self._step, prompt_sha256=self._card.prompt_sha256, tiny_model=self._tiny_model)
+        with self._going_on(f"step {self._step} is not saved", last, DiskFull, OSError):
+            check_space(run, self._bytes, f"the files of {checkpoint_folder(run, self._step).name}", ROOM)
+            self._new, self._begun_at = NewCheckpoint(run, state, self._learners.write_checkpoint), time.monotonic()
+
+    def _finish(self, last: bool = False, seconds: float | None = None) -> None:
+        """Complete the checkpoint that is being written, if any. `seconds`: to wait for it at most."""
+        new, self._new = self._new, None
+        if new is None:
+            return
+        run, keep = self._config.run_folder, self._config.schedule.keep_checkpoints
+        with self._going_on(f"step {new.step} is not saved", last, DiskFull, OSError, ClusterError):
+            self._cost = new.finish(seconds)
+            self._bytes = bytes_in(new.path)
+            prune_journal(run, prune_checkpoints(run, new.step, keep))
+            self._saved = new.step
 
     def keep_if_best(self, evaluation: Evaluation) -> None:
         """Export the policy if no earlier one was better on the validation images."""
         self._validation[evaluation.step] = evaluation.accuracy_strict
         best = exported(self._config.run_folder / BEST)
         if best is None or best.validation is None or evaluation.accuracy_strict > best.validation:
-            with self._going_on(f"the best policy so far, of step {self._step}, is not exported"):
+            last = self._step == self._config.schedule.steps
+            with self._going_on(f"the best policy so far, of step {self._step}, is not exported", last, DiskFull):
                 self._export(BEST)
 
     def keep_last(self) -> None:
@@ -118,6 +143,7 @@ class Keeper:
         own = {"steps": self._step, "validation": self._validation.get(self._step)}
         card = self._card.model_copy(update=own)
         with stopping.whole():
+            self._finish()  # not two large writes at once
             self._learners.export(self._config.run_folder / name, {CARD_FILE: {"format": FORMAT, **card.model_dump()}})
 
 

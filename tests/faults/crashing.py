@@ -2,8 +2,9 @@
 
     python -m tests.faults.crashing FOLDER
 
-The driver's part is the real one; the shards are small files. Prints an object a crash: the call, and what a run that
-goes on finds. A process of its own: it forks, and the children are killed by SIGKILL, so nothing can clean up.
+The driver's part is the real one, and so are the writers, of small files; here they are in its process. Prints an
+object a crash: the call, and what a run that goes on finds. A process of its own: it forks, and the children are killed
+by SIGKILL, so nothing can clean up.
 """
 
 import json
@@ -17,41 +18,31 @@ from types import FrameType
 from typing import Any
 
 from rft_cluster.classification.card import make_card
-from rft_cluster.cluster.handles import Learners
-from rft_cluster.common.files import file_sha256
 from rft_cluster.config import Config
 from rft_cluster.run.checkpoints import latest_checkpoint
 from rft_cluster.run.folder import RunFolder
 from rft_cluster.run.resume import find_start
 from rft_cluster.run.saving import Keeper
-from tests.unit.run.begun import DATASET, TASK, config, shard
+from tests.unit.run.begun import DATASET, TASK, Writing, config
 
 CALLS = ("mkdir", "open", "write", "fsync", "close", "rename", "replace", "unlink", "rmdir", "scandir")
 BEFORE, SAVED = 8, 12  # the steps of the newest checkpoint, and of the one that is written
 SETTINGS = ("schedule.steps=20", "schedule.save_every=4", "optimizer.warmup_steps=0")
 
 
-class LocalLearners(Learners):
+class LocalLearners:
     """Two ranks in this process. The journal is written as far as a step that is to be saved."""
 
-    def __init__(self) -> None:
-        pass
-
-    def call_all(self, method: str, *arguments: Any) -> list[Any]:
-        folder = Path(arguments[0])
-        files = [folder / f"shard-0000{rank}-model-00001-of-00001.safetensors" for rank in (1, 2)]
-        if method == "save_checkpoint":
-            for file in files:
-                file.write_bytes(shard(2**16))
-            return [SAVED, SAVED]
-        return [{file.name: file_sha256(file)} for file in files]
+    def write_checkpoint(self, folder: Path, step: int) -> Writing:
+        return Writing(folder, step)
 
 
 def save(settings: Config, first: int, step: int) -> None:
     keeper = Keeper(settings, make_card(settings, DATASET, TASK.text), LocalLearners(), first, None)
     with keeper.step(step):
         pass
-    keeper.save_if_due()
+    keeper.save_if_due()  # begins
+    keeper.save_if_due()  # completes
 
 
 def begin(folder: Path) -> Config:

@@ -22,7 +22,6 @@ from tests.faults.victims import (
     GENERATING,
     IDLE_ENGINE,
     LOADING_WEIGHTS,
-    SAVING,
     TAKING_PROMPTS,
     UPDATING,
     freeze,
@@ -57,7 +56,6 @@ LOSSES = [
     Loss(8, "one of two ranks killed, with snapshots", "learner-1", UPDATING, snapshots=True),
     Loss(9, "learner frozen in the backward pass", "learner-1", BACKWARD, kills=False),
     Loss(10, "reward actor killed", "reward", ANY),
-    Loss(14, "learner killed while it writes a checkpoint", "learner-1", SAVING, after=3),
 ]
 IN_CI = (2, 7)
 

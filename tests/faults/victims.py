@@ -23,7 +23,6 @@ LOADING_WEIGHTS = r"EngineThread\._serve .*Generator\.update_weights"
 IDLE_ENGINE = r"\AEngineThread\._serve\Z"
 BACKWARD = r"Learner\._backward > _engine_run_backward"
 UPDATING = r"Learner\.update"
-SAVING = r"Learner\.save_checkpoint"
 ANY = ""
 SOON = 120.0  # seconds in which an actor comes to any phase of a step
 INTERESTING = ("_engine_run_backward",)  # of other packages

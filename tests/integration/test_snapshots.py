@@ -1,19 +1,25 @@
 """The learners' state outlives them: real Ray, FSDP2 ranks of a tiny policy, nodes that are lost."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
+import psutil
 import pytest
 import ray
 from ray.cluster_utils import Cluster as RayNodes
 
 from rft_cluster.cluster.handles import Learners
 from rft_cluster.cluster.images import StoredImages
-from rft_cluster.cluster.snapshots import Snapshots
+from rft_cluster.cluster.snapshots import Snapshots, Writing
+from rft_cluster.common.errors import ClusterError, UserError
 from rft_cluster.config import Config, load_config
 from rft_cluster.data import FewShotDataset
 from rft_cluster.learner.learner import Learner
+from rft_cluster.learner.snapshot import shards_file
 from rft_cluster.messages import TrainingSample
+from rft_cluster.run.checkpoints import NewCheckpoint, State, latest_checkpoint
 from tests.integration.head import wait_until
 
 MICRO_BATCH = 4096
@@ -106,3 +112,69 @@ def test_learners_go_on_from_memory_after_the_loss_of_a_node(
     learners = ranks.start("head", "head")
     assert snapshots.restore(learners) is None
     assert snapshots.newest() is None
+
+
+def whole_tensors(learners: Learners) -> dict[str, str]:
+    """Digests of all weights and moments, whatever the number of ranks: FSDP shards the first dimension."""
+    snapshots = [snapshot for snapshot, _ in learners.call_all("snapshot", 0)]
+    return {
+        name: hashlib.sha256(b"".join(one.shards[name].data.tobytes() for one in snapshots)).hexdigest()
+        for name in snapshots[0].shards
+    }
+
+
+def test_a_checkpoint_is_written_while_training_goes_on_and_read_by_any_number_of_ranks(
+    lose: Lose, tiny_model: str, dataset: FewShotDataset, samples: list[TrainingSample], tmp_path: Path
+):
+    ranks, snapshots = Ranks(tiny_model, dataset), Snapshots()
+    learners = ranks.start("head", "head")
+
+    def begin(step: int, folder: str = "run") -> NewCheckpoint:
+        state = State(step=step, prompt_sha256="")
+        return NewCheckpoint(tmp_path / folder, state, lambda path, at: snapshots.write(learners, at, path))
+
+    update(learners, samples, 0)
+    expected = whole_tensors(learners)
+    first, twin = begin(1), begin(1, "twin")
+    update(learners, samples, 1)
+    assert whole_tensors(learners) != expected
+    assert first.finish() > 0 and twin.finish() > 0
+    found, notes = latest_checkpoint(tmp_path / "run")
+    assert found is not None and not notes
+    assert (found.state.step, found.state.optimizer_updates, len(found.state.digests)) == (1, 1, 2)
+    assert found.state.digests == latest_checkpoint(tmp_path / "twin")[0].state.digests
+
+    # A writer that is killed costs its checkpoint alone. It hangs here, because nobody reads from the pipe.
+    def hang(path: Path, step: int) -> Writing:
+        os.mkfifo(path / shards_file(1))
+        return snapshots.write(learners, step, path)
+
+    second = NewCheckpoint(tmp_path / "run", State(step=2, prompt_sha256=""), hang)
+    wait_until(writers, 60, "a writer has started")
+    for process in writers():
+        process.kill()
+    with pytest.raises(ClusterError, match=r"learner-1 \(its checkpoint\) died while 'writing'"):
+        second.finish()
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000001"]
+
+    for nodes in (["head"] * 2, ["head"], ["head"] * 3):
+        if len(nodes) != len(learners):
+            kill(learners)
+            learners = ranks.start(*nodes)
+        assert whole_tensors(learners) != expected
+        learners.restore_checkpoint(found.path, found.state.optimizer_updates, found.state.step)
+        assert whole_tensors(learners) == expected
+
+    file = found.path / shards_file(0)
+    with file.open("r+b") as opened:
+        opened.seek(file.stat().st_size // 2)
+        byte = opened.read(1)[0]
+        opened.seek(-1, os.SEEK_CUR)
+        opened.write(bytes([byte ^ 1]))
+    with pytest.raises(UserError, match="its bytes have changed since they were written"):
+        latest_checkpoint(tmp_path / "run")
+
+
+def writers() -> list[psutil.Process]:
+    """Processes that write the second rank's file: the first one's has nothing to wait for."""
+    return [process for process in psutil.process_iter() if "ray::write_shards" in " ".join(process.cmdline())]

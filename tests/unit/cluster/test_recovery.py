@@ -166,11 +166,11 @@ def test_a_generator_that_dies_in_a_broadcast_is_left_out_and_the_weights_are_se
     assert world.events[-1] == "publish 3 to ['generator-0'], prompts to ['generator-0']"
 
 
-def test_a_generator_that_dies_before_it_has_verified_keeps_no_checkpoint_from_being_written(world: World):
+def test_a_generator_that_dies_before_it_has_verified_keeps_no_model_from_being_exported(world: World):
     world.breaks = [LOST]
-    world.cluster.save_checkpoint(Path("checkpoint"), {})
+    world.cluster.export(Path("model"), {})
     assert world.events == ["wait", "reconnect ['generator-1']", "wait"]
-    assert world.learners.called == ["save_checkpoint"]
+    assert world.learners.called == ["export"]
     assert world.learners.lives == {"learner-0": 1, "learner-1": 1}
 
 

@@ -70,10 +70,6 @@ class Actors:
             return ["10.0.0.1"] * len(calls)
         if doing == "offering a rendezvous":
             return ["somewhere"]
-        if doing == "save_checkpoint":
-            return [0] * len(calls)
-        if doing == "seal_checkpoint":
-            return [{} for _ in calls]
         return [LearnerStats() for _ in calls]
 
 
@@ -297,8 +293,8 @@ def test_a_constructor_gets_what_is_valid_wherever_ray_starts_the_actor_again(re
     assert recorded.joins == [("learner", ("somewhere", ["10.0.0.1"], ["10.0.0.1"] * 2))]
 
 
-def test_a_checkpoint_is_written_when_generators_are_proved_to_hold_what_was_sent(recorded: Actors, tmp_path: Path):
+def test_a_model_is_exported_when_generators_are_proved_to_hold_what_was_sent(recorded: Actors, tmp_path: Path):
     """The run may end with it: nothing else would ask for the last verification."""
     cluster = cluster_of(recorded, [])
-    cluster.save_checkpoint(tmp_path / "checkpoint", {})
-    assert recorded.events == ["wait for the verification", "learner save_checkpoint", "learner seal_checkpoint"]
+    cluster.export(tmp_path / "model", {})
+    assert recorded.events == ["wait for the verification", "learner export"]

@@ -4,13 +4,18 @@ import hashlib
 import io
 import json
 import struct
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from rft_cluster.common.files import FORMAT, sealed, write_json
 from rft_cluster.config import Config, load_config
 from rft_cluster.data.dataset import FewShotDataset, LabelledImage
+from rft_cluster.learner.snapshot import Shard, Snapshot, write_shards
+from rft_cluster.messages import WrittenFile
 from rft_cluster.prompts import text_hash
 from rft_cluster.run.checkpoints import checkpoint_folder
 from rft_cluster.run.folder import RunFolder
@@ -40,6 +45,22 @@ def shard(size: int) -> bytes:
     """A safetensors file of one tensor of `size` bytes."""
     head = json.dumps({"x": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
     return struct.pack("<Q", len(head)) + head + bytes(range(256)) * (size // 256)
+
+
+class Writing:
+    """The writing of two ranks' files of a checkpoint, in this process, by `wait`."""
+
+    def __init__(self, folder: Path, updates: int, done: bool = True, seconds: float = 0.0) -> None:
+        """`seconds`: that it says to have taken."""
+        self.folder, self.updates, self.done, self.seconds = folder, updates, done, seconds
+        self.begins: Callable[[], None] = lambda: None
+
+    def wait(self, seconds: float | None = None) -> list[WrittenFile]:
+        self.begins()
+        shards = {"x": Shard(np.arange(256, dtype=np.uint8), "U8", (256,), (0,))}
+        snapshots = [Snapshot(rank, self.updates, self.updates, shards) for rank in (0, 1)]
+        files = [write_shards(str(self.folder), snapshot) for snapshot in snapshots]
+        return [replace(file, seconds=self.seconds) for file in files]
 
 
 def checkpoint(run: Path, step: int, **state: object) -> Path:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from rft_cluster import doctor
-from rft_cluster.common.files import FORMAT, file_sha256, sealed, unfinished, write_json
+from rft_cluster.learner.snapshot import shards_file
 from rft_cluster.messages import LearnerStats, Reward
 from rft_cluster.run.ledger import check_run, make_ledger
 from rft_cluster.run.lock import locked
-from tests.unit.run.begun import config, rewrite_state, shard
+from tests.unit.run.begun import config, rewrite_state
 from tests.unit.test_train import SETTINGS, Roles, run
 
 SMALL = (*SETTINGS, "sampling.group_size=2", "schedule.save_every=2")
@@ -38,16 +38,10 @@ class Writing(Roles):
         super()._learn(step)
         return LearnerStats(tokens=8, skipped=int(step == 4))
 
-    def save_checkpoint(self, folder: Path, state):
-        super().save_checkpoint(folder, state)
-        with unfinished(folder) as temporary:
-            files = [temporary / f"shard-0000{rank}.safetensors" for rank in (1, 2)]
-            for file in files:
-                file.write_bytes(shard(256))
-            own = {"optimizer_updates": self.steps - (self.steps > 4)}
-            own |= {"files": {file.name: file.stat().st_size for file in files}}
-            own |= {"digests": {file.name: file_sha256(file) for file in files}}
-            write_json(temporary / "state.json", sealed({"format": FORMAT, **state, **own}))
+    def write_checkpoint(self, folder: Path, step):
+        writing = super().write_checkpoint(folder, step)
+        writing.updates = self.steps - (self.steps > 4)
+        return writing
 
 
 def written(folder: Path, *overrides: str, roles: Roles | None = None) -> Path:
@@ -142,6 +136,7 @@ def _write(file: Path, lines: list[bytes]) -> None:
 
 
 ROLLOUTS, JOURNAL, NEWEST = "rollouts/step-000003.jsonl", "journal/step-000005.jsonl", "checkpoints/step-000006"
+SHARDS = [shards_file(rank) for rank in (0, 1)]
 DAMAGE = {
     "a step is missing": ("metrics.jsonl", without(3), "steps: metrics.jsonl: step 3 is missing"),
     "steps are missing": ("metrics.jsonl", without(2, 3), "steps: metrics.jsonl: steps 2 to 3 are missing"),
@@ -306,12 +301,12 @@ DAMAGE = {
         "journal: journal/step-000005.jsonl is not a file",
     ),
     "a weight's bit": (
-        *(f"{NEWEST}/shard-00001.safetensors", flipped(200)),
-        "checkpoints: checkpoints/step-000006: shard-00001.safetensors is damaged: its bytes have changed",
+        *(f"{NEWEST}/{SHARDS[0]}", flipped(200)),
+        f"checkpoints: checkpoints/step-000006: {SHARDS[0]} is damaged: its bytes have changed",
     ),
     "a shard is missing": (
-        *(f"{NEWEST}/shard-00002.safetensors", Path.unlink),
-        "checkpoints: checkpoints/step-000006: shard-00002.safetensors is missing",
+        *(f"{NEWEST}/{SHARDS[1]}", Path.unlink),
+        f"checkpoints: checkpoints/step-000006: {SHARDS[1]} is missing",
     ),
     "a checkpoint's state": (
         f"{NEWEST}/state.json",
@@ -391,7 +386,7 @@ def test_every_line_that_is_gone_or_there_twice_is_found(copy, file):
     assert not check_run(copy).problems
 
 
-@pytest.mark.parametrize("file", [JOURNAL, f"{NEWEST}/shard-00002.safetensors", f"{NEWEST}/state.json"])
+@pytest.mark.parametrize("file", [JOURNAL, f"{NEWEST}/{SHARDS[1]}", f"{NEWEST}/state.json"])
 def test_every_bit_of_what_is_sealed_counts(copy, file):
     whole = (copy / file).read_bytes()
     for at in range(0, len(whole), 61):

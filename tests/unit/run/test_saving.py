@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ import pytest
 from rft_cluster.classification.card import CARD_FILE, make_card, read_card
 from rft_cluster.classification.report import Evaluation
 from rft_cluster.common import stopping
-from rft_cluster.common.errors import exit_code
+from rft_cluster.common.errors import ClusterError, exit_code
 from rft_cluster.common.files import DiskFull, unfinished, write_json
+from rft_cluster.learner.snapshot import shards_file
 from rft_cluster.run.checkpoints import latest_checkpoint
 from rft_cluster.run.saving import BEST, MODEL, Keeper, describe_models, is_complete
-from tests.unit.run.begun import DATASET, TASK, config, shard
+from tests.unit.run.begun import DATASET, TASK, Writing, config
 
 
 @pytest.fixture(autouse=True)
@@ -28,14 +29,20 @@ def no_signal_yet(monkeypatch):
 
 
 class Learners:
-    def __init__(self) -> None:
+    def __init__(self, done: bool = True, seconds: float = 0.0) -> None:
+        """`done`: whether a file is on the disk at once. `seconds`: that it says to have taken."""
         self.saved: list[int] = []
+        self.snapshots: list[int] = []
+        self.writing: list[Writing] = []
+        self._done, self._seconds = done, seconds
 
-    def save_checkpoint(self, folder: Path, state: Mapping[str, Any]) -> None:
-        self.saved.append(state["step"])
-        with unfinished(folder) as temporary:
-            (temporary / "shard.safetensors").write_bytes(shard(256))
-            write_json(temporary / "state.json", state)
+    def take_snapshot(self, step: int) -> None:
+        self.snapshots.append(step)
+
+    def write_checkpoint(self, folder: Path, step: int) -> Writing:
+        self.saved.append(step)
+        self.writing.append(Writing(folder, step, self._done, self._seconds))
+        return self.writing[-1]
 
     def export(self, folder: Path, files: Mapping[str, Any]) -> None:
         with unfinished(folder) as temporary:
@@ -129,7 +136,8 @@ def test_a_signal_costs_no_whole_step(tmp_path, where, on_disk):
             with kept.step(5):
                 pass
             if where == "after saving":
-                kept._save()
+                kept._begin(last=True)
+                kept._finish()
             if where.startswith("in a step"):
                 with kept.step(6):
                     stop()
@@ -141,59 +149,172 @@ def test_a_signal_costs_no_whole_step(tmp_path, where, on_disk):
     assert learners.saved == on_disk
 
 
-def test_a_checkpoint_that_takes_long_is_not_begun_when_stopped(tmp_path, monkeypatch):
-    learners = Learners()
-    kept = keeper(tmp_path, learners, "schedule.save_every=1", "schedule.keep_checkpoints=9")
-    clock = iter([0.0, 0.0, 25.0])  # due?, begin, end
+def test_a_checkpoint_that_takes_long_is_not_begun_when_stopped(tmp_path):
+    learners = Learners(seconds=25.0)
+    kept = keeper(tmp_path, learners, "schedule.save_every=2", "schedule.keep_checkpoints=9")
 
     def work() -> None:
         with kept.saved_when_stopped():
-            with kept.step(1):
-                pass
-            monkeypatch.setattr("rft_cluster.run.saving.time.monotonic", lambda: next(clock))
-            kept.save_if_due()
-            with kept.step(2):
-                pass
+            steps(kept, 1, 3)
             stop()
 
     assert exit_code(work) == 143
-    assert learners.saved == [1]
+    assert learners.saved == [2]
+
+
+def steps(kept: Keeper, first: int, last: int) -> None:
+    for step in range(first, last + 1):
+        with kept.step(step):
+            pass
+        kept.save_if_due()
+
+
+def on_disk(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "mine" / "checkpoints").iterdir())
+
+
+EVERY = ("schedule.save_every=3", "schedule.steps=8", "optimizer.warmup_steps=0")
+
+
+def test_the_run_goes_on_while_a_checkpoint_is_written(tmp_path):
+    learners = Learners(done=False)
+    kept = keeper(tmp_path, learners, *EVERY)
+    steps(kept, 1, 4)
+    assert on_disk(tmp_path) == ["step-000003.tmp"]
+    learners.writing[0].done = True
+    steps(kept, 5, 5)
+    assert on_disk(tmp_path) == ["step-000003"]
+    steps(kept, 6, 7)
+    assert on_disk(tmp_path) == ["step-000003", "step-000006.tmp"]
+    steps(kept, 8, 8)  # the last step waits: for the one before, and for its own
+    assert on_disk(tmp_path) == ["step-000006", "step-000008"]
+    state = latest_checkpoint(tmp_path / "mine")[0].state
+    assert (state.optimizer_updates, list(state.files), len(state.digests)) == (8, [shards_file(0), shards_file(1)], 2)
+
+
+def test_two_checkpoints_are_never_written_at_once(tmp_path):
+    learners = Learners(done=False)
+    kept = keeper(tmp_path, learners, "schedule.save_every=1")
+    begun: list[list[str]] = []
+    write = learners.write_checkpoint
+    learners.write_checkpoint = lambda folder, step: begun.append(on_disk(tmp_path)) or write(folder, step)
+    steps(kept, 1, 3)
+    assert begun == [["step-000001.tmp"], ["step-000001", "step-000002.tmp"], ["step-000001", "step-000002",
+                     "step-000003.tmp"]]  # fmt: skip
+
+
+def test_a_model_is_exported_when_the_checkpoint_is_whole(tmp_path):
+    kept = keeper(tmp_path, Learners(done=False), "schedule.save_every=1")
+    steps(kept, 1, 1)
+    kept.keep_if_best(evaluation(1, 0.5))
+    assert on_disk(tmp_path) == ["step-000001"]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ClusterError("learner-0 (its checkpoint) died while 'writing'"), "learner-0 (its checkpoint) died"),
+        (OSError(errno.EIO, "Input/output error", "shard"), "shard: Input/output error: the device reports a fault"),
+        (OSError(errno.ENOSPC, "No space left on device", "shard"), "cannot be written: No space left on device"),
+    ],
+)
+def test_a_write_that_fails_costs_a_checkpoint_and_not_the_run(tmp_path, capsys, error, told):
+    learners = Learners()
+    kept = keeper(tmp_path, learners, *EVERY)
+    fail = failing(error)
+    write = learners.write_checkpoint
+
+    def write_badly(folder: Path, step: int) -> Writing:
+        writing = write(folder, step)
+        if step == 6:
+            (folder / "half").touch()
+            writing.begins = fail
+        return writing
+
+    learners.write_checkpoint = write_badly
+    steps(kept, 1, 7)
+    printed = capsys.readouterr().out
+    assert printed.startswith("WARNING: step 6 is not saved, and the run goes on: ") and printed.count("\n") == 1
+    assert told in printed
+    assert on_disk(tmp_path) == ["step-000003"]
+    steps(kept, 8, 8)
+    assert on_disk(tmp_path) == ["step-000003", "step-000008"]
+
+
+def test_a_write_that_fails_at_the_last_step_ends_the_run(tmp_path):
+    learners = Learners()
+    kept = keeper(tmp_path, learners, *EVERY, step=7)
+    write = learners.write_checkpoint
+
+    def write_badly(folder: Path, step: int) -> Writing:
+        writing = write(folder, step)
+        writing.begins = failing(ClusterError("a writer died"))
+        return writing
+
+    learners.write_checkpoint = write_badly
+    with pytest.raises(ClusterError, match="a writer died"):
+        steps(kept, 8, 8)
+    assert on_disk(tmp_path) == []
+
+
+def failing(error: Exception) -> Callable[[], None]:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+def test_after_an_error_the_checkpoint_that_is_being_written_is_completed(tmp_path):
+    kept = keeper(tmp_path, Learners(done=False), *EVERY)
+
+    def work() -> None:
+        with kept.saved_when_stopped():
+            steps(kept, 1, 4)
+            raise ClusterError("a learner died")
+
+    with pytest.raises(ClusterError, match="a learner died"):
+        work()
+    assert on_disk(tmp_path) == ["step-000003"]
+
+
+def test_the_journal_keeps_what_a_checkpoint_that_is_being_written_may_need(tmp_path, monkeypatch):
+    pruned: list[int] = []
+    monkeypatch.setattr("rft_cluster.run.saving.prune_journal", lambda run, oldest: pruned.append(oldest))
+    learners = Learners(done=False)
+    kept = keeper(tmp_path, learners, *EVERY, "schedule.keep_checkpoints=1")
+    steps(kept, 1, 5)
+    assert pruned == []
+    steps(kept, 6, 6)
+    assert pruned == [3]
+
+
+def test_snapshots_are_taken_as_often_as_configured(tmp_path):
+    learners = Learners()
+    steps(keeper(tmp_path, learners, "cluster.snapshot_every=2"), 1, 5)
+    assert learners.snapshots == [2, 4]
+    never = Learners()
+    steps(keeper(tmp_path, never, "cluster.snapshot_every=0"), 1, 5)
+    assert never.snapshots == []
 
 
 @pytest.mark.parametrize("what", ["before", "while writing"])
 def test_a_full_disk_costs_a_checkpoint_and_not_the_run(tmp_path, monkeypatch, capsys, what):
-    class Full(Learners):
-        full = False
-
-        def save_checkpoint(self, folder: Path, state: Mapping[str, Any]) -> None:
-            assert not (self.full and what == "before"), "too little room, and that was not seen before"
-            super().save_checkpoint(folder, state)
-
-    learners = Full()
+    learners = Learners()
     kept = keeper(tmp_path, learners, "schedule.save_every=2", "schedule.steps=8", "optimizer.warmup_steps=0")
     usage = shutil.disk_usage(tmp_path)
-
-    def begin(step: int) -> None:
-        with kept.step(step):
-            pass
-
-    begin(2)
-    kept.save_if_due()
-    learners.full = True
+    steps(kept, 1, 3)
     with monkeypatch.context() as patch:
         if what == "before":
             patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
         else:
-            patch.setattr(Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "no space")))
-        begin(4)
-        kept.save_if_due()
+            patch.setattr(os, "fsync", lambda _: failing(OSError(errno.ENOSPC, "no space"))())
+        steps(kept, 4, 5)
         printed = capsys.readouterr().out
         assert printed.startswith("WARNING: step 4 is not saved, and the run goes on: ") and printed.count("\n") == 1
-        begin(8)
+        assert learners.saved == ([2] if what == "before" else [2, 4])
         with pytest.raises(DiskFull):  # nobody would go on after the last step
-            kept.save_if_due()
-    assert [path.name for path in (tmp_path / "mine" / "checkpoints").iterdir()] == ["step-000002"]
-    learners.full = False
+            steps(kept, 8, 8)
+    assert on_disk(tmp_path) == ["step-000002"]
     kept.save_if_due()
     assert latest_checkpoint(tmp_path / "mine")[0].state.step == 8
 
