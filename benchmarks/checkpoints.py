@@ -2,10 +2,10 @@
 
     python -m benchmarks.checkpoints [--size medium] [--repeats 5]
 
-Two learner ranks (FSDP2 over gloo, FP32 masters, one thread each) train on the CPU; the actors, snapshots and writers
-are a run's. A checkpoint in the foreground, which torch's Distributed Checkpoint writes while the ranks wait, and one in
-the background take turns, and so do the ways back. `blocked` is the time in which the ranks take no other call, `slower`
-what updates lose beside it, because the writers use the same processors and memory.
+Two learner ranks (FSDP2 over gloo, FP32 masters, one thread each) train on the CPU. The actors, snapshots and writers
+are a run's. A checkpoint in the foreground, which torch's Distributed Checkpoint writes while the ranks wait, and one
+in the background take turns, and so do the ways back. `blocked` is the time in which the ranks take no other call,
+`slower` what updates lose beside it, because the writers use the same processors and memory.
 """
 
 import os
