@@ -102,7 +102,7 @@ def _check(config: Config, start: "Start", planned: bool = False) -> "Task":
     from rft_cluster.classification.redteam import check_rewards
     from rft_cluster.cluster.machine import check_machine, check_ray_folder
     from rft_cluster.cluster.placement import describe
-    from rft_cluster.plan.check import check_memory
+    from rft_cluster.plan.check import check_memory, object_store_note
     from rft_cluster.rewards.scorer import WeightedRewards
     from rft_cluster.run.metrics import own_sinks
     from rft_cluster.run.planned import archive_is_missing, task_before_download
@@ -139,6 +139,8 @@ def _check(config: Config, start: "Start", planned: bool = False) -> "Task":
 
         print_plan(config, checked, card_here(config))
     check_memory(config, checked.shapes)
+    if note := object_store_note(config, checked.shapes):
+        print(note, flush=True)
     return task
 
 

@@ -78,6 +78,13 @@ def memory_here() -> int:
     return int(get_system_memory())
 
 
+def object_store_here() -> int:
+    """Memory in bytes that a Ray which is started on this machine now gives to its object store."""
+    from ray._private.utils import estimate_available_memory, resolve_object_store_memory
+
+    return int(resolve_object_store_memory(estimate_available_memory()))
+
+
 def _gpus() -> int:
     """The number of GPUs, as Ray counts them: those of the driver, limited by CUDA_VISIBLE_DEVICES."""
     from ray._private.accelerators import NvidiaGPUAcceleratorManager as Nvidia

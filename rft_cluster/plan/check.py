@@ -1,11 +1,13 @@
 """Check that this machine has memory for the weights alone. Unlike a plan, which estimates, this refuses a run."""
 
-from rft_cluster.cluster.machine import memory_here, smallest_gpu
+from rft_cluster.cluster.machine import memory_here, object_store_here, smallest_gpu
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.files import size
 from rft_cluster.config import Config
 from rft_cluster.model.shapes import Shapes
-from rft_cluster.plan.memory import BF16, GIB, compute_size, state
+from rft_cluster.plan.memory import BF16, GIB, compute_size, snapshots, state
+
+PROPORTION = 0.3  # of a machine's free memory, that Ray takes for its object store unless told otherwise
 
 
 def check_memory(config: Config, shapes: Shapes) -> None:
@@ -33,6 +35,20 @@ def check_memory(config: Config, shapes: Shapes) -> None:
             f"generators, and this machine has {size(total)}: lower generators.count, generators.kv_cache_gib or "
             f"learners.count, or take a smaller model"
         )
+
+
+def object_store_note(config: Config, shapes: Shapes) -> str:
+    """A note if the object store of a Ray that is started here cannot hold the snapshots; else an empty text."""
+    if config.cluster.joins:
+        return ""
+    needed, store = snapshots(shapes, config), object_store_here()
+    if needed <= store:
+        return ""
+    return (
+        f"note: snapshots of the learners take {size(int(needed))}, and Ray's object store here has {size(store)}: Ray "
+        f"moves what does not fit to the disk, which takes longer. Set RAY_DEFAULT_OBJECT_STORE_MEMORY_PROPORTION "
+        f"above {PROPORTION:g}, or cluster.snapshot_every=0"
+    )
 
 
 def on_a_gpu(shapes: Shapes, config: Config) -> int:

@@ -70,6 +70,18 @@ def state(shapes: Shapes, config: Config) -> State:
     return State(weights / ranks, MOMENTS * trained / ranks, FP32 * trained / ranks, reference / ranks)
 
 
+def snapshot(shapes: Shapes, config: Config) -> float:
+    """Bytes of all ranks' state in a snapshot and in a checkpoint: 12 a trained parameter in FP32, 4 a frozen one."""
+    held = state(shapes, config)
+    return config.learners.count * (held.weights + held.moments)
+
+
+def snapshots(shapes: Shapes, config: Config) -> float:
+    """Bytes that snapshots take in Ray's object stores at most, without second copies: the newest whole one and the
+    next, or, without `cluster.snapshot_every`, the one that a checkpoint is written from."""
+    return (2 if config.cluster.snapshot_every else 1) * snapshot(shapes, config)
+
+
 @dataclass(frozen=True)
 class Activations:
     """Bytes that autograd keeps of a row: of the language model, and of the vision tower."""

@@ -3,12 +3,13 @@
 from collections.abc import Collection, Mapping
 from functools import partial
 
+from rft_cluster.common.files import size
 from rft_cluster.config import Config
 from rft_cluster.model.shapes import Shapes
 from rft_cluster.plan.advice import advice_lines
 from rft_cluster.plan.cards import Card
 from rft_cluster.plan.estimate import TIGHT, Plan, evaluated, make_plan
-from rft_cluster.plan.memory import GIB, PHASES
+from rft_cluster.plan.memory import GIB, PHASES, snapshot, snapshots
 from rft_cluster.plan.places import Place, host_memory
 from rft_cluster.plan.work import Prompts
 from rft_cluster.run.preflight import Checked
@@ -44,7 +45,16 @@ def describe(config: Config, shapes: Shapes, plan: Plan, prompts: Mapping[str, P
     lines.append(cache_line(plan))
     if config.cluster.device == "cuda":
         lines.append(f"host memory {host_memory(shapes, config) / GIB:.0f} GiB in all while learners load the model")
+    lines.append(snapshots_line(config, shapes))
     return [*lines, *time_lines(config, plan, prompts, card)]
+
+
+def snapshots_line(config: Config, shapes: Shapes) -> str:
+    one, held = snapshot(shapes, config), snapshots(shapes, config)
+    what = f"snapshots   {size(int(held))} in Ray's object stores"
+    if not config.cluster.snapshot_every:
+        return f"{what} while a checkpoint is written; learners heal from the disk (cluster.snapshot_every=0)"
+    return f"{what}: two of {size(int(one))}, and as much again if the learners are on several nodes"
 
 
 def cache_line(plan: Plan) -> str:
@@ -105,7 +115,7 @@ def _between(hours: Collection[float]) -> str:
 
 
 def _clock(hours: float) -> str:
-    for unit, size in (("h", 1.0), ("min", 60.0)):
-        if hours * size >= 1:
-            return f"{hours * size:.2g} {unit}"
+    for unit, part in (("h", 1.0), ("min", 60.0)):
+        if hours * part >= 1:
+            return f"{hours * part:.2g} {unit}"
     return f"{3600 * hours:.2g} s"

@@ -10,7 +10,8 @@ from rft_cluster.common.errors import UserError
 from rft_cluster.config import Config, load_config
 from rft_cluster.model.shapes import Shapes
 from rft_cluster.plan import check
-from rft_cluster.plan.check import check_memory, on_a_cpu, on_a_gpu
+from rft_cluster.plan.check import check_memory, object_store_note, on_a_cpu, on_a_gpu
+from rft_cluster.plan.memory import snapshot
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 SHAPES = Shapes.of(json.loads((BENCHMARKS / "qwen2_vl_2b.json").read_text())["config"], Path("config.json"))
@@ -70,6 +71,25 @@ def test_the_configurations_fit_what_they_are_for(monkeypatch, name, gigabytes):
 def test_an_engine_s_share_may_be_what_is_too_small():
     config = load_config("flower102", ["learners.count=64", "generators.gpu_memory=0.5"])
     assert on_a_gpu(SHAPES, config) == 2 * SHAPES.parameters / 0.5
+
+
+@pytest.mark.parametrize(("every", "taken"), [(0, 12), (1, 24)])
+def test_snapshots_that_the_object_store_cannot_hold_are_said(monkeypatch, every, taken):
+    config, count = digits(f"cluster.snapshot_every={every}"), SHAPES.parameters
+    monkeypatch.setattr(check, "object_store_here", lambda: taken * count)
+    assert object_store_note(config, SHAPES) == ""
+    monkeypatch.setattr(check, "object_store_here", lambda: taken * count - 1)
+    assert object_store_note(config, SHAPES).startswith("note: snapshots of the learners take ")
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert object_store_note(config, SHAPES) == "", "another machine's is not known"
+
+
+def test_a_frozen_parameter_takes_a_third_of_a_trained_one():
+    frozen = digits("model.freeze_vision=true")
+    assert snapshot(SHAPES, digits()) - snapshot(SHAPES, frozen) == 8 * SHAPES.vision
+    # The base is BF16, and frozen.
+    adapters = SHAPES.adapters(16)
+    assert snapshot(SHAPES, digits("model.lora.rank=16")) == 2 * SHAPES.parameters + 12 * adapters
 
 
 def test_a_cluster_that_is_joined_is_not_this_machine(monkeypatch):
