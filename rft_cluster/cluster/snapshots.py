@@ -62,9 +62,11 @@ class Snapshots:
         self._nodes_of: tuple[list[ActorHandle], list[str]] = [], []
 
     def take(self, learners: Learners, step: int) -> None:
-        """Begin a snapshot of the learners' state after `step` steps. Returns without waiting."""
-        self.newest()
-        self._taken.append(self._begin(learners, step))
+        """Begin a snapshot of the learners' state after `step` steps, unless the one before is still on its way: memory
+        is planned for two. Returns without waiting."""
+        whole = self.newest() is not None
+        if len(self._taken) == whole:
+            self._taken.append(self._begin(learners, step))
 
     def newest(self) -> int | None:
         """The step of the newest whole snapshot; None without one. Older ones are dropped here."""

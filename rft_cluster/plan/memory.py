@@ -77,9 +77,9 @@ def snapshot(shapes: Shapes, config: Config) -> float:
 
 
 def snapshots(shapes: Shapes, config: Config) -> float:
-    """Bytes that snapshots take in Ray's object stores at most, without second copies: the newest whole one and the
-    next, or, without `cluster.snapshot_every`, the one that a checkpoint is written from."""
-    return (2 if config.cluster.snapshot_every else 1) * snapshot(shapes, config)
+    """Bytes that snapshots take in Ray's object stores at most, without second copies: the one that a checkpoint is
+    written from and, with `cluster.snapshot_every`, the newest whole one and the next."""
+    return (3 if config.cluster.snapshot_every else 1) * snapshot(shapes, config)
 
 
 @dataclass(frozen=True)

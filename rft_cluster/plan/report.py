@@ -54,7 +54,7 @@ def snapshots_line(config: Config, shapes: Shapes) -> str:
     what = f"snapshots   {size(int(held))} in Ray's object stores"
     if not config.cluster.snapshot_every:
         return f"{what} while a checkpoint is written; learners heal from the disk (cluster.snapshot_every=0)"
-    return f"{what}: two of {size(int(one))}, and as much again if the learners are on several nodes"
+    return f"{what}: three of {size(int(one))}, and as much again if the learners are on several nodes"
 
 
 def cache_line(plan: Plan) -> str:

@@ -73,7 +73,7 @@ def test_an_engine_s_share_may_be_what_is_too_small():
     assert on_a_gpu(SHAPES, config) == 2 * SHAPES.parameters / 0.5
 
 
-@pytest.mark.parametrize(("every", "taken"), [(0, 12), (1, 24)])
+@pytest.mark.parametrize(("every", "taken"), [(0, 12), (1, 36)])
 def test_snapshots_that_the_object_store_cannot_hold_are_said(monkeypatch, every, taken):
     config, count = digits(f"cluster.snapshot_every={every}"), SHAPES.parameters
     monkeypatch.setattr(check, "object_store_here", lambda: taken * count)
