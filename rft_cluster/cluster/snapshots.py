@@ -31,6 +31,9 @@ from rft_cluster.cluster.handles import PEERS, Learners, failure, wait_for
 from rft_cluster.learner.snapshot import kept, write_shards
 from rft_cluster.messages import WrittenFile
 
+# Made once: Ray would keep each of them for the whole job.
+KEEP, WRITE = ray.remote(kept), ray.remote(write_shards)
+
 
 @dataclass(frozen=True)
 class StoredSnapshot:
@@ -101,7 +104,7 @@ class Snapshots:
         known = [snapshot.states for snapshot in self._taken if snapshot.step == step]
         states = known[0] if known else _states(learners, step)[0]
         calls = {
-            ray.remote(write_shards).options(**on_node(node)).remote(str(folder), state): f"{name} (its checkpoint)"
+            WRITE.options(**on_node(node)).remote(str(folder), state): f"{name} (its checkpoint)"
             for name, node, state in zip(learners.names, nodes, states, strict=True)
         }
         return Writing(calls, learners.timeout)
@@ -110,7 +113,7 @@ class Snapshots:
         after = _next_nodes(self._nodes(learners))
         states, stored = _states(learners, step)
         copied = [
-            ray.remote(kept).options(num_returns=2, **on_node(node)).remote(state)
+            KEEP.options(num_returns=2, **on_node(node)).remote(state)
             for state, node in zip(states, after, strict=False)
         ]
         return StoredSnapshot(step, states, [copy for copy, _ in copied], [*stored, *(news for _, news in copied)])
