@@ -59,7 +59,7 @@ def samples_of(config: Config, path: str, dataset: Any) -> list[TrainingSample]:
     encoder = PromptEncoder(path, config.model.min_pixels, config.model.max_pixels)
     cache, draw = PromptCache(encoder, dataset.images, 0), np.random.default_rng(0)
     completions = [
-        Completion(draw.integers(10, 200, TOKENS).tolist(), [-4.0] * TOKENS, "", "stop", 0) for _ in range(GROUP)
+        Completion(draw.integers(30, 250, TOKENS).tolist(), [-4.0] * TOKENS, "", "stop", 0) for _ in range(GROUP)
     ]
     groups = [Group(prompt, cache.encode(prompt).token_ids, completions) for prompt in prompts]
     return load_algorithm(config).samples(groups, [[1.0, -1.0, 0.5, -0.5]] * PROMPTS)
@@ -84,7 +84,8 @@ class Bench:
 
     def update(self) -> float:
         began = time.perf_counter()
-        self.learners.start_update(self._samples, self._step, 1, 4096).wait()
+        stats = self.learners.start_update(self._samples, self._step, 1, 4096).wait()
+        assert stats and not stats.skipped
         self._step += 1
         return time.perf_counter() - began
 
@@ -99,6 +100,7 @@ class Bench:
         return self.blocked(lambda: self.snapshots.take(self.learners, self._step))
 
     def foreground(self) -> float:
+        shutil.rmtree(self._folder / "foreground", ignore_errors=True)
         began = time.perf_counter()
         with unfinished(self._folder / "foreground") as temporary:
             self.learners.call_all("__ray_call__", torch_writes, str(temporary))
