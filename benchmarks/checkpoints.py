@@ -36,7 +36,7 @@ from rft_cluster.run.checkpoints import NewCheckpoint, State
 
 GOAL = 0.05  # of the write in the foreground
 STORE = 9 * 10**9  # bytes of Ray's object store: three snapshots of the larger size
-PROMPTS, GROUP, TOKENS = 6, 4, 16
+PROMPTS, GROUP, TOKENS = 2, 4, 16
 WARM = 1
 
 
