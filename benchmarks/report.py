@@ -85,6 +85,12 @@ def controller(found: Results) -> Spread:
     return {"median": 1 / worst["median"], "low": 1 / worst["high"], "high": 1 / worst["low"]}
 
 
+def stall(found: Results) -> Spread:
+    """The goal divided by the share of a write in the foreground that training waits for one in the background."""
+    share = found["share_of_the_write"]["checkpoint in the background, blocked"]
+    return {name: found["goal"] / share[other] for name, other in zip(SPREAD, ("median", "high", "low"), strict=True)}
+
+
 def forward(dtype: str) -> list[Goal]:
     """The speed of the packed learner relative to the plain one, in processor time."""
     faster, native = at(dtype, "cpu", "times_as_fast", "packed"), dtype == "fp32"
@@ -129,6 +135,7 @@ GOALS = [
     Goal("G6", "weights into an engine, bytes a second / memcpy, 426 MB", 0.30, TRANSFER,
          at("sizes", "medium", "ratio")),
     Goal("G6", "the same, 2.4 MB", 0.30, TRANSFER, at("sizes", "tiny", "ratio")),
+    Goal("", "5 % of a checkpoint's write / what training waits for one, 2.6 GB", 1.0, "checkpoints", stall),
     Goal("G7", "TRL's time to 60 % on the digits / ours, three seeds", 2.0, "digits", digits),
     memory("fp32"),
     memory("bf16"),
@@ -197,6 +204,15 @@ def transfer_table(found: Results) -> str:
         for size in sizes
     ]
     return table(("MB", *parts, "GB/s", "memcpy's"), rows)
+
+
+def checkpoints_table(found: Results) -> str:
+    shares = found["share_of_the_write"]
+    rows = [
+        (name, shown(seconds), f"{100 * shares[name]['median']:.1f} %" if name in shares else "")
+        for name, seconds in found["seconds"].items()
+    ]
+    return table(("What", "Seconds", "Share of the checkpoint in the foreground"), rows)
 
 
 def overlap_table(found: Results) -> str:
@@ -282,6 +298,7 @@ PARTS: dict[str, tuple[Callable[[Results], str], str]] = {
     "digits": (digits_table, "digits"),
     "forward": (forward_table, FORWARD),
     "transfer": (transfer_table, TRANSFER),
+    "checkpoints": (checkpoints_table, "checkpoints"),
     "overlap": (overlap_table, "overlap"),
     "controller": (controller_table, "controller"),
     "controller before": (controller_table, "controller_before"),
