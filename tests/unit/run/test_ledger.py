@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rft_cluster import doctor
+from rft_cluster.common.files import write_json
 from rft_cluster.learner.snapshot import shards_file
 from rft_cluster.messages import LearnerStats, Reward
 from rft_cluster.run.ledger import check_run, make_ledger
