@@ -172,6 +172,6 @@ def test_digits_gpu_is_digits_on_one_shared_gpu():
               if cpu[section][key] != gpu[section][key]}  # fmt: skip
     assert differ <= {
         "run.name", "generators.gpus", "generators.gpu_memory", "learners.gpus", "learners.count", "learners.cpus",
-        "learners.micro_batch_tokens", "cluster.device", "cluster.dtype",
+        "learners.micro_batch_tokens", "cluster.device", "cluster.dtype", "cluster.snapshot_every",
     }  # fmt: skip
     assert load_config("digits_gpu", []).shares_gpus
