@@ -37,15 +37,15 @@ Problems = dict[str, list[str]]
 # What to do about the problems of each check, in the order in which they are shown.
 CURES = {
     "settings": "bring the file back from a copy: without it nothing else can be proved",
-    "steps": "bring metrics.jsonl back from a copy, or remove the checkpoints from that step on and resume: the steps "
-    "since are then done again, from the journal if it has them",
+    "steps": "bring metrics.jsonl back from a copy",
     "evaluations": "bring eval.jsonl back from a copy; rft_cluster.evaluate measures an exported model again",
     "rollouts": "bring the file back from a copy",
     "prompts": "bring the file back from a copy; if nobody has changed it, do not use the run's model",
     "rewards": "bring the file back from a copy; if nobody has changed it, do not use the run's model",
     "staleness": "bring the file back from a copy; if nobody has changed it, do not use the run's model",
     "journal": "bring the file back from a copy; a run that resumes generates its step and those after it again",
-    "checkpoints": "remove what is damaged: a run that resumes takes the one before, and the journal",
+    "checkpoints": "remove a damaged one: a run that resumes takes the one before, and the journal. If the updates "
+    "are not those of the records, do not use the run's model",
     "models": "resume the run, which exports its last policy again",
     "leftovers": "resume the run, which removes them, or remove them",
 }
@@ -196,7 +196,7 @@ def _check_groups(run: Run, problems: Problems) -> Account:
     for first, last in kept.spans_of(metrics.keys() - rollouts.keys()):
         problems["rollouts"].append(f"rollouts/: {kept.steps_are(first, last)} missing")
     in_flight = run.last + 1  # its completions are written before its figures
-    beyond = {step for step in rollouts if step not in metrics and (step != in_flight or in_flight > run.steps_due)}
+    beyond = {step for step in rollouts if step > run.last and (step != in_flight or in_flight > run.steps_due)}
     for first, last in kept.spans_of(beyond):
         problems["rollouts"].append(
             f"rollouts/: {kept.steps_are(first, last)} there, and not recorded in metrics.jsonl"
@@ -205,11 +205,12 @@ def _check_groups(run: Run, problems: Problems) -> Account:
         step = steps.Step(number, [], run.prompts(number))
         if number in rollouts.keys() - beyond:
             step, is_whole = _check_rollouts(run, step, rollouts[number], problems)
-            if number in metrics:
-                found = advantages([row.rewards for row in step.rows]) if is_whole else None
-                if found:
-                    problems["rewards"] += steps.figure_problems(step, metrics[number], found, run.config)
-                _enter(run, step, metrics[number], found, account)
+            found = None
+            if is_whole and number in metrics:
+                found = advantages([row.rewards for row in step.rows])
+                problems["rewards"] += steps.figure_problems(step, metrics[number], found, run.config)
+            if number != in_flight:
+                _enter(run, step, metrics.get(number, {}), found, account)
         if number in journal:
             # A run that goes on with more steps has other settings than its steps before. It never uses those again.
             settings = settings_digest(run.config) if number > run.newest_whole else None
@@ -243,7 +244,7 @@ def _enter(
     advantages: list[list[float | None]] | None,
     account: Account,
 ) -> None:
-    """Enter a step's groups. `advantages`: None if something is wrong with them, so that their fate is not known."""
+    """Enter a step's groups. `advantages`: None if the step is damaged, so that their fate is not known."""
     places = {prompt.prompt_id: index for index, prompt in enumerate(step.prompts)}
     start = (step.number - 1) * len(step.prompts)
     for number, row in enumerate(step.rows):
