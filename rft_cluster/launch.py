@@ -164,6 +164,7 @@ def _run(config: Config, task: "Task", start: "Start", log: "Log") -> None:
 def _train_through_losses(config: Config, task: "Task", start: "Start", model_path: str) -> None:
     """Train to the last step, in as many parts as losses make of it."""
     from rft_cluster.cluster.start import start_cluster
+    from rft_cluster.run.checkpoints import newest_step
     from rft_cluster.run.folder import RunFolder
     from rft_cluster.run.restarts import Restarts
     from rft_cluster.run.task import tiny_model_of
@@ -180,7 +181,8 @@ def _train_through_losses(config: Config, task: "Task", start: "Start", model_pa
                         return train(config, task, cluster, RunFolder(config, task, step, tiny_model))
                     except ClusterError as error:
                         cluster.restart_learners(error)
-                        step = cluster.restore_snapshot() or _restore(cluster, _next_part(config))
+                        saved = newest_step(config.run_folder) or 0
+                        step = cluster.restore_snapshot(saved) or _restore(cluster, _next_part(config))
         except ClusterError as error:
             if not restarts.again(error, "all actors start afresh"):
                 raise

@@ -6,7 +6,7 @@ from typing import Any
 
 from rft_cluster.cluster.handles import Learners, RewardActor, Update
 from rft_cluster.cluster.recovery import Recovery
-from rft_cluster.cluster.rollouts import Generators, Rollout
+from rft_cluster.cluster.rollouts import Generators, Recover, Rollout
 from rft_cluster.cluster.snapshots import Snapshots, Writing
 from rft_cluster.cluster.weight_sync import WeightSync
 from rft_cluster.common.errors import ClusterError, WeightTransferError
@@ -30,17 +30,21 @@ class Cluster:
         self.generators, self.reward, self.learners, self.weights = generators, reward, learners, weights
         self.snapshots = Snapshots()
         self._config, self._recovery, self._version = config, recovery, 0
-        if recovery:
-            generators.recover = self._recover
+        generators.recover = self._recover
+
+    def _replace(self, error: ClusterError) -> None:
+        if self._recovery is None:
+            raise error
+        self._recovery.replace(error)
 
     def _recover(self, error: ClusterError) -> None:
-        """Replace what a rollout misses. The learners wait for that rollout, so they still hold the current version.
+        """Replace what was lost between two updates: the learners still hold the current version.
 
         Raises:
             ClusterError: it cannot be replaced.
         """
+        self._replace(error)
         assert self._recovery is not None
-        self._recovery.replace(error)
         # Fresh generators join at the next broadcast, unless this step needs them.
         if isinstance(error, WeightTransferError) or self._recovery.too_few:
             self.broadcast_weights(self._version)
@@ -51,8 +55,15 @@ class Cluster:
             raise error
         self._recovery.restart_learners(error)
 
-    def restore_snapshot(self) -> int | None:
-        """Bring fresh learners to the newest snapshot in memory. Returns its step; None without a usable one."""
+    def restore_snapshot(self, at_least: int) -> int | None:
+        """Bring fresh learners to the newest snapshot in memory. Returns its step.
+
+        None without a usable one that is not older than `at_least`, the step of the newest checkpoint: the journal may
+        lack the steps between.
+        """
+        newest = self.snapshots.newest()
+        if newest is None or newest < at_least:
+            return None
         step = self.snapshots.restore(self.learners)
         if step is not None:
             print(f"the learners go on after step {step}, from memory", flush=True)
@@ -81,12 +92,12 @@ class Cluster:
         cache. Before each, the learner frees memory that its allocator keeps: of the update, then of the transfer.
         """
         self._version = version
-        self._until_whole(lambda: self._broadcast(version))
+        self._until_whole(lambda: self._broadcast(version), self._replace)
         if self._recovery:
             self._recovery.serve_fresh()
 
-    def _until_whole(self, work: Callable[[], None]) -> None:
-        """Do `work` again, without the actors that were lost in it, until nothing is.
+    def _until_whole(self, work: Callable[[], None], heal: Recover) -> None:
+        """Do `work`, again after each loss.
 
         Raises:
             ClusterError: what was lost cannot be replaced.
@@ -95,9 +106,7 @@ class Cluster:
             try:
                 return work()
             except ClusterError as error:
-                if self._recovery is None:
-                    raise
-                self._recovery.replace(error)
+                heal(error)
 
     def _broadcast(self, version: int) -> None:
         if self._recovery:
@@ -125,5 +134,5 @@ class Cluster:
             WeightTransferError: the generators' weights differ from those last sent.
         """
         # The run may end here, and nothing else would wait for the last verification.
-        self._until_whole(self.weights.wait)
+        self._until_whole(self.weights.wait, self._recover)
         self.learners.export(folder, files)

@@ -22,7 +22,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from rft_cluster.common.errors import ClusterError, UserError, WeightTransferError
+from rft_cluster.common.errors import ClusterError, EngineFailed, UserError, WeightTransferError
 from rft_cluster.common.files import unfinished, write_json
 from rft_cluster.common.reduce import reduced
 from rft_cluster.common.text import shown
@@ -63,6 +63,9 @@ def wait_for(calls: Mapping[ray.ObjectRef, str], timeout: float, doing: str) -> 
     except RayTaskError as error:
         if isinstance(error.cause, UserError | OSError | WeightTransferError):
             raise error.cause from error  # the user sees the message, without the actor's traceback
+        if isinstance(error.cause, EngineFailed):
+            broken = [name for call, name in calls.items() if isinstance(failure(call), EngineFailed)]
+            raise ClusterError(f"{', '.join(broken)}: {error.cause}", map(actor_of, broken)) from error
         # A rank that dies in a collective fails its peers first, whose errors say nothing of it.
         ray.wait(list(calls), num_returns=len(calls), timeout=PEERS)
         _raise_if_lost(calls, doing, error)

@@ -85,6 +85,7 @@ class Recovery:
         if generators or refused:
             # Weights that were refused are never verified; those that a lost generator held need not be.
             self._weights.reconnect(lost=generators, verified=not refused)
+        self._generators.losses += 1
 
     @property
     def too_few(self) -> bool:
@@ -135,12 +136,13 @@ class Recovery:
         for name in failed:
             del self._coming[name]
             self._failed_starts[name] += 1
-            if self._failed_starts[name] <= self._actors.config.cluster.restarts and isinstance(error, ClusterError):
+            # Also after a UserError: what has started before is no mistake. The memory of who was lost may not be free.
+            if self._failed_starts[name] <= self._actors.config.cluster.restarts:
                 self._start(name)
             else:
                 print(f"WARNING: {error}\n{name} is given up, and the run goes on without it", flush=True)
         if not failed or len(self._receivers) + len(self._coming) < self._least:
-            raise error
+            raise ClusterError(str(error)) from error
 
     def serve_fresh(self) -> None:
         """Give prompts to the generators that have been sent weights since they were taken up."""
@@ -165,8 +167,8 @@ class Recovery:
         self._actors.begin()
         fresh = self._actors.start_learners()
         self._learners.replace(fresh)
-        # Nobody waits for what the engines still write.
-        self._receivers.call_all("abort")
+        # Nobody waits for what the engines still write, nor for this: one may have been lost with the learner.
+        self._receivers.begin_all("abort")
         self._addresses |= self._actors.wait_until_ready(fresh)
         self._learners.join(self._addresses, self._actors.left())
         self._weights.reconnect(verified=False)

@@ -16,7 +16,7 @@ import ray
 from ray.actor import ActorHandle
 
 from rft_cluster.cluster.handles import LOSSES, ActorGroup, RewardActor, failure, wait_for
-from rft_cluster.common.errors import ClusterError, WeightTransferError
+from rft_cluster.common.errors import ClusterError, EngineFailed, WeightTransferError
 from rft_cluster.messages import Group, Prompt, Reward, Sampling
 
 # A busy engine is topped up in chunks of 1/8 of its capacity, one chunk in advance. A chunk comes back, and is scored,
@@ -24,7 +24,7 @@ from rft_cluster.messages import Group, Prompt, Reward, Sampling
 CHUNKS = 8
 LISTENING = 0.5  # seconds after which the dispatch thread checks whether it is still needed
 # Errors after which another generator, or the same one with the weights sent again, can write a chunk.
-PASSING = (*LOSSES, WeightTransferError)
+PASSING = (*LOSSES, EngineFailed, WeightTransferError)
 # Starts the verification of the served weights. Returns the learners' calls that it waits for, with their names.
 Verify = Callable[[], dict[ray.ObjectRef, str]]
 # Replaces what was lost, or raises the error.
@@ -61,6 +61,7 @@ class Rollout:
     ) -> None:
         self._prompts, self._sampling, self._version = prompts, sampling, version
         self._pool, self._reward = pool, reward
+        self._losses = pool.losses
         self._chunks: list[_Chunk] = []
         self._queue = deque(range(len(prompts)))  # indices of the prompts that are not dispatched
         self._all_dispatched = threading.Event()
@@ -120,8 +121,8 @@ class Rollout:
             ClusterError: something was lost that cannot be replaced; or a learner died before it gave the digests with
                 which the generators verify its weights.
         """
-        if any(chunk.writer not in self._pool.handles for chunk in self._chunks):
-            self._pool.ask_again(self)  # an earlier rollout has met the loss
+        if self._losses != self._pool.losses:
+            self._pool.ask_again(self)  # an earlier rollout, or a broadcast, has met the loss
         while True:
             try:
                 return self._collected()
@@ -136,7 +137,7 @@ class Rollout:
         left = self.left
         while not self._all_dispatched.wait(timeout):
             if self.left == left:
-                busy = sorted({chunk.generator for chunk in self._chunks})
+                busy = self._pool.busy
                 raise ClusterError(f"{', '.join(busy)}: no room for {left} prompts came within {timeout:g} s", busy)
             left = self.left
         if self._error:
@@ -152,6 +153,7 @@ class Rollout:
 
         What is written but not scored, because the scorer was lost, is scored anew.
         """
+        self._losses = self._pool.losses
         kept: list[_Chunk] = []
         back: list[int] = []
         for chunk in self._chunks:
@@ -202,6 +204,8 @@ class Generators(ActorGroup):
         super().__init__(handles, timeout)
         self._max_concurrent, self.verify = max_concurrent, verify
         self.recover: Recover = give_up
+        self.losses = 0
+        """Number of losses that were met: a rollout that is older than the last may miss something."""
         self._lock = threading.Lock()  # guards the three fields below
         self._in_flight: dict[ray.ObjectRef, tuple[str, int]] = {}  # call -> (generator, number of completions)
         self._waiting: deque[Rollout] = deque()
@@ -222,6 +226,12 @@ class Generators(ActorGroup):
         """Generate and wait. Returns groups in the order of `prompts`."""
         return self.start(prompts, sampling, version).wait()[0]
 
+    @property
+    def busy(self) -> list[str]:
+        """The generators with calls in flight."""
+        with self._lock:
+            return sorted({name for name, _ in self._in_flight.values()})
+
     def remove(self, name: str) -> None:
         """Drop a generator that is lost. What it owes is asked again by whoever waits for it."""
         with self._lock:
@@ -232,6 +242,7 @@ class Generators(ActorGroup):
         """Take up a generator that has been sent the current weights."""
         with self._lock:
             super().add(name, handle)
+            self._begin_dispatch()
 
     def ask_again(self, rollout: Rollout) -> None:
         """Dispatch again what nobody will answer of a rollout."""

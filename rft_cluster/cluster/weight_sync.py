@@ -23,9 +23,10 @@ from functools import partial
 from typing import Any
 
 import ray
+from ray.exceptions import RayTaskError
 
-from rft_cluster.cluster.handles import ActorGroup, wait_for
-from rft_cluster.common.errors import WeightTransferError
+from rft_cluster.cluster.handles import ActorGroup, failure, wait_for
+from rft_cluster.common.errors import ClusterError, WeightTransferError
 from rft_cluster.messages import WeightRecord
 from rft_cluster.weights.digests import added_up, combined_digest
 from rft_cluster.weights.vllm_senders import nccl_init_infos
@@ -75,8 +76,34 @@ class WeightSync:
         forward = partial(self._generators.call_all, "update_weights") if offer.update is None else None
         # Start both calls at once: in an NCCL group neither end returns before the other has joined.
         ends = self._generators.begin_each("init_weight_transfer_engine", [(info,) for info in infos])
-        wait_for(ends | self._learners.begin_all("connect_weights", forward), self._learners.timeout, "connecting")
+        self._meet(ends | self._learners.begin_all("connect_weights", forward), "connecting")
         self._connected = True
+
+    def _meet(self, calls: Mapping[ray.ObjectRef, str], doing: str) -> None:
+        """Wait for calls of learners and generators that need each other.
+
+        Raises:
+            ClusterError: one failed. With NCCL it names all as lost: nobody can leave a collective whose peer is gone.
+        """
+        try:
+            wait_for(calls, self._learners.timeout, doing)
+        except (ClusterError, RayTaskError) as error:
+            if self._transfer == "nccl":
+                raise ClusterError(_first_line(error), [*self._learners.names, *self._generators.names]) from error
+            raise
+
+    def _loaded(self, calls: Mapping[ray.ObjectRef, str], doing: str) -> None:
+        """Wait for generators to load weights.
+
+        Raises:
+            ClusterError: one failed. It counts as lost: vLLM is left in the middle of a layer-wise reload, and would
+                take what is sent again on top of it.
+        """
+        try:
+            wait_for(calls, self._generators.timeout, doing)
+        except (WeightTransferError, OSError, RayTaskError) as error:
+            failed = [name for call, name in calls.items() if failure(call)]
+            raise ClusterError(f"{', '.join(failed)} did not load weights: {_first_line(error)}", failed) from error
 
     def reconnect(self, lost: Collection[str] = (), verified: bool = True) -> None:
         """Connect anew before the next update: there are other learners or generators.
@@ -105,11 +132,11 @@ class WeightSync:
         match self._transfer:
             case "shared_memory":
                 learners.call_all("publish_weights")
-                generators.call_each("load_weights", self._loads(version))
+                self._loaded(generators.begin_each("load_weights", self._loads(version)), "load_weights")
             case "nccl":
                 # Start the receive first. If one end fails, stop waiting for both: the other would hang in NCCL.
                 ends = generators.begin_each("load_weights", self._loads(version))
-                wait_for(ends | learners.begin_all("publish_weights"), learners.timeout, "publish_weights")
+                self._meet(ends | learners.begin_all("publish_weights"), "publish_weights")
             case _:
                 generators.call_all("start_weight_update")
                 learners.call_all("publish_weights")
@@ -159,6 +186,12 @@ class WeightSync:
         if self._transfer == "shared_memory" and any(self._elsewhere):
             data = self._learners.handles[0].weight_bytes.remote()
         return [(self._update, version, data if elsewhere else None) for elsewhere in self._elsewhere]
+
+
+def _first_line(error: Exception) -> str:
+    """Without an actor's traceback, which is in its log."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    return str(cause).partition("\n")[0]
 
 
 def check_records(records: Mapping[str, WeightRecord], version: int, digest: int) -> None:

@@ -71,6 +71,10 @@ class RepeatedUpdate(RuntimeError):
     """A learner was asked for the updates of a step that its weights already have. No update is made twice."""
 
 
+class EngineFailed(ClusterError):
+    """A generator's engine failed in a step, or a worker process of it died. It cannot be used any more."""
+
+
 class WeightTransferError(ClusterError):
     """A weight update failed or did not verify. The generator has no valid version and must not generate."""
 

@@ -8,12 +8,13 @@ During a weight update the engine does not step. So weights change between two s
 
 import queue
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from rft_cluster.common.errors import StaleGenerator
+from rft_cluster.common.errors import EngineFailed, StaleGenerator
 from rft_cluster.generator.weight_state import WeightState
 from rft_cluster.messages import Completion, Group, Prompt
 
@@ -120,10 +121,14 @@ class EngineThread:
         try:
             for output in self.engine.step():
                 # With FINAL_ONLY a request's only output has all completions of its prompt.
-                if output.finished:
-                    batch, index = self._running[output.request_id]
-                    batch.groups[index] = group_of(batch.prompts[index], output, batch)
-                    del self._running[output.request_id]
+                # Requests of a batch that was dropped may still end here.
+                if output.finished and output.request_id in self._running:
+                    batch, index = self._running.pop(output.request_id)
+                    try:
+                        batch.groups[index] = group_of(batch.prompts[index], output, batch)
+                    except StaleGenerator as error:  # the engine is well; this batch came before older weights did
+                        self._drop(batch, error)
+                        continue
                     # vLLM finishes prompts in any order. A batch is answered as a whole, in the caller's order, with
                     # the verification of the present weights: they are the newest that wrote any of its tokens.
                     if len(batch.groups) == len(batch.prompts):
@@ -132,8 +137,18 @@ class EngineThread:
         except BaseException as error:  # noqa: BLE001 - not swallowed: every caller that waits raises it
             # Every present and later caller gets this error. Do not ask the engine to abort requests: after a failed
             # step its state is unknown.
-            self._weights.fail(error)
-            self._end(error)
+            traceback.print_exc()  # to the actor's log
+            failed = EngineFailed(f"its engine failed ({type(error).__name__}: {error})")
+            self._weights.fail(failed)
+            self._end(failed)
+
+    def _drop(self, batch: Batch, error: BaseException) -> None:
+        """Abort the requests of one batch. Whoever waits for it raises `error`."""
+        own = [request_id for request_id, (other, _) in self._running.items() if other is batch]
+        self.engine.abort_request(own)
+        for request_id in own:
+            del self._running[request_id]
+        batch.written.set_exception(error)
 
     def _end(self, error: BaseException) -> None:
         for batch in {id(batch): batch for batch, _ in self._running.values()}.values():

@@ -19,6 +19,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
+from vllm.distributed.weight_transfer.nccl_common import NCCLWeightTransferInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
@@ -181,6 +182,10 @@ class DigestingModel:
 
 class VerifiedNCCLEngine(VerifiesWeights, NCCLWeightTransferEngine):
     """vLLM's NCCL engine, for generators with their own GPUs."""
+
+    def init_transfer_engine(self, init_info: NCCLWeightTransferInitInfo) -> None:
+        self.shutdown()  # of the group before, which a lost actor has left: vLLM would keep its memory
+        super().init_transfer_engine(init_info)
 
 
 class VerifiedIPCEngine(VerifiesWeights, IPCWeightTransferEngine):

@@ -205,6 +205,7 @@ class Replacing:
 
     def __call__(self, error: ClusterError) -> None:
         self.errors.append(error)
+        self.generators.losses += 1
         for name in error.lost & {*self.generators.names}:
             self.generators.remove(name)
         if self.reward and "reward" in error.lost:
@@ -251,13 +252,25 @@ def test_what_a_lost_scorer_owed_is_scored_again_and_nothing_is_written_again(st
     reward = RewardActor({"reward": scorer}, 60)
     generators.recover = replacing = Replacing(generators, reward)
     rollout = generators.start(PROMPTS, Sampling(GROUP, 1.0, 8), 0, reward)
+    later = generators.start(PROMPTS[:4], Sampling(GROUP, 1.0, 8), 0, reward)
     ray.get(rollout._chunks[0].rewards, timeout=20)
     ray.kill(scorer)
     groups, rewards = rollout.wait()
+    assert len(later.wait()[1]) == 4
     assert [group.prompt for group in groups] == PROMPTS
     assert [reward.total for own in rewards for reward in own] == [1.0] * 240
-    assert [error.lost for error in replacing.errors] == [{"reward"}]
-    assert sum(generators.call_all("calls")[0]) == 60
+    assert [error.lost for error in replacing.errors] == [{"reward"}], "and the later rollout meets no second loss"
+    assert sum(generators.call_all("calls")[0]) == 64
+
+
+def test_prompts_that_find_no_generator_are_dispatched_when_one_comes(start: Start, actors: list[ActorHandle]):
+    generators = start(other=0.0)
+    generators._handles.clear()
+    rollout = generators.start(PROMPTS[:4], Sampling(GROUP, 1.0, 8), version=0)
+    assert rollout.left == 4
+    generators.add("other", actors[0])
+    assert rollout.left == 0
+    assert [group.prompt for group in rollout.wait()[0]] == PROMPTS[:4]
 
 
 def test_what_cannot_be_replaced_ends_the_rollout(start: Start, doomed: ActorHandle):

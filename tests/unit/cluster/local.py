@@ -39,6 +39,7 @@ def local_actors(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadPoolExecutor
 
     for module in (handles, weight_sync):
         monkeypatch.setattr(module, "wait_for", wait_for)
+        monkeypatch.setattr(module, "failure", lambda call: call.exception() if call.done() else None)
     pool = ThreadPoolExecutor(32)
     yield pool
     pool.shutdown(wait=False, cancel_futures=True)

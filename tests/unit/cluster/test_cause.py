@@ -15,7 +15,7 @@ from ray.exceptions import (
 
 from rft_cluster.cluster import handles
 from rft_cluster.cluster.handles import cause_of, wait_for
-from rft_cluster.common.errors import ClusterError, UserError
+from rft_cluster.common.errors import ClusterError, EngineFailed, UserError
 
 HEAD = (
     "The actor died unexpectedly before finishing this task.\n\tclass_name: Learner\n\tactor_id: 4786\n\tpid: 7337\n"
@@ -103,3 +103,18 @@ def test_an_answer_that_was_lost_with_its_node_is_a_loss_too(monkeypatch, loss, 
     with pytest.raises(ClusterError, match=r"^generator-1 died while 'generate': .") as lost:
         wait_for({"call": "generator-1"}, 1, "generate")
     assert "Traceback" not in str(lost.value)
+
+
+def test_a_generator_whose_engine_failed_is_lost(monkeypatch):
+    broken = RayTaskError("generate", "Traceback", EngineFailed("its engine failed (RuntimeError: Executor failed.)"))
+    answers = {"well": None, "broken": broken.as_instanceof_cause()}
+
+    def get(calls, timeout):
+        for call in [calls] if isinstance(calls, str) else calls:
+            if answers[call]:
+                raise answers[call]
+
+    monkeypatch.setattr(handles.ray, "get", get)
+    with pytest.raises(ClusterError, match=r"^generator-1: its engine failed \(RuntimeError") as lost:
+        wait_for({"well": "generator-0", "broken": "generator-1"}, 1, "generate")
+    assert lost.value.lost == {"generator-1"}

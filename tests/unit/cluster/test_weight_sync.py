@@ -223,6 +223,26 @@ def test_nccl_s_ends_run_at_once(start):
     assert transfer.generators[1].told[-1] == ({"names": ["a", "b"]}, 3, None)
 
 
+@pytest.mark.parametrize("kind", [WeightTransferError, OSError])
+def test_a_generator_that_fails_to_load_is_lost(start, kind):
+    """vLLM counts what it has loaded, and would take other layers' weights for what is sent again."""
+    transfer = start("shared_memory").connect()
+    transfer.fails["load-1"] = kind("layer 3")
+    with pytest.raises(ClusterError, match=r"^generator-1 did not load weights: layer 3") as raised:
+        transfer.sync.publish(3)
+    assert raised.value.lost == {"generator-1"}
+
+
+@pytest.mark.parametrize("event", ["load-1", "publish-0"])
+def test_with_one_end_of_nccl_all_are_lost(start, event):
+    """The others hang in the broadcast, and can be told nothing."""
+    transfer = start("nccl").connect()
+    transfer.fails[event] = ClusterError("an actor died", ["generator-1"])
+    with pytest.raises(ClusterError, match="an actor died") as raised:
+        transfer.sync.publish(3)
+    assert raised.value.lost == {"learner-0", "learner-1", "generator-0", "generator-1"}
+
+
 @pytest.mark.parametrize("event", ["load-1", "publish-0"])
 def test_a_failure_at_one_end_of_nccl_is_raised_while_the_other_hangs(start, event):
     transfer = start("nccl").connect()

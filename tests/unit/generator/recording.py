@@ -41,7 +41,7 @@ class RecordingEngine:
 
     def abort_request(self, request_ids: Iterable[str]) -> None:
         for request_id in request_ids:
-            del self.unfinished[request_id]
+            self.unfinished.pop(request_id, None)  # vLLM, too, ignores those that have just ended
 
     def step(self) -> list[Any]:
         time.sleep(0.001)
