@@ -4,7 +4,7 @@
 #   make test    lint, types, unit and integration tests
 #   make unit    the unit tests alone
 #   make slow    tests that take a quarter of an hour more: runs that are stopped, a run over three hosts, vLLM's server
-#   make faults  everything that may be lost is lost, in real runs: the table of docs/faults.md, an hour
+#   make faults  everything that may be lost is lost, in real runs: the table of docs/faults.md, half an hour
 #   make long    the same kinds of stops at more moments, half an hour
 #   make bench   all benchmarks, an hour on a quiet machine; EXTRAS=cpu,dev,bench brings TRL (docs/performance.md)
 #   make gpu-test   checks of a machine's GPUs, ten minutes for one; TIER="learner" for some (docs/gpus.md)

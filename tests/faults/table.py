@@ -7,18 +7,18 @@ from pathlib import Path
 
 FILE = Path(__file__).parents[2] / "runs" / "faults.jsonl"
 HEAD = ("fault", "what happens", "times", "found after", "next new step after", "ledger", "same bytes")
-OTHERS = "the others write what it owed; a fresh one joins"
-LEARNERS = "all learners start afresh, from the newest snapshot or checkpoint and the journal; the generators stay"
+OTHERS = "it is replaced"
+LEARNERS = "all learners start afresh"
 HAPPENS = {
     1: OTHERS,
     2: OTHERS,
     3: OTHERS,
-    4: f"it is ended after `cluster.step_timeout` (20 s here); {OTHERS}",
+    4: "it is ended after `cluster.step_timeout` (20 s here), and replaced",
     5: "after `cluster.restarts` the run ends with exit code 3 and the command to resume",
     6: "refused by its digest, and sent again",
     7: LEARNERS,
     8: LEARNERS,
-    9: f"it is ended after `cluster.step_timeout` (20 s here); {LEARNERS}",
+    9: "it is ended after `cluster.step_timeout` (20 s here); all learners start afresh",
     10: "a fresh one scores the rest",
     11: "its completion is masked",
     12: "what was on it starts on other nodes, or the run goes on with fewer generators",

@@ -19,10 +19,10 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory, tiny_model: str) -> Path:
-    """A run whose driver was killed after step 9: its checkpoints are of steps 4 and 8."""
+    """A run whose driver was killed after step 10: its checkpoints are of steps 4 and 8."""
     folder = tmp_path_factory.mktemp("stopped")
     launch = start(command(folder, "stopped", tiny_model), folder / "stopped")
-    launch.until(has_done(9), "step 9")
+    launch.until(has_done(10), "step 10")
     launch.stop(signal.SIGKILL)
     return folder / "stopped"
 

@@ -12,7 +12,7 @@ from tests.faults.test_lost_actors import survives
 from tests.faults.victims import freeze
 
 FAULTS, STEPS, SEED = 30, 150, 17
-ROLES = ("generator", "learner", "reward")
+NAMES = {"generator": "a generator", "learner": "a learner", "reward": "the reward actor"}
 SETTINGS = [f"schedule.steps={STEPS}", "schedule.evaluate_every=0", "schedule.keep_checkpoints=100",
             "generators.count=2", "generators.cpus=0.5", "cluster.restarts=10"]  # fmt: skip
 
@@ -24,11 +24,11 @@ def test_thirty_losses_at_random_moments_and_the_journal_leads_to_the_same_end(t
     launch.until(has_done(4), "the first checkpoint")
     for number in range(FAULTS):
         time.sleep(chance.uniform(0, 1.5))
-        role = chance.choice(ROLES)
+        role = chance.choice(list(NAMES))
         names = [name for name in sorted(launch.actors()) if name.startswith(role)]
         victim = freeze(launch, chance.choice(names) if names else role)
         found, lost, _ = survives(launch, victim.kill)
-        struck.append(Row(24, f"soak: a {role} killed", victim.phase, found, lost, ledger=True, exact=True))
+        struck.append(Row(24, f"soak: {NAMES[role]} killed", victim.phase, found, lost, ledger=True, exact=True))
         print(f"fault {number + 1} of {FAULTS}: {victim.name}, step {launch.steps()}")
     launch.ends(0)
     check_records(run, STEPS)
