@@ -27,7 +27,7 @@ from tests.unit.run.begun import DATASET, TASK, Writing, config
 
 CALLS = ("mkdir", "open", "write", "fsync", "close", "rename", "replace", "unlink", "rmdir", "scandir")
 BEFORE, SAVED = 8, 12  # the steps of the newest checkpoint, and of the one that is written
-SETTINGS = ("schedule.steps=20", "schedule.save_every=4", "optimizer.warmup_steps=0")
+SETTINGS = ("schedule.steps=20", "schedule.save_every=4", "optimizer.warmup_steps=0", "cluster.snapshot_every=0")
 
 
 class LocalLearners:
