@@ -236,7 +236,7 @@ def own_peak(bench: Bench) -> Outcome:
 def seconds(bench: Bench) -> Outcome:
     """Of the steps after the first, which warms up."""
     rows = run(bench).rows[1:]
-    tokens = median(row["tokens_per_second"] for row in rows)
+    tokens = median(row["tokens_per_second"] for row in rows if "tokens_per_second" in row)
     return Outcome(True, median(map(whole_step, rows)), "s", f"{tokens:.0f} tokens/s")
 
 

@@ -28,6 +28,7 @@ from ray.exceptions import ObjectLostError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rft_cluster.cluster.handles import PEERS, Learners, failure, wait_for
+from rft_cluster.common.errors import ClusterError
 from rft_cluster.learner.snapshot import kept, write_shards
 from rft_cluster.messages import WrittenFile
 
@@ -82,11 +83,10 @@ class Snapshots:
     def restore(self, learners: Learners) -> int | None:
         """Put the newest whole snapshot into learners that have just joined. Returns its step.
 
-        None if there is no snapshot of as many ranks, or if its memory is lost. The learners' state is undefined then,
-        until a checkpoint is restored.
+        None if there is no snapshot of as many ranks, or if its memory is lost. The learners are unchanged then.
 
         Raises:
-            ClusterError: a learner died, or did not answer in time.
+            ClusterError: a learner died, or did not answer in time; or a part of the snapshot's memory is lost.
         """
         if self.newest() is None:
             return None
@@ -200,4 +200,7 @@ def _put_back(learners: Learners, snapshot: StoredSnapshot) -> bool:
         done = {call: name for call, name in calls.items() if not isinstance(failure(call), ObjectLostError)}
         wait_for(done, learners.timeout, "restore_snapshot")
         left = {name: handle for name, handle in left.items() if name not in done.values()}
+    if left and len(left) < len(learners):
+        # Others hold the snapshot now, and without a checkpoint nothing would bring them back to the model's weights.
+        raise ClusterError(f"the state of {', '.join(left)} in memory is lost with its node")
     return not left

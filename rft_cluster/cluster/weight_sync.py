@@ -47,7 +47,7 @@ class WeightSync:
     def __init__(self, learners: ActorGroup, generators: ActorGroup, transfer: str, tensor_parallel: int) -> None:
         """
         Args:
-            generators: with their own threads for weight calls (see `start.GENERATOR_CALLS`).
+            generators: with their own threads for weight calls (see `actors.GENERATOR_CALLS`).
             transfer: `Hardware.transfer`.
             tensor_parallel: workers of each generator.
         """

@@ -4,6 +4,7 @@ checkpoints/step-000050/   state.json, and the learners' shards (see learner/che
 """
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -184,6 +185,12 @@ def check_digests(folder: Path, digests: dict[str, str]) -> None:
     for file, digest in zip(files, found, strict=True):
         if digest != digests[file.name]:
             raise ValueError(f"{file.name} is damaged: its bytes have changed since they were written")
+
+
+def seconds_since_saved(run: Path) -> float:
+    """Age of the newest checkpoint; 0 without any."""
+    newest = next(iter(checkpoint_folders(run)), None)
+    return max(0.0, time.time() - newest.stat().st_mtime) if newest else 0.0
 
 
 def newest_step(run: Path) -> int | None:

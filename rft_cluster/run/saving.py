@@ -12,7 +12,16 @@ from rft_cluster.common import stopping
 from rft_cluster.common.errors import ClusterError, described
 from rft_cluster.common.files import FORMAT, ROOM, DiskFull, bytes_in, check_space
 from rft_cluster.config import Config
-from rft_cluster.run.checkpoints import NewCheckpoint, State, Writing, checkpoint_folder, is_due, prune_checkpoints
+from rft_cluster.run.checkpoints import (
+    NewCheckpoint,
+    State,
+    Writing,
+    checkpoint_folder,
+    is_due,
+    newest_step,
+    prune_checkpoints,
+    seconds_since_saved,
+)
 from rft_cluster.run.journal import prune_journal
 
 MODEL, BEST = "model", "model-best"
@@ -37,13 +46,15 @@ class Keeper:
     """
 
     def __init__(self, config: Config, card: Card, learners: Learners, step: int, tiny_model: str | None) -> None:
-        """`step`: the step of the learners' weights, which is on disk already. `tiny_model`: see `State`."""
+        """`step`: the step of the learners' weights, on disk or from memory. `tiny_model`: see `State`."""
         self._config, self._card, self._learners = config, card, learners
         self._tiny_model = tiny_model
-        self._step = self._saved = step
+        self._step = step
+        self._saved = min(step, newest_step(config.run_folder) or 0)
         self._between_steps = True  # the learners have the weights of step `_step`
         self._new: NewCheckpoint | None = None  # that is being written
-        self._begun_at = time.monotonic()  # the last one
+        # The last one. Its age counts, or a run with many losses would never come to the next.
+        self._begun_at = time.monotonic() - seconds_since_saved(config.run_folder)
         self._cost = 0.0  # seconds that writing the last one took
         self._bytes = 0  # of the last checkpoint, and so of the next
         self._validation: dict[int, float] = {}
@@ -137,6 +148,9 @@ class Keeper:
                 self._export(BEST)
 
     def keep_last(self) -> None:
+        """Export the last policy. Its step is saved before, if a loss has kept it from that."""
+        self._begin(last=True)
+        self._finish(last=True)
         self._export(MODEL)
 
     def _export(self, name: str) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -331,3 +332,31 @@ def test_a_model_for_which_there_is_no_room_costs_the_run_nothing_but_the_last_m
     assert "the best policy so far, of step 1, is not exported, and the run goes on: no room" in capsys.readouterr().out
     with pytest.raises(DiskFull):
         kept.keep_last()
+
+
+def test_a_part_that_goes_on_from_memory_saves_what_a_loss_has_kept_from_the_disk(tmp_path):
+    """A learner may die while the last checkpoint is written: the last step is then in memory alone."""
+    learners = Learners()
+    kept = keeper(tmp_path, learners, "schedule.steps=8", "optimizer.warmup_steps=0", step=8)
+    kept.keep_last()
+    assert learners.saved == [8]
+    again = keeper(tmp_path, learners, "schedule.steps=8", "optimizer.warmup_steps=0", step=8)
+    again.keep_last()
+    assert learners.saved == [8], "once"
+
+
+def test_a_run_with_many_losses_still_comes_to_its_next_checkpoint(tmp_path):
+    learners = Learners()
+    overrides = ["schedule.save_minutes=1", "schedule.save_every=0", "schedule.steps=99", "optimizer.warmup_steps=0"]
+    kept = keeper(tmp_path, learners, *overrides)
+    with kept.step(1):
+        pass
+    kept.save_if_due(at_once=True)
+    (folder,) = (config(tmp_path).run_folder / "checkpoints").iterdir()
+    for age, saved in ((30, [1]), (90, [1, 2])):
+        os.utime(folder, (time.time() - age,) * 2)
+        part = keeper(tmp_path, learners, *overrides, step=1)
+        with part.step(2):
+            pass
+        part.save_if_due()
+        assert learners.saved == saved
