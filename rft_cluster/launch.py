@@ -7,7 +7,7 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Literal
 
-from rft_cluster.common.errors import ClusterError, UserError, exit_code
+from rft_cluster.common.errors import ClusterError, NoRoom, UserError, exit_code
 from rft_cluster.config import Config, load_config
 
 if TYPE_CHECKING:
@@ -171,6 +171,7 @@ def _train_through_losses(config: Config, task: "Task", start: "Start", model_pa
     from rft_cluster.train import train
 
     restarts, tiny_model = Restarts(config), tiny_model_of(config, model_path)
+    lost = False
     while True:
         try:
             with start_cluster(config, model_path, task.dataset.images, restarts.again) as cluster:
@@ -186,7 +187,11 @@ def _train_through_losses(config: Config, task: "Task", start: "Start", model_pa
         except ClusterError as error:
             if not restarts.again(error, "all actors start afresh"):
                 raise
-            start = _next_part(config)
+            start, lost = _next_part(config), True
+        except NoRoom as error:
+            if not lost:
+                raise
+            raise ClusterError(f"what was lost finds no room: {error}") from error
 
 
 def _restore(cluster: "Cluster", start: "Start") -> int:
@@ -255,7 +260,8 @@ def _where(config: Config, dry_run: bool) -> str:
     """
     if not config.cluster.joins:
         return "no cluster address is set: the run would start Ray on this machine, which can hold it"
-    from rft_cluster.cluster.start import RESERVE_TIMEOUT, check_cluster
+    from rft_cluster.cluster.reservation import RESERVE_TIMEOUT
+    from rft_cluster.cluster.start import check_cluster
 
     return check_cluster(config, patience=0 if dry_run else RESERVE_TIMEOUT)
 

@@ -12,14 +12,14 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.util.placement_group import PlacementGroup, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rft_cluster.cluster.generator_actor import Generator
 from rft_cluster.cluster.gpus import HIDE_GPUS
 from rft_cluster.cluster.handles import wait_for
 from rft_cluster.cluster.images import StoredImages
-from rft_cluster.cluster.placement import ActorPlan, Bundle, plan_actors
+from rft_cluster.cluster.placement import ActorPlan, plan_actors
+from rft_cluster.cluster.reservation import Reservation
 from rft_cluster.cluster.rollouts import CHUNKS
 from rft_cluster.common.errors import ClusterError
 from rft_cluster.common.hardware import malloc_environment, openmp_environment
@@ -53,18 +53,10 @@ def environment(config: Config, cpus: float) -> dict[str, str]:
 class Actors:
     """The reserved bundles, and the starts of actors in them."""
 
-    def __init__(
-        self,
-        config: Config,
-        groups: Sequence[PlacementGroup],
-        wanted: Sequence[Bundle],
-        model_path: str,
-        images: StoredImages,
-    ) -> None:
-        """`groups` hold the bundles `wanted`, in their order."""
-        self.config, self._model_path, self._images = config, model_path, images
-        places = [(group, index) for group in groups for index in range(group.bundle_count)]
-        self._places = {name: place for bundle, place in zip(wanted, places, strict=True) for name in bundle.actors}
+    def __init__(self, config: Config, reservation: Reservation, model_path: str, images: StoredImages) -> None:
+        self.config, self._reservation, self._model_path, self._images = config, reservation, model_path, images
+        self.grows = bool(config.cluster.joins)
+        """Whether nodes may join later."""
         self._lives: Counter[str] = Counter()
         self.begin()
 
@@ -77,9 +69,8 @@ class Actors:
         return max(1.0, self._started + self.config.cluster.start_timeout - time.monotonic())
 
     def is_placed(self, name: str) -> bool:
-        """False for an actor whose room is yet to come."""
-        group, _ = self._places[name]
-        return placement_group_table(group)["state"] == "CREATED"
+        """See `Reservation.is_placed`."""
+        return self._reservation.is_placed(name)
 
     # `.remote` returns at once, so actors that are started together import and load at the same time.
 
@@ -90,16 +81,18 @@ class Actors:
         options = EngineOptions.of_run(self._model_path, config)
         own = generator_environment(config.cluster.device)
         calls = GENERATOR_CALLS + config.schedule.max_staleness
+        names = generators.names if names is None else names
+        self._reservation.renew(names)
         return {
             name: ray.remote(concurrency_groups={WEIGHTS: WEIGHT_THREADS})(Generator)
             .options(max_concurrency=calls, **self._options(name, generators, own))
             .remote(options, self._images, config.cluster.interface)
-            for name in generators.names
-            if names is None or name in names
+            for name in names
         }
 
     def start_learners(self) -> dict[str, ActorHandle]:
         learners, _, _ = plan_actors(self.config)
+        self._reservation.renew(learners.names)
         return {
             name: ray.remote(Learner)
             .options(**self._options(name, learners, {}))
@@ -125,8 +118,8 @@ class Actors:
             "num_gpus": role.gpus,
             "runtime_env": {"env_vars": environment(self.config, role.cpus) | own},
         }
-        if name in self._places:
-            chosen["scheduling_strategy"] = PlacementGroupSchedulingStrategy(*self._places[name])
+        if place := self._reservation.place(name):
+            chosen["scheduling_strategy"] = PlacementGroupSchedulingStrategy(*place)
         return chosen
 
     def wait_until_ready(self, handles: Mapping[str, ActorHandle]) -> dict[str, str]:
@@ -153,13 +146,15 @@ class Actors:
             names = ", ".join(waiting.values()) or "nothing more"
             print(f"{time.monotonic() - self._started:4.0f} s: waiting for {names}", flush=True)
             if len(addresses) < enough and time.monotonic() >= self._started + seconds:
-                late = list(waiting.values())
-                raise ClusterError(
-                    f"{', '.join(late)}: not ready within cluster.start_timeout ({seconds:g} s): raise it if they only "
-                    f"take longer; their output is in Ray's logs, worker-*",
-                    late,
-                )
+                raise self._late(list(waiting.values()))
         return addresses
+
+    def _late(self, names: Sequence[str]) -> ClusterError:
+        within = f"within cluster.start_timeout ({self.config.cluster.start_timeout:g} s)"
+        if without := [name for name in names if not self.is_placed(name)]:
+            return ClusterError(f"{', '.join(without)}: no node had room {within}")  # none is lost
+        message = f"not ready {within}: raise it if they only take longer; their output is in Ray's logs, worker-*"
+        return ClusterError(f"{', '.join(names)}: {message}", names)
 
 
 def ask_addresses(handles: Mapping[str, ActorHandle]) -> dict[ray.ObjectRef, str]:

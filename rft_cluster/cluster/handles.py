@@ -112,6 +112,10 @@ def cause_of(report: str) -> str:
         return f"{process} was killed by Ray, because its host was low on memory"
     if "node" in report and "has died" in report and "Worker exit" not in report:
         return f"{process} is gone with its node"
+    if "is unavailable: " in report:
+        where = re.search(r"ipv[46]:(\S+):\d+: ", report)
+        process = f"its process on {where[1]}" if where else process
+        return f"{process} answers no more: the process, its node or the link is down"
     if dead := re.search(r"^The actor is dead because (it was killed by [^\n]*)$", report, re.MULTILINE):
         return f"{process}: {dead[1]}"
     return report
@@ -246,13 +250,17 @@ def _skipped(step: int, learned: LearnerStats) -> str:
 
 
 class Learners(ActorGroup):
-    def join(self, addresses: Mapping[str, str], timeout: float) -> None:
-        """Make the ranks one process group. `addresses`: actor's name -> its host's address.
+    def join(self, addresses: Mapping[str, str], timeout: float, grows: bool = False) -> None:
+        """Make the ranks one process group.
 
         Rank 0 opens a port on its host, and the driver tells the others its number.
+
+        Args:
+            addresses: actor's name -> its host's address.
+            grows: whether other hosts may join the cluster later.
         """
         own = [addresses[name] for name in self.names]
-        others = [address for name, address in addresses.items() if name not in self.names]
+        others = None if grows else [address for name, address in addresses.items() if name not in self.names]
         first = {self.handles[0].offer_rendezvous.remote(own): self.names[0]}
         (rendezvous,) = wait_for(first, timeout, "offering a rendezvous")
         self.call_each("join", [(rendezvous, own, others)] * len(self), timeout)

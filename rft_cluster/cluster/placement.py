@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rft_cluster.common.errors import UserError
+from rft_cluster.common.errors import NoRoom
 from rft_cluster.config import Config
 
 WITHOUT_GPUS = "cluster.device=cpu generators.gpus=0 learners.gpus=0"  # all actors on CPUs
@@ -114,12 +114,12 @@ def place(config: Config, nodes: Sequence[NodeResources], training: bool = True)
     """A node for each bundle that the run needs, in the order of `bundles`, on a cluster that runs nothing else.
 
     This only informs the user, and refuses runs that the cluster can never hold. Ray itself packs the bundles into free
-    resources (`start._reserve`). Learners get as few nodes as possible, because they communicate at every layer.
+    resources (`reservation.py`). Learners get as few nodes as possible, because they communicate at every layer.
     Generators get the rest, largest node first. If a generator with several GPUs then has no room, generators choose
     first.
 
     Raises:
-        UserError: the cluster has too few CPUs or GPUs, or its nodes are too small.
+        NoRoom: the cluster has too few CPUs or GPUs, or its nodes are too small.
     """
     wanted, _ = split_needed(config, bundles(config, training))
     _check_totals(config, wanted, nodes)
@@ -133,7 +133,7 @@ def place(config: Config, nodes: Sequence[NodeResources], training: bool = True)
         if len(chosen) == len(wanted):
             return [nodes[chosen[index]] for index in range(len(wanted))]
     largest = max(wanted, key=lambda bundle: (bundle.gpus, bundle.cpus))
-    raise UserError(
+    raise NoRoom(
         f"the cluster has enough in all, but scattered over its {len(nodes)} nodes it does not hold "
         f"{len(wanted)} bundles, the largest ({' with '.join(largest.actors)}) of {largest.cpus:g} CPUs and "
         f"{largest.gpus:g} GPUs: the nodes have " + _listed(nodes)
@@ -177,13 +177,13 @@ def _check_totals(config: Config, wanted: Sequence[Bundle], nodes: Sequence[Node
     ):
         if need > has:
             without = "" if has or name == "CPUs" else f". Without GPUs: {WITHOUT_GPUS}"
-            raise UserError(
+            raise NoRoom(
                 f"the run needs {need:g} {name}, the cluster has {has:g} on {len(nodes)} node(s): lower "
                 f"generators.count, learners.count or their {name.lower()}, or add nodes{without}"
             )
     for bundle in wanted:
         if not any(_room(bundle, node.cpus, node.gpus) for node in nodes):
-            raise UserError(
+            raise NoRoom(
                 f"no node has {bundle.cpus:g} CPUs and {bundle.gpus:g} GPUs for {' with '.join(bundle.actors)}: the "
                 f"nodes have {_listed(nodes)}"
             )

@@ -58,6 +58,7 @@ class Recovery:
             str, tuple[ActorHandle, ray.ObjectRef]
         ] = {}  # fresh generators: handle, call for the address
         self._failed_starts: Counter[str] = Counter()
+        self._without_room: set[str] = set()  # of these, as the user was told
         self._least = actors.config.generators.min or 1
 
     def replace(self, error: ClusterError) -> None:
@@ -100,6 +101,7 @@ class Recovery:
 
     def _start(self, name: str) -> None:
         self._actors.begin()
+        self._without_room.discard(name)
         (handle,) = self._actors.start_generators([name]).values()
         self.expect(name, handle)
 
@@ -128,7 +130,15 @@ class Recovery:
                 print(f"{name} is ready, and gets the weights", flush=True)
             if addresses:
                 self._weights.reconnect()
+            self._say_who_has_no_room()
             return
+
+    def _say_who_has_no_room(self) -> None:
+        """Once for each loss."""
+        without = {name for name in self._coming if not self._actors.is_placed(name)}
+        if new := sorted(without - self._without_room):
+            print(f"no node has room for {', '.join(new)} now: the run goes on without until then", flush=True)
+        self._without_room |= without
 
     def _begin_failed_anew(self, error: ClusterError | UserError) -> None:
         """Start generators again that died while they started; give those up that always do."""
@@ -138,6 +148,7 @@ class Recovery:
             self._failed_starts[name] += 1
             # Also after a UserError: what has started before is no mistake. The memory of who was lost may not be free.
             if self._failed_starts[name] <= self._actors.config.cluster.restarts:
+                print(f"WARNING: {error}\n{name} starts once more", flush=True)
                 self._start(name)
             else:
                 print(f"WARNING: {error}\n{name} is given up, and the run goes on without it", flush=True)
@@ -153,13 +164,22 @@ class Recovery:
     def restart_learners(self, error: ClusterError) -> None:
         """Start all learners afresh. They hold the model's first weights then; see `Cluster.restore`.
 
+        A fresh one may be lost, too: Ray starts it on a node that it does not know to be gone.
+
         Raises:
-            ClusterError: `error`, if no learner was lost, or if nothing may be replaced any more.
+            ClusterError: if no learner was lost, if they find no room, or if nothing may be replaced any more.
         """
-        if not error.lost & {*self._learners.names} or self._actors.config.shares_gpus:
-            raise error
-        if not self._again(error, "the learners start afresh"):
-            raise error
+        while True:
+            if not error.lost & {*self._learners.names} or self._actors.config.shares_gpus:
+                raise error
+            if not self._again(error, "the learners start afresh"):
+                raise error
+            try:
+                return self._start_learners(error)
+            except ClusterError as another:
+                error = another
+
+    def _start_learners(self, error: ClusterError) -> None:
         self._generators.forget()
         for name in sorted(error.lost & {*self._receivers.names}):  # the other end of a transfer that hangs
             self._lose(name)
@@ -170,5 +190,5 @@ class Recovery:
         # Nobody waits for what the engines still write, nor for this: one may have been lost with the learner.
         self._receivers.begin_all("abort")
         self._addresses |= self._actors.wait_until_ready(fresh)
-        self._learners.join(self._addresses, self._actors.left())
+        self._learners.join(self._addresses, self._actors.left(), self._actors.grows)
         self._weights.reconnect(verified=False)

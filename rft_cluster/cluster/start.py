@@ -16,14 +16,13 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import ray
 from ray.exceptions import RayError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from rft_cluster.cluster.actors import WEIGHTS, Actors
 from rft_cluster.cluster.cluster import Cluster
@@ -32,20 +31,19 @@ from rft_cluster.cluster.handles import ActorGroup, Learners, RewardActor
 from rft_cluster.cluster.images import StoredImages
 from rft_cluster.cluster.leftovers import without_leftovers
 from rft_cluster.cluster.nodes import addresses_of, check_gpus, cluster_nodes, fetch_model
-from rft_cluster.cluster.placement import Bundle, bundles, by_host, describe_placement, place, split_needed
+from rft_cluster.cluster.placement import bundles, by_host, describe_placement, place, split_needed
 from rft_cluster.cluster.recovery import Again, Recovery, never
+from rft_cluster.cluster.reservation import reserve, taken
 from rft_cluster.cluster.rollouts import Generators
 from rft_cluster.cluster.weight_sync import WeightSync
 from rft_cluster.common import stopping
-from rft_cluster.common.errors import UserError
+from rft_cluster.common.errors import NoRoom, UserError
 from rft_cluster.common.hardware import hardware
 from rft_cluster.config import ClusterSection, Config
 
 ADDRESS_TIMEOUT = 10.0  # seconds after which an address counts as unreachable
 # Words in the messages of Ray's core about a missing or wrong token.
 TOKEN = re.compile(r"InvalidAuthToken|Unauthenticated|auth\w* token|token auth", re.IGNORECASE)
-RESERVE_TIMEOUT = 60.0  # seconds after which resources count as taken by others
-APART_TIMEOUT = 5.0  # seconds for the attempt to place learners and generators as two groups
 
 
 def connect(config: ClusterSection, cpus: float) -> str:
@@ -62,6 +60,8 @@ def connect(config: ClusterSection, cpus: float) -> str:
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     # This logger only says, on every start, that tokens are on.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    # And this one prints how full the object store is, whenever an answer was lost with its node.
+    logging.getLogger("ray._raylet").setLevel(logging.ERROR)
     address = config.address or os.environ.get("RAY_ADDRESS")
     if address and ":" in address:
         # Ray would wait minutes for an unreachable address.
@@ -154,26 +154,13 @@ def check_cluster(config: Config, patience: float = 0) -> str:
         lines = [f"{where}: it can hold the run", describe_placement(config, nodes)]
         if any(bundle.gpus for bundle in wanted):
             check_gpus({node.node_id: node.address for node in place(config, nodes)})
-        while (taken := _taken(wanted)) and time.monotonic() < deadline:
+        while (missing := taken(wanted)) and time.monotonic() < deadline:
             time.sleep(1)
-        if taken and patience:
-            raise UserError(taken)
-        return "\n".join([*lines, taken] if taken else lines)
+        if missing and patience:
+            raise NoRoom(missing)
+        return "\n".join([*lines, missing] if missing else lines)
     finally:
         ray.shutdown()
-
-
-def _taken(wanted: Sequence[Bundle]) -> str:
-    """A message about resources of the bundles that others hold; empty if all are free."""
-    free = ray.available_resources()
-    needs = {"CPU": sum(bundle.cpus for bundle in wanted), "GPU": sum(bundle.gpus for bundle in wanted)}
-    if all(free.get(name, 0) + 1e-6 >= need for name, need in needs.items()):
-        return ""
-    return (
-        f"the cluster is large enough, but its resources are taken: {free.get('CPU', 0):g} CPUs and "
-        f"{free.get('GPU', 0):g} GPUs are free, {needs['CPU']:g} and {needs['GPU']:g} are needed. Stop other jobs or "
-        f"wait."
-    )
 
 
 @contextmanager
@@ -213,12 +200,12 @@ def _reserved(config: Config, training: bool, model_path: str, images: Mapping[s
     print(connect(config.cluster, sum(bundle.cpus for bundle in wanted)), flush=True)
     try:
         place(config, cluster_nodes(), training)  # refuses at once a run that these nodes can never hold
-        groups = _reserve(config, wanted)
+        reservation = reserve(config, wanted)
         if config.cluster.joins:  # on this machine both are done before Ray starts
-            _prepare(addresses_of(groups), config, model_path)
+            _prepare(addresses_of(reservation.groups), config, model_path)
         # The driver keeps the images' references, for actors that start afresh.
-        yield Actors(config, groups, wanted, model_path, StoredImages(images))
-        _give_back(groups)
+        yield Actors(config, reservation, model_path, StoredImages(images))
+        reservation.give_back()
     finally:
         ray.shutdown()
 
@@ -228,44 +215,6 @@ def _prepare(nodes: Mapping[str, str], config: Config, model_path: str) -> None:
     if config.cluster.device == "cuda":
         check_gpus(nodes)
     fetch_model(nodes, model_path, config.cluster.step_timeout)
-
-
-def _reserve(config: Config, wanted: Sequence[Bundle]) -> list[PlacementGroup]:
-    """Reserve all bundles, in one or two groups, in order. Ray places each group on as few nodes as possible.
-
-    No bundle is bound to a node: Ray uses free resources, and can move a bundle if its node is lost. Generators beyond
-    `generators.min` have a group each, which may get its room later.
-
-    Raises:
-        UserError: others hold the resources.
-    """
-    needed, later = split_needed(config, wanted)
-    # Learners communicate at every layer, so they should share a node. In one group Ray would place large generators
-    # first and might scatter the learners. So learners get a group of their own, unless that leaves no room.
-    learners = [bundle for bundle in needed if len(bundle.actors) == 1 and bundle.actors[0].startswith("learner")]
-    attempts = [({"": needed}, min(RESERVE_TIMEOUT, config.cluster.start_timeout))]
-    if learners:
-        attempts.insert(0, ({"-learners": learners, "-others": needed[len(learners) :]}, APART_TIMEOUT))
-    for parts, timeout in attempts:
-        # Ray refuses a second group of the same name.
-        groups = [_group(f"rft-{config.run.name}{which}", part) for which, part in parts.items()]
-        if all(group.wait(timeout) for group in groups):
-            own = [_group(f"rft-{config.run.name}-{bundle.actors[0]}", [bundle]) for bundle in later]
-            for group in own:
-                group.wait(APART_TIMEOUT / len(own))
-            return [*groups, *own]
-        _give_back(groups)
-    raise UserError(_taken(needed) or "the cluster has room, but in parts that are too small: wait for other jobs")
-
-
-def _group(name: str, part: Sequence[Bundle]) -> PlacementGroup:
-    needs = [{name: has for name, has in (("CPU", b.cpus), ("GPU", b.gpus)) if has} for b in part]
-    return placement_group(needs, strategy="PACK", name=name)
-
-
-def _give_back(groups: Sequence[PlacementGroup]) -> None:
-    for group in groups:
-        remove_placement_group(group)
 
 
 def start_actors(actors: Actors, again: Again) -> Cluster:
@@ -297,6 +246,6 @@ def start_actors(actors: Actors, again: Again) -> Cluster:
     recovery = Recovery(actors, generators, receivers, reward, learners, weights, addresses, again)
     for name, handle in later.items():
         recovery.expect(name, handle)
-    learners.join(addresses, actors.left())
+    learners.join(addresses, actors.left(), actors.grows)
     weights.connect(addresses)
     return Cluster(generators, reward, learners, weights, config, recovery)

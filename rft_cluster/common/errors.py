@@ -50,6 +50,10 @@ class UserError(Exception):
     """
 
 
+class NoRoom(UserError):
+    """The nodes of a cluster cannot hold the run, or others hold their resources."""
+
+
 def check_range(option: str, value: int, least: int, most: int) -> None:
     """Raise UserError if a number on the command line is out of its range."""
     if not least <= value <= most:

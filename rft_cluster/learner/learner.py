@@ -118,12 +118,12 @@ class Learner:
         self._store = open_store(addresses[0])
         return f"tcp://{addresses[0]}:{self._store.port}"
 
-    def join(self, rendezvous: str, addresses: Sequence[str], others: Sequence[str] = ()) -> None:
+    def join(self, rendezvous: str, addresses: Sequence[str], others: Sequence[str] | None = ()) -> None:
         """Join the process group at `rendezvous` and shard the model over it.
 
         Args:
             addresses: of all ranks' hosts, by rank, as Ray knows them.
-            others: addresses of the other actors' hosts.
+            others: addresses of the other actors' hosts; None if hosts may join later that nobody knows yet.
 
         Raises:
             UserError: another rank cannot be reached from here, or no interface has this host's address.
@@ -136,7 +136,7 @@ class Learner:
         os.environ["GLOO_SOCKET_IFNAME"] = interface = interface_to(addresses, self._address, configured)
         if self._device.type == "cuda":
             # NCCL reads this once a process, and learner 0 also meets the generators through NCCL.
-            everybody = [*addresses, *others]
+            everybody = [*addresses, *(["a host to come"] if others is None else others)]
             os.environ["NCCL_SOCKET_IFNAME"] = exactly(interface_to(everybody, self._address, configured))
         form = partial(
             dist.init_process_group,

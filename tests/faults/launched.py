@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,18 +117,25 @@ def command(folder: Path, name: str, model: str, *overrides: str) -> list[str]:
             f"model.path={model}", *SHORT, *overrides]  # fmt: skip
 
 
-def start(words: list[str], run: Path, folder: Path | None = None, **variables: str) -> Launch:
+def start(
+    words: list[str], run: Path, folder: Path | None = None, inside: Sequence[str] = (), **variables: str
+) -> Launch:
     """Start a command in a process of its own.
 
     Args:
         folder: of the file for its output, by default that of the run.
+        inside: the beginning of the command, if it is executed in namespaces of its own.
         variables: added to its environment.
     """
     output = (folder or run.parent) / f"{run.name}-{time.monotonic_ns()}.txt"
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | variables
     with output.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, *words[1:]], stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            [*inside, sys.executable, *words[1:]],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
         )
     STARTED.append(Launch(process, output, run))
     return STARTED[-1]

@@ -1,133 +1,38 @@
-"""Three hosts on one machine: learners meet over a real network and weights leave their host.
-
-A host is a set of Linux namespaces: its own network card (10.77.0.1, .2, .3 on one switch), processes, /dev/shm,
-/tmp/ray and name. What one process of a host passes to another by /proc is not there on the next host. The files of
-the tests are on all of them, as on shared storage. Everything goes when the process that holds a namespace is killed.
-"""
+"""Three hosts on one machine: learners meet over a real network and weights leave their host."""
 
 import json
-import os
 import re
-import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from rft_cluster.cluster.placement import NodeResources, describe_placement
 from rft_cluster.config import load_config
-from tests.integration.conftest import BIN
+from tests.integration.hosts import NETWORK, Host, Network, require_namespaces, wait_for_ray
 
-ROOT = Path(__file__).parents[2]
-NETWORK = "10.77.0"
 SHORT = ["schedule.steps=2", "schedule.prompts_per_step=4", "optimizer.warmup_steps=1", "schedule.evaluate_every=0",
          "data.validation=0", "data.test=0"]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Host:
-    address: str
-    pid: int  # of its first process, as the machine counts
-    ray_folder: Path
-    environment: dict[str, str]
-
-    def start(self, *command: str | Path) -> subprocess.Popen[str]:
-        enter = ["nsenter", f"--target={self.pid}", "--net", "--pid", "--mount", "--uts"]
-        return subprocess.Popen(
-            [*enter, *command], env=self.environment, cwd=ROOT, text=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-
-    def run(self, *command: str | Path, seconds: float = 60) -> subprocess.CompletedProcess[str]:
-        process = self.start(*command)
-        try:
-            output, errors = process.communicate(timeout=seconds)
-        finally:
-            process.kill()
-        return subprocess.CompletedProcess(command, process.returncode, output, errors)
-
-    def must(self, *command: str | Path, seconds: float = 60) -> str:
-        result = self.run(*command, seconds=seconds)
-        assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-        return result.stdout
-
-    @property
-    def roles(self) -> set[str]:
-        """Classes of all actors that ever ran here, from the head lines of their logs."""
-        logs = [path.read_text(errors="replace") for path in self.ray_folder.glob("session_2*/logs/worker-*.out")]
-        return set(re.findall(r"^:actor_name:(\w+)$", "\n".join(logs), re.MULTILINE))
-
-
-def require_namespaces() -> None:
-    if os.geteuid() != 0:
-        pytest.skip("network namespaces need root")
-    if shutil.which("ip") is None:
-        pytest.skip("network namespaces need the command ip (package iproute2)")
-    probe = ["unshare", "--net", "--pid", "--mount", "--uts", "--fork", "--mount-proc", "true"]
-    tried = subprocess.run(probe, capture_output=True, text=True, check=False)
-    if tried.returncode:
-        pytest.skip(f"namespaces are not permitted here: {tried.stderr.strip()}")
-
-
-@contextmanager
-def namespaces(set_up: str) -> Iterator[int]:
-    """The first process in namespaces of its own, after the shell commands `set_up` in them."""
-    unshare = ["setpriv", "--pdeathsig=KILL", "unshare", "--net", "--pid", "--mount", "--uts", "--fork", "--kill-child"]
-    shell = f"set -e; {set_up}; echo ready; sleep infinity & wait"
-    process = subprocess.Popen([*unshare, "--mount-proc", "sh", "-c", shell], stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        yield int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
-    finally:
-        process.kill()  # takes everything in the namespaces along
-        process.wait(timeout=30)
 
 
 @pytest.fixture(scope="module")
 def hosts(token_environment: dict[str, str], tmp_path_factory) -> Iterator[dict[int, Host]]:
     """Hosts 1, 2 and 3 by their number."""
     require_namespaces()
-    shared = tmp_path_factory.mktemp("shared")
-    environment = token_environment | {"PYTHONUNBUFFERED": "1"}
-    Path("/tmp/ray").mkdir(exist_ok=True)  # the place where each host mounts its own
     with ExitStack() as stack:
-        up = "ip link set lo up"
-        switch = stack.enter_context(namespaces(f"{up}; ip link add switch type bridge; ip link set switch up"))
-        made = {}
-        for number in (1, 2, 3):
-            folder = shared / f"ray-{number}"
-            folder.mkdir()
-            mounts = f"mount --bind {folder} /tmp/ray; mount -t tmpfs tmpfs /dev/shm; hostname host-{number}"
-            pid = stack.enter_context(namespaces(f"{up}; {mounts}"))
-            made[number] = Host(f"{NETWORK}.{number}", pid, folder, environment)
-            cable = f"ip link add port-{number} type veth peer name eth0 netns {pid}"
-            plug = f"{cable}; ip link set port-{number} master switch up"
-            subprocess.run(["nsenter", f"--target={switch}", "--net", "sh", "-ec", plug], check=True, timeout=30)
-            made[number].must("ip", "address", "add", f"{NETWORK}.{number}/24", "dev", "eth0")
-            made[number].must("ip", "link", "set", "eth0", "up")
-        yield made
+        network = Network(stack, tmp_path_factory.mktemp("shared"), token_environment | {"PYTHONUNBUFFERED": "1"})
+        yield {number: network.add(number) for number in (1, 2, 3)}
 
 
 @pytest.fixture(scope="module")
 def ray_hosts(hosts: dict[int, Host]) -> dict[int, Host]:
     """A head of one CPU on host 1, and nodes of two CPUs on hosts 2 and 3."""
-    start = [BIN / "ray", "start", "--disable-usage-stats", "--object-store-memory=100000000"]
-    head = ["--head", "--port=6379", "--num-cpus=1", "--include-dashboard=false"]
-    hosts[1].must(*start, *head, f"--node-ip-address={hosts[1].address}", seconds=120)
-    join = [f"--address={hosts[1].address}:6379"]
-    others = [
-        hosts[number].start(*start, *join, "--num-cpus=2", f"--node-ip-address={hosts[number].address}")
-        for number in (2, 3)
-    ]
-    for other in others:
-        said = other.communicate(timeout=120)
-        assert other.returncode == 0, said
+    wait_for_ray([hosts[1].start_ray("--head", "--port=6379", "--num-cpus=1", "--include-dashboard=false")])
+    join = [f"--address={hosts[1].address}:6379", "--num-cpus=2"]
+    wait_for_ray([hosts[number].start_ray(*join) for number in (2, 3)])
     return hosts
 
 

@@ -21,10 +21,11 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 
-from rft_cluster.cluster import actors
+from rft_cluster.cluster import actors, reservation
 from rft_cluster.cluster import start as module
 from rft_cluster.cluster.nodes import check_gpus
 from rft_cluster.cluster.placement import bundles, place
+from rft_cluster.cluster.reservation import reserve
 from rft_cluster.cluster.start import check_cluster, cluster_nodes, connect, start_cluster
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import Config, load_config
@@ -131,7 +132,7 @@ def test_actors_are_packed_on_few_nodes(nodes: Nodes, recorders: None, overrides
     assert sorted(nodes.names[node] for node, _, _ in learner_places) == learners
     assert sorted(nodes.names[node] for node, _, _ in generator_places) == generators
     assert {group["strategy"] for group in reserved} == {"PACK"}
-    assert {group["name"] for group in reserved} in ({"rft-digits"}, {"rft-digits-learners", "rft-digits-others"})
+    assert sorted(len(group["bundles"]) for group in reserved) == [*[1] * len(generators), len(learners)]
     places = [node for group in reserved for node in group["bundles_to_node_id"].values()]
     assert sorted(places) == sorted(node for node, _, _ in learner_places + generator_places)
     # Each has as many GPUs as it asked for, sees no others, and shares none.
@@ -200,35 +201,34 @@ def test_what_no_node_has_is_refused(connected: Nodes, overrides, message):
 
 
 def test_what_others_hold_is_refused_within_seconds_and_can_be_had_later(connected: Nodes, monkeypatch):
-    monkeypatch.setattr(module, "RESERVE_TIMEOUT", 3.0)
-    monkeypatch.setattr(module, "APART_TIMEOUT", 1.0)
+    monkeypatch.setattr(reservation, "RESERVE_TIMEOUT", 3.0)
+    monkeypatch.setattr(reservation, "ATTEMPT", 1.0)
     config = connected.config("learners.count=3", "generators.gpus=2")
     wanted, other = bundles(config), held_by_another_job(connected, "four", gpus=2)
 
     start = time.monotonic()
     message = "its resources are taken: 32 CPUs and 4 GPUs are free, 4 and 5 are needed"
     with pytest.raises(UserError, match=message):
-        module._reserve(config, wanted)
+        reserve(config, wanted)
     assert time.monotonic() - start < 8
 
     remove_placement_group(other)
     while ray.available_resources()["GPU"] < sum(gpus for _, gpus in SIZES.values()):
         assert time.monotonic() - start < 30, "Ray gives resources back a moment later"
         time.sleep(0.1)
-    monkeypatch.setattr(module, "RESERVE_TIMEOUT", 30.0)
-    reserved = module._reserve(config, wanted)
-    assert nodes_of(connected, reserved) == ["four"] * 3 + ["two"]
-    for group in reserved:
-        remove_placement_group(group)
+    monkeypatch.setattr(reservation, "RESERVE_TIMEOUT", 30.0)
+    reserved = reserve(config, wanted)
+    assert nodes_of(connected, reserved.groups) == ["four"] * 3 + ["two"]
+    reserved.give_back()
 
 
 @pytest.mark.parametrize(("held", "free"), [("two", "four"), ("four", "two")])
 def test_a_node_that_another_job_holds_is_left_for_one_that_is_free(connected: Nodes, monkeypatch, held, free):
     """Both are large enough for the run, and nothing binds it to the one that it would have on an empty cluster."""
-    monkeypatch.setattr(module, "RESERVE_TIMEOUT", 10.0)
+    monkeypatch.setattr(reservation, "RESERVE_TIMEOUT", 10.0)
     config = connected.config("learners.count=1", "generators.gpus=1")
     other = held_by_another_job(connected, held, gpus=SIZES[held][1])
-    reserved = module._reserve(config, bundles(config))
-    assert nodes_of(connected, reserved) == [free] * 2
-    for group in (*reserved, other):
-        remove_placement_group(group)
+    reserved = reserve(config, bundles(config))
+    assert nodes_of(connected, reserved.groups) == [free] * 2
+    reserved.give_back()
+    remove_placement_group(other)

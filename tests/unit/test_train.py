@@ -16,7 +16,7 @@ from rft_cluster import launch
 from rft_cluster.cluster import handles
 from rft_cluster.cluster.handles import Update
 from rft_cluster.common import stopping
-from rft_cluster.common.errors import ClusterError, UserError, WeightTransferError, exit_code
+from rft_cluster.common.errors import ClusterError, NoRoom, UserError, WeightTransferError, exit_code
 from rft_cluster.common.files import unfinished, write_json
 from rft_cluster.config import Config
 from rft_cluster.data.dataset import FewShotDataset, LabelledImage
@@ -304,12 +304,17 @@ class Failing(Roles):
         return super()._learn(at)
 
 
-def launched(settings: Config, monkeypatch, failures: dict[int, Exception]) -> list[Roles]:
-    """The roles of each start of the actors in one launch, in which learners fail in these steps, once each."""
+def launched(settings: Config, monkeypatch, failures: dict[int, Exception], room: int = 1000) -> list[Roles]:
+    """The roles of each start of the actors in one launch, in which learners fail in these steps, once each.
+
+    `room`: for so many starts.
+    """
     started: list[Roles] = []
 
     @contextmanager
     def start_cluster(*_):
+        if len(started) == room:
+            raise NoRoom("the run needs 3 CPUs, the cluster has 2")
         started.append(Failing(failures))
         yield started[-1]
 
@@ -348,6 +353,14 @@ def test_a_loss_without_a_new_step_ends_it_when_the_restarts_are_used_up(tmp_pat
     assert exit_code(work) == 3
     assert capsys.readouterr().err == "error: lost\nstep 2 is saved; go on with: launch --resume\n"
     assert [row["step"] for row in read_rows(settings.run_folder / "metrics.jsonl")] == [1, 2]
+
+
+@pytest.mark.parametrize(("room", "code"), [(0, 2), (1, 3)], ids=["at the start", "after a loss"])
+def test_a_cluster_without_room_is_a_mistake_at_the_start_and_a_loss_later(tmp_path, monkeypatch, capsys, room, code):
+    settings = config(tmp_path, *SETTINGS, "schedule.save_every=2")
+    assert exit_code(lambda: launched(settings, monkeypatch, {4: ClusterError("lost")}, room)) == code
+    error = capsys.readouterr().err
+    assert error.endswith("the run needs 3 CPUs, the cluster has 2\n") and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("error", [UserError("out of memory"), RuntimeError("a defect")])

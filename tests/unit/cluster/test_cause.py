@@ -31,6 +31,11 @@ OUT_OF_MEMORY = (
     "4 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 10.0.0.3, ID: 62e6) was "
     "22.41GB used / 23.54GB total (95.2% used)\nOOM kill reason: Memory usage exceeded threshold\n"
 )
+UNAVAILABLE = (
+    "The actor 2dce8e3795b53072a143b5b402000000 is unavailable: The actor is temporarily unavailable: RpcError: RPC "
+    "error: failed to connect to all addresses; last error: UNKNOWN: ipv4:10.77.0.3:15697: Failed to connect to remote "
+    "host: Connection refused rpc_code: 14. The task may or may not have been executed on the actor."
+)
 FAILED = (
     "The actor died because of an error raised in its creation task, \x1b[36mray::Learner.__init__()\x1b[39m\nTypeError"
 )
@@ -49,6 +54,7 @@ FAILED = (
             "(7337 on 10.0.0.3): it was killed by `ray.kill`",
         ),
         ("The actor is dead because its node has died. Node Id: 3f", "its process is gone with its node"),
+        (UNAVAILABLE, "its process on 10.77.0.3 answers no more: "),
         (OUT_OF_MEMORY, "its process was killed by Ray, because its host was low on memory"),
         (FAILED, FAILED),
     ],

@@ -87,7 +87,7 @@ def test_a_node_that_cannot_fetch_the_model_is_named(monkeypatch):
 def reserved(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What happens until actors may start, on a clock that each event moves on by 1000 s."""
     events: list[str] = []
-    group = SimpleNamespace(bundle_count=3)
+    reservation = SimpleNamespace(groups=[], give_back=lambda: None)
 
     def event(name: str, result: Any = None) -> Any:
         return lambda *_: events.append(name) or result
@@ -95,11 +95,10 @@ def reserved(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(time, "monotonic", lambda: 1000.0 * len(events))
     monkeypatch.setattr(start, "connect", lambda *_: "connected")
     monkeypatch.setattr(start, "cluster_nodes", lambda: [NodeResources(ONE, "10.0.0.1", 8, 8)])
-    monkeypatch.setattr(start, "_reserve", event("reserve", [group]))
+    monkeypatch.setattr(start, "reserve", event("reserve", reservation))
     monkeypatch.setattr(start, "addresses_of", lambda groups: {ONE: "10.0.0.1"})
     monkeypatch.setattr(start, "check_gpus", event("check GPUs"))
     monkeypatch.setattr(start, "fetch_model", event("fetch"))
-    monkeypatch.setattr(start, "_give_back", lambda groups: None)
     monkeypatch.setattr(start.ray, "shutdown", lambda: None)
     return events
 
@@ -118,6 +117,6 @@ GPUS = ["cluster.device=cuda", "learners.gpus=1", "generators.gpus=1"]
 def test_the_time_for_the_actors_start_runs_when_nodes_have_what_they_need(reserved, monkeypatch, overrides, events):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     config = load_config("digits", [*overrides, "cluster.start_timeout=600"])
-    with start._reserved(config, True, "owner/model", {}) as reservation:
+    with start._reserved(config, True, "owner/model", {}) as actors:
         assert reserved == events
-        assert reservation.left() == 600
+        assert actors.left() == 600

@@ -52,6 +52,7 @@ class Actors:
         self.config = config
         self.lives = {"generator-0": 1, "generator-1": 1, "reward": 1, "learner-0": 1, "learner-1": 1}
         self.ready_names = {*self.lives}
+        self.placed = {*self.lives}
         self.fails: list[Exception] = []
         self.failed: set[tuple[str, int]] = set()
 
@@ -60,8 +61,13 @@ class Actors:
             self.lives[name] += 1
         return {name: (name, self.lives[name]) for name in names}
 
+    grows = True
+
     def begin(self) -> None:
         pass
+
+    def is_placed(self, name: str) -> bool:
+        return name in self.placed
 
     def left(self) -> float:
         return 60.0
@@ -130,6 +136,22 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 LOST = ClusterError("generator-1 died", ["generator-1"])
+
+
+def test_who_has_no_room_is_said_once_a_loss(world: World, capsys: pytest.CaptureFixture[str]):
+    world.actors.placed.discard("generator-1")
+    world.actors.ready_names.discard("generator-1")
+    for version in range(1, 7):
+        if version in (2, 4):
+            world.recovery.replace(LOST)
+        world.cluster.broadcast_weights(version)
+        if version == 3:  # a node came, and is lost in turn
+            world.actors.placed.add("generator-1")
+            world.actors.ready_names.add("generator-1")
+            world.cluster.broadcast_weights(version)
+            world.actors.placed.discard("generator-1")
+            world.actors.ready_names.discard("generator-1")
+    assert capsys.readouterr().out.count("no node has room for generator-1 now") == 2
 
 
 def test_a_fresh_generator_gets_prompts_only_when_it_has_been_sent_the_weights(world: World):

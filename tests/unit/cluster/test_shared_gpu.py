@@ -12,7 +12,7 @@ import pytest
 import ray
 from some_prompt import some_prompt
 
-from rft_cluster.cluster import actors, generator_actor, handles, start
+from rft_cluster.cluster import actors, generator_actor, handles, reservation, start
 from rft_cluster.cluster.cluster import Cluster
 from rft_cluster.cluster.handles import Learners, RewardActor
 from rft_cluster.cluster.placement import bundles
@@ -34,13 +34,17 @@ class Actors:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.events: list[str] = []
         self.gpus: dict[str, float] = {}
-        self.bundles: dict[str, int] = {}
+        self.bundles: dict[str, tuple[str, int]] = {}
         self.given: dict[str, tuple[Any, ...]] = {}  # to the actors' constructors
         self.joins: list[tuple[str, tuple[Any, ...]]] = []
         monkeypatch.setattr(handles, "wait_for", self._wait_for)
         monkeypatch.setattr(actors, "wait_for", self._wait_for)
         monkeypatch.setattr(actors, "ray", SimpleNamespace(remote=self._remote, wait=lambda calls, **_: (calls, [])))
-        monkeypatch.setattr(actors, "PlacementGroupSchedulingStrategy", lambda group, index: index)
+        monkeypatch.setattr(actors, "PlacementGroupSchedulingStrategy", lambda group, index: (group.name, index))
+        groups = lambda needs, name, **_: SimpleNamespace(name=name, wait=lambda _: True)  # noqa: E731
+        monkeypatch.setattr(reservation, "placement_group", groups)
+        monkeypatch.setattr(reservation, "taken", lambda wanted: "")
+        monkeypatch.setattr(reservation, "placement_group_table", lambda group: {"state": "CREATED"})
         monkeypatch.setattr(start, "WeightSync", lambda *settings: Sync(self.events, *settings))
 
     def actor(self, name: str) -> Any:
@@ -50,7 +54,9 @@ class Actors:
         if not role:
             return self._remote
 
-        def options(name: str, num_gpus: float, scheduling_strategy: int | None = None, **others: Any) -> Any:
+        def options(
+            name: str, num_gpus: float, scheduling_strategy: tuple[str, int] | None = None, **others: Any
+        ) -> Any:
             def start(*arguments: Any) -> Actor:
                 self.events.append(f"start {name}")
                 self.given[name] = arguments
@@ -174,9 +180,8 @@ def test_memory_comes_back_in_two_parts_around_the_weights(recorded: Actors, ove
 def started(recorded: Actors, overrides: list[str]) -> list[str]:
     """The events when the actors of a configuration start on one large node."""
     config: Config = load_config("digits", overrides)
-    wanted = bundles(config)
-    group = SimpleNamespace(bundle_count=len(wanted), wait=lambda _: True)
-    start.start_actors(actors.Actors(config, [group], wanted, "model", {}), never)  # type: ignore[list-item, arg-type]
+    reserved = reservation.reserve(config, bundles(config))
+    start.start_actors(actors.Actors(config, reserved, "model", {}), never)  # type: ignore[arg-type]
     return recorded.events
 
 
@@ -195,7 +200,7 @@ def test_a_shared_gpu_s_learner_starts_when_its_generator_sleeps(recorded: Actor
         "connect ['generator', 'learner', 'reward']",
     ]
     assert recorded.gpus == {"generator": 0.4, "learner": 0.6, "reward": 0}
-    assert recorded.bundles == {"generator": 0, "learner": 0}
+    assert recorded.bundles == {"generator": ("rft-digits", 0), "learner": ("rft-digits", 0)}
 
 
 def test_actors_with_gpus_of_their_own_start_together_and_never_sleep(recorded: Actors):
@@ -211,7 +216,7 @@ def test_actors_with_gpus_of_their_own_start_together_and_never_sleep(recorded: 
         "connect ['generator', 'learner', 'reward']",
     ]
     assert recorded.gpus == {"generator": 1, "learner": 1, "reward": 0}
-    assert recorded.bundles == {"generator": 1, "learner": 0}
+    assert recorded.bundles == {"generator": ("rft-digits-generator", 0), "learner": ("rft-digits-learners", 0)}
 
 
 @pytest.mark.parametrize(
@@ -251,6 +256,9 @@ def test_an_actor_without_gpus_sees_none():
         assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
+RESERVED = SimpleNamespace(is_placed=lambda name: True)
+
+
 def test_an_actor_that_fails_ends_the_start_while_others_still_load(monkeypatch: pytest.MonkeyPatch):
     def wait(calls: list[Call], **_: float) -> tuple[list[Call], list[Call]]:
         assert len(calls) == 2, "the start goes on after an actor failed"
@@ -262,7 +270,7 @@ def test_an_actor_that_fails_ends_the_start_while_others_still_load(monkeypatch:
 
     monkeypatch.setattr(actors, "ray", SimpleNamespace(wait=wait))
     monkeypatch.setattr(actors, "wait_for", wait_for)
-    starting = actors.Actors(load_config("digits", []), [], [], "model", {})  # type: ignore[arg-type]
+    starting = actors.Actors(load_config("digits", []), RESERVED, "model", {})  # type: ignore[arg-type]
     with pytest.raises(UserError, match="a generator is out of memory"):
         starting.wait_until_ready({"learner": Actor("learner"), "generator": Actor("generator")})
 
@@ -271,9 +279,19 @@ def test_actors_that_are_not_ready_in_time_are_named_with_the_key_to_raise(monke
     monkeypatch.setattr(actors, "ray", SimpleNamespace(wait=lambda calls, **_: time.sleep(0.02) or ([], calls)))
     config = load_config("digits", [])
     config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"start_timeout": 0.01})})
-    starting = actors.Actors(config, [], [], "model", {})  # type: ignore[arg-type]
+    starting = actors.Actors(config, RESERVED, "model", {})  # type: ignore[arg-type]
     with pytest.raises(ClusterError, match=r"^learner-1: not ready within cluster\.start_timeout \(0\.01 s\)"):
         starting.wait_until_ready({"learner-1": Actor("learner-1")})
+
+
+def test_actors_without_room_are_not_told_to_take_longer(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(actors, "ray", SimpleNamespace(wait=lambda calls, **_: time.sleep(0.02) or ([], calls)))
+    config = load_config("digits", [])
+    config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"start_timeout": 0.01})})
+    reserved = SimpleNamespace(is_placed=lambda name: name != "learner-1")
+    starting = actors.Actors(config, reserved, "model", {})  # type: ignore[arg-type]
+    with pytest.raises(ClusterError, match=r"^learner-1: no node had room within cluster\.start_timeout \(0\.01 s\)$"):
+        starting.wait_until_ready({"learner-0": Actor("learner-0"), "learner-1": Actor("learner-1")})
 
 
 @pytest.mark.parametrize(

@@ -216,10 +216,15 @@ def test_memory_that_no_machine_has():
 
 
 @pytest.mark.parametrize(
-    ("device", "generator", "interfaces"),
-    [("cuda", "10.0.0.1", ("lo", "=lo")), ("cuda", "10.0.0.2", ("lo", "=ib0")), ("cpu", "10.0.0.2", ("lo", None))],
+    ("device", "others", "interfaces"),
+    [
+        ("cuda", ["10.0.0.1"], ("lo", "=lo")),
+        ("cuda", ["10.0.0.1", "10.0.0.2"], ("lo", "=ib0")),
+        ("cuda", None, ("lo", "=ib0")),  # a generator may come on a host that joins in mid-run
+        ("cpu", ["10.0.0.1", "10.0.0.2"], ("lo", None)),
+    ],
 )
-def test_nccl_listens_where_generators_on_other_hosts_reach_it(monkeypatch, device, generator, interfaces):
+def test_nccl_listens_where_generators_on_other_hosts_reach_it(monkeypatch, device, others, interfaces):
     """Learners on one host need its loopback interface only, but rank 0 sends weights to generators elsewhere."""
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         monkeypatch.setenv(name, "")
@@ -235,7 +240,7 @@ def test_nccl_listens_where_generators_on_other_hosts_reach_it(monkeypatch, devi
     rank._rank, rank._config = 0, load_config("digits", ["cluster.interface=ib0"])
     rank._device, rank._hardware = torch.device(device), hardware(device)
     with pytest.raises(InterruptedError):
-        rank.join("file:///nowhere", ["10.0.0.1", "10.0.0.1"], ["10.0.0.1", generator])
+        rank.join("file:///nowhere", ["10.0.0.1", "10.0.0.1"], others)
     assert formed == [interfaces]
 
 
