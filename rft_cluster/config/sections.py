@@ -286,7 +286,8 @@ class ClusterSection(Section):
     3."""
     snapshot_every: int = Field(0, ge=0, le=MOST_STEPS)
     """Steps between snapshots of the learners' state in memory, from which new learners go on after a loss. 0: they go
-    on from the last checkpoint."""
+    on from the last checkpoint, as they always do if generators and learners share GPUs. `python -m rft_cluster.plan`
+    says what snapshots take."""
 
     @property
     def joins(self) -> str | None:
