@@ -88,13 +88,11 @@ class Snapshots:
         Raises:
             ClusterError: a learner died, or did not answer in time; or a part of the snapshot's memory is lost.
         """
-        if self.newest() is None:
-            return None
-        # What was on its way is of learners that are gone.
-        snapshot = self._taken[0]
-        self._taken = [snapshot]
-        if len(snapshot.states) == len(learners) and _put_back(learners, snapshot):
-            return snapshot.step
+        whole = self.newest() is not None
+        self._taken = self._taken[:whole]  # what was on its way is of learners that are gone
+        for snapshot in self._taken:
+            if len(snapshot.states) == len(learners) and _put_back(learners, snapshot):
+                return snapshot.step
         self._taken = []
         return None
 
