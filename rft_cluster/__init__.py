@@ -7,9 +7,12 @@ from rft_cluster.common import stopping
 # wait for: with three other programs on two cores small layers then ran 100 times as slowly. Read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# What Ray would print beside our own words about a lost node: a guess about slow networks, and 20 lines of a C++ stack.
+# What Ray would print beside our own words about a lost actor or node: guesses at length, and 20 lines of a C++ stack.
 # Read when Ray is imported.
-RAYLETS_WORDS = r"\AThe node with node id: .* has been marked dead|\ARaylet is terminated"
+RAYLETS_WORDS = (
+    r"\AA worker died or was killed while executing|\AThe node with node id: .* has been marked dead|"
+    r"\ARaylet is terminated"
+)
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", RAYLETS_WORDS)
 
 if sys.argv[:1] == ["-m"]:  # `python -m rft_cluster.NAME` is about to load a command, which takes seconds
