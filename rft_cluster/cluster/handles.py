@@ -22,6 +22,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
+from rft_cluster.cluster.ending import end
 from rft_cluster.common.errors import ClusterError, EngineFailed, UserError, WeightTransferError
 from rft_cluster.common.files import unfinished, write_json
 from rft_cluster.common.reduce import reduced
@@ -170,8 +171,7 @@ class ActorGroup:
 
     def kill(self) -> None:
         """End all actors, frozen ones too."""
-        for handle in self._handles.values():
-            ray.kill(handle)
+        end(self._handles.values())
 
     def replace(self, handles: Mapping[str, ActorHandle]) -> None:
         """Take fresh actors in place of all."""
@@ -182,7 +182,7 @@ class ActorGroup:
 
     def remove(self, name: str) -> None:
         """Drop an actor that is lost, and end it: it may be no more than frozen."""
-        ray.kill(self._handles.pop(name))
+        end([self._handles.pop(name)])
 
     def call_all(self, method: str, *arguments: Any) -> list[Any]:
         """Call a method of every actor with the same arguments. Returns the answers in the actors' order."""

@@ -43,7 +43,7 @@ class Loss:
 
     @property
     def overrides(self) -> Sequence[str]:
-        return [f"cluster.snapshot_every={int(self.snapshots)}", *([] if self.kills else ["cluster.step_timeout=20"])]
+        return [f"cluster.snapshot_every={int(self.snapshots)}", *([] if self.kills else ["cluster.step_timeout=25"])]
 
 
 LOSSES = [
@@ -98,7 +98,7 @@ def test_a_byte_that_changes_on_its_way_to_a_generator_is_not_served(undisturbed
 def flip_in_memory(launch: Launch) -> None:
     """Change a byte of the memory in which the learners have published their weights."""
     descriptors = Path(f"/proc/{launch.actors()['learner-0']}/fd").iterdir()
-    (memory,) = (file for file in descriptors if "rft_cluster_weights" in os.readlink(file))
+    memory = next(file for file in descriptors if "rft_cluster_weights" in os.readlink(file))
     with memory.open("r+b") as file:
         flip_bit(file, os.fstat(file.fileno()).st_size // 2)
 
