@@ -4,6 +4,7 @@ The dispatch of prompts to generators is in `rollouts.py`.
 """
 
 import re
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ LOSSES = (
     OutOfMemoryError,
 )
 PEERS = 5.0  # seconds for the news of a death to arrive behind the errors that it caused
+NODE = 75.0  # the same for the death of a node: Ray's head declares one dead 64 s after it was cut off
+CUT = re.compile(r"by peer|remote process exited")  # gloo and NCCL about a connection to another rank
 NAMED = 8  # prompts in one warning
 MISTAKE = f"\n{UserError.__module__}.{UserError.__qualname__}: "  # in Ray's report, before the message
 
@@ -69,11 +72,19 @@ def wait_for(calls: Mapping[ray.ObjectRef, str], timeout: float, doing: str) -> 
             raise ClusterError(f"{', '.join(broken)}: {error.cause}", map(actor_of, broken)) from error
         # A rank that dies in a collective fails its peers first, whose errors say nothing of it.
         ray.wait(list(calls), num_returns=len(calls), timeout=PEERS)
+        if CUT.search(str(error)):
+            _wait_for_a_death(calls)
         _raise_if_lost(calls, doing, error)
         raise
     except LOSSES as error:
         _raise_if_lost(calls, doing, error)
         raise
+
+
+def _wait_for_a_death(calls: Mapping[ray.ObjectRef, str]) -> None:
+    deadline, waiting = time.monotonic() + NODE, list(calls)
+    while waiting and time.monotonic() < deadline and not any(map(_death, calls)):
+        _, waiting = ray.wait(list(calls), num_returns=len(calls), timeout=1)
 
 
 def _raise_if_lost(calls: Mapping[ray.ObjectRef, str], doing: str, error: RayError) -> None:

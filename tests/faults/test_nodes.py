@@ -151,12 +151,10 @@ def take_up(nodes: Nodes, launch: Launch, number: int) -> tuple[Host, float, int
 def test_learners_start_where_there_is_room(nodes: Nodes, undisturbed: Path, tmp_path: Path, tiny_model: str):
     """Where there is none, the run ends in time, and goes on when there is."""
     run = tmp_path / "mine"
-    nodes.join(2, 3, 4)  # for each actor one
+    nodes.join(2, 3, 4, 5)  # one for each actor, and another
     overrides = ["learners.cpus=1", "cluster.start_timeout=60", "cluster.snapshot_every=1"]
     launch = nodes.launch(command(tmp_path, "mine", tiny_model, *overrides), run)
-    launch.until(has_done(1), "step 1")
-    nodes.join(5)
-    launch.until(has_done(5), "step 5")
+    launch.until(has_done(4), "step 4")
     found, lost, warning = survives(launch, partial(nodes.lose, nodes.host_of("learner-1")))
     assert warning.startswith("learner-1 died while '")
     assert "from memory" in launch.text(), "from the second copy: the first is gone with its node"

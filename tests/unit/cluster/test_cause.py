@@ -1,10 +1,12 @@
 """Reports of Ray 2.60 on dead actors, as they were printed, and what is told of them."""
 
 import traceback
+from types import SimpleNamespace
 
 import pytest
 from ray.exceptions import (
     ActorDiedError,
+    GetTimeoutError,
     NodeDiedError,
     ObjectLostError,
     OutOfMemoryError,
@@ -109,6 +111,36 @@ def test_an_answer_that_was_lost_with_its_node_is_a_loss_too(monkeypatch, loss, 
     with pytest.raises(ClusterError, match=r"^generator-1 died while 'generate': .") as lost:
         wait_for({"call": "generator-1"}, 1, "generate")
     assert "Traceback" not in str(lost.value)
+
+
+@pytest.mark.parametrize(
+    ("cause", "kind", "waited"),
+    [
+        ("gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.77.0.3]:40725", ClusterError, 65),
+        ("size mismatch", RuntimeError, 5),
+    ],
+)
+def test_a_rank_that_lost_its_peer_waits_for_the_news_that_the_peer_s_node_is_gone(monkeypatch, cause, kind, waited):
+    """Ray knows of a node after up to 64 s; the connections of its processes may break at once."""
+    now = [0.0]
+
+    def get(calls, timeout):
+        if calls == "gone" and now[0] < 64:
+            raise GetTimeoutError
+        raise NodeDiedError("its node has died") if calls == "gone" else cut.as_instanceof_cause()
+
+    def wait(calls, num_returns, timeout):
+        now[0] += timeout
+        return calls[:1], calls[1:]
+
+    cut = RayTaskError("update", f"Traceback\nRuntimeError: {cause}", RuntimeError(cause))
+    monkeypatch.setattr(handles.ray, "get", get)
+    monkeypatch.setattr(handles.ray, "wait", wait)
+    monkeypatch.setattr(handles, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with pytest.raises(kind) as error:
+        wait_for({"cut": "learner-0", "gone": "learner-1"}, 100, "update")
+    assert now[0] == pytest.approx(waited, abs=1)
+    assert kind is RuntimeError or error.value.lost == {"learner-1"}
 
 
 def test_a_generator_whose_engine_failed_is_lost(monkeypatch):
