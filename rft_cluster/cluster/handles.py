@@ -72,9 +72,14 @@ def wait_for(calls: Mapping[ray.ObjectRef, str], timeout: float, doing: str) -> 
             raise ClusterError(f"{', '.join(broken)}: {error.cause}", map(actor_of, broken)) from error
         # A rank that dies in a collective fails its peers first, whose errors say nothing of it.
         ray.wait(list(calls), num_returns=len(calls), timeout=PEERS)
-        if CUT.search(str(error)):
+        cut = CUT.search(str(error))
+        if cut:
             _wait_for_a_death(calls)
         _raise_if_lost(calls, doing, error)
+        if cut:
+            names = list(dict.fromkeys(calls.values()))
+            message = f"{', '.join(names)}: a connection between them broke while '{doing}', and none of them died"
+            raise ClusterError(message, map(actor_of, names)) from error
         raise
     except LOSSES as error:
         _raise_if_lost(calls, doing, error)

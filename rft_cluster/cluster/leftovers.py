@@ -28,7 +28,9 @@ CACHE = Path("~/.cache/rft_cluster/torchinductor")  # what torch compiles, for l
 @contextmanager
 def without_leftovers() -> Iterator[None]:
     """The context in which to start Ray."""
-    parent = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()  # so short that Ray's sockets can be there, too
+    # So short that Ray's sockets can be there, too.
+    parent = os.path.abspath(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    os.makedirs(parent, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="rft_cluster_", dir=parent))
     _clean_at_the_end(folder)
     cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(CACHE.expanduser()))

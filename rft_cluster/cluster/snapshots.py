@@ -154,6 +154,9 @@ class Writing:
         left = max(0.0, self._deadline - time.monotonic())
         try:
             return wait_for(self._calls, left if seconds is None else min(left, seconds), "writing")
+        except RayError as error:  # no room in the object store, nor on its disk
+            self._end()
+            raise ClusterError(f"a checkpoint cannot be written: {str(error).strip().splitlines()[-1]}") from error
         except BaseException:
             self._end()
             raise

@@ -88,7 +88,9 @@ class WeightSync:
         try:
             wait_for(calls, self._learners.timeout, doing)
         except (ClusterError, RayTaskError) as error:
-            if self._transfer == "nccl":
+            # vLLM raises NCCL's errors as RuntimeError.
+            broken = isinstance(error, ClusterError) or type(error.cause) is RuntimeError
+            if self._transfer == "nccl" and broken:
                 raise ClusterError(_first_line(error), [*self._learners.names, *self._generators.names]) from error
             raise
 

@@ -188,8 +188,8 @@ def check_digests(folder: Path, digests: dict[str, str]) -> None:
 
 
 def seconds_since_saved(run: Path) -> float:
-    """Age of the newest checkpoint; 0 without any."""
-    newest = next(iter(checkpoint_folders(run)), None)
+    """Age of the newest checkpoint; without any, of the run's manifest, which is written once."""
+    newest = next((path for path in (*checkpoint_folders(run), run / "manifest.json") if path.exists()), None)
     return max(0.0, time.time() - newest.stat().st_mtime) if newest else 0.0
 
 

@@ -41,6 +41,32 @@ class Checked:
     notes: list[str]
 
 
+LEAST_START = 30.0  # seconds; a host that cannot be reached is named after 20
+
+
+def check_deadlines(config: Config) -> None:
+    """Check that deadlines do not contradict each other: an actor must not count as lost while it does what it may.
+
+    Not a part of the configuration's own rules, by which records of older versions are read, too.
+
+    Raises:
+        UserError: they do; the message has the values and the keys.
+    """
+    scoring, start, most = config.scoring, config.cluster.start_timeout, config.cluster.step_timeout
+    if start < LEAST_START:
+        raise UserError(
+            f"cluster.start_timeout is {start:g} s, and an actor needs longer: set it to {LEAST_START:g} or more"
+        )
+    if any("." in name or ":" in name for name in config.rewards):
+        needed = scoring.load_limit + scoring.time_limit
+        if needed >= most:
+            raise UserError(
+                f"cluster.step_timeout is {most:g} s, but the reward actor may take scoring.load_limit "
+                f"({scoring.load_limit:g} s) and scoring.time_limit ({scoring.time_limit:g} s): it would count as "
+                f"lost. Raise cluster.step_timeout above {needed:g}, or lower the others"
+            )
+
+
 def check_run_folder(config: Config) -> None:
     """Raise UserError if the run's folder cannot be created or written, or lies among the classes' folders."""
     check_writable(config.run_folder, "Set run.folder to a folder that can be")

@@ -109,9 +109,10 @@ class Keeper:
         try:
             yield
         except BaseException:
-            stopped = stopping.received() is not None
+            stopped, new = stopping.received() is not None, self._new
             self._finish(seconds=stopping.WHOLE if stopped else None)
-            if stopped and self._between_steps and self._step > self._saved and self._cost <= stopping.WHOLE:
+            quick = self._cost <= stopping.WHOLE and (new is None or self._saved == new.step)
+            if stopped and self._between_steps and self._step > self._saved and quick:
                 self._begin(last=True)
                 self._finish(last=True, seconds=stopping.WHOLE)
             raise
@@ -134,9 +135,9 @@ class Keeper:
         run, keep = self._config.run_folder, self._config.schedule.keep_checkpoints
         with self._going_on(f"step {new.step} is not saved", last, DiskFull, OSError, ClusterError):
             self._cost = new.finish(seconds)
+            self._saved = new.step
             self._bytes = bytes_in(new.path)
             prune_journal(run, prune_checkpoints(run, new.step, keep))
-            self._saved = new.step
 
     def keep_if_best(self, evaluation: Evaluation) -> None:
         """Export the policy if no earlier one was better on the validation images."""

@@ -169,6 +169,12 @@ def journal(run: Path) -> dict[str, int]:
     return {file.name: file.stat().st_mtime_ns for file in (run / "journal").glob("step-*.jsonl")}
 
 
+def written_again(before: dict[str, int], run: Path) -> list[str]:
+    """The files of the journal that were written anew since `before`; a checkpoint makes older ones needless."""
+    now = journal(run)
+    return [name for name, written in before.items() if now.get(name, written) != written]
+
+
 def check_records(run: Path, steps: int = STEPS) -> None:
     """Check that a finished run has every prompt exactly once as trained or as skipped, by its own records."""
     ledger = check_run(run)

@@ -16,7 +16,7 @@ BEFORE_RAY = 60.0  # seconds for a launch that starts nothing, on a busy machine
     [
         (["cluster.step_timeot=20"], "did you mean cluster.step_timeout"),
         (["cluster.step_timeout=0"], "cluster.step_timeout"),
-        (["scoring.time_limit=60", "cluster.step_timeout=60"], "Raise cluster.step_timeout above 60"),
+        (["rewards.mine:judge=1", "cluster.step_timeout=60"], "Raise cluster.step_timeout above 310"),
         (["optimizer.learning_rate=1e39"], "optimizer.learning_rate"),
     ],
     ids=["unknown key", "no time", "deadlines", "no number"],

@@ -106,7 +106,7 @@ def test_learners_go_on_from_memory_after_the_loss_of_a_node(
 
     # On one node there is no second copy.
     snapshots.take(learners, 3)
-    assert len(set(snapshots.nodes(learners))) == 1
+    assert len(set(snapshots._nodes(learners))) == 1
     wait_until(lambda: snapshots.newest() == 3, 30, "the snapshot is stored")
     lose("first")
     learners = ranks.start("head", "head")

@@ -132,7 +132,7 @@ def read_checkpoints(run: Path) -> tuple[dict[int, State | None], list[str]]:
             state = read_state(folder)
             check_digests(folder, state.digests)
             states[step] = state
-        except (ValueError, UserError) as error:
+        except (ValueError, UserError, OSError) as error:
             if folder.exists():  # else a newer one has displaced it meanwhile
                 states[step] = None
                 problems.append(f"checkpoints/{folder.name}: {shown(str(error))}")

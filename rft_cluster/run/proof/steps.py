@@ -144,6 +144,9 @@ def figure_problems(
         for prompt, row in zip(step.prompts, step.rows, strict=True)
     ]
     rewards = [row.rewards for row in step.rows]
+    if not any(reward.total is not None for own in rewards for reward in own):
+        yield f"step {step.number}: no completion has a reward, after which the run would have ended"
+        return
     stats = step_stats(step.number, groups, rewards, advantages, None, {"all": 1.0}).row()
     known = FIGURES if is_built_in(config) else FIGURES - {"live_groups"}
     for key, value in stats.items():

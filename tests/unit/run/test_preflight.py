@@ -4,9 +4,10 @@ import json
 
 import pytest
 
+from rft_cluster.common.errors import UserError
 from rft_cluster.messages import Completion, Group, Reward
 from rft_cluster.run.journal import _to_row
-from rft_cluster.run.preflight import JOURNALLED, journal_bytes
+from rft_cluster.run.preflight import JOURNALLED, check_deadlines, journal_bytes
 from tests.unit.run.begun import config
 from tests.unit.some_prompt import some_prompt
 
@@ -30,3 +31,24 @@ def test_a_token_takes_no_more_room_than_is_planned():
     group = Group(some_prompt(), [151_655] * 300, [completion] * 8)
     row = json.dumps(_to_row(group, [Reward(1.0, {"format": 1.0, "accuracy": 0.0})] * 8))
     assert 0.7 < len(row) / ((8 * 256 + 300) * JOURNALLED) < 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["cluster.start_timeout=20"], r"^cluster\.start_timeout is 20 s, .* set it to 30 or more$"),
+        (
+            ["rewards.mine:judge=1", "cluster.step_timeout=60"],
+            r"^cluster\.step_timeout is 60 s, but the reward actor may take scoring\.load_limit \(300 s\) and "
+            r"scoring\.time_limit \(10 s\): it would count as lost. Raise cluster\.step_timeout above 310",
+        ),
+    ],
+)
+def test_deadlines_that_contradict_each_other_are_refused(tmp_path, overrides, message):
+    with pytest.raises(UserError, match=message):
+        check_deadlines(config(tmp_path, *overrides))
+
+
+@pytest.mark.parametrize("overrides", [[], ["cluster.step_timeout=5"], ["rewards.mine:judge=1"]])
+def test_deadlines_that_agree_pass(tmp_path, overrides):
+    check_deadlines(config(tmp_path, *overrides))
