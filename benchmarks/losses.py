@@ -1,6 +1,6 @@
 """The effective training time of a run whose actors are killed again and again.
 
-    python -m benchmarks.losses [--steps 20] [--every 10] [--prompts 400]
+    python -m benchmarks.losses [--steps 20] [--every 10] [--prompts 2300]
 
 A real run of the digits, with real learners and engines, whose steps take half a minute. In every tenth step an actor
 is killed, a generator and a learner in turn, at a moment within the stage in which it works. Effective training time:
@@ -93,7 +93,7 @@ class Striker:
 
 
 def main() -> None:
-    options = parsed(__doc__, steps=20, every=10, prompts=400, name="losses")
+    options = parsed(__doc__, steps=20, every=10, prompts=2300, name="losses")
     overrides = [
         f"run.folder={CACHE / 'run'}",
         f"schedule.steps={options.steps}",

@@ -117,6 +117,11 @@ def memory(dtype: str) -> Goal:
                 native=dtype == "fp32")  # fmt: skip
 
 
+def effective(found: Results) -> Spread:
+    """One run, so without a range."""
+    return dict.fromkeys(SPREAD, found["effective_training_time"])
+
+
 GOALS = [
     Goal("G1", "samples a second / TRL's, images of 448 x 448", 4.0, "speed", at("sides", "448", "g1")),
     Goal("G1", "samples a second / TRL's, images of 112 x 112", 1.2, "speed", at("sides", "112", "g1")),
@@ -136,6 +141,7 @@ GOALS = [
          at("sizes", "medium", "ratio")),
     Goal("G6", "the same, 2.4 MB", 0.30, TRANSFER, at("sizes", "tiny", "ratio")),
     Goal("", "5 % of a checkpoint's write / what training waits for one, 2.6 GB", 1.0, "checkpoints", stall),
+    Goal("", "effective training time, an actor killed every ten steps of half a minute", 0.90, "losses", effective),
     Goal("G7", "TRL's time to 60 % on the digits / ours, three seeds", 2.0, "digits", digits),
     memory("fp32"),
     memory("bf16"),
