@@ -119,7 +119,8 @@ def memory(dtype: str) -> Goal:
 
 def effective(found: Results) -> Spread:
     """One run, so without a range."""
-    return dict.fromkeys(SPREAD, found["effective_training_time"])
+    share: float = found["effective_training_time"]
+    return dict.fromkeys(SPREAD, share)
 
 
 GOALS = [
