@@ -360,3 +360,19 @@ def test_a_run_with_many_losses_still_comes_to_its_next_checkpoint(tmp_path):
             pass
         part.save_if_due()
         assert learners.saved == saved
+
+
+def test_a_run_with_many_losses_comes_to_its_first_checkpoint(tmp_path):
+    """Its age is counted from the manifest, which is written once."""
+    learners = Learners()
+    manifest = config(tmp_path).run_folder / "manifest.json"
+    manifest.parent.mkdir(parents=True, exist_ok=True)
+    manifest.touch()
+    for age, saved in ((30, []), (90, [2])):
+        os.utime(manifest, (time.time() - age,) * 2)
+        part = keeper(tmp_path, learners, "schedule.save_minutes=1", "schedule.steps=99", "optimizer.warmup_steps=0")
+        for step in (1, 2):
+            with part.step(step):
+                pass
+        part.save_if_due()
+        assert learners.saved == saved
