@@ -345,17 +345,19 @@ def test_a_part_that_goes_on_from_memory_saves_what_a_loss_has_kept_from_the_dis
     assert learners.saved == [8], "once"
 
 
+BY_THE_MINUTE = ("schedule.save_minutes=1", "schedule.save_every=0", "schedule.steps=99", "optimizer.warmup_steps=0")
+
+
 def test_a_run_with_many_losses_still_comes_to_its_next_checkpoint(tmp_path):
     learners = Learners()
-    overrides = ["schedule.save_minutes=1", "schedule.save_every=0", "schedule.steps=99", "optimizer.warmup_steps=0"]
-    kept = keeper(tmp_path, learners, *overrides)
+    kept = keeper(tmp_path, learners, *BY_THE_MINUTE)
     with kept.step(1):
         pass
     kept.save_if_due(at_once=True)
     (folder,) = (config(tmp_path).run_folder / "checkpoints").iterdir()
     for age, saved in ((30, [1]), (90, [1, 2])):
         os.utime(folder, (time.time() - age,) * 2)
-        part = keeper(tmp_path, learners, *overrides, step=1)
+        part = keeper(tmp_path, learners, *BY_THE_MINUTE, step=1)
         with part.step(2):
             pass
         part.save_if_due()
@@ -370,7 +372,7 @@ def test_a_run_with_many_losses_comes_to_its_first_checkpoint(tmp_path):
     manifest.touch()
     for age, saved in ((30, []), (90, [2])):
         os.utime(manifest, (time.time() - age,) * 2)
-        part = keeper(tmp_path, learners, "schedule.save_minutes=1", "schedule.steps=99", "optimizer.warmup_steps=0")
+        part = keeper(tmp_path, learners, *BY_THE_MINUTE)
         for step in (1, 2):
             with part.step(step):
                 pass
