@@ -34,7 +34,9 @@ def without_leftovers() -> Iterator[None]:
     folder = Path(tempfile.mkdtemp(prefix="rft_cluster_", dir=parent))
     _clean_at_the_end(folder)
     cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(CACHE.expanduser()))
-    with _environment({"RAY_TMPDIR": parent, "TMPDIR": str(folder), "TORCHINDUCTOR_CACHE_DIR": cache}):
+    # Without SPT_NOENV the titles that Ray gives processes would overwrite parts of their environment, and the mark.
+    own = {"RAY_TMPDIR": parent, "TMPDIR": str(folder), "SPT_NOENV": "1"}
+    with _environment(own | {"TORCHINDUCTOR_CACHE_DIR": cache}):
         yield
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from rft_cluster.cluster.leftovers import CACHE, without_leftovers
 
-NAMES = ("RAY_TMPDIR", "TMPDIR", "TORCHINDUCTOR_CACHE_DIR")
+NAMES = ("RAY_TMPDIR", "TMPDIR", "TORCHINDUCTOR_CACHE_DIR", "SPT_NOENV")
 STARTED = """
 import os, signal, tempfile, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -74,7 +74,7 @@ def test_only_what_is_started_there_sees_it(tmp_path, monkeypatch):
     before = [os.environ.get(name) for name in NAMES]
     with suppress(InterruptedError), without_leftovers():
         (own,) = tmp_path.iterdir()
-        assert [os.environ[name] for name in NAMES] == [str(tmp_path), str(own), "/own/cache"]
+        assert [os.environ[name] for name in NAMES] == [str(tmp_path), str(own), "/own/cache", "1"]
         assert own.stat().st_mode & 0o777 == 0o700
         raise InterruptedError
     assert [os.environ.get(name) for name in NAMES] == before
