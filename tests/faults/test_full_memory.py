@@ -37,9 +37,12 @@ def test_a_full_object_store_costs_nothing(undisturbed, tmp_path, tiny_model):
     launch = start(command(tmp_path, "mine", tiny_model), tmp_path / "mine", **size)
     launch.until(has_done(3), "step 3")
     words = [sys.executable, "-m", "tests.faults.hoard", control_store(launch)]
+    driver = psutil.Process(launch.process.pid)
+    driver.suspend()  # or the run would be over before its store is full
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as hoard:
         held, store = map(int, hoard.stdout.readline().split())
         assert held > store and store <= STORE
+        driver.resume()
         done = launch.steps()
         launch.until(has_done(done + 2), "two steps with a full store")
         hoard.stdin.close()
@@ -58,14 +61,16 @@ def test_an_actor_that_ray_ends_for_memory_is_replaced(undisturbed, tmp_path, ti
     actors, ballast = launch.actors(), list[np.ndarray]()
 
     def strike() -> None:
-        """Take memory until the first actor is gone, and give it back."""
-        deadline = time.monotonic() + 60
+        """Take memory until the first actor is gone, and give it back. The driver waits, or its run would be over."""
+        driver, deadline = psutil.Process(launch.process.pid), time.monotonic() + 60
+        driver.suspend()
         while all(is_alive(pid) for pid in actors.values()):
             assert time.monotonic() < deadline, "Ray has ended no actor"
             if psutil.virtual_memory().available > memory.available - OWN - GIB:
                 ballast.append(np.ones(BLOCK, np.uint8))
             time.sleep(0.02)
         ballast.clear()
+        driver.resume()
 
     found, lost, warning = survives(launch, strike)
     assert "was killed by Ray, because its host was low on memory" in warning, warning
