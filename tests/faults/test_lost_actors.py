@@ -168,4 +168,4 @@ def test_without_restarts_the_loss_is_one_line_with_the_command_to_go_on(undistu
     assert cure.startswith("step 4 is saved; go on with: ")
     ends_as_if_undisturbed(start(launch.cure(), run), undisturbed)
     assert not written_again(written, run)
-    Row(7, "learner killed, no restarts allowed", victim.phase, ledger=True, exact=True).write()
+    Row(5, "learner killed, no restarts allowed", victim.phase, ledger=True, exact=True).write()
