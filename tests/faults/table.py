@@ -28,7 +28,8 @@ HAPPENS = {
     16: "a warning, or one line and exit code 2, after which `--resume` goes on; nothing half-written is left",
     17: "the step in flight is finished and saved; 130 or 143, and `--resume` goes on",
     18: "the run goes on; a resume names both until they are back",
-    19: "the update is left out on all learners; the run ends with exit code 2, and nothing is exported",
+    19: "the update is left out on all learners, or its weights are not finite; the run ends with exit code 2, and "
+    "nothing is exported",
     20: "the run goes on; what Ray has ended is replaced",
     21: "refused before Ray starts",
     22: "one is refused, and the other not disturbed",
