@@ -125,6 +125,8 @@ def cause_of(report: str) -> str:
         )
     if report.startswith("Failed to retrieve object"):
         return f"{process} had answered, and the answer is gone with its node"
+    if report.startswith("The task is not schedulable: The node specified"):
+        return "its node is gone"
     if "low on memory" in report:
         return f"{process} was killed by Ray, because its host was low on memory"
     if "node" in report and "has died" in report and "Worker exit" not in report:

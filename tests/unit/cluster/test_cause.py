@@ -38,6 +38,10 @@ UNAVAILABLE = (
     "error: failed to connect to all addresses; last error: UNKNOWN: ipv4:10.77.0.3:15697: Failed to connect to remote "
     "host: Connection refused rpc_code: 14. The task may or may not have been executed on the actor."
 )
+UNSCHEDULABLE = (
+    "The task is not schedulable: The node specified via NodeAffinitySchedulingStrategy doesn't exist any more or is "
+    "infeasible, and soft=False was specified. lease_id=0a00, name=write_shards"
+)
 FAILED = (
     "The actor died because of an error raised in its creation task, \x1b[36mray::Learner.__init__()\x1b[39m\nTypeError"
 )
@@ -57,6 +61,7 @@ FAILED = (
         ),
         ("The actor is dead because its node has died. Node Id: 3f", "its process is gone with its node"),
         (UNAVAILABLE, "its process on 10.77.0.3 answers no more: "),
+        (UNSCHEDULABLE, "its node is gone"),
         (OUT_OF_MEMORY, "its process was killed by Ray, because its host was low on memory"),
         (FAILED, FAILED),
     ],
