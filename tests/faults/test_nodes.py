@@ -172,4 +172,4 @@ def test_learners_start_where_there_is_room(nodes: Nodes, undisturbed: Path, tmp
     check_records(run)
     assert trained(run) == trained(undisturbed)
     Row(12, "a learner's node is killed", "", found, lost, ledger=True, exact=True).write()
-    Row(12, "a learner's node is killed, and no other has room", "", ended, ledger=True, exact=True).write()
+    Row(12, "a learner's node is killed, no other has room: exit code 3", "", ended, ledger=True, exact=True).write()
