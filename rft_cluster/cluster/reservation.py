@@ -21,7 +21,7 @@ from rft_cluster.common.errors import NoRoom
 from rft_cluster.config import Config
 
 RESERVE_TIMEOUT = 60.0  # seconds after which resources count as taken by others
-ATTEMPT = 5.0  # seconds of one attempt
+ATTEMPT = 5.0  # seconds of the first attempt; each further one takes twice as long
 PAUSE = (1.0, 3.0)  # seconds between two, at least and at most
 
 
@@ -96,10 +96,12 @@ def reserve(config: Config, wanted: Sequence[Bundle]) -> Reservation:
     needed, later = split_needed(config, wanted)
     rooms, own = _rooms(config, needed), _rooms(config, later)
     deadline, order = time.monotonic() + min(RESERVE_TIMEOUT, config.cluster.start_timeout), rooms
+    seconds = ATTEMPT
     while True:
         missing = taken(needed)  # now, when this run holds nothing
-        if _made(order, ATTEMPT):
+        if _made(order, seconds):
             break
+        seconds *= 2  # a busy cluster takes its time
         _give_back(order)
         if time.monotonic() >= deadline:
             raise NoRoom(missing or "the cluster has room, but in parts that are too small: wait for other jobs")

@@ -71,8 +71,8 @@ def test_a_lost_actor_costs_nothing(undisturbed, tmp_path, tiny_model, loss):
     victim = freeze(launch, loss.actor, loss.phase)
     found, lost, warning = survives(launch, victim.kill if loss.kills else lambda: None)
     assert not victim.process.is_running(), "a frozen process is ended, too"
-    # Of two learners the other one sees no more than a closed connection, and must not be blamed. (If one is frozen, both
-    # are late: the other waits for it in a collective.)
+    # Of two learners the other one sees no more than a closed connection, and must not be blamed. (If one is frozen,
+    # both are late: the other waits for it in a collective.)
     assert warning.startswith(victim.name) if loss.kills else victim.name in warning, warning
     pid = victim.process.pid
     cause = rf"its process \({pid} on .* was killed, or crashed" if loss.kills else "no answer to '.*' within"
