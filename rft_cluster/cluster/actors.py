@@ -135,13 +135,13 @@ class Actors:
         """The addresses of the actors that are ready, when they are `enough`. `asked`: from `ask_addresses`."""
         seconds, waiting, addresses = self.config.cluster.start_timeout, dict(asked), dict[str, str]()
         while waiting:
-            count = len(waiting) if enough <= len(addresses) else 1
-            timeout = 0 if enough <= len(addresses) else min(WAITING_LINE, self.left())
+            short = len(addresses) < enough
+            count, timeout = (1, min(WAITING_LINE, self.left())) if short else (len(waiting), 0)
             done, _ = ray.wait(list(waiting), num_returns=count, timeout=timeout)
             answered = {call: waiting.pop(call) for call in done}
             # This raises the error of an actor that failed at once, not when all others are ready.
             addresses |= zip(answered.values(), wait_for(answered, self.left(), "starting"), strict=True)
-            if enough == 0 or (len(addresses) >= enough and not done):
+            if not short:  # whoever else is ready was taken without waiting
                 break
             names = ", ".join(waiting.values()) or "nothing more"
             print(f"{time.monotonic() - self._started:4.0f} s: waiting for {names}", flush=True)

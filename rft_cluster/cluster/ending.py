@@ -14,7 +14,8 @@ from pathlib import Path
 import ray
 from ray._private.state import actors  # of Ray's public functions only those say it that ask the dashboard
 from ray.actor import ActorHandle
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rft_cluster.cluster.tasks import on_node
 
 
 def end(handles: Iterable[ActorHandle]) -> None:
@@ -23,10 +24,8 @@ def end(handles: Iterable[ActorHandle]) -> None:
         actor = actors(handle._actor_id.hex())
         ray.kill(handle)
         if actor.get("Pid"):
-            where = NodeAffinitySchedulingStrategy(actor["Address"]["NodeID"], soft=False)
-            KILL.options(num_cpus=0, max_retries=0, scheduling_strategy=where).remote(
-                actor["Pid"], actor["ActorClassName"]
-            )
+            where = on_node(actor["Address"]["NodeID"], max_retries=0)
+            KILL.options(**where).remote(actor["Pid"], actor["ActorClassName"])
 
 
 def kill_process(pid: int, role: str) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group_table
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rft_cluster.cluster.gpus import HIDE_GPUS, check_driver, driver_here
 from rft_cluster.cluster.handles import wait_for
 from rft_cluster.cluster.placement import NodeResources
+from rft_cluster.cluster.tasks import on_node
 from rft_cluster.common.errors import UserError
 from rft_cluster.model.hub import whole_model
 
@@ -75,9 +75,9 @@ def _fetch(path: str) -> None:
 def _on_each(nodes: Addresses, work: Callable[..., Any], *arguments: Any, timeout: float) -> list[Any]:
     """Run `work` on each node, and return the results in the nodes' order."""
     # The task takes no GPU, but sees those that Ray may give to actors.
-    options = {"num_cpus": 0, "runtime_env": {"env_vars": {HIDE_GPUS: "0"}}}
+    sees_gpus = {"env_vars": {HIDE_GPUS: "0"}}
     task, calls = ray.remote(work), {}
     for node, address in nodes.items():
-        here = task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False), **options)
+        here = task.options(**on_node(node, runtime_env=sees_gpus))
         calls[here.remote(*arguments)] = address
     return wait_for(calls, timeout, work.__name__.strip("_"))

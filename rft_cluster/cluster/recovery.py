@@ -54,11 +54,10 @@ class Recovery:
         """
         self._actors, self._generators, self._receivers, self._reward = actors, generators, receivers, reward
         self._learners, self._weights, self._addresses, self._again = learners, weights, addresses, again
-        self._coming: dict[
-            str, tuple[ActorHandle, ray.ObjectRef]
-        ] = {}  # fresh generators: handle, call for the address
+        # Fresh generators that start, and the calls that they answer when they are ready.
+        self._coming: dict[str, tuple[ActorHandle, ray.ObjectRef]] = {}
         self._failed_starts: Counter[str] = Counter()
-        self._without_room: set[str] = set()  # of these, as the user was told
+        self._without_room: set[str] = set()  # of the fresh ones, as the user was told
         self._least = actors.config.generators.min or 1
 
     def replace(self, error: ClusterError) -> None:
@@ -162,7 +161,8 @@ class Recovery:
                 self._generators.add(name, handle)
 
     def restart_learners(self, error: ClusterError) -> None:
-        """Start all learners afresh. They hold the model's first weights then; see `Cluster.restore`.
+        """Start all learners afresh. They hold the model's first weights then; see
+        `Cluster.restore_snapshot`.
 
         A fresh one may be lost, too: Ray starts it on a node that it does not know to be gone.
 

@@ -226,13 +226,14 @@ def prune_checkpoints(run: Path, newest: int, keep: int) -> int:
     Newer ones are damaged: the run went on from one before them. Counted, they would displace those that are whole.
     Returns the step of the oldest that is left.
     """
-    whole = [path for path in checkpoint_folders(run) if _step_of(path) <= newest]
+    whole = [path for path in checkpoint_folders(run) if checkpoint_step(path) <= newest]
     for path in {*checkpoint_folders(run)} - {*whole[:keep]}:
         shutil.rmtree(path)
-    return _step_of(whole[:keep][-1])
+    return checkpoint_step(whole[:keep][-1])
 
 
-def _step_of(checkpoint: Path) -> int:
+def checkpoint_step(checkpoint: Path) -> int:
+    """The step in the name of a checkpoint's folder."""
     return int(checkpoint.name.removeprefix("step-"))
 
 

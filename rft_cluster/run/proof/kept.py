@@ -12,7 +12,7 @@ from rft_cluster.common.errors import UserError
 from rft_cluster.common.files import json_object
 from rft_cluster.common.text import shown
 from rft_cluster.config import Config
-from rft_cluster.run.checkpoints import State, check_digests, checkpoint_folders, read_state
+from rft_cluster.run.checkpoints import State, check_digests, checkpoint_folders, checkpoint_step, read_state
 from rft_cluster.run.folder import FIGURES
 from rft_cluster.run.resume import read_saved_config
 from rft_cluster.run.saving import BEST, MODEL, exported
@@ -127,7 +127,7 @@ def read_checkpoints(run: Path) -> tuple[dict[int, State | None], list[str]]:
     states: dict[int, State | None] = {}
     problems = []
     for folder in reversed(checkpoint_folders(run)):
-        step = int(folder.name.removeprefix("step-"))
+        step = checkpoint_step(folder)
         try:
             state = read_state(folder)
             check_digests(folder, state.digests)
