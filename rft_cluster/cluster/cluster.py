@@ -123,6 +123,10 @@ class Cluster:
         """Begin a snapshot in memory of the learners' state after `step` steps. Returns without waiting."""
         self.snapshots.take(self.learners, step)
 
+    def checkpoint_bytes(self) -> int:
+        """Size of a checkpoint on disk, but for its headers."""
+        return sum(self.learners.call_all("state_bytes"))
+
     def write_checkpoint(self, folder: Path, step: int) -> Writing:
         """Begin to write the ranks' files of a checkpoint of `step` to a folder. Returns without waiting."""
         return self.snapshots.write(self.learners, step, folder)

@@ -42,6 +42,11 @@ def take_snapshot(rank: int, step: int, policy: PolicyModel, optimizer: Optimize
     return Snapshot(rank, step, optimizer_updates(optimizer), shards)
 
 
+def state_bytes(policy: PolicyModel, optimizer: Optimizer) -> int:
+    """Size of this rank's part of the state."""
+    return sum(_local(tensor).nbytes for tensor in _tensors(policy, optimizer).values())
+
+
 def put_back(snapshot: Snapshot, policy: PolicyModel, optimizer: Optimizer) -> None:
     """Restore the state of a snapshot, bit for bit. The number of ranks is that of the snapshot."""
     for name, tensor in _tensors(policy, optimizer).items():

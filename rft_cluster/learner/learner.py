@@ -37,6 +37,7 @@ from rft_cluster.learner.checkpoint import (
     load_shards,
     put_back,
     set_optimizer_updates,
+    state_bytes,
     take_snapshot,
 )
 from rft_cluster.learner.collate import Batch, collate
@@ -347,6 +348,10 @@ class Learner:
         """This rank's state after `step` steps; and the step, which comes to the driver as the news that the state is
         stored. Ray stores it before this rank's next call."""
         return take_snapshot(self._rank, step, self._policy, self._optimizer), step
+
+    def state_bytes(self) -> int:
+        """Size of this rank's file of a checkpoint, but for its header."""
+        return state_bytes(self._policy, self._optimizer)
 
     def restore_snapshot(self, snapshot: Snapshot) -> None:
         """Continue from a snapshot of this rank, among as many ranks."""

@@ -29,7 +29,8 @@ def plan(config: Config, gpu: str) -> None:
     from rft_cluster.plan.report import print_plan
     from rft_cluster.run.folds import fold_configs
     from rft_cluster.run.planned import archive_is_missing, task_before_download
-    from rft_cluster.run.preflight import check_paths, check_task, disk_bytes
+    from rft_cluster.run.preflight import check_paths, check_task
+    from rft_cluster.run.space import disk_bytes
     from rft_cluster.run.task import prepare
 
     if config.data.folds and not config.data.fold:

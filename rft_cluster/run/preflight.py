@@ -5,7 +5,6 @@ task = prepare(config)
 for line in check_task(config, task, model): print(line)
 """
 
-import math
 import tempfile
 from dataclasses import dataclass
 from itertools import islice
@@ -24,11 +23,8 @@ from rft_cluster.model.shapes import Shapes
 from rft_cluster.model.tiny.conditions import check_conditions
 from rft_cluster.prompts import PROBLEM, find_template
 from rft_cluster.run.saving import BEST, MODEL
+from rft_cluster.run.space import disk_bytes
 from rft_cluster.run.task import TINY_CACHE, Asked, Task, ask_model, pool_note
-
-EXPORT, MASTER, MOMENTS = 2, 4, 8  # bytes a parameter on disk: BF16, FP32, two in FP32
-JOURNALLED = 32  # bytes a token in the journal, with its log-probability and its text
-RECORDS = 50 * 10**6  # bytes for a run's other files
 
 
 @dataclass(frozen=True)
@@ -144,24 +140,6 @@ def check_disk(config: Config, parameters: int) -> str:
         ROOM,
     )
     return f"disk        {size(needed)} for checkpoints, models and journal in {config.run_folder}"
-
-
-def disk_bytes(config: Config, parameters: int) -> int:
-    """Bytes of a run on disk: its checkpoints with one more while it is written, three models in BF16, the journal and
-    records."""
-    # With LoRA a checkpoint has the base in BF16, and adapters of negligible size.
-    checkpoint = (EXPORT if config.model.lora else MASTER + MOMENTS) * parameters
-    models = checkpoint * (config.schedule.keep_checkpoints + 1) + 3 * EXPORT * parameters
-    return models + journal_bytes(config) + RECORDS
-
-
-def journal_bytes(config: Config) -> int:
-    """Bytes of the journal at most. It has the steps since the oldest checkpoint, and completions of full length."""
-    schedule, sampling = config.schedule, config.sampling
-    apart = schedule.save_every or math.ceil(60 * schedule.save_minutes)  # by time: at most one step a second
-    steps = min(schedule.steps, apart * (schedule.keep_checkpoints + 1))
-    tokens = sampling.group_size * sampling.max_tokens + config.model.max_prompt_tokens
-    return JOURNALLED * steps * schedule.prompts_per_step * tokens
 
 
 def _check_tiny(config: Config, task: Task) -> tuple[int, Shapes, Asked]:

@@ -22,7 +22,8 @@ from rft_cluster.run.checkpoints import (
     prune_checkpoints,
     seconds_since_saved,
 )
-from rft_cluster.run.journal import prune_journal
+from rft_cluster.run.journal import FOLDER, prune_journal
+from rft_cluster.run.space import journal_bytes
 
 MODEL, BEST = "model", "model-best"
 BASELINES_FILE = "baselines.json"
@@ -32,6 +33,8 @@ class Learners(Protocol):
     """The methods of `cluster.cluster.Cluster` that are used here."""
 
     def take_snapshot(self, step: int) -> None: ...
+
+    def checkpoint_bytes(self) -> int: ...
 
     def write_checkpoint(self, folder: Path, step: int) -> Writing: ...
 
@@ -56,8 +59,9 @@ class Keeper:
         # The last one. Its age counts, or a run with many losses would never come to the next.
         self._begun_at = time.monotonic() - seconds_since_saved(config.run_folder)
         self._cost = 0.0  # seconds that writing the last one took
-        self._bytes = 0  # of the last checkpoint, and so of the next
+        self._bytes = 0  # of each checkpoint; 0 before the first
         self._validation: dict[int, float] = {}
+        self._after = ", and the run goes on"  # after a warning
 
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
@@ -98,7 +102,7 @@ class Keeper:
             if last:
                 raise
             self._begun_at = time.monotonic()  # not at every step
-            print(f"WARNING: {missed}, and the run goes on: {described(error)}", flush=True)
+            print(f"WARNING: {missed}{self._after}: {described(error)}", flush=True)
 
     @contextmanager
     def saved_when_stopped(self) -> Iterator[None]:
@@ -109,6 +113,7 @@ class Keeper:
         try:
             yield
         except BaseException:
+            self._after = ""  # another error ends the run, or what this object is for
             stopped, new = stopping.received() is not None, self._new
             self._finish(seconds=stopping.WHOLE if stopped else None)
             quick = self._cost <= stopping.WHOLE and (new is None or self._saved == new.step)
@@ -124,8 +129,15 @@ class Keeper:
         run = self._config.run_folder
         state = State(step=self._step, prompt_sha256=self._card.prompt_sha256, tiny_model=self._tiny_model)
         with self._going_on(f"step {self._step} is not saved", last, DiskFull, OSError):
-            check_space(run, self._bytes, f"the files of {checkpoint_folder(run, self._step).name}", ROOM)
+            self._check_space(f"the files of {checkpoint_folder(run, self._step).name}")
             self._new, self._begun_at = NewCheckpoint(run, state, self._learners.write_checkpoint), time.monotonic()
+
+    def _check_space(self, what: str) -> None:
+        """Raise DiskFull without room for a checkpoint and for the journal, which is written meanwhile and must be."""
+        run = self._config.run_folder
+        self._bytes = self._bytes or self._learners.checkpoint_bytes()
+        journal = max(0, journal_bytes(self._config) - bytes_in(run / FOLDER))
+        check_space(run, self._bytes + journal, f"{what}, and the journal,", ROOM)
 
     def _finish(self, last: bool = False, seconds: float | None = None) -> None:
         """Complete the checkpoint that is being written, if any. `seconds`: to wait for it at most."""
@@ -136,7 +148,6 @@ class Keeper:
         with self._going_on(f"step {new.step} is not saved", last, DiskFull, OSError, ClusterError):
             self._cost = new.finish(seconds)
             self._saved = new.step
-            self._bytes = bytes_in(new.path)
             prune_journal(run, prune_checkpoints(run, new.step, keep))
 
     def keep_if_best(self, evaluation: Evaluation) -> None:

@@ -33,6 +33,9 @@ SETTINGS = ("schedule.steps=20", "schedule.save_every=4", "optimizer.warmup_step
 class LocalLearners:
     """Two ranks in this process. The journal is written as far as a step that is to be saved."""
 
+    def checkpoint_bytes(self) -> int:
+        return 1000
+
     def write_checkpoint(self, folder: Path, step: int) -> Writing:
         return Writing(folder, step)
 

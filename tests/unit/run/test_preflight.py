@@ -7,7 +7,8 @@ import pytest
 from rft_cluster.common.errors import UserError
 from rft_cluster.messages import Completion, Group, Reward
 from rft_cluster.run.journal import _to_row
-from rft_cluster.run.preflight import JOURNALLED, check_deadlines, journal_bytes
+from rft_cluster.run.preflight import check_deadlines
+from rft_cluster.run.space import JOURNALLED, journal_bytes
 from tests.unit.run.begun import config
 from tests.unit.some_prompt import some_prompt
 

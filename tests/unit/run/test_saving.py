@@ -20,6 +20,7 @@ from rft_cluster.common.files import DiskFull, unfinished, write_json
 from rft_cluster.learner.snapshot import shards_file
 from rft_cluster.run.checkpoints import latest_checkpoint
 from rft_cluster.run.saving import BEST, MODEL, Keeper, describe_models, is_complete
+from rft_cluster.run.space import journal_bytes
 from tests.unit.run.begun import DATASET, TASK, Writing, config
 
 
@@ -39,6 +40,9 @@ class Learners:
 
     def take_snapshot(self, step: int) -> None:
         self.snapshots.append(step)
+
+    def checkpoint_bytes(self) -> int:
+        return 1000
 
     def write_checkpoint(self, folder: Path, step: int) -> Writing:
         self.saved.append(step)
@@ -318,6 +322,32 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(tmp_path, monkeypatch, c
     assert on_disk(tmp_path) == ["step-000002"]
     kept.save_if_due()
     assert latest_checkpoint(tmp_path / "mine")[0].state.step == 8
+
+
+@pytest.mark.parametrize(("room", "saved"), [(999, []), (1000, [1])])
+def test_a_checkpoint_leaves_the_room_that_the_journal_needs(tmp_path, monkeypatch, capsys, room, saved):
+    """The first, too. The journal is written at the same time, and without it the run cannot go on."""
+    learners = Learners()
+    settings = ("schedule.save_every=1", "schedule.steps=8", "optimizer.warmup_steps=0")
+    kept = keeper(tmp_path, learners, *settings)
+    journal = journal_bytes(config(tmp_path, *settings))
+    (tmp_path / "mine" / "journal").mkdir(parents=True)
+    (tmp_path / "mine" / "journal" / "step-000001.jsonl").write_text("x" * 300)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=room + journal - 300))
+    steps(kept, 1, 1)
+    assert learners.saved == saved
+    assert ("the files of step-000001, and the journal, need" in capsys.readouterr().out) is (not saved)
+
+
+def test_no_warning_says_that_a_run_goes_on_which_ends(tmp_path, capsys):
+    learners = Learners(done=False)
+    kept = keeper(tmp_path, learners, *EVERY)
+    steps(kept, 1, 3)
+    learners.writing[0].begins = failing(OSError(errno.ENOSPC, "No space left on device", "shard"))
+    with pytest.raises(OSError, match="of the journal"), kept.saved_when_stopped():
+        raise OSError(errno.ENOSPC, "of the journal")
+    assert capsys.readouterr().out.startswith("WARNING: step 3 is not saved: ")
 
 
 def test_a_model_for_which_there_is_no_room_costs_the_run_nothing_but_the_last_must_be_kept(tmp_path, capsys):
