@@ -23,7 +23,7 @@ from rft_cluster.cluster.start import start_cluster
 from rft_cluster.common.hardware import openmp_environment
 from rft_cluster.config import Config
 from rft_cluster.data.dataset import FewShotDataset
-from rft_cluster.messages import Example
+from rft_cluster.messages import Example, Group
 from rft_cluster.run.folder import RunFolder
 from rft_cluster.run.task import Task, tiny_model_of
 from rft_cluster.train import train
@@ -142,8 +142,8 @@ class UntimedEvaluations(RunFolder):
         self._began = time.perf_counter()
         return super().evaluation(step, split)
 
-    def log_evaluation(self, evaluation: Evaluation) -> None:
-        super().log_evaluation(evaluation)
+    def log_evaluation(self, evaluation: Evaluation, groups: Sequence[Group]) -> None:
+        super().log_evaluation(evaluation, groups)
         self._rounds.take_off(time.perf_counter() - self._began)
 
 

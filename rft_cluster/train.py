@@ -87,6 +87,7 @@ def _evaluate(cluster: Cluster, config: Config, task: Task, split: str, step: in
     if evaluation is None:
         prompts = make_prompts(task.dataset.splits[split], task.text, split, step, config.run.seed)
         greedy = Sampling(1, 0.0, config.sampling.max_tokens)
-        evaluation = summarise(step, split, cluster.generators.generate(prompts, greedy, version=step))
-        run.log_evaluation(evaluation)
+        groups = cluster.generators.generate(prompts, greedy, version=step)
+        evaluation = summarise(step, split, groups)
+        run.log_evaluation(evaluation, groups)
     return evaluation

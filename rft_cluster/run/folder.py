@@ -6,6 +6,7 @@ runs/NAME/  config.yaml      the resolved configuration
             metrics.jsonl    an object a step (see docs/metrics.md)
             eval.jsonl       an object an evaluation
             baselines.json   accuracies without a language model on the same images
+            evaluations/     step-000080-test.jsonl: an object an image: label, answer, judgement (see answers.py)
             rollouts/        step-000012.jsonl: an object a group: prompt, label, completions, rewards, versions
             checkpoints/     see checkpoints.py
             journal/         see journal.py
@@ -23,11 +24,13 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from rft_cluster.classification.report import Evaluation
+from rft_cluster.classification.answers import AnswerReader
+from rft_cluster.classification.report import Evaluation, judge
 from rft_cluster.common.files import FORMAT, write_json, write_text
 from rft_cluster.config import Config, config_text
 from rft_cluster.data.manifest import manifest
 from rft_cluster.messages import Group, Reward
+from rft_cluster.run.answers import evaluated_step, write_answers
 from rft_cluster.run.checkpoints import clear_unfinished
 from rft_cluster.run.journal import Journal
 from rft_cluster.run.metrics import StepStats, console, metrics_file, own_sinks, version_spans
@@ -57,6 +60,7 @@ class RunFolder:
         self.path, self.first_step, self.tiny_model = config.run_folder, first_step, tiny_model
         self._sinks = [metrics_file(self.path / "metrics.jsonl"), console(config.schedule.steps)]
         self._own_sinks = own_sinks(config)
+        self._reader = AnswerReader(task.dataset.classes, {e.label: e.aliases for e in task.examples if e.aliases})
         (self.path / "rollouts").mkdir(parents=True, exist_ok=True)
         clear_unfinished(self.path)
         self._move_aside(first_step)
@@ -78,11 +82,12 @@ class RunFolder:
         aside = _free(self.path / f"redone-{time.strftime('%Y%m%d-%H%M%S')}")
         again = split_rows(self.path / "metrics.jsonl", aside / "metrics.jsonl", first_step)
         again += split_rows(self.path / "eval.jsonl", aside / "eval.jsonl", first_step)
-        for file in (self.path / "rollouts").glob("step-??????.jsonl"):
-            step = int(file.stem.removeprefix("step-"))
+        rollouts = {file: int(file.stem[5:]) for file in (self.path / "rollouts").glob("step-??????.jsonl")}
+        answers = {file: evaluated_step(file) for file in (self.path / "evaluations").glob("step-*-*.jsonl")}
+        for file, step in (rollouts | answers).items():
             if step > first_step:
-                (aside / "rollouts").mkdir(parents=True, exist_ok=True)
-                file.rename(aside / "rollouts" / file.name)
+                (aside / file.parent.name).mkdir(parents=True, exist_ok=True)
+                file.rename(aside / file.parent.name / file.name)
                 again.append(step)
         if again:
             print(f"steps {first_step + 1} to {max(again)} are done again; their records are in {aside}", flush=True)
@@ -118,7 +123,10 @@ class RunFolder:
                 return Evaluation(**{**row, "interval": tuple(row["interval"])})
         return None
 
-    def log_evaluation(self, evaluation: Evaluation) -> None:
+    def log_evaluation(self, evaluation: Evaluation, groups: Sequence[Group]) -> None:
+        """Record an evaluation, and the answer to each of its images: the first completion of each of `groups`."""
+        judged = [judge(group, self._reader) for group in groups]
+        write_answers(self.path, evaluation.step, evaluation.split, judged)
         append(self.path / "eval.jsonl", asdict(evaluation))
         low, high = evaluation.interval
         print(

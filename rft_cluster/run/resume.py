@@ -32,7 +32,7 @@ MAY_CHANGE = {
 }
 # A folder with any of these is the folder of a run. (Evaluations of the untouched model may be there before.)
 RECORDS = ("config.yaml", "metrics.jsonl", "eval.jsonl", "checkpoints", "model")
-FOLDERS = ("checkpoints", "model", "model-best", "rollouts", "journal")
+FOLDERS = ("checkpoints", "model", "model-best", "rollouts", "evaluations", "journal")
 FILES = ("config.yaml", "manifest.json", "metrics.jsonl", "eval.jsonl", "log.txt", LOCK_FILE)
 
 

@@ -134,7 +134,10 @@ def left(folder: Path) -> dict[str, object]:
     return {
         "metrics": metrics,
         "evaluations": read_rows(folder / "eval.jsonl"),
-        "rollouts": {path.name: path.read_text() for path in sorted((folder / "rollouts").iterdir())},
+        **{
+            f"{name}/": {path.name: path.read_text() for path in sorted((folder / name).iterdir())}
+            for name in ("rollouts", "evaluations")
+        },
         "models": {name: (folder / name / "weights").read_text() for name in ("model", "model-best")},
         "cards": {name: (folder / name / "classifier.json").read_text() for name in ("model", "model-best")},
     }

@@ -19,7 +19,8 @@ from rft_cluster.run.saving import BEST, MODEL, exported
 
 Rows = list[dict[str, Any]]
 FORMER = re.compile(r"config-to-(\d{6,9})\.yaml", re.ASCII)
-WRITTEN_IN = ("", "checkpoints", "rollouts", "journal")  # folders in which a run writes under temporary names
+# Folders in which a run writes under temporary names.
+WRITTEN_IN = ("", "checkpoints", "rollouts", "evaluations", "journal")
 
 
 def read_lines(file: Path) -> tuple[Rows, list[str], bool]:
