@@ -16,7 +16,6 @@ from typing import Any
 
 from rft_cluster.classification.card import Card
 from rft_cluster.common.errors import UserError
-from rft_cluster.common.lookup import near_path, nearest
 from rft_cluster.common.text import shown
 from rft_cluster.config import Config
 from rft_cluster.data.dataset import FewShotDataset
@@ -24,11 +23,12 @@ from rft_cluster.data.manifest import read_manifest
 from rft_cluster.messages import Example, ImageRef, Prompt
 from rft_cluster.prompts import make_prompts
 from rft_cluster.run.checkpoints import State
+from rft_cluster.run.history import check_is_run
 from rft_cluster.run.journal import FOLDER, settings_digest, step_of
 from rft_cluster.run.lock import holder
 from rft_cluster.run.proof import kept, steps
 from rft_cluster.run.proof.account import UNKNOWN, Account, Check, Epoch, Ledger, fate
-from rft_cluster.run.resume import check_kinds, is_run, read_saved_config
+from rft_cluster.run.resume import check_kinds, read_saved_config
 from rft_cluster.run.saving import MODEL
 
 __all__ = ["Check", "Epoch", "Ledger", "check_run"]
@@ -57,7 +57,7 @@ def check_run(folder: Path) -> Ledger:
     Raises:
         UserError: it is not the folder of a run.
     """
-    _check_is_run(folder)
+    check_is_run(folder, "--run: ")
     check_kinds(folder)
     ledger = make_ledger(folder)
     if ledger.problems and holder(folder):
@@ -69,19 +69,6 @@ def check_run(folder: Path) -> Ledger:
         ]
         ledger = replace(ledger, checks=tuple(checks))
     return ledger
-
-
-def _check_is_run(folder: Path) -> None:
-    if is_run(folder):
-        return
-    if not folder.exists():
-        raise UserError(f"--run: there is no folder {shown(str(folder))}{near_path(folder)}")
-    inside = sorted(path.name for path in (folder.iterdir() if folder.is_dir() else ()) if is_run(path))
-    beside = sorted(path.name for path in folder.parent.iterdir() if is_run(path))
-    near = nearest(folder.name, beside)
-    hint = f". It holds runs: {shown(', '.join(inside[:10]))}" if inside else ""
-    hint = hint or (f". Did you mean {shown(str(folder.parent / near))}?" if near else "")
-    raise UserError(f"--run: {shown(str(folder))} is not the folder of a run{hint}")
 
 
 @dataclass(frozen=True)
