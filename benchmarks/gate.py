@@ -110,7 +110,7 @@ def as_samples(config: Config, batch: dict[str, Any]) -> list[TrainingSample]:
         tokens = batch["completion_ids"][row][batch["completion_mask"][row].bool()].tolist()
         weight = 1.0 / (len(tokens) * len(patches))
         advantage = float(batch["advantages"][row])
-        samples.append(TrainingSample(prompt, prompt_ids, tokens, [0.0] * len(tokens), advantage, weight))
+        samples.append(TrainingSample(prompt, prompt_ids, tokens, [0.0] * len(tokens), advantage, weight, row))
     return samples
 
 

@@ -85,7 +85,10 @@ class Sides:
             tokens = self.encoder.encode(prompt).token_ids
             completions = torch.randint(300, 16_000, (group_size, COMPLETION_TOKENS), generator=draw).tolist()
             self.groups.append(
-                [TrainingSample(prompt, tokens, own, [-1.0] * len(own), 1.0, 1.0) for own in completions]
+                [
+                    TrainingSample(prompt, tokens, own, [-1.0] * len(own), 1.0, 1.0, index)
+                    for index, own in enumerate(completions)
+                ]
             )
         joined = [sample for group in self.groups for sample in group]
         self.parts: dict[str, list[Any]] = {

@@ -119,7 +119,7 @@ def make_samples(learner: Learner, asked: list[Prompt], group_size: int, length:
     for one in asked:
         tokens = learner._prompts.encode(one).token_ids
         for index, own in enumerate(torch.randint(300, 2000, (group_size, length), generator=draw).tolist()):
-            samples.append(TrainingSample(one, tokens, own, [-1.0] * length, (-1.0) ** index, weight))
+            samples.append(TrainingSample(one, tokens, own, [-1.0] * length, (-1.0) ** index, weight, index))
     return samples
 
 

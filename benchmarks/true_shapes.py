@@ -273,8 +273,9 @@ def step(folder: Path) -> dict[str, Any]:
         TrainingSample(
             *(prompt(), saved["prompt_token_ids"], one.token_ids, one.generator_logprobs, advantage),
             weight=1.0 / (len(one.token_ids) * len(completions)),
+            index=index,
         )
-        for one, advantage in zip(completions, advantages, strict=True)
+        for index, (one, advantage) in enumerate(zip(completions, advantages, strict=True))
     ]
 
     started = time.perf_counter()

@@ -11,7 +11,7 @@ process fetches the encoded image once, by hash (`Images`). `Batch` has tensors 
 from dataclasses import dataclass, field
 from typing import Annotated, Protocol
 
-from rft_cluster.common.reduce import all_of, largest
+from rft_cluster.common.reduce import all_of, joined, largest
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ class Reward:
 @dataclass(frozen=True, slots=True)
 class TrainingSample:
     """One completion for the learners, e.g. `TrainingSample(prompt, [151644, ...], [27, 9217, 151645],
-    [-0.1, -2.3, -0.0], advantage=0.7, weight=1 / 96)`.
+    [-0.1, -2.3, -0.0], advantage=0.7, weight=1 / 96, index=3)`.
 
     Weights are computed over the whole step before it is split. So the loss is a plain sum, and no split over ranks
     changes it.
@@ -140,6 +140,7 @@ class TrainingSample:
     generator_logprobs: list[float]  # [R] nats
     advantage: float
     weight: float  # of each of the R tokens in the loss
+    index: int  # of the completion in its group, from 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +165,15 @@ class LossSums:
 
 
 @dataclass(frozen=True, slots=True)
+class CompletionGap:
+    """The log-prob gap of a trained completion, e.g. `CompletionGap("train/12/3", 5, 0.004)`."""
+
+    prompt_id: str
+    index: int  # of the completion in its group, from 0
+    nats: float  # a token: |learner's log-probability - generator's|, mean over the completion's tokens
+
+
+@dataclass(frozen=True, slots=True)
 class LearnerStats(LossSums):
     """A learner rank's figures of one step, e.g. `LearnerStats(tokens=512, loss=0.01, grad_norm=0.3, ...)`.
 
@@ -172,6 +182,8 @@ class LearnerStats(LossSums):
 
     entropy: Annotated[float, sum] = 0.0
     """Nats. Entropy of the policy's distribution, summed over the same tokens."""
+    logprob_gaps: Annotated[tuple[CompletionGap, ...], joined] = ()
+    """Of each trained completion, in any order."""
     grad_norm: Annotated[float, max] = 0.0
     """L2 norm of the whole gradient before clipping, the largest of the step's updates. Equal on all ranks."""
     learning_rate: Annotated[float, max] = 0.0

@@ -56,10 +56,10 @@ def train(config: Config, task: Task, cluster: Cluster, run: RunFolder) -> None:
                     update = cluster.start_update(samples, step)
                     # While the learners work. From here on the step is never generated again.
                     run.journal.commit(step, groups, rewards)
-                    run.log_rollouts(step + 1, groups, rewards)
                     learned = update.wait()
                 with stage("transfer"):
                     cluster.broadcast_weights(version=step + 1)
+                run.log_rollouts(step + 1, groups, rewards, advantages, learned)
                 stats = step_stats(step + 1, groups, rewards, advantages, learned, stage.seconds)
                 run.log_step(stats)
             nothing_to_learn = stuck.see(groups, rewards, stats.live_groups > 0, stats.skipped)

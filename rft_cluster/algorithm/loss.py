@@ -40,10 +40,12 @@ class LossInputs(Protocol):
 
 
 class LossTerms(NamedTuple):
-    """`loss`: scalar with gradient. `sums`: figures to add up over micro-batches and ranks."""
+    """`loss`: scalar with gradient. `sums`: figures to add up over micro-batches and ranks. `gaps`: [C] FP32, nats:
+    each token's |learner's log-probability - generator's|."""
 
     loss: Tensor
     sums: LossSums
+    gaps: Tensor
 
 
 def importance_weights(old_logprobs: Tensor, generator_logprobs: Tensor, cap: float | None) -> Tensor:
@@ -92,13 +94,14 @@ def grpo_loss(
 
     loss = (token_loss * batch.weights).sum()
     counted = batch.weights > 0
+    gaps = (old - batch.generator_logprobs).abs()
     is_clipped = (ratio * advantages) > (clipped * advantages)
     sums = LossSums(
         tokens=int(counted.sum()),
         loss=float(loss.detach()),
         kl=float((divergence.detach() * counted).sum()),
-        logprob_gap=float(((old - batch.generator_logprobs).abs() * counted).sum()),
+        logprob_gap=float((gaps * counted).sum()),
         importance=float((importance * counted).sum()),
         clipped=int((is_clipped & counted).sum()),
     )
-    return LossTerms(loss, sums)
+    return LossTerms(loss, sums, gaps)

@@ -60,12 +60,12 @@ class Algorithm:
             UserError: see `token_weights`.
         """
         counted = [
-            (group, completion, advantage)
+            (group, index, completion, advantage)
             for group, own in zip(groups, advantages, strict=True)
-            for completion, advantage in zip(group.completions, own, strict=True)
+            for index, (completion, advantage) in enumerate(zip(group.completions, own, strict=True))
             if advantage is not None
         ]
-        weights = self.token_weights([len(completion.token_ids) for _, completion, _ in counted])
+        weights = self.token_weights([len(completion.token_ids) for _, _, completion, _ in counted])
         return [
             TrainingSample(
                 prompt=group.prompt,
@@ -74,7 +74,8 @@ class Algorithm:
                 generator_logprobs=completion.generator_logprobs,
                 advantage=advantage,
                 weight=weight,
+                index=index,
             )
-            for (group, completion, advantage), weight in zip(counted, weights, strict=True)
+            for (group, index, completion, advantage), weight in zip(counted, weights, strict=True)
             if completion.token_ids and (advantage != 0.0 or self.kl_beta > 0)
         ]

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 T = TypeVar("T", bound="DataclassInstance")
+V = TypeVar("V")
 
 
 def reduced(parts: Sequence[T]) -> T:
@@ -35,6 +36,11 @@ def _reductions(kind: type[Any]) -> dict[str, Callable[[list[Any]], Any]]:
 def all_of(values: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
     """The texts of all tuples, each once, in order."""
     return tuple(dict.fromkeys(chain(*values)))
+
+
+def joined(values: Sequence[tuple[V, ...]]) -> tuple[V, ...]:
+    """The entries of all tuples, in order."""
+    return tuple(chain(*values))
 
 
 def largest(values: Sequence[float | None]) -> float | None:

@@ -1,7 +1,7 @@
 """Turn the samples of a micro-batch into tensors."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 from typing import Any
 
@@ -32,9 +32,11 @@ class Batch:
     generator_logprobs: Tensor  # [C] FP32, nats
     advantages: Tensor  # [C] FP32
     weights: Tensor  # [C] FP32
+    completions: tuple[TrainingSample, ...]  # whose tokens the C are, in their order
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(**{name: getattr(self, name).to(device) for name in self.__dataclass_fields__})
+        moved = self.__dataclass_fields__.keys() - {"completions"}
+        return replace(self, **{name: getattr(self, name).to(device) for name in moved})
 
     def inputs(self) -> dict[str, Any]:
         """The arguments of `PolicyModel.forward`."""
@@ -63,7 +65,7 @@ def collate(samples: Sequence[TrainingSample], encoder: Encoder, positions: Call
         key=lambda row: (lengths[row[0]], len(row[1].token_ids)),
     )
     owners = [owner for owner, _ in rows]
-    completions = [sample for _, sample in rows]
+    completions = tuple(sample for _, sample in rows)
     # The row leaves out each completion's last token: nothing after it needs a prediction.
     read = [sample.token_ids[:-1] for sample in completions]
     starts = accumulate((len(tokens) for tokens in read), initial=ends[-1])
@@ -89,6 +91,7 @@ def collate(samples: Sequence[TrainingSample], encoder: Encoder, positions: Call
         generator_logprobs=torch.tensor(_joined(sample.generator_logprobs for sample in completions)),
         advantages=torch.tensor(_joined([sample.advantage] * len(sample.token_ids) for sample in completions)),
         weights=torch.tensor(_joined([sample.weight] * len(sample.token_ids) for sample in completions)),
+        completions=completions,
     )
 
 

@@ -45,7 +45,7 @@ from rft_cluster.learner.packing import RankWork
 from rft_cluster.learner.prompt_cache import PromptCache
 from rft_cluster.learner.rendezvous import connections, exactly, interface_to, open_store, reach_store
 from rft_cluster.learner.snapshot import Snapshot
-from rft_cluster.messages import Images, LearnerStats, TrainingSample
+from rft_cluster.messages import CompletionGap, Images, LearnerStats, TrainingSample
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.policy import PolicyModel, base_model, load_policy, load_reference, shard_units
 from rft_cluster.weights.sender import Forward, WeightOffer, WeightSender
@@ -66,6 +66,19 @@ def prompts_of(samples: Sequence[TrainingSample]) -> tuple[str, ...]:
     """`prompt_id (image_id)` of each prompt once, in order."""
     prompts = {sample.prompt.prompt_id: sample.prompt for sample in samples}
     return tuple(f"{name} ({prompt.example.image.image_id})" for name, prompt in prompts.items())
+
+
+def completion_gaps(completions: Sequence[TrainingSample], gaps: Tensor) -> tuple[CompletionGap, ...]:
+    """The mean log-prob gap of each completion that counts, from the gaps of all their tokens, [C] nats, in order.
+
+    A padding sample has a weight of 0 and does not count: its completion is in another micro-batch, too.
+    """
+    pieces = gaps.cpu().split([len(sample.token_ids) for sample in completions])  # one copy, not one a completion
+    return tuple(
+        CompletionGap(sample.prompt.prompt_id, sample.index, float(own.mean()))
+        for sample, own in zip(completions, pieces, strict=True)
+        if sample.weight > 0
+    )
 
 
 @contextmanager
@@ -245,7 +258,11 @@ class Learner:
         # gradient is all that the other ranks see of the loss.
         loss = terms.loss if math.isfinite(terms.sums.loss) else terms.loss * math.nan
         loss.backward()
-        return LearnerStats(**asdict(terms.sums), entropy=float(entropy[batch.weights > 0].sum()))
+        return LearnerStats(
+            **asdict(terms.sums),
+            entropy=float(entropy[batch.weights > 0].sum()),
+            logprob_gaps=completion_gaps(batch.completions, terms.gaps),
+        )
 
     def _held_memory(self) -> int:
         """Bytes of the GPU's memory that are allocated before a step. Resets the peak."""

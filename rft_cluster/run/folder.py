@@ -7,7 +7,7 @@ runs/NAME/  config.yaml      the resolved configuration
             eval.jsonl       an object an evaluation
             baselines.json   accuracies without a language model on the same images
             evaluations/     step-000080-test.jsonl: an object an image: label, answer, judgement (see answers.py)
-            rollouts/        step-000012.jsonl: an object a group: prompt, label, completions, rewards, versions
+            rollouts/        step-000012.jsonl: an object a group (see rollouts.py)
             checkpoints/     see checkpoints.py
             journal/         see journal.py
             model/           the trained policy as a Hugging Face folder
@@ -29,12 +29,13 @@ from rft_cluster.classification.report import Evaluation, judge
 from rft_cluster.common.files import FORMAT, write_json, write_text
 from rft_cluster.config import Config, config_text
 from rft_cluster.data.manifest import manifest
-from rft_cluster.messages import Group, Reward
+from rft_cluster.messages import Group, LearnerStats, Reward
 from rft_cluster.run.answers import evaluated_step, write_answers
 from rft_cluster.run.checkpoints import clear_unfinished
 from rft_cluster.run.journal import Journal
-from rft_cluster.run.metrics import StepStats, console, metrics_file, own_sinks, version_spans
+from rft_cluster.run.metrics import StepStats, console, metrics_file, own_sinks
 from rft_cluster.run.records import append, json_lines, read_rows, split_rows, steps_in
+from rft_cluster.run.rollouts import rollout_rows
 from rft_cluster.run.task import Task
 
 CONFIG_END = "# end\n"
@@ -92,20 +93,16 @@ class RunFolder:
         if again:
             print(f"steps {first_step + 1} to {max(again)} are done again; their records are in {aside}", flush=True)
 
-    def log_rollouts(self, step: int, groups: Sequence[Group], rewards: Sequence[Sequence[Reward]]) -> None:
-        """Record a step's completions in `rollouts/`."""
-        rows = [
-            {
-                "prompt_id": group.prompt.prompt_id,
-                "example_id": group.prompt.example_id,
-                "label": group.prompt.label,
-                "completions": [completion.text for completion in group.completions],
-                # Of each completion: the versions of the weights that wrote it, each with its number of tokens.
-                "version_spans": [version_spans(completion) for completion in group.completions],
-                "rewards": [{"total": r.total, "parts": r.parts, "failures": r.failures} for r in group_rewards],
-            }
-            for group, group_rewards in zip(groups, rewards, strict=True)
-        ]
+    def log_rollouts(
+        self,
+        step: int,
+        groups: Sequence[Group],
+        rewards: Sequence[Sequence[Reward]],
+        advantages: Sequence[Sequence[float | None]],
+        learned: LearnerStats | None,
+    ) -> None:
+        """Record a step's completions in `rollouts/`. `learned`: None if there was no update."""
+        rows = rollout_rows(groups, rewards, advantages, learned)
         write_text(self.path / "rollouts" / f"step-{step:06d}.jsonl", json_lines(rows))
 
     def log_step(self, stats: StepStats) -> None:

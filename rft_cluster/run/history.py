@@ -88,7 +88,7 @@ class History:
     def rollouts(self, step: int) -> list[Row]:
         """The groups of a step, from 1, in order: rows of `rollouts/`. Empty without a file; damaged rows are left out.
 
-        Older versions wrote fewer keys (see `RunFolder.log_rollouts`).
+        Older versions wrote fewer keys (see `rollouts.py`).
         """
         return [row for row in _objects(self.folder / "rollouts" / f"step-{step:06d}.jsonl") if "completions" in row]
 

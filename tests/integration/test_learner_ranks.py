@@ -9,7 +9,7 @@ at a time, with the loss written out.
 import json
 import math
 import multiprocessing
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,8 @@ BETA, CAP = 0.1, 2.0
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["rft_cluster.learner.learner"])
 Gradients = dict[str, torch.Tensor]
+# Gradients; loss, tokens and log-prob gap, summed; the mean gap of each completion by (prompt_id, index).
+Plain = tuple[Gradients, list[float], dict[tuple[str, int], float]]
 
 
 def run_config(checkpointing: bool = False) -> Config:
@@ -62,6 +64,7 @@ def rank_gradients(folder: str, path: str, config: Config, images: Images, rank:
     if rank == 0:
         save_file(taken, f"{folder}/gradients.safetensors")
     (Path(folder) / f"sums-{rank}").write_text(f"{stats.loss} {stats.tokens} {stats.logprob_gap}")
+    (Path(folder) / f"gaps-{rank}").write_text(json.dumps(list(map(astuple, stats.logprob_gaps))))
 
 
 def gradients_of(
@@ -80,13 +83,11 @@ def gradients_of(
 
 
 @pytest.fixture(scope="module")
-def plain(
-    tiny_model: str, config: Config, dataset: FewShotDataset, samples: list[TrainingSample]
-) -> tuple[Gradients, list[float]]:
+def plain(tiny_model: str, config: Config, dataset: FewShotDataset, samples: list[TrainingSample]) -> Plain:
     encoder = PromptEncoder(tiny_model, config.model.min_pixels, config.model.max_pixels)
     model = load_policy(tiny_model, config.model, {"text_config": "eager", "vision_config": "eager"}, [], 1.0).model
     weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    total, gap = torch.zeros(()), 0.0
+    total, gaps = torch.zeros(()), {}
     for sample in samples:
         encoded = encoder.encode(sample.prompt.text, dataset.image(sample.prompt.example))
         ids = torch.tensor([sample.prompt_token_ids + sample.token_ids])
@@ -97,7 +98,7 @@ def plain(
             mm_token_type_ids=(ids == encoder.image_token_id).long(),
         ).logits[0]
         logits[:, encoder.forbidden_token_ids] = float("-inf")
-        start = len(sample.prompt_token_ids)
+        start, gap = len(sample.prompt_token_ids), 0.0
         for position, token in enumerate(sample.token_ids):
             learner = logits[start + position - 1].log_softmax(-1)[token]
             importance = min(math.exp(float(learner) - sample.generator_logprobs[position]), CAP)
@@ -105,11 +106,13 @@ def plain(
             ratio = (learner - learner.detach()).exp()
             total = total - importance * ratio * sample.advantage / len(sample.token_ids) / len(samples)
             gap += abs(float(learner) - sample.generator_logprobs[position])
+        gaps[sample.prompt.prompt_id, sample.index] = gap / len(sample.token_ids)
     total.backward()
     assert all(torch.equal(weights[name], parameter) for name, parameter in model.named_parameters())
     return {name: parameter.grad for name, parameter in model.named_parameters()}, [
-        float(total), float(sum(len(sample.token_ids) for sample in samples)), gap,
-    ]  # fmt: skip
+        float(total), float(sum(len(sample.token_ids) for sample in samples)),
+        sum(gaps[sample.prompt.prompt_id, sample.index] * len(sample.token_ids) for sample in samples),
+    ], gaps  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -124,13 +127,16 @@ def plain(
 )
 def test_gradients_do_not_depend_on_the_split(
     ranks: int, tokens: int, checkpointing: bool, tmp_path: Path, tiny_model: str, dataset: FewShotDataset,
-    samples: list[TrainingSample], plain: tuple[Gradients, list[float]],
+    samples: list[TrainingSample], plain: Plain,
 ):  # fmt: skip
     gradients, sums = gradients_of(
         tmp_path, tiny_model, run_config(checkpointing), dataset.images, samples, ranks, tokens
     )
-    expected, expected_sums = plain
+    expected, expected_sums, gaps = plain
     assert sums == pytest.approx(expected_sums, rel=1e-4)
+    told = [entry for rank in range(ranks) for entry in json.loads((tmp_path / f"gaps-{rank}").read_text())]
+    assert len(told) == len(samples), "each completion once, and no padding"
+    assert {(prompt_id, index): nats for prompt_id, index, nats in told} == pytest.approx(gaps, abs=1e-4)
     assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():
         distance = (gradient - expected[name]).norm() / (expected[name].norm() + 1e-12)

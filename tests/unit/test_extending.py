@@ -31,7 +31,7 @@ from rft_cluster.rewards.scorer import Scorer
 from rft_cluster.run.folder import RunFolder
 from rft_cluster.train import train
 from tests.unit.run.begun import TASK, config
-from tests.unit.run.steps import GROUPS, REWARDS, stats
+from tests.unit.run.steps import ADVANTAGES, GROUPS, LEARNER, REWARDS, stats
 from tests.unit.test_train import SETTINGS, Roles
 from tests.unit.test_train import TASK as TRAINED
 
@@ -211,7 +211,7 @@ def run_as_a_command(name: str, *arguments: str) -> object:
 
 def test_a_command_reads_a_run(written, capsys):
     run = RunFolder(config(written), TASK)
-    run.log_rollouts(1, GROUPS, REWARDS)
+    run.log_rollouts(1, GROUPS, REWARDS, ADVANTAGES, LEARNER)
     run.log_step(stats())
     capsys.readouterr()
     assert run_as_a_command("my_hardest.py", str(run.path)) == 0

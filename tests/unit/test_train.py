@@ -3,6 +3,7 @@
 Real roles are stopped in tests/integration/test_stopped.py; here every call of every step is.
 """
 
+import json
 import os
 import signal
 import time
@@ -20,7 +21,7 @@ from rft_cluster.common.errors import ClusterError, NoRoom, UserError, WeightTra
 from rft_cluster.common.files import unfinished, write_json
 from rft_cluster.config import Config
 from rft_cluster.data.dataset import FewShotDataset, LabelledImage
-from rft_cluster.messages import Completion, Group, LearnerStats, Prompt, Reward
+from rft_cluster.messages import Completion, CompletionGap, Group, LearnerStats, Prompt, Reward, TrainingSample
 from rft_cluster.run.folder import RunFolder
 from rft_cluster.run.lock import locked
 from rft_cluster.run.records import read_rows
@@ -45,6 +46,7 @@ class Roles:
         self.generators = self.learners = self
         self.steps, self.between, self.sent = 0, True, -1
         self.calls: list[str] = []
+        self.samples: list[TrainingSample] = []  # of the update in flight
         self._stop_at, self._number, self._seconds = stop_at, number, seconds
 
     def _called(self, name: str) -> None:
@@ -73,14 +75,15 @@ class Roles:
         return Group(prompt, [1], [Completion([5, 6], [-0.5, -0.5], text, "stop", self.sent)] * 2)
 
     def start_update(self, samples, step):
-        self.between = False
+        self.between, self.samples = False, samples
         return SimpleNamespace(wait=lambda: self._learn(step))
 
     def _learn(self, step):
         self._called("learning")
         assert step == self.steps
         self.steps, self.between = step + 1, True
-        return LearnerStats(tokens=8)
+        gaps = (CompletionGap(one.prompt.prompt_id, one.index, abs(one.advantage) / 8) for one in self.samples)
+        return LearnerStats(tokens=8, logprob_gaps=tuple(gaps))
 
     def broadcast_weights(self, version):
         self._called("transferring")
@@ -161,6 +164,15 @@ def test_a_run_saves_before_it_evaluates_and_keeps_the_best(undisturbed):
     assert calls[last:] == ["evaluating", "evaluating", "exporting"]
 
 
+def test_a_record_has_what_each_completion_taught(undisturbed):
+    """What a stopped, crashed or replayed run must record in the same way: the tests below compare these texts."""
+    for text in undisturbed[0]["rollouts/"].values():
+        for row in map(json.loads, text.splitlines()):
+            assert row["advantages"] == pytest.approx([0.707, -0.707], abs=1e-3)
+            assert row["logprob_gaps"] == [abs(advantage) / 8 for advantage in row["advantages"]]
+            assert (row["tokens"], row["finish_reasons"]) == ([2, 2], ["stop", "stop"])
+
+
 @pytest.mark.parametrize(
     ("number", "save_every"), [(signal.SIGINT, 2), (signal.SIGTERM, 0)], ids=["every two steps", "by the clock"]
 )
@@ -207,13 +219,13 @@ def test_weights_that_are_not_finite_are_never_sent_saved_or_exported(tmp_path, 
     assert [row["step"] for row in read_rows(settings.run_folder / "metrics.jsonl")] == [1, 2, 3]
 
 
-def test_the_completions_are_recorded_while_the_learners_work(tmp_path):
+def test_the_completions_are_journalled_while_the_learners_work(tmp_path):
     settings = config(tmp_path, *SETTINGS, "schedule.steps=1")
     run_folder, learning = RunFolder(settings, TASK, 0, "nothing"), []
 
     class Watching(Roles):
         def _learn(self, step):
-            learning.append(sorted(path.name for path in (settings.run_folder / "rollouts").iterdir()))
+            learning.append(sorted(path.name for path in (settings.run_folder / "journal").iterdir()))
             return super()._learn(step)
 
     train(settings, TASK, Watching(None, 0, 0.0), run_folder)

@@ -28,7 +28,7 @@ FIGURES = {"live_groups", "completion_tokens", "oldest_version", "staleness", "s
 
 
 class Row(BaseModel):
-    """A line of a file in `rollouts/`."""
+    """A line of a file in `rollouts/` (see `run/rollouts.py`). None: an older version wrote it, without that list."""
 
     prompt_id: str
     example_id: str
@@ -36,6 +36,16 @@ class Row(BaseModel):
     completions: list[str]
     version_spans: list[list[tuple[int, int]]]
     rewards: list[Reward]
+    advantages: list[float | None] | None = None
+    tokens: list[int] | None = None
+    finish_reasons: list[str] | None = None
+    logprob_gaps: list[float | None] | None = None
+
+    def lengths(self) -> set[int]:
+        """The lengths of its lists; one if it is whole."""
+        lists = (self.completions, self.version_spans, self.rewards)
+        later = (self.advantages, self.tokens, self.finish_reasons, self.logprob_gaps)
+        return {len(entries) for entries in (*lists, *later) if entries is not None}
 
 
 @dataclass(frozen=True)
@@ -63,8 +73,7 @@ def read_rollouts(file: Path, prompts: int, group_size: int) -> tuple[list[Row],
             problems.append(f"{where}, line {number} is damaged: {what}: {first['msg'][:100]}")
             continue
         rows.append(row)
-        lengths = {len(row.completions), len(row.version_spans), len(row.rewards)}
-        if lengths != {group_size}:
+        if (lengths := row.lengths()) != {group_size}:
             found = " or ".join(map(str, sorted(lengths)))
             problems.append(f"{where}, line {number} has {found} completions, and sampling.group_size is {group_size}")
     if not problems and len(rows) != prompts:
@@ -118,8 +127,12 @@ def _reward_problem(reward: Reward, weights: Mapping[str, float]) -> str:
 def staleness_problems(step: Step, most: int, max_tokens: int) -> Iterator[str]:
     """Compare the weights that wrote each completion with the policy at the start of the step, version `number - 1`."""
     for row in step.rows:
-        for number, spans in enumerate(row.version_spans, 1):
-            if problem := _span_problem(spans, step.number - 1, most, max_tokens):
+        written = [sum(tokens for _, tokens in spans) for spans in row.version_spans]
+        for number, (spans, tokens) in enumerate(zip(row.version_spans, row.tokens or written, strict=True), 1):
+            problem = _span_problem(spans, step.number - 1, most, max_tokens)
+            if not problem and tokens != written[number - 1]:
+                problem = f"has {tokens} tokens, and its versions wrote {written[number - 1]}"
+            if problem:
                 yield f"step {step.number}, prompt {shown(row.prompt_id)}, completion {number}: {problem}"
 
 
@@ -147,6 +160,8 @@ def figure_problems(
     if not any(reward.total is not None for own in rewards for reward in own):
         yield f"step {step.number}: no completion has a reward, after which the run would have ended"
         return
+    if is_built_in(config):
+        yield from _advantage_problems(step, advantages)
     stats = step_stats(step.number, groups, rewards, advantages, None, {"all": 1.0}).row()
     known = FIGURES if is_built_in(config) else FIGURES - {"live_groups"}
     for key, value in stats.items():
@@ -155,6 +170,14 @@ def figure_problems(
             if not isinstance(told, int | float) or not _equal(told, value):
                 had = "not" if told is None else shown(str(told))[:40]
                 yield f"step {step.number}: {shown(key)} is {had} in metrics.jsonl, and {value:g} by its completions"
+
+
+def _advantage_problems(step: Step, advantages: Sequence[Sequence[float | None]]) -> Iterator[str]:
+    for row, due in zip(step.rows, advantages, strict=True):
+        for number, (told, own) in enumerate(zip(row.advantages or due, due, strict=True), 1):
+            if told != own if told is None or own is None else not _equal(told, own):
+                where = f"step {step.number}, prompt {shown(row.prompt_id)}, completion {number}"
+                yield f"{where}: advantage {told}, and by the rewards of its group {own}"
 
 
 def _completion(text: str, spans: list[tuple[int, int]]) -> Completion:
@@ -229,6 +252,7 @@ def _differences(row: Row, completions: Sequence[Completion], spans: Sequence[An
         "texts": (row.completions, [one.text for one in completions]),
         "versions": (row.version_spans, [list(own) for own in spans]),
         "rewards": (row.rewards, rewards),
+        "finish reasons": (row.finish_reasons, row.finish_reasons and [one.finish_reason for one in completions]),
     }
     return " and ".join(name for name, (ours, theirs) in pairs.items() if ours != theirs)
 

@@ -78,6 +78,8 @@ def test_padding_counts_nowhere():
     assert learner.grad.tolist() == pytest.approx([-0.2, -0.2, -0.2, 0.0, 0.0])
     assert terms.sums.tokens == 3
     assert terms.sums.logprob_gap == pytest.approx(3 * 0.5)
+    assert terms.gaps.tolist() == pytest.approx([0.5] * 5)
+    assert not terms.gaps.requires_grad
 
 
 def test_gradients_equal_a_plain_implementation():

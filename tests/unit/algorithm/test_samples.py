@@ -91,8 +91,8 @@ def test_an_advantage_of_zero_is_left_out_only_without_kl_but_counts_in_the_mean
 def test_masked_completions_are_left_out_and_do_not_count(kl_beta, normaliser, weights):
     # Two completions count: a half each, shared by 2 and 4 tokens; or 6 tokens.
     chosen = algorithm(kl_beta=kl_beta, normaliser=normaliser)
-    built = chosen.samples([group("a", 2, 5), group("b", 4, 3)], [[1.0, None], [-1.0, None]])
-    assert [(one.prompt.prompt_id, len(one.token_ids)) for one in built] == [("a", 2), ("b", 4)]
+    built = chosen.samples([group("a", 2, 5), group("b", 3, 4)], [[1.0, None], [None, -1.0]])
+    assert [(one.prompt.prompt_id, one.index, len(one.token_ids)) for one in built] == [("a", 0, 2), ("b", 1, 4)]
     assert [one.weight for one in built] == pytest.approx(weights)
     assert chosen.samples([group("a", 2, 5)], [[None, None]]) == []
 

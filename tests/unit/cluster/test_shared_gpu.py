@@ -130,7 +130,7 @@ def cluster_of(recorded: Actors, overrides: list[str]) -> Cluster:
 
 def sample() -> TrainingSample:
     prompt = some_prompt()
-    return TrainingSample(prompt, [1], [2], [-1.0], advantage=1.0, weight=1.0)
+    return TrainingSample(prompt, [1], [2], [-1.0], advantage=1.0, weight=1.0, index=0)
 
 
 @pytest.mark.parametrize(

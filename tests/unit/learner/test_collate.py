@@ -25,7 +25,7 @@ def group(name: str, *lengths: int) -> Group:
 def asked(prompt_tokens: int, *lengths: int, name: str = "p") -> list[TrainingSample]:
     """Samples of one prompt, which adds `prompt_tokens` to a row; each completion adds its length less one."""
     return [
-        TrainingSample(prompt(name), [1] * prompt_tokens, [number] * length, [-0.5] * length, 1.0, 0.125)
+        TrainingSample(prompt(name), [1] * prompt_tokens, [number] * length, [-0.5] * length, 1.0, 0.125, number)
         for number, length in enumerate(lengths)
     ]
 
@@ -54,9 +54,9 @@ def positions(prompt: EncodedPrompt) -> torch.Tensor:
 
 
 def test_a_batch_by_hand():
-    first = TrainingSample(prompt("a"), PROMPTS["a"], [11, 12], [-0.1, -0.2], 1.5, 0.25)
-    second = TrainingSample(prompt("b"), PROMPTS["b"], [13, 14, 15, 16], [-0.3, -0.4, -0.5, -0.6], -0.5, 0.125)
-    third = TrainingSample(prompt("a"), PROMPTS["a"], [17], [-0.7], 0.0, 0.5)
+    first = TrainingSample(prompt("a"), PROMPTS["a"], [11, 12], [-0.1, -0.2], 1.5, 0.25, 0)
+    second = TrainingSample(prompt("b"), PROMPTS["b"], [13, 14, 15, 16], [-0.3, -0.4, -0.5, -0.6], -0.5, 0.125, 0)
+    third = TrainingSample(prompt("a"), PROMPTS["a"], [17], [-0.7], 0.0, 0.5, 1)
     encoder = Encoder()
     batch = collate([first, second, third], encoder, positions)
     # Prompt b, which is shorter, prompt a, then their completions, the shorter first, without their last tokens:
@@ -76,6 +76,8 @@ def test_a_batch_by_hand():
     assert batch.generator_logprobs.tolist() == pytest.approx([-0.3, -0.4, -0.5, -0.6, -0.7, -0.1, -0.2])
     assert batch.advantages.tolist() == [-0.5] * 4 + [0.0] + [1.5] * 2
     assert batch.weights.tolist() == [0.125] * 4 + [0.5] + [0.25] * 2
+    assert batch.completions == (second, third, first)
+    assert batch.to(torch.device("cpu")).completions == batch.completions
     # Images once a prompt, in the order of the prompts: b, a.
     assert batch.pixel_values[:, 0].tolist() == [1, 0, 0]
     assert batch.image_grid_thw.tolist() == [[1, 1, 1], [1, 1, 2]]
@@ -98,7 +100,7 @@ def test_the_dtypes_are_as_documented():
     [([1, 9, 9, 9, 2], "into 4 tokens, the generator saw 5"), ([1, 9, 9, 3], "into 4 tokens, the generator saw 4")],
 )
 def test_other_prompt_tokens_than_the_generator_s_are_refused(seen, counts):
-    right = TrainingSample(prompt("a"), PROMPTS["a"], [11], [-0.1], 1.0, 1.0)
+    right = TrainingSample(prompt("a"), PROMPTS["a"], [11], [-0.1], 1.0, 1.0, 0)
     odd = replace(right, prompt_token_ids=seen)
     for given in ([odd], [right, odd]):
         with pytest.raises(ValueError, match=f"a: the learner encodes the prompt {counts}"):

@@ -13,8 +13,8 @@ from rft_cluster.common.errors import RepeatedUpdate, UserError
 from rft_cluster.common.hardware import hardware
 from rft_cluster.config import load_config
 from rft_cluster.learner import learner
-from rft_cluster.learner.learner import Learner, learning_rate_factor, within_memory
-from rft_cluster.messages import LearnerStats, LossSums, TrainingSample
+from rft_cluster.learner.learner import Learner, completion_gaps, learning_rate_factor, within_memory
+from rft_cluster.messages import CompletionGap, LearnerStats, LossSums, TrainingSample
 from tests.unit.some_prompt import some_prompt
 
 
@@ -94,6 +94,7 @@ def batch(advantage: float, weight: float) -> SimpleNamespace:
         generator_logprobs=torch.full((4,), -1.0),
         advantages=torch.full((4,), advantage),
         weights=torch.full((4,), weight),
+        completions=(TrainingSample(some_prompt(), [1], [2] * 4, [-1.0] * 4, advantage, weight, 0),),
     )
 
 
@@ -101,7 +102,7 @@ def work_of(*advantages: float) -> list[list[list[TrainingSample]]]:
     """One update of two samples a micro-batch, each micro-batch with its own prompt."""
     return [
         [
-            [TrainingSample(some_prompt(f"train/3/{i}", f"photos/{i}.png"), [1], [2], [-1.0], advantage, 1 / 8)] * 2
+            [TrainingSample(some_prompt(f"train/3/{i}", f"photos/{i}.png"), [1], [2], [-1.0], advantage, 1 / 8, 0)] * 2
             for i, advantage in enumerate(advantages)
         ]
     ]
@@ -110,6 +111,17 @@ def work_of(*advantages: float) -> list[list[list[TrainingSample]]]:
 def trained_by(rank: Learner, *advantages: float, step: int = 0) -> LearnerStats:
     rank._batches = lambda update: (batch(samples[0].advantage, samples[0].weight) for samples in update)
     return rank.update(work_of(*advantages), step)
+
+
+def test_the_gap_of_each_completion_by_hand():
+    first, second = some_prompt("train/3/0"), some_prompt("train/3/1")
+    completions = [
+        TrainingSample(second, [1], [2], [-1.0], 1.0, 1 / 8, 5),
+        TrainingSample(first, [1], [2] * 3, [-1.0] * 3, 1.0, 0.0, 2),  # padding
+        TrainingSample(first, [1], [2] * 2, [-1.0] * 2, 1.0, 1 / 8, 7),
+    ]
+    found = completion_gaps(completions, torch.tensor([0.5, 9.0, 9.0, 9.0, 0.25, 0.75]))
+    assert found == (CompletionGap("train/3/1", 5, 0.5), CompletionGap("train/3/0", 7, 0.5))
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
@@ -127,7 +139,7 @@ def test_the_gradient_carries_to_all_ranks_that_a_loss_is_not_finite(monkeypatch
     """Here the loss is infinite and its derivative finite, as where infinity is clamped."""
 
     def infinite(logprobs, *_):
-        return LossTerms(logprobs.sum() + math.inf, LossSums(tokens=4, loss=math.inf))
+        return LossTerms(logprobs.sum() + math.inf, LossSums(tokens=4, loss=math.inf), torch.zeros(4))
 
     monkeypatch.setattr(learner, "grpo_loss", infinite)
     rank = learner_of_one_number()

@@ -15,7 +15,7 @@ def prompt(name: str) -> Prompt:
 
 
 def sample(number: int, weight: float = 0.125) -> TrainingSample:
-    return TrainingSample(prompt(f"p{number}"), [1, 2], [number, 0], [-0.5, -0.5], 1.0, weight)
+    return TrainingSample(prompt(f"p{number}"), [1, 2], [number, 0], [-0.5, -0.5], 1.0, weight, number)
 
 
 def samples(count: int) -> list[TrainingSample]:
@@ -29,7 +29,7 @@ def numbers(batch: list[TrainingSample]) -> list[int]:
 def asked(prompt_tokens: int, *lengths: int, name: str = "p") -> list[TrainingSample]:
     """Samples of one prompt, which adds `prompt_tokens` to a row; each completion adds its length less one."""
     return [
-        TrainingSample(prompt(name), [1] * prompt_tokens, [number] * length, [-0.5] * length, 1.0, 0.125)
+        TrainingSample(prompt(name), [1] * prompt_tokens, [number] * length, [-0.5] * length, 1.0, 0.125, number)
         for number, length in enumerate(lengths)
     ]
 

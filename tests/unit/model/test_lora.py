@@ -110,7 +110,7 @@ def test_adapters_and_their_base_share_a_prefix_as_any_model(adapted: PolicyMode
     policy = adapted.float()  # so that only the way of computing could differ
     asked = some_prompt("train/0/0", "photos/a.png", b"", "Which?", "rose", 0)
     tokens = Encoder().encode(asked).token_ids
-    samples = [TrainingSample(asked, tokens, [30 + n] * n, [-1.0] * n, 1.0, 0.5) for n in (1, 3, 4)]
+    samples = [TrainingSample(asked, tokens, [30 + n] * n, [-1.0] * n, 1.0, 0.5, 0) for n in (1, 3, 4)]
     batch = collate(samples, Encoder(), policy.prompt_positions)
 
     def both() -> tuple[torch.Tensor, torch.Tensor]:

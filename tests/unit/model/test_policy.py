@@ -55,7 +55,7 @@ def drawn(pack: dict[int, list[int]]) -> list[TrainingSample]:
     def sample(height: int, length: int) -> TrainingSample:
         asked = some_prompt(f"train/0/{height}", "photos/a.png", b"", "Which?", "zero", height)
         tokens = torch.randint(10, 250, (length,), generator=draw).tolist()
-        return TrainingSample(asked, ENCODER.encode(asked).token_ids, tokens, [-1.0] * length, 1.0, 0.5)
+        return TrainingSample(asked, ENCODER.encode(asked).token_ids, tokens, [-1.0] * length, 1.0, 0.5, 0)
 
     return [sample(height, length) for height, lengths in pack.items() for length in lengths]
 

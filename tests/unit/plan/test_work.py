@@ -23,7 +23,7 @@ def packed(
 ) -> list[list[int]]:
     """Tokens of each micro-batch of each rank, by the learners' own packing."""
     samples = [
-        TrainingSample(some_prompt(f"train/0/{index}"), [0] * length.tokens, [0] * tokens, [0.0] * tokens, 0.0, 1.0)
+        TrainingSample(some_prompt(f"train/0/{index}"), [0] * length.tokens, [0] * tokens, [0.0] * tokens, 0.0, 1.0, 0)
         for index in range(prompts)
         for _ in range(group)
     ]

@@ -1,10 +1,11 @@
 """One step of a run, made by hand: what its roles gave, and how long each stage took."""
 
+import math
 from typing import Any
 
 from some_prompt import some_prompt
 
-from rft_cluster.messages import Completion, Group, LearnerStats, Reward
+from rft_cluster.messages import Completion, CompletionGap, Group, LearnerStats, Reward
 from rft_cluster.run.metrics import StepStats, step_stats
 
 
@@ -30,6 +31,7 @@ REWARDS = [[reward(1, 0), reward(1, 1)], [reward(0, 0), reward(0, 0)]]
 ADVANTAGES = [[-0.7, 0.7], [0.0, 0.0]]
 LEARNER = LearnerStats(
     **{"tokens": 8, "logprob_gap": 0.4, "kl": 0.8, "entropy": 16.0, "importance": 8.0, "clipped": 2},
+    logprob_gaps=(CompletionGap("train/7/0", 0, 0.25), CompletionGap("train/7/0", 1, math.nan)),
     **{"loss": -0.5, "grad_norm": 1.5, "learning_rate": 1e-4, "memory_gib": 0.5},
 )
 SECONDS = {"generate": 2.0, "score": 0.0, "learn": 1.5, "transfer": 0.5}

@@ -14,7 +14,7 @@ from rft_cluster.run.metrics import clock
 from rft_cluster.run.resume import read_saved_config
 from rft_cluster.run.task import Task
 from tests.unit.run.begun import EXAMPLES, TASK, config
-from tests.unit.run.steps import GROUPS, REWARDS, group, stats
+from tests.unit.run.steps import ADVANTAGES, GROUPS, LEARNER, REWARDS, group, stats
 
 TEXT = "<think>red</think><answer>dog rose</answer>"
 ROSES = FewShotDataset.of("photos", ["rose", "tulip"], [replace(EXAMPLES[0], aliases=("dog rose",))], [], [], [])
@@ -36,7 +36,7 @@ def rows(path: Path) -> list[dict]:
 def test_a_run_s_records(tmp_path, capsys):
     run = RunFolder(config(tmp_path), Task(ROSES, "Which flower?"), 0)
     run.log_evaluation(Evaluation(0, "test", 0.25, 0.3, 0.5, 40, (0.1, 0.4)), ANSWERED)
-    run.log_rollouts(1, GROUPS, REWARDS)
+    run.log_rollouts(1, GROUPS, REWARDS, ADVANTAGES, LEARNER)
     run.log_step(stats(1))
     run.log_step(stats(2, learned=None, seconds={"generate": 2.0}))
     folder = tmp_path / "mine"
@@ -63,6 +63,10 @@ def test_a_run_s_records(tmp_path, capsys):
             {"total": 1, "parts": {"format": 1, "accuracy": 0}, "failures": {}},
             {"total": 2, "parts": {"format": 1, "accuracy": 1}, "failures": {}},
         ],
+        "advantages": [-0.7, 0.7],
+        "tokens": [3, 5],
+        "finish_reasons": ["stop", "length"],
+        "logprob_gaps": [0.25, None],
     }
     assert second["prompt_id"] == "train/7/1"
     shown = capsys.readouterr().out.splitlines()

@@ -12,7 +12,7 @@ from rft_cluster.run.folder import RunFolder
 from rft_cluster.run.history import Loss, read_history
 from rft_cluster.run.lock import locked
 from tests.unit.run.begun import TASK, begun, config
-from tests.unit.run.steps import GROUPS, REWARDS, stats
+from tests.unit.run.steps import ADVANTAGES, GROUPS, LEARNER, REWARDS, stats
 from tests.unit.test_train import SETTINGS, run
 
 
@@ -51,9 +51,9 @@ def test_a_run_that_is_done_and_was_copied(copied):
 
 def test_a_run_in_progress_whose_last_lines_are_half_written(tmp_path):
     records = RunFolder(config(tmp_path), TASK, 0)
-    records.log_rollouts(1, GROUPS, REWARDS)
+    records.log_rollouts(1, GROUPS, REWARDS, ADVANTAGES, LEARNER)
     records.log_step(stats(1))
-    records.log_rollouts(2, GROUPS, REWARDS)
+    records.log_rollouts(2, GROUPS, REWARDS, ADVANTAGES, LEARNER)
     folder = tmp_path / "mine"
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "re')

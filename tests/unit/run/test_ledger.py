@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from rft_cluster import doctor
 from rft_cluster.common.files import write_json
 from rft_cluster.learner.snapshot import shards_file
-from rft_cluster.messages import LearnerStats, Reward
+from rft_cluster.messages import Reward
 from rft_cluster.run.ledger import check_run, make_ledger
 from rft_cluster.run.lock import locked
 from tests.unit.run.begun import config, rewrite_state
@@ -36,8 +37,7 @@ class Writing(Roles):
         return groups, [live, [FAILED, FAILED] if self.steps == 3 else equal]
 
     def _learn(self, step):
-        super()._learn(step)
-        return LearnerStats(tokens=8, skipped=int(step == 4))
+        return replace(super()._learn(step), skipped=int(step == 4))
 
     def write_checkpoint(self, folder: Path, step):
         writing = super().write_checkpoint(folder, step)
@@ -60,6 +60,15 @@ def whole(tmp_path_factory) -> Path:
 @pytest.fixture
 def copy(whole, tmp_path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "mine"))
+
+
+def test_a_run_of_a_version_that_recorded_less_of_each_completion_is_proved(copy):
+    for file in (copy / "rollouts").iterdir():
+        rows = [json.loads(line) for line in lines_of(file)]
+        later = ("advantages", "tokens", "finish_reasons", "logprob_gaps")
+        former = [{key: value for key, value in row.items() if key not in later} for row in rows]
+        file.write_text("".join(json.dumps(row) + "\n" for row in former))
+    assert check_run(copy).problems == ()
 
 
 def test_a_whole_run_is_proved(whole):
@@ -207,12 +216,32 @@ DAMAGE = {
         "prompts: step 3: prompt train/1/0 is none of this step",
     ),
     "a completion is missing": (
-        *(ROLLOUTS, changed(1, lambda row: [row[name].pop() for name in ("completions", "version_spans", "rewards")])),
+        *(ROLLOUTS, changed(1, lambda row: [entries.pop() for entries in row.values() if isinstance(entries, list)])),
         "rollouts: rollouts/step-000003.jsonl, line 1 has 1 completions, and sampling.group_size is 2",
     ),
     "a reward is missing": (
         *(ROLLOUTS, changed(1, lambda row: row["rewards"].pop())),
         "rollouts: rollouts/step-000003.jsonl, line 1 has 1 or 2 completions, and sampling.group_size is 2",
+    ),
+    "an advantage is missing": (
+        *(ROLLOUTS, changed(1, lambda row: row["advantages"].pop())),
+        "rollouts: rollouts/step-000003.jsonl, line 1 has 1 or 2 completions, and sampling.group_size is 2",
+    ),
+    "another advantage": (
+        *(ROLLOUTS, changed(1, lambda row: row["advantages"].__setitem__(1, 0.5))),
+        "rewards: step 3, prompt train/2/0, completion 2: advantage 0.5, and by the rewards of its group -0.7",
+    ),
+    "an advantage of what is masked": (
+        *("rollouts/step-000004.jsonl", changed(2, lambda row: row["advantages"].__setitem__(0, 0.5))),
+        "rewards: step 4, prompt train/3/1, completion 1: advantage 0.5, and by the rewards of its group None",
+    ),
+    "another length": (
+        *(ROLLOUTS, changed(1, lambda row: row["tokens"].__setitem__(1, 3))),
+        "staleness: step 3, prompt train/2/0, completion 2: has 3 tokens, and its versions wrote 2",
+    ),
+    "another finish reason": (
+        *("rollouts/step-000005.jsonl", changed(2, lambda row: row["finish_reasons"].__setitem__(1, "length"))),
+        "journal: journal/step-000005.jsonl, group 2 (train/4/1) has other finish reasons than rollouts/",
     ),
     "a group is cut": (ROLLOUTS, cut(2), "rollouts: rollouts/step-000003.jsonl, line 2 is damaged: line: Invalid JSON"),
     "a group is another thing": (
@@ -262,7 +291,7 @@ DAMAGE = {
         "staleness: step 3, prompt train/2/0, completion 2: versions and tokens [(2, 1000000000000000)] are impossible",
     ),
     "other tokens": (
-        *(ROLLOUTS, changed(1, lambda row: row.update(version_spans=[[[2, 2]], [[2, 3]]]))),
+        *(ROLLOUTS, changed(1, lambda row: row.update(version_spans=[[[2, 2]], [[2, 3]]], tokens=[2, 3]))),
         "rewards: step 3: tokens is 8 in metrics.jsonl, and 9 by its completions",
     ),
     "rollouts are missing": (ROLLOUTS, Path.unlink, "rollouts: rollouts/: step 3 is missing"),
