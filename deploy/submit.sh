@@ -9,8 +9,10 @@
 #                           with several nodes one that all of them see
 #   RFT_SUBMIT              more options for `ray job submit`, e.g. "--no-wait --submission-id mine"
 #
+# The same command again goes on with a run that was stopped or lost. `ray job stop ID` leaves it 75 s to save.
+#
 # The job's driver runs on the head node and reserves nothing there: a head of two cores holds a run of two CPUs, and one
-# without GPUs will do. Tokens: `ray get-auth-token --generate` once, then RAY_AUTH_MODE=token for `ray start` and here.
+# without GPUs will do. (Never --entrypoint-num-cpus: with it Ray places the driver on any node, a spot machine too.) Tokens: `ray get-auth-token --generate` once, then RAY_AUTH_MODE=token for `ray start` and here.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 config=${1:?usage: deploy/submit.sh CONFIG [section.key=value ...]}
@@ -22,4 +24,4 @@ runs=${RFT_RUNS:-'~/rft_runs'}
 "$(dirname "$ray")/python" deploy/upload.py
 # shellcheck disable=SC2086 # several options in one variable
 exec "$ray" job submit --working-dir . --runtime-env deploy/runtime_env.yaml ${RFT_SUBMIT:-} -- \
-  python -m rft_cluster.launch --config "$config" run.folder="$runs" cluster.address=auto "$@"
+  python -m rft_cluster.launch --config "$config" --resume=auto run.folder="$runs" cluster.address=auto "$@"
