@@ -3,9 +3,11 @@
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -23,8 +25,8 @@ SHORT = [f"schedule.steps={STEPS}", "schedule.evaluate_every=5", "schedule.save_
          f"schedule.prompts_per_step={PROMPTS}",
          "optimizer.warmup_steps=2", "data.validation=20", "data.test=20", "schedule.stop_when_stuck=0",
          "schedule.keep_checkpoints=3"]  # fmt: skip
-# Seconds until what a killed driver leaves has ended itself: Ray's agents take their time on a busy machine.
-GONE = 40.0
+GONE = 40.0  # seconds until what a killed driver leaves is gone: Ray's agents take their time on a busy machine
+KEPT = ("ray", "torchinductor_")  # in the temporary folder: Ray's sessions and torch's cache
 WHOLE_RUN = 400.0  # seconds for a run on a busy machine; it takes 30 on two quiet cores
 STARTED: list["Launch"] = []
 
@@ -36,6 +38,10 @@ class Launch:
     process: subprocess.Popen
     output: Path
     run: Path
+    temporary: Path
+    """The folder for temporary files of the driver and of Ray."""
+    shared: frozenset[str]
+    """The names in shared memory before the start."""
     family: set[psutil.Process] = field(default_factory=set)
     """Every process that was seen below the driver, the driver excluded."""
     token: Path = Path.home() / ".ray" / "auth_token"
@@ -83,8 +89,19 @@ class Launch:
         self.left_nothing()
 
     def left_nothing(self) -> None:
+        """Check that no process, temporary file or shared memory of the run is left, and remove Ray's logs."""
         _, alive = psutil.wait_procs(self.family, timeout=GONE)
         assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE], alive
+        deadline = time.monotonic() + GONE
+        while files := [path for path in self.temporary.glob("*") if not path.name.startswith(KEPT)]:
+            assert time.monotonic() < deadline, files
+            time.sleep(0.1)
+        if "waiting for nothing more" in self.text():  # what is killed while it imports torch leaves a note of 1 kB
+            numbers = {str(process.pid) for process in self.family}
+            fresh = {*os.listdir("/dev/shm")} - self.shared
+            shared = [name for name in fresh if numbers & set(re.findall(r"\d+", name))]
+            assert not shared, shared
+        shutil.rmtree(self.temporary, ignore_errors=True)
 
     def stop(self, number: signal.Signals) -> None:
         """Send the signal to the driver alone, and check that it ends as it should and leaves nothing."""
@@ -128,7 +145,12 @@ def start(
         variables: added to its environment.
     """
     output = (folder or run.parent) / f"{run.name}-{time.monotonic_ns()}.txt"
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | variables
+    temporary = Path(tempfile.mkdtemp(prefix="faults_", dir="/tmp"))  # short: Ray's sockets are there
+    shared = frozenset(os.listdir("/dev/shm"))
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    if not inside and "RAY_ADDRESS" not in variables:  # else a Ray runs already, with a folder of its own
+        environment |= {"TMPDIR": str(temporary), "RAY_TMPDIR": str(temporary)}
+    environment |= variables
     with output.open("w") as file:
         process = subprocess.Popen(
             [*inside, sys.executable, *words[1:]],
@@ -137,13 +159,13 @@ def start(
             env=environment,
             start_new_session=True,
         )
-    STARTED.append(Launch(process, output, run))
+    STARTED.append(Launch(process, output, run, temporary, shared))
     return STARTED[-1]
 
 
 def finish(words: list[str], run: Path) -> str:
     launch = start(words, run)
-    assert launch.process.wait(WHOLE_RUN) == 0, launch.text()
+    launch.ends(0)
     return launch.text()
 
 
