@@ -23,8 +23,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
 from rft_cluster.common.files import unfinished
-from rft_cluster.model.qwen2vl import STOP_TOKENS
-from rft_cluster.model.tiny.build import SPECIAL_TOKENS, build_model, build_processor, qwen2vl_processor
+from rft_cluster.model.families.family import STOP_TOKENS
+from rft_cluster.model.tiny.build import SPECIAL_TOKENS, build_model, build_processor, processor_around
 from rft_cluster.prompts import render_template
 
 QUESTION = Path(__file__).parent / "question.txt"
@@ -114,7 +114,7 @@ def _bench_processor() -> Qwen2VLProcessor:
     tokenizer = _byte_level(VOCABULARY, [*[QUESTION.read_text()] * 50, *words], list(SPECIAL_TOKENS))
     if tokenizer.get_vocab_size() != VOCABULARY:
         raise ValueError(f"the tokenizer came out with {tokenizer.get_vocab_size()} tokens, not {VOCABULARY}")
-    return qwen2vl_processor(tokenizer, min(SIDES) ** 2, max(SIDES) ** 2)
+    return processor_around(tokenizer, min(SIDES) ** 2, max(SIDES) ** 2)
 
 
 def _byte_level(size: int, texts: list[str], special_tokens: list[str]) -> Tokenizer:
@@ -212,4 +212,4 @@ def _true_processor() -> Qwen2VLProcessor:
     tokenizer.pre_tokenizer, tokenizer.decoder = learned.pre_tokenizer, learned.decoder
     tokenizer.add_special_tokens(special)
     assert [tokenizer.token_to_id(token) for token in special] == list(range(first, first + len(special)))
-    return qwen2vl_processor(tokenizer, *TRUE_PIXELS, special_tokens=special, max_tokens=32_768)
+    return processor_around(tokenizer, *TRUE_PIXELS, special_tokens=special, max_tokens=32_768)

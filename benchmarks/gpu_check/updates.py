@@ -32,8 +32,8 @@ from rft_cluster.messages import TrainingSample
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.folder import read_shapes
 from rft_cluster.model.image_size import PromptLength
+from rft_cluster.model.numbers import MERGE
 from rft_cluster.model.policy import load_policy
-from rft_cluster.model.qwen2vl import MERGE
 from rft_cluster.model.shapes import Shapes
 from rft_cluster.plan.memory import learner_parts, total
 from rft_cluster.plan.seconds import forward_flops, training_flops

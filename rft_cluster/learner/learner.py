@@ -47,7 +47,7 @@ from rft_cluster.learner.rendezvous import connections, exactly, interface_to, o
 from rft_cluster.learner.snapshot import Snapshot
 from rft_cluster.messages import CompletionGap, Images, LearnerStats, TrainingSample
 from rft_cluster.model.encoder import PromptEncoder
-from rft_cluster.model.policy import PolicyModel, base_model, load_policy, load_reference, shard_units
+from rft_cluster.model.policy import PolicyModel, base_model, load_policy, load_reference
 from rft_cluster.weights.sender import Forward, WeightOffer, WeightSender
 from rft_cluster.weights.shared_memory import SharedMemorySender
 from rft_cluster.weights.source import WIRE_DTYPE, PolicyWeights
@@ -181,7 +181,7 @@ class Learner:
         compute = getattr(torch, self._hardware.dtype)
         precision = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
         offload = CPUOffloadPolicy() if self._config.learners.cpu_offload else OffloadPolicy()
-        for unit in [*shard_units(policy), policy]:
+        for unit in [*policy.shard_units(), policy]:
             fully_shard(unit, mesh=mesh, mp_policy=precision, offload_policy=offload)
         for module in policy.modules():
             if isinstance(module, FSDPModule):

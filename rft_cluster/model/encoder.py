@@ -16,8 +16,8 @@ from rft_cluster.common.errors import UserError
 from rft_cluster.common.imports import light_imports
 from rft_cluster.data.images import open_image
 from rft_cluster.messages import Images, Prompt
+from rft_cluster.model.families.family import IMAGE_TOKEN, STOP_TOKENS, VISION_TOKENS
 from rft_cluster.model.image_size import PromptLength, image_tokens, model_size
-from rft_cluster.model.qwen2vl import IMAGE_TOKEN, STOP_TOKENS, VISION_TOKENS
 
 with light_imports():
     from qwen_vl_utils import fetch_image
@@ -47,7 +47,9 @@ class PromptEncoder:
         self.tokenizer = self._processor.tokenizer
         absent = [token for token in (*VISION_TOKENS, *STOP_TOKENS) if token not in self.tokenizer.get_vocab()]
         if absent:
-            raise UserError(f"model.path: the tokenizer in {path} lacks {', '.join(absent)}: it is not Qwen2-VL's")
+            raise UserError(
+                f"model.path: the tokenizer in {path} lacks {', '.join(absent)}: it is not of a Qwen VL model"
+            )
         self.stop_token_ids: list[int] = self.tokenizer.convert_tokens_to_ids(list(STOP_TOKENS))
         self.forbidden_token_ids = self._forbidden()
         self.image_token_id: int = self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)

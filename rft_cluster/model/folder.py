@@ -1,6 +1,6 @@
 """Check a model's folder before anything heavy is imported: no torch here.
 
-config.json                   a Qwen2-VL with a long enough window
+config.json                   a known family (`families/`) with a long enough window
 model.safetensors             the weights, or several such files with model.safetensors.index.json, which maps tensors
                               to files
 """
@@ -16,6 +16,8 @@ from safetensors import SafetensorError, safe_open
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.text import shown
+from rft_cluster.model.families.family import Family
+from rft_cluster.model.families.known import family_of
 from rft_cluster.model.numbers import check_against, check_processor, least_weights
 from rft_cluster.model.shapes import Shapes
 
@@ -24,15 +26,14 @@ INDEX = "model.safetensors.index.json"
 PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 TRAINABLE = ("F32", "BF16", "F16")
 LAYER = re.compile(r"(.*\b(?:layers|blocks))\.(\d+)\.(.+)")
-# The tensors beside the layers, by the end of their names: prefixes differ between versions of transformers.
-BESIDE_LAYERS = ("embed_tokens.weight", "norm.weight", "visual.patch_embed.proj.weight", "visual.merger.mlp.0.weight")
 CURE = "copy or download the folder anew"
 
 TensorShapes = dict[str, list[int]]
 
 
 def check_model_folder(path: str | Path, longest_sequence: int) -> int:
-    """Check that a folder has a complete Qwen2-VL with a long enough window. Returns its number of parameters.
+    """Check that a folder has a complete model of a known family, with a long enough window. Returns its number of
+    parameters.
 
     Raises:
         UserError: the message says what the folder is instead, or what is missing or damaged.
@@ -40,25 +41,25 @@ def check_model_folder(path: str | Path, longest_sequence: int) -> int:
     folder = Path(path)
     config = check_model_config(folder, longest_sequence)
     shapes = _shapes(folder)
-    _check_complete(folder, config, shapes)
-    check_against(least_weights(config, folder / "config.json"), shapes, folder / "config.json")
+    family = family_of(config["model_type"], folder)
+    _check_complete(folder, family, config, shapes)
+    check_against(least_weights(config, family.vision, folder / "config.json"), shapes, folder / "config.json")
     return sum(math.prod(shape) for shape in shapes.values())
 
 
 def check_model_config(folder: Path, longest_sequence: int) -> dict[str, Any]:
-    """Read config.json and check that the model is a trainable Qwen2-VL with a long enough window.
+    """Read config.json and check that the model is trainable, of a known family, with a long enough window.
 
     Raises:
         UserError: it is not, or the file is missing or damaged.
     """
     config = _read_json(folder / "config.json", f"{folder} holds no config.json, so it is not a model folder")
-    if config.get("model_type") != "qwen2_vl":
-        raise UserError(f"model.path: {folder} is a {config.get('model_type')!r}, but only 'qwen2_vl' is supported")
+    family = family_of(config.get("model_type"), folder)
     if config.get("quantization_config") is not None:
         raise UserError(f"model.path: {folder} is quantised, which cannot be trained: take the model it was made from")
-    least_weights(config, folder / "config.json")
+    least_weights(config, family.vision, folder / "config.json")
     for file in (folder / name for name in PROCESSORS if (folder / name).is_file()):
-        check_processor(_read_json(file, ""), file)
+        check_processor(_read_json(file, ""), family.patch, file)
     layers, windowed = _of_text(config, "num_hidden_layers"), _of_text(config, "max_window_layers")
     sliding = _of_text(config, "use_sliding_window") and not (
         isinstance(layers, int) and isinstance(windowed, int) and windowed >= layers
@@ -155,7 +156,7 @@ def _header(file: Path) -> TensorShapes:
     return shapes
 
 
-def _check_complete(folder: Path, config: dict[str, Any], shapes: TensorShapes) -> None:
+def _check_complete(folder: Path, family: Family, config: dict[str, Any], shapes: TensorShapes) -> None:
     """Check that all layers of the configuration are there with the same tensors, and the tensors beside the layers."""
     layers: dict[str, dict[int, dict[str, list[int]]]] = {}  # prefix -> layer number -> name -> shape
     for name, shape in shapes.items():
@@ -170,7 +171,7 @@ def _check_complete(folder: Path, config: dict[str, Any], shapes: TensorShapes) 
         missing += [f"{kind}.{n}.{name}" for n, has in sorted(found.items()) for name in usual if name not in has]
         if missing or not found:
             raise _incomplete(folder, missing or [kind])
-    missing = [name for name in BESIDE_LAYERS if not any(f".{has}".endswith(f".{name}") for has in shapes)]
+    missing = [name for name in family.beside_layers if not any(f".{has}".endswith(f".{name}") for has in shapes)]
     if missing:
         raise _incomplete(folder, missing)
     table = next(shape for name, shape in shapes.items() if name.endswith("embed_tokens.weight"))

@@ -15,10 +15,11 @@ from pathlib import Path
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.files import check_space, check_writable, size
 from rft_cluster.common.lookup import nearest
+from rft_cluster.model.families.known import FAMILIES
 from rft_cluster.model.folder import check_model_config, check_model_folder
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-KNOWN = ("Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-7B-Instruct", "Qwen/Qwen2-VL-2B", "Qwen/Qwen2-VL-7B")
+KNOWN = [name for family in FAMILIES.values() for name in family.published]
 SMALL = ["*.json", "*.txt", "*.jinja"]
 UNKNOWN = (401, 404)  # the hub's answers for a missing or a private model
 WEIGHTS = ["*.safetensors"]

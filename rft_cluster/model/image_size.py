@@ -6,7 +6,8 @@ from functools import cache, partial
 
 from rft_cluster.common.imports import light_imports
 from rft_cluster.data.shown import View
-from rft_cluster.model.qwen2vl import MERGE, PATCH
+from rft_cluster.model.families.qwen2_vl import PATCH
+from rft_cluster.model.numbers import MERGE
 
 SIDE = PATCH * MERGE  # pixels of an image token's side
 

@@ -1,6 +1,7 @@
 """Check the numbers in a model's config.json against ranges and against its weights, before memory is allocated."""
 
 import math
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -8,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.text import shown
-from rft_cluster.model.qwen2vl import MERGE, PATCH
 
-FRAMES = 2  # Qwen2-VL encodes an image as two equal video frames
+MERGE = 2  # patches of an image token's side
+FRAMES = 2  # an image is encoded as two equal video frames
 Width = Annotated[int, Field(ge=1, le=65_536)]
 Heads = Annotated[int, Field(ge=1, le=1024)]
 Layers = Annotated[int, Field(ge=1, le=512)]
@@ -18,21 +19,21 @@ Token = Annotated[int, Field(ge=0, le=2_000_000)]
 Small = Annotated[float, Field(ge=0, le=1)]
 
 
-class _Numbers(BaseModel):
+class Numbers(BaseModel):
     """The numbers that are checked. Defaults are those of transformers' Qwen2-VL. Other keys are ignored."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
 
-N = TypeVar("N", bound=_Numbers)
+N = TypeVar("N", bound=Numbers)
 
 
-class _Rope(_Numbers):
+class _Rope(Numbers):
     mrope_section: list[Annotated[int, Field(ge=0, le=4096)]] = Field([16, 24, 24], max_length=3)
     rope_theta: float = Field(1e6, gt=0, le=1e10)
 
 
-class _Tokens(_Numbers):
+class _Tokens(Numbers):
     bos_token_id: Token | None = None
     eos_token_id: Token | list[Token] | None = None
     pad_token_id: Token | None = None
@@ -68,41 +69,53 @@ class TextNumbers(_Tokens):
         return int(self.vocab_size * self.hidden_size + self.num_hidden_layers * matrices)
 
 
-class VisionNumbers(_Numbers):
+class VisionNumbers(Numbers, ABC):
+    """The numbers that every vision tower has. A family adds those of its own."""
+
     depth: Layers = 32
-    embed_dim: Width = 1280
-    hidden_size: Width = 3584
     num_heads: Heads = 16
-    mlp_ratio: float = Field(4, gt=0, le=64)
     initializer_range: Small = 0.02
     rope_parameters: _Rope | None = None
     in_channels: int = Field(3, ge=3, le=3)
     in_chans: int = Field(3, ge=3, le=3)
-    patch_size: int = Field(PATCH, ge=PATCH, le=PATCH)
     spatial_merge_size: int = Field(MERGE, ge=MERGE, le=MERGE)
     temporal_patch_size: int = Field(FRAMES, ge=FRAMES, le=FRAMES)
 
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Of the tower's hidden states."""
+
+    @property
+    @abstractmethod
+    def inner(self) -> int:
+        """Of its MLPs."""
+
     def weights(self) -> int:
-        return int(self.depth * (4 + 2 * self.mlp_ratio) * self.embed_dim**2)
+        """A lower bound of the number of parameters."""
+        return self.depth * (4 * self.width**2 + 2 * self.width * self.inner)
 
 
-class _Processor(_Numbers):
-    patch_size: int = Field(PATCH, ge=PATCH, le=PATCH)
+class _Processor(Numbers):
+    patch_size: int = 14
     merge_size: int = Field(MERGE, ge=MERGE, le=MERGE)
     temporal_patch_size: int = Field(FRAMES, ge=FRAMES, le=FRAMES)
 
 
-def least_weights(config: dict[str, Any], file: Path) -> int:
+V = TypeVar("V", bound=VisionNumbers)
+
+
+def least_weights(config: dict[str, Any], vision_numbers: type[V], file: Path) -> int:
     """A lower bound of the number of parameters of a model with this config.json.
 
     Raises:
         UserError: a number is out of its range.
     """
-    text, vision = read_numbers(config, file)
+    text, vision = read_numbers(config, vision_numbers, file)
     return text.weights() + vision.weights()
 
 
-def read_numbers(config: dict[str, Any], file: Path) -> tuple[TextNumbers, VisionNumbers]:
+def read_numbers(config: dict[str, Any], vision_numbers: type[V], file: Path) -> tuple[TextNumbers, V]:
     """The numbers of the language model and of the vision tower. Older configurations have the former at the top level.
 
     Raises:
@@ -115,12 +128,14 @@ def read_numbers(config: dict[str, Any], file: Path) -> tuple[TextNumbers, Visio
             f"model.path: {file}: hidden_size {text.hidden_size} is no multiple of num_attention_heads "
             f"{text.num_attention_heads}"
         )
-    return text, _checked(VisionNumbers, config.get("vision_config") or {}, file)
+    return text, _checked(vision_numbers, config.get("vision_config") or {}, file)
 
 
-def check_processor(config: dict[str, Any], file: Path) -> None:
-    """Raise UserError if a processor's configuration has other patch sizes than Qwen2-VL's."""
-    _checked(_Processor, config.get("image_processor") or config, file)
+def check_processor(config: dict[str, Any], patch: int, file: Path) -> None:
+    """Raise UserError if a processor's configuration has other patch sizes than its family's."""
+    found = _checked(_Processor, config.get("image_processor") or config, file).patch_size
+    if found != patch:
+        raise UserError(f"model.path: {file}: patch_size: must be {patch}, got {found}")
 
 
 def check_against(least: int, shapes: dict[str, list[int]], file: Path) -> None:

@@ -5,6 +5,7 @@ completion tokens without a [tokens x vocabulary] tensor for the whole sequence.
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,28 +16,31 @@ from rft_cluster.common.errors import UserError
 from rft_cluster.common.imports import light_imports
 from rft_cluster.config import ModelSection
 from rft_cluster.model.encoder import EncodedPrompt
+from rft_cluster.model.families.family import LORA_TARGETS
+from rft_cluster.model.families.known import family_of
 from rft_cluster.model.logprobs import Sampled, token_logprobs
 from rft_cluster.model.patch_embed import multiply_patches
-from rft_cluster.model.qwen2vl import LORA_TARGETS
 from rft_cluster.model.shared_prefix import PackLayout
 
 with light_imports():
-    from transformers import Qwen2VLForConditionalGeneration
+    import transformers
+    from transformers import AutoConfig, PreTrainedModel
     from transformers.utils.generic import is_flash_attention_requested
     from transformers.vision_utils import get_vision_cu_seqlens
 
 
 class PolicyModel(nn.Module):
-    """Qwen2-VL whose forward returns the log-probabilities of given completion tokens.
+    """A model whose forward returns the log-probabilities of given completion tokens.
 
     This module is the FSDP root, and computes log-probabilities inside its forward, where the tied embedding and
     lm_head are gathered. A call of `lm_head` from outside would bypass FSDP's hooks.
     """
 
-    def __init__(self, model: Qwen2VLForConditionalGeneration, forbidden: list[int], temperature: float) -> None:
+    def __init__(self, model: PreTrainedModel, forbidden: list[int], temperature: float) -> None:
         super().__init__()
         multiply_patches(model)
-        self.model = model
+        self.model: Any = model
+        self._family = family_of(model.config.model_type, "the model")
         self._sampled = Sampled(temperature, forbidden)
 
     def prompt_positions(self, prompt: EncodedPrompt) -> Tensor:
@@ -62,7 +66,7 @@ class PolicyModel(nn.Module):
             input_ids: [1, T] int64: prompts, then completions, as `layout` says.
             position_ids: [3, 1, T] int64.
             layout: which positions of the row attend to which.
-            pixel_values: [patches of the prompts' images, 1176].
+            pixel_values: [patches of the prompts' images, values of a patch].
             image_grid_thw: [prompts, 3] int64.
             predictor_index: [C] int64, the position in T whose output predicts each completion token.
             completion_ids: [C] int64.
@@ -72,7 +76,7 @@ class PolicyModel(nn.Module):
         """
         # The vision tower is called separately, because it must not get the layout.
         images = self.model.model.get_image_features(
-            pixel_values, image_grid_thw, cu_seqlens=self._image_starts(image_grid_thw), return_dict=True
+            pixel_values, image_grid_thw, return_dict=True, **self._attention_starts(image_grid_thw)
         )
         hidden = self.model.model(
             input_ids=input_ids,
@@ -86,14 +90,20 @@ class PolicyModel(nn.Module):
         selected = F.embedding(predictor_index, hidden[0].float()).to(hidden.dtype)  # [C, hidden size]
         return token_logprobs(selected, self.model.lm_head.weight, completion_ids, self._sampled)
 
-    def _image_starts(self, image_grid_thw: Tensor) -> Tensor:
-        """Where each image's patches begin, and the last ones end: [images + 1] int32.
+    def _attention_starts(self, image_grid_thw: Tensor) -> dict[str, Tensor]:
+        """Arguments of the vision tower: where each image's patches begin, and the last ones end ([images + 1] int32),
+        and the same of windows, if it has any.
 
         With SDPA each layer reads the lengths three times on the host. From the device it would wait for the GPU each
         time, so they are copied once. flash-attention needs them on the device.
         """
-        flash = is_flash_attention_requested(self.model.config.vision_config)
-        return get_vision_cu_seqlens(image_grid_thw if flash else image_grid_thw.cpu())
+        config = self.model.config.vision_config
+        grid = image_grid_thw if is_flash_attention_requested(config) else image_grid_thw.cpu()
+        return {"cu_seqlens": get_vision_cu_seqlens(grid), **self._family.windows(config, grid)}
+
+    def shard_units(self) -> list[nn.Module]:
+        """The layers that FSDP gathers one at a time. The rest (tied embedding, lm_head, merger) is in the root's."""
+        return self._family.shard_units(self.model)
 
 
 def load_policy(
@@ -114,7 +124,7 @@ def load_policy(
         for parameter in policy.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-    # transformers checkpoints activations only in training mode. Qwen2-VL has no dropout.
+    # transformers checkpoints activations only in training mode. No family has dropout.
     return policy.train()
 
 
@@ -126,17 +136,16 @@ def load_reference(
     return policy.requires_grad_(False).eval()
 
 
-def _load(
-    path: str, dtype: torch.dtype, attention: dict[str, str], trust_remote_code: bool
-) -> Qwen2VLForConditionalGeneration:
-    """Load a model from safetensors only.
+def _load(path: str, dtype: torch.dtype, attention: dict[str, str], trust_remote_code: bool) -> PreTrainedModel:
+    """Load a model from safetensors only, as the class of its family.
 
     Raises:
         UserError: the files cannot be read or fetched on this node, although the driver's checks passed elsewhere; or
-            the model has sliding-window attention, which no published Qwen2-VL uses.
+            the model has sliding-window attention, which no published model uses.
     """
     try:
-        model = Qwen2VLForConditionalGeneration.from_pretrained(
+        family = family_of(AutoConfig.from_pretrained(path).model_type, path)
+        model = getattr(transformers, family.model_class).from_pretrained(
             path, dtype=dtype, attn_implementation=attention, use_safetensors=True, trust_remote_code=trust_remote_code
         )
     except (OSError, SafetensorError) as error:
@@ -162,8 +171,3 @@ def base_model(policy: PolicyModel) -> Iterator[PolicyModel]:
     yield policy
     for layer, scales in zip(layers, scaling, strict=True):
         layer.scaling = scales
-
-
-def shard_units(policy: PolicyModel) -> list[nn.Module]:
-    """The layers that FSDP gathers one at a time. The rest (tied embedding, lm_head, merger) is in the root's unit."""
-    return [*policy.model.model.visual.blocks, *policy.model.model.language_model.layers]

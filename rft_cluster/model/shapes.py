@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rft_cluster.model.numbers import FRAMES, read_numbers
-from rft_cluster.model.qwen2vl import LORA_TARGETS, MERGE, PATCH
+from rft_cluster.model.families.family import TEXT_LINEAR
+from rft_cluster.model.families.known import family_of
+from rft_cluster.model.numbers import FRAMES, MERGE, read_numbers
 
 COLOURS = 3
-PATCH_VALUES = COLOURS * FRAMES * PATCH * PATCH  # a patch's pixel values: 1176
 MERGED = MERGE * MERGE  # patches of an image token
-ADAPTED = len(LORA_TARGETS)  # linear layers of a text layer with a LoRA adapter
+ADAPTED = len(TEXT_LINEAR)  # linear layers of a text layer with a LoRA adapter
 FP32 = 4  # bytes
 # Tokens for which log-probabilities are computed at once. Bounds the FP32 [tokens x vocabulary] tensor.
 LOGPROB_CHUNK = 512
@@ -22,7 +22,8 @@ LOGPROB_CHUNK = 512
 
 @dataclass(frozen=True)
 class Shapes:
-    """Widths and numbers of layers. `query` and `key` are widths of all heads together: 1536 and 256 in the 2B."""
+    """Widths and numbers of layers. `query` and `key` are widths of all heads together: 1536 and 256 in the 2B.
+    `patch`: pixels of a patch's side."""
 
     hidden: int
     query: int
@@ -36,15 +37,17 @@ class Shapes:
     vision_inner: int
     vision_layers: int
     vision_heads: int
+    patch: int = 14  # recorded measurements of Qwen2-VL do not name it
 
     @classmethod
     def of(cls, config: dict[str, Any], file: Path) -> "Shapes":
         """The sizes in `config`, the content of `file`.
 
         Raises:
-            UserError: a number is out of its range.
+            UserError: the family is not supported, or a number is out of its range.
         """
-        text, vision = read_numbers(config, file)
+        family = family_of(config.get("model_type"), file)
+        text, vision = read_numbers(config, family.vision, file)
         head = text.hidden_size // text.num_attention_heads
         section = config.get("text_config") or {}
         return cls(
@@ -56,8 +59,9 @@ class Shapes:
             heads=text.num_attention_heads,
             vocabulary=text.vocab_size,
             tied=bool(config.get("tie_word_embeddings", section.get("tie_word_embeddings", False))),
-            vision_hidden=vision.embed_dim,
-            vision_inner=int(vision.embed_dim * vision.mlp_ratio),
+            patch=family.patch,
+            vision_hidden=vision.width,
+            vision_inner=vision.inner,
             vision_layers=vision.depth,
             vision_heads=vision.num_heads,
         )
@@ -83,8 +87,13 @@ class Shapes:
         return 2 * self.vision_hidden + width * (width + 1) + (width + 1) * self.hidden
 
     @property
+    def patch_values(self) -> int:
+        """A patch's pixel values: 1176 for 14 x 14 pixels."""
+        return COLOURS * FRAMES * self.patch**2
+
+    @property
     def patch_embedding(self) -> int:
-        return PATCH_VALUES * self.vision_hidden
+        return self.patch_values * self.vision_hidden
 
     @property
     def embedding(self) -> int:
@@ -156,7 +165,7 @@ class Shapes:
     def kept_vision_ends(self, size: int) -> int:
         """Of a patch outside the layers: pixels as given (FP32) and as computed with, and the merger's four tensors."""
         head = self.vision_hidden // self.vision_heads
-        return PATCH_VALUES * (FP32 + size) + 4 * self.vision_hidden * size + 2 * head * FP32
+        return self.patch_values * (FP32 + size) + 4 * self.vision_hidden * size + 2 * head * FP32
 
     # FLOPs of a forward: two for each weight and token (a multiplication and an addition)
 

@@ -139,7 +139,7 @@ def test_a_model_folder_that_is_not_a_qwen2_vl(tmp_path, capsys, small, dry_run)
     other = tmp_path / "llama"
     other.mkdir()
     (other / "config.json").write_text('{"model_type": "llama"}')
-    message = "is a 'llama', but only 'qwen2_vl' is supported"
+    message = "is a 'llama', which is not supported: take Qwen2-VL ('qwen2_vl')"
     assert message in refusal(tmp_path, capsys, *small, f"model.path={other}", *dry_run)
     missing = tmp_path / "nowhere"
     assert f"there is no folder {missing}" in refusal(tmp_path, capsys, *small, f"model.path={missing}", *dry_run)

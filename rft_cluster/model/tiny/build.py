@@ -1,9 +1,9 @@
-"""Build a small, real Qwen2-VL for one image data set: the model of `model.path: tiny`.
+"""Build a small, real Qwen VL model for one image data set: the model of `model.path: tiny`.
 
-Its folder has the same files as Qwen2-VL-2B's (config, safetensors, byte-level tokenizer, processor with chat template,
-generation config), and loads in transformers and vLLM without remote code. With about a million parameters, GRPO on it
-runs on a laptop. Rewards could not teach a randomly initialised model, which sees nothing and never writes an answer.
-So the model is warm-started WITHOUT labels, from unlabelled images of the data set:
+Its folder has the same files as a published one (config, safetensors, byte-level tokenizer, processor with chat
+template, generation config), and loads in transformers and vLLM without remote code. With about a million parameters,
+GRPO on it runs on a laptop. Rewards could not teach a randomly initialised model, which sees nothing and never writes
+an answer. So the model is warm-started WITHOUT labels, from unlabelled images of the data set:
 
 - It learns to SEE which images look alike. A nearest-neighbour graph gives each image a place on a spectral map, and
   k-means cuts the map into groups. The model learns to name an image's groups, and to predict its place on the map just
@@ -30,23 +30,24 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from PIL import Image
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     GenerationConfig,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
-    Qwen2VLConfig,
-    Qwen2VLForConditionalGeneration,
+    ProcessorMixin,
     Qwen2VLImageProcessor,
-    Qwen2VLProcessor,
-    Qwen2VLVideoProcessor,
 )
 from transformers.utils import logging as hf_logging
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.model.encoder import PromptEncoder
+from rft_cluster.model.families.family import Family
+from rft_cluster.model.families.qwen2_vl import QWEN2_VL
 from rft_cluster.model.folder import check_model_folder
-from rft_cluster.model.qwen2vl import MERGE, PATCH
+from rft_cluster.model.numbers import FRAMES, MERGE
 from rft_cluster.model.tiny.conditions import PIECES, check_conditions
 from rft_cluster.model.tiny.warm_start import Pool, warm_start
 
@@ -79,6 +80,7 @@ def ensure_tiny_model(
     seed: int,
     report: Callable[[str], None] = print,
     warm_steps: int = WARM_STEPS,
+    family: Family = QWEN2_VL,
 ) -> Path:
     """Return the folder of the tiny model for these inputs, building it in `cache` on first use.
 
@@ -97,10 +99,13 @@ def ensure_tiny_model(
     if not class_names or not all(class_names) or len(set(class_names)) != len(class_names):
         raise UserError("class names must be given, not empty, and all different")
     check_conditions(len(images), class_names)
-    if pixels < (PATCH * MERGE) ** 2:
-        raise UserError(f"pixels must be at least {(PATCH * MERGE) ** 2} (one merged patch), got {pixels}")
+    if pixels < (family.patch * MERGE) ** 2:
+        raise UserError(f"pixels must be at least {(family.patch * MERGE) ** 2} (one merged patch), got {pixels}")
     images = [image if image.mode == "RGB" else image.convert("RGB") for image in images]
     settings = [RECIPE_VERSION, list(class_names), prompt_text, pixels, seed, warm_steps]
+    settings += (
+        [] if family is QWEN2_VL else [family.model_type]
+    )  # models built before there were others keep their name
     folder = Path(cache) / _digest(images, settings)
     if folder.exists():
         if _is_whole(folder, pixels):
@@ -111,21 +116,19 @@ def ensure_tiny_model(
     hf_logging.disable_progress_bar()  # only a few megabytes are saved
     places, words = look_alike_groups(images, len(class_names), seed)
     report(f"tiny model: {len(images)} images sorted into look-alike groups, {time.monotonic() - started:.0f} s")
-    processor = build_processor(class_names, sorted({w for pair in words for w in pair}), prompt_text, pixels)
+    processor = build_processor(class_names, sorted({w for pair in words for w in pair}), prompt_text, pixels, family)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = build_model(processor.tokenizer)
+        model = build_model(processor.tokenizer, family)
         thoughts = [f"{coarse} {fine}" for coarse, fine in words]
-        pool = Pool(images, thoughts, torch.from_numpy(places).float(), pixels)
+        pool = Pool(images, thoughts, torch.from_numpy(places).float(), pixels, family.patch * MERGE)
         warm_start(model, processor, pool, class_names, prompt_text, warm_steps, report)
     _save(folder, model, processor, {"settings": settings, "images": len(images)})
     report(f"tiny model: built in {time.monotonic() - started:.0f} s: {folder}")
     return folder
 
 
-def _save(
-    folder: Path, model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, made_of: dict[str, Any]
-) -> None:
+def _save(folder: Path, model: PreTrainedModel, processor: ProcessorMixin, made_of: dict[str, Any]) -> None:
     """Write the model in BF16. The folder gets its final name when it is complete."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
@@ -153,16 +156,16 @@ def _is_whole(folder: Path, pixels: int) -> bool:
 
 
 def untrained(
-    images: int, class_names: Sequence[str], prompt_text: str, pixels: int
-) -> tuple[Qwen2VLProcessor, Qwen2VLForConditionalGeneration]:
+    images: int, class_names: Sequence[str], prompt_text: str, pixels: int, family: Family = QWEN2_VL
+) -> tuple[Any, PreTrainedModel]:
     """An untrained model and processor of the same size as those of `ensure_tiny_model`, for checks before the build.
 
     Its processor has at least as many think words.
     """
     coarse, fine = (min(groups, images // 4) for groups in group_counts(len(class_names)))
     words = [f"group-{number:02d}" for number in range(coarse)] + [f"kind-{number:03d}" for number in range(fine)]
-    processor = build_processor(class_names, words, prompt_text, pixels)
-    return processor, build_model(processor.tokenizer)
+    processor = build_processor(class_names, words, prompt_text, pixels, family)
+    return processor, build_model(processor.tokenizer, family)
 
 
 def group_counts(classes: int) -> tuple[int, int]:
@@ -216,9 +219,9 @@ def look_alike_groups(
 
 
 def build_processor(
-    class_names: Sequence[str], words: Sequence[str], prompt_text: str, pixels: int
-) -> Qwen2VLProcessor:
-    """Make the Qwen2-VL processor: its own byte-level BPE, the chat template, a fixed number of pixels.
+    class_names: Sequence[str], words: Sequence[str], prompt_text: str, pixels: int, family: Family = QWEN2_VL
+) -> Any:
+    """Make the family's processor: its own byte-level BPE, the chat template, a fixed number of pixels.
 
     Text is cut at tags and line ends only. The BPE is trained until every piece of the prompt, every class name and
     every think word is ONE token: short sequences make training fast on a laptop. Other text falls back to smaller
@@ -241,17 +244,18 @@ def build_processor(
         show_progress=False,
     )
     tokenizer.train_from_iterator(known, trainer)
-    return qwen2vl_processor(tokenizer, pixels, pixels)
+    return processor_around(tokenizer, pixels, pixels, family=family)
 
 
-def qwen2vl_processor(
+def processor_around(
     tokenizer: Tokenizer,
     min_pixels: int,
     max_pixels: int,
     special_tokens: Sequence[str] = SPECIAL_TOKENS,
     max_tokens: int = 2048,
-) -> Qwen2VLProcessor:
-    """Qwen2-VL's processor around a tokenizer of our own, with our chat template."""
+    family: Family = QWEN2_VL,
+) -> Any:
+    """The family's processor around a tokenizer of our own, with our chat template."""
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
@@ -261,23 +265,23 @@ def qwen2vl_processor(
         clean_up_tokenization_spaces=False,
     )
     fast.chat_template = CHAT_TEMPLATE
-    return Qwen2VLProcessor(
+    return getattr(transformers, family.processor_class)(
         image_processor=Qwen2VLImageProcessor(
-            min_pixels=min_pixels, max_pixels=max_pixels, patch_size=PATCH, merge_size=MERGE
+            min_pixels=min_pixels, max_pixels=max_pixels, patch_size=family.patch, merge_size=MERGE
         ),
         tokenizer=fast,
-        video_processor=Qwen2VLVideoProcessor(),
+        video_processor=getattr(transformers, family.video_processor_class)(),
         chat_template=CHAT_TEMPLATE,
     )
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLForConditionalGeneration:
+def build_model(tokenizer: PreTrainedTokenizerFast, family: Family = QWEN2_VL) -> PreTrainedModel:
     """Make the untrained model of about a million FP32 parameters, with the tokenizer's special ids."""
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
     width = 128
-    config = Qwen2VLConfig(
+    config = getattr(transformers, family.config_class)(
         text_config=dict(
-            model_type="qwen2_vl_text", vocab_size=len(tokenizer), hidden_size=width,
+            model_type=f"{family.model_type}_text", vocab_size=len(tokenizer), hidden_size=width,
             intermediate_size=3 * width,
             num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048,
             tie_word_embeddings=True, bos_token_id=ids["<|im_start|>"], eos_token_id=ids["<|im_end|>"],
@@ -285,14 +289,14 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLForConditionalGene
                              "rope_theta": 1e4},
         ),
         vision_config=dict(
-            depth=3, embed_dim=96, hidden_size=width, num_heads=4, mlp_ratio=2, patch_size=PATCH,
-            spatial_merge_size=MERGE, temporal_patch_size=2, in_channels=3,
+            depth=3, num_heads=4, patch_size=family.patch, spatial_merge_size=MERGE, temporal_patch_size=FRAMES,
+            in_channels=3, **family.tiny_vision(width),
         ),
         image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
         vision_token_id=ids["<|vision_pad|>"], tie_word_embeddings=True,
     )  # fmt: skip
-    model = Qwen2VLForConditionalGeneration(config)
+    model = getattr(transformers, family.model_class)(config)
     model.generation_config = GenerationConfig(
         eos_token_id=[ids["<|im_end|>"], ids["<|endoftext|>"]],
         pad_token_id=ids["<|endoftext|>"],

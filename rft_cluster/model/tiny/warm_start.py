@@ -9,11 +9,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from transformers import PreTrainedTokenizerFast, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
+from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from rft_cluster.model.patch_embed import multiply_patches
-from rft_cluster.model.qwen2vl import MERGE, PATCH
 from rft_cluster.prompts import asks_for_thinking
 
 BATCH = 64
@@ -32,11 +31,14 @@ class _Draw:
 class Pool:
     """The unlabelled images, resized like the processor does, in one stack for each size: a batch has one size."""
 
-    def __init__(self, images: Sequence[Image.Image], thoughts: list[str], places: torch.Tensor, pixels: int):
+    def __init__(
+        self, images: Sequence[Image.Image], thoughts: list[str], places: torch.Tensor, pixels: int, side: int
+    ) -> None:
+        """`pixels`: of every image after resizing. `side`: pixels of an image token's side."""
         self.thoughts, self.places = thoughts, places
         members: dict[tuple[int, int], list[int]] = {}
         for index, image in enumerate(images):
-            size = smart_resize(image.height, image.width, PATCH * MERGE, min_pixels=pixels, max_pixels=pixels)
+            size = smart_resize(image.height, image.width, side, min_pixels=pixels, max_pixels=pixels)
             members.setdefault(size, []).append(index)
         self.members = [np.array(indices) for indices in members.values()]
         self.stacks = [
@@ -70,8 +72,8 @@ def _as_tensor(image: Image.Image) -> torch.Tensor:
 
 
 def warm_start(
-    model: Qwen2VLForConditionalGeneration,
-    processor: Qwen2VLProcessor,
+    model: Any,
+    processor: Any,
     pool: Pool,
     class_names: Sequence[str],
     prompt_text: str,

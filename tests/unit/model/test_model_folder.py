@@ -150,8 +150,7 @@ def test_weights_that_cannot_be_trained(copy, dtype):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "llama"}, "is a 'llama', but only 'qwen2_vl' is supported"),
-        ({"model_type": "qwen2_5_vl"}, "is a 'qwen2_5_vl', but only 'qwen2_vl' is supported"),
+        ({"model_type": "llama"}, "is a 'llama', which is not supported: take Qwen2-VL ('qwen2_vl')"),
         ({"model_type": None}, "is a None"),
         ({"text_config": {"use_sliding_window": True, "max_window_layers": 0}}, "has use_sliding_window set"),
         ({"text_config": {"layer_types": ["full_attention", "sliding_attention"]}}, "has use_sliding_window set"),

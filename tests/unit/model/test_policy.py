@@ -13,7 +13,7 @@ from rft_cluster.learner.collate import collate
 from rft_cluster.messages import Prompt, TrainingSample
 from rft_cluster.model import logprobs as logprobs_module
 from rft_cluster.model.encoder import EncodedPrompt
-from rft_cluster.model.policy import PolicyModel, shard_units
+from rft_cluster.model.policy import PolicyModel
 from rft_cluster.model.tiny.build import build_model, build_processor
 
 START, END, IMAGE_PAD = 3, 4, 6  # vision_start, vision_end, image_pad of the tiny tokenizer
@@ -212,7 +212,7 @@ def test_sdpa_does_not_ask_the_device_for_the_images_lengths_in_each_layer(polic
             return super().__torch_function__(function, types, args, kwargs)
 
     monkeypatch.setattr(policy.model.config.vision_config, "_attn_implementation", attention)
-    assert policy._image_starts(grid.as_subclass(OnDevice)).tolist() == [0, 24, 56]
+    assert policy._attention_starts(grid.as_subclass(OnDevice))["cu_seqlens"].tolist() == [0, 24, 56]
     assert set(read) == places
 
 
@@ -221,7 +221,7 @@ def test_every_layer_of_the_vision_tower_gets_the_images_lengths_of_the_host(pol
     for block in policy.model.model.visual.blocks:
         block.register_forward_pre_hook(lambda _, args, named: given.append(named["cu_seqlens"]), with_kwargs=True)
     starts = torch.tensor([0, 24, 48], dtype=torch.int32)
-    monkeypatch.setattr(policy, "_image_starts", lambda grid: starts)
+    monkeypatch.setattr(policy, "_attention_starts", lambda grid: {"cu_seqlens": starts})
     forward(policy, drawn({4: [2, 2], 6: [1]}))
     assert len(given) == 3
     assert all(one is starts for one in given)
@@ -270,7 +270,7 @@ def test_gradients_of_a_position_that_several_tokens_read_are_added_in_fp32(plai
 
 
 def test_layers_are_gathered_one_at_a_time_and_the_tied_weight_with_the_root(policy):
-    units = shard_units(policy)
+    units = policy.shard_units()
     assert len(units) == 3 + 3  # vision and language layers of the tiny model
     inside = {id(parameter) for unit in units for parameter in unit.parameters()}
     assert id(policy.model.lm_head.weight) not in inside

@@ -10,8 +10,8 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from rft_cluster.common.hardware import hardware
 from rft_cluster.model import shared_prefix
+from rft_cluster.model.families.family import LORA_TARGETS
 from rft_cluster.model.policy import PolicyModel
-from rft_cluster.model.qwen2vl import LORA_TARGETS
 from rft_cluster.model.shapes import FP32, Shapes
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoProcessor, AutoTokenizer, Qwen2VLForConditionalGeneration
+from transformers import AutoProcessor, AutoTokenizer, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.model.tiny import build as tiny
@@ -106,7 +106,7 @@ def test_a_failed_build_leaves_nothing_that_looks_built(tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("disk full")
 
-    monkeypatch.setattr(tiny.Qwen2VLProcessor, "save_pretrained", fail)
+    monkeypatch.setattr(Qwen2VLProcessor, "save_pretrained", fail)
     with pytest.raises(RuntimeError, match="disk full"):
         build(tmp_path)
     assert list(tmp_path.iterdir()) == []
