@@ -302,6 +302,20 @@ class ClusterSection(Section):
         return values
 
 
+class DebugSection(Section):
+    rollouts: int | None = Field(None, ge=0, le=MOST_IMAGES)
+    """Images of each step whose completions are shown in the terminal, with rewards, advantages and why each reward was
+    given. They are drawn from (`run.seed`, step). Left out: 4 with DEBUG_MODE=true in the environment, else 0. May
+    change when a run is resumed."""
+
+    @property
+    def shown(self) -> int:
+        """How many images to show."""
+        if self.rollouts is None:
+            return 4 if os.environ.get("DEBUG_MODE", "").lower() == "true" else 0
+        return self.rollouts
+
+
 class Config(Section):
     run: RunSection
     model: ModelSection
@@ -317,6 +331,7 @@ class Config(Section):
     generators: GeneratorsSection = GeneratorsSection()
     learners: LearnersSection = LearnersSection()
     cluster: ClusterSection = ClusterSection()
+    debug: DebugSection = DebugSection()
 
     @model_validator(mode="after")
     def _roles_agree_with_the_device(self) -> "Config":

@@ -19,8 +19,7 @@ from rft_cluster.prompts import asks_for_thinking
 
 THINK_ANSWER = re.compile(r"<think>.*</think>\s*<answer>.*</answer>", re.DOTALL)
 ANSWER_ONLY = re.compile(r"<answer>.*</answer>", re.DOTALL)
-THINK_TAGS = ("<think>", "</think>")
-ANSWER_TAGS = ("<answer>", "</answer>")
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
 def format_reward(prompt: Prompt, completion: Completion) -> float:
@@ -29,7 +28,21 @@ def format_reward(prompt: Prompt, completion: Completion) -> float:
     No text is allowed before, between or after the blocks, not even white space at the ends: the token after
     `</answer>` must be the stop token. The content of the blocks, even if empty, is left to other rewards.
     """
+    return 0.0 if format_problem(prompt, completion) else 1.0
+
+
+def format_problem(prompt: Prompt, completion: Completion) -> str:
+    """What is wrong with the layout, for people, e.g. "no </answer>"; "" if nothing is."""
     text, thinking = completion.text, asks_for_thinking(prompt.text)
-    once = all(text.count(tag) == 1 for tag in ANSWER_TAGS)
-    once = once and all(text.count(tag) == int(thinking) for tag in THINK_TAGS)
-    return 1.0 if once and (THINK_ANSWER if thinking else ANSWER_ONLY).fullmatch(text) else 0.0
+    for tag in TAGS:
+        count, due = text.count(tag), int(thinking or "answer" in tag)
+        if count != due:
+            return f"no {tag}" if not count else f"{tag} {count} times" if due else f"{tag} was not asked for"
+    layout = THINK_ANSWER if thinking else ANSWER_ONLY
+    if layout.fullmatch(text):
+        return ""
+    places = [text.index(tag) for tag in TAGS if tag in text]
+    if places != sorted(places):
+        return "tags out of order"
+    block = layout.search(text)
+    return f"text {'between' if not block else 'before' if block.start() else 'after'} the blocks"

@@ -32,6 +32,7 @@ from rft_cluster.data.manifest import manifest
 from rft_cluster.messages import Group, LearnerStats, Reward
 from rft_cluster.run.answers import evaluated_step, write_answers
 from rft_cluster.run.checkpoints import clear_unfinished
+from rft_cluster.run.debug import chosen, debug_lines
 from rft_cluster.run.journal import Journal
 from rft_cluster.run.metrics import StepStats, console, metrics_file, own_sinks
 from rft_cluster.run.records import append, json_lines, read_rows, split_rows, steps_in
@@ -59,6 +60,7 @@ class RunFolder:
 
     def __init__(self, config: Config, task: Task, first_step: int = 0, tiny_model: str | None = None) -> None:
         self.path, self.first_step, self.tiny_model = config.run_folder, first_step, tiny_model
+        self._config = config
         self._sinks = [metrics_file(self.path / "metrics.jsonl"), console(config.schedule.steps)]
         self._own_sinks = own_sinks(config)
         self._reader = AnswerReader(task.dataset.classes, {e.label: e.aliases for e in task.examples if e.aliases})
@@ -101,9 +103,13 @@ class RunFolder:
         advantages: Sequence[Sequence[float | None]],
         learned: LearnerStats | None,
     ) -> None:
-        """Record a step's completions in `rollouts/`. `learned`: None if there was no update."""
+        """Record a step's completions in `rollouts/`, and show some if asked to. `learned`: None without an update."""
         rows = rollout_rows(groups, rewards, advantages, learned)
         write_text(self.path / "rollouts" / f"step-{step:06d}.jsonl", json_lines(rows))
+        data, debug = self._config.data, self._config.debug
+        shown = chosen(rows, debug.shown, self._config.run.seed, step)
+        for line in debug_lines(step, shown, data.images or data.path):
+            print(line, flush=True)
 
     def log_step(self, stats: StepStats) -> None:
         """Record a step's figures by every sink. The user's own get a replayed step once: its figures are the same."""

@@ -25,7 +25,7 @@ from rft_cluster.run.task import Task, prepare
 # These keys do not change what a step computes, so they may differ when a run is resumed. The data may have moved: the
 # manifest has the hash of each image.
 MAY_CHANGE = {
-    *("cluster", "generators", "learners", "scoring", "run.name", "run.folder", "run.sinks"),
+    *("cluster", "generators", "learners", "scoring", "debug", "run.name", "run.folder", "run.sinks"),
     *("data.path", "data.images", "data.held_out", "data.download", "data.manifest"),
     *(f"schedule.{key}" for key in ("steps", "evaluate_every", "save_every", "save_minutes", "keep_checkpoints")),
     "schedule.stop_when_stuck",

@@ -9,14 +9,16 @@ rollouts/step-000012.jsonl   an object a group: `prompt_id`, `example_id`, `labe
     tokens           length
     finish_reasons   "stop", or "length" if it was cut at `sampling.max_tokens`
     logprob_gaps     nats a token, mean over its tokens; null if it was not trained on, or if the gap is not finite
+    why              the reward in words, e.g. "answered 'rose', label 'pink primrose'; format ok"
 
-The last four are missing in records of older versions.
+The last five are missing in records of older versions. `run.debug` shows some of these in the terminal.
 """
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
+from rft_cluster.classification.why import why
 from rft_cluster.messages import Group, LearnerStats, Reward
 from rft_cluster.run.metrics import version_spans
 
@@ -43,6 +45,7 @@ def rollout_rows(
             "logprob_gaps": [
                 _finite(gaps.get((group.prompt.prompt_id, index))) for index in range(len(group.completions))
             ],
+            "why": [why(group.prompt, one, r) for one, r in zip(group.completions, group_rewards, strict=True)],
         }
         for group, group_rewards, own in zip(groups, rewards, advantages, strict=True)
     ]

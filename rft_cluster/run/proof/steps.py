@@ -40,11 +40,12 @@ class Row(BaseModel):
     tokens: list[int] | None = None
     finish_reasons: list[str] | None = None
     logprob_gaps: list[float | None] | None = None
+    why: list[str] | None = None
 
     def lengths(self) -> set[int]:
         """The lengths of its lists; one if it is whole."""
         lists = (self.completions, self.version_spans, self.rewards)
-        later = (self.advantages, self.tokens, self.finish_reasons, self.logprob_gaps)
+        later = (self.advantages, self.tokens, self.finish_reasons, self.logprob_gaps, self.why)
         return {len(entries) for entries in (*lists, *later) if entries is not None}
 
 

@@ -362,3 +362,21 @@ def test_a_key_without_a_value_is_told_what_can_be_written(tmp_path, section):
     message = refusal(tmp_path, text="".join(lines) + f"{section}:\n")
     assert f"{section}: no value stands here; give it one, or leave the line out (line" in message
     load(tmp_path, "".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("variable", "overrides", "shown"),
+    [
+        (None, [], 0),
+        ("true", [], 4),
+        ("True", [], 4),
+        ("false", [], 0),
+        ("true", ["debug.rollouts=0"], 0),
+        (None, ["debug.rollouts=2"], 2),
+    ],
+)
+def test_debug_mode_is_asked_for_as_in_visual_rft_or_by_its_key(elsewhere, monkeypatch, variable, overrides, shown):
+    monkeypatch.delenv("DEBUG_MODE", raising=False)
+    if variable:
+        monkeypatch.setenv("DEBUG_MODE", variable)
+    assert load(elsewhere, MINIMAL, *overrides).debug.shown == shown

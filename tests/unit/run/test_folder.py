@@ -67,8 +67,13 @@ def test_a_run_s_records(tmp_path, capsys):
         "tokens": [3, 5],
         "finish_reasons": ["stop", "length"],
         "logprob_gaps": [0.25, None],
+        "why": [
+            "no answer block, label 'seven'; format ok",
+            "no answer block, label 'seven'; format ok; cut at max_tokens",
+        ],
     }
     assert second["prompt_id"] == "train/7/1"
+    assert second["why"] == ["no answer block, label 'seven'; format: no <answer>"] * 2
     shown = capsys.readouterr().out.splitlines()
     assert (
         shown[0] == "test accuracy 25.0 % (95 % interval 10.0 to 40.0, 40 images; leniently 30.0 %), "

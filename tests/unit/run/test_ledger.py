@@ -65,7 +65,7 @@ def copy(whole, tmp_path) -> Path:
 def test_a_run_of_a_version_that_recorded_less_of_each_completion_is_proved(copy):
     for file in (copy / "rollouts").iterdir():
         rows = [json.loads(line) for line in lines_of(file)]
-        later = ("advantages", "tokens", "finish_reasons", "logprob_gaps")
+        later = ("advantages", "tokens", "finish_reasons", "logprob_gaps", "why")
         former = [{key: value for key, value in row.items() if key not in later} for row in rows]
         file.write_text("".join(json.dumps(row) + "\n" for row in former))
     assert check_run(copy).problems == ()
