@@ -9,6 +9,7 @@
 #   make bench   all benchmarks, an hour on a quiet machine; EXTRAS=cpu,dev,bench brings TRL (docs/performance.md)
 #   make gpu-test   checks of a machine's GPUs, ten minutes for one; TIER="learner" for some (docs/gpus.md)
 #   make setup   the environment in .venv alone (EXTRAS=gpu,dev for a GPU machine)
+#   make lock    the versions of all packages anew, after a change of pyproject.toml: deploy/locks/
 #   make bare-test   both commands on a bare Debian, without compiler, headers or libraries (deploy/bare_test.sh)
 
 # A Python of your choice; left out, one that fits is looked for.
@@ -28,7 +29,7 @@ OPENMP = $$(ls $(CURDIR)/.venv/lib/libiomp5.so 2>/dev/null)
 # Bytecode is kept, or each process of a test would compile the package anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test unit slow long faults gpu-test lint setup bare-test clean $(BENCHMARKS) bench bench-report
+.PHONY: demo test unit slow long faults gpu-test lint setup lock bare-test clean $(BENCHMARKS) bench bench-report
 .DEFAULT_GOAL := help
 
 help:
@@ -36,7 +37,7 @@ help:
 
 setup: $(READY)
 
-$(READY): pyproject.toml $(wildcard deploy/*.py) deploy/install.sh
+$(READY): pyproject.toml $(wildcard deploy/*.py deploy/locks/*.txt) deploy/install.sh
 	@PYTHON="$(PYTHON)" EXTRAS="$(EXTRAS)" bash deploy/install.sh
 	@touch "$@"
 
@@ -103,6 +104,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p rft_cluster -p benchmarks
+
+# Needs the first half of setup only: where setup fails for a version that a source lacks, this is the cure.
+lock:
+	$(BIN)/python deploy/install_packages.py --lock
 
 bare-test:
 	bash deploy/bare_test.sh

@@ -1,6 +1,7 @@
 """Install this folder and its extras with uv, from the sources that pip is configured for.
 
-    .venv/bin/python deploy/install_packages.py cpu,dev
+    .venv/bin/python deploy/install_packages.py cpu,dev    # in the versions of deploy/locks/cpu.txt
+    .venv/bin/python deploy/install_packages.py --lock     # make lock: both files in deploy/locks/ anew
 
 uv reads its own configuration and environment (`UV_INDEX`, `UV_FIND_LINKS`, ...) but not pip's. This script passes on
 pip's settings, from files and environment (`PIP_INDEX_URL`, `PIP_FIND_LINKS`, ...), unless uv has its own.
@@ -22,6 +23,11 @@ INSTALL = [*UV, "--quiet", "--compile-bytecode"]
 # The CPU builds of torch and torchvision. PyPI's builds need gigabytes of CUDA packages.
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 SECTIONS = ("global", "install", ":env:")  # later ones take precedence
+VARIANTS = ("cpu", "gpu")
+LOCKS = Path("deploy", "locks")  # relative to ROOT: uv takes a space in a path of its variables for the next path
+# For every Python that pyproject.toml allows. Versions that a lock has are kept where they still fit.
+COMPILE = [UV[0], "pip", "compile", "pyproject.toml", "--universal", "--python-version", "3.11", "--no-annotate",
+           "--no-emit-index-url", "--quiet", "--custom-compile-command", "make lock"]  # fmt: skip
 
 
 def pip_settings(listed: str) -> dict[str, str]:
@@ -67,15 +73,45 @@ def finds_cpu_torch(options: list[str], environment: dict[str, str]) -> bool:
     return subprocess.run(command, env=environment, capture_output=True, check=False).returncode == 0
 
 
-def main(extras: str) -> int:
+def locked(environment: dict[str, str], variant: str) -> dict[str, str]:
+    """The environment with a variant's lock beside the user's own constraints."""
+    constraints = f"{environment.get('UV_CONSTRAINT', '')} {LOCKS / variant}.txt".strip()
+    return {**environment, "UV_CONSTRAINT": constraints}
+
+
+def lock(environment: dict[str, str], options: list[str]) -> int:
+    """Write the lock of each variant. Returns uv's exit code."""
+    for variant in VARIANTS:
+        chosen = environment
+        if variant == "cpu" and not finds_cpu_torch(options, environment):
+            chosen = with_cpu_index(environment)
+        if variant == "gpu":  # in a folder of wheels torch 2.13.0+cpu would win over 2.13.0
+            chosen = {name: value for name, value in environment.items() if name != "UV_FIND_LINKS"}
+        command = [*COMPILE, *options, "--extra", variant, "--extra", "dev", "--output-file", f"{LOCKS / variant}.txt"]
+        if code := subprocess.run(command, env=chosen, cwd=ROOT, check=False).returncode:
+            return code
+    return 0
+
+
+def install(environment: dict[str, str], options: list[str], extras: str) -> int:
+    """Install the extras, in the versions of their variant's lock. Returns uv's exit code."""
+    if "cpu" in extras.split(",") and not finds_cpu_torch(options, environment):
+        environment = with_cpu_index(environment)
+    for variant in set(VARIANTS) & set(extras.split(",")):
+        environment = locked(environment, variant)
+    command = [*INSTALL, *options, "--editable", f"{ROOT}[{extras}]"]
+    code = subprocess.run(command, env=environment, cwd=ROOT, check=False).returncode
+    if code:
+        print(f"[setup] if your sources lack a version of {LOCKS}/: make lock, then again", file=sys.stderr)
+    return code
+
+
+def main(asked: str) -> int:
     command = [sys.executable, "-m", "pip", "config", "list"]
     pip = pip_settings(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
     environment = {**os.environ, **uv_environment(pip, os.environ)}
     options = ["--no-index"] if pip.get("no-index", "").lower() in ("1", "true", "yes", "on") else []
-    if "cpu" in extras.split(",") and not finds_cpu_torch(options, environment):
-        environment = with_cpu_index(environment)
-    install = [*INSTALL, *options, "--editable", f"{ROOT}[{extras}]"]
-    return subprocess.run(install, env=environment, check=False).returncode
+    return lock(environment, options) if asked == "--lock" else install(environment, options, asked)
 
 
 if __name__ == "__main__":

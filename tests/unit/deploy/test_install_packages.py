@@ -4,10 +4,13 @@ import importlib.util
 import os
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[3]
 NAME = "rft-cluster-test-wheel"
@@ -103,3 +106,39 @@ def test_the_index_of_cpu_builds_comes_beside_those_that_are_named(install):
     for named in ({}, {"UV_INDEX": "file:///one file:///two"}, {"UV_EXTRA_INDEX_URL": "file:///one"}):
         indexes = install.with_cpu_index(named)["UV_INDEX"].split()
         assert indexes == [*" ".join(named.values()).split(), install.CPU_INDEX]
+
+
+@pytest.fixture(scope="module")
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.mark.parametrize("variant", ["cpu", "gpu"])
+def test_a_lock_has_a_version_of_each_package_that_pyproject_allows(install, project: dict, variant: str):
+    """`make lock` cures it."""
+    lines = (ROOT / install.LOCKS / f"{variant}.txt").read_text().splitlines()
+    pins: dict[str, list[Requirement]] = {}
+    for pin in (Requirement(line) for line in lines if not line.startswith("#")):
+        if pin.marker is None or pin.marker.evaluate():
+            pins.setdefault(canonicalize_name(pin.name), []).append(pin)
+    extras = project["optional-dependencies"]
+    for wanted in map(Requirement, project["dependencies"] + extras[variant] + extras["dev"]):
+        found = [next(iter(pin.specifier)) for pin in pins.get(canonicalize_name(wanted.name), [])]
+        assert found, f"{wanted.name} is not locked for {variant}: make lock"
+        assert all(pin.operator == "==" for pin in found)
+        assert all(wanted.specifier.contains(pin.version) for pin in found), f"{wanted} and {found}: make lock"
+    [torch] = pins["torch"]
+    assert str(torch.specifier).endswith("+cpu") == (variant == "cpu")
+
+
+def test_a_version_of_the_lock_is_taken_beside_the_users_own_constraints(install, wheels: Path, tmp_path: Path):
+    environment = clean_environment(tmp_path) | {"UV_FIND_LINKS": str(wheels), "UV_CONSTRAINT": "mine.txt"}
+    (tmp_path / "mine.txt").write_text("")
+    (tmp_path / install.LOCKS).mkdir(parents=True)
+    for version, found in (("1.0", True), ("2.0", False)):
+        (tmp_path / install.LOCKS / "cpu.txt").write_text(f"{NAME}=={version}\n")
+        command = [*install.UV, "--dry-run", "--offline", NAME]
+        done = subprocess.run(
+            command, env=install.locked(environment, "cpu"), cwd=tmp_path, capture_output=True, check=False
+        )
+        assert (done.returncode == 0) == found
