@@ -1,5 +1,6 @@
 """A folder full of secrets, packed by Ray's own code: none of them travels, and all that a job needs does."""
 
+import fnmatch
 import importlib.util
 import itertools
 import random
@@ -7,6 +8,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[3]
 CANARY = "canary-3f9b"
@@ -70,3 +72,13 @@ def test_the_project_itself_travels_whole(upload, tmp_path: Path):
     configs = {str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml")}
     assert sources | configs | {"pyproject.toml"} <= packed
     assert not [name for name in packed if name.startswith((".", "tests", "docs", "runs"))]
+
+
+def test_skypilot_leaves_the_same_here_and_takes_all_code():
+    """It has patterns of its own, without exceptions; a file of the package that they name would be missing there."""
+    ours = yaml.safe_load((ROOT / "deploy" / "runtime_env.yaml").read_text())["excludes"]
+    theirs = [line for line in (ROOT / ".skyignore").read_text().splitlines() if not line.startswith("#")]
+    assert theirs == [pattern for pattern in ours if pattern != "*.md" and not pattern.startswith("!")]
+    code = [path for folder in ("rft_cluster", "configs", "deploy") for path in (ROOT / folder).rglob("*")]
+    files = [path for path in code if path.is_file() and "__pycache__" not in path.parts]
+    assert not [path for path in files if any(fnmatch.fnmatch(path.name, pattern) for pattern in theirs)]
