@@ -271,17 +271,21 @@ def test_images_are_classified_by_the_export_alone(run: Run, dataset: FewShotDat
         assert line["share"] == max(line["counts"].values(), default=0) / 8
 
 
-def test_stopping_a_job_stops_its_actors(run: Run, head: dict[str, str], tiny_model: str):
+def test_a_job_that_is_stopped_saves_and_its_actors_end(run: Run, head: dict[str, str], tiny_model: str):
     job = submit(head, "long", f"model.path={tiny_model}", *SHORT, "schedule.steps=5000", options="--no-wait")
     printed, errors = job.communicate(timeout=60)
     assert job.returncode == 0, printed + errors
-    wait_until(lambda: "ALIVE" in actors(head).values(), 120, "the first actor alive")
+    folder = Path(head["RFT_RUNS"]) / "long"
+    wait_until(lambda: (folder / "metrics.jsonl").exists(), 120, "the first step")
     stop = [BIN / "ray", "job", "stop", "long"]
     subprocess.run(stop, env=head, check=True, capture_output=True, timeout=60)
     wait_until(lambda: not actors(head), 60, "actors gone")
     status = [BIN / "ray", "job", "status", "long"]
     said = subprocess.run(status, env=head, check=True, capture_output=True, text=True, timeout=60)
     assert "stopped" in (said.stdout + said.stderr).lower()
+    last = (folder / "log.txt").read_text().splitlines()[-1]
+    assert f"interrupted: step {rows(folder / 'metrics.jsonl')[-1]['step']} is saved" in last, "it had time to"
+    assert "--resume=auto" in last
 
 
 @pytest.mark.slow
