@@ -4,6 +4,7 @@ import argparse
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
 from typing import TYPE_CHECKING, Literal
 
@@ -148,7 +149,9 @@ def _check(config: Config, start: "Start", planned: bool = False) -> "Task":
 def _run(config: Config, task: "Task", start: "Start", log: "Log") -> None:
     """Start the actors, load the checkpoint into the learners if the run resumes, train, and print the result."""
     from rft_cluster.run.metrics import clock
+    from rft_cluster.run.reporting import Reports
     from rft_cluster.run.task import base_model_path
+    from rft_cluster.run.thumbnails import keep_thumbnails
 
     began = time.monotonic()
     if config.cluster.joins:  # before the small model is built, which takes minutes
@@ -156,14 +159,19 @@ def _run(config: Config, task: "Task", start: "Start", log: "Log") -> None:
     model_path = base_model_path(config, task, start.checkpoint.state.tiny_model if start.checkpoint else None)
     log.write_to(config.run_folder / "log.txt")
     print(f"starting the actors (model ready after {clock(time.monotonic() - began)})", flush=True)
-    _train_through_losses(config, task, start, model_path)
-    if task.dataset.test:
-        _compare(config, task)
+    keep_thumbnails(config.run_folder, task.dataset)
+    with Reports(config.run_folder) as reports:
+        _train_through_losses(config, task, start, model_path, reports.write)
+        if task.dataset.test:
+            _compare(config, task)
+        reports.finish()
     print(f"done in {clock(time.monotonic() - began)}; {_models(config)}", flush=True)
 
 
-def _train_through_losses(config: Config, task: "Task", start: "Start", model_path: str) -> None:
-    """Train to the last step, in as many parts as losses make of it."""
+def _train_through_losses(
+    config: Config, task: "Task", start: "Start", model_path: str, evaluated: Callable[[], None]
+) -> None:
+    """Train to the last step, in as many parts as losses make of it. `evaluated`: called after each evaluation."""
     from rft_cluster.cluster.start import start_cluster
     from rft_cluster.run.checkpoints import newest_step
     from rft_cluster.run.folder import RunFolder
@@ -180,7 +188,7 @@ def _train_through_losses(config: Config, task: "Task", start: "Start", model_pa
                 while True:
                     try:
                         # The folder is opened last: until all actors are ready, it stays unchanged.
-                        return train(config, task, cluster, RunFolder(config, task, step, tiny_model))
+                        return train(config, task, cluster, RunFolder(config, task, step, tiny_model, evaluated))
                     except ClusterError as error:
                         cluster.restart_learners(error)
                         saved = newest_step(config.run_folder) or 0

@@ -7,6 +7,9 @@ runs/NAME/  config.yaml      the resolved configuration
             eval.jsonl       an object an evaluation
             baselines.json   accuracies without a language model on the same images
             evaluations/     step-000080-test.jsonl: an object an image: label, answer, judgement (see answers.py)
+            parts.jsonl      machine and versions, an object for each part of the run (see parts.py)
+            thumbnails.zip   a small copy of each image (see thumbnails.py)
+            report.html      the run for a browser (see report/)
             rollouts/        step-000012.jsonl: an object a group (see rollouts.py)
             checkpoints/     see checkpoints.py
             journal/         see journal.py
@@ -18,7 +21,7 @@ runs/NAME/  config.yaml      the resolved configuration
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from itertools import chain, count
 from pathlib import Path
@@ -35,6 +38,7 @@ from rft_cluster.run.checkpoints import clear_unfinished
 from rft_cluster.run.debug import chosen, debug_lines
 from rft_cluster.run.journal import Journal
 from rft_cluster.run.metrics import StepStats, console, metrics_file, own_sinks
+from rft_cluster.run.parts import add_part
 from rft_cluster.run.records import append, json_lines, read_rows, split_rows, steps_in
 from rft_cluster.run.rollouts import rollout_rows
 from rft_cluster.run.task import Task
@@ -55,12 +59,21 @@ def _record(config: Config) -> str:
 class RunFolder:
     """Writes a run's records. Opening it moves aside the records of steps that a resumed run will do again.
 
-    `first_step`: number of steps already done. `tiny_model`: see `checkpoints.State`.
+    `first_step`: number of steps already done. `tiny_model`: see `checkpoints.State`. `evaluated`: called after each
+    evaluation.
     """
 
-    def __init__(self, config: Config, task: Task, first_step: int = 0, tiny_model: str | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        task: Task,
+        first_step: int = 0,
+        tiny_model: str | None = None,
+        evaluated: Callable[[], None] = lambda: None,
+    ) -> None:
         self.path, self.first_step, self.tiny_model = config.run_folder, first_step, tiny_model
         self._config = config
+        self._evaluated = evaluated
         self._sinks = [metrics_file(self.path / "metrics.jsonl"), console(config.schedule.steps)]
         self._own_sinks = own_sinks(config)
         self._reader = AnswerReader(task.dataset.classes, {e.label: e.aliases for e in task.examples if e.aliases})
@@ -71,6 +84,7 @@ class RunFolder:
         self.journal = Journal(config, first_step)
         self._keep_former(config)
         write_record(self.path, config)
+        add_part(self.path, first_step, task.text)
         if not (self.path / "manifest.json").exists():
             found = manifest(task.dataset, config.data, config.run.seed)
             write_json(self.path / "manifest.json", {"format": FORMAT, **found})
@@ -138,6 +152,7 @@ class RunFolder:
             f"format {100 * evaluation.format_rate:.1f} %, after {evaluation.step} steps",
             flush=True,
         )
+        self._evaluated()
 
 
 def _free(path: Path) -> Path:

@@ -170,15 +170,19 @@ def _baselines(file: Path) -> dict[str, float]:
 
 
 def _state(run: Path, config: dict[str, Any], steps: tuple[Row, ...]) -> Literal["in progress", "stopped", "done"]:
-    """As the ledger has it, but without the checks."""
-    if holder(run):
-        return "in progress"
+    """Of a run that still writes its last report, too: done."""
     try:
         card = exported(run / MODEL)
     except UserError:  # a damaged card: the ledger says more
         card = None
     last = max((row["step"] for row in steps), default=0)
-    return "done" if config and card and card.steps == config["schedule"]["steps"] == last else "stopped"
+    if config and card and card.steps == config["schedule"]["steps"] == last and _is_compared(run, config):
+        return "done"
+    return "in progress" if holder(run) else "stopped"
+
+
+def _is_compared(run: Path, config: dict[str, Any]) -> bool:
+    return not config["data"]["test"] or (run / BASELINES_FILE).is_file()
 
 
 def _redone(run: Path) -> Iterator[int]:

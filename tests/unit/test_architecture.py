@@ -18,6 +18,7 @@ BASE = {"common", "messages", "config"}
 MAY_IMPORT: dict[str, set[str]] = {
     "train": {"data", "prompts", "algorithm", "rewards", "classification", "run", "cluster"},
     "plan": {"cluster", "run", "model"},
+    "report": {"run", "classification", "data", "prompts"},
     "cluster": {"generator", "learner", "rewards", "weights", "model"},
     "run": {"data", "prompts", "algorithm", "classification", "model"},
     "classification": {"data", "prompts", "rewards"},

@@ -340,6 +340,9 @@ def launched(settings: Config, monkeypatch, failures: dict[int, Exception], room
     monkeypatch.setattr("rft_cluster.run.task.base_model_path", lambda *_: "nothing")
     monkeypatch.setattr("rft_cluster.run.restarts.time.sleep", lambda _: None)
     monkeypatch.setattr(launch, "_compare", lambda *_: None)
+    beside = SimpleNamespace(write=lambda: None, finish=lambda: None)
+    monkeypatch.setattr("rft_cluster.run.reporting.Reports", lambda _: nullcontext(beside))
+    monkeypatch.setattr("rft_cluster.run.thumbnails.keep_thumbnails", lambda *_: None)
     launch._run(settings, TASK, Start(), SimpleNamespace(write_to=lambda _: None))
     return started
 

