@@ -188,7 +188,9 @@ def _train_through_losses(
                 while True:
                     try:
                         # The folder is opened last: until all actors are ready, it stays unchanged.
-                        return train(config, task, cluster, RunFolder(config, task, step, tiny_model, evaluated))
+                        run = RunFolder(config, task, step, tiny_model, evaluated)
+                        with run.activity.reported(cluster.doing):
+                            return train(config, task, cluster, run)
                     except ClusterError as error:
                         cluster.restart_learners(error)
                         saved = newest_step(config.run_folder) or 0

@@ -19,7 +19,7 @@ from rft_cluster.prompts import make_prompts
 from rft_cluster.rewards.scorer import check_failures
 from rft_cluster.run.folder import RunFolder
 from rft_cluster.run.journal import Recorded
-from rft_cluster.run.metrics import Stopwatch, step_stats
+from rft_cluster.run.metrics import step_stats
 from rft_cluster.run.saving import Keeper
 from rft_cluster.run.stuck import GO_ON, Stuck
 from rft_cluster.run.task import Task
@@ -38,7 +38,7 @@ def train(config: Config, task: Task, cluster: Cluster, run: RunFolder) -> None:
     rollouts: deque[Rollout | Recorded] = deque()  # in flight: this step and the next `max_staleness`
     for step in range(run.first_step, schedule.steps):
         with keeper.saved_when_stopped():
-            stage = Stopwatch()
+            stage = run.stopwatch(step + 1)
             # Generators have version `step` now, so a rollout for step `asked` is at most `max_staleness` steps stale.
             for asked in range(step + len(rollouts), min(step + schedule.max_staleness + 1, schedule.steps)):
                 examples = dataset.batch(seed, asked, schedule.prompts_per_step)
@@ -85,6 +85,7 @@ def _evaluate(cluster: Cluster, config: Config, task: Task, split: str, step: in
     """Evaluate greedy answers of the current policy, unless a stopped run has already recorded this evaluation."""
     evaluation = run.evaluation(step, split)
     if evaluation is None:
+        run.activity.begin(step, "evaluate")
         prompts = make_prompts(task.dataset.splits[split], task.text, split, step, config.run.seed)
         greedy = Sampling(1, 0.0, config.sampling.max_tokens)
         groups = cluster.generators.generate(prompts, greedy, version=step)

@@ -69,6 +69,12 @@ class Cluster:
             print(f"the learners go on after step {step}, from memory", flush=True)
         return step
 
+    def doing(self) -> dict[str, str]:
+        """What each actor is doing, by its name, for people. Any thread may ask."""
+        starting = dict.fromkeys(self._recovery.coming if self._recovery else [], "start")
+        with_weights = {name: what for name, what in self.weights.doing().items() if what != "idle"}
+        return starting | self.generators.doing() | with_weights | self.reward.doing() | self.learners.doing()
+
     def start_rollout(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> Rollout:
         """Start a step's completions with weights of `version` or newer. Returns without waiting."""
         return self.generators.start(prompts, sampling, version, self.reward)

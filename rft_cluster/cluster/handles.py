@@ -159,6 +159,13 @@ def failure(call: ray.ObjectRef) -> RayError | None:
     return None
 
 
+def unanswered(calls: Sequence[ray.ObjectRef]) -> set[ray.ObjectRef]:
+    """The calls that go on."""
+    if not calls:
+        return set()
+    return set(ray.wait(list(calls), num_returns=len(calls), timeout=0, fetch_local=False)[1])
+
+
 class ActorGroup:
     """The actors of one role."""
 
@@ -171,6 +178,7 @@ class ActorGroup:
         self._handles = handles
         self._timeout = timeout
         self._threads = threads
+        self._begun: dict[str, tuple[str, ray.ObjectRef]] = {}  # actor's name -> its last call
 
     def __len__(self) -> int:
         return len(self._handles)
@@ -218,14 +226,24 @@ class ActorGroup:
         calls = {}
         for (name, handle), own in zip(self._handles.items(), arguments, strict=True):
             call = getattr(handle, method)
-            calls[(call.options(concurrency_group=self._threads) if self._threads else call).remote(*own)] = name
+            begun = (call.options(concurrency_group=self._threads) if self._threads else call).remote(*own)
+            calls[begun], self._begun[name] = name, (method, begun)
         return calls
+
+    def doing(self) -> dict[str, str]:
+        """What each actor is doing, for people: the name of its last call, or "idle" when that has been answered."""
+        begun = {name: self._begun[name] for name in self.names if name in self._begun}
+        waiting = unanswered([call for _, call in begun.values()])
+        busy = {name: method.replace("_", " ") for name, (method, call) in begun.items() if call in waiting}
+        return dict.fromkeys(self.names, "idle") | busy
 
 
 class RewardActor(ActorGroup):
     def score(self, groups: ray.ObjectRef, completions: int) -> ray.ObjectRef:
         """Score groups in flight, as soon as they are finished. `completions`: of the whole step."""
-        return self.handles[0].score.remote(groups, completions)
+        call = self.handles[0].score.remote(groups, completions)
+        self._begun[self.names[0]] = "score what is written", call
+        return call
 
 
 class Update:

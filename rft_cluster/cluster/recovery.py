@@ -88,6 +88,11 @@ class Recovery:
         self._generators.losses += 1
 
     @property
+    def coming(self) -> list[str]:
+        """The generators that start."""
+        return list(self._coming)
+
+    @property
     def too_few(self) -> bool:
         """True if fewer generators serve than the run needs."""
         return len(self._generators) < self._least

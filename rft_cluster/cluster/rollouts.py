@@ -7,7 +7,7 @@ come back in the order of the prompts.
 
 import heapq
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
-from rft_cluster.cluster.handles import LOSSES, ActorGroup, RewardActor, failure, wait_for
+from rft_cluster.cluster.handles import LOSSES, ActorGroup, RewardActor, failure, unanswered, wait_for
 from rft_cluster.common.errors import ClusterError, EngineFailed, WeightTransferError
 from rft_cluster.messages import Group, Prompt, Reward, Sampling
 
@@ -231,6 +231,16 @@ class Generators(ActorGroup):
         """The generators with calls in flight."""
         with self._lock:
             return sorted({name for name, _ in self._in_flight.values()})
+
+    def doing(self) -> dict[str, str]:
+        """As `ActorGroup.doing`; of generators with prompts how many completions they write."""
+        with self._lock:
+            in_flight = dict(self._in_flight)
+        writing: Counter[str] = Counter()
+        for call in unanswered(list(in_flight)):
+            name, completions = in_flight[call]
+            writing[name] += completions
+        return super().doing() | {name: f"write {count} completions" for name, count in writing.items()}
 
     def remove(self, name: str) -> None:
         """Drop a generator that is lost. What it owes is asked again by whoever waits for it."""

@@ -145,6 +145,10 @@ class WeightSync:
                 generators.call_all("finish_weight_update", version)
         self._published = version
 
+    def doing(self) -> dict[str, str]:
+        """What each generator is doing with weights; see `ActorGroup.doing`."""
+        return self._generators.doing()
+
     def verify(self) -> dict[ray.ObjectRef, str]:
         """Start the verification of the last published weights, unless it was started.
 

@@ -17,6 +17,7 @@ runs/NAME/  config.yaml      the resolved configuration
             model-best/      the policy with the best validation accuracy
             log.txt          the console output (see log.py)
             redone-DATE/     records of steps that a resumed run did again, after its checkpoint
+            activity.json    while a process writes to the folder (see activity.py)
             .lock            while a process writes to the folder (see lock.py)
 """
 
@@ -33,11 +34,12 @@ from rft_cluster.common.files import FORMAT, write_json, write_text
 from rft_cluster.config import Config, config_text
 from rft_cluster.data.manifest import manifest
 from rft_cluster.messages import Group, LearnerStats, Reward
+from rft_cluster.run.activity import Activity
 from rft_cluster.run.answers import evaluated_step, write_answers
 from rft_cluster.run.checkpoints import clear_unfinished
 from rft_cluster.run.debug import chosen, debug_lines
 from rft_cluster.run.journal import Journal
-from rft_cluster.run.metrics import StepStats, console, metrics_file, own_sinks
+from rft_cluster.run.metrics import StepStats, Stopwatch, console, metrics_file, own_sinks
 from rft_cluster.run.parts import add_part
 from rft_cluster.run.records import append, json_lines, read_rows, split_rows, steps_in
 from rft_cluster.run.rollouts import rollout_rows
@@ -72,7 +74,7 @@ class RunFolder:
         evaluated: Callable[[], None] = lambda: None,
     ) -> None:
         self.path, self.first_step, self.tiny_model = config.run_folder, first_step, tiny_model
-        self._config = config
+        self._config, self.activity = config, Activity(config.run_folder)
         self._evaluated = evaluated
         self._sinks = [metrics_file(self.path / "metrics.jsonl"), console(config.schedule.steps)]
         self._own_sinks = own_sinks(config)
@@ -108,6 +110,10 @@ class RunFolder:
                 again.append(step)
         if again:
             print(f"steps {first_step + 1} to {max(again)} are done again; their records are in {aside}", flush=True)
+
+    def stopwatch(self, step: int) -> Stopwatch:
+        """For the stages of a step, which are told to whoever watches."""
+        return Stopwatch(lambda stage: self.activity.begin(step, stage))
 
     def log_rollouts(
         self,

@@ -109,11 +109,14 @@ Sink = Callable[[StepStats], None]
 class Stopwatch:
     """Seconds spent in named stages of a step."""
 
-    def __init__(self) -> None:
+    def __init__(self, begin: Callable[[str], None]) -> None:
+        """`begin`: gets the name of each stage that begins."""
+        self._begin = begin
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
+        self._begin(stage)
         start = time.monotonic()
         yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - start

@@ -16,6 +16,7 @@ from rft_cluster.config import Config
 from rft_cluster.config.load import read_file, validated
 from rft_cluster.data.manifest import OtherData, read_manifest
 from rft_cluster.prompts import text_hash
+from rft_cluster.run.activity import ACTIVITY_FILE
 from rft_cluster.run.checkpoints import Checkpoint, latest_checkpoint, newest_step
 from rft_cluster.run.folder import CONFIG_END
 from rft_cluster.run.lock import LOCK_FILE
@@ -33,7 +34,7 @@ MAY_CHANGE = {
 # A folder with any of these is the folder of a run. (Evaluations of the untouched model may be there before.)
 RECORDS = ("config.yaml", "metrics.jsonl", "eval.jsonl", "checkpoints", "model")
 FOLDERS = ("checkpoints", "model", "model-best", "rollouts", "evaluations", "journal")
-FILES = ("config.yaml", "manifest.json", "metrics.jsonl", "eval.jsonl", "log.txt", LOCK_FILE)
+FILES = ("config.yaml", "manifest.json", "metrics.jsonl", "eval.jsonl", "log.txt", ACTIVITY_FILE, LOCK_FILE)
 
 
 @dataclass(frozen=True)

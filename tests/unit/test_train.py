@@ -316,6 +316,9 @@ class Failing(Roles):
     def restart_learners(self, error: ClusterError) -> None:
         raise error
 
+    def doing(self) -> dict[str, str]:
+        return {"learner-0": "idle"}
+
     def _learn(self, at):
         if error := self._failures.pop(at + 1, None):
             raise error
