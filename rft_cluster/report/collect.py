@@ -14,7 +14,7 @@ from rft_cluster.prompts import FOLDER as TEMPLATES
 from rft_cluster.prompts import render_template
 from rft_cluster.report import evaluations, summary
 from rft_cluster.report.charts import curves
-from rft_cluster.report.completions import completions, steps_that_fit
+from rft_cluster.report.completions import read_columns, steps_that_fit
 from rft_cluster.run.history import History
 from rft_cluster.run.ledger import Ledger
 from rft_cluster.run.parts import FILE as PARTS
@@ -44,39 +44,24 @@ def collect(history: History, pictures: Mapping[str, bytes], missing: str, ledge
     of_split = [judged for row, judged in found if row["split"] == "test"] or [judged for _, judged in found]
     steps = steps_that_fit(history)
     reader = AnswerReader(classes, manifest["aliases"])
-    rollouts = completions(history, steps, images, numbers, reader)
+    columns = read_columns(history, steps, images, numbers, reader)
+    if columns.damaged:
+        problems.append(f"rollouts/: {columns.damaged} groups are damaged, and left out")
+    rollouts = columns.page()
     answered = evaluations.for_page(found, images, numbers)
     context = {
-        "title": history.name,
-        "state": history.state,
-        "last": history.last,
-        "due": history.steps_due,
-        "dataset": manifest["name"],
-        "classes": len(classes),
-        "model": history.config.get("model", {}).get("path", "unknown model"),
-        "accuracies": summary.accuracies(history, len(classes)),
+        **_head(history, manifest),
+        **_record(history, manifest, problems),
         "difference": summary.difference(of_split[0], of_split[-1]) if len(of_split) > 1 else None,
-        "verdict": summary.sentence(history),
-        "hints": [],
         "by_class": evaluations.by_class(found, classes),
         "has_answers": bool(found),
-        "time": summary.times(history),
-        "faults": summary.faults(history),
         "ledger": ledger,
-        "splits": summary.splits(history),
-        "skipped": manifest["skipped"],
-        "copies": manifest["copies"],
-        "manifest_sha256": _sha256(history.folder / "manifest.json"),
-        "config": _text(history.folder / "config.yaml"),
-        "parts": _parts(history.folder, problems),
-        "models": _models(history.folder),
-        "question": question(history),
         "missing": missing,
         "steps_shown": len(steps),
         "steps_recorded": len(history.recorded),
         "completions_shown": len(rollouts["text"]),
         "problems": problems,
-    }  # fmt: skip
+    }
     data = {
         "curves": {**curves(history.steps), "evaluations": [row for row in history.evaluations if "interval" in row]},
         "run": {
@@ -89,6 +74,39 @@ def collect(history: History, pictures: Mapping[str, bytes], missing: str, ledge
         "pictures": {sha256: base64.b64encode(content).decode() for sha256, content in pictures.items()},
     }
     return Page(context, data)
+
+
+def _head(history: History, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What the run is, and what came of it."""
+    classes = len(manifest["classes"])
+    return {
+        "title": history.name,
+        "state": history.state,
+        "last": history.last,
+        "due": history.steps_due,
+        "dataset": manifest["name"],
+        "classes": classes,
+        "model": history.config.get("model", {}).get("path", "unknown model"),
+        "accuracies": summary.accuracies(history, classes),
+        "verdict": summary.sentence(history),
+        "hints": [],
+    }
+
+
+def _record(history: History, manifest: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """Where the time went, what was survived, and on what it rests."""
+    return {
+        "time": summary.times(history),
+        "faults": summary.faults(history),
+        "splits": summary.splits(history),
+        "skipped": manifest["skipped"],
+        "copies": manifest["copies"],
+        "manifest_sha256": _sha256(history.folder / "manifest.json"),
+        "config": _text(history.folder / "config.yaml"),
+        "parts": _parts(history.folder, problems),
+        "models": _models(history.folder),
+        "question": question(history),
+    }
 
 
 def _numbered(manifest: Mapping[str, Any]) -> dict[str, int]:

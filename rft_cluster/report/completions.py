@@ -3,9 +3,12 @@
 Columns take a fifth of the bytes that objects would, and the page filters them without making an object.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel, ValidationError
 
 from rft_cluster.classification.answers import AnswerReader
 from rft_cluster.run.history import History, Row
@@ -45,63 +48,89 @@ def _size(file: Path) -> int:
     return file.stat().st_size if file.is_file() else 0
 
 
+class Rewarded(BaseModel):
+    total: float | None = None
+    parts: dict[str, float] = {}
+    failures: dict[str, str] = {}
+
+
+class Recorded(BaseModel):
+    """A group in `rollouts/`. Older versions wrote fewer keys (see `run/rollouts.py`)."""
+
+    prompt_id: str = ""
+    example_id: str = ""
+    label: str = ""
+    completions: list[str]
+    version_spans: list[list[tuple[int, int]]] = []
+    rewards: list[Rewarded] = []
+    advantages: list[float | None] = []
+    tokens: list[int] = []
+    finish_reasons: list[str] = []
+    logprob_gaps: list[float | None] = []
+    why: list[str] = []
+
+
 class Columns:
-    """Collects groups. `images` and `classes`: the numbers by which the page knows them."""
+    """Collects groups. `images` and `classes`: the numbers by which the page knows them. `damaged`: groups left out."""
 
     def __init__(self, images: dict[str, int], classes: dict[str, int], reader: AnswerReader) -> None:
         self._images, self._classes, self._reader = images, classes, reader
         self.groups: dict[str, list[Any]] = {name: [] for name in ("step", "image", "label", "prompt", "start")}
-        names = ("text", "total", "advantage", "tokens", "finish", "gap", "versions", "answer")
+        names = ("text", "total", "advantage", "tokens", "finish", "gap", "versions", "answer", "why")
         self.completions: dict[str, list[Any]] = {name: [] for name in names}
         self.parts: dict[str, list[float | None]] = {}
         self.failures: dict[int, str] = {}
+        self.damaged = 0
 
     def add(self, step: int, row: Row) -> None:
-        texts, rewards = row["completions"], row.get("rewards") or []
-        start, count = len(self.completions["text"]), len(texts)
-        image = str(row.get("example_id"))
-        number = self._images.setdefault(image, len(self._images))
-        label = str(row.get("label"))
-        of_group = (step, number, self._classes.setdefault(label, len(self._classes)), str(row.get("prompt_id")), start)
-        for name, value in zip(self.groups, of_group, strict=True):
+        try:
+            group = Recorded.model_validate(row)
+        except ValidationError:
+            self.damaged += 1
+            return
+        start, count = len(self.completions["text"]), len(group.completions)
+        image = self._images.setdefault(group.example_id, len(self._images))
+        label = self._classes.setdefault(group.label, len(self._classes))
+        for name, value in zip(self.groups, (step, image, label, group.prompt_id, start), strict=True):
             self.groups[name].append(value)
-        columns = {
-            "text": [text if isinstance(text, str) else "" for text in texts],
-            "total": [_number(reward.get("total")) for reward in rewards],
-            "advantage": list(map(_number, row.get("advantages") or [])),
-            "tokens": row.get("tokens") or [_tokens(spans) for spans in row.get("version_spans") or []],
-            "finish": row.get("finish_reasons") or [],
-            "gap": list(map(_number, row.get("logprob_gaps") or [])),
-            "versions": [_versions(spans) for spans in row.get("version_spans") or []],
-            "answer": [self._answer(text) for text in texts],
+        columns: dict[str, Sequence[Any]] = {
+            "text": group.completions,
+            "total": [_number(reward.total) for reward in group.rewards],
+            "advantage": list(map(_number, group.advantages)),
+            "tokens": group.tokens or [sum(tokens for _, tokens in spans) for spans in group.version_spans],
+            "finish": group.finish_reasons,
+            "gap": list(map(_number, group.logprob_gaps)),
+            "versions": list(map(_versions, group.version_spans)),
+            "answer": list(map(self._answer, group.completions)),
+            "why": group.why,
         }
         for name, values in columns.items():
             self.completions[name] += _filled(values, count)
-        self._add_parts(_filled(rewards, count), start)
+        for index, reward in enumerate(group.rewards[:count], start):
+            self._add_parts(index, reward)
 
-    def _answer(self, text: object) -> int:
+    def _answer(self, text: str) -> int:
         """The number of the class that a completion answers; -1 if it answers none."""
-        label = self._reader.label(text) if isinstance(text, str) else None
+        label = self._reader.label(text)
         return -1 if label is None else self._classes[label]
 
-    def _add_parts(self, rewards: Sequence[Row | None], start: int) -> None:
-        for index, reward in enumerate(rewards, start):
-            for name, value in (reward or {}).get("parts", {}).items():
-                column = self.parts.setdefault(name, [])
-                column += [None] * (index - len(column))
-                column.append(_number(value))
-            if failed := (reward or {}).get("failures"):
-                self.failures[index] = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+    def _add_parts(self, index: int, reward: Rewarded) -> None:
+        for name, value in reward.parts.items():
+            column = self.parts.setdefault(name, [])
+            column += [None] * (index - len(column))
+            column.append(_number(value))
+        if reward.failures:
+            self.failures[index] = "; ".join(f"{name}: {reason}" for name, reason in reward.failures.items())
 
     def page(self) -> dict[str, Any]:
         """For the page; each column of a reward is as long as the others."""
         count = len(self.completions["text"])
-        finishes = sorted({str(reason) for reason in self.completions["finish"] if reason is not None})
+        finishes = sorted({reason for reason in self.completions["finish"] if reason is not None})
         codes = {reason: code for code, reason in enumerate(finishes)}
-        finish = [None if reason is None else codes[str(reason)] for reason in self.completions["finish"]]
+        finish = [None if reason is None else codes[reason] for reason in self.completions["finish"]]
         return {
             "groups": {**self.groups, "start": [*self.groups["start"], count]},
-            **{name: values for name, values in self.completions.items() if name == "text" or any_known(values)},
+            **{name: values for name, values in self.completions.items() if name == "text" or _any_known(values)},
             "finish": finish if finishes else None,
             "finishes": finishes,
             "parts": {name: _filled(values, count) for name, values in self.parts.items()},
@@ -109,22 +138,18 @@ class Columns:
         }
 
 
-def completions(
+def read_columns(
     history: History, steps: Iterable[int], images: dict[str, int], classes: dict[str, int], reader: AnswerReader
-) -> dict[str, Any]:
-    """The columns of these steps. Those that no manifest names are added to
-    `images` and `classes`."""
+) -> Columns:
+    """The completions of these steps. Those that no manifest names are added to `images` and `classes`."""
     columns = Columns(images, classes, reader)
-    for step, row in _rows(history, steps):
-        columns.add(step, row)
-    return columns.page()
+    for step in steps:
+        for row in history.rollouts(step):
+            columns.add(step, row)
+    return columns
 
 
-def _rows(history: History, steps: Iterable[int]) -> Iterator[tuple[int, Row]]:
-    return ((step, row) for step in steps for row in history.rollouts(step) if isinstance(row["completions"], list))
-
-
-def any_known(values: Sequence[Any]) -> bool:
+def _any_known(values: Sequence[Any]) -> bool:
     return any(value is not None for value in values)
 
 
@@ -133,18 +158,12 @@ def _filled(values: Sequence[Any], count: int) -> list[Any]:
     return [*values[:count], *[None] * (count - len(values))]
 
 
-def _number(value: object) -> float | None:
-    """Four decimals: more would double the bytes."""
-    if not isinstance(value, int | float) or not -1e12 < value < 1e12:  # also false for NaN
-        return None
-    return round(value, 4)
+def _number(value: float | None) -> float | None:
+    """Four decimals: more would double the bytes. JSON has no infinity."""
+    return None if value is None or not math.isfinite(value) else round(value, 4)
 
 
-def _tokens(spans: Sequence[Sequence[int]]) -> int:
-    return sum(tokens for _, tokens in spans)
-
-
-def _versions(spans: Sequence[Sequence[int]]) -> int | str:
+def _versions(spans: Sequence[tuple[int, int]]) -> int | str:
     """The version that wrote a completion, with numbers of tokens if they changed: "12 (40), 13 (24)"."""
     if len(spans) == 1:
         return spans[0][0]

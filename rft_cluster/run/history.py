@@ -49,7 +49,7 @@ class History:
     """A run's records, all but its completions in memory.
 
     `config`: the configuration by section and key, as JSON values; empty if this version cannot read it.
-    `steps`, `evaluations`: the rows of `metrics.jsonl` and `eval.jsonl`, in order.
+    `steps`, `evaluations`: the rows of `metrics.jsonl` and `eval.jsonl`, in order. Their figures are numbers.
     `baselines`: test accuracies, 0 to 1, by name; empty before the run's end.
     `manifest`: see `data.manifest.read_manifest`; None if there is none that can be read.
     `redone`: the steps that were done again.
@@ -120,12 +120,12 @@ def read_history(run: Path) -> History:
         rows[name], damaged, _ = read_lines(run / name)
         problems += damaged
     config = _config(run, problems)
-    steps = tuple(rows["metrics.jsonl"])
+    steps = tuple({key: value for key, value in row.items() if _is_number(value)} for row in rows["metrics.jsonl"])
     return History(
         folder=run,
         config=config,
         steps=steps,
-        evaluations=tuple(row for row in rows["eval.jsonl"] if isinstance(row.get("split"), str)),
+        evaluations=tuple(filter(_is_evaluation, rows["eval.jsonl"])),
         baselines=_baselines(run / BASELINES_FILE),
         manifest=_manifest(run / "manifest.json", problems),
         state=_state(run, config, steps),
@@ -146,6 +146,18 @@ def check_is_run(folder: Path, where: str = "") -> None:
     hint = f". It holds runs: {shown(', '.join(inside[:10]))}" if inside else ""
     hint = hint or (f". Did you mean {shown(str(folder.parent / near))}?" if near else "")
     raise UserError(f"{where}{shown(str(folder))} is not the folder of a run{hint}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
+
+
+def _is_evaluation(row: Row) -> bool:
+    """Older versions recorded fewer figures, and before that no split."""
+    figures = [value for key, value in row.items() if key not in ("split", "interval")]
+    ends = row.get("interval", [0, 0])
+    pair = isinstance(ends, list) and len(ends) == 2
+    return isinstance(row.get("split"), str) and pair and all(map(_is_number, [*figures, *ends]))
 
 
 def _config(run: Path, problems: list[str]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from types import TracebackType
 from rft_cluster.common.text import shown
 
 FILE = "report.html"
+COMMAND = (sys.executable, "-m", "rft_cluster.report", "--quick", "--")
 LAST_WITHIN = 120.0  # seconds: for the last report the run waits so long
 ENDED_WITHIN = 5.0  # seconds: that one gets when a run is stopped, before it is killed
 
@@ -69,10 +70,13 @@ class Reports:
 
     def _start(self) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - read when the process has ended
-        command = [sys.executable, "-m", "rft_cluster.report", "--quick", "--", str(self._run)]
         # A session of its own: Ctrl-C is for the run, which then ends this process itself.
         self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._errors, start_new_session=True
+            [*COMMAND, str(self._run)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=self._errors,
+            start_new_session=True,
         )
 
     def _end(self) -> None:

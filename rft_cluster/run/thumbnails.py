@@ -27,7 +27,7 @@ def keep_thumbnails(run: Path, dataset: FewShotDataset) -> None:
 
 def _write(file: Path, dataset: FewShotDataset) -> None:
     with suppress(OSError):  # a full disk, or a folder that is gone: the run has said so, or needs no pictures
-        write_bytes(file, _archive(thumbnails(wanted(dataset), dataset.images)))
+        write_bytes(file, archive(thumbnails(wanted(dataset), dataset.images)))
 
 
 def wanted(dataset: FewShotDataset) -> list[str]:
@@ -62,7 +62,7 @@ def read_thumbnails(run: Path) -> dict[str, bytes]:
         return {}
 
 
-def _archive(found: Mapping[str, bytes]) -> bytes:
+def archive(found: Mapping[str, bytes]) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:  # WebP is compressed
         for sha256, content in found.items():

@@ -1,5 +1,6 @@
 // The confusion matrix of an evaluation. Only cells with images are buttons; with many classes that is a few of thousands.
 
+const NAMES = 130; // pixels for the names of the rows, at most
 const DENSE = 40; // classes: with more, cells have no numbers and names are small
 
 function startConfusion() {
@@ -28,9 +29,11 @@ function drawMatrix(answers) {
   const columns = answers.answer.some((one) => one < 0) ? [...labels, -1] : labels;
   const sizes = labels.map((label) => answers.label.filter((one) => one === label).length);
   const dense = labels.length > DENSE;
-  const side = dense ? Math.max(7, Math.floor(640 / columns.length)) : Math.min(46, Math.floor(620 / columns.length));
+  byId("matrix").parentElement.classList.toggle("stacked", dense);
+  const room = byId("matrix").clientWidth - NAMES;
+  const side = Math.max(4, Math.min(46, Math.floor(room / columns.length) - (dense ? 1 : 2)));
   const grid = make("div", { class: dense ? "matrix dense" : "matrix", role: "group", "aria-label": "confusion matrix" });
-  grid.style.gridTemplateColumns = `auto repeat(${columns.length}, ${side}px)`;
+  grid.style.gridTemplateColumns = `minmax(min-content, ${NAMES}px) repeat(${columns.length}, ${side}px)`;
   grid.style.gridTemplateRows = `auto repeat(${labels.length}, ${side}px)`;
   const place = (element, row, column) => {
     element.style.gridArea = `${row} / ${column}`;

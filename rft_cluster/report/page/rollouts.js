@@ -143,7 +143,7 @@ function drawAdvantage(advantage) {
 
 function drawRewards(i) {
   const total = value(rollouts.total, i);
-  const holder = make("span", { class: "parts" }, make("span", { class: "total" }, total === null ? "none" : String(Number(total.toFixed(3)))));
+  const holder = make("span", { class: "parts", title: shown(value(rollouts.why, i) ?? "") }, make("span", { class: "total" }, total === null ? "none" : String(Number(total.toFixed(3)))));
   for (const [name, column] of Object.entries(rollouts.parts)) {
     const part = column[i];
     if (part === null) continue;

@@ -101,6 +101,15 @@ def test_a_run_of_an_older_version_lacks_keys_and_is_read(copied):
     assert history.config["run"]["name"] == "mine"
 
 
+def test_figures_of_a_stranger_s_run_are_numbers(copied):
+    (copied / "metrics.jsonl").write_text('{"step": 1, "reward": "high", "kl": 0.5, "x": [1]}\n')
+    rows = [{"step": 0, "split": "test", **wrong} for wrong in ({"n": "4"}, {"interval": [0]}, {"interval": ["a", 1]})]
+    (copied / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 0, "split": 3}\n')
+    history = read_history(copied)
+    assert history.steps == ({"step": 1, "kl": 0.5},)
+    assert history.evaluations == ()
+
+
 def test_losses_are_read_from_the_log_with_what_was_done(copied):
     lines = [
         "WARNING: step 4 is not saved, and the run goes on: learner-0 died",
