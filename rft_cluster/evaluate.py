@@ -31,7 +31,10 @@ from rft_cluster.run.task import Task, base_model_path, check_model, prepare
 BASE = "base"
 AT_ONCE = 64  # prompts in one call to a generator
 # Sections of a run's configuration that an evaluation does not use, and unused keys that may name a user's functions.
-UNUSED = ("rewards", "scoring", "algorithm.total", "algorithm.advantage", "algorithm.normaliser", "run.sinks")
+UNUSED = (
+    *("rewards", "scoring", "algorithm.total", "algorithm.advantage", "algorithm.normaliser"),
+    *("run.sinks", "tracking"),
+)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -4,7 +4,7 @@ import argparse
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Literal
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rft_cluster.run.log import Log
     from rft_cluster.run.resume import Start
     from rft_cluster.run.task import Task
+    from rft_cluster.run.tracker import Tracker
 
 AUTO = "--resume=auto"
 Resume = Literal["no", "yes", "auto"]
@@ -110,12 +111,14 @@ def _check(config: Config, start: "Start", planned: bool = False) -> "Task":
     from rft_cluster.run.planned import archive_is_missing, task_before_download
     from rft_cluster.run.preflight import check_disk, check_paths, check_task
     from rft_cluster.run.resume import read_task
+    from rft_cluster.tracking.start import check_tracking
 
     with closing(WeightedRewards(config.rewards, config.scoring, quiet=True)) as rewards:
         model = check_paths(config, config.model.path)
         check_ray_folder(config)
         load_algorithm(config)
         own_sinks(config)
+        check_tracking(config)
         rewards.load()
         task = task_before_download(config) if planned and archive_is_missing(config.data) else read_task(start, config)
         dataset = task.dataset
@@ -152,6 +155,7 @@ def _run(config: Config, task: "Task", start: "Start", log: "Log") -> None:
     from rft_cluster.run.reporting import Reports
     from rft_cluster.run.task import base_model_path
     from rft_cluster.run.thumbnails import keep_thumbnails
+    from rft_cluster.tracking.start import tracked
 
     began = time.monotonic()
     if config.cluster.joins:  # before the small model is built, which takes minutes
@@ -160,8 +164,8 @@ def _run(config: Config, task: "Task", start: "Start", log: "Log") -> None:
     log.write_to(config.run_folder / "log.txt")
     print(f"starting the actors (model ready after {clock(time.monotonic() - began)})", flush=True)
     keep_thumbnails(config.run_folder, task.dataset)
-    with Reports(config.run_folder) as reports:
-        _train_through_losses(config, task, start, model_path, reports.write)
+    with Reports(config.run_folder) as reports, tracked(config, task.dataset) as trackers:
+        _train_through_losses(config, task, start, model_path, reports.write, trackers)
         if task.dataset.test:
             _compare(config, task)
         reports.finish()
@@ -169,7 +173,12 @@ def _run(config: Config, task: "Task", start: "Start", log: "Log") -> None:
 
 
 def _train_through_losses(
-    config: Config, task: "Task", start: "Start", model_path: str, evaluated: Callable[[], None]
+    config: Config,
+    task: "Task",
+    start: "Start",
+    model_path: str,
+    evaluated: Callable[[], None],
+    trackers: Sequence["Tracker"],
 ) -> None:
     """Train to the last step, in as many parts as losses make of it. `evaluated`: called after each evaluation."""
     from rft_cluster.cluster.start import start_cluster
@@ -188,7 +197,7 @@ def _train_through_losses(
                 while True:
                     try:
                         # The folder is opened last: until all actors are ready, it stays unchanged.
-                        run = RunFolder(config, task, step, tiny_model, evaluated)
+                        run = RunFolder(config, task, step, tiny_model, evaluated, trackers)
                         with run.activity.reported(cluster.doing):
                             return train(config, task, cluster, run)
                     except ClusterError as error:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -26,17 +26,10 @@ def draw_evaluation(report: Mapping[str, Any], title: str, path: Path) -> None:
 
 def evaluation_figure(report: Mapping[str, Any], title: str, missing: set[str]) -> "Figure":
     """The figure of `draw_evaluation`. Classes whose names contain `missing` characters are shown by number."""
-    rows, columns = report["confusion"]["rows"], report["confusion"]["columns"]
-    side = 5 + 0.16 * min(len(rows), NAMED_CLASSES)
+    side = _side(report["confusion"])
     figure = _figure(side + 3, side)
     left, right = figure.subplots(1, 2, width_ratios=[3, 1])
-    _draw_confusion(left, np.array(report["confusion"]["counts"]))
-    left.set_title(escaped(title, missing), loc="left", color=INK)
-    if len(rows) <= NAMED_CLASSES:
-        names, legend = drawable(columns, missing)
-        left.set_xticks(range(len(columns)), names, rotation=60, ha="right")
-        left.set_yticks(range(len(rows)), names[: len(rows)])
-        _explain(figure, legend)
+    _explain(figure, _named_confusion(left, report["confusion"], title, missing))
     bars = {
         "strict": report["greedy"]["strict"],
         "vote": report["vote"]["strict"],
@@ -46,6 +39,32 @@ def evaluation_figure(report: Mapping[str, Any], title: str, missing: set[str]) 
     _points(right, list(bars), list(bars.values()))
     right.set_title(f"{report['images']} images", color=INK)
     return figure
+
+
+def draw_confusion(confusion: Mapping[str, Any], title: str, file: BinaryIO) -> None:
+    """Draw a `report.confusion` alone, as a PNG."""
+    with _fonts_for([title, *confusion["columns"]]) as missing:
+        figure = _figure(_side(confusion) + 1, _side(confusion))
+        _explain(figure, _named_confusion(figure.subplots(), confusion, title, missing))
+        figure.savefig(file, format="png", dpi=90, metadata={"Software": None})
+
+
+def _side(confusion: Mapping[str, Any]) -> float:
+    """Inches of a confusion matrix with its names."""
+    return 5 + 0.16 * min(len(confusion["rows"]), NAMED_CLASSES)
+
+
+def _named_confusion(axes: "Axes", confusion: Mapping[str, Any], title: str, missing: set[str]) -> Sequence[str]:
+    """Draw a confusion matrix with the names of its classes. Returns the legend of numbered names."""
+    rows, columns = confusion["rows"], confusion["columns"]
+    _draw_confusion(axes, np.array(confusion["counts"]))
+    axes.set_title(escaped(title, missing), loc="left", color=INK)
+    if len(rows) > NAMED_CLASSES:
+        return []
+    names, legend = drawable(columns, missing)
+    axes.set_xticks(range(len(columns)), names, rotation=60, ha="right")
+    axes.set_yticks(range(len(rows)), names[: len(rows)])
+    return legend
 
 
 def _draw_confusion(axes: "Axes", counts: np.ndarray) -> None:  # [labels, answers]

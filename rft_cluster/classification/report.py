@@ -95,8 +95,7 @@ def report(
     """
     strict = [image.strict for image in judged]
     voted = [vote.label == image.label for image, vote in zip(judged, votes, strict=True)]
-    columns = [*classes, NO_CLASS]
-    counts: Counter[tuple[str, str]] = Counter((image.label, image.predicted or NO_CLASS) for image in judged)
+    counts = _counts(judged)
     failures = [image for image in judged if not image.formatted]
     return {
         "images": len(judged),
@@ -107,8 +106,8 @@ def report(
         },
         "vote": {"strict": rate(voted)},
         "vote_minus_greedy": paired_difference(strict, voted),
-        "classes": [_class_row(label, judged, counts, columns) for label in classes],
-        "confusion": {"rows": list(classes), "columns": columns, "counts": _matrix(classes, columns, counts)},
+        "classes": [_class_row(label, judged, counts, [*classes, NO_CLASS]) for label in classes],
+        "confusion": confusion(judged, classes),
         "format_failures": {
             "count": len(failures),
             "examples": [{"id": image.example_id, "text": image.text} for image in failures[:FAILURES_SHOWN]],
@@ -144,8 +143,16 @@ def _class_row(
     }
 
 
-def _matrix(rows: Sequence[str], columns: Sequence[str], counts: Mapping[tuple[str, str], int]) -> list[list[int]]:
-    return [[counts[row, column] for column in columns] for row in rows]
+def confusion(judged: Sequence[Judged], classes: Sequence[str]) -> dict[str, Any]:
+    """The confusion matrix: {"rows": labels, "columns": answers, "counts": [labels][answers]}."""
+    found, columns = _counts(judged), [*classes, NO_CLASS]
+    counts = [[found[label, answer] for answer in columns] for label in classes]
+    return {"rows": list(classes), "columns": columns, "counts": counts}
+
+
+def _counts(judged: Sequence[Judged]) -> Counter[tuple[str, str]]:
+    """The number of images by (label, answer)."""
+    return Counter((image.label, image.predicted or NO_CLASS) for image in judged)
 
 
 def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:

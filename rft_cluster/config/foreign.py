@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ CAUTIONS: dict[str, tuple[Callable[[Any], bool], str, str]] = {
     "prompt.template": (lambda name: name not in TEMPLATES, "reads the question from a file elsewhere", "think_answer"),
     "cluster.address": (_is_given, "connects there", "null"),
     "cluster.interface": (_is_given, "listens there", "null"),
+    "tracking": (lambda names: "wandb" in names, "sends figures and images to W&B", "[tensorboard]"),
 }
 HONOURED = ("model.path", "data.path", "data.images")
 
@@ -75,8 +77,7 @@ def refuse_unsaid(config: Config, typed: set[str], file: Path) -> None:
     """
     problems = []
     for key, (is_cautioned, does, instead) in CAUTIONS.items():
-        section, name = key.split(".")
-        value = getattr(getattr(config, section), name)
+        value = reduce(getattr, key.split("."), config)
         if key not in typed and is_cautioned(value):
             words = f"{key}={str(value).lower() if value is True else value}"
             problems.append(f"{_typed(words)}  {does}; without it: {key}={instead}")

@@ -131,7 +131,8 @@ def _apply(values: dict[str, Any], override: str) -> str:
     """Apply one `section.key=value` to `values`, and return the key."""
     written, equals, value = override.partition("=")
     key, annotation = _field(written.strip())
-    if not equals or len(key) < 2 or not all(key):
+    alone = len(key) == 1 and get_origin(annotation) is not list  # `tracking` is in no section
+    if not equals or alone or not all(key):
         raise UserError(f"override {override!r} must look like section.key=value, e.g. schedule.steps=10")
     new: Any = Text(value)
     if _takes_yaml(annotation, value):

@@ -324,6 +324,9 @@ class Config(Section):
     sampling: SamplingSection = SamplingSection()
     rewards: dict[str, Weight] = Field(DEFAULT_REWARDS, min_length=1)
     """Weights of reward functions by name: one in `rft_cluster/rewards/`, or a function's dotted path."""
+    tracking: list[Literal["tensorboard", "wandb"]] = Field(["tensorboard"])
+    """Who shows the run: `tensorboard` (`tensorboard --logdir runs`; docs/watching.md), and `wandb`, which sends
+    figures, settings and some images to Weights & Biases. `[]`: nobody. It may change when a run is resumed."""
     scoring: ScoringSection = ScoringSection()
     algorithm: AlgorithmSection = AlgorithmSection()
     optimizer: OptimizerSection = OptimizerSection()

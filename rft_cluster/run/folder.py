@@ -13,6 +13,8 @@ runs/NAME/  config.yaml      the resolved configuration
             rollouts/        step-000012.jsonl: an object a group (see rollouts.py)
             checkpoints/     see checkpoints.py
             journal/         see journal.py
+            tensorboard/     for TensorBoard (see tracking/tensorboard.py)
+            wandb/           what W&B keeps here, if it was asked for
             model/           the trained policy as a Hugging Face folder
             model-best/      the policy with the best validation accuracy
             log.txt          the console output (see log.py)
@@ -44,6 +46,7 @@ from rft_cluster.run.parts import add_part
 from rft_cluster.run.records import append, json_lines, read_rows, split_rows, steps_in
 from rft_cluster.run.rollouts import rollout_rows
 from rft_cluster.run.task import Task
+from rft_cluster.run.tracker import Tracker
 
 CONFIG_END = "# end\n"
 FIGURES = [field.name for field in fields(Evaluation)]
@@ -62,7 +65,7 @@ class RunFolder:
     """Writes a run's records. Opening it moves aside the records of steps that a resumed run will do again.
 
     `first_step`: number of steps already done. `tiny_model`: see `checkpoints.State`. `evaluated`: called after each
-    evaluation.
+    evaluation. `trackers` get every record, too.
     """
 
     def __init__(
@@ -72,12 +75,13 @@ class RunFolder:
         first_step: int = 0,
         tiny_model: str | None = None,
         evaluated: Callable[[], None] = lambda: None,
+        trackers: Sequence[Tracker] = (),
     ) -> None:
         self.path, self.first_step, self.tiny_model = config.run_folder, first_step, tiny_model
         self._config, self.activity = config, Activity(config.run_folder)
         self._evaluated = evaluated
         self._sinks = [metrics_file(self.path / "metrics.jsonl"), console(config.schedule.steps)]
-        self._own_sinks = own_sinks(config)
+        self._own_sinks, self._trackers = own_sinks(config), trackers
         self._reader = AnswerReader(task.dataset.classes, {e.label: e.aliases for e in task.examples if e.aliases})
         (self.path / "rollouts").mkdir(parents=True, exist_ok=True)
         clear_unfinished(self.path)
@@ -90,6 +94,8 @@ class RunFolder:
         if not (self.path / "manifest.json").exists():
             found = manifest(task.dataset, config.data, config.run.seed)
             write_json(self.path / "manifest.json", {"format": FORMAT, **found})
+        for tracker in trackers:
+            tracker.begin(first_step)
 
     def _keep_former(self, config: Config) -> None:
         """Keep the configuration of the steps that are done if another follows: it says what was due in them."""
@@ -130,6 +136,8 @@ class RunFolder:
         shown = chosen(rows, debug.shown, self._config.run.seed, step)
         for line in debug_lines(step, shown, data.images or data.path):
             print(line, flush=True)
+        for tracker in self._trackers:
+            tracker.rollouts(step, rows)
 
     def log_step(self, stats: StepStats) -> None:
         """Record a step's figures by every sink. The user's own get a replayed step once: its figures are the same."""
@@ -138,6 +146,8 @@ class RunFolder:
             stats = replace(stats, replayed=True, tokens_per_second=None)
         for sink in [*self._sinks, *([] if replayed and stats.step in self._told else self._own_sinks)]:
             sink(stats)
+        for tracker in self._trackers:
+            tracker.step(stats)
 
     def evaluation(self, step: int, split: str) -> Evaluation | None:
         """The recorded evaluation of this step, if the run was stopped after it; else None."""
@@ -151,6 +161,8 @@ class RunFolder:
         judged = [judge(group, self._reader) for group in groups]
         write_answers(self.path, evaluation.step, evaluation.split, judged)
         append(self.path / "eval.jsonl", asdict(evaluation))
+        for tracker in self._trackers:
+            tracker.evaluation(evaluation, judged)
         low, high = evaluation.interval
         print(
             f"{evaluation.split} accuracy {100 * evaluation.accuracy_strict:.1f} % (95 % interval {100 * low:.1f} to "

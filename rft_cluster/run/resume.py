@@ -26,14 +26,14 @@ from rft_cluster.run.task import Task, prepare
 # These keys do not change what a step computes, so they may differ when a run is resumed. The data may have moved: the
 # manifest has the hash of each image.
 MAY_CHANGE = {
-    *("cluster", "generators", "learners", "scoring", "debug", "run.name", "run.folder", "run.sinks"),
+    *("cluster", "generators", "learners", "scoring", "debug", "run.name", "run.folder", "run.sinks", "tracking"),
     *("data.path", "data.images", "data.held_out", "data.download", "data.manifest"),
     *(f"schedule.{key}" for key in ("steps", "evaluate_every", "save_every", "save_minutes", "keep_checkpoints")),
     "schedule.stop_when_stuck",
 }
 # A folder with any of these is the folder of a run. (Evaluations of the untouched model may be there before.)
 RECORDS = ("config.yaml", "metrics.jsonl", "eval.jsonl", "checkpoints", "model")
-FOLDERS = ("checkpoints", "model", "model-best", "rollouts", "evaluations", "journal")
+FOLDERS = ("checkpoints", "model", "model-best", "rollouts", "evaluations", "journal", "tensorboard", "wandb")
 FILES = ("config.yaml", "manifest.json", "metrics.jsonl", "eval.jsonl", "log.txt", ACTIVITY_FILE, LOCK_FILE)
 
 
@@ -196,7 +196,13 @@ def _check_unchanged(folder: Path, saved: Config, config: Config) -> None:
 def _flat(config: Config) -> dict[str, Any]:
     """`section.key` -> value."""
     sections = config.model_dump(mode="json")
-    return {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
+    lists = {key: value for key, value in sections.items() if not isinstance(value, dict)}
+    return lists | {
+        f"{section}.{key}": value
+        for section, values in sections.items()
+        if section not in lists
+        for key, value in values.items()
+    }
 
 
 def _may_change(key: str) -> bool:

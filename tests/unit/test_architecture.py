@@ -19,6 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "train": {"data", "prompts", "algorithm", "rewards", "classification", "run", "cluster"},
     "plan": {"cluster", "run", "model"},
     "report": {"run", "classification", "data", "prompts"},
+    "tracking": {"run", "classification", "data"},
     "cluster": {"generator", "learner", "rewards", "weights", "model"},
     "run": {"data", "prompts", "algorithm", "classification", "model"},
     "classification": {"data", "prompts", "rewards"},

@@ -33,6 +33,7 @@ HOSTILE = {
     "prompt.template": "../secret.txt",
     "cluster.address": "203.0.113.7:6379",
     "cluster.interface": "eth0",
+    "tracking": ["tensorboard", "wandb"],
     "rewards.canary:steal": 0.5,
 }
 TEMPLATES = ["../secret.txt", "/etc/passwd", "./think_answer", "prompts/../../x.txt", "secret", "think_answer.txt", ""]
@@ -41,7 +42,10 @@ TEMPLATES = ["../secret.txt", "/etc/passwd", "./think_answer", "prompts/../../x.
 def with_key(key: str, value: Any) -> dict[str, Any]:
     config: dict[str, Any] = {name: dict(section) for name, section in SAFE.items()}
     section, _, name = key.partition(".")
-    config.setdefault(section, {})[name] = value
+    if name:
+        config.setdefault(section, {})[name] = value
+    else:
+        config[section] = value
     if key == "data.held_out":
         config["data"]["source"] = "huggingface"
     return config
@@ -79,8 +83,9 @@ def test_what_a_run_says_alone_is_refused_and_the_cure_works(tmp_path, key):
     line = message.splitlines()[-1]
     (said,) = shlex.split(line.split("  ")[1])
     section, _, name = key.partition(".")
-    trusted = getattr(load_config(str(file), [said]), section)
-    value = trusted[name] if isinstance(trusted, dict) else getattr(trusted, name)
+    value = getattr(load_config(str(file), [said]), section)
+    if name:
+        value = value[name] if isinstance(value, dict) else getattr(value, name)
     assert value == (Path(HOSTILE[key]) if isinstance(value, Path) else HOSTILE[key])
     if without := re.search(r"; without it: (\S+)$", line):
         assert load_config(str(file), [without.group(1)])
