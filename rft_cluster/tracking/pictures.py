@@ -18,14 +18,15 @@ from rft_cluster.data.images import open_image
 WIDTH, IMAGE, LINE, MARGIN = 900, 176, 18, 8  # pixels
 LETTERS = 96  # of a completion; of a longer one the beginning and the end, where the answer is
 BEGINNING = 30
+KEYS = ("completions", "rewards", "advantages")  # of a row, an entry a completion
 MOST_LINES = 16  # completions drawn of a group
 PAPER, INK, FAINT, GOOD, BAD = "#ffffff", "#22313f", "#6b7780", "#11702f", "#a3271c"
 
 
 def draw_group(image: bytes | None, row: Mapping[str, Any]) -> bytes:
-    """A group as a PNG. `row`: of `rollouts/`. `image`: encoded; None if it is not at hand.
+    """A group as a PNG: reward, advantage and text of each completion, green if the policy is to write more like it.
 
-    Green is a reward above the mean of the group, red one below.
+    `row`: of `rollouts/`. `image`: encoded; None if it is not at hand.
     """
     lines = _lines(row)
     sheet = Image.new("RGB", (WIDTH, max(IMAGE, LINE * (len(lines) + 1)) + 2 * MARGIN), PAPER)
@@ -45,17 +46,18 @@ def draw_group(image: bytes | None, row: Mapping[str, Any]) -> bytes:
 
 def _lines(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The text and colour of each completion's line."""
-    totals = [reward["total"] for reward in row["rewards"]]
-    known = [total for total in totals if total is not None]
-    mean = sum(known) / max(1, len(known))
-    more = len(totals) - MOST_LINES
-    drawn = MOST_LINES - 1 if more > 0 else len(totals)
+    more = len(row["completions"]) - MOST_LINES
+    drawn = MOST_LINES - 1 if more > 0 else MOST_LINES
     lines = []
-    for total, completion in zip(totals[:drawn], row["completions"][:drawn], strict=True):
-        shown = "masked" if total is None else f"{total:6.2f}"
-        colour = FAINT if total is None or total == mean else GOOD if total > mean else BAD
-        lines.append((f"{shown}  {shortened(printable(completion))}", colour))
+    for completion, reward, advantage in zip(*(row[key][:drawn] for key in KEYS), strict=True):
+        colour = GOOD if advantage and advantage > 0 else BAD if advantage else FAINT
+        lines.append((f"{worth(reward['total'], advantage)}   {shortened(printable(completion))}", colour))
     return [*lines, (f"and {more + 1} more", FAINT)] if more > 0 else lines
+
+
+def worth(total: float | None, advantage: float | None) -> str:
+    """A completion's reward and advantage; it has neither if it is masked."""
+    return "masked" if total is None or advantage is None else f"{total:.2f} {advantage:+.2f}"
 
 
 def shortened(text: str) -> str:

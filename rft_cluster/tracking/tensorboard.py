@@ -17,6 +17,7 @@ from rft_cluster.common.files import write_bytes
 from rft_cluster.common.text import printable
 from rft_cluster.run.metrics import StepStats
 from rft_cluster.tracking.figures import Shown, evaluation_curves, step_curves
+from rft_cluster.tracking.pictures import KEYS, worth
 
 FOLDER = "tensorboard"
 NAME = "events.out.tfevents."  # by which TensorBoard knows its files; the rest orders them
@@ -119,16 +120,13 @@ def events_in(file: Path) -> Iterator[tuple[int, bytes]]:
 
 def completions_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The completions of groups as a table in Markdown, with every text literal."""
-    head = "| image | label | reward | completion |\n|---|---|---|---|\n"
+    head = "| image | label | reward, advantage | completion | why |\n|---|---|---|---|---|\n"
     return head + "".join(
-        f"| {literal(row['example_id'])} | {literal(row['label'])} | {_total(reward['total'])} | {literal(text)} |\n"
+        f"| {literal(row['example_id'])} | {literal(row['label'])} | {literal(worth(reward['total'], advantage))} "
+        f"| {literal(text)} | {literal(why)} |\n"
         for row in rows
-        for text, reward in zip(row["completions"], row["rewards"], strict=True)
+        for text, reward, advantage, why in zip(*(row[key] for key in (*KEYS, "why")), strict=True)
     )
-
-
-def _total(total: float | None) -> str:
-    return "masked" if total is None else f"{total:.2f}"
 
 
 def literal(text: str) -> str:

@@ -8,7 +8,7 @@ from rft_cluster.run.folder import RunFolder
 from rft_cluster.tracking import background
 from rft_cluster.tracking.background import Background
 from tests.unit.run.begun import TASK, config
-from tests.unit.run.steps import GROUPS, REWARDS, stats
+from tests.unit.run.steps import ADVANTAGES, GROUPS, REWARDS, stats
 
 
 class Listener:
@@ -44,7 +44,7 @@ class Listener:
 def a_run(folder: Path, tracker: Background) -> None:
     run = RunFolder(config(folder), TASK, 0, trackers=[tracker])
     run.log_evaluation(Evaluation(0, "test", 0.25, 0.3, 0.5, 2, (0.1, 0.4)), GROUPS)
-    run.log_rollouts(1, GROUPS, REWARDS)
+    run.log_rollouts(1, GROUPS, REWARDS, ADVANTAGES, None)
     run.log_step(stats(1))
     RunFolder(config(folder), TASK, 1, trackers=[tracker]).log_step(stats(2))
 

@@ -32,6 +32,8 @@ ROWS = [
         "label": label,
         "completions": ["<answer>rose</answer>", "?"],
         "rewards": [{"total": 2.0}, {"total": None}],
+        "advantages": [0.7, None],
+        "why": ["answered 'rose'; format ok", "masked: judge failed"],
     }
     for example_id, label in (("a", "rose"), ("b", "tulip"))
 ]
@@ -98,7 +100,7 @@ def test_images_are_there_with_their_completions_and_the_confusion_matrix(tmp_pa
     assert drawn[4].getpixel((20, 20)) == (255, 255, 0), "the yellow image, tulip"
     assert np.array(images(found, "test/confusion")[0].convert("L")).std() > 10
     (text,) = make_ndarray(found.Tensors("rollouts")[-1].tensor_proto)
-    assert "tulip" in text.decode() and "masked" in text.decode()
+    assert "tulip" in text.decode() and "masked" in text.decode() and "2&#46;00 &#43;0&#46;70" in text.decode()
 
 
 def test_a_resumed_run_has_every_step_once_with_the_figures_of_the_later_part(tmp_path):
@@ -143,9 +145,10 @@ HOSTILE = [
 @pytest.mark.parametrize("text", HOSTILE)
 def test_text_of_models_and_labels_stays_text_in_the_page_of_tensorboard(text):
     row = {"example_id": text, "label": text, "completions": [text], "rewards": [{"total": 1.0}]}
+    row |= {"advantages": [0.5], "why": [text]}
     page = markdown_to_safe_html(completions_table([row]))
     assert set(re.findall(r"</?(\w+)", page)) == {"table", "thead", "tbody", "tr", "th", "td"}
-    assert page.count("<td>") == 4
+    assert page.count("<td>") == 5
     assert not re.search(r"[\x1b\u202e]", page)
 
 
