@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,14 +41,23 @@ def logged_records(log: bytes) -> Iterator[bytes]:
             whole = b""
 
 
-def rows(run: Path) -> list[tuple[int, dict[str, Any]]]:
-    """(step, figures) of a run's history, of all its parts in order. Of a nested value the path is joined by dots."""
+def records(file: Path) -> list[Any]:
+    """The records of a whole `.wandb` file. W&B's process may still be writing when its `finish` has returned."""
     from wandb.proto.wandb_internal_pb2 import Record
 
+    for _ in range(500):
+        found = [Record.FromString(data) for data in logged_records(file.read_bytes())]
+        if found and found[-1].WhichOneof("record_type") == "exit":
+            return found
+        time.sleep(0.01)
+    raise AssertionError(f"{file} has no end")
+
+
+def rows(run: Path) -> list[tuple[int, dict[str, Any]]]:
+    """(step, figures) of a run's history, of all its parts in order. Of a nested value the path is joined by dots."""
     found = []
     for file in sorted(run.glob("wandb/offline-run-*/*.wandb")):
-        for data in logged_records(file.read_bytes()):
-            record = Record.FromString(data)
+        for record in records(file):
             if record.WhichOneof("record_type") == "history":
                 items = record.history.item
                 figures = {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
