@@ -4,6 +4,7 @@
 #   make test    lint, types, unit and integration tests
 #   make unit    the unit tests alone
 #   make slow    tests that take a quarter of an hour more: runs that are stopped, a run over three hosts, vLLM's server
+#   make slow-slurm   a run over two hosts of a real Slurm, preempted: root, Debian, five minutes
 #   make faults  everything that may be lost is lost, in real runs: the table of docs/faults.md, half an hour
 #   make long    the same kinds of stops at more moments, half an hour
 #   make bench   all benchmarks, an hour on a quiet machine; EXTRAS=cpu,dev,bench brings TRL (docs/performance.md)
@@ -29,7 +30,7 @@ OPENMP = $$(ls $(CURDIR)/.venv/lib/libiomp5.so 2>/dev/null)
 # Bytecode is kept, or each process of a test would compile the package anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test unit slow long faults gpu-test lint setup lock bare-test clean $(BENCHMARKS) bench bench-report
+.PHONY: demo test unit slow slow-slurm long faults gpu-test lint setup lock bare-test clean $(BENCHMARKS) bench bench-report
 .DEFAULT_GOAL := help
 
 help:
@@ -55,6 +56,9 @@ unit: setup
 
 slow: setup
 	LD_PRELOAD=$(OPENMP) $(BIN)/python -m pytest tests/integration tests/faults -m "slow and not long"
+
+slow-slurm: setup
+	LD_PRELOAD=$(OPENMP) $(BIN)/python -m pytest tests/slurm -m slow -rP
 
 long: setup
 	LD_PRELOAD=$(OPENMP) $(BIN)/python -m pytest tests/integration tests/faults -m long
