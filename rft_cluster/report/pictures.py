@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rft_cluster.common.errors import UserError
-from rft_cluster.config import Config, load_run_config
+from rft_cluster.config import load_run_config
 from rft_cluster.data import load_dataset
 from rft_cluster.run.history import History
 from rft_cluster.run.thumbnails import read_thumbnails, thumbnails, wanted
 
-# All but the data set: what else a configuration says needs no confirmation here.
-UNUSED = (*(name for name in Config.model_fields if name not in ("run", "data")), "run.sinks", "data.manifest")
+# What a page does not use, and what would have to be confirmed: it runs code, or connects.
+UNUSED = ("rewards", "scoring", "algorithm", "prompt", "run.sinks", "data.manifest", "cluster.address",
+          "cluster.interface", "model.trust_remote_code")  # fmt: skip
 
 
 def find_pictures(history: History, overrides: Sequence[str], from_data: bool) -> tuple[dict[str, bytes], str]:

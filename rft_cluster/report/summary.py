@@ -73,7 +73,7 @@ def sentence(history: History) -> str:
     if history.baselines and final and history.manifest and final[-1]["step"] == history.last:
         images, small = len(history.manifest["splits"]["train"]), history.config.get("model", {}).get("path") == "tiny"
         said = verdict(final[-1]["accuracy_strict"], tuple(final[-1]["interval"]), history.baselines, images, small)
-        said = said.removeprefix("verdict: ")
+        said = said.removeprefix("verdict: ").replace("1-nearest", "1\u2011nearest")  # no line ends there
         return said[0].upper() + said[1:] + "."
     return {
         "in progress": "The run is in progress: the test images and the baselines are measured at its end.",
