@@ -34,7 +34,7 @@ def hostile(browser, tmp_path_factory):
 
 
 def visible(browser) -> str:
-    return browser.run("document.body.innerText")
+    return browser.run("document.querySelector('main').textContent")  # off the screen, too
 
 
 def test_nothing_of_a_stranger_s_runs_and_nothing_is_loaded(hostile):
@@ -118,7 +118,7 @@ def test_a_table_for_spreadsheets_has_no_formula(browser, tmp_path):
     lines = browser.run("window.saved.text()").splitlines()
     assert lines[0].startswith("step,image,label,answer,reward,format,accuracy,advantage")
     assert len(lines) == 1 + 8
-    assert browser.run("window.saved.text()").count(',"<think>=HYPERLINK') == 8
+    assert browser.run("window.saved.text()").count("'=HYPERLINK") >= 8, "the labels"
     cells = [cell for line in lines[1:] for cell in line.split(",")]
     assert not [cell for cell in cells if cell.lstrip('"').startswith(("=", "@"))]
 

@@ -22,7 +22,7 @@ ADVANTAGES = [[0.5, -0.5], [0.0, 0.0]]
 
 
 def dataset(words: str) -> FewShotDataset:
-    labels = [f"{name} {words}".strip() for name in ("rose", "tulip")]
+    labels = [f"{words} {name}".strip() for name in ("rose", "tulip")]
     images = [
         LabelledImage(f"{colour} {words}".strip(), picture(colour), labels[i % 2]) for i, colour in enumerate(COLOURS)
     ]
