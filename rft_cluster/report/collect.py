@@ -15,6 +15,7 @@ from rft_cluster.prompts import render_template
 from rft_cluster.report import evaluations, summary
 from rft_cluster.report.charts import curves
 from rft_cluster.report.completions import read_columns, steps_that_fit
+from rft_cluster.report.hints import hints
 from rft_cluster.run.history import History
 from rft_cluster.run.ledger import Ledger
 from rft_cluster.run.parts import FILE as PARTS
@@ -89,7 +90,7 @@ def _head(history: History, manifest: Mapping[str, Any]) -> dict[str, Any]:
         "model": history.config.get("model", {}).get("path", "unknown model"),
         "accuracies": summary.accuracies(history, classes),
         "verdict": summary.sentence(history),
-        "hints": [],
+        "hints": hints(history),
     }
 
 
