@@ -320,7 +320,7 @@ IDLE = {
     "generate": (
         0.75,
         "the learners are",
-        "More generators.count, or schedule.max_staleness=1. A slow reward of your own may be the cause (docs/rewards.md)",
+        "More generators.count, or schedule.max_staleness=1. Or a reward of your own is slow (docs/rewards.md)",
     ),
     "learn": (0.75, "the generators are", "More learners.count, or larger learners.micro_batch_tokens"),
     "transfer": (0.25, "all actors are", "Put generators and learners on one host, or see docs/performance.md"),
