@@ -141,7 +141,7 @@ class EmulatedLearner:
         return LearnerStats(tokens=sum(lengths))
 
     def offer_weights(self, generator_ranks: int) -> WeightOffer:
-        return WeightOffer({}, {})
+        return WeightOffer({}, {}, 0)
 
     def connect_weights(self, forward: Any) -> None:
         pass

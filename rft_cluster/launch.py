@@ -4,7 +4,7 @@ import argparse
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Literal
 
@@ -165,7 +165,7 @@ def _run(config: Config, task: "Task", start: "Start", log: "Log") -> None:
     print(f"starting the actors (model ready after {clock(time.monotonic() - began)})", flush=True)
     keep_thumbnails(config.run_folder, task.dataset)
     with Reports(config.run_folder) as reports, tracked(config, task.dataset) as trackers:
-        _train_through_losses(config, task, start, model_path, reports.write, trackers)
+        _train_through_losses(config, task, start, model_path, [reports, *trackers])
         if task.dataset.test:
             _compare(config, task)
         reports.finish()
@@ -173,14 +173,10 @@ def _run(config: Config, task: "Task", start: "Start", log: "Log") -> None:
 
 
 def _train_through_losses(
-    config: Config,
-    task: "Task",
-    start: "Start",
-    model_path: str,
-    evaluated: Callable[[], None],
-    trackers: Sequence["Tracker"],
+    config: Config, task: "Task", start: "Start", model_path: str, trackers: Sequence["Tracker"]
 ) -> None:
-    """Train to the last step, in as many parts as losses make of it. `evaluated`: called after each evaluation."""
+    """Train to the last step, in as many parts as losses make of it."""
+    from rft_cluster.cluster.metrics import RunMetrics
     from rft_cluster.cluster.start import start_cluster
     from rft_cluster.run.checkpoints import newest_step
     from rft_cluster.run.folder import RunFolder
@@ -189,15 +185,19 @@ def _train_through_losses(
     from rft_cluster.train import train
 
     restarts, tiny_model = Restarts(config), tiny_model_of(config, model_path)
+    metrics = RunMetrics(config.run.name, restarts.lost)
     lost = False
     while True:
         try:
-            with start_cluster(config, model_path, task.dataset.images, restarts.again) as cluster:
+            with (
+                start_cluster(config, model_path, task.dataset.images, restarts.again) as cluster,
+                metrics.exported(cluster),
+            ):
                 step = _restore(cluster, start)
                 while True:
                     try:
                         # The folder is opened last: until all actors are ready, it stays unchanged.
-                        run = RunFolder(config, task, step, tiny_model, evaluated, trackers)
+                        run = RunFolder(config, task, step, tiny_model, [metrics, *trackers])
                         with run.activity.reported(cluster.doing):
                             return train(config, task, cluster, run)
                     except ClusterError as error:

@@ -85,10 +85,10 @@ def _evaluate(cluster: Cluster, config: Config, task: Task, split: str, step: in
     """Evaluate greedy answers of the current policy, unless a stopped run has already recorded this evaluation."""
     evaluation = run.evaluation(step, split)
     if evaluation is None:
-        run.activity.begin(step, "evaluate")
         prompts = make_prompts(task.dataset.splits[split], task.text, split, step, config.run.seed)
         greedy = Sampling(1, 0.0, config.sampling.max_tokens)
-        groups = cluster.generators.generate(prompts, greedy, version=step)
+        with run.stopwatch(step)("evaluate"):
+            groups = cluster.generators.generate(prompts, greedy, version=step)
         evaluation = summarise(step, split, groups)
         run.log_evaluation(evaluation, groups)
     return evaluation

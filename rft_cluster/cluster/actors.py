@@ -86,7 +86,7 @@ class Actors:
         return {
             name: ray.remote(concurrency_groups={WEIGHTS: WEIGHT_THREADS})(Generator)
             .options(max_concurrency=calls, **self._options(name, generators, own))
-            .remote(options, self._images, config.cluster.interface)
+            .remote(options, self._images, config.cluster.interface, {"run": config.run.name, "generator": name})
             for name in names
         }
 

@@ -227,6 +227,12 @@ class Generators(ActorGroup):
         return self.start(prompts, sampling, version).wait()[0]
 
     @property
+    def waiting(self) -> int:
+        """Number of prompts that wait for a generator."""
+        with self._lock:
+            return sum(rollout.left for rollout in self._waiting)
+
+    @property
     def busy(self) -> list[str]:
         """The generators with calls in flight."""
         with self._lock:

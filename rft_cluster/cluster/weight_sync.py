@@ -17,6 +17,7 @@ it: whoever waits for completions does, after their dispatch. Otherwise prompts 
 actor.
 """
 
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -58,6 +59,8 @@ class WeightSync:
         self._verification: _Verification | None = None
         self.held: dict[str, int] = {}
         """The version that each generator was last verified to hold, by the actor's name."""
+        self.updates, self.seconds, self.bytes = 0, 0.0, 0
+        """Of all calls of `publish`: number, seconds without a verification, bytes that the generators received."""
 
     def connect(self, addresses: Mapping[str, str]) -> None:
         """Connect both ends. `addresses`: actor's name -> its host's address; the caller keeps them current."""
@@ -69,7 +72,7 @@ class WeightSync:
         self._elsewhere = [self._addresses[name] != sender for name in self._generators.names]
         count = len(self._generators)
         offer = self._learners.call_all("offer_weights", count * self._tensor_parallel)[0]
-        self._update = offer.update
+        self._update, self._nbytes = offer.update, offer.nbytes
         infos = [offer.init] * count
         if self._transfer == "nccl":
             infos = nccl_init_infos(offer.init, [self._tensor_parallel] * count)
@@ -131,6 +134,7 @@ class WeightSync:
         if not self._connected:
             self._connect()
         learners, generators = self._learners, self._generators
+        began = time.monotonic()
         match self._transfer:
             case "shared_memory":
                 learners.call_all("publish_weights")
@@ -144,6 +148,9 @@ class WeightSync:
                 learners.call_all("publish_weights")
                 generators.call_all("finish_weight_update", version)
         self._published = version
+        self.updates += 1
+        self.seconds += time.monotonic() - began
+        self.bytes += self._nbytes * len(generators)
 
     def doing(self) -> dict[str, str]:
         """What each generator is doing with weights; see `ActorGroup.doing`."""

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from rft_cluster.common.errors import StaleGenerator, WeightTransferError
+from rft_cluster.generator.engine_stats import EngineStats
 from rft_cluster.generator.engine_thread import Batch, EngineThread, Result
 from rft_cluster.generator.vllm_options import EngineOptions, load_engine, sampling_params
 from rft_cluster.generator.weight_state import WeightState
@@ -31,6 +32,7 @@ class Generator:
         self._timeout = options.timeout
         self._weights = WeightState(self._timeout)
         self._thread = EngineThread(self._weights)
+        self.stats = EngineStats()
         self._in_process = options.hardware.device == "cpu"  # on CPUs the engine's only worker is in this process
         self._on_thread(lambda: self._start(options))
 
@@ -162,6 +164,7 @@ class Generator:
         self._encoder = PromptEncoder(options.path, model.min_pixels, model.max_pixels, model.trust_remote_code)
         self._llm = load_engine(options, self._encoder.image_limits())
         self._thread.engine = self._llm.llm_engine
+        self._engine.logger_manager = self.stats
 
     def _submit(self, batch: Batch, sampling: Sampling) -> bool:
         """Submit a batch to the engine. Returns False, and does nothing, during a weight update."""

@@ -141,7 +141,7 @@ def load_engine(options: EngineOptions, image_limits: dict[str, Any]) -> Any:
             generation_config="vllm",
             weight_transfer_config={"backend": receivers.ENGINES[devices.transfer]},
             trust_remote_code=options.model.trust_remote_code,
-            disable_log_stats=True,
+            disable_log_stats=False,  # for EngineStats
             **by_device,
         )
     # Hide a message at every prompt about the number of threads. Set here because the engine's start resets log levels.

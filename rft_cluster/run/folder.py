@@ -24,7 +24,7 @@ runs/NAME/  config.yaml      the resolved configuration
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from itertools import chain, count
 from pathlib import Path
@@ -41,7 +41,7 @@ from rft_cluster.run.answers import evaluated_step, write_answers
 from rft_cluster.run.checkpoints import clear_unfinished
 from rft_cluster.run.debug import chosen, debug_lines
 from rft_cluster.run.journal import Journal
-from rft_cluster.run.metrics import StepStats, Stopwatch, console, metrics_file, own_sinks
+from rft_cluster.run.metrics import OTHER, StepStats, Stopwatch, console, metrics_file, own_sinks
 from rft_cluster.run.parts import add_part
 from rft_cluster.run.records import append, json_lines, read_rows, split_rows, steps_in
 from rft_cluster.run.rollouts import rollout_rows
@@ -64,8 +64,8 @@ def _record(config: Config) -> str:
 class RunFolder:
     """Writes a run's records. Opening it moves aside the records of steps that a resumed run will do again.
 
-    `first_step`: number of steps already done. `tiny_model`: see `checkpoints.State`. `evaluated`: called after each
-    evaluation. `trackers` get every record, too.
+    `first_step`: number of steps already done. `tiny_model`: see `checkpoints.State`. `trackers` get every record,
+    too.
     """
 
     def __init__(
@@ -74,12 +74,10 @@ class RunFolder:
         task: Task,
         first_step: int = 0,
         tiny_model: str | None = None,
-        evaluated: Callable[[], None] = lambda: None,
         trackers: Sequence[Tracker] = (),
     ) -> None:
         self.path, self.first_step, self.tiny_model = config.run_folder, first_step, tiny_model
         self._config, self.activity = config, Activity(config.run_folder)
-        self._evaluated = evaluated
         self._sinks = [metrics_file(self.path / "metrics.jsonl"), console(config.schedule.steps)]
         self._own_sinks, self._trackers = own_sinks(config), trackers
         self._reader = AnswerReader(task.dataset.classes, {e.label: e.aliases for e in task.examples if e.aliases})
@@ -119,7 +117,14 @@ class RunFolder:
 
     def stopwatch(self, step: int) -> Stopwatch:
         """For the stages of a step, which are told to whoever watches."""
-        return Stopwatch(lambda stage: self.activity.begin(step, stage))
+
+        def begin(stage: str) -> None:
+            if stage != OTHER:
+                self.activity.begin(step, stage)
+            for tracker in self._trackers:
+                tracker.phase(stage)
+
+        return Stopwatch(begin)
 
     def log_rollouts(
         self,
@@ -170,7 +175,6 @@ class RunFolder:
             f"format {100 * evaluation.format_rate:.1f} %, after {evaluation.step} steps",
             flush=True,
         )
-        self._evaluated()
 
 
 def _free(path: Path) -> Path:

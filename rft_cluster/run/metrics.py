@@ -47,6 +47,8 @@ class StepStats:
     """Completions for which the reward NAME failed."""
     live_groups: Annotated[float, "share of groups"]
     """Groups with an advantage that is not 0: only these teach."""
+    skipped_groups: Annotated[int, "groups"]
+    """The other groups: nothing is learned from them."""
     logprob_gap: Annotated[float | None, "nats a token"]
     """Log-prob gap: |learner's log-probability - generator's|, mean over trained tokens, as are the next four."""
     kl: Annotated[float | None, "nats a token"]
@@ -106,20 +108,26 @@ KEYS = {"reward_parts": "reward", "failures": "reward_failures"}  # keys that di
 Sink = Callable[[StepStats], None]
 
 
+OTHER = "other"
+"""The phase between stages."""
+
+
 class Stopwatch:
-    """Seconds spent in named stages of a step."""
+    """Seconds spent in named stages of a step. `begin`: called with the phase that begins, a stage or `OTHER`."""
 
     def __init__(self, begin: Callable[[str], None]) -> None:
-        """`begin`: gets the name of each stage that begins."""
-        self._begin = begin
         self.seconds: dict[str, float] = {}
+        self._begin = begin
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         self._begin(stage)
         start = time.monotonic()
-        yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - start
+        try:
+            yield
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - start
+        finally:
+            self._begin(OTHER)
 
 
 def version_spans(completion: Completion) -> tuple[tuple[int, int], ...]:
@@ -149,6 +157,7 @@ def step_stats(
         reward_failures=len(every) - len(valid),
         failures=Counter(name for reward in every for name in reward.failures),
         live_groups=fmean(any(group) for group in advantages),
+        skipped_groups=sum(not any(group) for group in advantages),
         **_learner_figures(learned),
         completion_tokens=tokens / len(completions),
         cut_short=fmean(completion.finish_reason == "length" for completion in completions),

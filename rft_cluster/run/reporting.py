@@ -7,11 +7,14 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from rft_cluster.classification.report import Evaluation, Judged
 from rft_cluster.common.text import shown
+from rft_cluster.run.tracker import Tracker
 
 FILE = "report.html"
 COMMAND = (sys.executable, "-m", "rft_cluster.report", "--quick", "--")
@@ -19,11 +22,11 @@ LAST_WITHIN = 120.0  # seconds: for the last report the run waits so long
 ENDED_WITHIN = 5.0  # seconds: that one gets when a run is stopped, before it is killed
 
 
-class Reports:
+class Reports(Tracker):
     """The reports of a run: a context, at whose end no process is left.
 
     with Reports(run) as reports:
-        ...                  # reports.write() at each evaluation
+        ...                  # with reports among the trackers: one at each evaluation
         reports.finish()
     """
 
@@ -39,7 +42,7 @@ class Reports:
     ) -> None:
         self._end()
 
-    def write(self) -> None:
+    def evaluation(self, evaluation: Evaluation, judged: Sequence[Judged]) -> None:
         """Begin a report, unless one is being written. Returns at once."""
         if self._process is None or self._process.poll() is not None:
             self._start()

@@ -14,7 +14,7 @@ MOST_WAITING = 1000  # records; more means that a tracker hangs, e.g. for want o
 CLOSE_SECONDS = 10.0  # that the end of a run waits for a tracker
 
 
-class Background:
+class Background(Tracker):
     """A `Tracker` that passes everything on to another one, in a thread. Its methods return at once and raise nothing.
 
     A tracker that fails, or falls `MOST_WAITING` records behind, is given up with one line. The run goes on.

@@ -16,6 +16,7 @@ from rft_cluster.classification.report import Evaluation, Judged
 from rft_cluster.common.files import write_bytes
 from rft_cluster.common.text import printable
 from rft_cluster.run.metrics import StepStats
+from rft_cluster.run.tracker import Tracker
 from rft_cluster.tracking.figures import Shown, evaluation_curves, step_curves
 from rft_cluster.tracking.pictures import KEYS, worth
 
@@ -24,7 +25,7 @@ NAME = "events.out.tfevents."  # by which TensorBoard knows its files; the rest 
 VERSION = "brain.Event:2"  # the first event's; without it TensorBoard takes the file for one of an old format
 
 
-class TensorBoard:
+class TensorBoard(Tracker):
     """A `Tracker` that writes event files."""
 
     def __init__(self, run: Path, shown: Shown) -> None:

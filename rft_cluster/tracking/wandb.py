@@ -18,6 +18,7 @@ from rft_cluster.common.errors import UserError
 from rft_cluster.common.files import json_object, write_json
 from rft_cluster.config import Config
 from rft_cluster.run.metrics import StepStats
+from rft_cluster.run.tracker import Tracker
 from rft_cluster.tracking.figures import Shown, evaluation_curves, step_curves
 
 PROJECT = "rft_cluster"  # unless WANDB_PROJECT says otherwise
@@ -46,7 +47,7 @@ def _in_netrc(server: str) -> bool:
         return False
 
 
-class WandB:
+class WandB(Tracker):
     """A `Tracker` that logs to a run of W&B. One run of ours is one run of theirs, also when it resumes."""
 
     def __init__(self, config: Config, shown: Shown) -> None:

@@ -23,11 +23,12 @@ class WeightOffer:
     """The arguments for the generators' end.
 
     `init` is for vLLM's `init_weight_transfer_engine`, once. `update` is for `update_weights`, with each update; it is
-    None if the sender makes it while it sends.
+    None if the sender makes it while it sends. `nbytes`: of the weights, as sent to one engine.
     """
 
     init: dict[str, Any]
     update: dict[str, Any] | None
+    nbytes: int
 
 
 class WeightSender(Protocol):

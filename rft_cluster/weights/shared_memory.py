@@ -58,7 +58,7 @@ class SharedMemorySender:
             path = [f"/proc/{os.getpid()}/fd/{self._file}"]
         dist.broadcast_object_list(path, src=0)
         assert path[0] is not None
-        self._offer = WeightOffer(asdict(layout), {"path": path[0], "nbytes": layout.nbytes})
+        self._offer = WeightOffer(asdict(layout), {"path": path[0], "nbytes": layout.nbytes}, source.nbytes)
         self._writes = one_host or rank == 0
         self._tensors: dict[str, Tensor] = {}  # flat views into the memory
         self._runs: dict[str, tuple[Tensor, int]] = {}  # this rank's part of each, and the index of its first element

@@ -52,6 +52,10 @@ class PolicyWeights:
     def metadata(self) -> list[TensorInfo]:
         return [TensorInfo(name, WIRE_DTYPE, tuple(p.shape)) for name, (p, _) in self._parameters.items()]
 
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.metadata())
+
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         self._digests = {}
         for (name, (parameter, _)), (_, rows, start) in zip(self._parameters.items(), self.local_rows(), strict=True):

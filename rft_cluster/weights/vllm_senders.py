@@ -72,7 +72,7 @@ class NCCLSender:
             dtype_names=[str(tensor.dtype).removeprefix("torch.") for tensor in tensors],
             shapes=[list(tensor.shape) for tensor in tensors],
         )
-        return WeightOffer(nccl_common.worker_init_payload(init), asdict(update))
+        return WeightOffer(nccl_common.worker_init_payload(init), asdict(update), self._source.nbytes)
 
     def connect(self, forward: Forward | None) -> None:
         from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
@@ -100,7 +100,7 @@ class IPCSender:
         self._source = source
 
     def offer(self, generator_ranks: int) -> WeightOffer:
-        return WeightOffer({"packed": True}, None)
+        return WeightOffer({"packed": True}, None, self._source.nbytes)
 
     def connect(self, forward: Forward | None) -> None:
         from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory

@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "watch": {"run"},
     "report": {"run", "classification", "data", "prompts"},
     "tracking": {"run", "classification", "data"},
-    "cluster": {"generator", "learner", "rewards", "weights", "model"},
+    "cluster": {"run", "generator", "learner", "rewards", "weights", "model"},
     "run": {"data", "prompts", "algorithm", "classification", "model"},
     "classification": {"data", "prompts", "rewards"},
     "learner": {"model", "weights", "algorithm"},

@@ -27,6 +27,7 @@ from rft_cluster.run.lock import locked
 from rft_cluster.run.records import read_rows
 from rft_cluster.run.resume import Start, find_start, is_run, raise_with_cure
 from rft_cluster.run.task import Task
+from rft_cluster.run.tracker import Tracker
 from rft_cluster.train import train
 from tests.unit.run.begun import Writing, config, picture
 
@@ -302,6 +303,10 @@ def test_a_sink_of_the_user_s_gets_no_step_twice_from_the_journal(tmp_path, monk
     assert ["tokens_per_second" in row for row in rows] == [False] * 5 + [True]
 
 
+class Reporting(Tracker):
+    def finish(self) -> None: ...
+
+
 class Failing(Roles):
     """Learners that fail once in each of some steps. `restore_checkpoint` as the real ones."""
 
@@ -343,7 +348,8 @@ def launched(settings: Config, monkeypatch, failures: dict[int, Exception], room
     monkeypatch.setattr("rft_cluster.run.task.base_model_path", lambda *_: "nothing")
     monkeypatch.setattr("rft_cluster.run.restarts.time.sleep", lambda _: None)
     monkeypatch.setattr(launch, "_compare", lambda *_: None)
-    beside = SimpleNamespace(write=lambda: None, finish=lambda: None)
+    monkeypatch.setattr("rft_cluster.cluster.metrics.RunMetrics.exported", lambda *_: nullcontext())
+    beside = Reporting()
     monkeypatch.setattr("rft_cluster.run.reporting.Reports", lambda _: nullcontext(beside))
     monkeypatch.setattr("rft_cluster.run.thumbnails.keep_thumbnails", lambda *_: None)
     launch._run(settings, TASK, Start(), SimpleNamespace(write_to=lambda _: None))

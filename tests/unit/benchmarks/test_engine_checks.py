@@ -140,7 +140,7 @@ def test_an_update_by_cuda_ipc_is_sent_while_the_engine_receives(update, expecte
             calls.append(" ".join([method, *version]))
 
     policy = object.__new__(Policy)
-    policy._version, policy._engine, policy.sender, policy._offer = 0, Noting(), Sender(), WeightOffer({}, update)
+    policy._version, policy._engine, policy.sender, policy._offer = 0, Noting(), Sender(), WeightOffer({}, update, 8)
     policy.sender.connect(policy._forward)
     assert policy.send() == 1
     assert calls == expected

@@ -21,6 +21,7 @@ from rft_cluster.cluster.rollouts import Generators
 from rft_cluster.common.errors import ClusterError, UserError
 from rft_cluster.common.hardware import hardware
 from rft_cluster.config import Config, load_config
+from rft_cluster.generator.engine_stats import EngineStats
 from rft_cluster.messages import LearnerStats, TrainingSample
 
 GPUS = ["cluster.device=cuda", "learners.count=1"]
@@ -233,6 +234,8 @@ def test_generators_meet_learner_0_on_the_interface_of_their_host_s_address(
     monkeypatch.setattr(
         generator_actor.generator.Generator, "__init__", lambda *_: seen.append(os.environ.get("NCCL_SOCKET_IFNAME"))
     )
+    monkeypatch.setattr(generator_actor.Generator, "stats", EngineStats(), raising=False)
+    monkeypatch.setattr(generator_actor.Exporter, "start", lambda _: None)
     monkeypatch.setattr(
         generator_actor, "ray", SimpleNamespace(util=SimpleNamespace(get_node_ip_address=lambda: "10.0.0.1"))
     )

@@ -20,9 +20,9 @@ from tests.unit.cluster.local import LocalActor, local_actors
 PARTS = [{"a": 1, "b": 5}, {"a": 2}]  # digests of what the two ranks sent
 DIGEST = combined_digest({"a": 3, "b": 5})
 OFFERS = {
-    "shared_memory": WeightOffer({"nbytes": 8}, {"path": "memory"}),
-    "nccl": WeightOffer({"rank_offset": 1, "world_size": 3}, {"names": ["a", "b"]}),
-    "ipc": WeightOffer({"packed": True}, None),
+    "shared_memory": WeightOffer({"nbytes": 8}, {"path": "memory"}, 8),
+    "nccl": WeightOffer({"rank_offset": 1, "world_size": 3}, {"names": ["a", "b"]}, 8),
+    "ipc": WeightOffer({"packed": True}, None, 8),
 }
 
 
@@ -88,7 +88,7 @@ class Learner:
 
     def offer_weights(self, generator_ranks: int) -> WeightOffer:
         assert generator_ranks == 2
-        return OFFERS[self._transfer.transfer] if self.rank == 0 else WeightOffer({}, {})
+        return OFFERS[self._transfer.transfer] if self.rank == 0 else WeightOffer({}, {}, 0)
 
     def connect_weights(self, forward: Any) -> None:
         self._forward = forward

@@ -22,6 +22,7 @@ ROW = {
     "reward/accuracy": 0.25,
     "reward_failures": 0,
     "live_groups": 0.5,
+    "skipped_groups": 1,
     "logprob_gap": 0.05,  # 0.4 / 8 tokens, as the next four
     "kl": 0.1,
     "entropy": 2.0,
@@ -167,8 +168,9 @@ def test_clock(seconds, text):
     assert clock(seconds) == text
 
 
-def test_a_stopwatch_adds_up():
-    watch = Stopwatch(lambda _: None)
+def test_a_stopwatch_adds_up_and_says_what_begins():
+    begun = []
+    watch = Stopwatch(begun.append)
     for _ in range(2):
         with watch("learn"):
             pass
@@ -176,3 +178,4 @@ def test_a_stopwatch_adds_up():
         pass
     assert list(watch.seconds) == ["learn", "score"]
     assert all(0 <= value < 1 for value in watch.seconds.values())
+    assert begun == ["learn", "other", "learn", "other", "score", "other"]

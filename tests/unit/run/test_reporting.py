@@ -7,9 +7,12 @@ from contextlib import suppress
 
 import pytest
 
+from rft_cluster.classification.report import Evaluation
 from rft_cluster.run import reporting
 from rft_cluster.run.reporting import Reports
 from tests.unit.report.whole import written
+
+EVALUATION = Evaluation(4, "test", 0.5, 0.5, 1.0, 20, (0.3, 0.7))
 
 
 def alive(pid: int) -> bool:
@@ -46,10 +49,10 @@ def slow(tmp_path, monkeypatch):
 
 def test_one_is_written_at_a_time_with_the_least_priority_and_none_is_left(slow):
     with suppress(KeyboardInterrupt), Reports(slow) as reports:
-        reports.write()
+        reports.evaluation(EVALUATION, [])
         pid = reports._process.pid
         assert os.sched_getscheduler(pid) == os.SCHED_IDLE
-        reports.write()
+        reports.evaluation(EVALUATION, [])
         assert reports._process.pid == pid
         begun = time.monotonic()
         raise KeyboardInterrupt  # Ctrl-C, in the run
