@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from rft_cluster.learner.collate import collate
 from rft_cluster.learner.prompt_cache import PromptCache
 from rft_cluster.messages import Prompt, Sampling
 from rft_cluster.model.policy import load_reference
+from rft_cluster.run.activity import Now, read_activity
 from tests.integration.conftest import BIN
 from tests.integration.head import ADDRESS, actors, running_head, submit, wait_until
 from tests.integration.test_weight_update import make_generator
@@ -66,6 +67,18 @@ def rows(path: Path) -> list[dict]:
 def head(token_environment: dict[str, str], tmp_path_factory) -> Iterator[dict[str, str]]:
     with running_head(token_environment, tmp_path_factory.mktemp("home")) as environment:
         yield environment
+
+
+def watched_until(folder: Path, wanted: Callable[[Now], bool]) -> Now:
+    seen: list[Now] = []
+
+    def look() -> bool:
+        now = read_activity(folder)
+        seen.extend([now] if now and wanted(now) else [])
+        return bool(seen)
+
+    wait_until(look, 30, "the driver's word")
+    return seen[0]
 
 
 @dataclass(frozen=True)
@@ -152,7 +165,8 @@ def test_the_run_folder_is_whole(run: Run):
         shards = {path.name for path in checkpoint.glob("*.safetensors")}
         digests = json.loads((checkpoint / "state.json").read_text())["digests"]
         assert digests.keys() == shards and len(shards) >= 2, "a checksum for every file of both ranks"
-    assert not [path for path in folder.rglob("*") if path.suffix == ".tmp" or path.name == ".lock"]
+    left = [path for path in folder.rglob("*") if path.suffix == ".tmp" or path.name in (".lock", "activity.json")]
+    assert not left
     best = max(evaluations[1:3], key=lambda row: row["accuracy_strict"])
     card = read_card(folder / "model-best")
     assert (card.steps, card.validation) == (best["step"], best["accuracy_strict"])
@@ -277,6 +291,12 @@ def test_a_job_that_is_stopped_saves_and_its_actors_end(run: Run, head: dict[str
     assert job.returncode == 0, printed + errors
     folder = Path(head["RFT_RUNS"]) / "long"
     wait_until(lambda: (folder / "metrics.jsonl").exists(), 120, "the first step")
+    seen = watched_until(folder, lambda now: "update" in now.actors.values())
+    assert seen.phase in ("learn", "generate", "transfer") and seen.step >= 1
+    assert seen.actors.keys() == {"generator", "reward", "learner-0", "learner-1"}
+    view = command("watch", folder, "--once")
+    assert view.returncode == 0, view.stderr
+    assert "in progress" in view.stdout and "learner-1" in view.stdout
     stop = [BIN / "ray", "job", "stop", "long"]
     subprocess.run(stop, env=head, check=True, capture_output=True, timeout=60)
     wait_until(lambda: not actors(head), 60, "actors gone")
@@ -286,6 +306,7 @@ def test_a_job_that_is_stopped_saves_and_its_actors_end(run: Run, head: dict[str
     last = (folder / "log.txt").read_text().splitlines()[-1]
     assert f"interrupted: step {rows(folder / 'metrics.jsonl')[-1]['step']} is saved" in last, "it had time to"
     assert "--resume=auto" in last
+    assert read_activity(folder) is None, "nothing is done any more"
 
 
 @pytest.mark.slow

@@ -59,6 +59,13 @@ def writers(groups: Sequence[Group]) -> Counter[str]:
     return Counter(group.completions[0].text.split("<")[1].removeprefix("think>") for group in groups)
 
 
+def wait_for_word(generators: Generators, doing: dict[str, str]) -> None:
+    end = time.monotonic() + 12
+    while generators.doing() != doing:
+        assert time.monotonic() < end, generators.doing()
+        time.sleep(0.02)
+
+
 def test_what_fits_is_one_call_to_each(start: Start):
     generators = start(fast=0.0, slow=0.3)
     groups = generators.generate(PROMPTS[:30], Sampling(GROUP, 1.0, 8), version=0)
@@ -70,9 +77,11 @@ def test_what_does_not_fit_goes_to_who_has_room_next(start: Start):
     generators = start(fast=0.02, slow=math.inf)
     rollout = generators.start(PROMPTS, Sampling(GROUP, 1.0, 8), version=0)
     assert rollout._all_dispatched.wait(12), "the slow one has finished nothing, and nobody waits for it"
+    wait_for_word(generators, {"fast": "idle", "slow": f"write {18 * GROUP} completions"})
     generators.call_all("release")
     groups, _ = rollout.wait()
     assert [group.prompt for group in groups] == PROMPTS
+    wait_for_word(generators, {"fast": "idle", "slow": "idle"})
     fast, slow = generators.call_all("calls")
     # Each at first has its room and the reserve, in chunks of two; all that is left goes to the fast one.
     assert slow == [2] * 9 and sum(fast) == 60 - 18 and max(fast[9:]) == 2
