@@ -93,10 +93,10 @@ class View:
         return f"{clock((due - self._history.last) * fmean(seconds))} left"
 
     def _log(self) -> Iterator[str]:
-        """The last line of the log that is not of a step: the view shows those. None of a run that has ended."""
+        """The last line of the log that is not about a step: the view shows those. None of a run that has ended."""
         if not self.goes_on:
             return iter(())
-        lines = (text for _, text in reversed(self._history.log) if text and not text.startswith("step "))
+        lines = (text for _, text in reversed(self._history.log) if text and not text.startswith(("step ", " ")))
         return islice(lines, 1)
 
     def _curves(self, most: int) -> list[Layout]:

@@ -53,7 +53,10 @@ def shown(view: View, width: int = 120, height: int = 40) -> list[str]:
 
 def test_a_run_in_progress(tmp_path):
     folder = begun(tmp_path)
-    (folder / "log.txt").write_text("2026-01-02 03:04:05  generator is ready\n2026-01-02 03:04:06  step 2/80  reward\n")
+    (folder / "log.txt").write_text(
+        "2026-01-02 03:04:05  generator is ready\n2026-01-02 03:04:06  step 2/80  reward\n"
+        "2026-01-02 03:04:06    <think>of debug mode\n"
+    )
     with locked(folder):
         lines = shown(View(read_history(folder), NOW, time=1005.0))
     text = "\n".join(lines)
