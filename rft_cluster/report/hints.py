@@ -9,7 +9,7 @@ A hint is a reason to look, not a proof. The thresholds are set so that a health
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from rft_cluster.classification.baselines import BASELINES
 from rft_cluster.classification.intervals import wilson
@@ -375,10 +375,16 @@ def _dead(history: History) -> tuple[int, int]:
     counts = Counter[bool]()
     for row in history.steps[-WINDOW:]:
         for group in history.rollouts(row["step"]):
-            rewards = [reward for reward in group.get("rewards", ()) if reward["total"] is not None]
+            rewards = [reward for reward in group.get("rewards") or () if _is_reward(reward)]
             if len({reward["total"] for reward in rewards}) == 1:
                 counts[rewards[0]["parts"].get("accuracy", 0.0) == 1.0] += 1
     return counts[True], counts[False]
+
+
+def _is_reward(reward: Any) -> bool:
+    """Whether it is a reward with a total: the record may be damaged, or a stranger's."""
+    known = isinstance(reward, dict) and isinstance(reward.get("parts"), dict)
+    return known and isinstance(reward.get("total"), int | float)
 
 
 def _group_size(history: History) -> int:

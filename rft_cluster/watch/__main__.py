@@ -15,6 +15,7 @@ from rich.live import Live
 
 from rft_cluster.common.errors import exit_code
 from rft_cluster.common.text import shown
+from rft_cluster.report.hints import hints
 from rft_cluster.run.activity import read_activity
 from rft_cluster.run.history import check_is_run, read_history
 from rft_cluster.run.lock import holder
@@ -56,7 +57,8 @@ def watch(run: Path, once: bool) -> None:
 
 
 def _view(run: Path) -> View:
-    return View(read_history(run), read_activity(run), time.time())
+    history = read_history(run)
+    return View(history, read_activity(run), time.time(), hints(history))
 
 
 def _live(run: Path, console: Console) -> None:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rft_cluster.common.text import printable, shown
+from rft_cluster.report.hints import Hint
 from rft_cluster.run.activity import Now
 from rft_cluster.run.history import History
 from rft_cluster.run.metrics import RECENT, clock
@@ -24,16 +25,16 @@ CURVE_LINES = (9, 16)  # of a curve, with its border, at least and at most
 LEAST = 5  # lines of the answers
 PHASES = 4
 QUIET = 30.0  # seconds without a word from the driver after which it is said; it writes every second
-MOST_ACTORS = 16
+MOST_ACTORS, MOST_HINTS = 16, 4
 FRAME = 2  # lines of a panel's border
 
 
 class View:
     """A run as it is now."""
 
-    def __init__(self, history: History, now: Now | None, time: float, hints: Sequence[str] = ()) -> None:
+    def __init__(self, history: History, now: Now | None, time: float, hints: Sequence[Hint] = ()) -> None:
         """`now`: what the driver says that it is doing. `time`: seconds since 1970, by the clock of this machine."""
-        self._history, self._now, self._hints = history, now, hints
+        self._history, self._now, self._hints = history, now, hints[:MOST_HINTS]
         self._silent = time - now.now if now else None
         self._phase_seconds = max(0.0, time - now.since) if now else 0.0
 
@@ -148,8 +149,14 @@ class View:
         return Panel(table, title=f"answers of step {step}" if groups else "answers")
 
     def _said(self) -> Panel:
-        return Panel(Group(*(Text(printable(hint), no_wrap=True, overflow="ellipsis") for hint in self._hints)),
-                     title="hints", border_style="yellow")  # fmt: skip
+        lines = [
+            Text.assemble(
+                (printable(hint.text), "bold" if hint.severity == "warning" else ""), f". {printable(hint.cure)}",
+                no_wrap=True, overflow="ellipsis",
+            )
+            for hint in self._hints
+        ]  # fmt: skip
+        return Panel(Group(*lines), title="what stands out", border_style="yellow")
 
 
 def _column(parts: Sequence[Layout]) -> Layout:

@@ -18,7 +18,7 @@ BASE = {"common", "messages", "config"}
 MAY_IMPORT: dict[str, set[str]] = {
     "train": {"data", "prompts", "algorithm", "rewards", "classification", "run", "cluster"},
     "plan": {"cluster", "run", "model"},
-    "watch": {"run"},
+    "watch": {"run", "report"},
     "report": {"run", "classification", "data", "prompts"},
     "tracking": {"run", "classification", "data"},
     "cluster": {"run", "generator", "learner", "rewards", "weights", "model"},

@@ -8,10 +8,12 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from rft_cluster.report.hints import Hint
 from rft_cluster.run.activity import Now
 from rft_cluster.run.folder import RunFolder
 from rft_cluster.run.history import read_history
 from rft_cluster.run.lock import locked
+from rft_cluster.watch.__main__ import _view
 from rft_cluster.watch.view import MOST_ACTORS, View
 from tests.unit.run.begun import TASK, config
 from tests.unit.run.steps import ADVANTAGES, GROUPS, LEARNER, REWARDS, stats
@@ -33,6 +35,10 @@ def done(tmp_path_factory) -> Path:
 @pytest.fixture
 def copy(done, tmp_path) -> Path:
     return Path(shutil.copytree(done, tmp_path / "mine"))
+
+
+def said(text: str) -> Hint:
+    return Hint("warning", text, f"Cure: {text}", "above 40 %")
 
 
 def begun(folder: Path) -> Path:
@@ -82,7 +88,7 @@ def test_a_run_that_is_done_shows_its_result_and_no_actors(done):
 @pytest.mark.parametrize("width", [1, 12, 30, 60, 80, 132, 300])
 @pytest.mark.parametrize("height", [1, 4, 10, 24, 50, 120])
 def test_it_fits_into_any_terminal(done, width, height):
-    lines = shown(View(read_history(done), NOW, time=1005.0, hints=["look at format"]), width, height)
+    lines = shown(View(read_history(done), NOW, time=1005.0, hints=[said("look at format")]), width, height)
     assert len(lines) <= height
     assert all(cell_len(line) <= width for line in lines)
     assert width < 20 or height < 4 or "in progress" in lines[1]
@@ -90,7 +96,7 @@ def test_it_fits_into_any_terminal(done, width, height):
 
 @pytest.mark.parametrize("height", [24, 40, 60])
 def test_a_usual_terminal_has_room_for_curves_actors_answers_and_hints(done, height):
-    text = "\n".join(shown(View(read_history(done), NOW, 1005.0, ["41 % of groups teach nothing"]), 80, height))
+    text = "\n".join(shown(View(read_history(done), NOW, 1005.0, [said("41 % of groups teach nothing")]), 80, height))
     assert "reward 0.5" in text and "learner-1  update" in text
     assert "answers of step 6" in text or "41 %" in text
 
@@ -108,7 +114,7 @@ def test_the_words_of_a_stranger_s_run_control_no_terminal_and_are_no_markup(cop
     named = copy.rename(copy.with_name("\x1b[2J[red]run"))
     now = NOW.model_copy(update={"phase": HOSTILE, "actors": {HOSTILE: HOSTILE}})
     with locked(named):
-        lines = shown(View(read_history(named), now, 1005.0, [HOSTILE]))
+        lines = shown(View(read_history(named), now, 1005.0, [said(HOSTILE)]))
     assert all(character.isprintable() for line in lines for character in line), lines
     text = "\n".join(lines)
     assert text.count("[bold red]x[/bold red]") >= 6, "shown as it is: no markup"
@@ -123,13 +129,17 @@ def test_the_words_of_a_stranger_s_run_control_no_terminal_and_are_no_markup(cop
         ({"completions": ["one"]}, False),
         ({"example_id": 1, "label": None, "completions": "one"}, False),
         ({"example_id": "a", "label": "rose", "completions": [], "rewards": [{"total": "x"}]}, False),
+        ({"example_id": "a", "label": "rose", "completions": ["one"], "rewards": [{"total": 1.0, "parts": []}]}, True),
+        ({"example_id": "a", "label": "rose", "completions": ["one"], "rewards": "many"}, False),
     ],
 )
 def test_a_row_of_an_older_version_or_none_that_a_run_writes_ends_nothing(copy, row, is_shown):
     (copy / "rollouts" / "step-000006.jsonl").write_text(json.dumps(row) + "\n")
-    (copy / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2, "reward": NaN, "seconds/learn": "long"}\n')
+    dead = "".join(f'{{"step": {step}, "live_groups": 0.0}}\n' for step in range(2, 7))
+    (copy / "metrics.jsonl").write_text('{"step": 1, "reward": NaN, "seconds/learn": "long"}\n' + dead)
     (copy / "config.yaml").write_text("format: 999\n")
-    lines = shown(View(read_history(copy), None, 0.0))
+    lines = shown(_view(copy))
+    assert "100 % of groups teach nothing" in "\n".join(lines)
     assert ("answers of step 6" in "\n".join(lines)) is is_shown
 
 
