@@ -34,7 +34,8 @@ MAY_CHANGE = {
 # A folder with any of these is the folder of a run. (Evaluations of the untouched model may be there before.)
 RECORDS = ("config.yaml", "metrics.jsonl", "eval.jsonl", "checkpoints", "model")
 FOLDERS = ("checkpoints", "model", "model-best", "rollouts", "evaluations", "journal", "tensorboard", "wandb")
-FILES = ("config.yaml", "manifest.json", "metrics.jsonl", "eval.jsonl", "log.txt", ACTIVITY_FILE, LOCK_FILE)
+RECORD_FILES = ("config.yaml", "manifest.json", "metrics.jsonl", "eval.jsonl", "parts.jsonl")
+FILES = (*RECORD_FILES, "log.txt", ACTIVITY_FILE, LOCK_FILE)
 
 
 @dataclass(frozen=True)
