@@ -128,6 +128,7 @@ def sweep(plan: Sweep, parallel: int) -> int:
     rows = [row for values in itertools.product(*plan.grid.values()) if (row := _row(plan, runs, values))]
     if rows:
         _write(plan, rows)
+        _compare(plan, runs)
     for run in failed:
         print(f"failed: {run.name}, see {plan.path / run.name}.log and start the sweep again", file=sys.stderr)
     return 1 if failed else 0
@@ -233,6 +234,18 @@ def _write(plan: Sweep, rows: list[dict[str, Any]]) -> None:
     write_text(plan.path / "table.md", table)
     draw_sweep(series, axis, plan.path / "sweep.png")
     print(f"\n{table}\nwritten: {plan.path}/table.md, results.json, sweep.png")
+
+
+def _compare(plan: Sweep, runs: Sequence[Run]) -> None:
+    """Write the page that shows the runs side by side, and link to it from the table."""
+    from rft_cluster.report.compare import write_comparison
+
+    done = [plan.path / run.name for run in runs if _tests(plan, run)]
+    if len(done) > 1:
+        file = write_comparison(done, plan.path / "compare.html")
+        with (plan.path / "table.md").open("a", encoding="utf-8") as table:
+            table.write("\n[The runs side by side, image by image](compare.html)\n")
+        print(f"written: {file}, the runs side by side; open it in a browser")
 
 
 def markdown(plan: Sweep, rows: Sequence[dict[str, Any]]) -> str:

@@ -1,4 +1,5 @@
 """Write the report of a run: python -m rft_cluster.report RUN_DIR [data.path=IMAGES]
+Or compare runs: python -m rft_cluster.report --compare RUN_DIR RUN_DIR ...
 
 One HTML file that needs nothing else: before and after, curves, confusion matrix, every completion with its image. The
 run may be done, stopped or in progress, and its folder a copy.
@@ -20,15 +21,30 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m rft_cluster.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="the folder of a run")
+    parser.add_argument("run", type=Path, nargs="?", metavar="RUN_DIR", help="the folder of a run")
     parser.add_argument("overrides", nargs="*", metavar="data.key=value", help="where the images are now")
-    parser.add_argument("--output", type=Path, help="the file to write (RUN_DIR/report.html)")
+    parser.add_argument("--compare", nargs="+", type=Path, metavar="RUN_DIR", help="show these runs side by side")
+    parser.add_argument(
+        "--output", type=Path, help="the file to write (RUN_DIR/report.html, or compare.html beside the runs)"
+    )
     parser.add_argument(
         "--quick", action="store_true", help="without the proof, which reads all checkpoints, and without the data set"
     )
     options = parser.parse_intermixed_args(arguments)
+    if (options.run is None) == (options.compare is None):
+        parser.error("name one RUN_DIR, or --compare and all that are to be compared")
+    if options.compare:
+        return exit_code(lambda: compare(options.compare, options.output))
     output = options.output or options.run / "report.html"
     return exit_code(lambda: report(options.run, options.overrides, output, options.quick))
+
+
+def compare(runs: list[Path], output: Path | None) -> None:
+    """Write the page of several runs. Raises UserError, see `write_comparison`."""
+    from rft_cluster.report.compare import write_comparison
+
+    file = write_comparison(runs, output)
+    print(f"written: {shown(str(file))}; open it in a browser", flush=True)
 
 
 def report(run: Path, overrides: list[str], output: Path, quick: bool) -> None:

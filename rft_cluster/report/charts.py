@@ -57,7 +57,7 @@ def curves(steps: Sequence[Row]) -> dict[str, Any]:
     charts = []
     for chart in CHARTS:
         own = [key for key in keys if any(key == one or (one[-1] == "/" and key.startswith(one)) for one in chart.keys)]
-        series = {key: [_finite(row.get(key)) for row in rows] for key in own}
+        series = {key: [finite(row.get(key)) for row in rows] for key in own}
         if any(value for values in series.values() for value in values) or (chart.first and series):
             charts.append({"title": chart.title, "unit": chart.unit, "reading": chart.reading, "first": chart.first,
                            "series": series})  # fmt: skip
@@ -71,7 +71,7 @@ def thinned(rows: Sequence[Row], most: int = MOST_POINTS) -> list[Row]:
     return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
 
 
-def _finite(value: object) -> float | None:
+def finite(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(f"{value:.5g}")

@@ -130,6 +130,9 @@ def test_table_and_plot_pool_the_seeds_and_say_what_failed(plan, monkeypatch, ca
     assert "| format | 1-nearest neighbour | logistic regression | images | seeds |" in table
     assert "| think_answer | 1 | 10.0 % | **62.5 %** | 0.0 to 100.0 | 100.0 % | 25.0 % | 75.0 % | 100 | 0, 1 |" in table
     assert (plan.path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert table.endswith("(compare.html)\n")
+    page = (plan.path / "compare.html").read_text()
+    assert page.count("template-think_answer_shots-1_seed-1") > 1 and "template-answer_only_shots-2_seed-0" not in page
 
 
 CHILD = """
