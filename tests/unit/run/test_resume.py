@@ -402,7 +402,9 @@ NOT_A_FILE = {
 }
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "manifest.json", "metrics.jsonl", "eval.jsonl", "log.txt", ".lock"])
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "manifest.json", "metrics.jsonl", "eval.jsonl", "log.txt", "activity.json", ".lock"]
+)
 @pytest.mark.parametrize("kind", NOT_A_FILE)
 def test_what_is_no_file_in_a_record_s_place_is_said_and_not_written_through(tmp_path, name, kind):
     run, own = tmp_path / "mine", tmp_path / "own"
