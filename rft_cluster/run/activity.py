@@ -28,7 +28,8 @@ class Now(BaseModel):
 
     step: int
     phase: str
-    """`generate`, `learn` or `transfer`, as in the seconds of a step (docs/metrics.md), `evaluate` or `start`."""
+    """`generate`, `learn` or `transfer`, as in the seconds of a step (docs/metrics.md); `evaluate`; `other` between
+    these, as for checkpoints; `start` before the first."""
     since: float
     """When the phase began."""
     now: float

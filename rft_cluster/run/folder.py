@@ -41,7 +41,7 @@ from rft_cluster.run.answers import evaluated_step, write_answers
 from rft_cluster.run.checkpoints import clear_unfinished
 from rft_cluster.run.debug import chosen, debug_lines
 from rft_cluster.run.journal import Journal
-from rft_cluster.run.metrics import OTHER, StepStats, Stopwatch, console, metrics_file, own_sinks
+from rft_cluster.run.metrics import StepStats, Stopwatch, console, metrics_file, own_sinks
 from rft_cluster.run.parts import add_part
 from rft_cluster.run.records import append, json_lines, read_rows, split_rows, steps_in
 from rft_cluster.run.rollouts import rollout_rows
@@ -119,8 +119,7 @@ class RunFolder:
         """For the stages of a step, which are told to whoever watches."""
 
         def begin(stage: str) -> None:
-            if stage != OTHER:
-                self.activity.begin(step, stage)
+            self.activity.begin(step, stage)
             for tracker in self._trackers:
                 tracker.phase(stage)
 
