@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,7 @@ def _head(history: History, manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def _record(history: History, manifest: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     """Where the time went, what was survived, and on what it rests."""
+    parts = _parts(history.folder, problems)
     return {
         "time": summary.times(history),
         "faults": summary.faults(history),
@@ -104,9 +105,9 @@ def _record(history: History, manifest: Mapping[str, Any], problems: list[str]) 
         "copies": manifest["copies"],
         "manifest_sha256": _sha256(history.folder / "manifest.json"),
         "config": _text(history.folder / "config.yaml"),
-        "parts": _parts(history.folder, problems),
+        "parts": parts,
         "models": _models(history.folder),
-        "question": question(history),
+        "question": question(history, parts),
     }
 
 
@@ -122,9 +123,8 @@ def _table(manifest: Mapping[str, Any], images: Mapping[str, int]) -> dict[str, 
     return {"id": list(images), "sha256": [one[0] for one in known], "split": [one[1] for one in known]}
 
 
-def question(history: History) -> str:
+def question(history: History, parts: Sequence[Mapping[str, Any]]) -> str:
     """What each image was asked: as recorded, else of the exported model, else of a built-in template."""
-    parts = read_rows(history.folder / PARTS)
     if parts and isinstance(parts[-1].get("question"), str):
         return parts[-1]["question"]
     if card := _card(history.folder, MODEL):
