@@ -23,7 +23,7 @@ SEED ?= 0
 BIN := .venv/bin
 READY := .venv/ready-$(subst $(comma),-,$(EXTRAS))
 BENCHMARKS := bench-trl bench-digits bench-generation bench-forward bench-transfer bench-overlap bench-controller \
-	bench-checkpoints bench-losses
+	bench-checkpoints bench-losses bench-report-page
 # Intel's OpenMP runtime comes with the CPU build of vLLM; without it the same batch took 1 to 20 times as long.
 OPENMP = $$(ls $(CURDIR)/.venv/lib/libiomp5.so 2>/dev/null)
 
@@ -90,6 +90,9 @@ bench-overlap: setup
 
 bench-controller: setup
 	$(BIN)/python -m benchmarks.roles --parts controller
+
+bench-report-page: setup
+	$(BIN)/python -m benchmarks.report_page
 
 bench-losses: setup
 	$(BIN)/python -m benchmarks.losses

@@ -53,7 +53,9 @@ FILTERS = {
 
 def main() -> None:
     options = parsed(__doc__, completions=50_000, repeats=5)
-    assert find_chromium(), "this benchmark needs Chromium"
+    if not find_chromium():
+        print("no Chromium on this machine: not measured")
+        return
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "large"
         make_run(run, options.completions)
