@@ -46,7 +46,7 @@ def watch(run: Path, once: bool) -> None:
     """
     console = Console()
     try:
-        if not once and console.is_terminal:
+        if not once and console.is_terminal and not console.is_dumb_terminal:
             _wait_for_records(run, console)
             _live(run, console)
     except KeyboardInterrupt:  # the usual end of watching; the run goes on

@@ -24,7 +24,7 @@ class Curve:
         width, height = options.max_width, options.height or 9
         if not self.values:
             yield Text(f"{self.title}: none yet", style="dim")
-        elif width < LEAST_WIDTH or height < LEAST_HEIGHT:
+        elif width < LEAST_WIDTH or height < LEAST_HEIGHT or options.ascii_only:
             yield Text(f"{self.title} {self.values[-1]:.3g}")
         else:
             yield Text(drawn(self, width, height), no_wrap=True)

@@ -43,6 +43,14 @@ def test_without_room_for_axes_the_last_value_is_written(width, height):
     assert lines
 
 
+def test_a_terminal_without_these_characters_gets_the_last_value():
+    console = Console(width=60, color_system=None)
+    options = console.options.update(height=12)
+    options.encoding = "ascii"
+    lines = console.render_lines(Curve("reward", [1, 2], [0.5, 0.75]), options)
+    assert "".join(segment.text for segment in lines[0]).strip() == "reward 0.75"
+
+
 def test_a_figure_that_no_step_has_says_so():
     console = Console(width=60, color_system=None)
     with console.capture() as captured:

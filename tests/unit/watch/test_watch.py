@@ -47,6 +47,14 @@ def test_without_a_terminal_one_view_is_printed(tmp_path, capsys):
         assert 20 < len(out.splitlines()) <= command.LINES
 
 
+def test_a_terminal_that_cannot_move_its_cursor_gets_one_view(tmp_path, terminal, monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    folder = begun(tmp_path)
+    with locked(folder):
+        assert command.main([str(folder)]) == 0
+    assert terminal.getvalue().count("in progress") == 1 and SCREEN not in terminal.getvalue()
+
+
 def test_once_in_a_terminal_leaves_the_view_there(tmp_path, terminal):
     folder = begun(tmp_path)
     with locked(folder):
