@@ -11,7 +11,7 @@ from rft_cluster.data import FewShotDataset
 from rft_cluster.run.metrics import StepStats
 from rft_cluster.tracking.pictures import draw_group
 
-TIMES = 20  # that groups are drawn in a run: TensorBoard shows 10 of each picture, and a picture takes milliseconds
+TIMES = 10  # that groups are drawn in a run: as many pictures of a kind as TensorBoard shows
 GROUPS = 4  # drawn at a time
 NO_CURVE = ("step", "replayed")
 

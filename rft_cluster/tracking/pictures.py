@@ -40,7 +40,7 @@ def draw_group(image: bytes | None, row: Mapping[str, Any]) -> bytes:
     for number, (text, colour) in enumerate(lines, 1):
         draw.text((left, MARGIN + number * LINE), text, colour, _font())
     file = io.BytesIO()
-    sheet.save(file, "PNG")
+    sheet.save(file, "PNG", compress_level=1)  # a third larger than by default, in a quarter of the time
     return file.getvalue()
 
 

@@ -40,6 +40,8 @@ from rft_cluster.run.activity import Now, read_activity
 from tests.integration.conftest import BIN
 from tests.integration.head import ADDRESS, actors, running_head, submit, wait_until
 from tests.integration.test_weight_update import make_generator
+from tests.unit.tracking.events import curve, images
+from tests.unit.tracking.events import read as events_of
 
 SHORT = ["schedule.steps=4", "schedule.save_every=2", "schedule.evaluate_every=2", "schedule.keep_checkpoints=2",
          "schedule.prompts_per_step=6", "optimizer.warmup_steps=1", "data.validation=20", "data.test=30"]  # fmt: skip
@@ -167,6 +169,10 @@ def test_the_run_folder_is_whole(run: Run):
         assert digests.keys() == shards and len(shards) >= 2, "a checksum for every file of both ranks"
     left = [path for path in folder.rglob("*") if path.suffix == ".tmp" or path.name in (".lock", "activity.json")]
     assert not left
+    events = events_of(folder)
+    assert curve(events, "train/reward") == pytest.approx({row["step"]: row["reward"] for row in metrics})
+    assert curve(events, "test/accuracy_strict").keys() == images(events, "test/confusion").keys() == {0, 4}
+    assert images(events, "rollouts/4").keys() == {1, 2, 3, 4}
     best = max(evaluations[1:3], key=lambda row: row["accuracy_strict"])
     card = read_card(folder / "model-best")
     assert (card.steps, card.validation) == (best["step"], best["accuracy_strict"])
@@ -232,6 +238,7 @@ def test_a_resumed_run_goes_on_from_the_last_complete_step(run: Run, tiny_model:
     told = f"WARNING: passed over a damaged checkpoint, and took the one before: {newest}: {shard.name} is damaged"
     assert told in result.stdout
     assert [row["step"] for row in rows(resumed / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert curve(events_of(resumed), "train/tokens").keys() == {1, 2, 3, 4}, "and none twice"
     # The third step asks the same prompts of the same weights with the same seeds, on one rank now instead of two.
     before, after = (rows(folder / "rollouts" / "step-000003.jsonl") for folder in (whole, resumed))
     assert [row["prompt_id"] for row in before] == [row["prompt_id"] for row in after]

@@ -1,6 +1,5 @@
 """What is written is read back by TensorBoard's own reader, the one that serves its pages."""
 
-import io
 import re
 import subprocess
 import sys
@@ -8,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.plugin_util import markdown_to_safe_html
 from tensorboard.util.tensor_util import make_ndarray
 
@@ -20,6 +17,7 @@ from rft_cluster.tracking.figures import Shown
 from rft_cluster.tracking.tensorboard import TensorBoard, completions_table
 from tests.unit.run.begun import DATASET, TASK, config
 from tests.unit.run.steps import group, stats
+from tests.unit.tracking.events import curve, images, read
 
 EVALUATION = Evaluation(0, "test", 0.5, 0.75, 1.0, 2, (0.1, 0.9))
 JUDGED = [
@@ -41,27 +39,6 @@ ROWS = [
 
 def tracker(run: Path, steps: int = 40) -> TensorBoard:
     return TensorBoard(run, Shown(DATASET, steps))
-
-
-def read(run: Path) -> EventAccumulator:
-    found = EventAccumulator(str(run / "tensorboard"), size_guidance={"tensors": 0})
-    found.Reload()
-    return found
-
-
-def curve(found: EventAccumulator, tag: str) -> dict[int, float]:
-    points = [(event.step, float(make_ndarray(event.tensor_proto))) for event in found.Tensors(tag)]
-    assert len(dict(points)) == len(points), "a step is there twice"
-    return dict(points)
-
-
-def images(found: EventAccumulator, tag: str) -> dict[int, Image.Image]:
-    pictures = {}
-    for event in found.Tensors(tag):
-        width, height, png = make_ndarray(event.tensor_proto)
-        pictures[event.step] = Image.open(io.BytesIO(png))
-        assert pictures[event.step].size == (int(width), int(height))
-    return pictures
 
 
 def logged(run: Path, first_step: int, last_step: int) -> None:
@@ -96,7 +73,7 @@ def test_images_are_there_with_their_completions_and_the_confusion_matrix(tmp_pa
     found = read(tmp_path)
     assert found.PluginTagToContent("images").keys() == {"rollouts/1", "rollouts/2", "test/confusion"}
     drawn = images(found, "rollouts/2")
-    assert list(drawn) == [1, 2, 4], "40 steps, 20 times: every second, and the first"
+    assert list(drawn) == [1, 4], "40 steps, 10 times: every fourth, and the first"
     assert drawn[4].getpixel((20, 20)) == (255, 255, 0), "the yellow image, tulip"
     assert np.array(images(found, "test/confusion")[0].convert("L")).std() > 10
     (text,) = make_ndarray(found.Tensors("rollouts")[-1].tensor_proto)
@@ -108,7 +85,7 @@ def test_a_resumed_run_has_every_step_once_with_the_figures_of_the_later_part(tm
     logged(tmp_path, 4, 6)  # 5 to 7 are done again, 7 not yet
     found = read(tmp_path)
     assert curve(found, "train/seconds/generate") == {1: 1, 2: 2, 3: 3, 4: 4, 5: 9, 6: 10}
-    assert list(images(found, "rollouts/1")) == [1, 2, 4, 6]
+    assert list(images(found, "rollouts/1")) == [1, 4]
     assert curve(found, "test/accuracy_strict") == {0: 0.5}
     logged(tmp_path, 0, 1)
     assert curve(read(tmp_path), "train/seconds/generate") == {1: 1}

@@ -68,7 +68,7 @@ def rows(run: Path) -> list[tuple[int, dict[str, Any]]]:
 def logged(folder: Path, first_step: int, last_step: int) -> Path:
     settings = config(folder)
     settings.run_folder.mkdir(exist_ok=True)
-    tracker = WandB(settings, Shown(DATASET, 40))
+    tracker = WandB(settings, Shown(DATASET, 20))
     tracker.begin(first_step)
     if first_step == 0:
         tracker.evaluation(EVALUATION, JUDGED)
