@@ -13,6 +13,7 @@ from rft_cluster.common.errors import exit_code
 from rft_cluster.common.files import check_writable, size, write_text
 from rft_cluster.common.text import shown
 
+MOST_FILE = 30 * 10**6  # bytes: mail and browsers take it
 SCRIPTS = ("charts.js", "pictures.js", "confusion.js", "rollouts.js", "report.js")
 
 
@@ -54,6 +55,7 @@ def report(run: Path, overrides: list[str], output: Path, quick: bool) -> None:
         UserError: it is not the folder of a run, or the file cannot be written.
     """
     from rft_cluster.report.collect import collect
+    from rft_cluster.report.completions import MOST_BYTES
     from rft_cluster.report.page import render
     from rft_cluster.report.pictures import find_pictures
     from rft_cluster.run.history import read_history
@@ -62,8 +64,12 @@ def report(run: Path, overrides: list[str], output: Path, quick: bool) -> None:
     history = read_history(run)
     check_writable(output.parent, "Set --output to a file in a folder that can be")
     pictures, missing = find_pictures(history, overrides, from_data=not quick)
-    page = collect(history, pictures, missing, None if quick else check_run(run))
-    text = render("report.html", page.context, page.data, SCRIPTS)
+    ledger = None if quick else check_run(run)
+    for most in (MOST_BYTES, MOST_BYTES // 3, MOST_BYTES // 10, 0):
+        page = collect(history, pictures, missing, ledger, most)
+        text = render("report.html", page.context, page.data, SCRIPTS)
+        if len(text) <= MOST_FILE:
+            break  # completions that repeat little compress less than others
     write_text(output, text)
     print(f"written: {shown(str(output))} ({size(len(text.encode()))}); open it in a browser", flush=True)
 

@@ -14,7 +14,7 @@ from rft_cluster.prompts import FOLDER as TEMPLATES
 from rft_cluster.prompts import render_template
 from rft_cluster.report import evaluations, summary
 from rft_cluster.report.charts import curves
-from rft_cluster.report.completions import read_columns, steps_that_fit
+from rft_cluster.report.completions import MOST_BYTES, read_columns, steps_that_fit
 from rft_cluster.report.hints import hints
 from rft_cluster.run.history import History
 from rft_cluster.run.ledger import Ledger
@@ -31,11 +31,14 @@ class Page:
     data: dict[str, Any]
 
 
-def collect(history: History, pictures: Mapping[str, bytes], missing: str, ledger: Ledger | None) -> Page:
+def collect(
+    history: History, pictures: Mapping[str, bytes], missing: str, ledger: Ledger | None, most_bytes: int = MOST_BYTES
+) -> Page:
     """Args:
     pictures: thumbnails, WebP by SHA-256 of the image.
     missing: why some images have none; empty if all have one.
     ledger: None if the run was not checked.
+    most_bytes: of `rollouts/`, whose completions are shown.
     """
     problems = list(history.problems)
     manifest = history.manifest or {"name": "", "classes": [], "aliases": {}, "splits": {}, "skipped": {}, "copies": {}}
@@ -43,7 +46,7 @@ def collect(history: History, pictures: Mapping[str, bytes], missing: str, ledge
     images, numbers = _numbered(manifest), {label: number for number, label in enumerate(classes)}
     found = evaluations.answers(history, problems)
     of_split = [judged for row, judged in found if row["split"] == "test"] or [judged for _, judged in found]
-    steps = steps_that_fit(history)
+    steps = steps_that_fit(history, most_bytes=most_bytes)
     reader = AnswerReader(classes, manifest["aliases"])
     columns = read_columns(history, steps, images, numbers, reader)
     if columns.damaged:

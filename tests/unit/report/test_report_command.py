@@ -60,6 +60,12 @@ def test_whatever_is_gone_or_damaged_the_rest_is_shown(copied, name, how):
     assert "<h1>copy</h1>" in page
 
 
+def test_a_file_that_would_be_too_large_shows_fewer_steps(copied, monkeypatch):
+    assert "of 2 steps are here" not in page_of(copied, "--quick")
+    monkeypatch.setattr("rft_cluster.report.__main__.MOST_FILE", 1000)
+    assert "4 completions of 1 of 2 steps are here" in page_of(copied, "--quick")
+
+
 def test_a_file_elsewhere_and_a_folder_that_cannot_be_written(copied, tmp_path, capsys):
     assert main([str(copied), "--quick", "--output", str(tmp_path / "mine.html")]) == 0
     assert f"written: {tmp_path / 'mine.html'}" in capsys.readouterr().out
