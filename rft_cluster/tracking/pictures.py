@@ -15,9 +15,9 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from rft_cluster.common.text import printable
 from rft_cluster.data.images import open_image
 
-WIDTH, IMAGE, LINE, MARGIN = 900, 176, 18, 8  # pixels
-LETTERS = 96  # of a completion; of a longer one the beginning and the end, where the answer is
-BEGINNING = 30
+WIDTH, IMAGE, LINE, MARGIN = 560, 144, 18, 8  # pixels; a card of TensorBoard is 350 wide
+LETTERS = 36  # of a completion; of a longer one the beginning and the end, where the answer is
+BEGINNING = 8
 KEYS = ("completions", "rewards", "advantages")  # of a row, an entry a completion
 MOST_LINES = 16  # completions drawn of a group
 PAPER, INK, FAINT, GOOD, BAD = "#ffffff", "#22313f", "#6b7780", "#11702f", "#a3271c"
