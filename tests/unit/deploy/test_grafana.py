@@ -1,0 +1,56 @@
+"""The dashboard and the page of series are made from the definitions, and Prometheus can read every query."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deploy.grafana.make import DASHBOARD, NODE, PAGE, ROOT, dashboard_json, page, panels
+from rft_cluster.cluster.metrics import SERIES
+
+QUERIES = [query for panel in panels() for query in panel.queries.values()]
+
+
+def test_the_files_are_what_the_definitions_make():
+    again = "again: python deploy/grafana/make.py"
+    assert DASHBOARD.read_text() == dashboard_json(), again
+    assert PAGE.read_text() == page(), again
+
+
+def test_every_series_has_a_panel_and_no_query_asks_for_another():
+    asked = {name for query in QUERIES for name in re.findall(r"\bray_\w+", query)}
+    assert asked == {series.exported for series in SERIES} | {*NODE}
+
+
+def test_the_dashboard_has_every_panel_with_its_queries_and_no_two_overlap():
+    board = json.loads(DASHBOARD.read_text())
+    shown = [panel for panel in board["panels"] if panel["type"] != "row"]
+    assert [panel["title"] for panel in shown] == [panel.title for panel in panels()]
+    assert [target["expr"] for panel in shown for target in panel["targets"]] == QUERIES
+    places = {
+        (x, y)
+        for panel in board["panels"]
+        for x in range(panel["gridPos"]["x"], panel["gridPos"]["x"] + panel["gridPos"]["w"])
+        for y in range(panel["gridPos"]["y"], panel["gridPos"]["y"] + panel["gridPos"]["h"])
+    }
+    assert len(places) == sum(panel["gridPos"]["w"] * panel["gridPos"]["h"] for panel in board["panels"])
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed: apt-get install prometheus")
+def test_prometheus_reads_every_query_and_the_configuration(tmp_path: Path):
+    asked = [query.replace("$__rate_interval", "1m").replace("$run", "digits") for query in QUERIES]
+    rules = [{"record": f"rule_{number}", "expr": query} for number, query in enumerate(asked)]
+    file = tmp_path / "rules.yml"
+    for broken in (False, True):
+        rules[0]["expr"] += ")" * broken
+        file.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+        done = subprocess.run(["promtool", "check", "rules", file], capture_output=True, text=True, check=False)
+        assert done.returncode == (1 if broken else 0), done.stdout + done.stderr
+    config = ROOT / "deploy" / "prometheus" / "prometheus.yml"
+    done = subprocess.run(["promtool", "check", "config", config], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
