@@ -21,7 +21,10 @@ ray=$(command -v ray || echo .venv/bin/ray)
 export RAY_API_SERVER_ADDRESS=${RAY_API_SERVER_ADDRESS:-http://127.0.0.1:8265}
 # shellcheck disable=SC2088 # the home folder of the cluster, not of this machine
 runs=${RFT_RUNS:-'~/rft_runs'}
-"$(dirname "$ray")/python" deploy/upload.py
+python=$(dirname "$ray")/python
+# What the dashboard shows beside the job. A mistake in the configuration ends here, before the upload.
+metadata=$("$python" deploy/job_metadata.py "$config" "$@")
+"$python" deploy/upload.py
 # shellcheck disable=SC2086 # several options in one variable
-exec "$ray" job submit --working-dir . --runtime-env deploy/runtime_env.yaml ${RFT_SUBMIT:-} -- \
+exec "$ray" job submit --working-dir . --runtime-env deploy/runtime_env.yaml --metadata-json "$metadata" ${RFT_SUBMIT:-} -- \
   python -m rft_cluster.launch --config "$config" --resume=auto run.folder="$runs" cluster.address=auto "$@"

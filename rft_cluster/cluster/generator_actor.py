@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ray
 
@@ -10,7 +11,7 @@ from rft_cluster.cluster.exporter import Exporter
 from rft_cluster.generator import generator
 from rft_cluster.generator.vllm_options import EngineOptions
 from rft_cluster.learner.rendezvous import exactly, interface_of
-from rft_cluster.messages import Group, Images, Prompt, Sampling
+from rft_cluster.messages import Group, Images, Prompt, Sampling, WeightRecord
 
 
 class Generator(generator.Generator):
@@ -39,5 +40,27 @@ class Generator(generator.Generator):
         completions = [completion for group in groups for completion in group.completions]
         tokens = sum(len(completion.token_ids) for completion in completions)
         self.seconds = time.monotonic() - started
-        print(f"version {version}: {len(completions)} completions, {tokens} tokens, {self.seconds:.1f} s", flush=True)
+        cut = sum(completion.finish_reason == "length" for completion in completions)
+        print(
+            f"generate: version {version}, {len(completions)} completions, {tokens} tokens, {self.seconds:.1f} s",
+            flush=True,
+        )
+        if 2 * cut > len(completions):
+            print(
+                f"WARNING: {cut} of {len(completions)} completions were cut at {sampling.max_tokens} tokens: raise "
+                f"sampling.max_tokens, or ask for shorter answers in the prompt",
+                flush=True,
+            )
         return groups
+
+    def load_weights(self, update_info: dict[str, Any], version: int, data: Any = None) -> None:
+        started = time.monotonic()
+        super().load_weights(update_info, version, data)
+        print(f"transfer: version {version} loaded, {time.monotonic() - started:.1f} s", flush=True)
+
+    def verify_weights(self, version: int, *digests: Mapping[str, int]) -> WeightRecord:
+        started = time.monotonic()
+        record = super().verify_weights(version, *digests)
+        seconds = time.monotonic() - started
+        print(f"verify: version {version} holds the learners' weights, {seconds:.1f} s", flush=True)
+        return record

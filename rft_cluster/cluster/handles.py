@@ -45,6 +45,17 @@ PEERS = 5.0  # seconds for the news of a death to arrive behind the errors that 
 NODE = 75.0  # the same for the death of a node: Ray's head declares one dead 64 s after it was cut off
 CUT = re.compile(r"by peer|remote process exited")  # gloo and NCCL about a connection to another rank
 NAMED = 8  # prompts in one warning
+# The names of calls in Ray's dashboard and timeline: the phase in which they belong. The class comes first, because Ray
+# makes the title of the process of it, by which `ending.py` knows the process.
+TASKS = {
+    "generate": "Generator.generate",
+    "score": "Scorer.score",
+    "update": "Learner.learn",
+    "publish_weights": "Learner.transfer",
+    "load_weights": "Generator.transfer",
+    "weight_digests": "Learner.verify",
+    "verify_weights": "Generator.verify",
+}
 MISTAKE = f"\n{UserError.__module__}.{UserError.__qualname__}: "  # in Ray's report, before the message
 
 
@@ -166,6 +177,15 @@ def unanswered(calls: Sequence[ray.ObjectRef]) -> set[ray.ObjectRef]:
     return set(ray.wait(list(calls), num_returns=len(calls), timeout=0, fetch_local=False)[1])
 
 
+def named(handle: ActorHandle, method: str, threads: str = "") -> Any:
+    """A method of an actor, whose calls have the name of their phase. `threads`: see `ActorGroup`."""
+    options = {"name": TASKS[method]} if method in TASKS else {}
+    if threads:
+        options["concurrency_group"] = threads
+    call = getattr(handle, method)
+    return call.options(**options) if options else call
+
+
 class ActorGroup:
     """The actors of one role."""
 
@@ -225,8 +245,7 @@ class ActorGroup:
     def begin_each(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> dict[ray.ObjectRef, str]:
         calls = {}
         for (name, handle), own in zip(self._handles.items(), arguments, strict=True):
-            call = getattr(handle, method)
-            begun = (call.options(concurrency_group=self._threads) if self._threads else call).remote(*own)
+            begun = named(handle, method, self._threads).remote(*own)
             calls[begun], self._begun[name] = name, (method, begun)
         return calls
 
@@ -241,7 +260,7 @@ class ActorGroup:
 class RewardActor(ActorGroup):
     def score(self, groups: ray.ObjectRef, completions: int) -> ray.ObjectRef:
         """Score groups in flight, as soon as they are finished. `completions`: of the whole step."""
-        call = self.handles[0].score.remote(groups, completions)
+        call = named(self.handles[0], "score").remote(groups, completions)
         self._begun[self.names[0]] = "score what is written", call
         return call
 

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
-from rft_cluster.cluster.handles import LOSSES, ActorGroup, RewardActor, failure, unanswered, wait_for
+from rft_cluster.cluster.handles import LOSSES, ActorGroup, RewardActor, failure, named, unanswered, wait_for
 from rft_cluster.common.errors import ClusterError, EngineFailed, WeightTransferError
 from rft_cluster.messages import Group, Prompt, Reward, Sampling
 
@@ -90,7 +90,7 @@ class Rollout:
             for start in range(0, len(assigned_indices), chunk_size):
                 indices = [head[index] for index in assigned_indices[start : start + chunk_size]]
                 own = [self._prompts[index] for index in indices]
-                groups = handles[name].generate.remote(own, self._sampling, self._version)
+                groups = named(handles[name], "generate").remote(own, self._sampling, self._version)
                 chunks.append(self._scored(_Chunk(name, indices, groups, None, handles[name], None)))
         for _ in range(sum(map(len, assigned.values()))):
             self._queue.popleft()

@@ -81,6 +81,17 @@ def completion_gaps(completions: Sequence[TrainingSample], gaps: Tensor) -> tupl
     )
 
 
+def _log_update(step: int, stats: LearnerStats, updates: int, seconds: float) -> None:
+    """Say what a step has learned in the actor's log, which Ray keeps. `updates`: number of them, skipped or not."""
+    figures = f"{stats.tokens} tokens here, loss {stats.loss:.3g}, gradient {stats.grad_norm:.3g}, {seconds:.1f} s"
+    print(f"learn: step {step}, {figures}", flush=True)
+    if stats.skipped:
+        left_out = (
+            f"{stats.skipped} of {updates} updates were left out, because the loss or the gradient was not finite"
+        )
+        print(f"WARNING: step {step}: {left_out}: lower optimizer.learning_rate if more follow", flush=True)
+
+
 @contextmanager
 def within_memory() -> Iterator[None]:
     """Turn errors about too little memory within this context into UserError, on GPUs and CPUs."""
@@ -240,12 +251,7 @@ class Learner:
             memory_gib=memory,
             activation_gib=activations,
         )
-        # This goes to the actor's log, which Ray keeps.
-        print(
-            f"step {step + 1}: {stats.tokens:.0f} tokens here, loss {stats.loss:.3g}, "
-            f"gradient {stats.grad_norm:.3g}, {time.monotonic() - started:.1f} s",
-            flush=True,
-        )
+        _log_update(step + 1, stats, len(work), time.monotonic() - started)
         return stats
 
     def _backward(self, batch: Batch, old_logprobs: Tensor | None) -> LearnerStats:
@@ -342,7 +348,9 @@ class Learner:
 
     def publish_weights(self) -> None:
         """Send the current weights. The driver starts the receiving end."""
+        started = time.monotonic()
         self._weights_out.send()
+        print(f"transfer: weights after step {self._step} sent, {time.monotonic() - started:.1f} s", flush=True)
 
     def weight_digests(self) -> dict[str, int]:
         return self._weights_out.digests()

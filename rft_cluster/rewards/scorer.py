@@ -9,6 +9,7 @@ share the limit `scoring.max_concurrent`.
 
 import asyncio
 import math
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -40,6 +41,7 @@ class Scorer:
                 cannot be imported.
         """
         completions = completions or sum(len(group.completions) for group in groups)
+        started = time.monotonic()
         scored: list[list[Reward]] = []
         if self._rewards.has_own:
             # Fetch in a thread: images on another host may take a while, and other chunks continue meanwhile.
@@ -59,7 +61,15 @@ class Scorer:
         totals = [reward.total for rewards in scored for reward in rewards if reward.total is not None]
         mean = f"reward {sum(totals) / len(totals):.3f} on average" if totals else "no reward"
         # This goes to the actor's log, which Ray keeps.
-        print(f"{len(groups)} groups from {groups[0].prompt.prompt_id if groups else '-'} on: {mean}", flush=True)
+        first = groups[0].prompt.prompt_id if groups else "-"
+        seconds = time.monotonic() - started
+        print(f"score: {len(groups)} groups from {first} on, {mean}, {seconds:.1f} s", flush=True)
+        for name, count in Counter(name for group in scored for one in group for name in one.failures).items():
+            print(
+                f"WARNING: rewards.{name} failed on {count} completions, which are left out of the update: see its "
+                f"messages above, or raise scoring.time_limit",
+                flush=True,
+            )
         return scored
 
     def close(self) -> None:

@@ -40,7 +40,8 @@ def running_head(token_environment: dict[str, str], home: Path, cpus: int = 2) -
     }
     start = [BIN / "ray", "start", "--head", "--block", f"--port={ADDRESS.partition(':')[2]}",
              f"--dashboard-port={PORT}", "--dashboard-host=127.0.0.1", f"--num-cpus={cpus}", "--disable-usage-stats",
-             "--object-store-memory=200000000"]  # fmt: skip
+             "--object-store-memory=200000000",
+             '--system-config={"metrics_report_interval_ms": 1000}']  # fmt: skip
     with (home / "head.log").open("w") as log:
         process = subprocess.Popen(start, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
@@ -59,6 +60,25 @@ def running_head(token_environment: dict[str, str], home: Path, cpus: int = 2) -
         finally:
             for left in session_of(process.pid):
                 left.kill()
+
+
+def discovery_file() -> Path:
+    """The file of the head in which Ray lists its nodes' ports for Prometheus."""
+    for process in psutil.process_iter():
+        words = process.cmdline() if is_alive(process.pid) else []
+        if f"--port={PORT}" in words and (folders := [word for word in words if word.startswith("--session-dir=")]):
+            return Path(folders[0].partition("=")[2]) / "prom_metrics_service_discovery.json"
+    raise AssertionError("no dashboard of the head runs")
+
+
+def jobs(environment: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """What the dashboard says of each submitted job, by its submission id."""
+    token = Path(environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+    request = urllib.request.Request(
+        f"{environment['RAY_API_SERVER_ADDRESS']}/api/jobs/", headers={"Authorization": f"Bearer {token}"}
+    )
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        return {job["submission_id"]: job for job in json.load(answer)}
 
 
 def submit(environment: dict[str, str], job: str, *overrides: str, options: str = "") -> "subprocess.Popen[str]":

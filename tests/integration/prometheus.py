@@ -27,7 +27,7 @@ class Prometheus:
         query = urllib.parse.urlencode(parameters)
         with urllib.request.urlopen(f"{self.address}/api/v1/{path}?{query}", timeout=20) as answer:
             found = json.load(answer)["data"]
-        return found["result"] if "result" in found else found
+        return found["result"]
 
     def at(self, query: str, moment: float) -> list[tuple[dict[str, str], float]]:
         """Labels and value of each answer to a query."""

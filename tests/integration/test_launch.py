@@ -23,22 +23,28 @@ import yaml
 from safetensors import safe_open
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
+from deploy.grafana.make import newest, panels, total
 from rft_cluster import compare, evaluate, launch
 from rft_cluster.algorithm import load_algorithm
 from rft_cluster.classification.answers import AnswerReader
 from rft_cluster.classification.card import read_card
 from rft_cluster.classification.plots import draw_evaluation
 from rft_cluster.common.hardware import hardware
+from rft_cluster.common.series import Series
 from rft_cluster.config import Config
 from rft_cluster.data import FewShotDataset
+from rft_cluster.generator.engine_stats import TOKENS
 from rft_cluster.generator.vllm_options import environment
 from rft_cluster.learner.collate import collate
 from rft_cluster.learner.prompt_cache import PromptCache
 from rft_cluster.messages import Prompt, Sampling
 from rft_cluster.model.policy import load_reference
 from rft_cluster.run.activity import Now, read_activity
+from rft_cluster.run.metrics import KEYS
+from rft_cluster.run.series import PHASE_SECONDS, STEP
 from tests.integration.conftest import BIN
-from tests.integration.head import ADDRESS, actors, running_head, submit, wait_until
+from tests.integration.head import ADDRESS, actors, discovery_file, jobs, running_head, submit, wait_until
+from tests.integration.prometheus import Prometheus, is_here, running_prometheus
 from tests.integration.test_weight_update import make_generator
 from tests.unit.tracking.events import curve, images
 from tests.unit.tracking.events import read as events_of
@@ -83,18 +89,30 @@ def watched_until(folder: Path, wanted: Callable[[Now], bool]) -> Now:
     return seen[0]
 
 
+@pytest.fixture(scope="module")
+def prometheus(head: dict[str, str], tmp_path_factory) -> Iterator[Prometheus | None]:
+    """Beside the head; None where it is not installed."""
+    if not is_here():
+        yield None
+        return
+    with running_prometheus(discovery_file(), tmp_path_factory.mktemp("prometheus")) as found:
+        yield found
+
+
 @dataclass(frozen=True)
 class Run:
-    """`actors`: the names of all that the dashboard showed alive at once."""
+    """`actors`: the names of all that the dashboard showed alive at once. `began`: in seconds since 1970."""
 
     folder: Path
     printed: str
     errors: str
     actors: set[str]
+    began: float
 
 
 @pytest.fixture(scope="module")
-def run(head: dict[str, str], tiny_model: str) -> Run:
+def run(head: dict[str, str], prometheus: Prometheus | None, tiny_model: str) -> Run:
+    began = time.time()
     job = submit(head, "short", f"model.path={tiny_model}", *SHORT, *ACTORS)
     most: set[str] = set()
     while job.poll() is None and len(most) < len(ROLES):
@@ -102,13 +120,75 @@ def run(head: dict[str, str], tiny_model: str) -> Run:
         time.sleep(0.5)
     printed, errors = job.communicate(timeout=400)
     assert job.returncode == 0, printed[-3000:] + errors[-3000:]
-    return Run(Path(head["RFT_RUNS"]) / "short", printed, errors, most)
+    return Run(Path(head["RFT_RUNS"]) / "short", printed, errors, most, began)
 
 
 def test_a_submitted_job_succeeds_and_its_actors_bear_their_roles_in_the_dashboard(run: Run):
     assert "Job 'short' succeeded" in run.printed
     assert "upload: " in run.errors
     assert run.actors == ROLES
+
+
+def test_the_dashboard_says_which_run_of_which_configuration_and_commit_a_job_is(run: Run, head: dict[str, str]):
+    metadata = jobs(head)["short"]["metadata"]
+    assert (metadata["run"], metadata["config"]) == ("short", "digits") and metadata["commit"]
+
+
+def test_prometheus_has_the_figures_of_metrics_jsonl_and_every_panel_shows_data(
+    run: Run, prometheus: Prometheus | None
+):
+    """While the run went on. A panel that needs a GPU is only read (tests/unit/deploy/test_grafana.py)."""
+    if prometheus is None:
+        pytest.skip("Prometheus is not installed: apt-get install prometheus")
+    step, moment = last_shown(prometheus, newest(STEP["step"]).replace("$run", "short"), run.began)
+    known = [row for row in rows(run.folder / "metrics.jsonl") if row["step"] <= step]
+    compared = set()
+    for panel in panels():
+        for query in panel.queries.values():
+            filled = query.replace("$run", "short").replace("$__rate_interval", "1m")
+            answers = prometheus.at(filled, moment)
+            assert answers or panel.gpu, f"no data for {panel.title}: {filled}"
+            for field, series in STEP.items():
+                if query == newest(series) and (answers or not panel.gpu):
+                    key = KEYS.get(field, field)
+                    expected = {f"{key}/{name}" if name else key: value for name, value in labelled(answers, series)}
+                    assert expected == {name: known[-1][name] for name in expected}
+                elif query == total(series):
+                    key = KEYS.get(field, field)
+                    assert sum(value for _, value in answers) == sum(row.get(key, 0) for row in known)
+                else:
+                    continue
+                compared.add(field)
+    assert compared >= STEP.keys() - {"tokens", "tokens_trained", "activation_gib"}, "what no panel compared"
+    for field in ("tokens", "tokens_trained"):
+        ((_, value),) = prometheus.at(total(STEP[field]).replace("$run", "short"), moment)
+        assert value == sum(row[field] for row in known)
+
+
+def last_shown(prometheus: Prometheus, query: str, since: float) -> tuple[float, float]:
+    """The newest value of a query that had one, and when it had it last."""
+    found = prometheus.ask("query_range", query=query, start=since, end=time.time(), step=0.5)
+    moment, value = found[0]["values"][-1]
+    return float(value), float(moment)
+
+
+def labelled(answers: list[tuple[dict[str, str], float]], series: Series) -> list[tuple[str, float]]:
+    return [(labels.get(series.label, ""), value) for labels, value in answers]
+
+
+def test_the_seconds_of_each_phase_and_the_engines_are_in_prometheus(run: Run, prometheus: Prometheus | None):
+    if prometheus is None:
+        pytest.skip("Prometheus is not installed: apt-get install prometheus")
+    steps, now = rows(run.folder / "metrics.jsonl"), time.time()
+    since = f"[{now - run.began:.0f}s]"
+    for phase in ("generate", "learn", "transfer"):
+        query = f'max_over_time({PHASE_SECONDS.exported}{{run="short", phase="{phase}"}}{since})'
+        ((_, shown),) = prometheus.at(query, now)
+        spent = [row[f"seconds/{phase}"] for row in steps]
+        assert sum(spent[:-1]) <= shown <= sum(spent) + 0.1
+    answers = prometheus.at(f'max_over_time({TOKENS.exported}{{run="short"}}{since})', now)
+    assert {labels["generator"] for labels, _ in answers} == {"generator-0", "generator-1"}
+    assert sum(value for _, value in answers) >= sum(row["tokens"] for row in steps[:-1])
 
 
 def test_without_the_token_the_dashboard_refuses(head: dict[str, str]):

@@ -34,7 +34,9 @@ class Actor:
         self._name, self._calls = name, 0
 
     def __getattr__(self, method: str) -> SimpleNamespace:
-        return SimpleNamespace(remote=lambda *_: self._call(method))
+        call = SimpleNamespace(remote=lambda *_: self._call(method))
+        call.options = lambda **_: call
+        return call
 
     def _call(self, method: str) -> tuple[str, str]:
         self._calls += 1

@@ -111,7 +111,9 @@ class Actor:
         self.name = name
 
     def __getattr__(self, method: str) -> Any:
-        return SimpleNamespace(remote=lambda *arguments: Call(method, arguments))
+        call = SimpleNamespace(remote=lambda *arguments: Call(method, arguments))
+        call.options = lambda **_: call
+        return call
 
 
 @pytest.fixture
