@@ -67,7 +67,7 @@ def evaluate(options: argparse.Namespace) -> None:
     check_ray_folder(config)
     if note := check_machine(config, training=False):
         print(note)
-    task = prepare(config)
+    task = prepare(config, export)
     examples: list[Example] = getattr(task.dataset, options.split)
     if not examples:
         raise UserError(f"the {options.split} split is empty: set data.{options.split}")

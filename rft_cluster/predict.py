@@ -31,7 +31,7 @@ from rft_cluster.data.files import SUFFIXES, LeftOut, is_system
 from rft_cluster.data.images import Limits, check_image, image_sha256
 from rft_cluster.data.shown import View, fitted, shown_bytes
 from rft_cluster.messages import Example, ImageRef, Images, Sampling
-from rft_cluster.model.folder import check_model_folder
+from rft_cluster.model.folder import check_model_folder, read_family
 from rft_cluster.model.image_size import view_of
 from rft_cluster.prompts import make_prompts
 
@@ -146,7 +146,8 @@ def _answers(
     engine = None
     images: dict[str, bytes] = {}  # those that are in the engine
     limits = Limits(card.data_max_pixels, card.data_max_bytes, keys=False)
-    readable = _readable(files, bad, limits, card.levels, view_of(card.min_pixels, card.max_pixels))
+    side = read_family(export).side
+    readable = _readable(files, bad, limits, card.levels, view_of(card.min_pixels, card.max_pixels, side))
     while chunk := list(islice(readable, AT_ONCE)):
         if engine is None:  # start the engine only when there is an image to classify
             print(f"loading the model and starting its engine for {len(files)} images ...", file=sys.stderr, flush=True)

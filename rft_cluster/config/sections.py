@@ -46,13 +46,17 @@ class LoraSection(Section):
 
 class ModelSection(Section):
     path: PathText
-    """A Qwen2-VL folder or hub name, or `tiny`: a small model built here for the configured data set."""
+    """A folder or hub name of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL, or `tiny`: a small model built here for the
+    configured data set."""
+    family: Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"] | None = None
+    """The family of the model that `path: tiny` builds; left out, `qwen2_vl`. Of other models their `config.json` tells
+    it."""
     freeze_vision: bool = False
     lora: LoraSection | None = None
     """Generators get the merged weights by the same transfer. The export is merged, too."""
     min_pixels: int = Field(56 * 56, ge=28 * 28, le=MOST_PIXELS)
     max_pixels: int = Field(401_408, ge=28 * 28, le=MOST_PIXELS)
-    """Images are resized to between `min_pixels` and `max_pixels`. 28x28 pixels make one token."""
+    """Images are resized to between `min_pixels` and `max_pixels`. 28x28 pixels make one token; of Qwen3-VL, 32x32."""
     max_prompt_tokens: int = Field(1024, ge=16, le=MOST_TOKENS)
     """Includes the image's tokens. A longer prompt is refused, never cut."""
     trust_remote_code: bool = False
@@ -61,6 +65,14 @@ class ModelSection(Section):
     def _pixels_in_order(self) -> "ModelSection":
         if self.min_pixels > self.max_pixels:
             raise ValueError(f"min_pixels {self.min_pixels} is above max_pixels {self.max_pixels}")
+        return self
+
+    @model_validator(mode="after")
+    def _family_of_the_tiny_model(self) -> "ModelSection":
+        if self.family and self.path != "tiny":
+            raise ValueError(
+                f"family {self.family} is for path: tiny alone; the config.json of {self.path} tells its own"
+            )
         return self
 
 

@@ -143,7 +143,13 @@ class Generator:
 
     def wake_up(self, tags: list[str]) -> None:
         """Take memory again, in two steps: `["weights"]` before an update, `["kv_cache"]` after it."""
-        self._on_thread(lambda: self._engine.wake_up(tags))
+
+        def wake_up() -> None:
+            self._engine.wake_up(tags)
+            if "weights" in tags:
+                self._engine.collective_rpc(_empty_deepstack)
+
+        self._on_thread(wake_up)
 
     # On the engine's thread
 
@@ -220,6 +226,16 @@ class Generator:
 
 def _not_loaded(worker: Any) -> Sequence[str]:
     return worker.weight_transfer_engine.not_loaded
+
+
+def _empty_deepstack(worker: Any) -> None:
+    """Set the rows that vLLM adds after the first text layers of a Qwen3-VL to zero, as they are where no image is.
+
+    They lie in the memory of the weights, but are no registered buffers, so they hold anything after a sleep. They are
+    added to every token.
+    """
+    for rows in vars(worker.weight_transfer_engine.model).get("deepstack_input_embeds", ()):
+        rows.zero_()
 
 
 def _verify(worker: Any, digests: dict[str, int]) -> tuple[int, int]:

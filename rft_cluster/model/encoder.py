@@ -18,6 +18,7 @@ from rft_cluster.data.images import open_image
 from rft_cluster.messages import Images, Prompt
 from rft_cluster.model.families.family import IMAGE_TOKEN, STOP_TOKENS, VISION_TOKENS
 from rft_cluster.model.image_size import PromptLength, image_tokens, model_size
+from rft_cluster.model.numbers import MERGE
 
 with light_imports():
     from qwen_vl_utils import fetch_image
@@ -29,7 +30,8 @@ REASON = 300  # characters of a library's message
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """`token_ids` with the image's tokens expanded; `pixel_values` [patches, 1176] FP32; `image_grid_thw` [1, 3]."""
+    """`token_ids` with the image's tokens expanded; `pixel_values` [patches, values of a patch] FP32; `image_grid_thw`
+    [1, 3]."""
 
     token_ids: list[int]
     pixel_values: Tensor
@@ -44,6 +46,7 @@ class PromptEncoder:
         model's."""
         self._processor = _load_processor(path, trust_remote_code)
         self._limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+        self._patch: int = self._processor.image_processor.patch_size
         self.tokenizer = self._processor.tokenizer
         absent = [token for token in (*VISION_TOKENS, *STOP_TOKENS) if token not in self.tokenizer.get_vocab()]
         if absent:
@@ -62,6 +65,11 @@ class PromptEncoder:
             raise UserError(f"model.path: the chat template in {path} cannot be used: {error}") from error
         if text.count(IMAGE_TOKEN) != 1 or "What is it?" not in text:
             raise UserError(f"model.path: the chat template in {path} does not place one image and the question")
+        if text.rstrip().endswith("<think>"):
+            raise UserError(
+                f"model.path: the chat template in {path} opens <think> in the prompt, as Thinking variants do, so no "
+                f"completion could have the format; take the Instruct variant"
+            )
 
     def _forbidden(self) -> list[int]:
         """Sorted ids of the tokens that generators never sample and learners exclude from the softmax.
@@ -80,8 +88,8 @@ class PromptEncoder:
         return self._processor.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
 
     def image(self, data: bytes) -> Image.Image:
-        """The encoded image as RGB, resized into the pixel limits with both sides multiples of 28."""
-        return fetch_image({"image": open_image(data), **self._limits})
+        """The encoded image as RGB, resized into the pixel limits with both sides multiples of an image token's."""
+        return fetch_image({"image": open_image(data), **self._limits}, image_patch_size=self._patch)
 
     def image_limits(self) -> dict[str, Any]:
         """The processor's pixel limits, set so that it does not resize the images that `image` returns."""
@@ -124,13 +132,14 @@ class PromptEncoder:
     def _image_tokens(self, prompt: Prompt, images: Images) -> int:
         with Image.open(io.BytesIO(images[prompt.example.image.sha256])) as header:
             width, height = header.size
-        size = model_size(width, height, **self._limits)
+        side = self._patch * MERGE
+        size = model_size(width, height, **self._limits, side=side)
         if 0 in size:
             raise UserError(
                 f"{prompt.example_id}: {width}x{height} is too long and narrow for model.max_pixels = "
                 f"{self._limits['max_pixels']}: raise that, or leave the image out"
             )
-        return image_tokens(*size)
+        return image_tokens(*size, side)
 
     def save(self, folder: Path) -> None:
         self._processor.save_pretrained(folder)

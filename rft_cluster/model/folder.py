@@ -43,7 +43,7 @@ def check_model_folder(path: str | Path, longest_sequence: int) -> int:
     shapes = _shapes(folder)
     family = family_of(config["model_type"], folder)
     _check_complete(folder, family, config, shapes)
-    check_against(least_weights(config, family.vision, folder / "config.json"), shapes, folder / "config.json")
+    check_against(least_weights(config, family.numbers, folder / "config.json"), shapes, folder / "config.json")
     return sum(math.prod(shape) for shape in shapes.values())
 
 
@@ -53,11 +53,11 @@ def check_model_config(folder: Path, longest_sequence: int) -> dict[str, Any]:
     Raises:
         UserError: it is not, or the file is missing or damaged.
     """
-    config = _read_json(folder / "config.json", f"{folder} holds no config.json, so it is not a model folder")
+    config = _read_config(folder)
     family = family_of(config.get("model_type"), folder)
     if config.get("quantization_config") is not None:
         raise UserError(f"model.path: {folder} is quantised, which cannot be trained: take the model it was made from")
-    least_weights(config, family.vision, folder / "config.json")
+    least_weights(config, family.numbers, folder / "config.json")
     for file in (folder / name for name in PROCESSORS if (folder / name).is_file()):
         check_processor(_read_json(file, ""), family.patch, file)
     layers, windowed = _of_text(config, "num_hidden_layers"), _of_text(config, "max_window_layers")
@@ -70,6 +70,15 @@ def check_model_config(folder: Path, longest_sequence: int) -> dict[str, Any]:
     if isinstance(window, int):
         check_window(window, longest_sequence, str(folder))
     return config
+
+
+def read_family(folder: Path) -> Family:
+    """The family of a model, by its config.json.
+
+    Raises:
+        UserError: there is none, or it is of no known family.
+    """
+    return family_of(_read_config(folder).get("model_type"), folder)
 
 
 def read_shapes(folder: Path) -> Shapes:
@@ -101,6 +110,10 @@ def _of_text(config: dict[str, Any], key: str) -> Any:
     """A value of the language model's config. Older configurations have it at the top level."""
     section = config.get("text_config")
     return section.get(key) if isinstance(section, dict) and section else config.get(key)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    return _read_json(folder / "config.json", f"{folder} holds no config.json, so it is not a model folder")
 
 
 def _read_json(file: Path, missing: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The size to which Qwen2-VL resizes an image, and its number of tokens."""
+"""The size to which a model resizes an image, and its number of tokens. `side`: pixels of an image token's side."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,10 +6,6 @@ from functools import cache, partial
 
 from rft_cluster.common.imports import light_imports
 from rft_cluster.data.shown import View
-from rft_cluster.model.families.qwen2_vl import PATCH
-from rft_cluster.model.numbers import MERGE
-
-SIDE = PATCH * MERGE  # pixels of an image token's side
 
 
 @dataclass(frozen=True)
@@ -24,10 +20,10 @@ class PromptLength:
         return self.image + self.text
 
 
-def model_size(width: int, height: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """(width, height) in pixels, multiples of 28, to which an image is resized. One is 0 if the image is too narrow for
-    `max_pixels`."""
-    tall, wide = _smart_resize()(height, width, factor=SIDE, min_pixels=min_pixels, max_pixels=max_pixels)
+def model_size(width: int, height: int, min_pixels: int, max_pixels: int, side: int) -> tuple[int, int]:
+    """(width, height) in pixels, multiples of `side`, to which an image is resized. One is 0 if the image is too narrow
+    for `max_pixels`."""
+    tall, wide = _smart_resize()(height, width, factor=side, min_pixels=min_pixels, max_pixels=max_pixels)
     return wide, tall
 
 
@@ -39,10 +35,10 @@ def _smart_resize() -> Callable[..., tuple[int, int]]:
     return smart_resize
 
 
-def view_of(min_pixels: int, max_pixels: int) -> View:
-    return View(max_pixels, partial(model_size, min_pixels=min_pixels, max_pixels=max_pixels))
+def view_of(min_pixels: int, max_pixels: int, side: int) -> View:
+    return View(max_pixels, partial(model_size, min_pixels=min_pixels, max_pixels=max_pixels, side=side))
 
 
-def image_tokens(width: int, height: int) -> int:
+def image_tokens(width: int, height: int, side: int) -> int:
     """The number of tokens of an image with this `model_size`."""
-    return (width // SIDE) * (height // SIDE)
+    return (width // side) * (height // side)

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -44,7 +44,13 @@ class _Tokens(Numbers):
     vision_end_token_id: Token | None = None
 
 
-class TextNumbers(_Tokens):
+class TextNumbers(_Tokens, ABC):
+    """The numbers that every language model has. A family adds those of its own.
+
+    `query_key_norm`: queries and keys are normalised, head by head, and no linear layer of a text layer has a bias.
+    """
+
+    query_key_norm: ClassVar[bool] = False
     vocab_size: int = Field(152_064, ge=1, le=2_000_000)
     hidden_size: Width = 8192
     intermediate_size: int = Field(29_568, ge=1, le=1_000_000)
@@ -63,15 +69,35 @@ class TextNumbers(_Tokens):
 
     def weights(self) -> int:
         """A lower bound of the number of parameters: the embedding and the layers' matrices."""
-        shared = (self.num_key_value_heads or self.num_attention_heads) / self.num_attention_heads
-        attention = (2 + 2 * shared) * self.hidden_size**2
+        attention = 2 * self.hidden_size * (self.query + self.key)
         matrices = attention + 3 * self.hidden_size * self.intermediate_size
-        return int(self.vocab_size * self.hidden_size + self.num_hidden_layers * matrices)
+        return self.vocab_size * self.hidden_size + self.num_hidden_layers * matrices
+
+    @property
+    @abstractmethod
+    def head(self) -> int:
+        """Width of a head."""
+
+    @property
+    def query(self) -> int:
+        """Width of all heads' queries together."""
+        return self.head * self.num_attention_heads
+
+    @property
+    def key(self) -> int:
+        """Width of all heads' keys together."""
+        return self.head * (self.num_key_value_heads or self.num_attention_heads)
 
 
 class VisionNumbers(Numbers, ABC):
-    """The numbers that every vision tower has. A family adds those of its own."""
+    """The numbers that every vision tower has. A family adds those of its own.
 
+    `gated`: its layers have RMSNorm, and a gate, an up and a down projection, instead of LayerNorm and two layers.
+    `inner_kept`: tensors of the MLP's inner width that autograd keeps.
+    """
+
+    gated: ClassVar[bool] = False
+    inner_kept: ClassVar[int] = 3  # QuickGELU, of several operations, keeps one more than GELU
     depth: Layers = 32
     num_heads: Heads = 16
     initializer_range: Small = 0.02
@@ -93,7 +119,27 @@ class VisionNumbers(Numbers, ABC):
 
     def weights(self) -> int:
         """A lower bound of the number of parameters."""
-        return self.depth * (4 * self.width**2 + 2 * self.width * self.inner)
+        return self.depth * (4 * self.width**2 + (3 if self.gated else 2) * self.width * self.inner)
+
+    @property
+    def learned_positions(self) -> int:
+        """Positions of the learned table; such a tower's patch embedding has a bias."""
+        return 0
+
+    @property
+    def deepstack(self) -> int:
+        """Layers whose features are also added after the first text layers, each with a merger of its own."""
+        return 0
+
+    @property
+    def window_patches(self) -> int:
+        """Patches in a window of those layers that attend in windows."""
+        return 0
+
+    @property
+    def windowed_layers(self) -> int:
+        """The number of those layers."""
+        return 0
 
 
 class _Processor(Numbers):
@@ -102,33 +148,35 @@ class _Processor(Numbers):
     temporal_patch_size: int = Field(FRAMES, ge=FRAMES, le=FRAMES)
 
 
+T = TypeVar("T", bound=TextNumbers)
 V = TypeVar("V", bound=VisionNumbers)
 
 
-def least_weights(config: dict[str, Any], vision_numbers: type[V], file: Path) -> int:
+def least_weights(config: dict[str, Any], kinds: tuple[type[T], type[V]], file: Path) -> int:
     """A lower bound of the number of parameters of a model with this config.json.
 
     Raises:
         UserError: a number is out of its range.
     """
-    text, vision = read_numbers(config, vision_numbers, file)
+    text, vision = read_numbers(config, kinds, file)
     return text.weights() + vision.weights()
 
 
-def read_numbers(config: dict[str, Any], vision_numbers: type[V], file: Path) -> tuple[TextNumbers, V]:
-    """The numbers of the language model and of the vision tower. Older configurations have the former at the top level.
+def read_numbers(config: dict[str, Any], kinds: tuple[type[T], type[V]], file: Path) -> tuple[T, V]:
+    """The numbers of the language model and of the vision tower, `kinds` of a family. Older configurations have the
+    former at the top level.
 
     Raises:
         UserError: a number is out of its range.
     """
     _checked(_Tokens, config, file)
-    text = _checked(TextNumbers, config.get("text_config") or config, file)
+    text = _checked(kinds[0], config.get("text_config") or config, file)
     if text.hidden_size % text.num_attention_heads:
         raise UserError(
             f"model.path: {file}: hidden_size {text.hidden_size} is no multiple of num_attention_heads "
             f"{text.num_attention_heads}"
         )
-    return text, _checked(vision_numbers, config.get("vision_config") or {}, file)
+    return text, _checked(kinds[1], config.get("vision_config") or {}, file)
 
 
 def check_processor(config: dict[str, Any], patch: int, file: Path) -> None:

@@ -153,7 +153,7 @@ def _load(path: str, dtype: torch.dtype, attention: dict[str, str], trust_remote
             f"model.path: {path} cannot be loaded on {socket.gethostname()}: {str(error).strip().splitlines()[0]}. It "
             f"must be the same on every node: a folder on a shared disk, or a hub name that each node can fetch"
         ) from error
-    if "sliding_attention" in model.config.text_config.layer_types:
+    if "sliding_attention" in model.config.text_config.to_dict().get("layer_types", []):  # Qwen3-VL's has none
         raise UserError(f"model.path: {path} has use_sliding_window set, which is not supported")
     model.config.use_cache = False
     return model

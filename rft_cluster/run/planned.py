@@ -15,8 +15,7 @@ from rft_cluster.data.flower102 import takes_official
 from rft_cluster.data.images import image_sha256
 from rft_cluster.data.official import CACHE, bytes_to_download
 from rft_cluster.messages import Example, ImageRef
-from rft_cluster.model.image_size import SIDE
-from rft_cluster.run.task import Task, question
+from rft_cluster.run.task import Task, family_of_model, question
 
 
 def archive_is_missing(config: DataSection) -> bool:
@@ -33,7 +32,7 @@ def task_before_download(config: Config) -> Task:
     Raises:
         UserError: the archive, or the data set on the hub that it belongs to, cannot be had; or as in `question`.
     """
-    grey = grey_picture(config.model.max_pixels)
+    grey = grey_picture(config.model.max_pixels, family_of_model(config).side)
     base, counts = _known(config)
     train, validation, test = (
         [
@@ -67,10 +66,11 @@ def _known(config: Config) -> tuple[FewShotDataset, dict[str, int]]:
     return FewShotDataset.of(data.source, classes, [], [], [], []), held_out | {"train": data.shots * len(classes)}
 
 
-def grey_picture(max_pixels: int) -> bytes:
-    """A picture of the most image tokens that Qwen2-VL makes within `max_pixels`, as nearly square as that. PNG."""
-    tokens = max_pixels // SIDE**2
+def grey_picture(max_pixels: int, side: int) -> bytes:
+    """A picture of the most image tokens that fit into `max_pixels`, as nearly square as that. PNG. `side`: pixels of a
+    token's side."""
+    tokens = max_pixels // side**2
     _, rows = max((tokens // rows * rows, rows) for rows in range(1, math.isqrt(tokens) + 1))
     file = io.BytesIO()
-    Image.new("RGB", (tokens // rows * SIDE, rows * SIDE), "grey").save(file, "PNG")
+    Image.new("RGB", (tokens // rows * side, rows * side), "grey").save(file, "PNG")
     return file.getvalue()

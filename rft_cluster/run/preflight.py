@@ -24,7 +24,7 @@ from rft_cluster.model.tiny.conditions import check_conditions
 from rft_cluster.prompts import PROBLEM, find_template
 from rft_cluster.run.saving import BEST, MODEL
 from rft_cluster.run.space import disk_bytes
-from rft_cluster.run.task import TINY_CACHE, Asked, Task, ask_model, pool_note
+from rft_cluster.run.task import TINY_CACHE, Asked, Task, ask_model, pool_note, tiny_family
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,9 @@ def _check_tiny(config: Config, task: Task) -> tuple[int, Shapes, Asked]:
     check_conditions(len(dataset.pool), dataset.classes)
     from rft_cluster.model.tiny.build import untrained
 
-    processor, model = untrained(len(dataset.pool), dataset.classes, task.text, config.model.max_pixels)
+    processor, model = untrained(
+        len(dataset.pool), dataset.classes, task.text, config.model.max_pixels, tiny_family(config)
+    )
     check_window(model.config.text_config.max_position_embeddings, config.max_model_tokens, "the small model")
     with tempfile.TemporaryDirectory(prefix="rft_cluster_") as folder:
         processor.save_pretrained(folder)

@@ -16,6 +16,9 @@ from rft_cluster.config import Config
 from rft_cluster.data import FewShotDataset, load_dataset
 from rft_cluster.data.images import DECODE_ERRORS, open_image
 from rft_cluster.messages import Example
+from rft_cluster.model.families.family import Family
+from rft_cluster.model.families.known import FAMILIES
+from rft_cluster.model.folder import read_family
 from rft_cluster.model.image_size import PromptLength, view_of
 from rft_cluster.prompts import PROBLEM, make_prompts, render_template
 
@@ -37,13 +40,16 @@ class Task:
         return [example for split in self.dataset.splits.values() for example in split]
 
 
-def prepare(config: Config) -> Task:
-    """Read the data and render the template.
+def prepare(config: Config, export: Path | None = None) -> Task:
+    """Read the data, in the size at which the model looks at images, and render the template.
+
+    `export`: the folder of the model, if it is not the one that the run starts from.
 
     Raises:
-        UserError: the data or the template is unusable.
+        UserError: the data or the template is unusable, or the model is of no known family.
     """
-    view = view_of(config.model.min_pixels, config.model.max_pixels)
+    family = read_family(export) if export else family_of_model(config)
+    view = view_of(config.model.min_pixels, config.model.max_pixels, family.side)
     dataset = load_dataset(config.data, config.run.seed, view)
     return Task(dataset, question(config, dataset))
 
@@ -80,8 +86,25 @@ def base_model_path(config: Config, task: Task, earlier: str | None = None) -> s
         pixels=config.model.max_pixels,
         seed=config.run.seed,
         report=lambda line: print(line, flush=True),
+        family=tiny_family(config),
     )
     return str(folder)
+
+
+def tiny_family(config: Config) -> Family:
+    """The family of the tiny model."""
+    return FAMILIES[config.model.family or "qwen2_vl"]
+
+
+def family_of_model(config: Config) -> Family:
+    """The family of the model that a run starts from.
+
+    Raises:
+        UserError: the model cannot be found, or is of no known family.
+    """
+    from rft_cluster.model.hub import find_model
+
+    return tiny_family(config) if config.model.path == "tiny" else read_family(find_model(config.model.path).folder)
 
 
 def choose_pool(images: int, seed: int) -> list[int]:
@@ -152,7 +175,8 @@ def check_model(config: Config, task: Task, model_path: str, examples: list[Exam
     """Check that a model can be asked the question about each of `examples`.
 
     Raises:
-        UserError: it is not a complete Qwen2-VL, a prompt is too long, or no answer fits into `sampling.max_tokens`.
+        UserError: the model is not complete or of no known family, a prompt is too long, or no answer fits into
+            `sampling.max_tokens`.
     """
     from rft_cluster.model.hub import check_files, find_model
 

@@ -39,7 +39,7 @@ class PolicyWeights:
     """The policy's weights as vLLM's `WeightSource`: yields full BF16 tensors and gathers only one at a time.
 
     Iteration is a collective: every rank iterates, in the same order. Adapters are merged, so generators and exports
-    get an ordinary Qwen2-VL.
+    get an ordinary model of its family.
     """
 
     def __init__(self, policy: PolicyModel) -> None:

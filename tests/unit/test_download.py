@@ -62,6 +62,6 @@ def test_without_a_server_one_line_says_so_at_once(tmp_path, capsys, monkeypatch
 
 @pytest.mark.parametrize(("pixels", "size"), [(401_408, (896, 448)), (28 * 28, (28, 28)), (7 * 28 * 28, (196, 28))])
 def test_the_picture_in_place_of_others_has_the_most_tokens(pixels, size):
-    picture = Image.open(io.BytesIO(grey_picture(pixels)))
+    picture = Image.open(io.BytesIO(grey_picture(pixels, 28)))
     assert picture.size == size
-    assert model_size(*size, 28 * 28, pixels) == size
+    assert model_size(*size, 28 * 28, pixels, 28) == size

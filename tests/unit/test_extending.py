@@ -15,6 +15,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import fields
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from rft_cluster import launch
 from rft_cluster.config import ScoringSection, load_config
 from rft_cluster.data.images import image_sha256
 from rft_cluster.messages import Completion, Group
+from rft_cluster.model.families.family import Family
 from rft_cluster.prompts import render_template
 from rft_cluster.rewards.scorer import Scorer
 from rft_cluster.run.folder import RunFolder
@@ -60,6 +62,13 @@ def test_the_commands_on_the_page_have_keys_that_there_are(name, arguments):
 
 def test_the_page_has_what_is_tested():
     assert len(FILES) == 6 and len(LAUNCHES) == 6
+
+
+def test_the_page_tells_what_a_family_of_models_says():
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", PAGE, re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"\w+", row)} == {field.name for field in fields(Family)}
+    tests = re.findall(r"tests/\S+\.py", PAGE)
+    assert len(tests) == 4 and all((Path(__file__).parents[2] / test).is_file() for test in tests)
 
 
 # --- a reward that asks a judge

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rft_cluster.model.numbers import VisionNumbers
+from rft_cluster.model.numbers import MERGE, TextNumbers, VisionNumbers
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -41,11 +41,11 @@ class Family:
     `model_type`: in config.json. `name`: in messages. `published`: names on the hub.
     `config_class`, `model_class`, `processor_class`, `video_processor_class`: names in transformers.
     `patch`: pixels of a patch's side.
-    `vision`: the numbers of config.json's `vision_config`.
+    `text`, `vision`: the numbers of config.json's `text_config` and `vision_config`.
     `beside_layers`: tensors outside the layers, by the end of their names: prefixes differ between versions of
         transformers.
-    `tiny_vision`: width of the language model -> `vision_config` of the demo's model, beyond what all families have in
-        theirs.
+    `tiny_text`, `tiny_vision`: width of the language model -> `text_config` and `vision_config` of the demo's model, as
+        far as they differ from those of the other families.
     `windows`: (vision config, image_grid_thw [images, 3]) -> further arguments of the vision tower that are the same in
         all of its layers. Those that each layer reads on the host are on the device of `image_grid_thw`.
     `shard_units`: model -> the modules that FSDP gathers one at a time.
@@ -59,8 +59,19 @@ class Family:
     processor_class: str
     video_processor_class: str
     patch: int
+    text: type[TextNumbers]
     vision: type[VisionNumbers]
     beside_layers: tuple[str, ...]
+    tiny_text: Callable[[int], dict[str, Any]]
     tiny_vision: Callable[[int], dict[str, Any]]
     windows: Callable[[Any, "Tensor"], dict[str, "Tensor"]] = no_windows
     shard_units: Callable[[Any], list["nn.Module"]] = layers_alone
+
+    @property
+    def side(self) -> int:
+        """Pixels of an image token's side."""
+        return self.patch * MERGE
+
+    @property
+    def numbers(self) -> tuple[type[TextNumbers], type[VisionNumbers]]:
+        return self.text, self.vision

@@ -5,12 +5,12 @@ from typing import Any
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.text import shown
 from rft_cluster.model.families.family import Family
+from rft_cluster.model.families.qwen2_5_vl import QWEN2_5_VL
 from rft_cluster.model.families.qwen2_vl import QWEN2_VL
+from rft_cluster.model.families.qwen3_vl import QWEN3_VL
 
-FAMILIES = {family.model_type: family for family in (QWEN2_VL,)}
+FAMILIES = {family.model_type: family for family in (QWEN2_VL, QWEN2_5_VL, QWEN3_VL)}
 NOT_YET = {
-    "qwen2_5_vl": "its vision tower attends in windows",
-    "qwen3_vl": "image features also enter its first text layers",
     "qwen3_5": "three of four text layers are a recurrence, whose state the completions of a prompt would share",
 }
 

@@ -1,11 +1,26 @@
 """Qwen2-VL: every vision layer attends to the whole image; LayerNorm and an MLP of two layers there."""
 
+from typing import Any
+
 from pydantic import Field
 
 from rft_cluster.model.families.family import Family
-from rft_cluster.model.numbers import VisionNumbers, Width
+from rft_cluster.model.numbers import TextNumbers, VisionNumbers, Width
 
 PATCH = 14
+
+
+class Qwen2Text(TextNumbers):
+    """The same in Qwen2.5-VL."""
+
+    @property
+    def head(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+
+def qwen2_rope(width: int) -> dict[str, Any]:
+    """Blocks of frequencies for time, height and width; half of a head's 32."""
+    return {"rope_parameters": {"rope_type": "default", "type": "mrope", "mrope_section": [4, 6, 6], "rope_theta": 1e4}}
 
 
 class Qwen2Vision(VisionNumbers):
@@ -34,6 +49,7 @@ QWEN2_VL = Family(
     processor_class="Qwen2VLProcessor",
     video_processor_class="Qwen2VLVideoProcessor",
     patch=PATCH,
+    text=Qwen2Text,
     vision=Qwen2Vision,
     beside_layers=(
         "embed_tokens.weight",
@@ -41,5 +57,6 @@ QWEN2_VL = Family(
         "visual.patch_embed.proj.weight",
         "visual.merger.mlp.0.weight",
     ),
+    tiny_text=qwen2_rope,
     tiny_vision=lambda width: {"embed_dim": 96, "hidden_size": width, "mlp_ratio": 2},
 )

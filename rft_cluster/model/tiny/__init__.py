@@ -1,1 +1,1 @@
-"""`model.path: tiny`: a small, real Qwen2-VL, built and warm-started on this machine for one data set."""
+"""`model.path: tiny`: a small, real model, built and warm-started on this machine for one data set."""

@@ -99,8 +99,8 @@ def ensure_tiny_model(
     if not class_names or not all(class_names) or len(set(class_names)) != len(class_names):
         raise UserError("class names must be given, not empty, and all different")
     check_conditions(len(images), class_names)
-    if pixels < (family.patch * MERGE) ** 2:
-        raise UserError(f"pixels must be at least {(family.patch * MERGE) ** 2} (one merged patch), got {pixels}")
+    if pixels < family.side**2:
+        raise UserError(f"pixels must be at least {family.side**2} (one merged patch), got {pixels}")
     images = [image if image.mode == "RGB" else image.convert("RGB") for image in images]
     settings = [RECIPE_VERSION, list(class_names), prompt_text, pixels, seed, warm_steps]
     settings += (
@@ -121,7 +121,7 @@ def ensure_tiny_model(
         torch.manual_seed(seed)
         model = build_model(processor.tokenizer, family)
         thoughts = [f"{coarse} {fine}" for coarse, fine in words]
-        pool = Pool(images, thoughts, torch.from_numpy(places).float(), pixels, family.patch * MERGE)
+        pool = Pool(images, thoughts, torch.from_numpy(places).float(), pixels, family.side)
         warm_start(model, processor, pool, class_names, prompt_text, warm_steps, report)
     _save(folder, model, processor, {"settings": settings, "images": len(images)})
     report(f"tiny model: built in {time.monotonic() - started:.0f} s: {folder}")
@@ -285,8 +285,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, family: Family = QWEN2_VL) -
             intermediate_size=3 * width,
             num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048,
             tie_word_embeddings=True, bos_token_id=ids["<|im_start|>"], eos_token_id=ids["<|im_end|>"],
-            rope_parameters={"rope_type": "default", "type": "mrope", "mrope_section": [4, 6, 6],
-                             "rope_theta": 1e4},
+            **family.tiny_text(width),
         ),
         vision_config=dict(
             depth=3, num_heads=4, patch_size=family.patch, spatial_merge_size=MERGE, temporal_patch_size=FRAMES,

@@ -248,6 +248,8 @@ def test_missing_keys_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["model.path=photo", "model.family=qwen3_vl"], "family qwen3_vl is for path: tiny alone"),
+        (["model.family=qwen3"], "qwen3_vl"),
         (["model.min_pixels=4000", "model.max_pixels=3136"], "min_pixels 4000 is above max_pixels 3136"),
         (["optimizer.warmup_steps=4"], "optimizer.warmup_steps (4) must be below schedule.steps (4)"),
         (["cluster.device=cuda"], "generators.gpus is 0 but cluster.device is cuda: give each of the generators a GPU"),

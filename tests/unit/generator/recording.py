@@ -31,6 +31,7 @@ class RecordingEngine:
         self.not_loaded: list[str] = []
         self.wrong: Exception | None = None  # what a verification raises
         self.worker = SimpleNamespace(weight_transfer_engine=self)
+        self.model = SimpleNamespace()
         self.scheduled: dict[str, Any] = {}  # vLLM's requests, by its ids
         self.engine_core = SimpleNamespace(
             engine_core=SimpleNamespace(scheduler=SimpleNamespace(requests=self.scheduled))

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from some_prompt import some_prompt
 
 from rft_cluster.common.errors import EngineFailed, StaleGenerator, WeightTransferError
@@ -243,6 +244,18 @@ def test_a_generator_that_slept_has_no_weights(engine: RecordingEngine, monkeypa
     with pytest.raises(StaleGenerator, match="holds version None"):
         sleeper.generate([], SAMPLING, version=4)
     assert engine.calls == [("sleep", 2), ("wake_up", "weights"), ("wake_up", "kv_cache")]
+
+
+def test_what_a_sleep_left_where_deepstack_s_features_belong_is_taken_away(
+    engine: RecordingEngine, monkeypatch: pytest.MonkeyPatch
+):
+    """vLLM adds these rows to every token, and keeps none of them through a sleep of level 2."""
+    shared = ("cluster.device=cuda", "learners.count=1", "generators.gpus=0.4", "learners.gpus=0.6")
+    sleeper = generator_on(engine, monkeypatch, *shared)
+    engine.model.deepstack_input_embeds = [torch.full((4, 2), torch.nan) for _ in range(3)]
+    sleeper.sleep()
+    sleeper.wake_up(["weights"])
+    assert all(torch.equal(rows, torch.zeros(4, 2)) for rows in engine.model.deepstack_input_embeds)
 
 
 def test_a_batch_that_older_weights_wrote_is_refused_and_the_engine_goes_on(

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops
 from some_prompt import some_prompt
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import DataSection
 from rft_cluster.data import load_dataset
 from rft_cluster.data.images import image_sha256
 from rft_cluster.model.encoder import PromptEncoder
-from rft_cluster.model.image_size import PromptLength, view_of
+from rft_cluster.model.families.known import FAMILIES
+from rft_cluster.model.image_size import PromptLength, image_tokens, model_size, view_of
 from rft_cluster.model.tiny.build import build_processor
 
 START, END, IMAGE_PAD = 3, 4, 6  # vision_start, vision_end, image_pad of the tiny tokenizer
@@ -67,6 +69,40 @@ def test_a_prompt_s_length_is_known_from_the_size_of_its_image(encoder_with, siz
     assert length.tokens == tokens
 
 
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_pixels_and_tokens_are_counted_alike_at_odd_sizes(family, tmp_path_factory):
+    """By arithmetic, by the learner's encoder, and by the rule of the image processor in vLLM, with the same limits."""
+    folder = tmp_path_factory.mktemp(family.model_type)
+    processor = build_processor(["zero"], ["group-00"], "Which?", 56 * 56, family)
+    processor.save_pretrained(folder)
+    limits = (64 * 64, 90_000)
+    encoder = PromptEncoder(str(folder), *limits)
+    counts = set()
+    for side in range(20):
+        image = picture(61 + 37 * side, 997 - 41 * side)
+        shown, encoded = encoder.image(image), encoder.encode("Which?", image)
+        assert shown.size == model_size(61 + 37 * side, 997 - 41 * side, *limits, family.side)
+        (frames, height, width), patches = encoded.image_grid_thw[0].tolist(), len(encoded.pixel_values)
+        assert (frames, width * family.patch, height * family.patch) == (1, *shown.size)
+        assert encoded.pixel_values.shape[1] == 3 * 2 * family.patch**2
+        again = smart_resize(*shown.size[::-1], family.side, min_pixels=limits[0], max_pixels=limits[1])
+        assert again == shown.size[::-1], "vLLM's processor would resize it a second time"
+        assert patches == height * width
+        assert encoded.token_ids.count(IMAGE_PAD) == patches // 4 == image_tokens(*shown.size, family.side)
+        counts.add(patches)
+    assert len(counts) > 5
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_a_template_that_opens_think_in_the_prompt_is_refused(family, tmp_path):
+    processor = build_processor(["zero"], ["group-00"], "Which?", 56 * 56, family)
+    turn = "<|im_start|>assistant\n"
+    processor.chat_template = processor.chat_template.replace(turn, f"{turn}<think>\n")
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"opens <think> in the prompt.*take the Instruct variant"):
+        PromptEncoder(str(tmp_path), 56 * 56, 56 * 56)
+
+
 def upside_down(image: Image.Image) -> tuple[Image.Image, dict]:
     exif = Image.Exif()
     exif[0x0112] = 8
@@ -93,7 +129,7 @@ def test_an_image_that_was_made_smaller_is_the_same_to_the_model(encoder_with, t
         (tmp_path / "photos" / "ab"[i]).mkdir(parents=True, exist_ok=True)
         ImageChops.offset(shown, i).save(tmp_path / "photos" / "ab"[i] / f"{i}.img.png", **how)
     config = DataSection(source="folder", path=tmp_path / "photos", shots=1, validation=0, test=0)
-    dataset = load_dataset(config, 0, view_of(*limits))
+    dataset = load_dataset(config, 0, view_of(*limits, 28))
     for example in dataset.train:
         file, kept = (tmp_path / "photos" / example.example_id).read_bytes(), dataset.image(example)
         assert kept != file

@@ -1,15 +1,24 @@
 """One file a family, and named errors for those that are not there."""
 
+import json
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
-import transformers
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from rft_cluster.common.errors import UserError
+from rft_cluster.common.hardware import hardware
+from rft_cluster.config import LoraSection, ModelSection
 from rft_cluster.model.families.family import LORA_TARGETS, Family
 from rft_cluster.model.families.known import FAMILIES, NOT_YET, family_of
+from rft_cluster.model.folder import check_model_folder, read_family
+from rft_cluster.model.policy import load_policy, load_reference
 from rft_cluster.model.tiny.build import build_model, build_processor
+from rft_cluster.weights.source import PolicyWeights
 
 
 @pytest.fixture(scope="module", params=FAMILIES.values(), ids=FAMILIES)
@@ -18,9 +27,17 @@ def family(request) -> Family:
 
 
 @pytest.fixture(scope="module")
-def model(family: Family) -> transformers.PreTrainedModel:
+def model(family: Family) -> PreTrainedModel:
     torch.manual_seed(0)
     return build_model(build_processor(["rose"], ["group"], "Which?", 3136, family).tokenizer, family)
+
+
+@pytest.fixture(scope="module")
+def folder(family: Family, model: PreTrainedModel, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp(family.model_type)
+    build_processor(["rose"], ["group"], "Which?", 3136, family).save_pretrained(path)
+    model.save_pretrained(path)
+    return path
 
 
 @pytest.mark.parametrize("model_type", [*NOT_YET, "llava", None, 7, ["qwen2_vl"], "qwen2_vl\n"])
@@ -30,8 +47,7 @@ def test_a_family_that_is_not_there_is_named(model_type):
     message = str(caught.value)
     assert message.startswith(f"model.path: models/mine is a {model_type!r}, which is not supported")
     assert all(f"{family.name} ({name!r})" in message for name, family in FAMILIES.items())
-    if model_type in ("qwen3_5",):
-        assert "a recurrence" in message
+    assert ("a recurrence" in message) == (model_type == "qwen3_5")
 
 
 def test_a_family_is_transformers_own(family, model):
@@ -57,3 +73,49 @@ def test_every_layer_is_gathered_by_itself(family, model):
 def test_the_folder_s_check_knows_tensors_that_there_are(family, model):
     names = [f".{name}" for name, _ in model.named_parameters()]
     assert all(any(name.endswith(f".{end}") for name in names) for end in family.beside_layers)
+
+
+def test_a_whole_folder_passes_and_a_damaged_one_is_named(family, model, folder, tmp_path):
+    assert check_model_folder(folder, 1024) == model.num_parameters()
+    assert read_family(folder) is family
+    tensors = load_file(folder / "model.safetensors")
+    for lost in (
+        *family.beside_layers,
+        "visual.blocks.1.attn.qkv.weight",
+        "layers.2.mlp.up_proj.weight",
+    ):
+        damaged = tmp_path / lost
+        damaged.mkdir()
+        (damaged / "config.json").write_bytes((folder / "config.json").read_bytes())
+        kept = {name: tensor for name, tensor in tensors.items() if not f".{name}".endswith(f".{lost}")}
+        save_file(kept, damaged / "model.safetensors")
+        with pytest.raises(UserError, match="lacks weights"):
+            check_model_folder(damaged, 1024)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("text_config", "num_hidden_layers", 10**9),
+        ("vision_config", "patch_size", 15),
+        ("vision_config", "depth", -1),
+        ("text_config", "vocab_size", 100_000),
+    ],
+)
+def test_numbers_of_a_configuration_are_checked(folder, tmp_path, section, key, value):
+    config = json.loads((folder / "config.json").read_text())
+    config[section][key] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shutil.copy(folder / "model.safetensors", tmp_path)
+    with pytest.raises(UserError, match=rf"{key}|100000 tokens"):
+        check_model_folder(tmp_path, 1024)
+
+
+def test_adapters_are_trained_and_merged_for_the_wire(folder):
+    lora = ModelSection(path=str(folder), lora=LoraSection(rank=2))
+    policy = load_policy(str(folder), lora, hardware("cpu").attention, [], 1.0)
+    trained = [name for name, parameter in policy.model.named_parameters() if parameter.requires_grad]
+    assert len(trained) == 3 * 7 * 2
+    assert all(re.fullmatch(rf"{LORA_TARGETS}\.lora_[AB]\.default\.weight", name) for name in trained)
+    base = load_reference(str(folder), lora, hardware("cpu").attention, [], 1.0).model
+    assert [info.name for info in PolicyWeights(policy).metadata()] == [name for name, _ in base.named_parameters()]

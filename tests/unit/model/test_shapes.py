@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+import transformers
+from transformers import Qwen2VLConfig
 
 from rft_cluster.common.hardware import hardware
 from rft_cluster.model import shared_prefix
 from rft_cluster.model.families.family import LORA_TARGETS
+from rft_cluster.model.families.known import FAMILIES
 from rft_cluster.model.policy import PolicyModel
 from rft_cluster.model.shapes import FP32, Shapes
 
@@ -33,6 +35,40 @@ def test_the_2b_s_parameters_are_those_of_its_published_tensors():
     assert SHAPES_2B.patch_embedding == published("visual.patch_embed.proj.weight")
     assert SHAPES_2B.parameters == 2_208_985_600
     assert SHAPES_2B.tensors == 729
+
+
+def test_the_sizes_of_qwen2_5_vl_3b_are_those_of_its_class():
+    config = json.loads((BENCHMARKS / "qwen2_5_vl_3b.json").read_text())["config"]
+    shapes = Shapes.of(config, FILE)
+    with torch.device("meta"):
+        model = transformers.Qwen2_5_VLForConditionalGeneration(transformers.Qwen2_5_VLConfig(**config))
+    assert shapes.parameters == sum(one.numel() for one in model.parameters()) == 3_754_622_976
+    assert shapes.tensors == len(list(model.parameters()))
+    assert shapes.text_layer == sum(one.numel() for one in model.model.language_model.layers[0].parameters())
+    assert shapes.vision_layer == sum(one.numel() for one in model.model.visual.blocks[0].parameters())
+    assert (shapes.windowed_layers, shapes.window) == (28, 64)  # of 32, in windows of 8 x 8 patches
+
+
+def test_the_sizes_of_qwen3_vl_2b_are_those_of_its_class():
+    config = json.loads((BENCHMARKS / "qwen3_vl_2b.json").read_text())["config"]
+    shapes = Shapes.of(config, FILE)
+    with torch.device("meta"):
+        model = transformers.Qwen3VLForConditionalGeneration(transformers.Qwen3VLConfig(**config))
+    visual = model.model.visual
+    assert shapes.parameters == sum(one.numel() for one in model.parameters())
+    assert shapes.tensors == len(list(model.parameters()))
+    assert shapes.text_layer == sum(one.numel() for one in model.model.language_model.layers[0].parameters())
+    assert shapes.vision_layer == sum(one.numel() for one in visual.blocks[0].parameters())
+    assert shapes.deepstack_merger == sum(one.numel() for one in visual.deepstack_merger_list[0].parameters())
+    assert shapes.vision == sum(one.numel() for one in visual.parameters())
+
+
+def test_windows_leave_out_most_pairs_of_patches():
+    whole = replace(SHAPES_2B, windowed_layers=0)
+    mostly = replace(SHAPES_2B, windowed_layers=28, window=64)
+    pairs = 2048.0**2  # of an image of 512 tokens
+    assert whole.vision_flops(2048, pairs) - mostly.vision_flops(2048, pairs) == 28 * 4 * 1280 * (pairs - 2048 * 64)
+    assert mostly.vision_flops(16, 256) == whole.vision_flops(16, 256)  # a digit is less than a window
 
 
 def test_an_untied_head_counts_once_more():
@@ -74,17 +110,34 @@ IMAGE = 6  # the image token's id
 MASK = (LENGTH - 1) * (PROMPT + LENGTH - 1) * FP32  # SDPA's, of one completion
 
 
-def small(layers: int, blocks: int, dtype: torch.dtype, lora: bool, again: bool) -> tuple[PolicyModel, Shapes]:
+QWEN2 = {"embed_dim": 48, "hidden_size": 64, "mlp_ratio": 2}
+QWEN2_5 = {"hidden_size": 48, "out_hidden_size": 64, "intermediate_size": 40, "fullatt_block_indexes": [0]}
+
+
+QWEN3 = {"hidden_size": 48, "out_hidden_size": 64, "intermediate_size": 96}
+QWEN3 |= {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+VISION = {"qwen2_vl": QWEN2, "qwen2_5_vl": QWEN2_5, "qwen3_vl": QWEN3}
+
+
+def small(
+    layers: int, blocks: int, dtype: torch.dtype, lora: bool, again: bool, family: str
+) -> tuple[PolicyModel, Shapes]:
     text = {
         **{"vocab_size": 50, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": layers},
         **{"num_attention_heads": 4, "num_key_value_heads": 2, "layer_types": ["full_attention"] * layers},
         **{"rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}},
         **{"bos_token_id": 1, "eos_token_id": 2},
     }
-    vision = {"depth": blocks, "embed_dim": 48, "hidden_size": 64, "num_heads": 4, "mlp_ratio": 2}
-    config = Qwen2VLConfig(text_config=text, vision_config=vision, image_token_id=IMAGE, tie_word_embeddings=True)
+    vision = {"depth": blocks, "num_heads": 4, **VISION[family]}
+    if family == "qwen3_vl":
+        text |= {"head_dim": 24}
+        text["rope_parameters"] |= {"mrope_interleaved": True, "mrope_section": [4, 4, 4]}
+    make_config = getattr(transformers, FAMILIES[family].config_class)
+    config = make_config(text_config=text, vision_config=vision, image_token_id=IMAGE, tie_word_embeddings=True)
     attention = hardware("cpu").attention
-    model = Qwen2VLForConditionalGeneration._from_config(config, dtype=dtype, attn_implementation=attention)
+    model = getattr(transformers, FAMILIES[family].model_class)._from_config(
+        config, dtype=dtype, attn_implementation=attention
+    )
     if lora:
         from peft import LoraConfig, inject_adapter_in_model
 
@@ -113,7 +166,7 @@ def kept_bytes(policy: PolicyModel) -> int:
             input_ids=torch.tensor([prompt + [3] * (TOKENS - PROMPT)]),
             position_ids=torch.arange(TOKENS).expand(3, 1, TOKENS),
             layout=shared_prefix.pack_layout([PROMPT], [LENGTH - 1] * COMPLETIONS, [0] * COMPLETIONS),
-            pixel_values=torch.ones(PATCHES, 1176),
+            pixel_values=torch.ones(PATCHES, 3 * 2 * policy.model.config.vision_config.patch_size**2),
             image_grid_thw=torch.tensor([[1, *GRID]]),
             predictor_index=torch.arange(COMPLETIONS * LENGTH),
             completion_ids=torch.ones(COMPLETIONS * LENGTH, dtype=torch.int64),
@@ -121,17 +174,21 @@ def kept_bytes(policy: PolicyModel) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-def of_a_layer(dtype: torch.dtype, lora: bool = False, again: bool = False) -> tuple[int, int, Shapes]:
+def of_a_layer(
+    dtype: torch.dtype, lora: bool = False, again: bool = False, family: str = "qwen2_vl"
+) -> tuple[int, int, Shapes]:
     """Bytes kept by a text layer and by a vision layer: what a second one adds."""
-    one, shapes = small(2, 2, dtype, lora, again)
-    text, vision = small(3, 2, dtype, lora, again)[0], small(2, 3, dtype, lora, again)[0]
+    how = (dtype, lora, again, family)
+    one, shapes = small(2, 2, *how)
+    text, vision = small(3, 2, *how)[0], small(2, 3, *how)[0]
     first = kept_bytes(one)
     return kept_bytes(text) - first, kept_bytes(vision) - first, shapes
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("dtype", "size"), [(torch.bfloat16, 2), (torch.float32, 4)])
-def test_the_formulas_count_what_layers_keep_with_sdpa(dtype, size):
-    text, vision, shapes = of_a_layer(dtype)
+def test_the_formulas_count_what_layers_keep_with_sdpa(dtype, size, family):
+    text, vision, shapes = of_a_layer(dtype, family=family)
     assert text == (shapes.kept_text(size) + shapes.kept_text_sdpa(size)) * TOKENS + shapes.kept_key(FP32) * KEYS + MASK
     assert vision == shapes.kept_vision(size) * PATCHES
 

@@ -10,6 +10,8 @@ from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
 from rft_cluster.common.errors import UserError
+from rft_cluster.model.families.qwen2_5_vl import QWEN2_5_VL
+from rft_cluster.model.families.qwen3_vl import QWEN3_VL
 from rft_cluster.model.tiny import build as tiny
 from rft_cluster.model.tiny import warm_start
 
@@ -70,6 +72,8 @@ def test_same_inputs_give_the_same_folder_without_building_again(folder, monkeyp
         {"class_names": NAMES[::-1]},
         {"prompt_text": "x"},
         {"images": IMAGES[1:]},
+        {"family": QWEN2_5_VL},
+        {"family": QWEN3_VL},
     ],
 )
 def test_any_other_input_gives_another_folder(folder, tmp_path, monkeypatch, change):

@@ -68,6 +68,17 @@ def test_the_configurations_fit_what_they_are_for(monkeypatch, name, gigabytes):
     check_memory(load_config(name, []), SHAPES)
 
 
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("flower102_qwen3vl", "qwen3_vl_2b"), ("flower102_qwen25vl", "qwen2_5_vl_3b")]
+)
+def test_the_configurations_of_other_families_fit_80_gb(monkeypatch, name, sizes):
+    shapes = Shapes.of(json.loads((BENCHMARKS / f"{sizes}.json").read_text())["config"], Path("config.json"))
+    monkeypatch.setattr(check, "smallest_gpu", lambda: ("a card", 80 * 10**9))
+    config = load_config(name, [])
+    check_memory(config, shapes)
+    assert config.model.max_pixels == 512 * (2 * shapes.patch) ** 2
+
+
 def test_an_engine_s_share_may_be_what_is_too_small():
     config = load_config("flower102", ["learners.count=64", "generators.gpu_memory=0.5"])
     assert on_a_gpu(SHAPES, config) == 2 * SHAPES.parameters / 0.5

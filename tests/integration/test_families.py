@@ -1,0 +1,197 @@
+"""vLLM beside each family's learner: equal log-probabilities, and updated engines that equal fresh ones.
+
+Images of several sizes of 224 pixels and more, so that Qwen2.5-VL attends in several windows, cut ones among them.
+(Qwen2-VL's update is in test_weight_update.py.)
+"""
+
+import gc
+import io
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+from rft_cluster.common.hardware import hardware
+from rft_cluster.config import Config, load_config
+from rft_cluster.data.images import image_sha256
+from rft_cluster.generator.generator import Generator
+from rft_cluster.learner.collate import collate
+from rft_cluster.learner.prompt_cache import PromptCache
+from rft_cluster.messages import Example, Group, ImageRef, Images, Prompt, Sampling, TrainingSample
+from rft_cluster.model.encoder import PromptEncoder
+from rft_cluster.model.families.family import Family
+from rft_cluster.model.families.known import FAMILIES
+from rft_cluster.model.policy import load_reference
+from rft_cluster.model.tiny.build import build_model, build_processor
+from rft_cluster.weights import receivers
+from rft_cluster.weights.digests import combined_digest
+from rft_cluster.weights.source import WIRE_DTYPE
+from tests.integration.test_weight_update import Weights, answers, digest_of, make_generator, parameter_digest_of, send
+
+GREEDY = Sampling(1, 0.0, 12)
+SAMPLED = Sampling(4, 1.0, 12)
+TEXT = "Which?"
+SIZES = [(224, 224), (236, 301), (420, 130), (60, 500)]
+GAP = 1e-4  # nats
+
+
+PIXELS = ["model.min_pixels=50176", "model.max_pixels=80000", "model.max_prompt_tokens=256"]
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    return load_config("digits", PIXELS)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> dict[str, bytes]:
+    """Coarse noise, by SHA-256."""
+    rng, files = np.random.default_rng(0), {}
+    for width, height in SIZES:
+        file = io.BytesIO()
+        noise = Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8))
+        noise.resize((width, height), Image.Resampling.BICUBIC).save(file, "PNG")
+        files[image_sha256(file.getvalue())] = file.getvalue()
+    return files
+
+
+@pytest.fixture(scope="module")
+def prompts(pictures: dict[str, bytes]) -> list[Prompt]:
+    return [
+        Prompt(f"train/0/{i}", Example(ImageRef(f"noise/{i}.png", sha256), "rose", ()), TEXT, i)
+        for i, sha256 in enumerate(pictures)
+    ]
+
+
+@pytest.fixture(scope="module", params=[family for family in FAMILIES.values() if family.model_type != "qwen2_vl"])
+def family(request: pytest.FixtureRequest) -> Family:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(family: Family, config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random model whose log-probabilities depend on the image."""
+    path: Path = tmp_path_factory.mktemp(family.model_type)
+    processor = build_processor(["rose", "lily"], ["group-00"], TEXT, config.model.max_pixels, family)
+    torch.manual_seed(0)
+    model = build_model(processor.tokenizer, family)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(3)
+            elif name.endswith("bias"):
+                parameter.normal_(0, 0.1)
+    model.to(WIRE_DTYPE).save_pretrained(path)
+    processor.save_pretrained(path)
+    return path
+
+
+def weights_in(folder: Path, family: Family) -> Weights:
+    model = getattr(transformers, family.model_class).from_pretrained(folder, dtype=WIRE_DTYPE)
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+@pytest.fixture(scope="module")
+def changed(folder: Path, family: Family) -> Weights:
+    draw = torch.Generator().manual_seed(1)
+    return {
+        name: (tensor.float() + 0.03 * torch.randn(tensor.shape, generator=draw)).to(WIRE_DTYPE)
+        for name, tensor in weights_in(folder, family).items()
+    }
+
+
+@pytest.fixture(scope="module")
+def fresh_answers(
+    folder: Path, family: Family, changed: Weights, config: Config, pictures: Images, prompts: list[Prompt],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> list[Group]:  # fmt: skip
+    """The answers of an engine that vLLM itself loaded from an export of the changed weights."""
+    export = tmp_path_factory.mktemp("export")
+    model = getattr(transformers, family.model_class).from_pretrained(folder, dtype=WIRE_DTYPE)
+    model.save_pretrained(export, state_dict=changed)
+    PromptEncoder(str(folder), config.model.min_pixels, config.model.max_pixels).save(export)
+    fresh = make_generator(str(export), config, pictures)
+    fresh.serve_checkpoint(7)
+    from_disk = fresh.generate(prompts, GREEDY, version=7)
+    # It already holds these weights: sending them changes nothing, so every tensor arrives where vLLM's loader puts it.
+    digest = parameter_digest_of(fresh)
+    assert send(fresh, changed, version=8).loaded == combined_digest({"0": digest})
+    assert answers(fresh.generate(prompts, GREEDY, version=8)) == answers(from_disk)
+    del fresh
+    gc.collect()
+    return from_disk
+
+
+@pytest.fixture(scope="module")
+def generator(
+    folder: Path, config: Config, pictures: Images, fresh_answers: list[Group]
+) -> Iterator[Generator]:  # after `fresh_answers`, whose engine is gone by then
+    yield make_generator(str(folder), config, pictures)
+    gc.collect()
+
+
+def test_generator_and_learner_agree_on_the_log_probabilities(folder: Path, pictures: Images, prompts: list[Prompt]):
+    """In FP32, where no rounding hides a window, a position or a bias that one of them leaves out."""
+    config = load_config("digits", [*PIXELS, "cluster.dtype=float32"])
+    generator = make_generator(str(folder), config, pictures)
+    generator.serve_checkpoint(0)
+    groups = generator.generate(prompts, SAMPLED, version=0)
+    assert len({len(group.prompt_token_ids) for group in groups}) > 2, "images of several sizes"
+    model, devices = config.model, hardware("cpu", config.cluster.dtype)
+    encoder = PromptEncoder(str(folder), model.min_pixels, model.max_pixels)
+    policy = load_reference(str(folder), model, devices.attention, encoder.forbidden_token_ids, SAMPLED.temperature)
+    policy = policy.float()
+    samples = [
+        TrainingSample(group.prompt, group.prompt_token_ids, one.token_ids, one.generator_logprobs, 1.0, 1.0, index)
+        for group in groups
+        for index, one in enumerate(group.completions)
+    ]
+    batch = collate(samples, PromptCache(encoder, pictures, 0), policy.prompt_positions)
+    with torch.no_grad():
+        logprobs, _ = policy(**batch.inputs())
+    assert logprobs.std() > 0.5, "a test of equal numbers would be blind"
+    assert (logprobs - batch.generator_logprobs).abs().mean() <= GAP
+    # With other pixels the log-probabilities are others: the images are seen.
+    with torch.no_grad():
+        other, _ = policy(**replace(batch, pixel_values=batch.pixel_values.flip(0)).inputs())
+    assert (other - logprobs).abs().mean() > 100 * GAP
+
+
+def test_an_updated_engine_equals_a_fresh_one(
+    generator: Generator, folder: Path, family: Family, changed: Weights, prompts: list[Prompt],
+    fresh_answers: list[Group],
+):  # fmt: skip
+    original = weights_in(folder, family)
+    record = send(generator, original, version=1)
+    assert (record.version, record.received) == (1, digest_of(original))
+    before = generator.generate(prompts, GREEDY, version=1)  # the same images, now in every cache
+    send(generator, changed, version=2)
+    after = generator.generate(prompts, GREEDY, version=2)
+    assert answers(after) == answers(fresh_answers)
+    assert answers(after) != answers(before)
+
+
+@pytest.mark.parametrize("cure", ["output layer", "image embeddings"])
+def test_each_cure_is_needed(
+    cure: str, generator: Generator, folder: Path, family: Family, changed: Weights, prompts: list[Prompt],
+    fresh_answers: list[Group], monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    original = weights_in(folder, family)
+    send(generator, original, version=3)
+    generator.generate(prompts, GREEDY, version=3)
+    with monkeypatch.context() as without:
+        if cure == "output layer":
+            without.setattr(receivers, "repack_output_layers", lambda model: None)
+        else:
+            without.setattr(generator._engine, "reset_encoder_cache", lambda: None)
+        send(generator, changed, version=4)
+    assert answers(generator.generate(prompts, GREEDY, version=4)) != answers(fresh_answers)
+    # Whole again, for the tests that follow.
+    send(generator, original, version=5)
+    send(generator, changed, version=6)
+    assert answers(generator.generate(prompts, GREEDY, version=6)) == answers(fresh_answers)
