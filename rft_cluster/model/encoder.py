@@ -46,7 +46,11 @@ class PromptEncoder:
         model's."""
         self._processor = _load_processor(path, trust_remote_code)
         self._limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-        self._patch: int = self._processor.image_processor.patch_size
+        images = self._processor.image_processor
+        if not type(images).__name__.startswith("Qwen2VL"):  # all families have it; there are two implementations
+            kind = type(images).__name__
+            raise UserError(f"model.path: the image processor in {path} is a {kind}, which is not of a Qwen VL model")
+        self._patch: int = images.patch_size
         self.tokenizer = self._processor.tokenizer
         absent = [token for token in (*VISION_TOKENS, *STOP_TOKENS) if token not in self.tokenizer.get_vocab()]
         if absent:

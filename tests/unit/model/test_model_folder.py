@@ -77,6 +77,14 @@ def write_index(folder: Path, places: object) -> None:
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}))
 
 
+def test_another_model_s_image_processor_is_named(copy):
+    file = copy / "processor_config.json"
+    config = json.loads(file.read_text())
+    config["image_processor"]["image_processor_type"] = "CLIPImageProcessor"
+    file.write_text(json.dumps(config))
+    assert "is a CLIPImageProcessor" in refusal(copy)
+
+
 def test_a_whole_one_passes(copy):
     parameters = check(copy)
     split(copy)
