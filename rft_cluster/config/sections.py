@@ -46,11 +46,9 @@ class LoraSection(Section):
 
 class ModelSection(Section):
     path: PathText
-    """A folder or hub name of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL, or `tiny`: a small model built here for the
-    configured data set."""
+    """A Qwen2-VL, Qwen2.5-VL or Qwen3-VL: a folder or a hub name. Or `tiny`: a small one, built for the data set."""
     family: Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"] | None = None
-    """The family of the model that `path: tiny` builds; left out, `qwen2_vl`. Of other models their `config.json` tells
-    it."""
+    """Of the model that `path: tiny` builds, `qwen2_vl` if left out. The `config.json` of others tells theirs."""
     freeze_vision: bool = False
     lora: LoraSection | None = None
     """Generators get the merged weights by the same transfer. The export is merged, too."""
@@ -62,17 +60,11 @@ class ModelSection(Section):
     trust_remote_code: bool = False
 
     @model_validator(mode="after")
-    def _pixels_in_order(self) -> "ModelSection":
+    def _agrees_with_itself(self) -> "ModelSection":
         if self.min_pixels > self.max_pixels:
             raise ValueError(f"min_pixels {self.min_pixels} is above max_pixels {self.max_pixels}")
-        return self
-
-    @model_validator(mode="after")
-    def _family_of_the_tiny_model(self) -> "ModelSection":
         if self.family and self.path != "tiny":
-            raise ValueError(
-                f"family {self.family} is for path: tiny alone; the config.json of {self.path} tells its own"
-            )
+            raise ValueError(f"family {self.family} is for path: tiny alone; {self.path} has a config.json")
         return self
 
 
