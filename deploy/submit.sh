@@ -12,7 +12,8 @@
 # The same command again goes on with a run that was stopped or lost. `ray job stop ID` leaves it 75 s to save.
 #
 # The job's driver runs on the head node and reserves nothing there: a head of two cores holds a run of two CPUs, and one
-# without GPUs will do. (Never --entrypoint-num-cpus: with it Ray places the driver on any node, a spot machine too.) Tokens: `ray get-auth-token --generate` once, then RAY_AUTH_MODE=token for `ray start` and here.
+# without GPUs will do. (Never --entrypoint-num-cpus: with it Ray places the driver on any node, a spot machine too.)
+# Tokens: `ray get-auth-token --generate` once, then RAY_AUTH_MODE=token for `ray start` and here.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 config=${1:?usage: deploy/submit.sh CONFIG [section.key=value ...]}
