@@ -9,6 +9,7 @@ from rft_cluster.classification.plots import draw_confusion
 from rft_cluster.classification.report import Evaluation, Judged, confusion
 from rft_cluster.data import FewShotDataset
 from rft_cluster.run.metrics import StepStats
+from rft_cluster.run.reference import step_fields
 from rft_cluster.tracking.pictures import draw_group
 
 TIMES = 10  # that groups are drawn in a run: as many pictures of a kind as TensorBoard shows
@@ -39,6 +40,11 @@ class Shown:
     def _image(self, example_id: str) -> bytes:
         (found,) = (example for example in self.dataset.train if example.example_id == example_id)
         return self.dataset.image(found)
+
+
+def meanings() -> dict[str, str]:
+    """What each curve of a step shows, with its unit, by name; a name that ends in `/NAME` is for all that begin so."""
+    return {f"train/{key}": f"{meaning} Unit: {unit}." for key, unit, meaning in step_fields()}
 
 
 def step_curves(stats: StepStats) -> dict[str, float]:

@@ -17,7 +17,7 @@ from rft_cluster.common.files import write_bytes
 from rft_cluster.common.text import printable
 from rft_cluster.run.metrics import StepStats
 from rft_cluster.run.tracker import Tracker
-from rft_cluster.tracking.figures import Shown, evaluation_curves, step_curves
+from rft_cluster.tracking.figures import Shown, evaluation_curves, meanings, step_curves
 from rft_cluster.tracking.pictures import KEYS, worth
 
 FOLDER = "tensorboard"
@@ -31,6 +31,7 @@ class TensorBoard(Tracker):
     def __init__(self, run: Path, shown: Shown) -> None:
         self._folder, self._shown = run / FOLDER, shown
         self._file: BinaryIO | None = None
+        self._meanings: dict[str, str] = {}  # of curves without a point yet: TensorBoard takes that of the first one
 
     def begin(self, first_step: int) -> None:
         """Begin a new file. Events of the steps that will be done again are removed from the older ones."""
@@ -41,6 +42,7 @@ class TensorBoard(Tracker):
         # Not buffered: a live TensorBoard sees each step, and a crash loses none.
         self._file = (self._folder / f"{NAME}{time.time_ns():020d}").open("xb", buffering=0)
         self._write(0, {"file_version": VERSION})
+        self._meanings = meanings()
 
     def step(self, stats: StepStats) -> None:
         self._curves(stats.step, step_curves(stats))
@@ -63,8 +65,12 @@ class TensorBoard(Tracker):
     def _curves(self, step: int, curves: Mapping[str, float]) -> None:
         from tensorboard.plugins.scalar.metadata import create_summary_metadata
 
-        data = create_summary_metadata(display_name=None, description=None)
-        values = [{"tag": tag, "simple_value": value, "metadata": data} for tag, value in curves.items()]
+        values = []
+        for tag, value in curves.items():
+            general = f"{tag.rpartition('/')[0]}/NAME"
+            meaning = self._meanings.pop(tag, None) or self._meanings.get(general)
+            data = create_summary_metadata(display_name=None, description=meaning)
+            values.append({"tag": tag, "simple_value": value, "metadata": data})
         self._write(step, {"summary": {"value": values}})
 
     def _image(self, step: int, tag: str, png: bytes) -> None:

@@ -64,6 +64,8 @@ def test_all_figures_of_steps_and_evaluations_are_curves(tmp_path):
     }
     for key in ("reward", "reward/accuracy", "kl", "seconds/generate", "tokens"):
         assert curve(found, f"train/{key}")[2] == pytest.approx(row[key], rel=1e-6)
+    assert found.SummaryMetadata("train/kl").summary_description.endswith("Unit: nats a token.")
+    assert found.SummaryMetadata("train/reward/accuracy").summary_description.startswith("The reward NAME")
     assert curve(found, "test/accuracy_strict") == {0: 0.5}
     assert curve(found, "test/interval_high") == {0: pytest.approx(0.9)}
 
