@@ -159,8 +159,8 @@ def _filled(values: Sequence[Any], count: int) -> list[Any]:
 
 
 def _number(value: float | None) -> float | None:
-    """Four decimals: more would double the bytes. JSON has no infinity."""
-    return None if value is None or not math.isfinite(value) else round(value, 4)
+    """Four digits: more would double the bytes. JSON has no infinity."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")
 
 
 def _versions(spans: Sequence[tuple[int, int]]) -> int | str:

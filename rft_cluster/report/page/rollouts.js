@@ -127,7 +127,7 @@ function drawAnswer(i, label) {
   facts.append(tokens === null ? "" : String(tokens));
   if (rollouts.finishes[value(rollouts.finish, i)] === "length") facts.append(" ", make("span", { class: "cut", title: "cut at sampling.max_tokens" }, "cut"));
   const version = value(rollouts.versions, i), gap = value(rollouts.gap, i);
-  const wrote = [version === null ? "" : "v" + version, gap === null ? "" : gap.toFixed(4)].filter(Boolean).join(" · ");
+  const wrote = [version === null ? "" : "v" + version, gap === null ? "" : gap && gap < 0.0001 ? gap.toExponential(0) : gap.toFixed(4)].filter(Boolean).join(" · ");
   return make("div", { class: matches[i] ? "answer" : "answer other" }, drawAdvantage(value(rollouts.advantage, i)), drawRewards(i), drawWords(i, label), facts, make("span", { class: "facts", title: "version of the weights that wrote it; log-prob gap, nats a token" }, wrote));
 }
 

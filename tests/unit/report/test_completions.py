@@ -44,7 +44,7 @@ def test_a_group_in_columns():
         "tokens": [5, 8],
         "finish": [1, 0],
         "finishes": ["length", "stop"],
-        "gap": [0.0012, None],
+        "gap": [0.001235, None],
         "versions": [3, "3 (2), 4 (6)"],
         "answer": [0, -1],
         "why": ["right", "wrong"],
@@ -90,7 +90,7 @@ def test_too_few_or_too_many_figures_and_those_that_are_no_number():
     made.add(2, ROW)
     page = made.page()
     assert page["total"] == [2.0, None, 2.0, None] and page["advantage"] == [1, 2, 0.7, None]
-    assert page["gap"] == [None, None, 0.0012, None]
+    assert page["gap"] == [None, None, 0.001235, None]
     assert page["parts"]["accuracy"] == [1.0, None, 1.0, None]
     json.dumps(page, allow_nan=False)
 
