@@ -17,7 +17,7 @@ tail -1 runs/NAME/metrics.jsonl
 
 `metrics.jsonl` has one object a step, with these keys. A key is missing if the step has no such figure: the learners'
 figures in a step without an update, `activation_gib` on CPUs. The former rows of steps that were
-done again are in `redone-DATE/`.
+done again are in `redone-DATE/`. While a run goes on, Prometheus has the same figures: [series.md](series.md).
 
 """
 TAIL = """
