@@ -107,3 +107,14 @@ def test_a_preempted_run_goes_on_over_both_hosts_and_ends_as_if_nothing_had_been
     assert weights[0] == weights[1]
     ledger = check_run(slurm.shared / "preempted")
     assert (ledger.problems, ledger.state, ledger.steps) == ((), "done", STEPS)
+
+
+def test_a_cancelled_job_is_not_queued_again(slurm: Slurm):
+    """Its driver has the exit code of a preempted one's, since it is stopped before its actors are."""
+    job = slurm.submit("cancelled", f"schedule.steps={STEPS}")
+    slurm.until(lambda: "start 1, on" in slurm.log("cancelled"), "cancelled", "the start")
+    slurm("scancel", str(job))
+    slurm.until(lambda: "the driver ended" in slurm.log("cancelled"), "cancelled", "the driver's end", 90)
+    assert "exit code 143" in slurm.log("cancelled")
+    slurm.until(lambda: slurm("squeue", "--noheader", f"--jobs={job}") == "", "cancelled", "out of the queue", 90)
+    assert slurm.state(job) == "CANCELLED"
