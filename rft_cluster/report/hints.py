@@ -164,9 +164,10 @@ def beaten(history: History) -> Hint | None:
     name, best = max(history.baselines.items(), key=lambda item: item[1], default=("", 0.0))
     if not rows or best <= rows[-1]["interval"][1]:
         return None
+    baseline = BASELINES.get(name, printable(name))
     return Hint(
         "warning",
-        f"{BASELINES.get(name, printable(name))} is right on {_percent(best)} of the test images, the trained model on "
+        f"{baseline[:1].upper()}{baseline[1:]} is right on {_percent(best)} of the test images, the trained model on "
         f"{_percent(rows[-1]['accuracy_strict'])}",
         "More data.shots, more schedule.steps, or a model that has seen photographs (configs/photos_1gpu.yaml)",
         "The baseline is above the model's 95 % interval.",
