@@ -23,6 +23,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
+from rft_cluster.cluster.cause import cause_of
 from rft_cluster.cluster.ending import end
 from rft_cluster.common.errors import ClusterError, EngineFailed, UserError, WeightTransferError
 from rft_cluster.common.files import unfinished, write_json
@@ -86,14 +87,14 @@ def wait_for(calls: Mapping[ray.ObjectRef, str], timeout: float, doing: str) -> 
         cut = CUT.search(str(error))
         if cut:
             _wait_for_a_death(calls)
-        _raise_if_lost(calls, doing, error)
+        raise_if_lost(calls, doing, error)
         if cut:
             names = list(dict.fromkeys(calls.values()))
             message = f"{', '.join(names)}: a connection between them broke while '{doing}', and none of them died"
             raise ClusterError(message, map(actor_of, names)) from error
         raise
     except LOSSES as error:
-        _raise_if_lost(calls, doing, error)
+        raise_if_lost(calls, doing, error)
         raise
 
 
@@ -103,7 +104,7 @@ def _wait_for_a_death(calls: Mapping[ray.ObjectRef, str]) -> None:
         _, waiting = ray.wait(list(calls), num_returns=len(calls), timeout=1)
 
 
-def _raise_if_lost(calls: Mapping[ray.ObjectRef, str], doing: str, error: RayError) -> None:
+def raise_if_lost(calls: Mapping[ray.ObjectRef, str], doing: str, error: Exception) -> None:
     """Raise ClusterError if one of the calls failed because an actor died. It names all that did.
 
     If an actor's constructor raised UserError, that is raised: another start would end in the same way.
@@ -123,32 +124,6 @@ def _raise_if_lost(calls: Mapping[ray.ObjectRef, str], doing: str, error: RayErr
 def actor_of(name: str) -> str:
     """The actor's own name, without what a call's name adds: "reward" of "reward (for generator-1)"."""
     return name.partition(" (")[0]
-
-
-def cause_of(report: str) -> str:
-    """One line from Ray's report on a dead actor, which guesses at length; all of it if the actor's own code failed."""
-    pid, host = (re.search(rf"^\s*{key}: (\S+)$", report, re.MULTILINE) for key in ("pid", "ip"))
-    process = f"its process ({pid[1]} on {host[1]})" if pid and host else "its process"
-    if "Worker unexpectedly exits" in report:
-        return (
-            f"{process} was killed, or crashed. Often there is no memory left: the system's log (dmesg) says so. Its "
-            f"last words are in Ray's logs there, worker-*-{pid[1] if pid else ''}.err"
-        )
-    if report.startswith("Failed to retrieve object"):
-        return f"{process} had answered, and the answer is gone with its node"
-    if report.startswith("The task is not schedulable: The node specified"):
-        return "its node is gone"
-    if "low on memory" in report:
-        return f"{process} was killed by Ray, because its host was low on memory"
-    if "node" in report and "has died" in report and "Worker exit" not in report:
-        return f"{process} is gone with its node"
-    if "is unavailable: " in report:
-        where = re.search(r"ipv[46]:(\S+):\d+: ", report)
-        process = f"its process on {where[1]}" if where else process
-        return f"{process} answers no more: the process, its node or the link is down"
-    if dead := re.search(r"^The actor is dead because (it was killed by [^\n]*)$", report, re.MULTILINE):
-        return f"{process}: {dead[1]}"
-    return report
 
 
 def _death(call: ray.ObjectRef) -> RayError | None:

@@ -26,7 +26,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError
 
-from rft_cluster.cluster.handles import ActorGroup, failure, wait_for
+from rft_cluster.cluster.handles import ActorGroup, failure, raise_if_lost, wait_for
 from rft_cluster.common.errors import ClusterError, WeightTransferError
 from rft_cluster.messages import WeightRecord
 from rft_cluster.weights.digests import added_up, combined_digest
@@ -97,18 +97,25 @@ class WeightSync:
                 raise ClusterError(_first_line(error), [*self._learners.names, *self._generators.names]) from error
             raise
 
-    def _loaded(self, calls: Mapping[ray.ObjectRef, str], doing: str) -> None:
-        """Wait for generators to load weights.
+    def _load(self, version: int) -> None:
+        """Have the generators load the weights from the learners' memory.
 
         Raises:
             ClusterError: one failed. It counts as lost: vLLM is left in the middle of a layer-wise reload, and would
-                take what is sent again on top of it.
+                take what is sent again on top of it. Or the learner died whose bytes it waited for.
         """
+        loads = self._loads(version)
+        calls = self._generators.begin_each("load_weights", loads)
         try:
-            wait_for(calls, self._generators.timeout, doing)
+            wait_for(calls, self._generators.timeout, "load_weights")
         except (WeightTransferError, OSError, RayTaskError) as error:
             failed = [name for call, name in calls.items() if failure(call)]
             raise ClusterError(f"{', '.join(failed)} did not load weights: {_first_line(error)}", failed) from error
+        except ClusterError as error:
+            # A call fails with the one that makes its argument, and Ray's error is the same as if its own actor died.
+            sender = self._learners.names[0]
+            raise_if_lost({data: sender for *_, data in loads if data is not None}, "weight_bytes", error)
+            raise
 
     def reconnect(self, lost: Collection[str] = (), verified: bool = True) -> None:
         """Connect anew before the next update: there are other learners or generators.
@@ -138,7 +145,7 @@ class WeightSync:
         match self._transfer:
             case "shared_memory":
                 learners.call_all("publish_weights")
-                self._loaded(generators.begin_each("load_weights", self._loads(version)), "load_weights")
+                self._load(version)
             case "nccl":
                 # Start the receive first. If one end fails, stop waiting for both: the other would hang in NCCL.
                 ends = generators.begin_each("load_weights", self._loads(version))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rft_cluster.cluster import handles, weight_sync
+from rft_cluster.common.errors import ClusterError
 
 
 class LocalActor:
@@ -34,7 +35,10 @@ def local_actors(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadPoolExecutor
     def wait_for(calls: Mapping[Future[Any], str], timeout: float, doing: str) -> list[Any]:
         done, _ = wait(calls, timeout, FIRST_EXCEPTION)  # as `ray.get`: the first that fails is raised
         for call in done:
-            call.result()
+            try:
+                call.result()
+            except handles.LOSSES as error:
+                raise ClusterError(f"{calls[call]} died", [calls[call]]) from error
         return [call.result(0) for call in calls]
 
     for module in (handles, weight_sync):

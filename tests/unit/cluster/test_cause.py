@@ -16,7 +16,8 @@ from ray.exceptions import (
 )
 
 from rft_cluster.cluster import handles
-from rft_cluster.cluster.handles import cause_of, wait_for
+from rft_cluster.cluster.cause import cause_of, killed_for_memory, killed_in_container
+from rft_cluster.cluster.handles import wait_for
 from rft_cluster.common.errors import ClusterError, EngineFailed, UserError
 
 HEAD = (
@@ -62,13 +63,81 @@ FAILED = (
         ("The actor is dead because its node has died. Node Id: 3f", "its process is gone with its node"),
         (UNAVAILABLE, "its process on 10.77.0.3 answers no more: "),
         (UNSCHEDULABLE, "its node is gone"),
-        (OUT_OF_MEMORY, "its process was killed by Ray, because its host was low on memory"),
+        (
+            OUT_OF_MEMORY,
+            "its process was killed by Ray, because its host was low on memory: 22.4 of 23.5 GiB were used",
+        ),
         (FAILED, FAILED),
     ],
 )
 def test_one_line_says_what_is_known(report, told):
-    assert told in cause_of(report)
-    assert report == FAILED or "\n" not in cause_of(report)
+    line = cause_of(report, ask=lambda pid, host: "")
+    assert told in line
+    assert report == FAILED or "\n" not in line
+
+
+def test_the_kernel_of_its_host_is_asked_why_a_process_ended():
+    asked = []
+
+    def ask(pid: int, host: str) -> str:
+        asked.append((pid, host))
+        return "was killed by the kernel: out of memory, 21.4 of 24.0 GiB"
+
+    assert cause_of(HEAD + GUESSES, ask) == (
+        "its process (7337 on 10.0.0.3) was killed by the kernel: out of memory, 21.4 of 24.0 GiB. Its last words are "
+        "in Ray's logs there, worker-*-7337.err"
+    )
+    assert asked == [(7337, "10.0.0.3")]
+
+
+# Of Linux 6.18, shortened: a process of a container with a limit, then one of the whole host.
+LOG = """\
+[50595.618507] memory: usage 8388608kB, limit 8388608kB, failcnt 63
+[50595.618663] oom-kill:constraint=CONSTRAINT_MEMCG,oom_memcg=/job,task_memcg=/job,task=ray::Learner,pid=41,uid=0
+[50595.618705] Memory cgroup out of memory: Killed process 41 (ray::Learner) total-vm:221368kB, anon-rss:8000000kB, \
+file-rss:6648kB, shmem-rss:0kB, UID:0 pgtables:176kB oom_score_adj:0
+[50700.120000] oom-kill:constraint=CONSTRAINT_NONE,global_oom,task_memcg=/job,task=ray::Generator,pid=42,uid=0
+[50700.120044] Out of memory: Killed process 42 (ray::Generator) total-vm:29344896kB, anon-rss:22439526kB, \
+file-rss:28kB, shmem-rss:400kB, UID:0 pgtables:176kB oom_score_adj:0
+"""
+
+
+@pytest.mark.parametrize(
+    ("pid", "told"),
+    [
+        (41, "was killed by the kernel: out of memory, 7.6 of 8.0 GiB"),
+        (42, "was killed by the kernel: out of memory, 21.4 of 24.0 GiB"),
+        (4, ""),
+        (43, ""),
+    ],
+)
+def test_the_kernel_s_log_names_the_process_its_memory_and_the_limit(pid, told):
+    assert killed_for_memory(LOG, pid, 24 * 2**30) == told
+
+
+@pytest.mark.parametrize(
+    ("groups", "limits", "kills", "told"),
+    [
+        ("0::/", {"": "25769803776"}, 2, "which has 24.0 GiB, the kernel has killed 2 processes for memory so far"),
+        (
+            "0::/job/step",
+            {"job": "8589934592", "job/step": "max"},
+            1,
+            "which has 8.0 GiB, the kernel has killed 1 proc",
+        ),
+        ("0::/", {"": "25769803776"}, 0, ""),
+        ("0::/", {"": "max"}, 3, ""),
+        ("4:memory:/job", {}, 3, ""),  # version 1
+    ],
+)
+def test_a_container_s_counters_hint_at_its_memory(tmp_path, groups, limits, kills, told):
+    for folder, limit in limits.items():
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / "memory.max").write_text(f"{limit}\n")
+        (tmp_path / folder / "memory.events").write_text(f"low 0\nmax 12\noom {kills}\noom_kill {kills}\n")
+    line = killed_in_container(tmp_path, groups)
+    assert told in line
+    assert bool(line) is bool(told)
 
 
 def died_of(mistake: Exception) -> ActorDiedError:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ray.exceptions import ActorDiedError
 
 from rft_cluster.cluster.handles import ActorGroup
 from rft_cluster.cluster.weight_sync import WeightSync, check_records
@@ -106,6 +107,7 @@ class Learner:
         return PARTS[self.rank]
 
     def weight_bytes(self) -> Any:
+        self._transfer.note("bytes-0")
         return np.arange(8, dtype=np.uint8)
 
 
@@ -229,6 +231,22 @@ def test_a_generator_that_fails_to_load_is_lost(start, kind):
     transfer = start("shared_memory").connect()
     transfer.fails["load-1"] = kind("layer 3")
     with pytest.raises(ClusterError, match=r"^generator-1 did not load weights: layer 3") as raised:
+        transfer.sync.publish(3)
+    assert raised.value.lost == {"generator-1"}
+
+
+def test_a_learner_that_dies_before_its_bytes_are_there_is_lost_and_not_who_waits_for_them(start):
+    transfer = start("shared_memory").connect("here", "here", "here", "there")
+    transfer.fails["bytes-0"] = ActorDiedError()
+    with pytest.raises(ClusterError, match=r"^learner-0 died while 'weight_bytes'") as raised:
+        transfer.sync.publish(3)
+    assert raised.value.lost == {"learner-0"}
+
+
+def test_a_generator_that_dies_while_it_loads_is_lost_itself(start):
+    transfer = start("shared_memory").connect("here", "here", "here", "there")
+    transfer.fails["load-1"] = ActorDiedError()
+    with pytest.raises(ClusterError, match=r"^generator-1 died") as raised:
         transfer.sync.publish(3)
     assert raised.value.lost == {"generator-1"}
 
