@@ -125,6 +125,10 @@ class Cluster:
             self.learners.call_all("free_memory")
             self.generators.call_all("wake_up", ["kv_cache"])
 
+    def news_of_leaving(self) -> str:
+        """See `Recovery.news_of_leaving`."""
+        return self._recovery.news_of_leaving() if self._recovery else ""
+
     def take_snapshot(self, step: int) -> None:
         """Begin a snapshot in memory of the learners' state after `step` steps. Returns without waiting."""
         self.snapshots.take(self.learners, step)

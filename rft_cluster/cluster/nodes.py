@@ -1,11 +1,14 @@
 """The nodes of a cluster, and what is done on each before actors start there."""
 
+import math
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private.state import state  # Ray Serve asks it, too; of Ray's public functions none tells of such notices
 from ray.util.placement_group import PlacementGroup, placement_group_table
 
 from rft_cluster.cluster.gpus import HIDE_GPUS, check_driver, driver_here
@@ -31,6 +34,18 @@ def cluster_nodes() -> list[NodeResources]:
         if node["Alive"]
     ]
     return sorted(nodes, key=lambda node: (node.address, node.node_id))
+
+
+def told_to_leave() -> dict[str, float]:
+    """The living nodes that were told to leave, by address, with the seconds that they have; infinity if no time was
+    set. Ray calls it draining: a cloud takes a machine back, or a `ray start --block` has got SIGTERM."""
+    draining = state.get_draining_nodes()  # Ray's id of a node -> milliseconds since 1970, or 0
+    now = time.time()
+    return {
+        node.address: max(0.0, draining[node.node_id] / 1000 - now) if draining[node.node_id] else math.inf
+        for node in cluster_nodes()
+        if node.node_id in draining
+    }
 
 
 def addresses_of(groups: Sequence[PlacementGroup]) -> dict[str, str]:

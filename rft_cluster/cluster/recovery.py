@@ -11,14 +11,18 @@ Whoever is past a deadline is ended and counts as lost. On a GPU that a generato
 start before the learner takes its memory, so there all actors start again (`launch`).
 """
 
+import math
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import ray
 from ray.actor import ActorHandle
 
 from rft_cluster.cluster.actors import Actors, ask_addresses
+from rft_cluster.cluster.ending import end
 from rft_cluster.cluster.handles import ActorGroup, Learners, RewardActor, failure
+from rft_cluster.cluster.nodes import told_to_leave
 from rft_cluster.cluster.rollouts import Generators
 from rft_cluster.cluster.weight_sync import WeightSync
 from rft_cluster.common.errors import ClusterError, UserError, WeightTransferError
@@ -58,6 +62,8 @@ class Recovery:
         self._coming: dict[str, tuple[ActorHandle, ray.ObjectRef]] = {}
         self._failed_starts: Counter[str] = Counter()
         self._without_room: set[str] = set()  # of the fresh ones, as the user was told
+        self._placed: dict[str, float] = {}  # of the fresh ones, the time since when each is known to have room
+        self._leaving: set[str] = set()  # addresses, as the user was told
         self._least = actors.config.generators.min or 1
 
     def replace(self, error: ClusterError) -> None:
@@ -97,6 +103,17 @@ class Recovery:
         """True if fewer generators serve than the run needs."""
         return len(self._generators) < self._least
 
+    def news_of_leaving(self) -> str:
+        """A line about hosts of actors that were told to leave since the last call; empty if there are none."""
+        leaving = told_to_leave() if self._actors.config.cluster.joins else {}
+        lines = []
+        for address in leaving.keys() - self._leaving:
+            if names := [name for name, host in self._addresses.items() if host == address]:
+                within = "" if math.isinf(leaving[address]) else f" within {leaving[address]:.0f} s"
+                lines.append(f"{address} ({', '.join(names)}) was told to leave{within}")
+        self._leaving = {*leaving}
+        return "; ".join(sorted(lines))
+
     def _lose(self, name: str) -> None:
         self._receivers.remove(name)
         if name in self._generators.names:
@@ -113,6 +130,7 @@ class Recovery:
         """Take up a generator that starts, when it is ready."""
         (call,) = ask_addresses({name: handle})
         self._coming[name] = handle, call
+        self._placed.pop(name, None)
 
     def take_up(self) -> None:
         """Let fresh generators that are ready get weights from now on. With too few others, wait for them.
@@ -125,7 +143,7 @@ class Recovery:
             try:
                 addresses = self._actors.ready({call: name for name, (_, call) in self._coming.items()}, missing)
             except (ClusterError, UserError) as error:
-                self._begin_failed_anew(error)
+                self._begin_anew([name for name, (_, call) in self._coming.items() if failure(call)], error)
                 continue
             for name, address in addresses.items():
                 self._addresses[name] = address
@@ -134,19 +152,29 @@ class Recovery:
                 print(f"{name} is ready, and gets the weights", flush=True)
             if addresses:
                 self._weights.reconnect()
-            self._say_who_has_no_room()
+            without = {name for name in self._coming if not self._actors.is_placed(name)}
+            self._say_who_has_no_room(without)
+            self._end_who_hangs(without)
             return
 
-    def _say_who_has_no_room(self) -> None:
+    def _say_who_has_no_room(self, without: set[str]) -> None:
         """Once for each loss."""
-        without = {name for name in self._coming if not self._actors.is_placed(name)}
         if new := sorted(without - self._without_room):
             print(f"no node has room for {', '.join(new)} now: the run goes on without until then", flush=True)
         self._without_room |= without
 
-    def _begin_failed_anew(self, error: ClusterError | UserError) -> None:
-        """Start generators again that died while they started; give those up that always do."""
-        failed = [name for name, (_, call) in self._coming.items() if failure(call)]
+    def _end_who_hangs(self, without: set[str]) -> None:
+        """Begin anew with those that have had room for `cluster.start_timeout`. Nobody waits for them, so nobody else
+        would see that one hangs. `without`: those that have no room, who wait for it as long as the run lasts."""
+        now, most = time.monotonic(), self._actors.config.cluster.start_timeout
+        self._placed = {name: self._placed.get(name, now) for name in self._coming if name not in without}
+        if late := [name for name, since in self._placed.items() if now - since >= most]:
+            end(self._coming[name][0] for name in late)
+            error = ClusterError(f"{', '.join(late)}: not ready within cluster.start_timeout ({most:g} s)", late)
+            self._begin_anew(late, error)
+
+    def _begin_anew(self, failed: Sequence[str], error: ClusterError | UserError) -> None:
+        """Start generators again that died or hung while they started; give those up that always do."""
         for name in failed:
             del self._coming[name]
             self._failed_starts[name] += 1

@@ -32,6 +32,8 @@ BASELINES_FILE = "baselines.json"
 class Learners(Protocol):
     """The methods of `cluster.cluster.Cluster` that are used here."""
 
+    def news_of_leaving(self) -> str: ...
+
     def take_snapshot(self, step: int) -> None: ...
 
     def checkpoint_bytes(self) -> int: ...
@@ -74,6 +76,8 @@ class Keeper:
     def save_if_due(self, at_once: bool = False) -> None:
         """Save a checkpoint if the schedule says so, or if `at_once`; take a snapshot in memory if that is due.
 
+        A node that is about to leave is told of here: then a checkpoint is saved at once, and waited for.
+
         Raises:
             DiskFull, OSError, ClusterError: nothing is saved, and the run cannot go on after this step.
         """
@@ -81,13 +85,16 @@ class Keeper:
         if every and self._step % every == 0:
             self._learners.take_snapshot(self._step)
         last = at_once or self._step == self._config.schedule.steps
-        due = last or is_due(self._config.schedule, self._step, time.monotonic() - self._begun_at, self._cost)
+        if leaving := self._learners.news_of_leaving():
+            print(f"{leaving}: saving step {self._step} at once", flush=True)
+        now = last or bool(leaving)
+        due = now or is_due(self._config.schedule, self._step, time.monotonic() - self._begun_at, self._cost)
         with stopping.whole():
             if due or (self._new and self._new.done):
                 self._finish()
             if due:
                 self._begin(last)
-            if last:
+            if now:
                 self._finish(last)
 
     @contextmanager

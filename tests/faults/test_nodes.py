@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.launched import Launch, check_records, command, has_done, is_there, start, trained
+from tests.faults.launched import Launch, check_records, command, has_done, is_there, shows, start, trained
 from tests.faults.table import Row
 from tests.faults.test_lost_actors import survives
 from tests.integration.head import wait_until
@@ -29,15 +29,21 @@ ADDRESS = f"{HEAD}:6379"
 SOON = {"RAY_health_check_initial_delay_ms": "1000", "RAY_health_check_period_ms": "1000",
         "RAY_health_check_timeout_ms": "3000", "RAY_health_check_failure_threshold": "3"}  # fmt: skip
 # Name -> address of every living actor, from the tables of the dashboard. Its port is open on the hosts' network alone.
-WHERE = f"""
+TABLE = f"""
 import json, sys, urllib.request
 def table(name):
     headers = {{"Authorization": "Bearer " + sys.argv[1]}}
     request = urllib.request.Request("http://{HEAD}:8265/api/v0/" + name + "?limit=1000", headers=headers)
     return json.load(urllib.request.urlopen(request, timeout=20))["data"]["result"]["result"]
+"""
+WHERE = f"""{TABLE}
 address = {{node["node_id"]: node["node_ip"] for node in table("nodes")}}
 alive = [actor for actor in table("actors") if actor["state"] == "ALIVE" and actor["name"]]
 print(json.dumps({{actor["name"]: address[actor["node_id"]] for actor in alive}}))
+"""
+# Ray's id of the living node with an address.
+NODE_OF = f"""{TABLE}
+print(*[node["node_id"] for node in table("nodes") if (node["node_ip"], node["state"]) == (sys.argv[2], "ALIVE")])
 """
 
 
@@ -65,6 +71,11 @@ class Nodes:
         """Kill everything on a host at once."""
         os.kill(host.pid, signal.SIGKILL)
 
+    def tell_to_leave(self, host: Host, seconds: int) -> None:
+        words = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=taken back", f"--address={ADDRESS}"]
+        node = self._head.must(sys.executable, "-S", "-c", NODE_OF, self._token, host.address).strip()
+        self._head.must("ray", "drain-node", f"--node-id={node}", f"--deadline-remaining-seconds={seconds}", *words)
+
     def unplug(self, host: Host) -> None:
         self._network.unplug(host)
 
@@ -73,9 +84,11 @@ class Nodes:
 
     def actors(self) -> dict[str, str]:
         """The living actors' hosts."""
-        token = Path(self._environment["RAY_AUTH_TOKEN_PATH"]).read_text()
-        found = self._head.must(sys.executable, "-S", "-c", WHERE, token)
-        return json.loads(found)
+        return json.loads(self._head.must(sys.executable, "-S", "-c", WHERE, self._token))
+
+    @property
+    def _token(self) -> str:
+        return Path(self._environment["RAY_AUTH_TOKEN_PATH"]).read_text()
 
     def launch(self, words: list[str], run: Path) -> Launch:
         return start(words, run, inside=self._head.enter, **self._environment, RAY_ADDRESS=ADDRESS)
@@ -173,3 +186,27 @@ def test_learners_start_where_there_is_room(nodes: Nodes, undisturbed: Path, tmp
     assert trained(run) == trained(undisturbed)
     Row(12, "a learner's node is killed", "", found, lost, ledger=True, exact=True).write()
     Row(12, "a learner's node is killed, no other has room: exit code 3", "", ended, ledger=True, exact=True).write()
+
+
+@pytest.mark.timeout(900)
+def test_a_step_is_saved_before_a_node_leaves_that_was_told_to(nodes: Nodes, undisturbed: Path, tmp_path, tiny_model):
+    """As when a cloud takes a machine back: Ray knows when."""
+    run = tmp_path / "mine"
+    nodes.join(2, 3, 4, 5)  # one for each actor, and another
+    overrides = ["learners.cpus=1", "schedule.save_every=100"]
+    launch = nodes.launch(command(tmp_path, "mine", tiny_model, *overrides), run)
+    launch.until(has_done(2), "step 2")
+    host = nodes.host_of("learner-1")
+    nodes.tell_to_leave(host, seconds=30)
+    told = time.monotonic()
+    launch.until(shows("was told to leave"), "the notice was read", 20)
+    launch.until(lambda launch: list(launch.run.glob("checkpoints/step-0000*")), "a checkpoint", 20)
+    found = time.monotonic() - told
+    line = rf"^{host.address} \([\w, -]*learner-1[\w, -]*\) was told to leave within \d+ s: saving step \d+ at once$"
+    assert re.search(line, launch.text(), re.MULTILINE), launch.text()
+    _, lost, warning = survives(launch, partial(nodes.lose, host))
+    assert "learner-1" in warning
+    launch.ends(0)
+    check_records(run)
+    assert trained(run) == trained(undisturbed)
+    Row(12, "a learner's node is told to leave (ray drain-node), then killed", "", found, lost, True, True).write()

@@ -91,6 +91,9 @@ class Roles:
         assert version == self.steps
         self.sent = version
 
+    def news_of_leaving(self) -> str:
+        return ""
+
     def take_snapshot(self, step):
         assert self.between and step == self.steps
 

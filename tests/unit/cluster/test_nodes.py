@@ -1,5 +1,6 @@
 """What nodes are asked for before actors start; a recorder stands in for Ray's tasks, as there is no GPU and no hub."""
 
+import math
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,6 +53,17 @@ def test_each_node_is_asked_where_its_gpus_can_be_seen(monkeypatch):
         (TWO, False),
     ]
     assert all(one["num_cpus"] == 0 and one["runtime_env"] == {"env_vars": {HIDE_GPUS: "0"}} for one in tasks.asked)
+
+
+def test_nodes_that_are_to_leave_have_the_seconds_until_their_time(monkeypatch):
+    """Ray gives milliseconds since 1970, and 0 without a time."""
+    nodes = [NodeResources(name, address, 1, 0) for name, address in [*NODES.items(), ("c" * 56, "10.0.0.3")]]
+    monkeypatch.setattr(module, "cluster_nodes", lambda: nodes)
+    monkeypatch.setattr(module.time, "time", lambda: 1_790_000_000.0)
+    gone = "d" * 56
+    draining = {ONE: 1_790_000_028_500, TWO: 0, gone: 0}
+    monkeypatch.setattr(module.state, "get_draining_nodes", lambda: draining)
+    assert module.told_to_leave() == {"10.0.0.1": 28.5, "10.0.0.2": math.inf}
 
 
 def test_the_host_whose_driver_is_too_old_is_named(monkeypatch):

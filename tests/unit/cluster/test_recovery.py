@@ -1,5 +1,6 @@
 """Who is replaced by whom, with groups of actors that only have names."""
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -278,6 +279,56 @@ def test_a_generator_that_never_starts_is_given_up_while_others_serve(world: Wor
     assert world.actors.lives["generator-1"] == 1 + 1 + 3
     assert capsys.readouterr().out.count("generator-1 is given up, and the run goes on without it") == 1
     assert world.generators.names == ["generator-0"]
+
+
+@pytest.mark.parametrize("joins", [True, False])
+def test_a_node_that_is_to_leave_is_told_of_once_if_actors_are_on_it(monkeypatch, joins):
+    world = World(monkeypatch, *(["cluster.address=10.0.0.1:6379"] if joins else []))
+    world.addresses |= {"generator-0": "10.0.0.2", "learner-0": "10.0.0.3", "learner-1": "10.0.0.3"}
+    told = [{}, {"10.0.0.3": 27.6, "10.0.0.9": 5.0}, {"10.0.0.3": 20.1}, {"10.0.0.3": 10.0, "10.0.0.2": math.inf}]
+    monkeypatch.setattr(recovery, "told_to_leave", lambda: told.pop(0))
+    news = [world.cluster.news_of_leaving() for _ in range(4)]
+    second, fourth = (
+        "10.0.0.3 (learner-0, learner-1) was told to leave within 28 s",
+        "10.0.0.2 (generator-0) was told to leave",
+    )
+    assert news == (["", second, "", fourth] if joins else [""] * 4)
+
+
+def test_a_generator_that_hangs_in_its_start_is_ended_and_begun_anew(world: World, monkeypatch, capsys):
+    """While others serve, nobody waits for it. Only time with room counts."""
+    now, ended = [0.0], list[tuple[str, int]]()
+    monkeypatch.setattr(recovery, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(recovery, "end", ended.extend)
+    most = world.actors.config.cluster.start_timeout
+    world.actors.ready_names.discard("generator-1")
+    world.actors.placed.discard("generator-1")
+    world.generators.recover(LOST)
+    for version, placed in [(1, False), (2, False), (3, True), (4, False), (5, True)]:
+        now[0] += 0.9 * most
+        (world.actors.placed.add if placed else world.actors.placed.discard)("generator-1")
+        world.cluster.broadcast_weights(version)
+    assert ended == []
+    now[0] += most
+    world.cluster.broadcast_weights(6)
+    assert ended == [("generator-1", 2)]
+    assert f"generator-1: not ready within cluster.start_timeout ({most:g} s)" in capsys.readouterr().out
+    world.actors.ready_names.add("generator-1")
+    world.cluster.broadcast_weights(7)
+    assert world.generators.lives == {"generator-0": 1, "generator-1": 3}
+
+
+def test_a_generator_that_always_hangs_is_given_up(world: World, monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(recovery, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(recovery, "end", list)
+    world.actors.ready_names.discard("generator-1")
+    world.generators.recover(LOST)
+    for version in range(1, 21):
+        now[0] += world.actors.config.cluster.start_timeout
+        world.cluster.broadcast_weights(version)
+    assert capsys.readouterr().out.count("generator-1 is given up, and the run goes on without it") == 1
+    assert world.actors.lives["generator-1"] == 1 + 1 + 3
 
 
 @pytest.mark.parametrize("kind", [ClusterError, UserError])

@@ -35,8 +35,12 @@ class Learners:
         """`done`: whether a file is on the disk at once. `seconds`: that it says to have taken."""
         self.saved: list[int] = []
         self.snapshots: list[int] = []
+        self.leaving: list[str] = []
         self.writing: list[Writing] = []
         self._done, self._seconds = done, seconds
+
+    def news_of_leaving(self) -> str:
+        return self.leaving.pop(0) if self.leaving else ""
 
     def take_snapshot(self, step: int) -> None:
         self.snapshots.append(step)
@@ -195,6 +199,19 @@ def test_the_run_goes_on_while_a_checkpoint_is_written(tmp_path):
     assert on_disk(tmp_path) == ["step-000006", "step-000008"]
     state = latest_checkpoint(tmp_path / "mine")[0].state
     assert (state.optimizer_updates, list(state.files), len(state.digests)) == (8, [shards_file(0), shards_file(1)], 2)
+
+
+def test_a_step_is_saved_and_on_the_disk_before_a_node_leaves(tmp_path, capsys):
+    learners = Learners(done=False)
+    kept = keeper(tmp_path, learners, "schedule.save_every=100")
+    for step in (1, 2, 3):
+        learners.leaving = ["10.0.0.3 (learner-1) was told to leave within 28 s"] if step == 2 else []
+        with kept.step(step):
+            pass
+        kept.save_if_due()
+    assert learners.saved == [2]
+    assert latest_checkpoint(tmp_path / "mine")[0].state.step == 2
+    assert capsys.readouterr().out == "10.0.0.3 (learner-1) was told to leave within 28 s: saving step 2 at once\n"
 
 
 def test_two_checkpoints_are_never_written_at_once(tmp_path):
