@@ -8,9 +8,9 @@ from typing import Any
 import ray
 
 from rft_cluster.cluster.exporter import Exporter
+from rft_cluster.common.network import exactly, interface_of
 from rft_cluster.generator import generator
 from rft_cluster.generator.vllm_options import EngineOptions
-from rft_cluster.learner.rendezvous import exactly, interface_of
 from rft_cluster.messages import Group, Images, Prompt, Sampling, WeightRecord
 
 

@@ -12,6 +12,7 @@ from rft_cluster.cluster.gpus import CAPABILITY, Gpu, check_driver, driver_here
 from rft_cluster.cluster.placement import NodeResources, bundles, place
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.files import check_writable
+from rft_cluster.common.network import address_on
 from rft_cluster.config import Config
 
 SOCKET_BYTES = 107  # longest path of a Unix socket on Linux
@@ -27,8 +28,6 @@ def check_machine(config: Config, training: bool = True) -> str:
     if config.cluster.joins:
         return ""
     if config.cluster.interface is not None:
-        from rft_cluster.learner.rendezvous import address_on  # imports torch, which takes seconds
-
         address_on(config.cluster.interface)
     cpus = sum(bundle.cpus for bundle in bundles(config, training))
     gpus = sum(bundle.gpus for bundle in bundles(config, training))

@@ -30,6 +30,7 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 from rft_cluster.algorithm.loss import grpo_loss
 from rft_cluster.common.errors import RepeatedUpdate, UserError
 from rft_cluster.common.hardware import forget_openmp, hardware
+from rft_cluster.common.network import exactly, interface_to
 from rft_cluster.common.reduce import reduced
 from rft_cluster.config import Config
 from rft_cluster.learner.checkpoint import (
@@ -43,7 +44,7 @@ from rft_cluster.learner.checkpoint import (
 from rft_cluster.learner.collate import Batch, collate
 from rft_cluster.learner.packing import RankWork
 from rft_cluster.learner.prompt_cache import PromptCache
-from rft_cluster.learner.rendezvous import connections, exactly, interface_to, open_store, reach_store
+from rft_cluster.learner.rendezvous import connections, open_store, reach_store
 from rft_cluster.learner.snapshot import Snapshot
 from rft_cluster.messages import CompletionGap, Images, LearnerStats, TrainingSample
 from rft_cluster.model.encoder import PromptEncoder
