@@ -64,7 +64,7 @@ def evaluate(options: argparse.Namespace) -> None:
         raise UserError(f"{output} is a link to {output.readlink()}: name the folder to write to with --output")
     check_writable(output, "Set --output to a folder that can be")
     check_paths(config, str(export) if export else config.model.path)
-    check_ray_folder(config)
+    check_ray_folder(config.cluster)
     if note := check_machine(config, training=False):
         print(note)
     task = prepare(config, export)

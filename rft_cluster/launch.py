@@ -103,7 +103,7 @@ def _check(config: Config, start: "Start", planned: bool = False) -> "Task":
     """Read the data, check everything against the task, and print the result; with `planned` also GiB and hours."""
     from rft_cluster.algorithm import load_algorithm
     from rft_cluster.classification.redteam import check_rewards
-    from rft_cluster.cluster.machine import check_machine, check_ray_folder
+    from rft_cluster.cluster.machine import check_machine, check_ray_folder, shared_memory_note
     from rft_cluster.cluster.placement import describe
     from rft_cluster.plan.check import check_memory, object_store_note
     from rft_cluster.rewards.scorer import WeightedRewards
@@ -115,25 +115,21 @@ def _check(config: Config, start: "Start", planned: bool = False) -> "Task":
 
     with closing(WeightedRewards(config.rewards, config.scoring, quiet=True)) as rewards:
         model = check_paths(config, config.model.path)
-        check_ray_folder(config)
+        check_ray_folder(config.cluster)
         load_algorithm(config)
         own_sinks(config)
         check_tracking(config)
         rewards.load()
         task = task_before_download(config) if planned and archive_is_missing(config.data) else read_task(start, config)
         dataset = task.dataset
-        print(
-            f"{dataset.name}: {len(dataset.classes)} classes, {len(dataset.train)} images to learn from, "
-            f"{len(dataset.validation)} for validation, {len(dataset.test)} for the test",
-            flush=True,
-        )
+        print(dataset.described(), flush=True)
         red_team = check_rewards(
             rewards, config.scoring, dataset.classes, task.examples, dataset.images, task.text, config.run.seed
         )
     plan = describe(config, len(dataset.train))
     for line in filter(None, [*dataset.notes(), *start.notes, plan, red_team]):
         print(line, flush=True)
-    if note := check_machine(config):
+    for note in filter(None, [check_machine(config), shared_memory_note(config.cluster)]):
         print(note, flush=True)
     print("trying the longest prompt and the longest answer with the model's own tokenizer", flush=True)
     checked = check_task(config, task, model)

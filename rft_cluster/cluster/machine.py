@@ -11,9 +11,9 @@ from pathlib import Path
 from rft_cluster.cluster.gpus import CAPABILITY, Gpu, check_driver, driver_here
 from rft_cluster.cluster.placement import NodeResources, bundles, place
 from rft_cluster.common.errors import UserError
-from rft_cluster.common.files import check_writable
+from rft_cluster.common.files import check_writable, size
 from rft_cluster.common.network import address_on
-from rft_cluster.config import Config
+from rft_cluster.config import ClusterSection, Config
 
 SOCKET_BYTES = 107  # longest path of a Unix socket on Linux
 TOKEN_ELSEWHERE = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}  # with one of these Ray makes no token
@@ -47,16 +47,25 @@ def check_machine(config: Config, training: bool = True) -> str:
     return ""
 
 
-def check_ray_folder(config: Config) -> None:
+def ray_folder() -> str:
+    """The folder of Ray's sockets and logs."""
+    return os.path.join(os.environ.get(_named_by(), "/tmp"), "ray")
+
+
+def _named_by() -> str:
+    """The variable that names its parent; empty if none does, and it is in /tmp."""
+    return next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), "")
+
+
+def check_ray_folder(config: ClusterSection) -> None:
     """Check the folder of Ray's sockets and logs: RAY_TMPDIR, TMPDIR or /tmp.
 
     Raises:
         UserError: a socket's path would be too long, or that folder or the token's folder is not writable.
     """
-    if config.cluster.joins:
+    if config.joins:
         return
-    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), "")
-    folder = os.path.join(os.environ.get(name, "/tmp"), "ray")
+    name, folder = _named_by(), ray_folder()
     session = f"session_2026-01-01_00-00-00_000000_{os.getpid()}"  # every session's name has this length
     too_long = len(os.fsencode(os.path.join(folder, session, "sockets", "plasma_store"))) - SOCKET_BYTES
     if too_long > 0:
@@ -82,6 +91,26 @@ def object_store_here() -> int:
     from ray._private.utils import estimate_available_memory, resolve_object_store_memory
 
     return int(resolve_object_store_memory(estimate_available_memory()))
+
+
+def shared_memory_note(config: ClusterSection) -> str:
+    """A note if a Ray that is started on this machine finds /dev/shm too small for its object store; else empty."""
+    from ray._private.utils import get_shared_memory_bytes
+
+    free, store = get_shared_memory_bytes(), 0 if config.joins else object_store_here()
+    if store <= free:
+        return ""
+    return (
+        f"note: /dev/shm has {size(free)} free, and Ray's object store takes {size(store)}: Ray keeps it in /tmp, on "
+        f"the disk, which is slower. Start a container with --shm-size={-(-store // 10**9)}g, or remove files there"
+    )
+
+
+def address_here() -> str:
+    """This host's address, as Ray finds it."""
+    from ray.util import get_node_ip_address
+
+    return str(get_node_ip_address())
 
 
 def _gpus() -> int:

@@ -12,7 +12,6 @@ import math
 import os
 import re
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -39,9 +38,9 @@ from rft_cluster.cluster.weight_sync import WeightSync
 from rft_cluster.common import stopping
 from rft_cluster.common.errors import NoRoom, UserError
 from rft_cluster.common.hardware import hardware
+from rft_cluster.common.network import reach
 from rft_cluster.config import ClusterSection, Config
 
-ADDRESS_TIMEOUT = 10.0  # seconds after which an address counts as unreachable
 # Words in the messages of Ray's core about a missing or wrong token.
 TOKEN = re.compile(r"InvalidAuthToken|Unauthenticated|auth\w* token|token auth", re.IGNORECASE)
 
@@ -67,7 +66,7 @@ def connect(config: ClusterSection, cpus: float) -> str:
         # Ray would wait minutes for an unreachable address.
         host, _, port = address.removeprefix("ray://").rpartition(":")
         try:
-            socket.create_connection((host, int(port)), timeout=ADDRESS_TIMEOUT).close()
+            reach(host, port)
         except (OSError, ValueError) as error:
             raise UserError(f"no Ray cluster answers at {address!r}: {error}") from error
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
@@ -136,6 +135,17 @@ def _init(**options: Any) -> str:
         raise stopping.stop_for(signal.SIGTERM) from end
     stopping.take_signals()
     return url
+
+
+def describe_cluster(config: ClusterSection) -> str:
+    """A line about a running cluster. Nothing is started. Raises UserError as `connect`."""
+    where = connect(config, cpus=0)
+    try:
+        nodes = cluster_nodes()
+    finally:
+        ray.shutdown()
+    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+    return f"{where}: {len(nodes)} node{'s' * (len(nodes) != 1)} with {cpus:g} CPUs and {gpus:g} GPUs"
 
 
 def check_cluster(config: Config, patience: float = 0) -> str:

@@ -1,11 +1,46 @@
 """The network interfaces of this host, and which of them others are met on."""
 
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import psutil
 
 from rft_cluster.common.errors import UserError
+
+REACH_TIMEOUT = 10.0  # seconds until a silent port counts as closed
+
+
+def reach(host: str, port: str | int, timeout: float = REACH_TIMEOUT) -> None:
+    """Connect to a port, and hang up. Raises OSError if it is closed or does not answer in time."""
+    socket.create_connection((host, int(port)), timeout=timeout).close()
+
+
+@contextmanager
+def listening(address: str, most: int) -> Iterator[int]:
+    """Listen within this context on a free port of an address of this host; yields the port.
+
+    The kernel completes up to `most` connections; nothing is accepted, read or written.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, 0), family=family, backlog=most) as listener:
+        yield listener.getsockname()[1]
+
+
+def check_own_ports(address: str) -> None:
+    """Check that a process here is reached on this address of the host, as learners and engines are by each other.
+
+    Raises:
+        UserError: it is not.
+    """
+    try:
+        with listening(address, 1) as port:
+            reach(address, port)
+    except OSError as error:
+        raise UserError(
+            f"a port that is opened on {address} cannot be reached from this host itself ({error}): allow connections "
+            f"to its own addresses in its firewall, or name another interface with cluster.interface"
+        ) from error
 
 
 def interface_of(address: str) -> str:

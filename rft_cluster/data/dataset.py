@@ -142,6 +142,13 @@ class FewShotDataset:
             )
         return whole
 
+    def described(self) -> str:
+        """One line: the name, and the numbers of classes and images."""
+        return (
+            f"{self.name}: {len(self.classes)} classes, {len(self.train)} images to learn from, "
+            f"{len(self.validation)} for validation, {len(self.test)} for the test"
+        )
+
     def notes(self) -> list[str]:
         """Notes for the user about excluded images, of one line or more each; empty if every image is used."""
         notes = list(self.remarks)

@@ -8,7 +8,6 @@
 Without these checks gloo waits for a filtered port until the deadline of the whole group, and then names neither host.
 """
 
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,9 +15,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from rft_cluster.common.errors import UserError
-from rft_cluster.common.network import address_on
-
-REACH_TIMEOUT = 10.0  # seconds until a silent port counts as closed
+from rft_cluster.common.network import REACH_TIMEOUT, address_on, listening, reach
 
 
 def open_store(address: str) -> dist.TCPStore:
@@ -35,7 +32,7 @@ def reach_store(rendezvous: str, rank: int, address: str) -> dist.TCPStore:
     host, _, port = rendezvous.removeprefix("tcp://").rpartition(":")
     try:
         # torch would retry a refused or filtered port until its own deadline, without naming it.
-        socket.create_connection((host, int(port)), timeout=REACH_TIMEOUT).close()
+        reach(host, port, REACH_TIMEOUT)
         return dist.TCPStore(host, int(port), is_master=False, timeout=timedelta(seconds=REACH_TIMEOUT))
     except (OSError, dist.DistError) as error:
         raise UserError(_unreachable(f"learner {rank} on {address}", f"learner 0 at {host}:{port}", error)) from error
@@ -45,15 +42,11 @@ def reach_store(rendezvous: str, rank: int, address: str) -> dist.TCPStore:
 def connections(store: dist.Store, rank: int, ranks: int, interface: str) -> Iterator[None]:
     """Connect to a port of every other rank on the group's interface, and listen within this context.
 
-    The kernel completes the connections; nothing is accepted, read or written.
-
     Raises:
         UserError: a rank cannot be reached, or did not come; the message names both hosts.
     """
     address = address_on(interface)
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.create_server((address, 0), family=family, backlog=ranks) as listener:
-        port = listener.getsockname()[1]
+    with listening(address, ranks) as port:
         store.set(f"listener {rank}", f"{address} {port}")
         for other in range(ranks):
             if other != rank:
@@ -70,7 +63,7 @@ def _reach(store: dist.Store, other: int, name: str) -> None:
         raise UserError(f"{name} waited {2 * REACH_TIMEOUT:g} s for learner {other}, which did not come") from error
     host, port = store.get(key).decode().split()
     try:
-        socket.create_connection((host, int(port)), timeout=REACH_TIMEOUT).close()
+        reach(host, port, REACH_TIMEOUT)
     except OSError as error:
         raise UserError(_unreachable(name, f"learner {other} at {host}:{port}", error)) from error
 

@@ -1,5 +1,6 @@
 """Memory that runs out: Ray's object store is full, or Ray ends an actor because its host has too little left."""
 
+import os
 import re
 import select
 import subprocess
@@ -40,7 +41,8 @@ def control_store(launch: Launch) -> str:
 def filled_store(launch: Launch) -> Iterator[tuple[int, int]]:
     """Fill the run's object store within this context. Yields the bytes that are held, and those of the store."""
     words = [sys.executable, "-m", "tests.faults.hoard", control_store(launch)]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as hoard:
+    environment = os.environ | {"RAY_AUTH_MODE": "token"}
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as hoard:
         try:
             assert select.select([hoard.stdout], [], [], FILLED)[0], f"the store is not full after {FILLED:g} s"
             held, store = map(int, hoard.stdout.readline().split())

@@ -60,10 +60,10 @@ def test_a_folder_is_refused_where_ray_would_refuse_it(tmp_path, monkeypatch, na
             validate_socket_filepath(os.path.join(get_default_ray_temp_dir(), session, "sockets", "plasma_store"))
         except OSError:
             with pytest.raises(UserError, match=f"^{name} is .* bytes too long .*: export RAY_TMPDIR=/tmp"):
-                machine.check_ray_folder(config())
+                machine.check_ray_folder(config().cluster)
             verdicts.append(False)
         else:
-            machine.check_ray_folder(config())
+            machine.check_ray_folder(config().cluster)
             verdicts.append(True)
     assert True in verdicts
     assert verdicts == sorted(verdicts, reverse=True)
@@ -72,15 +72,15 @@ def test_a_folder_is_refused_where_ray_would_refuse_it(tmp_path, monkeypatch, na
 def test_the_cure_for_a_long_folder_works(monkeypatch):
     monkeypatch.setenv("TMPDIR", "/tmp/" + "x" * 87)
     with pytest.raises(UserError, match="export RAY_TMPDIR=/tmp"):
-        machine.check_ray_folder(config())
+        machine.check_ray_folder(config().cluster)
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")
-    machine.check_ray_folder(config())
+    machine.check_ray_folder(config().cluster)
 
 
 def test_a_folder_that_ray_cannot_write(monkeypatch):
     monkeypatch.setenv("TMPDIR", "/proc/sys")
     with pytest.raises(UserError, match=r"/proc/sys/ray cannot be written.*export RAY_TMPDIR=FOLDER"):
-        machine.check_ray_folder(config())
+        machine.check_ray_folder(config().cluster)
 
 
 def test_a_home_that_ray_cannot_write_its_token_to(tmp_path, monkeypatch):
@@ -88,9 +88,9 @@ def test_a_home_that_ray_cannot_write_its_token_to(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", "/proc/sys")
     with pytest.raises(UserError, match=r"/proc/sys/.ray cannot be written.*export HOME=FOLDER"):
-        machine.check_ray_folder(config())
+        machine.check_ray_folder(config().cluster)
     monkeypatch.setenv("HOME", str(tmp_path))
-    machine.check_ray_folder(config())
+    machine.check_ray_folder(config().cluster)
 
 
 # --- GPUs
@@ -168,5 +168,5 @@ def test_an_interface_that_is_here_will_do():
 def test_a_cluster_that_is_joined_is_not_this_machine(monkeypatch):
     monkeypatch.setenv("TMPDIR", "/tmp/" + "x" * 87)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    machine.check_ray_folder(config())
+    machine.check_ray_folder(config().cluster)
     assert machine.check_machine(on_gpus()) == ""
