@@ -7,6 +7,7 @@ neither. A second job is stopped.
 import base64
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -414,6 +415,21 @@ def test_a_token_that_is_not_sent_is_told_once_and_the_cure_works(head):
     cure = dict(word.split("=") for word in done.stderr.replace(",", "").split() if word.startswith("RAY_AUTH_MODE="))
     done = subprocess.run(command, env=environment | cure, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_doctor_looks_at_a_cluster_and_names_a_wrong_token(head, tmp_path):
+    good = command("doctor", "--config", "digits", RAY_ADDRESS=ADDRESS, **head)
+    assert good.returncode == 0, good.stdout + good.stderr
+    assert re.search(rf"^ray +ok +Ray cluster at {ADDRESS}, .*: it can hold the run$", good.stdout, re.MULTILINE)
+    wrong = tmp_path / "token"
+    wrong.write_text("b" * 64)
+    wrong.chmod(0o600)
+    bad = command("doctor", RAY_ADDRESS=ADDRESS, **head | {"RAY_AUTH_TOKEN_PATH": str(wrong)})
+    assert bad.returncode == 1
+    assert re.search(
+        rf"^ray +error +the Ray cluster at {ADDRESS} asks for a token.*auth_token", bad.stdout, re.MULTILINE
+    )
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 BASE = {"common", "messages", "config"}
 MAY_IMPORT: dict[str, set[str]] = {
     "train": {"data", "prompts", "algorithm", "rewards", "classification", "run", "cluster"},
+    "doctor": {"plan", "cluster", "run", "model", "data"},
     "plan": {"cluster", "run", "model"},
     "watch": {"run", "report"},
     "report": {"run", "classification", "data", "prompts"},
@@ -37,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "common": set(),
 }
 # `python -m rft_cluster.NAME`: these import what they like but each other, and nobody imports them.
-COMMANDS = {"__main__", "launch", "evaluate", "compare", "predict", "sweep", "doctor"}
+COMMANDS = {"__main__", "launch", "evaluate", "compare", "predict", "sweep"}
 # Heavy packages belong to some folders alone; `torch` stands for all that comes with it.
 ONLY = {
     "ray": {"cluster"},

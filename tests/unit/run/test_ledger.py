@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from rft_cluster import doctor
 from rft_cluster.common.files import write_json
+from rft_cluster.doctor import proof
+from rft_cluster.doctor.__main__ import main
 from rft_cluster.learner.snapshot import shards_file
 from rft_cluster.messages import Reward
 from rft_cluster.run.ledger import check_run, make_ledger
@@ -397,8 +398,8 @@ def test_what_is_wrong_is_found_and_said(copy, capsys, monkeypatch, what):
     problems = ledger.problems
     for message in messages:
         assert [problem for problem in problems if message in problem], problems
-    monkeypatch.setattr(doctor, "check_run", lambda _: ledger)
-    assert doctor.main(["--run", str(copy)]) == 1
+    monkeypatch.setattr(proof, "check_run", lambda _: ledger)
+    assert main(["--run", str(copy)]) == 1
     shown = capsys.readouterr().out
     assert "NOT proved" in shown
     assert all(character.isprintable() for character in shown.replace("\n", "")), "names cannot control a terminal"
@@ -540,7 +541,7 @@ def test_what_only_seems_wrong_while_files_move_is_not_said(copy, monkeypatch):
 
 
 def test_the_command_says_what_it_has_proved(whole, capsys):
-    assert doctor.main(["--run", str(whole)]) == 0
+    assert main(["--run", str(whole)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{whole}: 6 of 6 steps, done"
     assert lines[2] == "steps       ok     6 of 6 recorded, each once and in order"
@@ -559,5 +560,5 @@ def test_a_folder_that_is_no_run_is_a_mistake_with_the_nearest_name(whole, capsy
         ("mine/rollouts", f"{whole}/rollouts is not the folder of a run"),
         ("mine/config.yaml", f"{whole}/config.yaml is not the folder of a run"),
     ):
-        assert doctor.main(["--run", str(whole.parent / name)]) == 2
+        assert main(["--run", str(whole.parent / name)]) == 2
         assert capsys.readouterr().err == f"error: --run: {said}\n"

@@ -1,14 +1,7 @@
-"""Check a run: python -m rft_cluster.doctor --run RUN_DIR
+"""The proof from a run's files, in words; `run/ledger.py` makes it."""
 
-Reads the folder of a run that is done, stopped or in progress, and proves from its files that nothing was lost and
-nothing was done twice. Writes nothing. Exit code 0: proved; 1: something is wrong, and said.
-"""
-
-import argparse
-import sys
 from pathlib import Path
 
-from rft_cluster.common.errors import exit_code
 from rft_cluster.common.text import shown
 from rft_cluster.run.ledger import Check, Epoch, Ledger, check_run
 
@@ -16,17 +9,12 @@ LINES = 3  # problems shown of a check
 ROWS = 10  # of the table of epochs
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The exit code: 0 proved, 1 something is wrong, 2 for a mistake of the user's. Defects keep their traceback."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rft_cluster.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--run", required=True, type=Path, metavar="RUN_DIR", help="the folder of a run")
-    options = parser.parse_args(arguments)
-    return exit_code(lambda: doctor(options.run))
+def prove(run: Path) -> int:
+    """Print the proof. Returns the exit code: 0 proved, 1 something is wrong.
 
-
-def doctor(run: Path) -> int:
+    Raises:
+        UserError: the folder is no run.
+    """
     ledger = check_run(run)
     print("\n".join([*_checks(ledger), "", *_account(ledger), "", _verdict(ledger)]), flush=True)
     return 1 if ledger.problems else 0
@@ -76,7 +64,3 @@ def _verdict(ledger: Ledger) -> str:
     if ledger.problems:
         return f"NOT proved: {len(ledger.problems)} things are wrong"
     return "proved: nothing was lost, and nothing was done twice"
-
-
-if __name__ == "__main__":
-    sys.exit(main())
