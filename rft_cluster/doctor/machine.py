@@ -139,7 +139,8 @@ def _network(cluster: ClusterSection) -> str:
         address = address_here()
         interface = interface_of(address)
     check_own_ports(address)
-    return f"{address} ({interface}); a port that is opened there is reached"
+    met = "Ray, gloo and NCCL meet" if cluster.device == "cuda" else "Ray and gloo meet"
+    return f"{address} ({interface}), where {met} other hosts; a port that is opened there is reached"
 
 
 def _ray(cluster: ClusterSection, config: Config | None) -> str:

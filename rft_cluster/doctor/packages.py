@@ -64,8 +64,8 @@ def check_versions(device: str) -> Iterator[Finding]:
 def _python(tried: SpecifierSet) -> Finding:
     found = platform.python_version()
     if tried.contains(found):
-        return Finding("python", "ok", f"{found} (tried: {tried}), {sys.prefix}")
-    return error("python", f"{found}; tried: {tried}. Remove .venv, then PYTHON=/path/to/one {SETUP}")
+        return Finding("python", "ok", f"{found} (tried: {_in_order(tried)}), in {os.path.relpath(sys.prefix)}")
+    return error("python", f"{found}, tried: {_in_order(tried)}. Remove .venv, then PYTHON=/path/to/one {SETUP}")
 
 
 def _version(one: Requirement, optional: set[str], cure: str) -> Finding:
@@ -73,17 +73,19 @@ def _version(one: Requirement, optional: set[str], cure: str) -> Finding:
     if found is None:
         if one.name in optional:
             return Finding(one.name, "ok", "not installed: torch's own attention is used, which gives the same results")
-        return error(one.name, f"not installed (tried: {one.specifier}): {cure}")
+        return error(one.name, f"not installed (tried: {_in_order(one.specifier)}): {cure}")
     if not _fits(one, found):
-        return error(one.name, f"{found} (tried: {one.specifier}), and internals of it are used: {cure}")
-    return Finding(one.name, "ok", f"{found} (tried: {one.specifier})")
+        return error(one.name, f"{found} (tried: {_in_order(one.specifier)}), and internals of it are used: {cure}")
+    return Finding(one.name, "ok", f"{found} (tried: {_in_order(one.specifier)})")
 
 
 def _others(asked: Sequence[Requirement], cure: str) -> Finding:
     found = {one: _installed(one) for one in asked}
     if missing := [one.name for one in asked if found[one] is None]:
         return error("packages", f"not installed: {', '.join(missing)}: {cure}")
-    other = [f"{one.name} {found[one]} ({one.specifier})" for one in asked if not _fits(one, found[one] or "")]
+    other = [
+        f"{one.name} {found[one]} ({_in_order(one.specifier)})" for one in asked if not _fits(one, found[one] or "")
+    ]
     if other:
         return warning("packages", f"other versions than those that were tried: {', '.join(other)}: {cure}")
     return Finding("packages", "ok", f"{len(asked)} others in the versions that were tried")
@@ -94,6 +96,11 @@ def _installed(one: Requirement) -> str | None:
         return version(one.name)
     except PackageNotFoundError:
         return None
+
+
+def _in_order(tried: SpecifierSet) -> str:
+    """The lower bound first."""
+    return ",".join(sorted(map(str, tried), reverse=True))
 
 
 def _fits(one: Requirement, found: str) -> bool:
@@ -157,7 +164,7 @@ class Imports:
             yield _nccl(told)
 
     def _cure(self, name: str) -> str:
-        return REPAIR if name == "torchvision" else f"Install the packages anew: {setup_command(self._device)}"
+        return REPAIR if name == "torchvision" else f"See system above, or install anew: {setup_command(self._device)}"
 
 
 def _nccl(told: dict[str, str]) -> Finding:

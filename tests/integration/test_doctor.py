@@ -42,5 +42,7 @@ def test_each_broken_part_is_named_with_its_cure(tmp_path):
     assert bad["torch"].endswith(": make setup")
     assert bad["shared memory"].startswith("warning  /dev/shm has 17 MB free, and Ray's object store takes ")
     assert bad["ray"].endswith("export RAY_TMPDIR=/tmp, or another short path")
-    assert "No module named 'no_such_module_of_vllm'. Install the packages anew: make setup" in bad["import vllm"]
+    assert (
+        "No module named 'no_such_module_of_vllm'. See system above, or install anew: make setup" in bad["import vllm"]
+    )
     assert done.stdout.splitlines()[-1].startswith("3 errors and 1 warning: ")

@@ -71,7 +71,7 @@ def test_a_build_of_a_tried_version_is_no_other_version(environment):
 def test_another_version_of_any_other_package_is_a_warning(environment):
     environment.add("tqdm", "9.0")
     assert found()["packages"] == Finding(
-        "packages", "warning", "other versions than those that were tried: tqdm 9.0 (<5,>=4.66): make setup"
+        "packages", "warning", "other versions than those that were tried: tqdm 9.0 (>=4.66,<5): make setup"
     )
 
 
@@ -130,7 +130,7 @@ def test_one_that_raises_is_an_error_and_others_are_imported_behind_it(tmp_path,
     assert first == Finding(
         "import raises",
         "error",
-        "RuntimeError: operator torchvision::nms does not exist. Install the packages anew: make setup",
+        "RuntimeError: operator torchvision::nms does not exist. See system above, or install anew: make setup",
     )
     assert (second.name, second.status) == ("import fine", "ok")
 
