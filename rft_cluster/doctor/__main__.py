@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,12 +56,12 @@ def check_machine(name: str | None, overrides: list[str], as_json: bool) -> int:
         found.append(finding)
         if not as_json:
             print(line_of(finding), flush=True)
-    count = {status: sum(one.status == status for one in found) for status in ("error", "warning")}
+    errors, warnings = (sum(one.status == status for one in found) for status in ("error", "warning"))
     if as_json:
-        print(json.dumps({"findings": list(map(asdict, found)), **count}, indent=2))
+        print(json.dumps({"findings": list(map(asdict, found)), "errors": errors, "warnings": warnings}, indent=2))
     else:
-        print(f"\n{_summary(count['error'], count['warning'])}")
-    return 1 if count["error"] else 0
+        print(f"\n{_summary(errors, warnings)}")
+    return 1 if errors else 0
 
 
 def findings(name: str | None, overrides: list[str]) -> Iterator[Finding]:
@@ -70,15 +71,15 @@ def findings(name: str | None, overrides: list[str]) -> Iterator[Finding]:
         device = config.cluster.device if config else device_of_environment()
     except ImportError:
         config, device = None, device_of_environment()
-    imports = Imports(device, PACKAGES)
-    yield from check_versions(device)
-    try:
-        from rft_cluster.doctor.machine import check_this_machine
-    except ImportError as missing:
-        yield error("machine", f"not checked, because a package is missing: {missing}")
-    else:
-        yield from check_this_machine(device, config)
-    yield from imports.findings()
+    with closing(Imports(device, PACKAGES)) as imports:
+        yield from check_versions(device)
+        try:
+            from rft_cluster.doctor.machine import check_this_machine
+        except ImportError as missing:
+            yield error("machine", f"not checked, because a package is missing: {missing}")
+        else:
+            yield from check_this_machine(device, config)
+        yield from imports.findings()
 
 
 def _config(name: str, overrides: list[str]) -> "Config":

@@ -128,6 +128,11 @@ class Imports:
             env=os.environ | own,
         )
 
+    def close(self) -> None:
+        """End the process, if it still imports."""
+        self._process.kill()
+        self._process.communicate()
+
     def findings(self) -> Iterator[Finding]:
         """Wait, and tell of each. What comes behind one that crashes is not told of."""
         late = False

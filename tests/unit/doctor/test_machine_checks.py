@@ -230,8 +230,8 @@ def test_with_json_one_object_has_all_findings(monkeypatch, capsys):
             {"name": "gpu", "status": "ok", "text": "none"},
             {"name": "ray", "status": "error", "text": "first line\nsecond line"},
         ],
-        "error": 1,
-        "warning": 0,
+        "errors": 1,
+        "warnings": 0,
     }
 
 

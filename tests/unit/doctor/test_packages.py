@@ -38,7 +38,8 @@ def found(device: str = "cpu") -> dict[str, Finding]:
 
 def test_what_is_asked_is_what_the_project_names():
     """There is no second table of versions."""
-    assert set(requirements()) == set(map(Requirement, PROJECT["dependencies"]))
+    asked = set(map(Requirement, PROJECT["dependencies"]))
+    assert set(requirements()) == asked, "make setup: pyproject.toml is newer than what is installed"
     for extra, named in PROJECT["optional-dependencies"].items():
         assert {(one.name, one.specifier) for one in requirements(extra)} == {
             (one.name, one.specifier) for one in map(Requirement, named)
