@@ -32,8 +32,6 @@ from rft_cluster.common.errors import ClusterError
 from rft_cluster.learner.snapshot import kept, write_shards
 from rft_cluster.messages import WrittenFile
 
-# A task is never tried again: its result may be gone with its node, and what it would be made from as well.
-ONCE = {"max_retries": 0}
 # Made once: Ray would keep each of them for the whole job.
 KEEP, WRITE = ray.remote(kept), ray.remote(write_shards)
 
@@ -104,7 +102,7 @@ class Snapshots:
         known = [snapshot.states for snapshot in self._taken if snapshot.step == step]
         states = known[0] if known else _states(learners, step)[0]
         calls = {
-            WRITE.options(**on_node(node, **ONCE)).remote(str(folder), state): f"{name} (its checkpoint)"
+            WRITE.options(**_once_on(node)).remote(str(folder), state): f"{name} (its checkpoint)"
             for name, node, state in zip(learners.names, nodes, states, strict=True)
         }
         return Writing(calls, learners.timeout)
@@ -113,7 +111,7 @@ class Snapshots:
         after = _next_nodes(self._nodes(learners))
         states, stored = _states(learners, step)
         copied = [
-            KEEP.options(num_returns=2, **on_node(node, **ONCE)).remote(state)
+            KEEP.options(num_returns=2, **_once_on(node)).remote(state)
             for state, node in zip(states, after, strict=False)
         ]
         return StoredSnapshot(step, states, [copy for copy, _ in copied], [*stored, *(news for _, news in copied)])
@@ -175,6 +173,14 @@ def _states(learners: Learners, step: int) -> tuple[list[ray.ObjectRef], list[ra
     the news, and so see an error, without getting the state."""
     taken = [handle.snapshot.options(num_returns=2).remote(step) for handle in learners.handles]
     return [state for state, _ in taken], [news for _, news in taken]
+
+
+def _once_on(node: str) -> dict[str, Any]:
+    """Options of a task on a node, or on another if this one was told to leave.
+
+    A task is never tried again: its result may be gone with its node, and what it would be made from as well.
+    """
+    return on_node(node, soft=True, max_retries=0)
 
 
 def _next_nodes(nodes: Sequence[str]) -> list[str]:

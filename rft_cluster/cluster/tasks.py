@@ -5,6 +5,9 @@ from typing import Any
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
-def on_node(node: str, **others: Any) -> dict[str, Any]:
-    """Options of a task on a node, by Ray's id of it, that claims none of its processors; and `others`."""
-    return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False), **others}
+def on_node(node: str, soft: bool = False, **others: Any) -> dict[str, Any]:
+    """Options of a task on a node, by Ray's id of it, that claims none of its processors; and `others`.
+
+    Ray gives no new task to a node that was told to leave. `soft`: then it takes another node.
+    """
+    return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=soft), **others}
