@@ -20,7 +20,7 @@ NAME = re.compile(r"([0-9a-f]{64})\.webp")
 
 
 def keep_thumbnails(run: Path, dataset: FewShotDataset) -> None:
-    """Write the thumbnails of a data set, unless they are there, beside the caller's work: 1.5 ms an image."""
+    """Write the thumbnails of a data set, unless they are there, beside the caller's work: a millisecond an image."""
     if not (run / FILE).exists():
         Thread(target=_write, args=(run / FILE, dataset), name="thumbnails", daemon=True).start()
 

@@ -1,4 +1,5 @@
 import io
+import threading
 import zipfile
 from dataclasses import replace
 
@@ -29,6 +30,18 @@ def test_what_is_written_is_read_back(tmp_path):
     thumbnails._write(tmp_path / thumbnails.FILE, replace(DATASET, images={**DATASET.images, "none": b"no picture"}))
     found = thumbnails.read_thumbnails(tmp_path)
     assert set(found) == {image_sha256(picture("red")), image_sha256(picture("yellow"))}
+
+
+def test_a_run_s_thumbnails_are_kept_beside_its_work_and_once(tmp_path):
+    def writing() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name == "thumbnails"]
+
+    thumbnails.keep_thumbnails(tmp_path, DATASET)
+    for thread in writing():
+        thread.join()
+    assert len(thumbnails.read_thumbnails(tmp_path)) == 2
+    thumbnails.keep_thumbnails(tmp_path, DATASET)
+    assert writing() == []
 
 
 def test_images_that_cannot_be_decoded_are_left_out_and_there_is_a_limit(monkeypatch):
