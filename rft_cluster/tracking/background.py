@@ -42,6 +42,8 @@ class Background(Tracker):
 
     def close(self) -> None:
         """Wait until the tracker has everything, `CLOSE_SECONDS` at most."""
+        if self._given_up:
+            return
         self._put(self._tracker.close)
         self._put(None)
         self._thread.join(CLOSE_SECONDS)

@@ -35,7 +35,7 @@ BASELINES = {"nearest_neighbour": 0.8}
 RIGHT = {0: 0.5, 20: 0.7, 40: 0.85, 60: 0.85, 80: 0.86}  # accuracy by step
 
 
-def answers(step: int, split: str, right: float, images: int) -> list[Judged]:
+def answers(right: float, images: int) -> list[Judged]:
     """Alternating labels, of which the first ones are answered rightly, and the others taken for the other class."""
     judged = []
     for number in range(images):
@@ -68,7 +68,8 @@ def run_folder(
         interval = wilson(round(rate * images), images)
         row = {"step": step, "split": split, "accuracy_strict": rate, "n": images, "interval": interval}
         lines.append(json.dumps(row) + "\n")
-        write_answers(run, step, split, answers(step, split, rate, images))
+        if step == evaluated[-1][0]:
+            write_answers(run, step, split, answers(rate, images))
     (run / "eval.jsonl").write_text("".join(lines))
     if judged is not None:
         write_answers(run, evaluated[-1][0], "test", judged)
