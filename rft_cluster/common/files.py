@@ -75,7 +75,7 @@ def _write(path: Path, content: bytes, synced: bool) -> None:
             temporary.write_bytes(content)
             if synced:
                 sync(temporary)
-    except OSError:
+    except BaseException:  # a signal, too
         temporary.unlink(missing_ok=True)
         raise
     os.replace(temporary, path)

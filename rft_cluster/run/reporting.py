@@ -46,9 +46,7 @@ class Reports(Tracker):
         """Begin a report, unless one is being written. Returns at once."""
         if self._process is None or self._process.poll() is not None:
             self._start()
-            with suppress(OSError):  # a system that knows no such priority
-                assert self._process is not None
-                os.sched_setscheduler(self._process.pid, os.SCHED_IDLE, os.sched_param(0))
+            self._schedule(os.SCHED_IDLE)
 
     def finish(self) -> None:
         """Write the last report, and say where it is, or why it is not."""
@@ -82,9 +80,15 @@ class Reports(Tracker):
             start_new_session=True,
         )
 
+    def _schedule(self, policy: int) -> None:
+        with suppress(OSError):  # a system that knows no such policy, or a process that has ended
+            assert self._process is not None
+            os.sched_setscheduler(self._process.pid, policy, os.sched_param(0))
+
     def _end(self) -> None:
         if self._process is None:
             return
+        self._schedule(os.SCHED_OTHER)  # with idle time alone it might not get to its end
         self._process.terminate()
         try:
             self._process.wait(ENDED_WITHIN)

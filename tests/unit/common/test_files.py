@@ -56,6 +56,20 @@ def test_a_file_that_does_not_fit_leaves_the_old_one_and_no_other(tmp_path, befo
     assert [path.read_text() for path in tmp_path.iterdir()] == ([before] if before else [])
 
 
+def test_a_signal_while_a_file_is_written_leaves_the_old_one_and_no_other(tmp_path, monkeypatch):
+    file = tmp_path / "a.json"
+    write_text(file, "old")
+
+    def interrupted(path, content):
+        path.touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_bytes", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_text(file, "new")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
 def fill(final: Path, data: bytes, error: BaseException) -> None:
     with unfinished(final) as folder:
         (folder / "shard").write_bytes(data)
