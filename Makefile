@@ -23,7 +23,7 @@ SEED ?= 0
 BIN := .venv/bin
 READY := .venv/ready-$(subst $(comma),-,$(EXTRAS))
 BENCHMARKS := bench-trl bench-digits bench-generation bench-forward bench-transfer bench-overlap bench-controller \
-	bench-checkpoints bench-losses bench-report-page
+	bench-checkpoints bench-losses bench-report-page bench-watching
 # Intel's OpenMP runtime comes with the CPU build of vLLM; without it the same batch took 1 to 20 times as long.
 OPENMP = $$(ls $(CURDIR)/.venv/lib/libiomp5.so 2>/dev/null)
 
@@ -96,6 +96,9 @@ bench-report-page: setup
 
 bench-losses: setup
 	$(BIN)/python -m benchmarks.losses
+
+bench-watching: setup
+	$(BIN)/python -m benchmarks.watching
 
 bench-checkpoints: setup
 	LD_PRELOAD=$(OPENMP) $(BIN)/python -m benchmarks.checkpoints

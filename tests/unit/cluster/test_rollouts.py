@@ -31,6 +31,15 @@ def test_one_that_has_nothing_gets_even_a_group_that_is_larger_than_its_room():
     assert assign({"a": 0, "b": 1}, 3, size=8, most=4) == {"a": [0]}
 
 
+def test_prompts_that_no_generator_has_room_for_are_counted():
+    generators = Generators({}, 5, 8)
+    for number in range(2):
+        generators.start([some_prompt(f"train/{number}/{index}") for index in range(3)], Sampling(1, 1.0, 8), 0)
+    assert generators.waiting == 6
+    generators.forget()
+    assert generators.waiting == 0
+
+
 def test_the_verification_of_weights_starts_after_the_dispatch_and_before_the_wait(monkeypatch: pytest.MonkeyPatch):
     """Generators return no group before it; started earlier, its calls would hold up the dispatch."""
     events = []

@@ -170,6 +170,15 @@ def test_shared_memory_is_written_before_generators_load_it(start):
     assert transfer.sync.held == {"generator-0": 3, "generator-1": 3}
 
 
+@pytest.mark.parametrize("kind", ["shared_memory", "nccl", "ipc"])
+def test_updates_are_counted_with_their_seconds_and_the_bytes_of_each_copy(start, kind):
+    sync = start(kind).connect().sync
+    for version in (3, 4):
+        sync.publish(version)
+    assert (sync.updates, sync.bytes) == (2, 2 * 8 * 2)
+    assert 0 < sync.seconds < 5
+
+
 def test_only_generators_on_other_hosts_are_sent_the_bytes(start):
     """The others map the learners' memory, of which they get the path."""
     transfer = start("shared_memory").connect("here", "here", "here", "there")

@@ -16,6 +16,17 @@ def pauses(monkeypatch) -> list[float]:
     return slept
 
 
+def test_the_losses_of_each_actor_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr("rft_cluster.run.restarts.time.sleep", lambda _: None)
+    left = Restarts(config(tmp_path, "cluster.restarts=3"))
+    left.again(ClusterError("lost", ["generator-0"]), "it starts afresh")
+    left.again(ClusterError("lost", ["generator-0", "learner-1"]), "they start afresh")
+    left.again(ValueError("an answer is wrong"), "it is asked again")
+    assert left.lost == {"generator-0": 2, "learner-1": 1}
+    assert not left.again(ClusterError("lost", ["reward"]), "it starts afresh")
+    assert "reward" not in left.lost, "the run has ended"
+
+
 def test_losses_are_counted_anew_after_each_new_step(tmp_path, pauses, capsys):
     run = begun(tmp_path)
     left = Restarts(config(tmp_path, "cluster.restarts=2"))
