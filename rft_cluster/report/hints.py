@@ -162,7 +162,7 @@ def beaten(history: History) -> Hint | None:
     """A baseline that is better."""
     rows = _evaluations(history, "test")
     name, best = max(history.baselines.items(), key=lambda item: item[1], default=("", 0.0))
-    if not rows or best <= rows[-1]["interval"][1]:
+    if not rows or not rows[-1]["step"] or best <= rows[-1]["interval"][1]:
         return None
     baseline = BASELINES.get(name, printable(name))
     return Hint(
