@@ -157,7 +157,7 @@ ROWS = [
         Panel("CPUs", {"{{instance}}": NODE[0]}, "percent"),
         Panel("Memory", {"{{instance}}": NODE[1]}, "bytes"),
         Panel("GPUs", {"{{instance}} {{GpuIndex}}": NODE[2]}, "percent", gpu=True),
-        Panel("GPU memory", {"{{instance}} {{GpuIndex}}": NODE[3]}, "decmbytes", gpu=True),
+        Panel("GPU memory", {"{{instance}} {{GpuIndex}}": NODE[3]}, "mbytes", gpu=True),
     ]),
 ]  # fmt: skip
 

@@ -41,7 +41,48 @@ def test_the_dashboard_has_every_panel_with_its_queries_and_no_two_overlap():
     assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
 
 
-@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed: apt-get install prometheus")
+needs_promtool = pytest.mark.skipif(
+    not shutil.which("promtool"), reason="promtool is not installed: apt-get install prometheus"
+)
+
+
+@needs_promtool
+def test_the_use_of_gpus_by_phase_from_series_as_ray_makes_them(tmp_path: Path):
+    """Two GPUs, of which one does nothing while the learners work; each phase lasts a minute."""
+    (query,) = (panel.queries["{{phase}}"] for panel in panels() if panel.title == "GPU use by phase")
+    gpu = 'ray_node_gpus_utilization{instance="a:1", GpuIndex="%d", WorkerId=""}'
+    phase = 'ray_rft_phase{run="%s", phase="%s", WorkerId="0a"}'
+    rules = {"groups": [{"name": "panels", "rules": [{"record": "use", "expr": query.replace("$run", "digits")}]}]}
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump(rules))
+    tests = {
+        "rule_files": ["rules.yml"],
+        "tests": [
+            {
+                "interval": "1m",
+                "input_series": [
+                    {"series": gpu % 0, "values": "80 0"},
+                    {"series": gpu % 1, "values": "60 90"},
+                    {"series": phase % ("digits", "generate"), "values": "1 0"},
+                    {"series": phase % ("digits", "learn"), "values": "0 1"},
+                    {"series": phase % ("another", "evaluate"), "values": "1 1"},
+                ],
+                "promql_expr_test": [
+                    {"expr": "use", "eval_time": at, "exp_samples": [{"labels": labels, "value": value}]}
+                    for at, labels, value in (
+                        ("0m", 'use{phase="generate"}', 70),
+                        ("1m", 'use{phase="learn"}', 45),
+                    )
+                ],
+            }
+        ],
+    }
+    (tmp_path / "tests.yml").write_text(yaml.safe_dump(tests))
+    words = ["promtool", "test", "rules", "tests.yml"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_promtool
 def test_prometheus_reads_every_query_and_the_configuration(tmp_path: Path):
     asked = [query.replace("$__rate_interval", "1m").replace("$run", "digits") for query in QUERIES]
     rules = [{"record": f"rule_{number}", "expr": query} for number, query in enumerate(asked)]
