@@ -12,7 +12,7 @@ python -m rft_cluster.compare   compare two evaluations of the same images
 python -m rft_cluster.predict   classify images with a trained model
 python -m rft_cluster.watch     watch a run in the terminal: curves, phases, actors, newest answers
 python -m rft_cluster.doctor    check this machine and the cluster; with --run, prove that a run lost nothing
-python -m rft_cluster.report    write the report of a run: one HTML file, with every completion and its image; --compare runs
+python -m rft_cluster.report    write the page of a run, with every completion and its image; --compare runs
 python -m rft_cluster.sweep     train one model for each combination of settings; a table and a plot
 
 Each says more with --help."""

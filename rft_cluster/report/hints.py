@@ -9,18 +9,23 @@ A hint is a reason to look, not a proof. The thresholds are set so that a health
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from rft_cluster.classification.baselines import BASELINES
 from rft_cluster.classification.intervals import wilson
-from rft_cluster.classification.report import Judged
-from rft_cluster.common.errors import UserError
 from rft_cluster.common.text import printable
-from rft_cluster.run.answers import read_answers
-from rft_cluster.run.history import History, Row
-
-WINDOW = 20  # steps that "lately" means: one step of a small run has too few groups to judge by
-FEW = 5  # steps after which what is plain is said: a run with nothing to learn is ended then
+from rft_cluster.report.lately import (
+    FEW,
+    WINDOW,
+    equal_groups,
+    evaluations,
+    last_answers,
+    lately,
+    mean,
+    rise,
+    when,
+)
+from rft_cluster.run.history import History
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,11 @@ def hints(history: History) -> list[Hint]:
 
 def dead_groups(history: History) -> Hint | None:
     """Groups without an advantage."""
-    live = _lately(history, "live_groups", FEW)
+    live = lately(history, "live_groups", FEW)
     # A run that begins by guessing has 40 % such groups, too, and then fewer.
     if live is None or 1 - live <= (0.4 if len(history.steps) >= WINDOW else 0.9):
         return None
-    right, wrong = _dead(history)
+    right, wrong = equal_groups(history)
     which = "all right or all wrong" if right and wrong else "all right" if right else "all wrong"
     known = f" ({right} all right, {wrong} all wrong)" if right and wrong else ""
     cures = {
@@ -58,7 +63,7 @@ def dead_groups(history: History) -> Hint | None:
     cure = cures.get(which, "Sample more per image (sampling.group_size), so that a group is less often of one kind")
     return Hint(
         "note",
-        f"{_percent(1 - live)} of groups teach nothing: {which}{known}, {_when(history)}",
+        f"{_percent(1 - live)} of groups teach nothing: {which}{known}, {when(history)}",
         cure,
         f"Above 40 %: two of five images are then generated for nothing (above 90 % before step {WINDOW}).",
     )
@@ -66,7 +71,7 @@ def dead_groups(history: History) -> Hint | None:
 
 def one_answer(history: History) -> Hint | None:
     """An answer that takes the place of others."""
-    row, judged = _last_answers(history)
+    row, judged = last_answers(history)
     if not judged:
         return None
     answer, count = Counter(one.predicted for one in judged if one.predicted is not None).most_common(1)[0]
@@ -84,7 +89,7 @@ def one_answer(history: History) -> Hint | None:
 
 def never_answered(history: History) -> Hint | None:
     """Classes that no image was taken for."""
-    row, judged = _last_answers(history)
+    row, judged = last_answers(history)
     labels, answers = Counter(one.label for one in judged), {one.predicted for one in judged}
     never = [label for label, images in labels.items() if images >= 5 and label not in answers]
     if not never:
@@ -104,15 +109,15 @@ def never_answered(history: History) -> Hint | None:
 
 def accuracy_fell(history: History) -> Hint | None:
     """Accuracy that was better before."""
-    rows = _evaluations(history, "validation") or _evaluations(history, "test")
+    rows = evaluations(history, "validation") or evaluations(history, "test")
     if len(rows) < 2:
         return None
     best, last = max(rows, key=lambda row: row["accuracy_strict"]), rows[-1]
     if last["interval"][1] >= best["interval"][0]:
         return None
-    rose = _rise(history, "reward", best["step"])
+    rose = rise(history, "reward", best["step"])
     parts = {key for row in history.steps for key in row if key.startswith("reward/") and key != "reward/accuracy"}
-    most = max(parts, key=lambda key: _rise(history, key, best["step"]), default="")
+    most = max(parts, key=lambda key: rise(history, key, best["step"]), default="")
     while_rose = rose > 0 and most
     return Hint(
         "warning",
@@ -128,8 +133,8 @@ def accuracy_fell(history: History) -> Hint | None:
 
 def overfitted(history: History) -> Hint | None:
     """Right on the training images only."""
-    rows = _evaluations(history, "test") or _evaluations(history, "validation")
-    train = _lately(history, "reward/accuracy")
+    rows = evaluations(history, "test") or evaluations(history, "validation")
+    train = lately(history, "reward/accuracy")
     if not rows or rows[-1]["step"] == 0 or train is None or train - rows[-1]["interval"][1] <= 0.1:
         return None
     last = rows[-1]
@@ -144,7 +149,7 @@ def overfitted(history: History) -> Hint | None:
 
 def by_chance(history: History) -> Hint | None:
     """Accuracy that guessing gives."""
-    rows = _evaluations(history, "validation") or _evaluations(history, "test")
+    rows = evaluations(history, "validation") or evaluations(history, "test")
     classes, due = len((history.manifest or {}).get("classes", ())), history.steps_due
     if not rows or not classes or not due or 2 * rows[-1]["step"] < due or rows[-1]["interval"][0] > 1 / classes:
         return None
@@ -160,7 +165,7 @@ def by_chance(history: History) -> Hint | None:
 
 def beaten(history: History) -> Hint | None:
     """A baseline that is better."""
-    rows = _evaluations(history, "test")
+    rows = evaluations(history, "test")
     name, best = max(history.baselines.items(), key=lambda item: item[1], default=("", 0.0))
     if not rows or not rows[-1]["step"] or best <= rows[-1]["interval"][1]:
         return None
@@ -179,7 +184,7 @@ def too_few_images(history: History) -> Hint | None:
     wide = [
         rows[-1]
         for split in ("validation", "test")
-        if (rows := _evaluations(history, split)) and rows[-1]["interval"][1] - rows[-1]["interval"][0] > 0.2
+        if (rows := evaluations(history, split)) and rows[-1]["interval"][1] - rows[-1]["interval"][0] > 0.2
     ]
     if not wide:
         return None
@@ -195,13 +200,13 @@ def too_few_images(history: History) -> Hint | None:
 
 def cut_short(history: History) -> Hint | None:
     """Completions that had no room."""
-    cut = _lately(history, "cut_short", FEW)
+    cut = lately(history, "cut_short", FEW)
     if cut is None or cut <= 0.05:
         return None
     limit = history.config.get("sampling", {}).get("max_tokens")
     return Hint(
         "warning",
-        f"{_percent(cut)} of completions were cut at max_tokens{f' ({limit})' if limit else ''}, {_when(history)}",
+        f"{_percent(cut)} of completions were cut at max_tokens{f' ({limit})' if limit else ''}, {when(history)}",
         "Raise sampling.max_tokens: a completion that is cut before its answer earns nothing, whatever it knew",
         "Above 5 %: then a third of all groups of 8 have such a completion, whose advantage is about length.",
     )
@@ -209,7 +214,7 @@ def cut_short(history: History) -> Hint | None:
 
 def format_lost(history: History) -> Hint | None:
     """A layout that the policy had and lost."""
-    now, before = _lately(history, "reward/format"), _mean(history.steps[:WINDOW], "reward/format")
+    now, before = lately(history, "reward/format"), mean(history.steps[:WINDOW], "reward/format")
     if now is None or before is None or before - now <= 0.1:
         return None
     return Hint(
@@ -222,12 +227,12 @@ def format_lost(history: History) -> Hint | None:
 
 def high_gap(history: History) -> Hint | None:
     """Generators and learners that disagree."""
-    gap, stale = _lately(history, "logprob_gap"), _lately(history, "staleness")
+    gap, stale = lately(history, "logprob_gap"), lately(history, "staleness")
     if gap is None or stale or gap <= 0.05:
         return None
     return Hint(
         "warning",
-        f"The log-prob gap is {gap:.3f} nats a token, {_when(history)}",
+        f"The log-prob gap is {gap:.3f} nats a token, {when(history)}",
         "Generators and learners compute different models: are the versions those that were tried "
         "(python -m rft_cluster.doctor)? Keep algorithm.importance_cap",
         "Above 0.05, without staleness: rounding gave 0.002 at most in runs of the small model, stale weights 0.17.",
@@ -236,12 +241,12 @@ def high_gap(history: History) -> Hint | None:
 
 def high_kl(history: History) -> Hint | None:
     """A policy far from its start."""
-    kl = _lately(history, "kl")
+    kl = lately(history, "kl")
     if kl is None or kl <= 1:
         return None
     return Hint(
         "warning",
-        f"The KL from the starting model is {kl:.1f} nats a token, {_when(history)}",
+        f"The KL from the starting model is {kl:.1f} nats a token, {when(history)}",
         "The policy runs away from what it could do before: raise algorithm.kl_beta, or lower optimizer.learning_rate",
         "Above 1: the tokens are on average e times as likely as before; runs that learn well stay below half of it.",
     )
@@ -249,8 +254,8 @@ def high_kl(history: History) -> Hint | None:
 
 def entropy_gone(history: History) -> Hint | None:
     """A policy that stopped trying before it was right."""
-    now, before = _lately(history, "entropy"), _mean(history.steps[:WINDOW], "entropy")
-    right = _lately(history, "reward/accuracy")
+    now, before = lately(history, "entropy"), mean(history.steps[:WINDOW], "entropy")
+    right = lately(history, "reward/accuracy")
     if now is None or not before or len(history.steps) < 2 * WINDOW or now >= 0.1 * before or (right or 0) >= 0.9:
         return None
     return Hint(
@@ -266,7 +271,9 @@ def entropy_gone(history: History) -> Hint | None:
 
 def failed_rewards(history: History) -> Hint | None:
     """Completions that no reward could be computed for."""
-    size = history.config.get("schedule", {}).get("prompts_per_step", 0) * _group_size(history)
+    size = history.config.get("schedule", {}).get("prompts_per_step", 0) * int(
+        history.config.get("sampling", {}).get("group_size", 0)
+    )
     failed = sum(row.get("reward_failures", 0) for row in history.steps)
     if not size or failed <= 0.01 * size * len(history.steps):
         return None
@@ -330,66 +337,6 @@ CHECKS: Sequence[Callable[[History], Hint | None]] = (
     *(beaten, by_chance, accuracy_fell, overfitted, one_answer, never_answered, format_lost, skipped_updates),
     *(failed_rewards, high_gap, high_kl, entropy_gone, cut_short, dead_groups, idle, too_few_images),
 )
-
-
-def _mean(rows: Sequence[Row], key: str) -> float | None:
-    """The mean of a figure over the rows that have it; None with fewer than `FEW`."""
-    values = [row[key] for row in rows if row.get(key) is not None]
-    return sum(values) / len(values) if len(values) >= FEW else None
-
-
-def _lately(history: History, key: str, least: int = WINDOW) -> float | None:
-    """The mean of the last `WINDOW` steps; None before there are `least`."""
-    return _mean(history.steps[-WINDOW:], key) if len(history.steps) >= least else None
-
-
-def _when(history: History) -> str:
-    return f"in the last {min(WINDOW, len(history.steps))} steps"
-
-
-def _rise(history: History, key: str, since: int) -> float:
-    """How much a figure rose: its mean lately less that of the `WINDOW` steps up to `since`."""
-    before = _mean([row for row in history.steps if row["step"] <= since][-WINDOW:], key)
-    now = _lately(history, key)
-    return 0.0 if before is None or now is None else now - before
-
-
-def _evaluations(history: History, split: str) -> list[Row]:
-    return [
-        row for row in history.evaluations if row["split"] == split and {"accuracy_strict", "interval"} <= row.keys()
-    ]
-
-
-def _last_answers(history: History) -> tuple[Row, list[Judged]]:
-    """The last evaluation of a policy that has been trained, and its answers; ({}, []) if there is none."""
-    for row in reversed(history.evaluations):
-        if row["step"]:
-            try:
-                return row, read_answers(history.folder, row["step"], row["split"])
-            except UserError:  # damaged: the page says so
-                return {}, []
-    return {}, []
-
-
-def _dead(history: History) -> tuple[int, int]:
-    """The groups of the last `WINDOW` steps whose rewards are equal: (best, others), by the accuracy reward."""
-    counts = Counter[bool]()
-    for row in history.steps[-WINDOW:]:
-        for group in history.rollouts(row["step"]):
-            rewards = [reward for reward in group.get("rewards") or () if _is_reward(reward)]
-            if len({reward["total"] for reward in rewards}) == 1:
-                counts[rewards[0]["parts"].get("accuracy", 0.0) == 1.0] += 1
-    return counts[True], counts[False]
-
-
-def _is_reward(reward: Any) -> bool:
-    """Whether it is a reward with a total: the record may be damaged, or a stranger's."""
-    known = isinstance(reward, dict) and isinstance(reward.get("parts"), dict)
-    return known and isinstance(reward.get("total"), int | float)
-
-
-def _group_size(history: History) -> int:
-    return int(history.config.get("sampling", {}).get("group_size", 0))
 
 
 def _quoted(label: str | None) -> str:

@@ -1,0 +1,71 @@
+"""What hints are made of: means of the last steps, and the last answers."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from rft_cluster.classification.report import Judged
+from rft_cluster.common.errors import UserError
+from rft_cluster.run.answers import read_answers
+from rft_cluster.run.history import History, Row
+
+WINDOW = 20  # steps that "lately" means: one step of a small run has too few groups to judge by
+FEW = 5  # steps after which what is plain is said: a run with nothing to learn is ended then
+
+
+def mean(rows: Sequence[Row], key: str) -> float | None:
+    """The mean of a figure over the rows that have it; None with fewer than `FEW`."""
+    values = [row[key] for row in rows if row.get(key) is not None]
+    return sum(values) / len(values) if len(values) >= FEW else None
+
+
+def lately(history: History, key: str, least: int = WINDOW) -> float | None:
+    """The mean of the last `WINDOW` steps; None before there are `least`."""
+    return mean(history.steps[-WINDOW:], key) if len(history.steps) >= least else None
+
+
+def when(history: History) -> str:
+    """The words for `lately`."""
+    return f"in the last {min(WINDOW, len(history.steps))} steps"
+
+
+def rise(history: History, key: str, since: int) -> float:
+    """How much a figure rose: its mean lately less that of the `WINDOW` steps up to `since`."""
+    before = mean([row for row in history.steps if row["step"] <= since][-WINDOW:], key)
+    now = lately(history, key)
+    return 0.0 if before is None or now is None else now - before
+
+
+def evaluations(history: History, split: str) -> list[Row]:
+    """The evaluations of a split, in order; those of older versions lack figures, and are left out."""
+    return [
+        row for row in history.evaluations if row["split"] == split and {"accuracy_strict", "interval"} <= row.keys()
+    ]
+
+
+def last_answers(history: History) -> tuple[Row, list[Judged]]:
+    """The last evaluation of a policy that has been trained, and its answers; ({}, []) if there is none."""
+    for row in reversed(history.evaluations):
+        if row["step"]:
+            try:
+                return row, read_answers(history.folder, row["step"], row["split"])
+            except UserError:  # damaged: the page says so
+                return {}, []
+    return {}, []
+
+
+def equal_groups(history: History) -> tuple[int, int]:
+    """The groups of the last `WINDOW` steps whose rewards are equal: (best, others), by the accuracy reward."""
+    counts = Counter[bool]()
+    for row in history.steps[-WINDOW:]:
+        for group in history.rollouts(row["step"]):
+            rewards = [reward for reward in group.get("rewards") or () if _is_reward(reward)]
+            if len({reward["total"] for reward in rewards}) == 1:
+                counts[rewards[0]["parts"].get("accuracy", 0.0) == 1.0] += 1
+    return counts[True], counts[False]
+
+
+def _is_reward(reward: Any) -> bool:
+    """Whether it is a reward with a total: the record may be damaged, or a stranger's."""
+    known = isinstance(reward, dict) and isinstance(reward.get("parts"), dict)
+    return known and isinstance(reward.get("total"), int | float)
