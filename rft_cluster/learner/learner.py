@@ -87,9 +87,7 @@ def _log_update(step: int, stats: LearnerStats, updates: int, seconds: float) ->
     figures = f"{stats.tokens} tokens here, loss {stats.loss:.3g}, gradient {stats.grad_norm:.3g}, {seconds:.1f} s"
     print(f"learn: step {step}, {figures}", flush=True)
     if stats.skipped:
-        left_out = (
-            f"{stats.skipped} of {updates} updates were left out, because the loss or the gradient was not finite"
-        )
+        left_out = f"{stats.skipped} of {updates} updates left out, because the loss or the gradient was not finite"
         print(f"WARNING: step {step}: {left_out}: lower optimizer.learning_rate if more follow", flush=True)
 
 

@@ -135,6 +135,16 @@ def test_a_loss_that_is_not_finite_leaves_the_update_out_and_names_its_prompts(p
     assert rank._policy.logprob.item() != -1.0
 
 
+def test_the_log_has_a_line_a_step_and_a_warning_with_the_cure(capsys):
+    rank = learner_of_one_number()
+    trained_by(rank, 1.0, 2.0)
+    trained_by(rank, math.nan, step=1)
+    first, second, warning = capsys.readouterr().out.splitlines()
+    assert first.startswith("learn: step 1, ") and second.startswith("learn: step 2, ")
+    assert warning.startswith("WARNING: step 2: 1 of 1 updates left out")
+    assert "optimizer.learning_rate" in warning
+
+
 def test_the_gradient_carries_to_all_ranks_that_a_loss_is_not_finite(monkeypatch):
     """Here the loss is infinite and its derivative finite, as where infinity is clamped."""
 

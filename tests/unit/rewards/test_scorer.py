@@ -57,6 +57,13 @@ def test_a_reward_of_ones_own_is_a_part_under_its_path(scorer):
     assert (reward.total, reward.parts, reward.failures) == (1.125, {MOODY: 0.5, "format": 1.0}, {})
 
 
+def test_the_log_has_a_line_a_call_and_a_warning_for_each_reward_that_failed(scorer, capsys):
+    score(scorer({"format": 1.0, MOODY: 1.0}, failure_budget=0.5), [group("rose", FULL, "raise"), group("tulip", "x")])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("score", "WARNING"))]
+    assert lines[0].startswith("score: 2 groups from ") and "reward 1.000 on average" in lines[0]
+    assert [line.startswith(f"WARNING: rewards.{MOODY} failed on 1 completions") for line in lines[1:]] == [True]
+
+
 def test_a_failure_masks_its_own_completion_and_is_never_zero(scorer):
     weights = {"format": 1.0, MOODY: 1.0}
     rewards = score(
