@@ -58,7 +58,7 @@ def answer_table(groups: list[Group]) -> Table:
             reward = "" if not earned else "masked" if earned.total is None else f"{earned.total:.2f}"
             better = "" if advantage is None else f"{advantage:+.2f}"
             style = "" if not advantage else "green" if advantage > 0 else "red"
-            words = Text(printable(why), style="dim" if text else "") + Text(f"  {printable(text)}")
+            words = Text.assemble(printable(why), (f"  {printable(text)}", "dim"))
             table.add_row(reward, Text(better, style=style), words)
     return table
 

@@ -144,7 +144,7 @@ class View:
 
     def _answers(self, lines: int) -> Panel:
         size = self._history.config["sampling"]["group_size"] if self._history.config else 8
-        step, groups = newest(self._history, max(1, lines // (size + 1)))
+        step, groups = newest(self._history, -(-lines // (size + 1)))  # the last may be cut
         table = answer_table(groups) if groups else Text("none yet", style="dim")
         return Panel(table, title=f"answers of step {step}" if groups else "answers")
 
