@@ -20,6 +20,7 @@ from rft_cluster.report.page import render
 from rft_cluster.report.summary import times
 from rft_cluster.run.answers import read_answers
 from rft_cluster.run.history import History, Row, read_history
+from rft_cluster.run.resume import is_run
 
 SCRIPTS = ("charts.js", "compare.js")
 MOST_PAIRED = 6  # runs of which each two are compared; of more, each with the first
@@ -43,9 +44,12 @@ class Side:
 def write_comparison(runs: Sequence[Path], output: Path | None = None) -> Path:
     """Write the page, into the folder that holds all runs if no file is named. Returns the file.
 
+    A folder of runs, as of a sweep or of folds, stands for the runs in it.
+
     Raises:
         UserError: fewer than two runs, one of them twice, or one that is none; or the file cannot be written.
     """
+    runs = [run for folder in runs for run in _runs_in(folder)]
     if len(runs) < 2 or len({run.resolve() for run in runs}) < len(runs):
         raise UserError(f"--compare needs two runs or more, each once: {shown(', '.join(map(str, runs)))}")
     histories = [read_history(run) for run in runs]
@@ -55,6 +59,12 @@ def write_comparison(runs: Sequence[Path], output: Path | None = None) -> Path:
     page = compare(histories)
     write_text(file, render("compare.html", page.context, page.data, SCRIPTS))
     return file
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    """The folder itself if it is a run, or has none in it."""
+    inside = [] if is_run(folder) or not folder.is_dir() else sorted(path for path in folder.iterdir() if is_run(path))
+    return inside or [folder]
 
 
 def compare(histories: Sequence[History]) -> Page:

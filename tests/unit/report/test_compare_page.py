@@ -1,5 +1,6 @@
 """Runs side by side; a difference is taken by hand."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -111,10 +112,15 @@ def test_the_command_and_what_is_wrong_with_its_words(tmp_path, capsys, monkeypa
     assert (tmp_path / "compare.html").is_file()
     assert main(["--compare", *runs, "--output", str(tmp_path / "other.html")]) == 0
     assert "other.html; open it in a browser" in capsys.readouterr().out
+    shutil.copytree(runs[0], tmp_path / "sweep" / "first")
+    shutil.copytree(runs[1], tmp_path / "sweep" / "second")
+    assert main(["--compare", str(tmp_path / "sweep")]) == 0
+    assert "second" in (tmp_path / "sweep" / "compare.html").read_text()
     for words, told in (
         ([runs[0]], "--compare needs two runs or more, each once"),
         ([runs[0], f"{runs[0]}/../mine"], "--compare needs two runs or more, each once"),
-        ([runs[0], str(tmp_path / "a")], "is not the folder of a run"),
+        ([str(tmp_path / "a" / "runs")], "--compare needs two runs or more, each once"),
+        ([runs[0], str(tmp_path)], "is not the folder of a run"),
     ):
         assert main(["--compare", *words]) == 2
         assert told in capsys.readouterr().err
