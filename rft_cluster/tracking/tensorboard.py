@@ -18,7 +18,7 @@ from rft_cluster.common.text import printable
 from rft_cluster.run.metrics import StepStats
 from rft_cluster.run.tracker import Tracker
 from rft_cluster.tracking.figures import Shown, evaluation_curves, meanings, step_curves
-from rft_cluster.tracking.pictures import KEYS, worth
+from rft_cluster.tracking.pictures import KEYS, MOST_LINES, worth
 
 FOLDER = "tensorboard"
 NAME = "events.out.tfevents."  # by which TensorBoard knows its files; the rest orders them
@@ -126,13 +126,13 @@ def events_in(file: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def completions_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The completions of groups as a table in Markdown, with every text literal."""
+    """The completions of groups as a table in Markdown, `MOST_LINES` of each, with every text literal."""
     head = "| image | label | reward, advantage | completion | why |\n|---|---|---|---|---|\n"
     return head + "".join(
         f"| {literal(row['example_id'])} | {literal(row['label'])} | {literal(worth(reward['total'], advantage))} "
         f"| {literal(text)} | {literal(why)} |\n"
         for row in rows
-        for text, reward, advantage, why in zip(*(row[key] for key in (*KEYS, "why")), strict=True)
+        for text, reward, advantage, why in zip(*(row[key][:MOST_LINES] for key in (*KEYS, "why")), strict=True)
     )
 
 
