@@ -83,13 +83,13 @@ def test_it_ends_with_the_run_and_leaves_the_last_view(tmp_path, terminal, monke
     assert "in progress" in before and "stopped" in after
 
 
-def test_it_takes_a_hundredth_of_a_core(tmp_path, terminal, monkeypatch):
-    folder, times = begun(tmp_path), iter([10.0, 10.0, 20.0, 20.25])
+def test_after_its_first_view_it_takes_a_hundredth_of_a_core(tmp_path, terminal, monkeypatch):
+    folder, times = begun(tmp_path), iter([10.0, 20.0, 20.25, 21.0, 21.005])
     monkeypatch.setattr(command.time, "process_time", lambda: next(times))
-    pauses = paused(monkeypatch, lambda: None, interrupted)
+    pauses = paused(monkeypatch, lambda: None, lambda: None, interrupted)
     with locked(folder):
         command.main([str(folder)])
-    assert pauses == [command.SHORTEST, 25.0]
+    assert pauses == [command.SHORTEST, 25.0, command.SHORTEST]
 
 
 def test_a_run_that_starts_is_waited_for(tmp_path, terminal, monkeypatch):
