@@ -242,6 +242,13 @@ def test_the_run_folder_is_whole(run: Run):
     assert {tuple(reward["parts"]) for row in rollouts for reward in row["rewards"]} == {("format", "accuracy")}
     assert all(len(row["completions"]) == len(row["rewards"]) == 8 for row in rollouts)
     assert {version for row in rollouts for spans in row["version_spans"] for version, _ in spans} == {2}
+    gaps = [(gap, tokens) for row in rollouts for gap, tokens in zip(row["logprob_gaps"], row["tokens"], strict=True)]
+    trained = [(gap, tokens) for gap, tokens in gaps if gap is not None]
+    assert sum(tokens for _, tokens in trained) == metrics[2]["tokens_trained"], (
+        "each completion, of one rank or another"
+    )
+    mean = sum(gap * tokens for gap, tokens in trained) / metrics[2]["tokens_trained"]
+    assert mean == pytest.approx(metrics[2]["logprob_gap"], rel=1e-3)
     files = {path.suffix for path in (folder / "checkpoints").rglob("*") if path.is_file()}
     assert files == {".safetensors", ".json"}, "no pickle"
     for checkpoint in (folder / "checkpoints").iterdir():
