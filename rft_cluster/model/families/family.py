@@ -34,6 +34,10 @@ def layers_alone(model: Any) -> list["nn.Module"]:
     return [*model.model.visual.blocks, *model.model.language_model.layers]
 
 
+# CLIP's
+CLIP_NORMAL = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+
 @dataclass(frozen=True)
 class Family:
     """One family.
@@ -41,6 +45,7 @@ class Family:
     `model_type`: in config.json. `name`: in messages. `published`: names on the hub.
     `config_class`, `model_class`, `processor_class`, `video_processor_class`: names in transformers.
     `patch`: pixels of a patch's side.
+    `normal`: mean and deviation of the colours, on a scale from 0 to 1, in the published image processors.
     `text`, `vision`: the numbers of config.json's `text_config` and `vision_config`.
     `beside_layers`: tensors outside the layers, by the end of their names: prefixes differ between versions of
         transformers.
@@ -59,6 +64,7 @@ class Family:
     processor_class: str
     video_processor_class: str
     patch: int
+    normal: tuple[tuple[float, ...], tuple[float, ...]]
     text: type[TextNumbers]
     vision: type[VisionNumbers]
     beside_layers: tuple[str, ...]

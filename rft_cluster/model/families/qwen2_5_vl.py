@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from rft_cluster.model.families.family import Family
+from rft_cluster.model.families.family import CLIP_NORMAL, Family
 from rft_cluster.model.families.qwen2_vl import Qwen2Text, qwen2_rope
 from rft_cluster.model.numbers import MERGE, VisionNumbers, Width
 
@@ -61,6 +61,7 @@ QWEN2_5_VL = Family(
     processor_class="Qwen2_5_VLProcessor",
     video_processor_class="Qwen2VLVideoProcessor",
     patch=PATCH,
+    normal=CLIP_NORMAL,
     text=Qwen2Text,
     vision=Qwen25Vision,
     beside_layers=(

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field
 
-from rft_cluster.model.families.family import Family
+from rft_cluster.model.families.family import CLIP_NORMAL, Family
 from rft_cluster.model.numbers import TextNumbers, VisionNumbers, Width
 
 PATCH = 14
@@ -49,6 +49,7 @@ QWEN2_VL = Family(
     processor_class="Qwen2VLProcessor",
     video_processor_class="Qwen2VLVideoProcessor",
     patch=PATCH,
+    normal=CLIP_NORMAL,
     text=Qwen2Text,
     vision=Qwen2Vision,
     beside_layers=(

@@ -74,6 +74,7 @@ QWEN3_VL = Family(
     processor_class="Qwen3VLProcessor",
     video_processor_class="Qwen3VLVideoProcessor",
     patch=PATCH,
+    normal=((0.5,) * 3, (0.5,) * 3),
     text=Qwen3Text,
     vision=Qwen3Vision,
     beside_layers=(

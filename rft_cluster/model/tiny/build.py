@@ -267,7 +267,12 @@ def processor_around(
     fast.chat_template = CHAT_TEMPLATE
     return getattr(transformers, family.processor_class)(
         image_processor=Qwen2VLImageProcessor(
-            min_pixels=min_pixels, max_pixels=max_pixels, patch_size=family.patch, merge_size=MERGE
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+            patch_size=family.patch,
+            merge_size=MERGE,
+            image_mean=family.normal[0],
+            image_std=family.normal[1],
         ),
         tokenizer=fast,
         video_processor=getattr(transformers, family.video_processor_class)(),

@@ -93,6 +93,13 @@ def test_pixels_and_tokens_are_counted_alike_at_odd_sizes(family, tmp_path_facto
     assert len(counts) > 5
 
 
+@pytest.mark.parametrize(("name", "red"), [("qwen2_vl", 1.93), ("qwen2_5_vl", 1.93), ("qwen3_vl", 1.0)])
+def test_pixels_are_normalised_as_the_family_does_it(name, red, tmp_path):
+    build_processor(["zero"], ["group-00"], "Which?", 56 * 56, FAMILIES[name]).save_pretrained(tmp_path)
+    encoded = PromptEncoder(str(tmp_path), 64 * 64, 64 * 64).encode("Which?", picture(70, 70))
+    assert encoded.pixel_values[:, 0].mean().item() == pytest.approx(red, abs=0.001)  # the first value is of red
+
+
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_a_template_that_opens_think_in_the_prompt_is_refused(family, tmp_path):
     processor = build_processor(["zero"], ["group-00"], "Which?", 56 * 56, family)
