@@ -16,6 +16,7 @@ import torch
 import transformers
 from PIL import Image
 
+from rft_cluster.common.errors import StaleGenerator, WeightTransferError
 from rft_cluster.common.hardware import hardware
 from rft_cluster.config import Config, load_config
 from rft_cluster.data.images import image_sha256
@@ -31,18 +32,29 @@ from rft_cluster.model.tiny.build import build_model, build_processor
 from rft_cluster.weights import receivers
 from rft_cluster.weights.digests import combined_digest
 from rft_cluster.weights.source import WIRE_DTYPE
-from tests.integration.test_weight_update import Weights, answers, digest_of, make_generator, parameter_digest_of, send
+from tests.integration.test_weight_update import (
+    Weights,
+    answers,
+    digest_of,
+    drop,
+    make_generator,
+    parameter_digest_of,
+    send,
+)
 
 GREEDY = Sampling(1, 0.0, 12)
 SAMPLED = Sampling(4, 1.0, 12)
 TEXT = "Which?"
 SIZES = [(224, 224), (236, 301), (420, 130), (60, 500)]
-GAP = 0.01  # nats. With these random weights rounding to BF16 moves a log-probability by 0.005; other pixels by 0.3
+GAP = 1e-4  # nats
+
+
+PIXELS = ["model.min_pixels=50176", "model.max_pixels=80000", "model.max_prompt_tokens=256"]
 
 
 @pytest.fixture(scope="module")
 def config() -> Config:
-    return load_config("digits", ["model.min_pixels=50176", "model.max_pixels=80000", "model.max_prompt_tokens=256"])
+    return load_config("digits", PIXELS)
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +75,16 @@ def prompts(pictures: dict[str, bytes]) -> list[Prompt]:
         Prompt(f"train/0/{i}", Example(ImageRef(f"noise/{i}.png", sha256), "rose", ()), TEXT, i)
         for i, sha256 in enumerate(pictures)
     ]
+
+
+# Tensors that Qwen2-VL does not have, by a part of their names.
+OWN = {
+    "qwen2_5_vl": ["visual.blocks.1.mlp.gate_proj.weight", "visual.blocks.0.mlp.up_proj.bias"],
+    "qwen3_vl": [
+        *("visual.patch_embed.proj.bias", "visual.pos_embed", "visual.deepstack_merger_list.1.linear_fc1.bias"),
+        *("visual.deepstack_merger_list.0.norm", "layers.0.self_attn.k_norm"),
+    ],
+}
 
 
 @pytest.fixture(scope="module", params=[family for family in FAMILIES.values() if family.model_type != "qwen2_vl"])
@@ -132,16 +154,17 @@ def generator(
     gc.collect()
 
 
-def test_generator_and_learner_agree_on_the_log_probabilities(
-    generator: Generator, folder: Path, config: Config, pictures: Images, prompts: list[Prompt]
-):
+def test_generator_and_learner_agree_on_the_log_probabilities(folder: Path, pictures: Images, prompts: list[Prompt]):
+    """In FP32, where no rounding hides a window, a position or a bias that one of them leaves out."""
+    config = load_config("digits", [*PIXELS, "cluster.dtype=float32"])
+    generator = make_generator(str(folder), config, pictures)
     generator.serve_checkpoint(0)
     groups = generator.generate(prompts, SAMPLED, version=0)
     assert len({len(group.prompt_token_ids) for group in groups}) > 2, "images of several sizes"
     model, devices = config.model, hardware("cpu", config.cluster.dtype)
     encoder = PromptEncoder(str(folder), model.min_pixels, model.max_pixels)
     policy = load_reference(str(folder), model, devices.attention, encoder.forbidden_token_ids, SAMPLED.temperature)
-    policy = policy.to(getattr(torch, devices.dtype))
+    policy = policy.float()
     samples = [
         TrainingSample(group.prompt, group.prompt_token_ids, one.token_ids, one.generator_logprobs, 1.0, 1.0, index)
         for group in groups
@@ -155,7 +178,7 @@ def test_generator_and_learner_agree_on_the_log_probabilities(
     # With other pixels the log-probabilities are others: the images are seen.
     with torch.no_grad():
         other, _ = policy(**replace(batch, pixel_values=batch.pixel_values.flip(0)).inputs())
-    assert (other - logprobs).abs().mean() > 10 * GAP
+    assert (other - logprobs).abs().mean() > 100 * GAP
 
 
 def test_an_updated_engine_equals_a_fresh_one(
@@ -191,3 +214,18 @@ def test_each_cure_is_needed(
     send(generator, original, version=5)
     send(generator, changed, version=6)
     assert answers(generator.generate(prompts, GREEDY, version=6)) == answers(fresh_answers)
+
+
+def test_a_tensor_of_the_family_s_own_that_does_not_arrive_is_caught(
+    generator: Generator, folder: Path, family: Family, changed: Weights, prompts: list[Prompt]
+):
+    original = weights_in(folder, family)
+    for number, lost in enumerate(OWN[family.model_type]):
+        assert any(lost in name for name in original), lost
+        send(generator, original, version=10 + 2 * number)
+        with pytest.MonkeyPatch.context() as broken:
+            drop(lost, broken, generator)
+            with pytest.raises(WeightTransferError, match="arrived but 1 layers did not load theirs"):
+                send(generator, changed, version=11 + 2 * number)
+        with pytest.raises(StaleGenerator):
+            generator.generate(prompts, GREEDY, version=11 + 2 * number)

@@ -208,13 +208,14 @@ def variable_segments(query, key, value, layout, scaling):
     return Variable.apply(query, key, value)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("lora", [False, True])
-def test_the_formulas_count_what_layers_keep_with_the_variable_length_kernel(monkeypatch, lora):
+def test_the_formulas_count_what_layers_keep_with_the_variable_length_kernel(monkeypatch, lora, family):
     from transformers import AttentionInterface
 
     shared_prefix._register("counted", variable_segments)
     monkeypatch.setitem(AttentionInterface._global_mapping, "shared_prefix_sdpa", AttentionInterface()["counted"])
-    text, vision, shapes = of_a_layer(torch.bfloat16, lora)
+    text, vision, shapes = of_a_layer(torch.bfloat16, lora, family=family)
     assert text == shapes.kept_text(2, rank=8 if lora else 0) * TOKENS + shapes.kept_key(2) * KEYS
     assert vision == (0 if lora else shapes.kept_vision(2) * PATCHES)
 
