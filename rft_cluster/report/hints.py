@@ -55,6 +55,7 @@ def dead_groups(history: History) -> Hint | None:
         return None
     right, wrong = equal_groups(history)
     which = "all right or all wrong" if right and wrong else "all right" if right else "all wrong"
+    which = which if right or wrong else "all rewards equal"
     known = f" ({right} all right, {wrong} all wrong)" if right and wrong else ""
     cures = {
         "all right": "There is little left to learn from these images: stop, or add harder ones",
@@ -72,9 +73,10 @@ def dead_groups(history: History) -> Hint | None:
 def one_answer(history: History) -> Hint | None:
     """An answer that takes the place of others."""
     row, judged = last_answers(history)
-    if not judged:
+    answers = Counter(one.predicted for one in judged if one.predicted is not None)
+    if not answers:
         return None
-    answer, count = Counter(one.predicted for one in judged if one.predicted is not None).most_common(1)[0]
+    answer, count = answers.most_common(1)[0]
     own = sum(one.label == answer for one in judged) / len(judged)
     if wilson(count, len(judged))[0] <= min(2 * own, (1 + own) / 2):
         return None

@@ -55,13 +55,13 @@ def last_answers(history: History) -> tuple[Row, list[Judged]]:
 
 
 def equal_groups(history: History) -> tuple[int, int]:
-    """The groups of the last `WINDOW` steps whose rewards are equal: (best, others), by the accuracy reward."""
+    """The groups of the last `WINDOW` steps whose rewards are equal: (all right, all wrong), by the accuracy reward."""
     counts = Counter[bool]()
     for row in history.steps[-WINDOW:]:
         for group in history.rollouts(row["step"]):
             rewards = [reward for reward in group.get("rewards") or () if _is_reward(reward)]
-            if len({reward["total"] for reward in rewards}) == 1:
-                counts[rewards[0]["parts"].get("accuracy", 0.0) == 1.0] += 1
+            if len({reward["total"] for reward in rewards}) == 1 and "accuracy" in rewards[0]["parts"]:
+                counts[rewards[0]["parts"]["accuracy"] == 1.0] += 1
     return counts[True], counts[False]
 
 

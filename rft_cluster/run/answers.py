@@ -17,6 +17,7 @@ from rft_cluster.common.errors import UserError
 from rft_cluster.common.files import write_text
 from rft_cluster.run.records import json_lines
 
+SPLITS = ("validation", "test")  # that are evaluated
 _ROW = TypeAdapter(Judged)
 
 
@@ -38,11 +39,13 @@ def write_answers(run: Path, step: int, split: str, judged: Sequence[Judged]) ->
 def read_answers(run: Path, step: int, split: str) -> list[Judged]:
     """The answers of an evaluation; empty without a file, as in runs of earlier versions.
 
+    In a stranger's run a link, or another word in the place of a split, might lead elsewhere: it is passed over.
+
     Raises:
         UserError: the file is damaged.
     """
     file = answers_file(run, step, split)
-    if not file.is_file():
+    if split not in SPLITS or file.is_symlink() or not file.is_file():
         return []
     judged = []
     for number, line in enumerate(file.read_bytes().splitlines(), 1):

@@ -119,7 +119,12 @@ CASES: dict[str, tuple[dict[str, Any], str, list[dict[str, Any]]]] = {
     "one_answer": (
         {"judged": mostly("class 3", 62)},
         "The policy answers 'class 3' to 31 % of test images, and it is the label of 10 %, after step 80",
-        [{"judged": mostly("class 3", 44)}, {"right": {0: 0.1}, "judged": mostly("class 3", 150)}, {"judged": []}],
+        [
+            {"judged": mostly("class 3", 44)},
+            {"right": {0: 0.1}, "judged": mostly("class 3", 150)},
+            {"judged": []},
+            {"judged": [said(number, "rose", None) for number in range(9)]},
+        ],
     ),
     "never_answered": (
         {"judged": [said(number, "rose", "rose" if number > 6 else "lily") for number in range(40)]
@@ -243,7 +248,7 @@ def test_a_run_that_gives_rise_to_it_and_runs_near_to_it(tmp_path, name):
 
 @pytest.mark.parametrize(
     ("rollouts", "told"),
-    [([group(1, 1)], "all right, in"), ([group(0, 0)], "all wrong, in"), ([], "all wrong, in")],
+    [([group(1, 1)], "all right, in"), ([group(0, 0)], "all wrong, in"), ([], "all rewards equal, in")],
 )
 def test_groups_of_one_kind_are_called_so(tmp_path, rollouts, told):
     (hint,) = found(tmp_path, figures={"live_groups": 0.3}, rollouts=rollouts)

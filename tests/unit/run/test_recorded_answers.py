@@ -26,3 +26,16 @@ def test_a_damaged_line_is_named(tmp_path, line):
     file.write_text(file.read_text() + line + "\n")
     with pytest.raises(UserError, match=re.escape(f"{file}, line 3 is damaged: remove the file")):
         read_answers(tmp_path, 80, "test")
+
+
+def test_nothing_outside_the_run_is_read(tmp_path):
+    theirs, mine = tmp_path / "theirs", tmp_path / "mine"
+    for run, split in ((theirs, "test"), (mine, "validation")):
+        run.mkdir()
+        write_answers(run, 80, split, JUDGED)
+    (mine / "evaluations" / "step-000080-x").mkdir()
+    outside = answers_file(theirs, 80, "test")
+    assert outside.samefile(answers_file(mine, 80, "x/../../../theirs/evaluations/step-000080-test"))
+    assert read_answers(mine, 80, "x/../../../theirs/evaluations/step-000080-test") == []
+    answers_file(mine, 80, "test").symlink_to(outside)
+    assert read_answers(mine, 80, "test") == []
