@@ -20,6 +20,7 @@ KILLED = re.compile(
     r"[Oo]ut of memory: Killed process (\d+) \(.*\) total-vm.* anon-rss:(\d+)kB, file-rss:(\d+)kB, shmem-rss:(\d+)kB"
 )
 LIMIT = re.compile(r"memory: usage \d+kB, limit (\d+)kB")
+UNEXPLAINED = "The actor died unexpectedly before finishing this task."  # of an argument, while its node goes down
 BY_RAY = re.compile(r"low on memory.* was ([\d.]+)GB used / ([\d.]+)GB", re.DOTALL)
 
 
@@ -65,6 +66,8 @@ def cause_of(report: str, ask: Callable[[int, str], str] = of_host) -> str:
         return f"{process} answers no more: the process, its node or the link is down"
     if dead := re.search(r"^The actor is dead because (it was killed by [^\n]*)$", report, re.MULTILINE):
         return f"{process}: {dead[1]}"
+    if report.startswith(UNEXPLAINED) and "is dead because" not in report:
+        return f"{process} is gone, or its node is"
     return report
 
 

@@ -30,7 +30,7 @@ HAPPENS = {
     18: "the run goes on; a resume names both until they are back",
     19: "the update is left out on all learners, or its weights are not finite; the run ends with exit code 2, and "
     "nothing is exported",
-    20: "the run goes on; what Ray has ended is replaced",
+    20: "the run goes on; who was ended is replaced",
     21: "refused before Ray starts",
     22: "one is refused, and the other not disturbed",
     23: "it gets the weights and then prompts; without it the others go on",

@@ -39,6 +39,12 @@ UNAVAILABLE = (
     "error: failed to connect to all addresses; last error: UNKNOWN: ipv4:10.77.0.3:15697: Failed to connect to remote "
     "host: Connection refused rpc_code: 14. The task may or may not have been executed on the actor."
 )
+UNEXPLAINED = (
+    "The actor died unexpectedly before finishing this task.\n\tclass_name: \n\tactor_id: a24ec911c335f5e22f04\n"
+)
+EXITED = (
+    f"{HEAD}The actor is dead because its worker process has died. Worker exit type: USER_ERROR Worker exit detail: x"
+)
 UNSCHEDULABLE = (
     "The task is not schedulable: The node specified via NodeAffinitySchedulingStrategy doesn't exist any more or is "
     "infeasible, and soft=False was specified. lease_id=0a00, name=write_shards"
@@ -63,17 +69,19 @@ FAILED = (
         ("The actor is dead because its node has died. Node Id: 3f", "its process is gone with its node"),
         (UNAVAILABLE, "its process on 10.77.0.3 answers no more: "),
         (UNSCHEDULABLE, "its node is gone"),
+        (UNEXPLAINED, "its process is gone, or its node is"),
         (
             OUT_OF_MEMORY,
             "its process was killed by Ray, because its host was low on memory: 22.4 of 23.5 GiB were used",
         ),
         (FAILED, FAILED),
+        (EXITED, "Worker exit type: USER_ERROR"),
     ],
 )
 def test_one_line_says_what_is_known(report, told):
     line = cause_of(report, ask=lambda pid, host: "")
     assert told in line
-    assert report == FAILED or "\n" not in line
+    assert report in (FAILED, EXITED) or "\n" not in line
 
 
 def test_the_kernel_of_its_host_is_asked_why_a_process_ended():
