@@ -39,6 +39,8 @@ def main(extras: list[str]) -> int:
     python, lacks = choose_python(os.environ.get("PYTHON", ""), python_range())
     lacks += missing_libraries() + missing_compiler(python, extras)
     unfit = unfit_machine(extras)
+    if not (ROOT / ".venv").exists():  # an existing environment already has its disk space
+        unfit += full_disks(DISK_GB["gpu" if "gpu" in extras else "cpu"])
     if lacks or unfit:
         say(said(lacks, unfit))
         return 2
@@ -216,8 +218,6 @@ def unfit_machine(extras: list[str]) -> list[str]:
         unfit.append(
             f"'{' '.join(LSCPU)}', by which vLLM learns of the cores, fails: is util-linux here, and /sys mounted?"
         )
-    if not (ROOT / ".venv").exists():  # an existing environment already has its disk space
-        unfit += full_disks(DISK_GB["gpu" if "gpu" in extras else "cpu"])
     return unfit
 
 

@@ -39,6 +39,9 @@ SCRIPT = Path(__file__).parents[2] / "deploy" / "check_machine.py"
 def check_this_machine(device: str, config: Config | None) -> Iterator[Finding]:
     """`device`: "cpu" or "cuda"; a configuration's own."""
     cluster = config.cluster if config else ClusterSection(device=device)
+    if (home := finding_of("home", _home)).status == "error":  # nearly all others look for something there
+        yield home
+        return
     for name, check in (
         ("system", partial(_system, device)),
         ("processor", partial(_processor, device)),
@@ -52,6 +55,11 @@ def check_this_machine(device: str, config: Config | None) -> Iterator[Finding]:
         yield finding_of(name, check)
     if config:
         yield from _run(config)
+
+
+def _home() -> str:
+    check_home()
+    return str(Path.home())
 
 
 def _system(device: str) -> str | Finding:
@@ -119,7 +127,6 @@ def _shared_memory(cluster: ClusterSection) -> str | Finding:
 
 def _disk(config: Config | None) -> str | Finding:
     """Of the runs and of Ray."""
-    check_home()
     disks: dict[int, tuple[Path, int, int]] = {}
     for folder in (config.run_folder if config else Path("runs"), Path(ray_folder())):
         there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
@@ -146,7 +153,6 @@ def _network(cluster: ClusterSection) -> str:
 def _ray(cluster: ClusterSection, config: Config | None) -> str:
     from rft_cluster.cluster.start import check_cluster, describe_cluster
 
-    check_home()
     check_ray_folder(cluster)
     if not cluster.joins:
         return f"a run starts it here, in {ray_folder()} (neither RAY_ADDRESS nor cluster.address is set)"

@@ -119,7 +119,6 @@ def test_a_python_that_was_asked_for_and_does_not_fit_is_an_error(tmp_path: Path
 def test_instructions_count_where_vllm_uses_them(machine, monkeypatch, lacking: tuple[str, ...], extras: list[str]):
     flags = "flags : " + " ".join({"sse2", "avx2", "fma", "f16c"} - set(lacking))
     monkeypatch.setattr(machine, "read", lambda path: flags)
-    monkeypatch.setattr(machine, "full_disks", lambda need: [])
     said = "; ".join(machine.unfit_machine(extras))
     for name in ("AVX2", "FMA", "F16C"):
         assert (name in said) == ("cpu" in extras and name.lower() in lacking)
@@ -166,5 +165,4 @@ def test_lscpu_is_tried_as_vllm_will(machine, monkeypatch, tmp_path: Path, outco
         (tmp_path / "lscpu").write_text(f"#!/bin/sh\nexit {0 if outcome == 'works' else 1}\n")
         (tmp_path / "lscpu").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(machine, "full_disks", lambda need: [])
     assert ("lscpu" in "; ".join(machine.unfit_machine(extras))) == (extras == ["cpu"] and outcome != "works")

@@ -91,11 +91,10 @@ def test_a_full_disk(monkeypatch, used, status):
     assert found("disk").status == status
 
 
-def test_a_user_without_a_home(monkeypatch):
+def test_without_a_home_there_is_nothing_more_to_look_at(monkeypatch):
     monkeypatch.setattr("os.path.expanduser", lambda path: path)
-    assert found("disk") == Finding(
-        "disk", "error", "this user has no home folder, where caches and Ray's token are kept: export HOME=FOLDER"
-    )
+    text = "this user has no home folder, where caches and Ray's token are kept: export HOME=FOLDER"
+    assert list(check_this_machine("cpu", None)) == [Finding("home", "error", text)]
 
 
 def test_an_interface_that_is_not_there():
