@@ -7,6 +7,7 @@
 All completions are in `rollouts/`.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,4 +56,4 @@ def cut(text: str) -> str:
 def _path(example_id: str, images: Path | None) -> str:
     """The path of an image, if its id is one below `images`; else the id."""
     path = images / example_id if images and ".." not in Path(example_id).parts else None
-    return str(path) if path and path.is_file() else example_id
+    return str(path) if path and os.path.isfile(path) else example_id  # Path.is_file raises if the id is too long

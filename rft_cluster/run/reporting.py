@@ -45,25 +45,32 @@ class Reports(Tracker):
     def evaluation(self, evaluation: Evaluation, judged: Sequence[Judged]) -> None:
         """Begin a report, unless one is being written. Returns at once."""
         if self._process is None or self._process.poll() is not None:
-            self._start()
-            self._schedule(os.SCHED_IDLE)
+            with suppress(OSError):  # no memory for a process, no room in /tmp: the last report says so
+                self._start()
+                self._schedule(os.SCHED_IDLE)
 
     def finish(self) -> None:
         """Write the last report, and say where it is, or why it is not."""
         self._end()
-        self._start()
-        assert self._process is not None
         try:
+            self._start()
+            assert self._process is not None
             code = self._process.wait(LAST_WITHIN)
         except subprocess.TimeoutExpired:
             print(f"note: the report took more than {LAST_WITHIN:.0f} s: {self._by_hand}", flush=True)
             return
+        except OSError as error:
+            self._say_why_not(str(error))
+            return
         if code:
             self._errors.seek(0)
-            last = (self._errors.read().decode(errors="replace").strip().splitlines() or ["it was killed"])[-1]
-            print(f"note: the report was not written ({shown(last[:300])}): {self._by_hand}", flush=True)
+            said = self._errors.read().decode(errors="replace").strip().splitlines()
+            self._say_why_not((said or ["it was killed"])[-1])
         else:
             print(f"the report, for a browser: {self._run / FILE}", flush=True)
+
+    def _say_why_not(self, reason: str) -> None:
+        print(f"note: the report was not written ({shown(reason[:300])}): {self._by_hand}", flush=True)
 
     @property
     def _by_hand(self) -> str:

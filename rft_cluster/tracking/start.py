@@ -21,7 +21,8 @@ def check_tracking(config: Config) -> None:
         UserError: a package is missing, or W&B has no key.
     """
     for name in config.tracking:
-        if find_spec(name) is None:
+        found = find_spec(name)
+        if found is None or found.loader is None:  # without a loader: a folder of that name here, which W&B makes
             others = ", ".join(other for other in config.tracking if other != name)
             raise UserError(
                 f"tracking: the package {name} is not installed: `pip install {name}`, or leave it out: "

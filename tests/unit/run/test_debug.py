@@ -37,7 +37,7 @@ def test_an_image_s_completions_with_what_they_earned_and_why(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("name", ["../a.png", "/etc/hostname", "gone.png"])
+@pytest.mark.parametrize("name", ["../a.png", "/etc/hostname", "gone.png", "x" * 300])
 def test_an_image_that_is_not_below_the_folder_is_shown_by_its_id(tmp_path, name):
     (tmp_path / "photos").mkdir()
     (tmp_path / "a.png").touch()

@@ -64,3 +64,11 @@ def test_the_run_does_not_wait_for_ever(slow, monkeypatch, capsys):
     with Reports(slow) as reports:
         reports.finish()
     assert "note: the report took more than 0 s" in capsys.readouterr().out
+
+
+def test_a_report_that_cannot_be_begun_ends_no_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reporting, "COMMAND", (str(tmp_path / "python"),))  # or there is no memory for a process
+    with Reports(tmp_path) as reports:
+        reports.evaluation(EVALUATION, [])
+        reports.finish()
+    assert capsys.readouterr().out.startswith("note: the report was not written ([Errno 2] No such file")

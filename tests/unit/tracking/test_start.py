@@ -1,5 +1,6 @@
 import contextlib
 import re
+from importlib.machinery import BuiltinImporter, ModuleSpec, PathFinder
 
 import pytest
 
@@ -21,7 +22,8 @@ def no_key(monkeypatch, tmp_path):
 
 
 def missing(monkeypatch, *names: str) -> None:
-    monkeypatch.setattr(start, "find_spec", lambda name: None if name in names else "found")
+    found = ModuleSpec("found", BuiltinImporter)
+    monkeypatch.setattr(start, "find_spec", lambda name: None if name in names else found)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +38,13 @@ def test_a_missing_package_is_one_error_with_the_command_that_installs_it(tmp_pa
     with pytest.raises(UserError, match=re.escape(f"`pip install {absent}`, or leave it out: {cure}")):
         check_tracking(config(tmp_path, f"tracking={asked}"))
     check_tracking(config(tmp_path, cure))
+
+
+def test_the_folder_that_wandb_makes_where_it_is_used_is_no_package(tmp_path, monkeypatch):
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.setattr(start, "find_spec", lambda name: PathFinder.find_spec(name, [str(tmp_path)]))
+    with pytest.raises(UserError, match="the package wandb is not installed"):
+        check_tracking(config(tmp_path, "tracking=[wandb]"))
 
 
 def test_it_is_said_before_anything_starts(tmp_path, monkeypatch, capsys):
