@@ -119,8 +119,10 @@ class Journal:
 
 def settings_digest(config: Config) -> str:
     """SHA-256 of the settings that a journalled step depends on."""
-    settings = json.dumps(config.model_dump(mode="json", include=SETTINGS), sort_keys=True)
-    return hashlib.sha256(settings.encode()).hexdigest()
+    settings = config.model_dump(mode="json", include=SETTINGS)
+    if config.model.family is None:
+        del settings["model"]["family"]  # journals of versions without this key are as good
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def read_sealed(file: Path) -> tuple[str, bytes]:

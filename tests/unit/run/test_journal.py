@@ -11,7 +11,8 @@ from some_prompt import some_prompt
 
 from rft_cluster.config import load_config
 from rft_cluster.messages import Completion, Group, Prompt, Reward
-from rft_cluster.run.journal import Journal, prune_journal
+from rft_cluster.run.journal import SETTINGS, Journal, prune_journal, settings_digest
+from tests.unit.run.begun import config
 
 
 def prompts(step: int) -> list[Prompt]:
@@ -125,6 +126,14 @@ def test_the_order_of_settings_does_not_matter(tmp_path):
     journal = opened(tmp_path, 0, *own)
     journal.commit(0, *scored(0))
     assert replayed(tmp_path, 0, *reversed(own)) == [0]
+
+
+def test_a_journal_of_a_version_without_families_is_as_good(tmp_path):
+    settings = config(tmp_path).model_dump(mode="json", include=SETTINGS)
+    del settings["model"]["family"]
+    then = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    assert settings_digest(config(tmp_path)) == then
+    assert settings_digest(config(tmp_path, "model.family=qwen3_vl")) != then
 
 
 def test_fewer_or_more_prompts_than_recorded_are_others(tmp_path):
