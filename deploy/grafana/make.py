@@ -55,6 +55,12 @@ def total(series: Series, by: str = "") -> str:
     return f"sum by ({by or series.label or 'run'}) ({chosen(series)}) or on () vector(0)"
 
 
+def share(found: Series, asked: Series) -> str:
+    """The share of what was asked for that was found. (What has found nothing yet is no series.)"""
+    every = growth(asked, "generator")
+    return f"({growth(found, 'generator')} or {every} * 0) / {every}"
+
+
 def of_generators(series: Series) -> str:
     return f"max by (generator) ({chosen(series)})"
 
@@ -139,10 +145,8 @@ ROWS = [
             "{{generator}} prefilled": growth(vllm.PROMPT_TOKENS, "generator"),
         }),
         Panel("Found in the engines' caches", {
-            "{{generator}} prefix":
-                f"{growth(vllm.PREFIX_FOUND, 'generator')} / {growth(vllm.PREFIX_ASKED, 'generator')}",
-            "{{generator}} images":
-                f"{growth(vllm.IMAGES_FOUND, 'generator')} / {growth(vllm.IMAGES_ASKED, 'generator')}",
+            "{{generator}} prefix": share(vllm.PREFIX_FOUND, vllm.PREFIX_ASKED),
+            "{{generator}} images": share(vllm.IMAGES_FOUND, vllm.IMAGES_ASKED),
         }, "percentunit"),
         Panel("Requests pre-empted", {"{{generator}}": total(vllm.PREEMPTIONS, "generator")},
               meaning=vllm.PREEMPTIONS.meaning),
