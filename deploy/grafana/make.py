@@ -89,9 +89,9 @@ def step(title: str, unit: str, **legends: str) -> Panel:
     return Panel(title, {legend: newest(STEP[name]) for name, legend in legends.items()}, unit, meaning)
 
 
-GPU_BY_PHASE = (
-    f"avg by (phase) (ray_node_gpus_utilization * on () group_left (phase) (max by (phase) ({chosen(PHASE)}) == 1))"
-)
+# The GPUs' mean stands on the side of which there is one: of a driver that was killed, Ray shows the last phase for a
+# while, beside that of the next.
+GPU_BY_PHASE = f"(max by (phase) ({chosen(PHASE)}) == 1) * on () group_left () avg(ray_node_gpus_utilization)"
 
 ROWS = [
     Row("Does it learn?", [
@@ -211,7 +211,7 @@ def drawn(panel: Panel) -> timeseries.Panel | statetimeline.Panel:
 HEAD = """# Series in Prometheus
 
 ```bash
-prometheus --config.file=deploy/prometheus/prometheus.yml      # on the head node; then ask, for example,
+# on the head node, with Prometheus as in watching.md
 curl 'http://127.0.0.1:9090/api/v1/query?query=ray_rft_reward'
 ```
 

@@ -48,10 +48,11 @@ needs_promtool = pytest.mark.skipif(
 
 @needs_promtool
 def test_the_use_of_gpus_by_phase_from_series_as_ray_makes_them(tmp_path: Path):
-    """Two GPUs, of which one does nothing while the learners work; each phase lasts a minute."""
+    """Two GPUs, of which one does nothing while the learners work; each phase lasts a minute. Then the driver was
+    killed, and the run goes on in another process."""
     (query,) = (panel.queries["{{phase}}"] for panel in panels() if panel.title == "GPU use by phase")
     gpu = 'ray_node_gpus_utilization{instance="a:1", GpuIndex="%d", WorkerId=""}'
-    phase = 'ray_rft_phase{run="%s", phase="%s", WorkerId="0a"}'
+    phase = 'ray_rft_phase{run="%s", phase="%s", WorkerId="%s"}'
     rules = {"groups": [{"name": "panels", "rules": [{"record": "use", "expr": query.replace("$run", "digits")}]}]}
     (tmp_path / "rules.yml").write_text(yaml.safe_dump(rules))
     tests = {
@@ -60,17 +61,23 @@ def test_the_use_of_gpus_by_phase_from_series_as_ray_makes_them(tmp_path: Path):
             {
                 "interval": "1m",
                 "input_series": [
-                    {"series": gpu % 0, "values": "80 0"},
-                    {"series": gpu % 1, "values": "60 90"},
-                    {"series": phase % ("digits", "generate"), "values": "1 0"},
-                    {"series": phase % ("digits", "learn"), "values": "0 1"},
-                    {"series": phase % ("another", "evaluate"), "values": "1 1"},
+                    {"series": gpu % 0, "values": "80 0 10"},
+                    {"series": gpu % 1, "values": "60 90 30"},
+                    {"series": phase % ("digits", "generate", "0a"), "values": "1 0 0"},
+                    {"series": phase % ("digits", "learn", "0a"), "values": "0 1 1"},
+                    {"series": phase % ("digits", "generate", "0b"), "values": "_ _ 1"},
+                    {"series": phase % ("another", "evaluate", "0c"), "values": "1 1 1"},
                 ],
                 "promql_expr_test": [
-                    {"expr": "use", "eval_time": at, "exp_samples": [{"labels": labels, "value": value}]}
-                    for at, labels, value in (
-                        ("0m", 'use{phase="generate"}', 70),
-                        ("1m", 'use{phase="learn"}', 45),
+                    {
+                        "expr": "use",
+                        "eval_time": at,
+                        "exp_samples": [{"labels": f'use{{phase="{name}"}}', "value": value} for name in names],
+                    }
+                    for at, names, value in (
+                        ("0m", ["generate"], 70),
+                        ("1m", ["learn"], 45),
+                        ("2m", ["generate", "learn"], 20),
                     )
                 ],
             }
