@@ -11,6 +11,7 @@
 #   make gpu-test   checks of a machine's GPUs, ten minutes for one; TIER="learner" for some (docs/gpus.md)
 #   make setup   the environment in .venv alone (EXTRAS=gpu,dev for a GPU machine)
 #   make lock    the versions of all packages anew, after a change of pyproject.toml: deploy/locks/
+#   make image   a container image for CPUs, built without Docker, and a run of 4 steps in it: root, Debian
 #   make bare-test   both commands on a bare Debian, without compiler, headers or libraries (deploy/bare_test.sh)
 
 # A Python of your choice; left out, one that fits is looked for.
@@ -30,7 +31,7 @@ OPENMP = $$(ls $(CURDIR)/.venv/lib/libiomp5.so 2>/dev/null)
 # Bytecode is kept, or each process of a test would compile the package anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test unit slow slow-slurm long faults gpu-test lint setup lock bare-test clean $(BENCHMARKS) bench bench-report
+.PHONY: demo test unit slow slow-slurm long faults gpu-test lint setup lock image bare-test clean $(BENCHMARKS) bench bench-report
 .DEFAULT_GOAL := help
 
 help:
@@ -118,6 +119,9 @@ lint: setup
 # Needs the first half of setup only: where setup fails for a version that a source lacks, this is the cure.
 lock:
 	$(BIN)/python deploy/install_packages.py --lock
+
+image:
+	bash deploy/docker/make_image.sh
 
 bare-test:
 	bash deploy/bare_test.sh
