@@ -16,6 +16,7 @@ from rft_cluster.report import evaluations, summary
 from rft_cluster.report.charts import curves
 from rft_cluster.report.completions import MOST_BYTES, read_columns, steps_that_fit
 from rft_cluster.report.hints import hints
+from rft_cluster.report.lately import whole
 from rft_cluster.run.history import History
 from rft_cluster.run.ledger import Ledger
 from rft_cluster.run.parts import FILE as PARTS
@@ -45,7 +46,8 @@ def collect(
     classes = list(manifest["classes"])
     images, numbers = _numbered(manifest), {label: number for number, label in enumerate(classes)}
     found = evaluations.answers(history, problems)
-    of_split = [judged for row, judged in found if row["split"] == "test"] or [judged for _, judged in found]
+    ends = evaluations.ends(found)
+    first, last = (ends[0][1] if len(ends) > 1 else [], ends[-1][1] if ends else [])
     steps = steps_that_fit(history, most_bytes=most_bytes)
     reader = AnswerReader(classes, manifest["aliases"])
     columns = read_columns(history, steps, images, numbers, reader)
@@ -56,8 +58,9 @@ def collect(
     context = {
         **_head(history, manifest),
         **_record(history, manifest, problems),
-        "difference": summary.difference(of_split[0], of_split[-1]) if len(of_split) > 1 else None,
-        "by_class": evaluations.by_class(found, classes),
+        "ends": [f"{row['split']}, step {row['step']}" for row, _ in ends],
+        "difference": summary.difference(first, last),
+        "by_class": evaluations.by_class(first, last, classes),
         "has_answers": bool(found),
         "ledger": ledger,
         "missing": missing,
@@ -67,7 +70,7 @@ def collect(
         "problems": problems,
     }
     data = {
-        "curves": {**curves(history.steps), "evaluations": [row for row in history.evaluations if "interval" in row]},
+        "curves": {**curves(history.steps), "evaluations": whole(history.evaluations)},
         "run": {
             "name": history.name,
             "classes": list(numbers),
@@ -144,7 +147,8 @@ def question(history: History, parts: Sequence[Mapping[str, Any]]) -> str:
 
 def _parts(run: Path, problems: list[str]) -> list[dict[str, Any]]:
     try:
-        return [row for row in read_rows(run / PARTS) if isinstance(row.get("machine"), dict)]
+        kinds = ("machine", "versions")
+        return [row for row in read_rows(run / PARTS) if all(isinstance(row.get(kind), dict) for kind in kinds)]
     except UserError as error:
         problems.append(str(error))
         return []

@@ -5,6 +5,7 @@ Columns take a fifth of the bytes that objects would, and the page filters them 
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ def chosen_steps(steps: Sequence[int], most: int) -> list[int]:
     if most < 3:
         return [*steps[:1], *steps[-1:]][-max(1, most) :]
     inner, parts = steps[1:-1], most - 2
-    size = len(inner) / parts
-    return [steps[0], *(inner[int((i + (i * NAMED) % 1) * size)] for i in range(parts)), steps[-1]]
+    ends = [i * len(inner) // parts for i in range(parts + 1)]
+    places = [begin + int((i * NAMED) % 1 * (end - begin)) for i, (begin, end) in enumerate(pairwise(ends))]
+    return [steps[0], *(inner[place] for place in places), steps[-1]]
 
 
 def steps_that_fit(history: History, most: int = MOST_COMPLETIONS, most_bytes: int = MOST_BYTES) -> list[int]:

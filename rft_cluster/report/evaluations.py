@@ -53,20 +53,23 @@ def for_page(
     ]
 
 
-def by_class(found: Sequence[tuple[Row, list[Judged]]], classes: Sequence[str]) -> list[dict[str, Any]]:
-    """A row for each class with test (or else validation) images: rates before and after, and what it is taken for."""
-    split = "test" if any(row["split"] == "test" for row, _ in found) else "validation"
-    own = [judged for row, judged in found if row["split"] == split]
-    if not own:
-        return []
-    first, last = own[0], own[-1]
+def ends(found: Sequence[tuple[Row, list[Judged]]]) -> list[tuple[Row, list[Judged]]]:
+    """The first and the last of the test, or of the validation as long as only the untrained policy was tested. One of
+    them if there is no other."""
+    split = "test" if any(row["split"] == "test" and row["step"] for row, _ in found) else "validation"
+    own = [one for one in found if one[0]["split"] == split] or list(found)
+    return [own[0], own[-1]] if len(own) > 1 else own
+
+
+def by_class(first: Sequence[Judged], last: Sequence[Judged], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """A row for each class with images: its rates at two evaluations, and what it is taken for at the last. `first`:
+    empty if there was one only."""
     answered = Counter(one.predicted for one in last)
     rows = []
     for label in classes:
         before, after = ([one.strict for one in side if one.label == label] for side in (first, last))
         if after:
             wrong = Counter(one.predicted or NO_CLASS for one in last if one.label == label and not one.strict)
-            rows.append({"label": label, "before": rate(before) if before and first is not last else None,
-                         "after": rate(after), "answered": answered[label],
-                         "taken_for": wrong.most_common(3)})  # fmt: skip
+            rows.append({"label": label, "before": rate(before) if before else None, "after": rate(after),
+                         "answered": answered[label], "taken_for": wrong.most_common(3)})  # fmt: skip
     return rows

@@ -36,11 +36,14 @@ def rise(history: History, key: str, since: int) -> float:
     return 0.0 if before is None or now is None else now - before
 
 
+def whole(rows: Sequence[Row]) -> list[Row]:
+    """The evaluations that have all figures: those of older versions lack some."""
+    return [row for row in rows if {"accuracy_strict", "interval", "n"} <= row.keys()]
+
+
 def evaluations(history: History, split: str) -> list[Row]:
-    """The evaluations of a split, in order; those of older versions lack figures, and are left out."""
-    return [
-        row for row in history.evaluations if row["split"] == split and {"accuracy_strict", "interval"} <= row.keys()
-    ]
+    """The whole evaluations of a split, in order."""
+    return [row for row in whole(history.evaluations) if row["split"] == split]
 
 
 def last_answers(history: History) -> tuple[Row, list[Judged]]:
@@ -59,7 +62,8 @@ def equal_groups(history: History) -> tuple[int, int]:
     counts = Counter[bool]()
     for row in history.steps[-WINDOW:]:
         for group in history.rollouts(row["step"]):
-            rewards = [reward for reward in group.get("rewards") or () if _is_reward(reward)]
+            recorded = group.get("rewards")
+            rewards = [one for one in recorded if _is_reward(one)] if isinstance(recorded, list) else []
             if len({reward["total"] for reward in rewards}) == 1 and "accuracy" in rewards[0]["parts"]:
                 counts[rewards[0]["parts"]["accuracy"] == 1.0] += 1
     return counts[True], counts[False]

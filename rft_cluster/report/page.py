@@ -21,8 +21,6 @@ from rft_cluster.common.text import JOINERS
 FOLDER = Path(__file__).parent / "page"
 LIBRARY = ("uPlot.LICENSE.txt", "uPlot.iife.min.js")
 KEPT = f"{JOINERS}\n"  # of the characters that are shown as an escape otherwise
-# In a script element "<!--" and "</script" have a meaning. JSON may have each < as an escape.
-ESCAPED = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
 def render(template: str, context: Mapping[str, Any], data: Mapping[str, Any], scripts: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from rft_cluster.classification.baselines import BASELINES, verdict
 from rft_cluster.classification.intervals import paired_difference
 from rft_cluster.classification.report import Judged
+from rft_cluster.report.lately import evaluations
 from rft_cluster.run.history import History, Row
 
 STAGES = ("generate", "learn", "transfer")
@@ -25,8 +26,7 @@ def accuracies(history: History, classes: int) -> list[dict[str, Any]]:
     """
     rows = []
     for split in ("test", "validation"):
-        found = [row for row in history.evaluations if row["split"] == split and "accuracy_strict" in row]
-        if found:
+        if found := evaluations(history, split):
             rows += [
                 _measured("before" if row is found[0] and row["step"] == 0 else "after", row) for row in _ends(found)
             ]
@@ -53,9 +53,7 @@ def _measured(kind: str, row: Row) -> dict[str, Any]:
         "name": names[kind],
         "what": f"{row['n']} {row['split']} images",
         "rate": row["accuracy_strict"],
-        "interval": row.get("interval"),
-        "lenient": row.get("accuracy_lenient"),
-        "format": row.get("format_rate"),
+        "interval": row["interval"],
     }
 
 
@@ -69,7 +67,7 @@ def difference(before: Sequence[Judged], after: Sequence[Judged]) -> dict[str, A
 
 def sentence(history: History) -> str:
     """The verdict, or why there is none yet."""
-    final = [row for row in history.evaluations if row["split"] == "test"]
+    final = evaluations(history, "test")
     if history.baselines and final and history.manifest and final[-1]["step"] == history.last:
         images, small = len(history.manifest["splits"]["train"]), history.config.get("model", {}).get("path") == "tiny"
         said = verdict(final[-1]["accuracy_strict"], tuple(final[-1]["interval"]), history.baselines, images, small)

@@ -11,6 +11,7 @@ empty here, and what cannot be read is said in `problems`: `ledger.py` is the on
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +33,8 @@ LOG_LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)  (.*)")
 WARNING = "WARNING: "
 HEALED = re.compile(r"starts? (afresh|once more)|goes on without it")
 HEALED_WITHIN = 5  # lines: the text of an error may have several
+LARGEST = 1e50  # of a figure, and no step is as large as a billion: a damaged record may have 400 digits
+STEPS = range(10**9)
 
 
 @dataclass(frozen=True)
@@ -90,14 +93,15 @@ class History:
 
         Older versions wrote fewer keys (see `rollouts.py`).
         """
-        return [row for row in _objects(self.folder / "rollouts" / f"step-{step:06d}.jsonl") if "completions" in row]
+        rows = _objects(self.folder / "rollouts" / f"step-{step:06d}.jsonl")
+        return [row for row in rows if isinstance(row.get("completions"), list)]
 
     @cached_property
     def log(self) -> tuple[tuple[str, str], ...]:
         """(time, text) of each line of `log.txt`. The text may have anything that a terminal may be sent."""
         file = self.folder / "log.txt"
         text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
-        return tuple((found[1], found[2]) for line in text.split("\n") if (found := LOG_LINE.fullmatch(line)))
+        return tuple(found for line in text.split("\n") if (found := _line(line)))
 
     @cached_property
     def losses(self) -> tuple[Loss, ...]:
@@ -117,7 +121,8 @@ def read_history(run: Path) -> History:
     problems: list[str] = []
     rows = {}
     for name in ("metrics.jsonl", "eval.jsonl"):
-        rows[name], damaged, _ = read_lines(run / name)
+        found, damaged, _ = read_lines(run / name)
+        rows[name] = [row for row in found if row["step"] in STEPS]
         problems += damaged
     config = _config(run, problems)
     steps = tuple({key: value for key, value in row.items() if _is_number(value)} for row in rows["metrics.jsonl"])
@@ -148,8 +153,17 @@ def check_is_run(folder: Path, where: str = "") -> None:
     raise UserError(f"{where}{shown(str(folder))} is not the folder of a run{hint}")
 
 
+def _line(line: str) -> tuple[str, str] | None:
+    """Time and text of a line of `log.txt`; None if it has no time, or one that is in no calendar."""
+    found = LOG_LINE.fullmatch(line)
+    try:
+        return (found[1], found[2]) if found and datetime.fromisoformat(found[1]) else None
+    except ValueError:
+        return None
+
+
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float)
+    return isinstance(value, int | float) and abs(value) <= LARGEST  # which nothing that is not a number is
 
 
 def _is_evaluation(row: Row) -> bool:

@@ -56,10 +56,15 @@ def read_thumbnails(run: Path) -> dict[str, bytes]:
     try:
         with zipfile.ZipFile(file) as archive:
             entries = [(NAME.fullmatch(entry.filename), entry) for entry in archive.infolist()]
-            fits = [(name[1], entry) for name, entry in entries if name and entry.file_size <= LARGEST]
+            fits = [(name[1], entry) for name, entry in entries if name and _fits(entry)]
             return {sha256: archive.read(entry) for sha256, entry in fits[: MOST_BYTES // 100]}
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, ValueError):  # cut, damaged, encrypted
         return {}
+
+
+def _fits(entry: zipfile.ZipInfo) -> bool:
+    """Not compressed, as `archive` writes: each kind of compression has errors of its own."""
+    return entry.compress_type == zipfile.ZIP_STORED and entry.file_size <= LARGEST
 
 
 def archive(found: Mapping[str, bytes]) -> bytes:

@@ -111,4 +111,8 @@ def test_the_chosen_steps_are_spread_and_show_each_part_of_an_epoch():
     assert max(after - before for before, after in pairwise(chosen)) <= 22
     for steps_an_epoch in (2, 4, 5, 10):
         assert {step % steps_an_epoch for step in chosen} == set(range(steps_an_epoch)), "other images, too"
+    for many in range(3, 60):
+        for most in range(3, many):
+            few = chosen_steps(range(many), most)
+            assert len(set(few)) == most and few == sorted(few), "each step once"
     assert chosen_steps([3, 4, 5], 2) == [3, 5] and chosen_steps([3, 4, 5], 1) == [5]

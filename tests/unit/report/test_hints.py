@@ -89,6 +89,9 @@ def group(*accuracy: float) -> dict:
     return {"example_id": "a", "label": "rose", "completions": ["x"] * len(accuracy), "rewards": rewards}
 
 
+DAMAGED = {"completions": ["x"], "rewards": 5}
+
+
 def said(number: int, label: str, answer: str | None) -> Judged:
     return Judged(str(number), label, "", answer, answer == label, answer == label, True)
 
@@ -108,7 +111,7 @@ def mostly(answer: str, share: int) -> list[Judged]:
 # Of each check: a run that gives rise to it, what is said of it, and runs near to it of which the check says nothing.
 CASES: dict[str, tuple[dict[str, Any], str, list[dict[str, Any]]]] = {
     "dead_groups": (
-        {"figures": {"live_groups": 0.59}, "rollouts": [group(1, 1), group(0, 0), group(0, 1)]},
+        {"figures": {"live_groups": 0.59}, "rollouts": [group(1, 1), group(0, 0), group(0, 1), DAMAGED]},
         "41 % of groups teach nothing: all right or all wrong (20 all right, 20 all wrong), in the last 20 steps",
         [
             {"figures": {"live_groups": 0.61}},

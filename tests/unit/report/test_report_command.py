@@ -60,6 +60,22 @@ def test_whatever_is_gone_or_damaged_the_rest_is_shown(copied, name, how):
     assert "<h1>copy</h1>" in page
 
 
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("eval.jsonl", '{"step": 2, "split": "test", "accuracy_strict": 0.5}'),
+        ("eval.jsonl", '{"step": 2, "split": "test", "accuracy_strict": 0.5, "interval": [0.4, 0.6]}'),
+        ("eval.jsonl", '{"step": 2, "split": "test"}'),
+        ("parts.jsonl", '{"step": 1, "machine": {}, "versions": 3}'),
+    ],
+)
+def test_a_row_that_lacks_figures_or_has_another_kind_is_passed_over(copied, name, line):
+    (copied / "baselines.json").write_text('{"nearest_neighbour": 0.5}')
+    with (copied / name).open("a") as file:
+        file.write(f"{line}\n")
+    assert "<h1>copy</h1>" in page_of(copied, "--quick")
+
+
 def test_a_file_that_would_be_too_large_shows_fewer_steps(copied, monkeypatch):
     assert "of 2 steps are here" not in page_of(copied, "--quick")
     monkeypatch.setattr("rft_cluster.report.__main__.MOST_FILE", 1000)

@@ -5,7 +5,7 @@ import pytest
 from rft_cluster.classification.report import Judged
 from rft_cluster.report import summary
 from rft_cluster.report.charts import curves, thinned
-from rft_cluster.report.evaluations import by_class, kept
+from rft_cluster.report.evaluations import by_class, ends, kept
 from rft_cluster.run.history import read_history
 from tests.unit.report.whole import written
 
@@ -85,11 +85,18 @@ def test_what_was_survived(history):
 def test_each_class_before_and_after_and_what_it_is_taken_for():
     first = [judged("a", "rose", "tulip"), judged("b", "rose", None), judged("c", "tulip", "tulip")]
     last = [judged("a", "rose", "rose"), judged("b", "rose", "tulip"), judged("c", "tulip", None)]
-    rows = by_class([(evaluation(0, "test", 0), first), (evaluation(9, "test", 1), last)], ["rose", "tulip", "oak"])
-    rose, tulip = rows
+    rose, tulip = by_class(first, last, ["rose", "tulip", "oak"])
     assert (rose["before"]["right"], rose["after"]["right"], rose["answered"]) == (0, 1, 1)
     assert rose["taken_for"] == [("tulip", 1)] and tulip["taken_for"] == [("(no class)", 1)]
-    assert by_class([], ["rose"]) == []
+    assert by_class([], [], ["rose"]) == []
+    assert by_class([], last, ["rose"])[0]["before"] is None
+
+
+def test_the_ends_are_of_one_split_and_of_the_test_once_a_trained_policy_was_tested():
+    rows = [(evaluation(step, split, 0.5), []) for step, split in
+            ((0, "test"), (4, "validation"), (8, "validation"), (9, "test"))]  # fmt: skip
+    for count, steps in ((0, []), (1, [0]), (2, [4]), (3, [4, 8]), (4, [0, 9])):
+        assert [row["step"] for row, _ in ends(rows[:count])] == steps
 
 
 def test_the_first_best_and_last_of_the_validation_are_kept():

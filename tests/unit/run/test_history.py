@@ -110,6 +110,22 @@ def test_figures_of_a_stranger_s_run_are_numbers(copied):
     assert history.evaluations == ()
 
 
+def test_what_a_record_cannot_hold_is_left_out(copied):
+    """Python reads these from JSON, and fails later: in an average, a file's name, a page."""
+    vast = "1" + "0" * 400
+    figures = f'{{"step": 1, "kl": NaN, "loss": 1e999, "reward": {vast}, "grad_norm": 1e9}}\n'
+    (copied / "metrics.jsonl").write_text(f'{figures}{{"step": {vast}}}\n{{"step": -1}}\n')
+    wrong = ('"step": 0, "n": NaN', '"step": 0, "interval": [0, 1e999]', f'"step": {vast}', '"step": -1')
+    (copied / "eval.jsonl").write_text("".join(f'{{"split": "test", {one}}}\n' for one in wrong))
+    (copied / "log.txt").write_text("2026-02-31 03:04:05  no such day\n2026-01-02 03:04:05  a day\n")
+    (copied / "rollouts" / "step-000001.jsonl").write_text('{"completions": 3}\n{"completions": []}\n')
+    history = read_history(copied)
+    assert history.steps == ({"step": 1, "grad_norm": 1e9},)
+    assert history.evaluations == ()
+    assert history.log == (("2026-01-02 03:04:05", "a day"),)
+    assert history.rollouts(1) == [{"completions": []}]
+
+
 def test_losses_are_read_from_the_log_with_what_was_done(copied):
     lines = [
         "WARNING: step 4 is not saved, and the run goes on: learner-0 died",

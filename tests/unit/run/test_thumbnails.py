@@ -61,8 +61,13 @@ def test_other_names_in_a_stranger_s_archive_are_passed_over(tmp_path, name):
 
 def test_a_bomb_or_a_damaged_archive_gives_no_pictures(tmp_path):
     file = tmp_path / thumbnails.FILE
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(f"{SHA}.webp", bytes(10**7))
+    for kind, size in ((zipfile.ZIP_STORED, 10**6), (zipfile.ZIP_DEFLATED, 10**4)):
+        with zipfile.ZipFile(file, "w", kind) as archive:
+            archive.writestr(f"{SHA}.webp", bytes(size))
+        assert thumbnails.read_thumbnails(tmp_path) == {}
+    with file.open("r+b") as archive:  # in the compressed bytes, whose error is zlib's own
+        archive.seek(30 + len(f"{SHA}.webp"))
+        archive.write(b"\xff" * 4)
     assert thumbnails.read_thumbnails(tmp_path) == {}
     for content in (b"no archive", file.read_bytes()[:-30], b""):
         file.write_bytes(content)
