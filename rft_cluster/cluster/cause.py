@@ -73,11 +73,13 @@ def cause_of(report: str, ask: Callable[[int, str], str] = of_host) -> str:
 
 def of_kernel(pid: int) -> str:
     """What this host's kernel says about the end of a process, to follow its name; empty if it says nothing."""
-    with suppress(OSError, subprocess.TimeoutExpired):  # no such command
+    with suppress(OSError, subprocess.TimeoutExpired):  # no such command; below, no such files or rights
         log = subprocess.run(["dmesg"], capture_output=True, text=True, errors="replace", check=False, timeout=5).stdout
         if found := killed_for_memory(log, pid, psutil.virtual_memory().total):
             return found
-    return killed_in_container(CGROUPS, Path("/proc/self/cgroup").read_text())
+    with suppress(OSError):
+        return killed_in_container(CGROUPS, Path("/proc/self/cgroup").read_text())
+    return ""
 
 
 OF_KERNEL = ray.remote(of_kernel)

@@ -164,7 +164,7 @@ def _ray(cluster: ClusterSection, config: Config | None) -> str:
 
 def _run(config: Config) -> Iterator[Finding]:
     for name, check in (
-        ("run", partial(_folder_and_deadlines, config)),
+        ("run", partial(_folder_and_trackers, config)),
         ("plan", partial(_plan, config)),
         ("model", partial(_model, config)),
         ("data", partial(_data, config)),
@@ -172,11 +172,13 @@ def _run(config: Config) -> Iterator[Finding]:
         yield finding_of(name, check)
 
 
-def _folder_and_deadlines(config: Config) -> str:
+def _folder_and_trackers(config: Config) -> str:
     from rft_cluster.run.preflight import check_deadlines, check_run_folder
+    from rft_cluster.tracking.start import check_tracking
 
     check_deadlines(config)
     check_run_folder(config)
+    check_tracking(config)
     return f"{config.run_folder} can be written"
 
 

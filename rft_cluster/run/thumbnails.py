@@ -12,6 +12,7 @@ from rft_cluster.common.files import write_bytes
 from rft_cluster.data.dataset import FewShotDataset
 from rft_cluster.data.images import DECODE_ERRORS
 from rft_cluster.data.thumbnails import thumbnail
+from rft_cluster.run.resume import is_run
 
 FILE = "thumbnails.zip"
 MOST_BYTES = 12 * 10**6  # some 5,000 photographs
@@ -20,8 +21,11 @@ NAME = re.compile(r"([0-9a-f]{64})\.webp")
 
 
 def keep_thumbnails(run: Path, dataset: FewShotDataset) -> None:
-    """Write the thumbnails of a data set, unless they are there, beside the caller's work: a millisecond an image."""
-    if not (run / FILE).exists():
+    """Write the thumbnails of a data set, unless they are there, beside the caller's work: a millisecond an image.
+
+    A launch that failed may have left those of other data in a folder that is no run yet.
+    """
+    if not (run / FILE).exists() or not is_run(run):
         Thread(target=_write, args=(run / FILE, dataset), name="thumbnails", daemon=True).start()
 
 

@@ -17,7 +17,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 BASE = {"common", "messages", "config"}
 MAY_IMPORT: dict[str, set[str]] = {
     "train": {"data", "prompts", "algorithm", "rewards", "classification", "run", "cluster"},
-    "doctor": {"plan", "cluster", "run", "model", "data"},
+    "doctor": {"plan", "cluster", "run", "model", "data", "tracking"},
     "plan": {"cluster", "run", "model"},
     "watch": {"run", "report"},
     "report": {"run", "classification", "data", "prompts"},

@@ -15,8 +15,8 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from rft_cluster.cluster import handles
-from rft_cluster.cluster.cause import cause_of, killed_for_memory, killed_in_container
+from rft_cluster.cluster import cause, handles
+from rft_cluster.cluster.cause import cause_of, killed_for_memory, killed_in_container, of_kernel
 from rft_cluster.cluster.handles import wait_for
 from rft_cluster.common.errors import ClusterError, EngineFailed, UserError
 
@@ -238,3 +238,10 @@ def test_a_generator_whose_engine_failed_is_lost(monkeypatch):
     with pytest.raises(ClusterError, match=r"^generator-1: its engine failed \(RuntimeError") as lost:
         wait_for({"well": "generator-0", "broken": "generator-1"}, 1, "generate")
     assert lost.value.lost == {"generator-1"}
+
+
+def test_a_kernel_that_may_not_be_asked_says_nothing(tmp_path, monkeypatch):
+    (tmp_path / "memory.max").write_text("1000")  # without memory.events beside it
+    monkeypatch.setattr(cause, "CGROUPS", tmp_path)
+    monkeypatch.setenv("PATH", "")
+    assert of_kernel(2**22 + 1) == ""

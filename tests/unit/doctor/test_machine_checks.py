@@ -1,6 +1,7 @@
 """The machine's checks, each with an environment that is broken for it, and what the command prints."""
 
 import json
+import os
 import shutil
 import socket
 from collections import namedtuple
@@ -153,12 +154,16 @@ def test_a_processor_without_bf16_is_told(monkeypatch):
     [
         ("run.folder=/proc/runs", "run", "cannot be written"),
         ("cluster.start_timeout=5", "run", "cluster.start_timeout is 5 s"),
+        ("tracking=[wandb]", "run", "tracking: "),
         ("model.path=no/such-model-here/at-all", "model", "there is no folder no/such-model-here/at-all"),
         ("prompt.template=no_such", "model", "no_such"),
         ("data.path=nowhere", "data", "nowhere does not exist"),
     ],
 )
-def test_a_configuration_that_cannot_run_here(override, name, told):
+def test_a_configuration_that_cannot_run_here(monkeypatch, override, name, told):
+    monkeypatch.setenv("NETRC", os.devnull)
+    for key in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(key, raising=False)
     base = load_config("photos", ["data.path=photos", override])
     finding = found(name, config=base)
     assert finding.status == "error"

@@ -36,12 +36,17 @@ def test_a_run_s_thumbnails_are_kept_beside_its_work_and_once(tmp_path):
     def writing() -> list[threading.Thread]:
         return [thread for thread in threading.enumerate() if thread.name == "thumbnails"]
 
-    thumbnails.keep_thumbnails(tmp_path, DATASET)
-    for thread in writing():
-        thread.join()
-    assert len(thumbnails.read_thumbnails(tmp_path)) == 2
-    thumbnails.keep_thumbnails(tmp_path, DATASET)
-    assert writing() == []
+    def keep(images: dict[str, bytes]) -> set[bytes]:
+        thumbnails.keep_thumbnails(tmp_path, replace(DATASET, images=images))
+        for thread in writing():
+            thread.join()
+        return set(thumbnails.read_thumbnails(tmp_path))
+
+    first = dict(list(DATASET.images.items())[:1])
+    assert keep(first) == set(first)
+    assert keep(DATASET.images) == set(DATASET.images), "the launch of the first failed: nothing but them is there"
+    (tmp_path / "config.yaml").touch()
+    assert keep(first) == set(DATASET.images)
 
 
 def test_images_that_cannot_be_decoded_are_left_out_and_there_is_a_limit(monkeypatch):
