@@ -56,7 +56,7 @@ def test_one_is_written_at_a_time_with_the_least_priority_and_none_is_left(slow)
         assert reports._process.pid == pid
         begun = time.monotonic()
         raise KeyboardInterrupt  # Ctrl-C, in the run
-    assert not alive(pid) and time.monotonic() - begun < 2
+    assert not alive(pid) and time.monotonic() - begun < 30
 
 
 def test_the_run_does_not_wait_for_ever(slow, monkeypatch, capsys):
