@@ -59,7 +59,8 @@ class Activity:
         finally:
             self._ended.set()
             thread.join()
-            self._file.unlink(missing_ok=True)
+            with suppress(OSError):  # a disk that was set to read-only: how the run ended matters more
+                self._file.unlink(missing_ok=True)
 
     def _report(self, doing: Doing) -> None:
         while not self._ended.wait(EVERY):

@@ -83,6 +83,12 @@ def test_the_stages_of_a_step_are_phases(tmp_path):
     assert stage.seconds.keys() == {"generate", "learn"}
 
 
+def test_a_file_that_cannot_be_removed_hides_no_error(tmp_path):
+    (tmp_path / ACTIVITY_FILE).mkdir()
+    with pytest.raises(KeyboardInterrupt), Activity(tmp_path).reported(dict):
+        raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize(
     "content", ["", "{", "[1]", json.dumps({"step": "many"}), json.dumps({"step": 1, "phase": "learn"})]
 )
