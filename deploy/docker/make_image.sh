@@ -8,7 +8,7 @@
 # Everything is kept in one folder of the user's cache; to remove it: buildah unmount --all, then the folder.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-run=${IMAGE_RUN:-python -m rft_cluster.launch --config digits schedule.steps=4 run.folder=/runs}
+run=${IMAGE_RUN:-python -m rft_cluster.launch --config digits schedule.steps=4 optimizer.warmup_steps=1 run.folder=/runs}
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/rft_cluster/image
 base=localhost/debian:bookworm image=localhost/rft_cluster:cpu
 say() { printf '[image] %s\n' "$*"; }
