@@ -15,7 +15,7 @@ say() { printf '[image] %s\n' "$*"; }
 buildah() { command buildah --root "$cache/storage" --runroot "$cache/running" "$@"; }
 
 [ "$(id -u)" = 0 ] || { echo "error: containers are built by root here: sudo make image" >&2; exit 2; }
-command -v buildah mmdebstrap >/dev/null || apt-get install -qq -y --no-install-recommends buildah mmdebstrap debian-archive-keyring
+{ command -v buildah && command -v mmdebstrap; } >/dev/null || apt-get install -qq -y --no-install-recommends buildah mmdebstrap debian-archive-keyring
 mkdir -p "$cache"
 if ! buildah inspect --type image "$base" >/dev/null 2>&1; then
   say "a base: Debian's smallest root"
