@@ -4,6 +4,7 @@ That process takes only the time that nobody else wants of the processors, and w
 """
 
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -74,7 +75,7 @@ class Reports(Tracker):
 
     @property
     def _by_hand(self) -> str:
-        return f"python -m rft_cluster.report {self._run}"
+        return f"python -m rft_cluster.report {shlex.quote(str(self._run))}"
 
     def _start(self) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - read when the process has ended

@@ -33,11 +33,13 @@ def test_the_last_report_is_there_when_the_run_ends(tmp_path, capsys):
 
 
 def test_a_report_that_fails_is_said_and_the_run_goes_on(tmp_path, capsys):
-    with Reports(tmp_path) as reports:
+    run = tmp_path / "my runs"
+    run.mkdir()
+    with Reports(run) as reports:
         reports.finish()
     said = capsys.readouterr().out
     assert said.startswith("note: the report was not written (error: ") and "is not the folder of a run" in said
-    assert said.endswith(f"python -m rft_cluster.report {tmp_path}\n")
+    assert said.endswith(f"python -m rft_cluster.report '{run}'\n"), "for a shell"
 
 
 @pytest.fixture
