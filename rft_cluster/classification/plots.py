@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 NAMED_CLASSES = 40  # with more classes there is no room for names
 INK, ACCENT = "#22313f", "#1f77b4"
+_ONE_AT_A_TIME = Lock()  # matplotlib's settings are the process's; each tracker draws in a thread of its own
 
 
 def draw_evaluation(report: Mapping[str, Any], title: str, path: Path) -> None:
@@ -142,15 +144,16 @@ def _fonts_for(texts: Sequence[str]) -> Iterator[set[str]]:
     """Within this context texts are drawn literally, in fonts that have them. Yields the characters no font has."""
     from matplotlib import rc_context  # takes a second to import
 
-    families, missing = families_for(texts)
-    log = logging.getLogger("matplotlib.font_manager")
-    before = log.level
-    log.setLevel(logging.ERROR)  # matplotlib warns about every fallback font without a normal weight
-    try:
-        with rc_context({"font.family": families, "text.parse_math": False}):
-            yield missing
-    finally:
-        log.setLevel(before)
+    with _ONE_AT_A_TIME:
+        families, missing = families_for(texts)
+        log = logging.getLogger("matplotlib.font_manager")
+        before = log.level
+        log.setLevel(logging.ERROR)  # matplotlib warns about every fallback font without a normal weight
+        try:
+            with rc_context({"font.family": families, "text.parse_math": False}):
+                yield missing
+        finally:
+            log.setLevel(before)
 
 
 def _figure(width: float, height: float) -> "Figure":

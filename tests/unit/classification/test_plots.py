@@ -2,18 +2,19 @@ import logging
 import warnings
 from pathlib import Path
 from random import Random
+from threading import Thread
 
 import numpy as np
 import pytest
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
-from matplotlib import font_manager, get_data_path
+from matplotlib import font_manager, get_data_path, rcParams
 from PIL import Image
 from some_prompt import some_prompt
 
 from rft_cluster.classification.answers import AnswerReader, Vote
 from rft_cluster.classification.fonts import families_for
-from rft_cluster.classification.plots import draw_evaluation, draw_sweep, evaluation_figure
+from rft_cluster.classification.plots import _fonts_for, draw_evaluation, draw_sweep, evaluation_figure
 from rft_cluster.classification.report import judge, report
 from rft_cluster.messages import Completion, Group
 
@@ -178,3 +179,19 @@ def test_a_sweep_of_words_and_numbers(tmp_path):
     rate = {"rate": 0.5, "interval": [0.4, 0.6]}
     draw_sweep({"a": [(1, rate), (2, rate)], "b $": [("all", rate)]}, "data.shots", tmp_path / "sweep.png")
     assert Image.open(tmp_path / "sweep.png").size[0] > 500
+
+
+def test_two_threads_that_draw_do_not_change_each_other_s_settings():
+    seen = []
+
+    def draw() -> None:
+        with _fonts_for(["b"]):
+            seen.append(rcParams["text.parse_math"])
+
+    other = Thread(target=draw)
+    with _fonts_for(["a"]):
+        other.start()
+        other.join(0.1)  # it waits, or would have seen this thread's settings and put them back
+        assert seen == []
+    other.join()
+    assert seen == [False] and rcParams["text.parse_math"]
