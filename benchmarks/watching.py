@@ -129,7 +129,6 @@ def _count(generator: Generator, counted: bool) -> None:
     engine = generator._engine
 
     def switch() -> None:
-        engine.log_stats = engine.output_processor.log_stats = counted
         engine.engine_core.engine_core.scheduler.log_stats = counted
         engine.logger_manager = generator.stats if counted else None
 

@@ -50,9 +50,9 @@ def growth(series: Series, by: str = "") -> str:
     return f"sum by ({by or series.label or 'run'}) (rate({chosen(series)}[$__rate_interval]))"
 
 
-def total(series: Series, by: str = "") -> str:
+def total(series: Series) -> str:
     """A counter since the run's start. It is missing until it first counts something, which is 0 here."""
-    return f"sum by ({by or series.label or 'run'}) ({chosen(series)}) or on () vector(0)"
+    return f"sum by ({series.label or 'run'}) ({chosen(series)}) or on () vector(0)"
 
 
 def share(found: Series, asked: Series) -> str:
@@ -148,8 +148,6 @@ ROWS = [
             "{{generator}} prefix": share(vllm.PREFIX_FOUND, vllm.PREFIX_ASKED),
             "{{generator}} images": share(vllm.IMAGES_FOUND, vllm.IMAGES_ASKED),
         }, "percentunit"),
-        Panel("Requests pre-empted", {"{{generator}}": total(vllm.PREEMPTIONS, "generator")},
-              meaning=vllm.PREEMPTIONS.meaning),
         Panel("Restarts", {"{{actor}}": total(RESTARTS), "steps from the journal": total(STEP["replayed"])},
               meaning=RESTARTS.meaning),
     ]),

@@ -1,4 +1,4 @@
-"""What a vLLM engine does, in numbers: ten of vLLM's own series.
+"""What a vLLM engine does, in numbers: nine of vLLM's own series.
 
 vLLM's logger for Ray would import Ray Serve (over a second of each start, and a package more), and call Ray 40 times in
 each step of the engine. This one adds up plain numbers there.
@@ -16,14 +16,13 @@ def _series(name: str, unit: str, meaning: str, counts: bool = True) -> Series:
 RUNNING = _series("num_requests_running", "requests", "Requests in the engine's running batch.", counts=False)
 WAITING = _series("num_requests_waiting", "requests", "Requests that wait in the engine.", counts=False)
 CACHE_USE = _series("kv_cache_usage_perc", "share of 1", "KV cache in use.", counts=False)
-PROMPT_TOKENS = _series("prompt_tokens", "tokens", "Prompt tokens prefilled.")
-TOKENS = _series("generation_tokens", "tokens", "Tokens sampled, of evaluations too.")
-PREEMPTIONS = _series("num_preemptions", "requests", "Requests pre-empted, for lack of KV cache or for new weights.")
+PROMPT_TOKENS = _series("prompt_tokens", "tokens", "Prompt tokens of finished requests.")
+TOKENS = _series("generation_tokens", "tokens", "Tokens sampled in finished requests, of evaluations too.")
 PREFIX_ASKED = _series("prefix_cache_queries", "tokens", "Prompt tokens looked up in the prefix cache.")
 PREFIX_FOUND = _series("prefix_cache_hits", "tokens", "Prompt tokens found in the prefix cache.")
 IMAGES_ASKED = _series("mm_cache_queries", "images", "Images looked up in the cache of the processor.")
 IMAGES_FOUND = _series("mm_cache_hits", "images", "Images found in the cache of the processor.")
-ENGINE = (RUNNING, WAITING, CACHE_USE, PROMPT_TOKENS, TOKENS, PREEMPTIONS, PREFIX_ASKED, PREFIX_FOUND, IMAGES_ASKED,
+ENGINE = (RUNNING, WAITING, CACHE_USE, PROMPT_TOKENS, TOKENS, PREFIX_ASKED, PREFIX_FOUND, IMAGES_ASKED,
           IMAGES_FOUND)  # fmt: skip
 """Names and meanings as in vLLM's PrometheusStatLogger, with `vllm_` for `vllm:`, which Ray's names may not have."""
 
@@ -35,7 +34,8 @@ class EngineStats:
         self._values: dict[Series, float] = dict.fromkeys(ENGINE, 0)
 
     def record(self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None) -> None:
-        """The arguments are vLLM's SchedulerStats, IterationStats and MultiModalCacheStats of one step, or None."""
+        """The arguments are vLLM's SchedulerStats and MultiModalCacheStats of one step, or None. `iteration_stats` is
+        None here: they would take too long."""
         values = self._values
         if scheduler_stats is not None:
             values[RUNNING] = scheduler_stats.num_running_reqs
@@ -43,13 +43,14 @@ class EngineStats:
             values[CACHE_USE] = scheduler_stats.kv_cache_usage
             values[PREFIX_ASKED] += scheduler_stats.prefix_cache_stats.queries
             values[PREFIX_FOUND] += scheduler_stats.prefix_cache_stats.hits
-        if iteration_stats is not None:
-            values[PROMPT_TOKENS] += iteration_stats.num_prompt_tokens
-            values[TOKENS] += iteration_stats.num_generation_tokens
-            values[PREEMPTIONS] += iteration_stats.num_preempted_reqs
         if mm_cache_stats is not None:
             values[IMAGES_ASKED] += mm_cache_stats.queries
             values[IMAGES_FOUND] += mm_cache_stats.hits
+
+    def finished(self, output: Any) -> None:
+        """A request is finished: vLLM's RequestOutput."""
+        self._values[PROMPT_TOKENS] += len(output.prompt_token_ids)
+        self._values[TOKENS] += sum(len(answer.token_ids) for answer in output.outputs)
 
     def log(self) -> None:
         """Asked of vLLM's loggers every 10 s: here somebody reads instead."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from rft_cluster.common.errors import EngineFailed, StaleGenerator
+from rft_cluster.generator.engine_stats import EngineStats
 from rft_cluster.generator.weight_state import WeightState
 from rft_cluster.messages import Completion, Group, Prompt
 
@@ -43,8 +44,9 @@ class Batch:
 class EngineThread:
     """Runs the engine. `engine` is vLLM's `LLMEngine`; only work passed to `call` may use it."""
 
-    def __init__(self, weights: WeightState) -> None:
+    def __init__(self, weights: WeightState, stats: EngineStats) -> None:
         self.engine: Any = None
+        self._stats = stats
         self._weights = weights
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._running: dict[str, tuple[Batch, int]] = {}  # vLLM's request id -> batch, and the prompt's index in it
@@ -124,6 +126,7 @@ class EngineThread:
                 # Requests of a batch that was dropped may still end here.
                 if output.finished and output.request_id in self._running:
                     batch, index = self._running.pop(output.request_id)
+                    self._stats.finished(output)
                     try:
                         batch.groups[index] = group_of(batch.prompts[index], output, batch)
                     except StaleGenerator as error:  # the engine is well; this batch came before older weights did

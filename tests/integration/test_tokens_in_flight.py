@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from rft_cluster.generator.engine_stats import EngineStats
 from rft_cluster.generator.engine_thread import EngineThread
 from rft_cluster.generator.weight_state import WeightState
 
@@ -62,7 +63,7 @@ def test_no_token_of_the_old_weights_comes_after_the_new_ones_are_served(schedul
     }
     assert scheduler.reset_prefix_cache(True)  # the weights have changed
     if cured:
-        thread = EngineThread(WeightState(None))
+        thread = EngineThread(WeightState(None), EngineStats())
         thread.engine = SimpleNamespace(engine_core=SimpleNamespace(engine_core=SimpleNamespace(scheduler=scheduler)))
         thread.drop_tokens_in_flight()
     assert [delivered(scheduler, batch, OLD) for batch in in_flight] == [late, {}]

@@ -33,6 +33,7 @@ class RecordingEngine:
         self.worker = SimpleNamespace(weight_transfer_engine=self)
         self.model = SimpleNamespace()
         self.scheduled: dict[str, Any] = {}  # vLLM's requests, by its ids
+        self.output_processor = SimpleNamespace()
         self.engine_core = SimpleNamespace(
             engine_core=SimpleNamespace(scheduler=SimpleNamespace(requests=self.scheduled))
         )
