@@ -129,7 +129,8 @@ def accuracy_fell(history: History) -> Hint | None:
         "The policy earns what does not make it right: lower that reward's weight, or make it harder to earn"
         if while_rose
         else "model-best/ has the better policy. Lower optimizer.learning_rate, or raise algorithm.kl_beta",
-        "The 95 % intervals of the best and the last evaluation do not overlap: chance gives no such best of 50.",
+        "The 95 % intervals of the best and the last evaluation do not overlap: chance alone gives that in 2 % of runs "
+        "with 10 evaluations, in 7 % of those with 50.",
     )
 
 
@@ -158,8 +159,8 @@ def by_chance(history: History) -> Hint | None:
     last = rows[-1]
     return Hint(
         "warning",
-        f"Accuracy is {_percent(last['accuracy_strict'])} after step {last['step']}: guessing gives "
-        f"{_percent(1 / classes)}",
+        f"Accuracy is {_percent(last['accuracy_strict'])} of {last['n']} {last['split']} images after step "
+        f"{last['step']}: guessing gives {_percent(1 / classes)}",
         "Look at rollouts/: is any answer right, and does the reward say so? Then more schedule.steps and data.shots",
         "After half of the steps, chance (1 of the classes) is within the 95 % interval.",
     )

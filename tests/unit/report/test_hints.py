@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rft_cluster.classification.intervals import wilson
@@ -151,7 +152,7 @@ CASES: dict[str, tuple[dict[str, Any], str, list[dict[str, Any]]]] = {
     ),
     "by_chance": (
         {"right": {0: 0.5, 40: 0.54}},
-        "Accuracy is 54 % after step 40: guessing gives 50 %",
+        "Accuracy is 54 % of 200 validation images after step 40: guessing gives 50 %",
         [{"right": {0: 0.5, 40: 0.7}}, {"right": {0: 0.5, 39: 0.5}}],
     ),
     "beaten": (
@@ -264,6 +265,15 @@ def test_groups_of_one_kind_are_called_so(tmp_path, rollouts, told):
 def test_each_stage_may_be_the_long_one(tmp_path, stage, told):
     (hint,) = found(tmp_path, figures={f"seconds/{stage}": 2.0})
     assert told in hint.text
+
+
+@pytest.mark.parametrize(("evaluations", "told"), [(10, 0.02), (50, 0.07)])
+def test_a_fall_of_accuracy_is_as_rare_by_chance_as_the_hint_says(evaluations, told):
+    """Evaluations of one policy that is right on 0.7 of all images, each on 100 other ones."""
+    ends = [wilson(right, 100) for right in range(101)]
+    drawn = np.random.default_rng(0).binomial(100, 0.7, (5000, evaluations))
+    apart = [ends[own[-1]][1] < ends[own.max()][0] for own in drawn]
+    assert sum(apart) / len(apart) == pytest.approx(told, abs=0.01)
 
 
 def test_warnings_come_first(tmp_path):
