@@ -2,7 +2,7 @@
 
 // Characters that control a terminal or the direction of text become an escape, as in Python's repr; line ends and the
 // joiners of scripts and emoji stay. The same as `visible` in page.py.
-const HIDDEN = /[\p{Cc}\p{Cf}\p{Co}\p{Cs}]/gu;
+const HIDDEN = /\p{C}/gu;
 const KEPT = new Set(["\n", "\u200c", "\u200d"]);
 
 function escaped(character) {

@@ -10,7 +10,7 @@ from tests.unit.report.whole import written
 
 HOSTILE = (
     "</script><script>window.struck = 1</script><!-- <img src=x onerror='window.struck = 2'> {{ 7 * 7 }} "
-    "\" ' onclick=window.struck=3 \x1b[31mred\x1b[0m \u202egnp.exe\u2066 \u2028 javascript:window.struck=4"
+    "\" ' onclick=window.struck=3 \x1b[31mred\x1b[0m \u202egnp.exe\u2066 \u2028 \u0378 javascript:window.struck=4"
 )
 FORMULA = '=HYPERLINK("http://example.org","click")'
 
@@ -51,7 +51,8 @@ def test_hostile_text_is_shown_as_text(hostile):
     text = visible(hostile)
     for told in ("<script>window.struck = 1</script>", "<img src=x onerror=", "{{ 7 * 7 }}", "<b>mine<!--"):
         assert told in text
-    for hidden, escape in (("\x1b", "\\x1b[31mred"), ("\u202e", "\\u202egnp.exe"), ("\u2066", "\\u2066")):
+    escapes = ("\x1b", "\\x1b[31mred"), ("\u202e", "\\u202egnp.exe"), ("\u2066", "\\u2066"), ("\u0378", "\\u0378")
+    for hidden, escape in escapes:  # the last one is of no character: both halves of the page escape it
         assert hidden not in text
         assert escape in text
 
