@@ -31,7 +31,8 @@ class AnswerReader:
 
     def __init__(self, classes: Sequence[str], aliases: Mapping[str, Sequence[str]]) -> None:
         self._label = {normalise_label(label): label for label in classes}
-        self._label |= {normalise_label(name): label for label, names in aliases.items() for name in names}
+        named = {label: aliases.get(label, ()) for label in classes}  # `data.only` leaves aliases of other classes there
+        self._label |= {normalise_label(name): label for label, names in named.items() for name in names}
 
     def label(self, text: str) -> str | None:
         """The class in the text's answer block. None without exactly one block, or if its text is no class."""

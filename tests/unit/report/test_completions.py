@@ -53,6 +53,13 @@ def test_a_group_in_columns():
     }
 
 
+def test_an_alias_of_what_is_no_class_answers_none():
+    """As in the manifest of a run with `data.only`."""
+    made = Columns({}, {"rose": 0}, AnswerReader(["rose"], {"oak": ["an oak"]}))
+    made.add(1, {"completions": ["<answer>an oak</answer>", "<answer>rose</answer>"]})
+    assert made.page()["answer"] == [-1, 0]
+
+
 def test_a_record_of_an_older_version_has_fewer_columns():
     made = columns()
     made.add(1, {"completions": ["<answer>rose</answer>"], "rewards": ROW["rewards"][:1]})
