@@ -109,7 +109,7 @@ def make_run(run: Path, completions: int) -> None:
     config = load_config("digits", [f"run.folder={run.parent}", f"run.name={run.name}", f"schedule.steps={steps}"])
     (run / "rollouts").mkdir(parents=True)
     write_record(run, config)
-    write_json(run / "manifest.json", manifest(dataset, config.data, 0))
+    write_json(run / "manifest.json", manifest(dataset, 0))
     (run / "thumbnails.zip").write_bytes(archive(thumbnails(wanted(dataset), dataset.images)))
     left = completions // GROUP
     for step in range(1, steps + 1):

@@ -19,7 +19,6 @@ from pydantic import BaseModel, Field, ValidationError
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.files import check_format, json_object
 from rft_cluster.common.lookup import near_path
-from rft_cluster.config import DataSection
 from rft_cluster.data.dataset import FewShotDataset, listing
 from rft_cluster.data.deep import FULL
 from rft_cluster.messages import Example
@@ -60,13 +59,13 @@ class _Manifest(BaseModel):
     levels: tuple[int, int] | None = FULL
 
 
-def manifest(dataset: FewShotDataset, config: DataSection, seed: int) -> dict[str, Any]:
+def manifest(dataset: FewShotDataset, seed: int) -> dict[str, Any]:
     """The manifest of a data set, for `json.dumps`. Equal data sets give equal manifests. `seed` chose the splits."""
     return {
         "name": dataset.name,
         "seed": seed,
         "classes": list(dataset.classes),
-        "aliases": {label: list(names) for label, names in config.aliases.items()},
+        "aliases": {e.label: list(e.aliases) for split in dataset.splits.values() for e in split if e.aliases},
         "splits": {
             split: [{"id": e.example_id, "sha256": e.image.sha256, "label": e.label} for e in examples]
             for split, examples in dataset.splits.items()

@@ -90,7 +90,7 @@ class RunFolder:
         write_record(self.path, config)
         add_part(self.path, first_step, task.text)
         if not (self.path / "manifest.json").exists():
-            found = manifest(task.dataset, config.data, config.run.seed)
+            found = manifest(task.dataset, config.run.seed)
             write_json(self.path / "manifest.json", {"format": FORMAT, **found})
         for tracker in trackers:
             tracker.begin(first_step)

@@ -158,7 +158,7 @@ def test_the_images_of_a_manifest_are_taken_from_any_official_split(root, tmp_pa
     """Manifests may be older than the use of the official splits."""
     now = load(root)
     then = replace(now, train=now.test[:102], test=now.train[:30])
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest(then, DataSection(source="flower102"), 0)))
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest(then, 0)))
     assert load(root, manifest=tmp_path / "manifest.json").splits == then.splits
 
 

@@ -136,12 +136,12 @@ def test_the_manifest_keeps_the_levels_and_the_files_digests(tmp_path):
     root = fill(tmp_path / "photos", png16, 1, 0, 4095)
     config = DataSection(source="folder", path=root, shots=1, validation=2, test=4)
     first = load_dataset(config, 0)
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest(first, config, 0)))
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest(first, 0)))
     (root / "a/new.png").write_bytes(png16(values_of(99, 1, 0, 65535)))
     again = load(root, manifest=tmp_path / "manifest.json")
     assert again.levels == (0, 4095) and again.splits == first.splits
     # Manifests of earlier runs say nothing of levels: they had all 16 bits.
-    old = {key: value for key, value in manifest(first, config, 0).items() if key != "levels"}
+    old = {key: value for key, value in manifest(first, 0).items() if key != "levels"}
     (tmp_path / "old.json").write_text(json.dumps(old))
     assert load(root, manifest=tmp_path / "old.json").levels == FULL
 

@@ -47,7 +47,7 @@ def section(**values) -> DataSection:
 def write(path: Path, config: DataSection, seed: int) -> tuple[FewShotDataset, Path]:
     """A data set, and its manifest in a file as a run leaves it."""
     dataset = load_dataset(config, seed)
-    path.write_text(json.dumps(manifest(dataset, config, seed)))
+    path.write_text(json.dumps(manifest(dataset, seed)))
     return dataset, path
 
 
@@ -110,7 +110,7 @@ def test_a_manifest_repeats_the_split_exactly(sources, source, tmp_path):
 @pytest.mark.parametrize("source", SOURCES)
 def test_the_same_seed_gives_the_same_manifest_byte_for_byte(sources, source):
     config = section(**sources[source])
-    one, two = (json.dumps(manifest(load_dataset(config, 5), config, 5)) for _ in range(2))
+    one, two = (json.dumps(manifest(load_dataset(config, 5), 5)) for _ in range(2))
     assert one == two
 
 
@@ -196,10 +196,17 @@ def test_new_images_and_new_copies_change_nothing(tmp_path):
     assert (beside.classes, beside.splits) == (dataset.classes, dataset.splits)
 
 
+def test_the_aliases_of_a_manifest_are_those_that_count(tmp_path):
+    """Not those of a class that `data.only` leaves out."""
+    config = section(path=write_photos(tmp_path), only=list(CLASSES[:2]),
+                     aliases={CLASSES[0]: ["first"], CLASSES[2]: ["third"]})  # fmt: skip
+    assert manifest(load_dataset(config, 0), 0)["aliases"] == {CLASSES[0]: ["first"]}
+
+
 def test_check_manifest_sees_labels_order_and_extra_images():
     config = section(source=f"{__name__}:own")
     dataset = load_dataset(config, 1)
-    found = manifest(dataset, config, 1)
+    found = manifest(dataset, 1)
     check_manifest(dataset, found)
 
     def message(other: FewShotDataset) -> str:

@@ -137,4 +137,4 @@ def test_hostile_names_stay_text_in_a_browser(tmp_path):
         browser.open(tmp_path / "c.html")
         assert browser.messages == [] and browser.run("window.struck ?? 'safe'") == "safe"
         assert "<b>0<!--" in visible(browser)
-        assert browser.run("document.querySelectorAll('main .charts canvas').length") > 3
+        browser.wait_for("document.querySelectorAll('main .charts canvas').length > 3")  # drawn once they have a width

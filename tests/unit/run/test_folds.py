@@ -24,7 +24,7 @@ def finish(config: Config, right: list[int]) -> None:
     for fold, count in zip(fold_configs(config), right, strict=True):
         fold.run_folder.mkdir(parents=True)
         dataset = load_dataset(fold.data, fold.run.seed)
-        (fold.run_folder / "manifest.json").write_text(json.dumps(manifest(dataset, fold.data, fold.run.seed)))
+        (fold.run_folder / "manifest.json").write_text(json.dumps(manifest(dataset, fold.run.seed)))
         n = len(dataset.test)
         rows = [
             {"step": step, "split": "test", "n": n, "accuracy_strict": value / n}
