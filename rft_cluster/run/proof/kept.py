@@ -211,5 +211,12 @@ def read_redone(run: Path) -> tuple[list[int], int, list[str]]:
         for step in (row["step"] for row in rows):
             redone.append(step)
             before, now = (where / "rollouts" / f"step-{step:06d}.jsonl" for where in (folder, run))
-            replayed += before.is_file() and now.is_file() and before.read_bytes() == now.read_bytes()
+            replayed += before.is_file() and now.is_file() and _completions(before) == _completions(now)
     return sorted(redone), replayed, problems
+
+
+def _completions(file: Path) -> list[tuple[Any, ...]]:
+    """The completions in a file of `rollouts/`, and who wrote them. The rest of a row may differ: other ranks sum a
+    log-prob gap in another order, and older versions did not record it."""
+    rows = [json_object(line) or {} for line in file.read_bytes().splitlines()]
+    return [tuple(row.get(key) for key in ("prompt_id", "completions", "version_spans")) for row in rows]

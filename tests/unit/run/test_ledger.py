@@ -476,6 +476,22 @@ def test_after_a_crash_a_run_is_proved_with_the_steps_that_it_did_again(tmp_path
     assert set(done.redone) == set(range((step - 1) // save_every * save_every + 1, step))
 
 
+def test_a_step_from_the_journal_counts_as_replayed_whatever_else_its_record_has(tmp_path):
+    settings = config(tmp_path, *SMALL, "scoring.failure_budget=0.6", "schedule.save_every=4")
+    with pytest.raises(RuntimeError, match="an actor died"):
+        run(settings, roles=Dies(6))
+    for number in (1, 2):  # other ranks, and a version that wrote fewer keys
+        changed(number, lambda row: row.update(logprob_gaps=[0.1, 0.2]) or row.pop("why"))(
+            settings.run_folder / "rollouts" / "step-000005.jsonl"
+        )
+    assert run(settings, roles=Writing(None, 0, 0.0))[0] == 0
+    ledger = check_run(settings.run_folder)
+    assert (ledger.problems, ledger.redone, ledger.replayed) == ((), (5,), 1)
+    (before,) = settings.run_folder.glob("redone-*/rollouts/*5.jsonl")
+    changed(1, lambda row: row.update(completions=["", ""]))(before)
+    assert check_run(settings.run_folder).replayed == 0
+
+
 def test_a_run_that_goes_on_with_another_schedule_is_proved(tmp_path):
     folder = written(tmp_path, "schedule.steps=3", "schedule.evaluate_every=3")
     assert check_run(folder).state == "done"
