@@ -31,9 +31,7 @@ class AnswerReader:
 
     def __init__(self, classes: Sequence[str], aliases: Mapping[str, Sequence[str]]) -> None:
         self._label = {normalise_label(label): label for label in classes}
-        named = {
-            label: aliases.get(label, ()) for label in classes
-        }  # none of what is no class
+        named = {label: aliases.get(label, ()) for label in classes}  # none of what is no class
         self._label |= {normalise_label(name): label for label, names in named.items() for name in names}
 
     def label(self, text: str) -> str | None:
