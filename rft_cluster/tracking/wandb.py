@@ -68,6 +68,7 @@ class WandB(Tracker):
             name=self._config.run.name,
             id=str(known["id"]) if known and "id" in known else None,
             resume="allow",
+            reinit="create_new",  # the fold before, in this process, may still send its last pictures
             dir=str(self._config.run_folder),
             config=self._config.model_dump(mode="json"),
             # Neither code, nor the list of packages, nor the console's text is sent.

@@ -96,3 +96,16 @@ def test_a_run_is_logged_with_its_pictures_and_no_step_twice(tmp_path):
     ours = json.loads((run / "wandb" / "rft_cluster.json").read_text())["id"]
     logged(tmp_path, 1, 4)
     assert {file.stem for file in run.glob("wandb/offline-run-*/*.wandb")} == {f"run-{ours}"}
+
+
+def test_a_run_gets_one_of_its_own_while_the_one_before_still_sends(tmp_path):
+    trackers = []
+    for name in ("fold-1", "fold-2"):  # of one process
+        settings = config(tmp_path, f"run.name={name}")
+        settings.run_folder.mkdir()
+        trackers.append(WandB(settings, Shown(DATASET, 20)))
+        trackers[-1].begin(0)
+    first, second = (json.loads(file.read_text())["id"] for file in sorted(tmp_path.glob("*/wandb/rft_cluster.json")))
+    for tracker in trackers:
+        tracker.close()
+    assert first != second
