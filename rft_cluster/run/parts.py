@@ -57,7 +57,10 @@ def _models(information: Path) -> list[str]:
 
 
 def _lines(file: Path) -> list[str]:
-    return file.read_text(errors="replace").splitlines() if file.is_file() else []
+    try:
+        return file.read_text(errors="replace").splitlines()
+    except OSError:  # not there, or not for this user: the record does without
+        return []
 
 
 def _version(package: str) -> str | None:

@@ -39,3 +39,9 @@ def test_nvidia_s_own_files_name_driver_and_gpus(tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "NVIDIA", tmp_path)
     machine = parts.environment()["machine"]
     assert (machine["gpus"], machine["nvidia_driver"]) == (["NVIDIA H100 80GB HBM3"], "580.95.05")
+
+
+def test_a_file_of_the_driver_that_may_not_be_read_ends_no_run(tmp_path, monkeypatch):
+    (tmp_path / "version").symlink_to("/proc/self/mem")  # a file that is there, and whose reading fails
+    monkeypatch.setattr(parts, "NVIDIA", tmp_path)
+    assert parts.environment()["machine"]["nvidia_driver"] is None
