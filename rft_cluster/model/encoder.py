@@ -96,8 +96,11 @@ class PromptEncoder:
         return fetch_image({"image": open_image(data), **self._limits}, image_patch_size=self._patch)
 
     def image_limits(self) -> dict[str, Any]:
-        """The processor's pixel limits, set so that it does not resize the images that `image` returns."""
-        return {"size": {"shortest_edge": self._limits["min_pixels"], "longest_edge": self._limits["max_pixels"]}}
+        """The processor's pixel limits, set so that it does not resize the images that `image` returns: their sides are
+        rounded down where they would have too many pixels, so between close limits they have fewer than `min_pixels`.
+        """
+        least = (self._patch * MERGE) ** 2
+        return {"size": {"shortest_edge": least, "longest_edge": self._limits["max_pixels"]}}
 
     def encode(self, text: str, image: bytes) -> EncodedPrompt:
         """A prompt of this text and this encoded image."""

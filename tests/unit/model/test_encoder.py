@@ -93,6 +93,17 @@ def test_pixels_and_tokens_are_counted_alike_at_odd_sizes(family, tmp_path_facto
     assert len(counts) > 5
 
 
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_between_close_limits_an_image_is_resized_once(family, tmp_path):
+    """As the warm start of the small model does it, whose limits are equal."""
+    build_processor(["zero"], ["group-00"], "Which?", 56 * 56, family).save_pretrained(tmp_path)
+    encoder = PromptEncoder(str(tmp_path), 50_000, 50_000)
+    encoded = encoder.encode("Which?", picture(300, 200))
+    width, height = model_size(300, 200, 50_000, 50_000, family.side)
+    assert width * height < 50_000
+    assert encoded.image_grid_thw[0].tolist() == [1, height // family.patch, width // family.patch]
+
+
 @pytest.mark.parametrize(("name", "red"), [("qwen2_vl", 1.93), ("qwen2_5_vl", 1.93), ("qwen3_vl", 1.0)])
 def test_pixels_are_normalised_as_the_family_does_it(name, red, tmp_path):
     build_processor(["zero"], ["group-00"], "Which?", 56 * 56, FAMILIES[name]).save_pretrained(tmp_path)
