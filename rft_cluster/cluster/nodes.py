@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 from ray._private.state import state  # Ray Serve asks it, too; of Ray's public functions none tells of such notices
+from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group_table
 
 from rft_cluster.cluster.gpus import HIDE_GPUS, check_driver, driver_here
@@ -39,7 +40,10 @@ def cluster_nodes() -> list[NodeResources]:
 def told_to_leave() -> dict[str, float]:
     """The living nodes that were told to leave, by address, with the seconds that they have; infinity if no time was
     set. Ray calls it draining: a cloud takes a machine back, or a `ray start --block` has got SIGTERM."""
-    draining = state.get_draining_nodes()  # Ray's id of a node -> milliseconds since 1970, or 0
+    try:
+        draining = state.get_draining_nodes()  # Ray's id of a node -> milliseconds since 1970, or 0
+    except RayError:  # a driver that is Ray's client (ray://) cannot ask; nothing depends on the notice
+        return {}
     now = time.time()
     return {
         node.address: max(0.0, draining[node.node_id] / 1000 - now) if draining[node.node_id] else math.inf

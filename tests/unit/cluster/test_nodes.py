@@ -132,3 +132,7 @@ def test_the_time_for_the_actors_start_runs_when_nodes_have_what_they_need(reser
     with start._reserved(config, True, "owner/model", {}) as actors:
         assert reserved == events
         assert actors.left() == 600
+
+
+def test_a_driver_that_cannot_ask_for_notices_gets_none():
+    assert module.told_to_leave() == {}  # Ray is not connected here, as it is not in a driver that is its client
