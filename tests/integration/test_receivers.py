@@ -81,6 +81,7 @@ class Source:
     """Two tensors, as `PolicyWeights` has them."""
 
     tensors = {"a": bf16(1, 2), "b": bf16(3)}  # noqa: RUF012
+    nbytes = 6
 
     def metadata(self) -> list[TensorInfo]:
         return [TensorInfo(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self.tensors.items()]
