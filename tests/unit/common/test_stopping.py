@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,14 @@ def is_slow_to_end():
 
 sys.exit(exit_code(globals()[sys.argv[1]]))
 """
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_ignored() -> Iterator[None]:
+    """Under nohup SIGHUP is ignored here, and so in every process that is started."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def start(work: str, **options) -> subprocess.Popen:
