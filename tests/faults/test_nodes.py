@@ -104,7 +104,7 @@ def nodes(token_environment: dict[str, str], tmp_path: Path) -> Iterator[Nodes]:
 
 def serves(host: Host) -> Callable[[Launch], bool]:
     """A generator on this host has written completions by trained weights."""
-    return lambda launch: bool(re.search(r"^version [1-9]\d*: [1-9]\d* completions", host.logs, re.MULTILINE))
+    return lambda launch: bool(re.search(r"^generate: version [1-9]\d*, [1-9]\d* completions", host.logs, re.MULTILINE))
 
 
 STEPS = 150
