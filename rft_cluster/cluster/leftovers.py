@@ -3,6 +3,8 @@
 What is killed cannot clean up: vLLM and Ray's dashboard leave files, Ray's agents wait a minute for a server that is
 gone, and a frozen actor does not see that its node is. So Ray and the actors get a temporary folder of their own. It
 marks them: a shell waits for the end of the driver, ends what still has the folder in its environment, and removes it.
+The notes of Intel's OpenMP runtime about processes that were killed while they imported torch go as well (see
+`hardware.forget_openmp`): of dead processes nobody needs them, whoever's they were.
 """
 
 import os
@@ -20,6 +22,10 @@ ours() { grep -lszFx -e "TMPDIR=$0" /proc/[0-9]*/environ | tr -dc '0-9\\n'; }
 read -r _
 for _ in $(seq "$1"); do [ "$(ours)" ] || break; sleep 1; done
 kill -KILL $(ours)
+for note in /dev/shm/__KMP_REGISTERED_LIB_*_"$(id -u)"; do
+  pid=${note#*_LIB_}
+  [ -e "/proc/${pid%_*}" ] || rm -f -- "$note"
+done
 for _ in 1 2 3 4 5; do rm -rf -- "$0" && exit; sleep 1; done
 """
 CACHE = Path("~/.cache/rft_cluster/torchinductor")  # what torch compiles, for later runs

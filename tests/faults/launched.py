@@ -26,7 +26,6 @@ SHORT = [f"schedule.steps={STEPS}", "schedule.evaluate_every=5", "schedule.save_
          "optimizer.warmup_steps=2", "data.validation=20", "data.test=20", "schedule.stop_when_stuck=0",
          "schedule.keep_checkpoints=3"]  # fmt: skip
 GONE = 40.0  # seconds until what a killed driver leaves is gone: Ray's agents take their time on a busy machine
-OPENMP = "__KMP_REGISTERED_LIB_"  # 1 kB of shared memory, from a process that was killed while it imported torch
 KEPT = ("ray", "torchinductor_")  # in the temporary folder: Ray's sessions and torch's cache
 WHOLE_RUN = 400.0  # seconds for a run on a busy machine; it takes 30 on two quiet cores
 STARTED: list["Launch"] = []
@@ -99,7 +98,7 @@ class Launch:
             time.sleep(0.1)
         numbers = {str(process.pid) for process in self.family}
         fresh = {*os.listdir("/dev/shm")} - self.shared
-        shared = [name for name in fresh if numbers & set(re.findall(r"\d+", name)) and not name.startswith(OPENMP)]
+        shared = [name for name in fresh if numbers & set(re.findall(r"\d+", name))]
         assert not shared, shared
         shutil.rmtree(self.temporary, ignore_errors=True)
 

@@ -67,6 +67,23 @@ def test_files_and_processes_go_with_the_driver_however_that_ends(tmp_path, numb
     other.wait()
 
 
+def test_notes_of_openmp_about_dead_processes_go_too(tmp_path):
+    living, dead = subprocess.Popen(["sleep", "100"]), subprocess.Popen(["true"])
+    dead.wait()
+    notes = [Path(f"/dev/shm/__KMP_REGISTERED_LIB_{process.pid}_{os.getuid()}") for process in (living, dead)]
+    try:
+        for note in notes:
+            note.touch()
+        driver = subprocess.run([sys.executable, "-c", DRIVER, "end"], env=os.environ | {"RAY_TMPDIR": str(tmp_path)},
+                                stdout=subprocess.PIPE, text=True, check=True)  # fmt: skip
+        wait_until_gone(int(driver.stdout.split()[0]), tmp_path)
+        assert [note.exists() for note in notes] == [True, False]
+    finally:
+        notes[0].unlink()
+        living.kill()
+        living.wait()
+
+
 def test_only_what_is_started_there_sees_it(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/own/cache")
