@@ -1,13 +1,14 @@
 """The curves of a page: which figures of a step, and how to read them."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rft_cluster.run.figures import rounded, thinned
 from rft_cluster.run.history import Row
 
 MOST_POINTS = 2000  # of a curve: more than a page has pixels
+DIGITS = 5  # of a figure
 
 
 @dataclass(frozen=True)
@@ -52,26 +53,13 @@ def curves(steps: Sequence[Row]) -> dict[str, Any]:
 
     A figure that is always 0, or missing, has no curve if it is of the rarer kind.
     """
-    rows = thinned(steps)
+    rows = thinned(steps, MOST_POINTS)
     keys = sorted({key for row in rows for key in row})
     charts = []
     for chart in CHARTS:
         own = [key for key in keys if any(key == one or (one[-1] == "/" and key.startswith(one)) for one in chart.keys)]
-        series = {key: [finite(row.get(key)) for row in rows] for key in own}
+        series = {key: [rounded(row.get(key), DIGITS) for row in rows] for key in own}
         if any(value for values in series.values() for value in values) or (chart.first and series):
             charts.append({"title": chart.title, "unit": chart.unit, "reading": chart.reading, "first": chart.first,
                            "series": series})  # fmt: skip
     return {"step": [row["step"] for row in rows], "charts": charts}
-
-
-def thinned(rows: Sequence[Row], most: int = MOST_POINTS) -> list[Row]:
-    """At most `most` rows, evenly, with the last."""
-    if len(rows) <= most:
-        return list(rows)
-    return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
-
-
-def finite(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(f"{value:.5g}")

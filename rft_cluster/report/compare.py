@@ -13,12 +13,13 @@ from rft_cluster.classification.intervals import paired_difference
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.files import check_writable, write_text
 from rft_cluster.common.text import shown
-from rft_cluster.report.charts import CHARTS, finite, thinned
+from rft_cluster.report.charts import CHARTS, DIGITS, MOST_POINTS
 from rft_cluster.report.collect import Page
 from rft_cluster.report.hints import hints
 from rft_cluster.report.page import render
 from rft_cluster.report.summary import times
 from rft_cluster.run.answers import read_answers
+from rft_cluster.run.figures import rounded, thinned
 from rft_cluster.run.history import History, Row, read_history
 from rft_cluster.run.resume import is_run
 
@@ -173,7 +174,7 @@ def _flat(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _curves(sides: Sequence[Side]) -> dict[str, Any]:
     """As `charts.curves`, with a series for each run; accuracy first, in percent."""
-    rows = [thinned(side.history.steps) for side in sides]
+    rows = [thinned(side.history.steps, MOST_POINTS) for side in sides]
     measured = [[row for row in side.history.evaluations if "accuracy_strict" in row] for side in sides]
     steps = sorted({row["step"] for own in (*rows, *measured) for row in own})
     charts = []
@@ -185,7 +186,9 @@ def _curves(sides: Sequence[Side]) -> dict[str, Any]:
             charts.append(_chart(sides, steps, percent, f"Accuracy, {split}", "%", "Strict.", points=True))
     for chart in CHARTS:
         key = chart.keys[0]
-        own = [{row["step"]: value for row in one if (value := finite(row.get(key))) is not None} for one in rows]
+        own = [
+            {row["step"]: value for row in one if (value := rounded(row.get(key), DIGITS)) is not None} for one in rows
+        ]
         if any(value for values in own for value in values.values()):
             charts.append(_chart(sides, steps, own, chart.title, chart.unit, chart.reading, points=False))
     return {"step": steps, "charts": charts}

@@ -3,7 +3,6 @@
 Columns take a fifth of the bytes that objects would, and the page filters them without making an object.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -12,10 +11,12 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from rft_cluster.classification.answers import AnswerReader
+from rft_cluster.run.figures import rounded
 from rft_cluster.run.history import History, Row
 
 MOST_COMPLETIONS = 50_000
 MOST_BYTES = 60 * 10**6  # of rollouts/: the page holds about a tenth of them, compressed
+DIGITS = 4  # of a completion's figures
 NAMED = 0.6180339887  # the golden ratio's fraction: its multiples fall evenly, and in step with no epoch
 
 
@@ -97,11 +98,11 @@ class Columns:
             self.groups[name].append(value)
         columns: dict[str, Sequence[Any]] = {
             "text": group.completions,
-            "total": [_number(reward.total) for reward in group.rewards],
-            "advantage": list(map(_number, group.advantages)),
+            "total": [rounded(reward.total, DIGITS) for reward in group.rewards],
+            "advantage": [rounded(value, DIGITS) for value in group.advantages],
             "tokens": group.tokens or [sum(tokens for _, tokens in spans) for spans in group.version_spans],
             "finish": group.finish_reasons,
-            "gap": list(map(_number, group.logprob_gaps)),
+            "gap": [rounded(value, DIGITS) for value in group.logprob_gaps],
             "versions": list(map(_versions, group.version_spans)),
             "answer": list(map(self._answer, group.completions)),
             "why": group.why,
@@ -120,7 +121,7 @@ class Columns:
         for name, value in reward.parts.items():
             column = self.parts.setdefault(name, [])
             column += [None] * (index - len(column))
-            column.append(_number(value))
+            column.append(rounded(value, DIGITS))
         if reward.failures:
             self.failures[index] = "; ".join(f"{name}: {reason}" for name, reason in reward.failures.items())
 
@@ -158,11 +159,6 @@ def _any_known(values: Sequence[Any]) -> bool:
 def _filled(values: Sequence[Any], count: int) -> list[Any]:
     """`count` values: a record of an older version, or a damaged one, may have fewer or more."""
     return [*values[:count], *[None] * (count - len(values))]
-
-
-def _number(value: float | None) -> float | None:
-    """Four digits: more would double the bytes. JSON has no infinity."""
-    return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")
 
 
 def _versions(spans: Sequence[tuple[int, int]]) -> int | str:

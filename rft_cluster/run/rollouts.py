@@ -14,12 +14,12 @@ rollouts/step-000012.jsonl   an object a group: `prompt_id`, `example_id`, `labe
 The last five are missing in records of older versions. `run.debug` shows some of these in the terminal.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from rft_cluster.classification.why import why
 from rft_cluster.messages import Group, LearnerStats, Reward
+from rft_cluster.run.figures import finite
 from rft_cluster.run.metrics import version_spans
 
 
@@ -43,14 +43,9 @@ def rollout_rows(
             "tokens": [len(completion.token_ids) for completion in group.completions],
             "finish_reasons": [completion.finish_reason for completion in group.completions],
             "logprob_gaps": [
-                _finite(gaps.get((group.prompt.prompt_id, index))) for index in range(len(group.completions))
+                finite(gaps.get((group.prompt.prompt_id, index))) for index in range(len(group.completions))
             ],
             "why": [why(group.prompt, one, r) for one, r in zip(group.completions, group_rewards, strict=True)],
         }
         for group, group_rewards, own in zip(groups, rewards, advantages, strict=True)
     ]
-
-
-def _finite(value: float | None) -> float | None:
-    """JSON has no infinity, and nothing that is not a number."""
-    return value if value is not None and math.isfinite(value) else None

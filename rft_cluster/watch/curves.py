@@ -1,12 +1,13 @@
 """Curves in a terminal, drawn by plotext."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import plotext
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
+
+from rft_cluster.run.figures import thinned
 
 LEAST_WIDTH, LEAST_HEIGHT = 16, 5  # below these plotext has no room for a curve and its axes
 TICKS = 4  # numbers at an axis
@@ -47,13 +48,6 @@ def drawn(curve: Curve, width: int, height: int) -> str:
     return plotext.uncolorize(str(figure.build())).rstrip("\n")
 
 
-def thinned(values: Sequence[float], most: int) -> Sequence[float]:
-    """At most `most` of the values, evenly spaced, with the first and the last."""
-    if len(values) <= most:
-        return values
-    return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]
-
-
 def _limits(values: Sequence[float]) -> tuple[float, float]:
     """The range of an axis: of the values, and not empty."""
     low, high = min(values), max(values)
@@ -68,10 +62,3 @@ def _ticks(positions: Sequence[float]) -> tuple[list[float], list[str]]:
         if len(set(labels)) == len(labels):
             break
     return each, labels
-
-
-def finite(value: object) -> float | None:
-    """The number, or None if it is none: a record may be a stranger's."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)

@@ -14,10 +14,11 @@ from rich.text import Text
 from rft_cluster.common.text import printable, shown
 from rft_cluster.report.hints import Hint
 from rft_cluster.run.activity import Now
+from rft_cluster.run.figures import finite
 from rft_cluster.run.history import History
 from rft_cluster.run.metrics import RECENT, clock
 from rft_cluster.watch.answers import answer_table, newest
-from rft_cluster.watch.curves import Curve, finite
+from rft_cluster.watch.curves import Curve
 
 WIDE = 70  # columns from which phases and actors stand side by side
 CURVE_WIDTH = 38  # columns of a curve at least, if there are several

@@ -4,8 +4,9 @@ import pytest
 
 from rft_cluster.classification.report import Judged
 from rft_cluster.report import summary
-from rft_cluster.report.charts import curves, thinned
+from rft_cluster.report.charts import curves
 from rft_cluster.report.evaluations import by_class, ends, kept
+from rft_cluster.run.figures import thinned
 from rft_cluster.run.history import read_history
 from tests.unit.report.whole import written
 

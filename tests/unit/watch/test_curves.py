@@ -1,10 +1,9 @@
 import math
-from itertools import pairwise
 
 import pytest
 from rich.console import Console
 
-from rft_cluster.watch.curves import Curve, drawn, finite, thinned
+from rft_cluster.watch.curves import Curve, drawn
 
 DOTS = range(0x2801, 0x2900)  # Braille patterns but the empty one
 
@@ -56,15 +55,3 @@ def test_a_figure_that_no_step_has_says_so():
     with console.capture() as captured:
         console.print(Curve("accuracy", [], []))
     assert captured.get() == "accuracy: none yet\n"
-
-
-def test_a_long_run_is_thinned_evenly_with_both_ends():
-    assert thinned([1, 2, 3], 4) == [1, 2, 3]
-    found = thinned(range(100_000), 100)
-    assert len(found) == 100 and (found[0], found[-1]) == (0, 99_999)
-    assert {b - a for a, b in pairwise(found)} <= {1010, 1011}
-
-
-def test_what_is_no_number_has_no_place_in_a_curve():
-    values = [finite(value) for value in (1, 0.5, True, None, "1", math.nan, math.inf, [1])]
-    assert values == [1.0, 0.5, None, None, None, None, None, None]
