@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,8 @@ from typing import Any
 import psutil
 
 from rft_cluster.common.files import write_json
-from rft_cluster.common.hardware import native_dtype, openmp_environment
+from rft_cluster.common.hardware import cpu_facts, native_dtype, openmp_environment
+from rft_cluster.common.packages import installed_version
 
 SPAWN = multiprocessing.get_context("spawn")
 ROOT = Path(__file__).parents[1]
@@ -37,8 +37,7 @@ INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 def machine() -> dict[str, Any]:
     """The machine of a measurement: processor, memory, versions, the OpenMP runtime."""
-    pairs = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
-    cpu = {key.strip(): value.strip() for key, _, value in pairs}
+    cpu = cpu_facts()
     return {
         "processor": cpu.get("model name", platform.processor()),
         "cores": os.cpu_count(),
@@ -46,17 +45,10 @@ def machine() -> dict[str, Any]:
         "dtype": native_dtype("cpu"),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "python": platform.python_version(),
-        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "versions": {name: found for name in PACKAGES if (found := installed_version(name))},
         "openmp": Path(openmp_environment("cpu").get("LD_PRELOAD", "torch's own")).name,
         "commit": _commit(),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _commit() -> str:

@@ -38,6 +38,13 @@ def native_dtype(device: str, cpuinfo: str | None = None) -> str:
     return "bfloat16" if device == "cuda" or BF16_INSTRUCTIONS & set(text.split()) else "float32"
 
 
+def cpu_facts() -> dict[str, str]:
+    """What the system says about a core, e.g. "model name" and "flags"; empty if it says nothing."""
+    text = CPUINFO.read_text() if CPUINFO.is_file() else ""
+    pairs = (line.partition(":") for line in text.splitlines())
+    return {key.strip(): value.strip() for key, separator, value in pairs if separator}
+
+
 def hardware(device: str, dtype: str | None = None, shares_gpus: bool = False) -> Hardware:
     """The settings for `device`, `"cpu"` or `"cuda"`. `shares_gpus`: a generator and a learner share each GPU."""
     dtype = dtype or native_dtype(device)

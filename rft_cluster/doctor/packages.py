@@ -6,12 +6,13 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, distributions, metadata, requires, version
+from importlib.metadata import PackageNotFoundError, distributions, metadata, requires
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from rft_cluster.common.hardware import openmp_environment
+from rft_cluster.common.packages import installed_version
 from rft_cluster.common.text import printable
 from rft_cluster.doctor.finding import SETUP, Finding, error, warning
 
@@ -69,7 +70,7 @@ def _python(tried: SpecifierSet) -> Finding:
 
 
 def _version(one: Requirement, optional: set[str], cure: str) -> Finding:
-    found = _installed(one)
+    found = installed_version(one.name)
     if found is None:
         if one.name in optional:
             return Finding(one.name, "ok", "not installed: torch's own attention is used, which gives the same results")
@@ -80,7 +81,7 @@ def _version(one: Requirement, optional: set[str], cure: str) -> Finding:
 
 
 def _others(asked: Sequence[Requirement], cure: str) -> Finding:
-    found = {one: _installed(one) for one in asked}
+    found = {one: installed_version(one.name) for one in asked}
     if missing := [one.name for one in asked if found[one] is None]:
         return error("packages", f"not installed: {', '.join(missing)}: {cure}")
     other = [
@@ -89,13 +90,6 @@ def _others(asked: Sequence[Requirement], cure: str) -> Finding:
     if other:
         return warning("packages", f"other versions than those that were tried: {', '.join(other)}: {cure}")
     return Finding("packages", "ok", f"{len(asked)} others in the versions that were tried")
-
-
-def _installed(one: Requirement) -> str | None:
-    try:
-        return version(one.name)
-    except PackageNotFoundError:
-        return None
 
 
 def _in_order(tried: SpecifierSet) -> str:

@@ -9,14 +9,14 @@ A row is added when a run begins, and when it goes on elsewhere or with other ve
 import os
 import platform
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from rft_cluster.common.files import write_text
-from rft_cluster.common.hardware import CPUINFO
+from rft_cluster.common.hardware import cpu_facts
+from rft_cluster.common.packages import installed_version
 from rft_cluster.run.records import json_lines, read_rows
 
 FILE = "parts.jsonl"
@@ -34,17 +34,15 @@ def add_part(run: Path, step: int, question: str) -> None:
 
 def environment() -> dict[str, Any]:
     """The versions and the machine of this process, the driver's: other nodes of a cluster may have other GPUs."""
-    versions = {name: found for name in PACKAGES if (found := _version(name))}
+    versions = {name: found for name in PACKAGES if (found := installed_version(name))}
     return {"python": platform.python_version(), "versions": versions, "machine": _machine()}
 
 
 def _machine() -> dict[str, Any]:
-    cpu = dict(line.split(":", 1) for line in _lines(CPUINFO) if ":" in line)
-    cpu = {key.strip(): value.strip() for key, value in cpu.items()}
     driver = next((line.partition("Kernel Module")[2].split() for line in _lines(NVIDIA / "version")), [])
     return {
         "system": platform.platform(),
-        "processor": cpu.get("model name", platform.machine()),
+        "processor": cpu_facts().get("model name", platform.machine()),
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpus": [name for file in sorted(NVIDIA.glob("gpus/*/information")) for name in _models(file)],
@@ -61,10 +59,3 @@ def _lines(file: Path) -> list[str]:
         return file.read_text(errors="replace").splitlines()
     except OSError:  # not there, or not for this user: the record does without
         return []
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
