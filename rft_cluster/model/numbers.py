@@ -142,6 +142,22 @@ class VisionNumbers(Numbers, ABC):
         return 0
 
 
+class OwnWidthNumbers(VisionNumbers):
+    """`hidden_size` is the vision tower's own width, `out_hidden_size` the language model's."""
+
+    hidden_size: Width
+    intermediate_size: Width
+    out_hidden_size: Width = 3584
+
+    @property
+    def width(self) -> int:
+        return self.hidden_size
+
+    @property
+    def inner(self) -> int:
+        return self.intermediate_size
+
+
 class _Processor(Numbers):
     patch_size: int = 14
     merge_size: int = Field(MERGE, ge=MERGE, le=MERGE)

@@ -5,34 +5,23 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from rft_cluster.model.families.family import CLIP_NORMAL, Family
-from rft_cluster.model.families.qwen2_vl import Qwen2Text, qwen2_rope
-from rft_cluster.model.numbers import MERGE, VisionNumbers, Width
+from rft_cluster.model.families.qwen2_vl import BESIDE_LAYERS, PATCH, Qwen2Text, qwen2_rope
+from rft_cluster.model.numbers import MERGE, OwnWidthNumbers, Width
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-PATCH, WINDOW = 14, 112
+WINDOW = 112  # pixels
 
 
-class Qwen25Vision(VisionNumbers):
-    """`hidden_size` is the vision tower's own width, `out_hidden_size` the language model's."""
-
+class Qwen25Vision(OwnWidthNumbers):
     gated: ClassVar[bool] = True
     inner_kept: ClassVar[int] = 4
     hidden_size: Width = 3584
     intermediate_size: Width = 3420
-    out_hidden_size: Width = 3584
     patch_size: int = Field(PATCH, ge=PATCH, le=PATCH)
     window_size: int = Field(WINDOW, ge=PATCH * MERGE, le=65_536)
     fullatt_block_indexes: tuple[int, ...] = (7, 15, 23, 31)
-
-    @property
-    def width(self) -> int:
-        return self.hidden_size
-
-    @property
-    def inner(self) -> int:
-        return self.intermediate_size
 
     @property
     def window_patches(self) -> int:
@@ -64,12 +53,7 @@ QWEN2_5_VL = Family(
     normal=CLIP_NORMAL,
     text=Qwen2Text,
     vision=Qwen25Vision,
-    beside_layers=(
-        "embed_tokens.weight",
-        "norm.weight",
-        "visual.patch_embed.proj.weight",
-        "visual.merger.mlp.0.weight",
-    ),
+    beside_layers=BESIDE_LAYERS,
     # The second of three layers attends to the whole image.
     tiny_text=qwen2_rope,
     tiny_vision=lambda width: {

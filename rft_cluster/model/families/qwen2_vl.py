@@ -7,7 +7,9 @@ from pydantic import Field
 from rft_cluster.model.families.family import CLIP_NORMAL, Family
 from rft_cluster.model.numbers import TextNumbers, VisionNumbers, Width
 
+# The same in Qwen2.5-VL:
 PATCH = 14
+BESIDE_LAYERS = ("embed_tokens.weight", "norm.weight", "visual.patch_embed.proj.weight", "visual.merger.mlp.0.weight")
 
 
 class Qwen2Text(TextNumbers):
@@ -52,12 +54,7 @@ QWEN2_VL = Family(
     normal=CLIP_NORMAL,
     text=Qwen2Text,
     vision=Qwen2Vision,
-    beside_layers=(
-        "embed_tokens.weight",
-        "norm.weight",
-        "visual.patch_embed.proj.weight",
-        "visual.merger.mlp.0.weight",
-    ),
+    beside_layers=BESIDE_LAYERS,
     tiny_text=qwen2_rope,
     tiny_vision=lambda width: {"embed_dim": 96, "hidden_size": width, "mlp_ratio": 2},
 )

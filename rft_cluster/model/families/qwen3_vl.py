@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field, field_validator
 
 from rft_cluster.model.families.family import Family, layers_alone
-from rft_cluster.model.numbers import Layers, TextNumbers, VisionNumbers, Width
+from rft_cluster.model.numbers import Layers, OwnWidthNumbers, TextNumbers, Width
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,14 +24,11 @@ class Qwen3Text(TextNumbers):
         return self.head_dim
 
 
-class Qwen3Vision(VisionNumbers):
-    """`hidden_size` is the vision tower's own width, `out_hidden_size` the language model's."""
-
+class Qwen3Vision(OwnWidthNumbers):
     inner_kept: ClassVar[int] = 2
     depth: Layers = 27
     hidden_size: Width = 1152
     intermediate_size: Width = 4304
-    out_hidden_size: Width = 3584
     patch_size: int = Field(PATCH, ge=PATCH, le=PATCH)
     num_position_embeddings: int = Field(2304, ge=1, le=1_048_576)
     deepstack_visual_indexes: tuple[int, ...] = (8, 16, 24)
@@ -42,14 +39,6 @@ class Qwen3Vision(VisionNumbers):
         if math.isqrt(positions) ** 2 != positions:
             raise ValueError("must be a square number")
         return positions
-
-    @property
-    def width(self) -> int:
-        return self.hidden_size
-
-    @property
-    def inner(self) -> int:
-        return self.intermediate_size
 
     @property
     def learned_positions(self) -> int:
