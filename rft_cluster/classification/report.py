@@ -15,7 +15,7 @@ from rft_cluster.classification.intervals import paired_difference, rate, wilson
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.labels import normalise_label
 from rft_cluster.common.text import printable
-from rft_cluster.messages import Completion, Group, Prompt
+from rft_cluster.messages import Group
 from rft_cluster.rewards.accuracy import accuracy_reward
 from rft_cluster.rewards.containment import containment_reward, published_answer
 from rft_cluster.rewards.format import format_reward
@@ -52,20 +52,15 @@ class Judged:
 
 def judge(group: Group, reader: AnswerReader) -> Judged:
     """Judge a group's first completion."""
+    prompt, text = group.prompt, group.completions[0].text
+    return Judged(prompt.example_id, prompt.label, text, reader.label(text), *_judgement(group))
+
+
+def _judgement(group: Group) -> tuple[bool, bool, bool]:
+    """Whether a group's first completion is right strictly, right leniently, and in the format."""
     prompt, completion = group.prompt, group.completions[0]
-    return Judged(
-        prompt.example_id,
-        prompt.label,
-        completion.text,
-        reader.label(completion.text),
-        strict=accuracy_reward(prompt, completion) == 1.0,
-        lenient=_leniently_right(prompt, completion),
-        formatted=format_reward(prompt, completion) == 1.0,
-    )
-
-
-def _leniently_right(prompt: Prompt, completion: Completion) -> bool:
-    return containment_reward(prompt, completion) == 1.0 and bool(normalise_label(published_answer(completion.text)))
+    lenient = containment_reward(prompt, completion) == 1.0 and bool(normalise_label(published_answer(completion.text)))
+    return accuracy_reward(prompt, completion) == 1.0, lenient, format_reward(prompt, completion) == 1.0
 
 
 def summarise(step: int, split: str, groups: Sequence[Group]) -> Evaluation:
@@ -77,12 +72,7 @@ def summarise(step: int, split: str, groups: Sequence[Group]) -> Evaluation:
     if not groups:
         raise ValueError(f"nothing to evaluate: no groups for split {split!r} at step {step}")
     n = len(groups)
-    first = [(group.prompt, group.completions[0]) for group in groups]
-    right, formatted = (
-        sum(rule(prompt, completion) == 1.0 for prompt, completion in first)
-        for rule in (accuracy_reward, format_reward)
-    )
-    lenient = sum(_leniently_right(prompt, completion) for prompt, completion in first)
+    right, lenient, formatted = map(sum, zip(*map(_judgement, groups), strict=True))
     return Evaluation(step, split, right / n, lenient / n, formatted / n, n, wilson(right, n))
 
 

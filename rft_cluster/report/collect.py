@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from rft_cluster.classification.answers import AnswerReader
-from rft_cluster.classification.card import Card
 from rft_cluster.common.errors import UserError
 from rft_cluster.prompts import FOLDER as TEMPLATES
 from rft_cluster.prompts import render_template
@@ -17,11 +16,11 @@ from rft_cluster.report.charts import curves
 from rft_cluster.report.completions import MOST_BYTES, read_columns, steps_that_fit
 from rft_cluster.report.hints import hints
 from rft_cluster.report.lately import whole
-from rft_cluster.run.history import History
+from rft_cluster.run.history import History, card_of
 from rft_cluster.run.ledger import Ledger
 from rft_cluster.run.parts import FILE as PARTS
 from rft_cluster.run.records import read_rows
-from rft_cluster.run.saving import BEST, MODEL, exported
+from rft_cluster.run.saving import BEST, MODEL
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ def question(history: History, parts: Sequence[Mapping[str, Any]]) -> str:
     """What each image was asked: as recorded, else of the exported model, else of a built-in template."""
     if parts and isinstance(parts[-1].get("question"), str):
         return parts[-1]["question"]
-    if card := _card(history.folder, MODEL):
+    if card := card_of(history.folder, MODEL):
         return card.prompt
     prompt = history.config.get("prompt", {})
     built_in = prompt.get("template") in {path.stem for path in TEMPLATES.glob("*.txt")}
@@ -155,15 +154,8 @@ def _parts(run: Path, problems: list[str]) -> list[dict[str, Any]]:
 
 
 def _models(run: Path) -> list[dict[str, Any]]:
-    cards = {name: _card(run, name) for name in (MODEL, BEST)}
+    cards = {name: card_of(run, name) for name in (MODEL, BEST)}
     return [{"name": name, "steps": card.steps, "validation": card.validation} for name, card in cards.items() if card]
-
-
-def _card(run: Path, name: str) -> Card | None:
-    try:
-        return exported(run / name)
-    except UserError:  # damaged: the ledger says so
-        return None
 
 
 def _sha256(file: Path) -> str:

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from rft_cluster.classification.card import Card
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.files import json_object
 from rft_cluster.common.lookup import near_path, nearest
@@ -197,10 +198,7 @@ def _baselines(file: Path) -> dict[str, float]:
 
 def _state(run: Path, config: dict[str, Any], steps: tuple[Row, ...]) -> Literal["in progress", "stopped", "done"]:
     """Of a run that still writes its last report, too: done."""
-    try:
-        card = exported(run / MODEL)
-    except UserError:  # a damaged card: the ledger says more
-        card = None
+    card = card_of(run, MODEL)
     last = max((row["step"] for row in steps), default=0)
     if config and card and card.steps == config["schedule"]["steps"] == last and _is_compared(run, config):
         return "done"
@@ -209,6 +207,14 @@ def _state(run: Path, config: dict[str, Any], steps: tuple[Row, ...]) -> Literal
 
 def _is_compared(run: Path, config: dict[str, Any]) -> bool:
     return not config["data"]["test"] or (run / BASELINES_FILE).is_file()
+
+
+def card_of(run: Path, model: str) -> Card | None:
+    """The card of an exported model; None without one, or if it is damaged: the ledger says more."""
+    try:
+        return exported(run / model)
+    except UserError:
+        return None
 
 
 def _redone(run: Path) -> Iterator[int]:

@@ -136,15 +136,16 @@ class Keeper:
         run = self._config.run_folder
         state = State(step=self._step, prompt_sha256=self._card.prompt_sha256, tiny_model=self._tiny_model)
         with self._going_on(f"step {self._step} is not saved", last, DiskFull, OSError):
-            self._check_space(f"the files of {checkpoint_folder(run, self._step).name}")
+            self._check_space()
             self._new, self._begun_at = NewCheckpoint(run, state, self._learners.write_checkpoint), time.monotonic()
 
-    def _check_space(self, what: str) -> None:
+    def _check_space(self) -> None:
         """Raise DiskFull without room for a checkpoint and for the journal, which is written meanwhile and must be."""
         run = self._config.run_folder
         self._bytes = self._bytes or self._learners.checkpoint_bytes()
         journal = max(0, journal_bytes(self._config) - bytes_in(run / FOLDER))
-        check_space(run, self._bytes + journal, f"{what}, and the journal,", ROOM)
+        what = f"the files of {checkpoint_folder(run, self._step).name}, and the journal,"
+        check_space(run, self._bytes + journal, what, ROOM)
 
     def _finish(self, last: bool = False, seconds: float | None = None) -> None:
         """Complete the checkpoint that is being written, if any. `seconds`: to wait for it at most."""
