@@ -15,6 +15,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from transformers import PreTrainedModel
 
 from rft_cluster.common.errors import StaleGenerator, WeightTransferError
 from rft_cluster.common.hardware import hardware
@@ -29,20 +30,21 @@ from rft_cluster.model.families.family import Family
 from rft_cluster.model.families.known import FAMILIES
 from rft_cluster.model.policy import load_reference
 from rft_cluster.model.tiny.build import build_model, build_processor
-from rft_cluster.weights import receivers
-from rft_cluster.weights.digests import combined_digest
 from rft_cluster.weights.source import WIRE_DTYPE
-from tests.integration.test_weight_update import (
+from tests.integration.updates import (
+    CURES,
+    GREEDY,
     Weights,
-    answers,
-    digest_of,
+    answers_from_disk,
+    check_an_update,
+    check_that_a_cure_is_needed,
     drop,
     make_generator,
-    parameter_digest_of,
+    noisy,
     send,
+    weights_of,
 )
 
-GREEDY = Sampling(1, 0.0, 12)
 SAMPLED = Sampling(4, 1.0, 12)
 TEXT = "Which?"
 SIZES = [(224, 224), (236, 301), (420, 130), (60, 500)]
@@ -110,18 +112,17 @@ def folder(family: Family, config: Config, tmp_path_factory: pytest.TempPathFact
     return path
 
 
+def model_in(folder: Path, family: Family) -> PreTrainedModel:
+    return getattr(transformers, family.model_class).from_pretrained(folder, dtype=WIRE_DTYPE)
+
+
 def weights_in(folder: Path, family: Family) -> Weights:
-    model = getattr(transformers, family.model_class).from_pretrained(folder, dtype=WIRE_DTYPE)
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+    return weights_of(model_in(folder, family))
 
 
 @pytest.fixture(scope="module")
 def changed(folder: Path, family: Family) -> Weights:
-    draw = torch.Generator().manual_seed(1)
-    return {
-        name: (tensor.float() + 0.03 * torch.randn(tensor.shape, generator=draw)).to(WIRE_DTYPE)
-        for name, tensor in weights_in(folder, family).items()
-    }
+    return noisy(weights_in(folder, family), 0.03)
 
 
 @pytest.fixture(scope="module")
@@ -129,21 +130,8 @@ def fresh_answers(
     folder: Path, family: Family, changed: Weights, config: Config, pictures: Images, prompts: list[Prompt],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> list[Group]:  # fmt: skip
-    """The answers of an engine that vLLM itself loaded from an export of the changed weights."""
     export = tmp_path_factory.mktemp("export")
-    model = getattr(transformers, family.model_class).from_pretrained(folder, dtype=WIRE_DTYPE)
-    model.save_pretrained(export, state_dict=changed)
-    PromptEncoder(str(folder), config.model.min_pixels, config.model.max_pixels).save(export)
-    fresh = make_generator(str(export), config, pictures)
-    fresh.serve_checkpoint(7)
-    from_disk = fresh.generate(prompts, GREEDY, version=7)
-    # It already holds these weights: sending them changes nothing, so every tensor arrives where vLLM's loader puts it.
-    digest = parameter_digest_of(fresh)
-    assert send(fresh, changed, version=8).loaded == combined_digest({"0": digest})
-    assert answers(fresh.generate(prompts, GREEDY, version=8)) == answers(from_disk)
-    del fresh
-    gc.collect()
-    return from_disk
+    return answers_from_disk(model_in(folder, family), str(folder), changed, export, config, pictures, prompts)
 
 
 @pytest.fixture(scope="module")
@@ -185,35 +173,16 @@ def test_an_updated_engine_equals_a_fresh_one(
     generator: Generator, folder: Path, family: Family, changed: Weights, prompts: list[Prompt],
     fresh_answers: list[Group],
 ):  # fmt: skip
-    original = weights_in(folder, family)
-    record = send(generator, original, version=1)
-    assert (record.version, record.received) == (1, digest_of(original))
-    before = generator.generate(prompts, GREEDY, version=1)  # the same images, now in every cache
-    send(generator, changed, version=2)
-    after = generator.generate(prompts, GREEDY, version=2)
-    assert answers(after) == answers(fresh_answers)
-    assert answers(after) != answers(before)
+    check_an_update(generator, weights_in(folder, family), changed, prompts, fresh_answers)
 
 
-@pytest.mark.parametrize("cure", ["output layer", "image embeddings"])
+@pytest.mark.parametrize("cure", CURES)
 def test_each_cure_is_needed(
     cure: str, generator: Generator, folder: Path, family: Family, changed: Weights, prompts: list[Prompt],
     fresh_answers: list[Group], monkeypatch: pytest.MonkeyPatch,
 ):  # fmt: skip
     original = weights_in(folder, family)
-    send(generator, original, version=3)
-    generator.generate(prompts, GREEDY, version=3)
-    with monkeypatch.context() as without:
-        if cure == "output layer":
-            without.setattr(receivers, "repack_output_layers", lambda model: None)
-        else:
-            without.setattr(generator._engine, "reset_encoder_cache", lambda: None)
-        send(generator, changed, version=4)
-    assert answers(generator.generate(prompts, GREEDY, version=4)) != answers(fresh_answers)
-    # Whole again, for the tests that follow.
-    send(generator, original, version=5)
-    send(generator, changed, version=6)
-    assert answers(generator.generate(prompts, GREEDY, version=6)) == answers(fresh_answers)
+    check_that_a_cure_is_needed(cure, generator, original, changed, prompts, fresh_answers, monkeypatch)
 
 
 def test_a_tensor_of_the_family_s_own_that_does_not_arrive_is_caught(

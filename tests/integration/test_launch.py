@@ -46,7 +46,7 @@ from rft_cluster.run.series import PHASE_SECONDS, STEP
 from tests.integration.conftest import BIN
 from tests.integration.head import ADDRESS, actors, discovery_file, jobs, running_head, submit, wait_until
 from tests.integration.prometheus import Prometheus, is_here, running_prometheus
-from tests.integration.test_weight_update import make_generator
+from tests.integration.updates import make_generator
 from tests.unit.tracking.events import curve, images
 from tests.unit.tracking.events import read as events_of
 

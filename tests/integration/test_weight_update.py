@@ -4,15 +4,13 @@ Real vLLM engines, in this process. Both cures of vLLM's silent staleness are ta
 comparison would notice: the packed lm_head of the CPU build, and image embeddings that outlive an update.
 """
 
-import gc
 import itertools
 import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
@@ -22,21 +20,27 @@ from rft_cluster.common.errors import StaleGenerator, WeightTransferError
 from rft_cluster.config import Config
 from rft_cluster.data import FewShotDataset
 from rft_cluster.generator.generator import Generator
-from rft_cluster.generator.vllm_options import EngineOptions
-from rft_cluster.messages import Group, Images, Prompt, Sampling, WeightRecord
-from rft_cluster.model.encoder import PromptEncoder
-from rft_cluster.weights import receivers
-from rft_cluster.weights.digests import combined_digest, tensor_digest
-from rft_cluster.weights.shared_memory import memory_layout
-from rft_cluster.weights.source import WIRE_DTYPE, TensorInfo
+from rft_cluster.messages import Group, Prompt, Sampling
+from rft_cluster.weights.source import WIRE_DTYPE
+from tests.integration.updates import (
+    CURES,
+    GREEDY,
+    Weights,
+    answers,
+    answers_from_disk,
+    check_an_update,
+    check_that_a_cure_is_needed,
+    digest_of,
+    digests_of,
+    drop,
+    load,
+    make_generator,
+    noisy,
+    send,
+    weights_of,
+)
 
-GREEDY = Sampling(1, 0.0, 12)
 SAMPLED = Sampling(8, 1.0, 12)
-Weights = dict[str, torch.Tensor]
-
-
-def make_generator(path: str, config: Config, images: Images) -> Generator:
-    return Generator(EngineOptions.of_run(path, config), images)
 
 
 @pytest.fixture(scope="module")
@@ -45,90 +49,27 @@ def generator(tiny_model: str, config: Config, dataset: FewShotDataset) -> Gener
 
 
 @pytest.fixture(scope="module")
-def original(tiny_model: str) -> Weights:
-    model = Qwen2VLForConditionalGeneration.from_pretrained(tiny_model, dtype=WIRE_DTYPE)
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+def model(tiny_model: str) -> Qwen2VLForConditionalGeneration:
+    return Qwen2VLForConditionalGeneration.from_pretrained(tiny_model, dtype=WIRE_DTYPE)
+
+
+@pytest.fixture(scope="module")
+def original(model: Qwen2VLForConditionalGeneration) -> Weights:
+    return weights_of(model)
 
 
 @pytest.fixture(scope="module")
 def changed(original: Weights) -> Weights:
-    draw = torch.Generator().manual_seed(1)
-    return {
-        name: (tensor.float() + 0.02 * torch.randn(tensor.shape, generator=draw)).to(WIRE_DTYPE)
-        for name, tensor in original.items()
-    }
+    return noisy(original, 0.02)
 
 
 @pytest.fixture(scope="module")
 def fresh_answers(
-    tiny_model: str, changed: Weights, config: Config, dataset: FewShotDataset, prompts: list[Prompt], tmp_path_factory
-) -> list[Group]:
-    """The answers of an engine that vLLM itself loaded from an export of the changed weights."""
-    folder = tmp_path_factory.mktemp("export")
-    model = Qwen2VLForConditionalGeneration.from_pretrained(tiny_model, dtype=WIRE_DTYPE)
-    model.save_pretrained(folder, state_dict=changed)
-    PromptEncoder(tiny_model, config.model.min_pixels, config.model.max_pixels).save(folder)
-    fresh = make_generator(str(folder), config, dataset.images)
-    fresh.serve_checkpoint(7)
-    from_disk = fresh.generate(prompts, GREEDY, version=7)
-    # It already holds these weights: sending them changes nothing.
-    digest = parameter_digest_of(fresh)
-    assert send(fresh, changed, version=8).loaded == combined_digest({"0": digest})
-    assert answers(fresh.generate(prompts, GREEDY, version=8)) == answers(from_disk)
-    del fresh
-    gc.collect()
-    return from_disk
-
-
-def parameter_digest_of(generator: Generator) -> int:
-    def digest() -> int:
-        (engine,) = generator._engine.collective_rpc(lambda worker: worker.weight_transfer_engine)
-        return receivers.parameter_digest(engine.model)
-
-    return generator._on_thread(digest)
-
-
-def write(generator: Generator, weights: Weights) -> tuple[int, dict[str, Any]]:
-    """Write weights into memory, as the learners' sender does it: (file, what an update takes)."""
-    layout = memory_layout([TensorInfo(name, WIRE_DTYPE, tuple(tensor.shape)) for name, tensor in weights.items()])
-    file = os.memfd_create("test_weights")
-    os.ftruncate(file, layout.nbytes)
-    for offset, tensor in zip(layout.offsets, weights.values(), strict=True):
-        os.pwrite(file, tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes(), offset)
-    generator.init_weight_transfer_engine(asdict(layout))
-    return file, {"path": f"/proc/{os.getpid()}/fd/{file}", "nbytes": layout.nbytes}
-
-
-def load(generator: Generator, weights: Weights, version: int) -> int:
-    """An update without its verification; the file that holds the memory."""
-    file, update = write(generator, weights)
-    try:
-        generator.load_weights(update, version)
-    except BaseException:
-        os.close(file)
-        raise
-    return file
-
-
-def send(generator: Generator, weights: Weights, version: int, digests: dict[str, int] | None = None) -> WeightRecord:
-    """One update by shared memory and its verification."""
-    file = load(generator, weights, version)
-    try:
-        return generator.verify_weights(version, digests or digests_of(weights))
-    finally:
-        os.close(file)
-
-
-def digests_of(weights: Weights) -> dict[str, int]:
-    return {name: tensor_digest(tensor) for name, tensor in weights.items()}
-
-
-def digest_of(weights: Weights) -> int:
-    return combined_digest(digests_of(weights))
-
-
-def answers(groups: list[Group]) -> list[tuple[list[int], list[float]]]:
-    return [(group.completions[0].token_ids, group.completions[0].generator_logprobs) for group in groups]
+    model: Qwen2VLForConditionalGeneration, tiny_model: str, changed: Weights, config: Config, dataset: FewShotDataset,
+    prompts: list[Prompt], tmp_path_factory,
+) -> list[Group]:  # fmt: skip
+    export = tmp_path_factory.mktemp("export")
+    return answers_from_disk(model, tiny_model, changed, export, config, dataset.images, prompts)
 
 
 def content_of(generator: Generator, prompt: Prompt) -> tuple[str, bytes]:
@@ -138,34 +79,16 @@ def content_of(generator: Generator, prompt: Prompt) -> tuple[str, bytes]:
 def test_updated_engine_equals_a_fresh_one(
     generator: Generator, original: Weights, changed: Weights, prompts: list[Prompt], fresh_answers: list[Group]
 ):
-    record = send(generator, original, version=1)
-    assert (record.version, record.received) == (1, digest_of(original))
-    before = generator.generate(prompts, GREEDY, version=1)  # the same images, now in every cache
-    send(generator, changed, version=2)
-    after = generator.generate(prompts, GREEDY, version=2)
-    assert answers(after) == answers(fresh_answers)
-    assert answers(after) != answers(before)
+    after = check_an_update(generator, original, changed, prompts, fresh_answers)
     assert {completion.policy_version for group in after for completion in group.completions} == {2}
 
 
-@pytest.mark.parametrize("cure", ["output layer", "image embeddings"])
+@pytest.mark.parametrize("cure", CURES)
 def test_each_cure_is_needed(
     cure: str, generator: Generator, original: Weights, changed: Weights, prompts: list[Prompt],
     fresh_answers: list[Group], monkeypatch: pytest.MonkeyPatch,
 ):  # fmt: skip
-    send(generator, original, version=3)
-    generator.generate(prompts, GREEDY, version=3)
-    with monkeypatch.context() as without:
-        if cure == "output layer":
-            without.setattr(receivers, "repack_output_layers", lambda model: None)
-        else:
-            without.setattr(generator._engine, "reset_encoder_cache", lambda: None)
-        send(generator, changed, version=4)
-    assert answers(generator.generate(prompts, GREEDY, version=4)) != answers(fresh_answers)
-    # Whole again, for the tests that follow.
-    send(generator, original, version=5)
-    send(generator, changed, version=6)
-    assert answers(generator.generate(prompts, GREEDY, version=6)) == answers(fresh_answers)
+    check_that_a_cure_is_needed(cure, generator, original, changed, prompts, fresh_answers, monkeypatch)
 
 
 def test_groups_keep_order_seed_and_version(generator: Generator, original: Weights, prompts: list[Prompt]):
@@ -211,17 +134,6 @@ def nudged(original: Weights) -> Weights:
         name: (tensor.float() + 1e-6 * torch.randn(tensor.shape, generator=draw).sign()).to(WIRE_DTYPE)
         for name, tensor in original.items()
     }
-
-
-def drop(lost: str, monkeypatch: pytest.MonkeyPatch, generator: Generator) -> None:
-    """The engine is not given tensors in whose names `lost` is."""
-    (engine,) = generator._on_thread(
-        lambda: generator._engine.collective_rpc(lambda worker: worker.weight_transfer_engine)
-    )
-    load = engine.model.load_weights
-    monkeypatch.setattr(
-        engine.model, "load_weights", lambda weights: load((name, one) for name, one in weights if lost not in name)
-    )
 
 
 def drop_call(monkeypatch: pytest.MonkeyPatch, generator: Generator) -> None:

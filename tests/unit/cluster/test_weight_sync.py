@@ -244,20 +244,16 @@ def test_a_generator_that_fails_to_load_is_lost(start, kind):
     assert raised.value.lost == {"generator-1"}
 
 
-def test_a_learner_that_dies_before_its_bytes_are_there_is_lost_and_not_who_waits_for_them(start):
+@pytest.mark.parametrize(
+    ("call", "lost", "told"),
+    [("bytes-0", "learner-0", "^learner-0 died while 'weight_bytes'"), ("load-1", "generator-1", "^generator-1 died")],
+)
+def test_whoever_dies_while_a_generator_loads_is_lost_and_not_who_waits_for_it(start, call, lost, told):
     transfer = start("shared_memory").connect("here", "here", "here", "there")
-    transfer.fails["bytes-0"] = ActorDiedError()
-    with pytest.raises(ClusterError, match=r"^learner-0 died while 'weight_bytes'") as raised:
+    transfer.fails[call] = ActorDiedError()
+    with pytest.raises(ClusterError, match=told) as raised:
         transfer.sync.publish(3)
-    assert raised.value.lost == {"learner-0"}
-
-
-def test_a_generator_that_dies_while_it_loads_is_lost_itself(start):
-    transfer = start("shared_memory").connect("here", "here", "here", "there")
-    transfer.fails["load-1"] = ActorDiedError()
-    with pytest.raises(ClusterError, match=r"^generator-1 died") as raised:
-        transfer.sync.publish(3)
-    assert raised.value.lost == {"generator-1"}
+    assert raised.value.lost == {lost}
 
 
 @pytest.mark.parametrize("event", ["load-1", "publish-0"])

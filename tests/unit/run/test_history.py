@@ -13,15 +13,12 @@ from rft_cluster.run.history import Loss, read_history
 from rft_cluster.run.lock import locked
 from tests.unit.run.begun import TASK, begun, config
 from tests.unit.run.steps import ADVANTAGES, GROUPS, LEARNER, REWARDS, stats
-from tests.unit.test_train import SETTINGS, run
+from tests.unit.test_train import finished
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory) -> Path:
-    settings = config(tmp_path_factory.mktemp("done"), *SETTINGS)
-    assert run(settings)[0] == 0
-    (settings.run_folder / "baselines.json").write_text('{"nearest_neighbour": 0.5}')
-    return settings.run_folder
+    return finished(tmp_path_factory.mktemp("done"))
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from rft_cluster.watch.__main__ import _view
 from rft_cluster.watch.view import MOST_ACTORS, View
 from tests.unit.run.begun import TASK, config
 from tests.unit.run.steps import ADVANTAGES, GROUPS, LEARNER, REWARDS, stats
-from tests.unit.test_train import SETTINGS, run
+from tests.unit.test_train import finished
 
 NOW = Now(step=2, phase="learn", since=1000.0, now=1004.5,
           actors={"generator": "idle", "reward": "idle", "learner-0": "update", "learner-1": "update"})  # fmt: skip
@@ -26,10 +26,7 @@ HOSTILE = "\x1b]0;title\x07\x1b[31m[bold red]x[/bold red][link=file:///etc/passw
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory) -> Path:
-    settings = config(tmp_path_factory.mktemp("done"), *SETTINGS)
-    assert run(settings)[0] == 0
-    (settings.run_folder / "baselines.json").write_text('{"nearest_neighbour": 0.5}')
-    return settings.run_folder
+    return finished(tmp_path_factory.mktemp("done"))
 
 
 @pytest.fixture
