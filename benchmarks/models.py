@@ -1,7 +1,8 @@
-"""The models of the benchmarks, all Qwen2-VL with random weights: no download.
+"""The models of the benchmarks, all with random weights: no download.
 
     bench_model(CACHE)              87 million parameters, for speed
     transfer_model(CACHE, "tiny")   or "medium": for the transfer of weights
+    family_model(folder, family)    a million parameters, of any family; the others are Qwen2-VL
     true_model(folder)              2.2 billion in the shapes of Qwen2-VL-2B-Instruct
 
 The first one's parts have the shares of the 2B's (vision tower 29 %, language model 56 %, embedding 15 %), so that none
@@ -23,7 +24,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
 from rft_cluster.common.files import unfinished
-from rft_cluster.model.families.family import STOP_TOKENS
+from rft_cluster.model.families.family import STOP_TOKENS, Family
 from rft_cluster.model.tiny.build import SPECIAL_TOKENS, build_model, build_processor, processor_around
 from rft_cluster.prompts import render_template
 
@@ -71,6 +72,22 @@ def transfer_model(cache: Path, size: str) -> Path:
         model = resized(processor.tokenizer, text, vision, heads=max(4, text[0] // 64) // 2)
         model.to(torch.bfloat16).save_pretrained(folder)
         processor.save_pretrained(folder)
+    return folder
+
+
+def family_model(folder: Path, family: Family, pixels: int) -> Path:
+    """Write a small model whose log-probabilities depend on the image, in BF16; images have up to `pixels`."""
+    processor = build_processor(["rose", "lily"], ["group-00"], TRANSFER_QUESTION, pixels, family)
+    torch.manual_seed(0)
+    model = build_model(processor.tokenizer, family)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(3)
+            elif name.endswith("bias"):
+                parameter.normal_(0, 0.1)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    processor.save_pretrained(folder)
     return folder
 
 

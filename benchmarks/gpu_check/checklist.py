@@ -32,8 +32,8 @@ DEADLINE = (
 class Bench:
     """Where and how large the checks run.
 
-    `device`: "cuda" or "cpu". `size`: "true", the shapes of Qwen2-VL-2B, or "tiny". `folder`: for models and other
-    large files that checks share; it outlives a call.
+    `device`: "cuda" or "cpu". `size`: "true", the shapes of Qwen2-VL-2B, or "tiny", or the `model_type` of another
+    family, tiny, too. `folder`: for models and other large files that checks share; it outlives a call.
     """
 
     device: str

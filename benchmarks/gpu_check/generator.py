@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.gpu_check.checklist import Bench, Check, Outcome, once
 from benchmarks.gpu_check.engine import Engine, Policy
-from benchmarks.gpu_check.material import images, prompts, run_config
+from benchmarks.gpu_check.material import OTHERS, images, prompts, run_config
 from rft_cluster.messages import Completion, Group, Prompt, Sampling
 
 PROMPTS = 16
@@ -108,13 +108,30 @@ def start(bench: Bench) -> Outcome:
 def same_weights(bench: Bench, asleep: bool = False) -> Outcome:
     """Greedy answers by the checkpoint, and by the same weights after a transfer; `asleep`: after a sleep, too."""
     made = served(bench)
-    if asleep:
-        made.engine.call("sleep")
-        made.engine.call("wake_up", ["weights"])
-    version = made.policy.send()
-    if asleep:
-        made.engine.call("wake_up", ["kv_cache"])
+    version = after_sleep(made) if asleep else made.policy.send()
     return outcome(agreement(made.answers, made.ask(GREEDY, version)), SAME_NATS, SAME_SHARE)
+
+
+def after_sleep(made: Served) -> int:
+    """Let the engine sleep and wake, and send it the weights. Returns their version."""
+    made.engine.call("sleep")
+    made.engine.call("wake_up", ["weights"])
+    version = made.policy.send()
+    made.engine.call("wake_up", ["kv_cache"])
+    return version
+
+
+def another_family(bench: Bench, size: str) -> Outcome:
+    """The log-probabilities of another family's engine, after a sleep where there is one, and those of the packed
+    forward. (vLLM keeps rows of a Qwen3-VL's image beside its weights, and a sleep loses them.)"""
+    other = replace(bench, size=size)
+    made = served(other)
+    try:
+        version = after_sleep(made) if bench.device == "cuda" else made.policy.send()
+        gap = made.policy.logprob_gap(made.ask(made.sampling, version))
+    finally:
+        made.engine.end()  # its memory is the next one's
+    return Outcome(gap <= OTHER_NATS, gap, "nats")
 
 
 def sleep_memory(bench: Bench) -> Outcome:
@@ -218,5 +235,9 @@ CHECKS = (
         "async scheduling on and off: greedy answers", OTHER,
         partial(another_engine, feature="async_scheduling", option="async_scheduling", value=False),
         cpu_lacks="async scheduling",
+    ),
+    *(
+        Check(f"{family.name}: log-probs after sleep and transfer", OTHER, partial(another_family, size=size))
+        for size, family in OTHERS.items()
     ),
 )  # fmt: skip

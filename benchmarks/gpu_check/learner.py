@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.common import in_a_process
 from benchmarks.gpu_check.checklist import Bench, Check, Outcome, once
-from benchmarks.gpu_check.material import images, model_folder, run_config, samples
+from benchmarks.gpu_check.material import OTHERS, images, model_folder, run_config, samples
 from benchmarks.gpu_check.updates import PLAIN, VARIANTS, release, updates, whole_error
 from benchmarks.plain_forward import plain_logprobs
 from rft_cluster.common.hardware import hardware
@@ -77,20 +78,24 @@ def relative(found: Tensor, wanted: Tensor) -> float:
 # The packed forward
 
 
-def packed_logprobs(bench: Bench) -> Outcome:
-    gap = packed(bench)["logprobs"]
+def packed_logprobs(bench: Bench, size: str = "") -> Outcome:
+    gap = packed(of_size(bench, size))["logprobs"]
     return Outcome(gap <= 1e-3, gap, "nats")
 
 
-def packed_gradients(bench: Bench) -> Outcome:
-    error = packed(bench)["gradients"]
+def packed_gradients(bench: Bench, size: str = "") -> Outcome:
+    error = packed(of_size(bench, size))["gradients"]
     return Outcome(error <= 1e-3, error)
 
 
-def packed_bf16(bench: Bench) -> Outcome:
-    found = packed(bench)
+def packed_bf16(bench: Bench, size: str = "") -> Outcome:
+    found = packed(of_size(bench, size))
     ratio = found["packed_bf16"] / found["plain_bf16"]
     return Outcome(ratio <= 1.5, ratio, note=f"{found['packed_bf16']:.4f} nats off on average")
+
+
+def of_size(bench: Bench, size: str) -> Bench:
+    return replace(bench, size=size) if size else bench
 
 
 @once
@@ -250,6 +255,15 @@ CHECKS = (
     Check("packed against plain, FP32: log-probabilities", "at most 0.001 nats", packed_logprobs),
     Check("packed against plain, FP32: gradient", "at most 0.001 of the norm", packed_gradients),
     Check("packed against plain, BF16: log-probabilities", "at most 1.5 x plain BF16", packed_bf16),
+    *(
+        Check(f"{family.name}, {name}", limit, partial(check, size=size))
+        for size, family in OTHERS.items()
+        for name, limit, check in (
+            ("FP32: log-probabilities", "at most 0.001 nats", packed_logprobs),
+            ("FP32: gradient", "at most 0.001 of the norm", packed_gradients),
+            ("BF16: log-probabilities", "at most 1.5 x plain BF16", packed_bf16),
+        )
+    ),
     Check("digests: device against CPU", "0 differ", digests_agree),
     Check("matrix product, BF16", "measured", peak_product),
     *(

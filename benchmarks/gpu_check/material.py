@@ -2,6 +2,7 @@
 
 size "true"   Qwen2-VL-2B's shapes (`benchmarks/qwen2_vl_2b.json`), images of 401,408 pixels, completions of 64 tokens
 size "tiny"   the same architecture with a million parameters, images of 56 x 56, completions of 12 tokens
+a model_type  another family's architecture with a million parameters, images that Qwen2.5-VL sees in several windows
 """
 
 import math
@@ -13,7 +14,15 @@ import torch
 
 from benchmarks.common import in_a_process
 from benchmarks.gpu_check.checklist import Bench
-from benchmarks.models import TRANSFER_PIXELS, TRANSFER_QUESTION, TRUE_PIXELS, transfer_model, true_model, true_question
+from benchmarks.models import (
+    TRANSFER_PIXELS,
+    TRANSFER_QUESTION,
+    TRUE_PIXELS,
+    family_model,
+    transfer_model,
+    true_model,
+    true_question,
+)
 from benchmarks.true_shapes import IMAGE_SIZE, noise_image
 from rft_cluster.algorithm import load_algorithm
 from rft_cluster.common.files import unfinished
@@ -21,6 +30,7 @@ from rft_cluster.config import Config, load_config
 from rft_cluster.data.images import image_sha256
 from rft_cluster.messages import Completion, Example, Group, ImageRef, Prompt, TrainingSample
 from rft_cluster.model.encoder import PromptEncoder
+from rft_cluster.model.families.known import FAMILIES
 
 ON_CPU = ("cluster.device=cpu", "learners.gpus=0", "learners.cpus=1", "generators.gpus=0", "generators.cpus=1")
 
@@ -39,15 +49,21 @@ SIZES = {
     "true": Size(IMAGE_SIZE, TRUE_PIXELS, 64, true_question()),
     "tiny": Size((56, 56), (TRANSFER_PIXELS, TRANSFER_PIXELS), 12, TRANSFER_QUESTION),
 }
+OTHERS = {name: family for name, family in FAMILIES.items() if name != "qwen2_vl"}
+SIZES |= dict.fromkeys(OTHERS, Size((236, 301), (224 * 224, 80_000), 12, TRANSFER_QUESTION))
 
 
 def model_folder(bench: Bench) -> Path:
     """The folder of the model, made on first use: 4.4 GB at true size."""
     if bench.size == "tiny":
         return transfer_model(bench.folder, "tiny")
-    folder = bench.folder / "model-true"
-    if not folder.exists():
-        with unfinished(folder) as building:
+    folder = bench.folder / f"model-{bench.size}"
+    if folder.exists():
+        return folder
+    with unfinished(folder) as building:
+        if bench.size in OTHERS:
+            family_model(building, OTHERS[bench.size], SIZES[bench.size].pixels[1])
+        else:
             # In a process of its own: with this one 5 GiB of a GPU would stay, and the run of `shared` needs 70 of 79.
             in_a_process(true_model, building, bench.device, environment={})
     return folder

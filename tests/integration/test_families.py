@@ -17,6 +17,8 @@ import transformers
 from PIL import Image
 from transformers import PreTrainedModel
 
+from benchmarks.models import TRANSFER_QUESTION as TEXT
+from benchmarks.models import family_model
 from rft_cluster.common.errors import StaleGenerator, WeightTransferError
 from rft_cluster.common.hardware import hardware
 from rft_cluster.config import Config, load_config
@@ -29,7 +31,6 @@ from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.families.family import Family
 from rft_cluster.model.families.known import FAMILIES
 from rft_cluster.model.policy import load_reference
-from rft_cluster.model.tiny.build import build_model, build_processor
 from rft_cluster.weights.source import WIRE_DTYPE
 from tests.integration.updates import (
     CURES,
@@ -46,7 +47,6 @@ from tests.integration.updates import (
 )
 
 SAMPLED = Sampling(4, 1.0, 12)
-TEXT = "Which?"
 SIZES = [(224, 224), (236, 301), (420, 130), (60, 500)]
 GAP = 1e-4  # nats
 
@@ -97,19 +97,7 @@ def family(request: pytest.FixtureRequest) -> Family:
 @pytest.fixture(scope="module")
 def folder(family: Family, config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random model whose log-probabilities depend on the image."""
-    path: Path = tmp_path_factory.mktemp(family.model_type)
-    processor = build_processor(["rose", "lily"], ["group-00"], TEXT, config.model.max_pixels, family)
-    torch.manual_seed(0)
-    model = build_model(processor.tokenizer, family)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(3)
-            elif name.endswith("bias"):
-                parameter.normal_(0, 0.1)
-    model.to(WIRE_DTYPE).save_pretrained(path)
-    processor.save_pretrained(path)
-    return path
+    return family_model(tmp_path_factory.mktemp(family.model_type), family, config.model.max_pixels)
 
 
 def model_in(folder: Path, family: Family) -> PreTrainedModel:
