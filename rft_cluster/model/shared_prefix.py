@@ -88,7 +88,7 @@ def sdpa_segments(query: Tensor, key: Tensor, value: Tensor, layout: PackLayout,
         # [rows, heads, size] -> [count, heads, length, size]
         run = [part.unflatten(0, (count, -1)).transpose(1, 2) for part in rows]
         # SDPA's own causal mask is aligned to the first key, so make one that is aligned to the last, for one segment.
-        mask = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
         if is_long(query.dtype, keys):
             output = attend(run[0], run[1].to(query.dtype), run[2].to(query.dtype), mask, scaling)
         else:
