@@ -20,6 +20,9 @@ ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_NO_USAGE_STATS": "1",
+    # No request here can take FlashInfer's sampler, which has neither seeds nor log-probabilities. To find out whether
+    # it could be used, an engine would import FlashInfer and compile for the GPU.
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
 }
 CPU_ENVIRONMENT = {
     # Do not compile two small functions of vLLM's sampler: inductor would need a C++ compiler, Python's headers and

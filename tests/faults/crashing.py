@@ -39,6 +39,15 @@ class LocalLearners:
     def write_checkpoint(self, folder: Path, step: int) -> Writing:
         return Writing(folder, step)
 
+    def news_of_leaving(self) -> str:
+        return ""
+
+    def take_snapshot(self, step: int) -> None:
+        raise NotImplementedError("cluster.snapshot_every is 0")
+
+    def export(self, folder: Path, files: Mapping[str, Any]) -> None:
+        raise NotImplementedError("no step is evaluated")
+
 
 def save(settings: Config, first: int, step: int) -> None:
     keeper = Keeper(settings, make_card(settings, DATASET, TASK.text), LocalLearners(), first, None)
