@@ -239,6 +239,12 @@ def utilisation(variant: str, bench: Bench) -> Outcome:
     return Outcome(True, 100 * share, "%", f"{found.flops / 1e12:.4g} TFLOP an update")
 
 
+def kernels(bench: Bench) -> Outcome:
+    """Seconds that the GPU computes in an update; for the rest it waits. The log says for which kernels."""
+    found = updates(bench, "all weights")
+    return Outcome(True, found.kernels, "s", f"of {found.seconds[-1]:.2f} s")
+
+
 def checkpoint(bench: Bench) -> Outcome:
     found = updates(bench, "LoRA")
     return Outcome(not found.restored, found.restored, f"of {found.tensors}")
@@ -281,6 +287,7 @@ CHECKS = (
             Check(f"{variant}: share of the matrix product", "measured", partial(utilisation, variant)),
         )
     ),
+    Check("all weights: seconds of kernels", "measured", kernels, cpu_lacks="kernels that the host starts"),
     Check("LoRA: checkpoint read back", "0 differ", checkpoint),
     Check("LoRA: export read back", "0 differ", export),
 )

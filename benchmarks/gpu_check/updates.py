@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.common import in_a_process
 from benchmarks.gpu_check.checklist import Bench, once
@@ -58,9 +59,9 @@ class Found:
     `gradient_error`: of the first update's whole gradient, relative to the plain one's norm. `sound`: all losses are
     finite, and no update was skipped. `wrong_moves`: of the `tensors`, those that were trained and did not move, and
     those that were not and did. `seconds`: of each update. `peak_gib`: of a GPU's memory, of a CPU process since its
-    start; `planned_gib`: the plan's (`rft_cluster/plan`). `tokens`: in the rows of an update; `flops`: of an
-    update. `restored`, `exported`: tensors that differ after a checkpoint was read back, and in the exported
-    folder; tried with LoRA only.
+    start; `planned_gib`: the plan's (`rft_cluster/plan`). `tokens`: in the rows of an update; `flops`: of an update;
+    `kernels`: seconds of an update in which the GPU computes, of all weights only. `restored`, `exported`: tensors that
+    differ after a checkpoint was read back, and in the exported folder; tried with LoRA only.
     """
 
     gradient_error: float
@@ -72,6 +73,7 @@ class Found:
     planned_gib: float
     tokens: float
     flops: float
+    kernels: float = math.nan
     restored: int = 0
     exported: int = 0
 
@@ -123,9 +125,22 @@ def run_updates(bench: Bench, variant: str) -> Found:
             tokens=sum(row.tokens for row in rows),
             flops=update_flops(shapes, config, sum(rows, EMPTY)),
         )
+        if variant == "all weights" and bench.device == "cuda":
+            return replace(found, kernels=kernel_seconds(learner, work))
         if variant == "LoRA":  # its files are the smallest: the base in BF16, adapters and moments
             return replace(found, restored=restored(learner, work, bench), exported=exported(learner, config, bench))
         return found
+
+
+def kernel_seconds(learner: Learner, work: Any) -> float:
+    """Make one more update, print where its time goes on the GPU and on the host, and return the GPU's seconds."""
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        learner.update(work, UPDATES)
+        torch.cuda.synchronize()
+    events = profiler.key_averages()
+    for order in ("self_cuda_time_total", "self_cpu_time_total"):
+        print(events.table(sort_by=order, row_limit=40, max_name_column_width=80), flush=True)
+    return sum(event.self_device_time_total for event in events) / 1e6
 
 
 def bits(learner: Learner) -> list[int]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from some_prompt import some_prompt
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedModel
 
 from benchmarks.plain_forward import plain_logprobs
@@ -173,3 +174,30 @@ def test_windows_matter_and_one_layer_sees_the_whole_image(policy, samples, enco
         assert [end - start for start, end in pairwise(first)] == windows
         policy.model.model.visual.fullatt_block_indexes = [0, 1, 2]
         assert (torch.cat(packed(policy, samples, encoder)) - found).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_all_that_a_forward_makes_is_on_the_device_of_its_inputs(policy, samples, encoder, device):
+    """torch's meta device, which computes nothing, stands for a GPU: it refuses tensors of a CPU likewise. The images'
+    features are given, since the tower reads their lengths on the host."""
+    policy.model.set_attn_implementation(hardware(device).attention)
+    policy = policy.bfloat16()
+    batch = collate(samples, encoder, policy.prompt_positions)
+    images = policy.model.model.get_image_features(
+        batch.pixel_values.bfloat16(), batch.image_grid_thw, return_dict=True
+    )
+    meta = torch.device("meta")
+    elsewhere = tree_map_only(Tensor, lambda tensor: tensor.detach().to(meta), dict(images))
+    policy = policy.to(meta)
+    batch = batch.to(meta)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(policy.model.model, "get_image_features", lambda *_, **__: type(images)(**elsewhere))
+        patched.setattr(policy, "_attention_starts", lambda _: {})
+        patched.setattr(torch, "_check_tensor_all_with", lambda *_: None)  # these two read tensors
+        patched.setattr(
+            policy.model.model.language_model, "_deepstack_process", lambda hidden, *_: hidden, raising=False
+        )
+        logprobs, entropy = policy(**batch.inputs())
+    assert logprobs.device == entropy.device == meta
+    logprobs.sum().backward()
+    assert policy.model.lm_head.weight.grad.device == meta
