@@ -47,10 +47,12 @@ class Loss:
 
 
 LOSSES = [
-    Loss(1, "generator killed, idle", "generator", IDLE_ENGINE),
-    Loss(2, "generator killed while it generates", "generator", GENERATING),
+    # A run of twelve steps may end before a phase is met that is sought from step 6 on. A learner is struck late, for
+    # there to be a checkpoint and steps since.
+    Loss(1, "generator killed, idle", "generator", IDLE_ENGINE, after=2),
+    Loss(2, "generator killed while it generates", "generator", GENERATING, after=2),
     Loss(3, "generator killed in a weight update", "generator", LOADING_WEIGHTS, after=2),
-    Loss(4, "generator frozen while it generates", "generator", GENERATING, kills=False),
+    Loss(4, "generator frozen while it generates", "generator", GENERATING, kills=False, after=2),
     Loss(7, "learner killed in the backward pass", "learner-0", BACKWARD),
     Loss(8, "one of two ranks killed", "learner-1", UPDATING),
     Loss(8, "one of two ranks killed, with snapshots", "learner-1", UPDATING, snapshots=True),

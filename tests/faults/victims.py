@@ -57,6 +57,7 @@ def freeze(launch: Launch, name: str, phase: str = ANY) -> Victim:
             return Victim(actor, process, stacks.replace("\n", "; "))
         process.resume()
         assert time.monotonic() < deadline, f"{actor} never came to {phase}, last in\n{stacks}"
+        assert launch.process.poll() is None, f"the run ended before {actor} came to {phase}, last in\n{stacks}"
         time.sleep(0.01)
 
 
