@@ -56,7 +56,7 @@ def samples_of(config: Config, path: str, dataset: Any) -> list[TrainingSample]:
     """Made-up completions of real prompts."""
     text = render_template(config.prompt.template, config.prompt.subject, dataset.classes)
     prompts = make_prompts(dataset.train[:PROMPTS], text, "train", 0, seed=0)
-    encoder = PromptEncoder(path, config.model.min_pixels, config.model.max_pixels)
+    encoder = PromptEncoder(path, config.model)
     cache, draw = PromptCache(encoder, dataset.images, 0), np.random.default_rng(0)
     completions = [
         Completion(draw.integers(30, 250, TOKENS).tolist(), [-4.0] * TOKENS, "", "stop", 0) for _ in range(GROUP)

@@ -96,7 +96,7 @@ def compare(config: Config) -> dict[str, float]:
 def as_samples(config: Config, batch: dict[str, Any]) -> list[TrainingSample]:
     """TRL's rows as ours: each image is found by its pixels, which our own encoder must make equal to the last bit."""
     task = prepare(config)
-    encoder = PromptEncoder(str(config.model.path), config.model.min_pixels, config.model.max_pixels)
+    encoder = PromptEncoder(str(config.model.path), config.model)
     asked = make_prompts(task.dataset.train, task.text, "train", 0, config.run.seed)
     prompts = PromptCache(encoder, task.dataset.images, capacity=0)
     known: list[tuple[Prompt, Any]] = [(prompt, prompts.encode(prompt)) for prompt in asked]
@@ -117,7 +117,7 @@ def as_samples(config: Config, batch: dict[str, Any]) -> list[TrainingSample]:
 def gradient(config: Config, samples: Sequence[TrainingSample], weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The gradient of the learner's loss in FP32, by the parameter's name."""
     path = str(config.model.path)
-    encoder = PromptEncoder(path, config.model.min_pixels, config.model.max_pixels)
+    encoder = PromptEncoder(path, config.model)
     learner = RawLearner(config, path, encoder, prepare(config).dataset.images, forbidden=[])
     learner.policy.model.load_state_dict(weights)
     learner.backward(samples)

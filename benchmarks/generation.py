@@ -82,7 +82,7 @@ def serve(connection: Connection, config: Config) -> None:
     from rft_cluster.model.encoder import PromptEncoder
 
     task, path = prepare(config), str(config.model.path)
-    encoder = PromptEncoder(path, config.model.min_pixels, config.model.max_pixels)
+    encoder = PromptEncoder(path, config.model)
     generator = RawGenerator(config, path, encoder, task.dataset.images)
 
     def step(number: int) -> dict[str, Any]:

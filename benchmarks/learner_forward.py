@@ -45,6 +45,7 @@ from benchmarks.models import QUESTION, bench_images, bench_model
 from benchmarks.plain_forward import plain_logprobs
 from benchmarks.roofline import counted_flops, like_products, multiply, products_flops
 from rft_cluster.common.hardware import hardware, malloc_environment, openmp_environment
+from rft_cluster.config import ModelSection
 from rft_cluster.data.images import image_sha256
 from rft_cluster.learner.collate import Batch, collate
 from rft_cluster.learner.prompt_cache import PromptCache
@@ -67,7 +68,7 @@ class Sides:
     def __init__(self, dtype: torch.dtype) -> None:
         path = bench_model(CACHE)
         self.model = Qwen2VLForConditionalGeneration.from_pretrained(path, dtype=dtype).train()
-        encoder = PromptEncoder(str(path), SMALL**2, SIDE**2)
+        encoder = PromptEncoder(str(path), ModelSection(path=str(path), min_pixels=SMALL**2, max_pixels=SIDE**2))
         self.forbidden = encoder.forbidden_token_ids
         self.images: dict[str, bytes] = {}
         self.encoder = PromptCache(encoder, self.images, capacity=1e9)

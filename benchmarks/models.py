@@ -42,7 +42,7 @@ TRANSFER_QUESTION = "Which?"
 # Qwen2-VL-2B-Instruct as published: config.json, with the language model's values at the top; special tokens; tensors
 # (name -> shape, * for each layer). `lm_head` is tied to the embedding.
 PUBLISHED = json.loads((Path(__file__).parent / "qwen2_vl_2b.json").read_text())
-TRUE_PIXELS = (3136, 401_408)
+TRUE_TOKENS = (4, 512)  # of an image
 
 
 def resized(tokenizer: Any, text: tuple[int, int, int], vision: tuple[int, int, int], heads: int) -> Any:
@@ -229,4 +229,5 @@ def _true_processor() -> Qwen2VLProcessor:
     tokenizer.pre_tokenizer, tokenizer.decoder = learned.pre_tokenizer, learned.decoder
     tokenizer.add_special_tokens(special)
     assert [tokenizer.token_to_id(token) for token in special] == list(range(first, first + len(special)))
-    return processor_around(tokenizer, *TRUE_PIXELS, special_tokens=special, max_tokens=32_768)
+    low, high = (tokens * 28**2 for tokens in TRUE_TOKENS)
+    return processor_around(tokenizer, low, high, special_tokens=special, max_tokens=32_768)

@@ -29,7 +29,7 @@ import torch
 
 from benchmarks.common import CACHE, in_a_process, machine, memory_of, parsed, read_result, write_result
 from benchmarks.learner_forward import status
-from benchmarks.models import QUESTION, SIDES, TRUE_PIXELS, bench_images, bench_model, shorter_config, true_model
+from benchmarks.models import QUESTION, SIDES, TRUE_TOKENS, bench_images, bench_model, shorter_config, true_model
 from benchmarks.planned import (
     GROUP_SIZE,
     GROUPS,
@@ -69,9 +69,9 @@ GIB = 2**30
 def memory(folder: Path, kind: str) -> dict[str, float]:
     """GiB of a learner by part, and the tokens of its prompts."""
     before = resident()
-    low, high = TRUE_PIXELS
+    low, high = TRUE_TOKENS
     config = learner_config(
-        *(kind, f"model.path={folder}", f"model.min_pixels={low}", f"model.max_pixels={high}"),
+        *(kind, f"model.path={folder}", f"model.min_image_tokens={low}", f"model.max_image_tokens={high}"),
         "model.max_prompt_tokens=1216",
     )
     learner = alone(folder, {prompt().example.image.sha256: image()}, config, threads=2)

@@ -133,7 +133,7 @@ def serve(connection: Connection, config: Config) -> None:
     torch.set_flush_denormal(True)
     task = prepare(config)
     path = base_model_path(config, task)
-    encoder = PromptEncoder(path, config.model.min_pixels, config.model.max_pixels)
+    encoder = PromptEncoder(path, config.model)
     images = task.dataset.images
     generator = RawGenerator(config, path, encoder, images)
     learner = RawLearner(config, path, encoder, images, encoder.forbidden_token_ids)

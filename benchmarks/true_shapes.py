@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import in_a_process, machine, memory_of, parsed, read_result, write_result
-from benchmarks.models import TRUE_PIXELS, empty_model, published_layout, true_model, true_question
+from benchmarks.models import TRUE_TOKENS, empty_model, published_layout, true_model, true_question
 from rft_cluster.common.hardware import hardware
 from rft_cluster.config import AlgorithmSection, Config, load_config
 from rft_cluster.data.images import image_sha256
@@ -119,9 +119,9 @@ def names(folder: Path) -> dict[str, Any]:
 
 def run_config(folder: Path) -> Config:
     """The configuration of a run with the model in a folder, on CPUs."""
-    low, high = TRUE_PIXELS
+    low, high = TRUE_TOKENS
     return load_config("digits", [
-        f"model.path={folder}", f"model.min_pixels={low}", f"model.max_pixels={high}",
+        f"model.path={folder}", f"model.min_image_tokens={low}", f"model.max_image_tokens={high}",
         f"model.max_prompt_tokens={PROMPT_TOKENS}", f"sampling.max_tokens={COMPLETION_TOKENS}",
         "generators.cpus=2", f"generators.max_concurrent={GROUP_SIZE}",
     ])  # fmt: skip
@@ -239,7 +239,7 @@ def bf16_policy(folder: Path) -> Any:
     from rft_cluster.model.encoder import PromptEncoder
     from rft_cluster.model.policy import PolicyModel
 
-    encoder = PromptEncoder(str(folder), *TRUE_PIXELS)
+    encoder = PromptEncoder(str(folder), run_config(folder).model)
     model = Qwen2VLForConditionalGeneration.from_pretrained(
         folder, dtype=torch.bfloat16, attn_implementation=hardware("cpu").attention, use_safetensors=True
     )
@@ -259,7 +259,7 @@ def step(folder: Path) -> dict[str, Any]:
     from rft_cluster.weights.digests import tensor_digest
 
     torch.set_flush_denormal(True)
-    encoder = PromptEncoder(str(folder), *TRUE_PIXELS)
+    encoder = PromptEncoder(str(folder), run_config(folder).model)
     prompts = PromptCache(encoder, images(), capacity=1e9)
     policy = bf16_policy(folder)
     policy.model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -22,14 +22,14 @@ from rft_cluster.run.journal import Recorded
 from rft_cluster.run.metrics import step_stats
 from rft_cluster.run.saving import Keeper
 from rft_cluster.run.stuck import GO_ON, Stuck
-from rft_cluster.run.task import Task
+from rft_cluster.run.task import Task, image_pixels
 
 
 def train(config: Config, task: Task, cluster: Cluster, run: RunFolder) -> None:
     """Train from step `run.first_step`, whose policy the learners of `cluster` hold, to the last step."""
     schedule, seed, dataset = config.schedule, config.run.seed, task.dataset
     algorithm, sampling = load_algorithm(config), Sampling(**config.sampling.model_dump())
-    card = make_card(config, dataset, task.text)
+    card = make_card(config, dataset, task.text, image_pixels(config))
     keeper = Keeper(config, card, cluster, run.first_step, run.tiny_model)
     cluster.broadcast_weights(version=run.first_step)
     _evaluate_if_due(cluster, config, task, run.first_step, run, keeper)

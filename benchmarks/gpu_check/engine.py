@@ -107,7 +107,7 @@ class Policy:
         devices = hardware(config.cluster.device, config.cluster.dtype, config.shares_gpus)
         model, self._config, self._engine = config.model, config, engine
         self._device = torch.device(devices.device)
-        self._encoder = PromptEncoder(model.path, model.min_pixels, model.max_pixels)
+        self._encoder = PromptEncoder(model.path, model)
         self.forbidden = self._encoder.forbidden_token_ids
         self._prompts = PromptCache(self._encoder, images, capacity=float("inf"))
         how = (model.path, model, devices.attention, self.forbidden, config.sampling.temperature)

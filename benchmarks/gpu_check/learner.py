@@ -113,7 +113,7 @@ def run_packed(bench: Bench) -> dict[str, float]:
     mean distance of either way from the plain one in FP32, in nats.
     """
     config, device = run_config(bench), torch.device(bench.device)
-    encoder = PromptEncoder(str(model_folder(bench)), config.model.min_pixels, config.model.max_pixels)
+    encoder = PromptEncoder(str(model_folder(bench)), config.model)
     prompts = PromptCache(encoder, images(bench, 2), capacity=1e9)
     # In the order of the packed row.
     rows = sorted(samples(bench, config, 2), key=lambda one: (len(one.prompt_token_ids), len(one.token_ids)))

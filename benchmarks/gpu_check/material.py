@@ -15,9 +15,8 @@ import torch
 from benchmarks.common import in_a_process
 from benchmarks.gpu_check.checklist import Bench
 from benchmarks.models import (
-    TRANSFER_PIXELS,
     TRANSFER_QUESTION,
-    TRUE_PIXELS,
+    TRUE_TOKENS,
     family_model,
     transfer_model,
     true_model,
@@ -37,20 +36,21 @@ ON_CPU = ("cluster.device=cpu", "learners.gpus=0", "learners.cpus=1", "generator
 
 @dataclass(frozen=True)
 class Size:
-    """`image`: width, height. `tokens`: of the longest completion. `question`: the text of the prompts."""
+    """`image`: width, height. `image_tokens`: the fewest and the most. `tokens`: of the longest completion. `question`:
+    the text of the prompts."""
 
     image: tuple[int, int]
-    pixels: tuple[int, int]
+    image_tokens: tuple[int, int]
     tokens: int
     question: str
 
 
 SIZES = {
-    "true": Size(IMAGE_SIZE, TRUE_PIXELS, 64, true_question()),
-    "tiny": Size((56, 56), (TRANSFER_PIXELS, TRANSFER_PIXELS), 12, TRANSFER_QUESTION),
+    "true": Size(IMAGE_SIZE, TRUE_TOKENS, 64, true_question()),
+    "tiny": Size((56, 56), (4, 4), 12, TRANSFER_QUESTION),
 }
 OTHERS = {name: family for name, family in FAMILIES.items() if name != "qwen2_vl"}
-SIZES |= dict.fromkeys(OTHERS, Size((236, 301), (224 * 224, 80_000), 12, TRANSFER_QUESTION))
+SIZES |= dict.fromkeys(OTHERS, Size((236, 301), (64, 100), 12, TRANSFER_QUESTION))
 
 
 def model_folder(bench: Bench) -> Path:
@@ -62,7 +62,8 @@ def model_folder(bench: Bench) -> Path:
         return folder
     with unfinished(folder) as building:
         if bench.size in OTHERS:
-            family_model(building, OTHERS[bench.size], SIZES[bench.size].pixels[1])
+            family = OTHERS[bench.size]
+            family_model(building, family, SIZES[bench.size].image_tokens[1] * family.side**2)
         else:
             # In a process of its own: with this one 5 GiB of a GPU would stay, and the run of `shared` needs 70 of 79.
             in_a_process(true_model, building, bench.device, environment={})
@@ -72,9 +73,9 @@ def model_folder(bench: Bench) -> Path:
 def run_config(bench: Bench, *changes: str, name: str = "flower102_1gpu") -> Config:
     """The configuration of a run with that model; on a CPU without GPUs. `changes`: "section.key=value"."""
     size = SIZES[bench.size]
-    low, high = size.pixels
+    low, high = size.image_tokens
     return load_config(name, [
-        f"model.path={model_folder(bench)}", f"model.min_pixels={low}", f"model.max_pixels={high}",
+        f"model.path={model_folder(bench)}", f"model.min_image_tokens={low}", f"model.max_image_tokens={high}",
         f"sampling.max_tokens={size.tokens}", *(ON_CPU if bench.device == "cpu" else ()), *changes,
     ])  # fmt: skip
 
@@ -98,7 +99,7 @@ def prompts(bench: Bench, count: int) -> list[Prompt]:
 def samples(bench: Bench, config: Config, groups: int) -> list[TrainingSample]:
     """Training samples of `groups` prompts: random completions of unequal lengths, random advantages."""
     draw = torch.Generator().manual_seed(0)
-    encoder = PromptEncoder(config.model.path, config.model.min_pixels, config.model.max_pixels)
+    encoder = PromptEncoder(config.model.path, config.model)
     never = {*encoder.forbidden_token_ids, *encoder.stop_token_ids}
     usual = torch.tensor([token for token in range(len(encoder.tokenizer)) if token not in never])
     longest, group_size = SIZES[bench.size].tokens, config.sampling.group_size

@@ -210,7 +210,7 @@ def one_rank(bench: Bench, config: Config) -> Iterator[Learner]:
 def plain_gradients(bench: Bench, config: Config, made: list[TrainingSample]) -> list[Tensor]:
     """The first update's gradient of each trained parameter, on the CPU: unsharded, FP32, a group at a time."""
     device, model = torch.device(bench.device), config.model
-    encoder = PromptEncoder(str(model.path), model.min_pixels, model.max_pixels)
+    encoder = PromptEncoder(str(model.path), model)
     prompts = PromptCache(encoder, images(bench, config.schedule.prompts_per_step), capacity=GIB)
     torch.manual_seed(0)
     policy = load_policy(str(model.path), model, PLAIN, encoder.forbidden_token_ids, 1.0).float().to(device)

@@ -10,7 +10,8 @@ from rft_cluster.common.files import check_format, json_object
 from rft_cluster.common.lookup import near_path
 from rft_cluster.common.text import shown
 from rft_cluster.config import Config
-from rft_cluster.config.sections import MOST_BYTES, MOST_DECODED, MOST_PIXELS, MOST_STEPS, MOST_TOKENS, Level
+from rft_cluster.config.model import MOST_PIXELS, MOST_TOKENS
+from rft_cluster.config.sections import MOST_BYTES, MOST_DECODED, MOST_STEPS, Level
 from rft_cluster.data.dataset import FewShotDataset, listing
 from rft_cluster.data.images import MAX_BYTES, MAX_PIXELS
 from rft_cluster.messages import Example
@@ -53,16 +54,17 @@ class Card(BaseModel):
     """SHA-256 of the encoded training images, in cards of earlier versions without `trained_on_pixels`."""
 
 
-def make_card(config: Config, dataset: FewShotDataset, text: str) -> Card:
-    """The card of a policy trained with `config` on `dataset`; `text` is the rendered template."""
+def make_card(config: Config, dataset: FewShotDataset, text: str, pixels: tuple[int, int]) -> Card:
+    """The card of a policy trained with `config` on `dataset`. `text`: the rendered template. `pixels`: the fewest and
+    the most of a resized image."""
     return Card(
         dataset=dataset.name,
         classes=dataset.classes,
         aliases={example.label: list(example.aliases) for example in dataset.train if example.aliases},
         prompt=text,
         prompt_sha256=text_hash(text),
-        min_pixels=config.model.min_pixels,
-        max_pixels=config.model.max_pixels,
+        min_pixels=pixels[0],
+        max_pixels=pixels[1],
         max_prompt_tokens=config.model.max_prompt_tokens,
         max_tokens=config.sampling.max_tokens,
         temperature=config.sampling.temperature,
@@ -127,7 +129,7 @@ def find_export(path: Path) -> Path:
     raise UserError(f"--checkpoint: {path} is neither a run's folder nor a model that one exported ({CARD_FILE})")
 
 
-def check_card(card: Card, config: Config, dataset: FewShotDataset, text: str) -> None:
+def check_card(card: Card, dataset: FewShotDataset, text: str, pixels: tuple[int, int]) -> None:
     """Check that an evaluation asks a policy what it was trained on, about images that it was not trained on.
 
     Raises:
@@ -140,8 +142,8 @@ def check_card(card: Card, config: Config, dataset: FewShotDataset, text: str) -
         )
     for name, ours, theirs in (
         ("data.classes", dataset.classes, card.classes),
-        ("model.min_pixels", config.model.min_pixels, card.min_pixels),
-        ("model.max_pixels", config.model.max_pixels, card.max_pixels),
+        ("the fewest pixels of an image (model.min_image_tokens)", pixels[0], card.min_pixels),
+        ("the most pixels of an image (model.max_image_tokens)", pixels[1], card.max_pixels),
     ):
         if ours != theirs:
             raise UserError(f"{name} is {ours}, but the policy was trained with {theirs}")

@@ -12,6 +12,7 @@ from rft_cluster.config.load import (
     read_file,
     validated,
 )
+from rft_cluster.config.model import LoraSection, ModelSection
 from rft_cluster.config.sections import (
     AlgorithmSection,
     ClusterSection,
@@ -20,8 +21,6 @@ from rft_cluster.config.sections import (
     DebugSection,
     GeneratorsSection,
     LearnersSection,
-    LoraSection,
-    ModelSection,
     OptimizerSection,
     PromptSection,
     RunSection,

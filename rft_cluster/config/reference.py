@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from rft_cluster.config import sections
+from rft_cluster.config import model, sections
 from rft_cluster.config.sections import Config
 
 HEAD = """# All settings
@@ -29,9 +29,12 @@ folder.
 
 
 def page() -> str:
-    """Markdown: a table for each section, from the types, ranges, defaults and docstrings of `sections.py`."""
+    """Markdown: a table for each section, from the types, ranges, defaults and docstrings of its class."""
     classes = {
-        node.name: node for node in ast.parse(inspect.getsource(sections)).body if isinstance(node, ast.ClassDef)
+        node.name: node
+        for module in (model, sections)
+        for node in ast.parse(inspect.getsource(module)).body
+        if isinstance(node, ast.ClassDef)
     }
     parts = [HEAD]
     for section, field in Config.model_fields.items():
@@ -48,9 +51,9 @@ def page() -> str:
 
 def _rows(classes: dict[str, ast.ClassDef], name: str, prefix: str) -> Iterator[str]:
     """One row a key, followed by the rows of a nested section."""
-    model: type[BaseModel] = getattr(sections, name)
+    own: type[BaseModel] = (vars(model) | vars(sections))[name]
     for key, annotation, text in documented_fields(classes[name]):
-        field = model.model_fields[key]
+        field = own.model_fields[key]
         default = "" if field.is_required() else f"`{_shown(field.get_default())}`"
         values = ", ".join(filter(None, (_type(annotation), _limits(field))))
         yield table_row(f"`{prefix}.{key}`", default, values, text)

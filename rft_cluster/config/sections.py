@@ -8,12 +8,11 @@ from pydantic import Field, field_validator, model_validator
 
 from rft_cluster.common.hardware import native_dtype
 from rft_cluster.config.base import FilePath, PathText, Section
+from rft_cluster.config.model import MOST_TOKENS, ModelSection
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 DEFAULT_REWARDS = {"format": 1.0, "accuracy": 1.0}
 # Upper bounds refuse slips, and a stranger's numbers, before memory is allocated for them.
-MOST_PIXELS = 16_384 * 28 * 28  # the limit of Qwen2-VL's own processor
-MOST_TOKENS = 1_048_576
 MOST_DECODED = 2_000_000_000  # pixels of an image file
 MOST_BYTES = 4_000_000_000  # size of an image file
 MOST_IMAGES = 100_000_000
@@ -34,38 +33,6 @@ class RunSection(Section):
     sinks: list[str] = Field([])
     """Functions of your own that get every step's figures, by dotted path: `[my_module:dashboard]` (docs/metrics.md).
     They may change when a run is resumed."""
-
-
-class LoraSection(Section):
-    """Train low-rank adapters of the language model's linear layers instead of the weights (arXiv 2106.09685)."""
-
-    rank: int = Field(16, ge=1, le=4096)
-    alpha: int = Field(32, ge=1, le=65_536)
-    """An adapter's output is scaled by alpha / rank."""
-
-
-class ModelSection(Section):
-    path: PathText
-    """A Qwen2-VL, Qwen2.5-VL or Qwen3-VL: a folder or a hub name. Or `tiny`: a small one, built for the data set."""
-    family: Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"] | None = None
-    """Of the model that `path: tiny` builds, `qwen2_vl` if left out. The `config.json` of others tells theirs."""
-    freeze_vision: bool = False
-    lora: LoraSection | None = None
-    """Generators get the merged weights by the same transfer. The export is merged, too."""
-    min_pixels: int = Field(56 * 56, ge=28 * 28, le=MOST_PIXELS)
-    max_pixels: int = Field(401_408, ge=28 * 28, le=MOST_PIXELS)
-    """Images are resized to between `min_pixels` and `max_pixels`. 28x28 pixels make one token; of Qwen3-VL, 32x32."""
-    max_prompt_tokens: int = Field(1024, ge=16, le=MOST_TOKENS)
-    """Includes the image's tokens. A longer prompt is refused, never cut."""
-    trust_remote_code: bool = False
-
-    @model_validator(mode="after")
-    def _agrees_with_itself(self) -> "ModelSection":
-        if self.min_pixels > self.max_pixels:
-            raise ValueError(f"min_pixels {self.min_pixels} is above max_pixels {self.max_pixels}")
-        if self.family and self.path != "tiny":
-            raise ValueError(f"family {self.family} is for path: tiny alone; {self.path} has a config.json")
-        return self
 
 
 class DataSection(Section):

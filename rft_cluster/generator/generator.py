@@ -166,8 +166,7 @@ class Generator:
         from rft_cluster.model.encoder import PromptEncoder
 
         torch.set_flush_denormal(True)  # denormals slow a small model tenfold on CPUs
-        model = options.model
-        self._encoder = PromptEncoder(options.path, model.min_pixels, model.max_pixels, model.trust_remote_code)
+        self._encoder = PromptEncoder(options.path, options.model)
         self._llm = load_engine(options, self._encoder.image_limits())
         self._thread.engine = self._llm.llm_engine
         self._engine.logger_manager = self.stats

@@ -101,7 +101,7 @@ def within_memory() -> Iterator[None]:
             raise
         raise UserError(
             f"a learner is out of memory ({str(error).splitlines()[0]}): lower learners.micro_batch_tokens or "
-            f"model.max_pixels; then learners.gradient_checkpointing=true, model.lora.rank=64, and on GPUs "
+            f"model.max_image_tokens; then learners.gradient_checkpointing=true, model.lora.rank=64, and on GPUs "
             f"learners.cpu_offload=true"
         ) from error
 
@@ -118,7 +118,7 @@ class Learner:
         torch.set_flush_denormal(True)  # denormals slow a small model tenfold on CPUs
         self._device = torch.device(self._hardware.device)
         model = config.model
-        self._encoder = PromptEncoder(path, model.min_pixels, model.max_pixels, model.trust_remote_code)
+        self._encoder = PromptEncoder(path, model)
         how = (path, model, self._hardware.attention, self._encoder.forbidden_token_ids, config.sampling.temperature)
         self._prompts = PromptCache(self._encoder, images, config.learners.prompt_cache_gib * GIB)
         self._collating = ThreadPoolExecutor(1, "collate")

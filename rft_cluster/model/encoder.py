@@ -14,6 +14,7 @@ from PIL import Image
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.imports import light_imports
+from rft_cluster.config import ModelSection
 from rft_cluster.data.images import open_image
 from rft_cluster.messages import Images, Prompt
 from rft_cluster.model.families.family import IMAGE_TOKEN, STOP_TOKENS, VISION_TOKENS
@@ -41,16 +42,21 @@ class EncodedPrompt:
 class PromptEncoder:
     """Encodes prompts with the model's own processor and fixed pixel limits."""
 
-    def __init__(self, path: str, min_pixels: int, max_pixels: int, trust_remote_code: bool = False) -> None:
-        """Raises UserError if the folder's processor, tokenizer or chat template is missing, damaged, or another
+    def __init__(self, path: str, model: ModelSection) -> None:
+        """`path`: the model's folder. `model`: how images are limited, and whether code of the folder may run.
+
+        Raises UserError if the folder's processor, tokenizer or chat template is missing, damaged, or another
         model's."""
-        self._processor = _load_processor(path, trust_remote_code)
-        self._limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+        self._processor = _load_processor(path, model.trust_remote_code)
         images = self._processor.image_processor
         if not type(images).__name__.startswith("Qwen2VL"):  # all families have it; there are two implementations
             kind = type(images).__name__
             raise UserError(f"model.path: the image processor in {path} is a {kind}, which is not of a Qwen VL model")
         self._patch: int = images.patch_size
+        self.side = self._patch * MERGE
+        """Pixels of an image token's side."""
+        low, high = model.pixels(self.side)
+        self._limits = {"min_pixels": low, "max_pixels": high}
         self.tokenizer = self._processor.tokenizer
         absent = [token for token in (*VISION_TOKENS, *STOP_TOKENS) if token not in self.tokenizer.get_vocab()]
         if absent:
@@ -99,8 +105,7 @@ class PromptEncoder:
         """The processor's pixel limits, set so that it does not resize the images that `image` returns: their sides are
         rounded down where they would have too many pixels, so between close limits they have fewer than `min_pixels`.
         """
-        least = (self._patch * MERGE) ** 2
-        return {"size": {"shortest_edge": least, "longest_edge": self._limits["max_pixels"]}}
+        return {"size": {"shortest_edge": self.side**2, "longest_edge": self._limits["max_pixels"]}}
 
     def encode(self, text: str, image: bytes) -> EncodedPrompt:
         """A prompt of this text and this encoded image."""
@@ -127,7 +132,7 @@ class PromptEncoder:
                 raise UserError(
                     f"the prompt of {prompt.example_id} has {length.tokens} tokens ({length.image} of the image, "
                     f"{length.text} of the text), more than model.max_prompt_tokens = {max_prompt_tokens}: raise that, "
-                    f"lower model.max_pixels, or shorten the template"
+                    f"lower model.max_image_tokens, or shorten the template"
                 )
             lengths.append(length)
         return lengths
@@ -139,14 +144,13 @@ class PromptEncoder:
     def _image_tokens(self, prompt: Prompt, images: Images) -> int:
         with Image.open(io.BytesIO(images[prompt.example.image.sha256])) as header:
             width, height = header.size
-        side = self._patch * MERGE
-        size = model_size(width, height, **self._limits, side=side)
+        size = model_size(width, height, **self._limits, side=self.side)
         if 0 in size:
             raise UserError(
-                f"{prompt.example_id}: {width}x{height} is too long and narrow for model.max_pixels = "
-                f"{self._limits['max_pixels']}: raise that, or leave the image out"
+                f"{prompt.example_id}: {width}x{height} is too long and narrow for {self._limits['max_pixels']} "
+                f"pixels: raise model.max_image_tokens, or leave the image out"
             )
-        return image_tokens(*size, side)
+        return image_tokens(*size, self.side)
 
     def save(self, folder: Path) -> None:
         self._processor.save_pretrained(folder)

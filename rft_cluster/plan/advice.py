@@ -115,7 +115,7 @@ def advice_lines(config: Config, plan_of: Callable[[Config], Plan]) -> list[str]
     if not found:
         return [
             "nothing tried makes it fit (smaller rows, gradient checkpointing, CPU offload, adapters): lower "
-            "model.max_pixels, raise learners.count, or take a larger card or a smaller model"
+            "model.max_image_tokens, raise learners.count, or take a larger card or a smaller model"
         ]
     same = [cure for cure in found if not cure.learns_less][:LISTED]
     less = [cure for cure in found if cure.learns_less][: 1 if same else LISTED]

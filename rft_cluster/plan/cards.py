@@ -34,7 +34,7 @@ PCIE_4 = 25 * GIGA  # of 32 GB/s in one direction, x16
 # with sparsity are twice as high, and not used. NVLink: half of the total, which counts both ways.
 CARDS = {
     "h200": Card("H200 (141 GB)", 139.8, 989 * TERA, 4800 * GIGA, 450 * GIGA),
-    "h100": Card("H100 (80 GB)", 79.2, 989 * TERA, 3350 * GIGA, 450 * GIGA),
+    "h100": Card("H100 (80 GB)", 79.2, 989 * TERA, 3350 * GIGA, 450 * GIGA, "gpu_learner.json"),
     "a100-80": Card("A100 (80 GB)", 79.2, 312 * TERA, 2039 * GIGA, 300 * GIGA),
     "a100-40": Card("A100 (40 GB)", 39.4, 312 * TERA, 1555 * GIGA, 300 * GIGA),
     "l40s": Card("L40S (48 GB)", 44.4, 362 * TERA, 864 * GIGA, PCIE_4),

@@ -5,7 +5,7 @@
                 and the KV cache once
     transfer    the weights over the link or the memory, a few times
 
-Rates are shares of the data sheet's that such programs reach. None was measured on a GPU here.
+Rates are shares of the data sheet's that such programs reach. One update was measured on a GPU here (LAYER_SECONDS).
 """
 
 from dataclasses import dataclass, replace
@@ -29,9 +29,10 @@ ADAM_PASSES = 3  # AdamW on DTensors runs operation by operation, not fused: it 
 SLEEP = 0.5  # seconds for an engine to sleep and wake, level 2 (vLLM's blog of 2025-10-26: 0.1 to 0.8 for small models)
 # Seconds of a processor's core for a layer's forward (its backward takes twice that), and for clipping and AdamW of one
 # DTensor. Measured on a core of an AMD EPYC with tiny widths, which leaves Python, dispatch and FSDP: 1.0 ms a layer,
-# and 2.4 on the digits, where attention is one call for each length of completions. On GPUs one call does for all;
-# estimated.
-LAYER_SECONDS, TENSOR_SECONDS = {"cpu": 2.4e-3, "cuda": 0.6e-3}, 1.0e-4
+# and 2.4 on the digits, where attention is one call for each length of completions. On GPUs one call does for all, so
+# 0.6 ms was expected. But an update on an H100 took 3.85 s where that gave 1.1 (benchmarks/results/gpu_learner.json),
+# for reasons that are not known yet. So the figure is fitted to that one measurement.
+LAYER_SECONDS, TENSOR_SECONDS = {"cpu": 2.4e-3, "cuda": 2.6e-3}, 1.0e-4
 SEND_TENSOR = 2.0e-4  # to cast, send, load and digest a tensor, whatever its size (20 ms for the tiny model's 82)
 # Seconds of an engine's own work in a step: scheduling, sampling, detokenising. On CPUs fitted to `make bench`.
 ENGINE_SECONDS = {"cuda": 4e-3, "cpu": 15e-3}  # on GPUs estimated

@@ -120,8 +120,9 @@ class Journal:
 def settings_digest(config: Config) -> str:
     """SHA-256 of the settings that a journalled step depends on."""
     settings = config.model_dump(mode="json", include=SETTINGS)
-    if config.model.family is None:
-        del settings["model"]["family"]  # journals of versions without this key are as good
+    for key in ("family", "min_image_tokens", "max_image_tokens", "min_pixels", "max_pixels"):
+        if settings["model"][key] is None:  # journals of versions without this key are as good
+            del settings["model"][key]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 

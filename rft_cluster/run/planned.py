@@ -32,7 +32,8 @@ def task_before_download(config: Config) -> Task:
     Raises:
         UserError: the archive, or the data set on the hub that it belongs to, cannot be had; or as in `question`.
     """
-    grey = grey_picture(config.model.max_pixels, family_of_model(config).side)
+    side = family_of_model(config).side
+    grey = grey_picture(config.model.pixels(side)[1], side)
     base, counts = _known(config)
     train, validation, test = (
         [

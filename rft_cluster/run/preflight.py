@@ -148,9 +148,9 @@ def _check_tiny(config: Config, task: Task) -> tuple[int, Shapes, Asked]:
     check_conditions(len(dataset.pool), dataset.classes)
     from rft_cluster.model.tiny.build import untrained
 
-    processor, model = untrained(
-        len(dataset.pool), dataset.classes, task.text, config.model.max_pixels, tiny_family(config)
-    )
+    family = tiny_family(config)
+    _, pixels = config.model.pixels(family.side)
+    processor, model = untrained(len(dataset.pool), dataset.classes, task.text, pixels, family)
     check_window(model.config.text_config.max_position_embeddings, config.max_model_tokens, "the small model")
     with tempfile.TemporaryDirectory(prefix="rft_cluster_") as folder:
         processor.save_pretrained(folder)

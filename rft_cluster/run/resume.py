@@ -21,7 +21,7 @@ from rft_cluster.run.checkpoints import Checkpoint, latest_checkpoint, newest_st
 from rft_cluster.run.folder import CONFIG_END
 from rft_cluster.run.lock import LOCK_FILE
 from rft_cluster.run.records import check_rows
-from rft_cluster.run.task import Task, prepare
+from rft_cluster.run.task import Task, family_of_model, prepare
 
 # These keys do not change what a step computes, so they may differ when a run is resumed. The data may have moved: the
 # manifest has the hash of each image.
@@ -33,6 +33,7 @@ MAY_CHANGE = {
 }
 # A folder with any of these is the folder of a run. (Evaluations of the untouched model may be there before.)
 RECORDS = ("config.yaml", "metrics.jsonl", "eval.jsonl", "checkpoints", "model")
+IMAGE_LIMITS = {f"model.{edge}_{unit}" for edge in ("min", "max") for unit in ("image_tokens", "pixels")}
 FOLDERS = ("checkpoints", "model", "model-best", "rollouts", "evaluations", "journal", "tensorboard", "wandb")
 RECORD_FILES = ("config.yaml", "manifest.json", "metrics.jsonl", "eval.jsonl", "parts.jsonl")
 FILES = (*RECORD_FILES, "log.txt", ACTIVITY_FILE, LOCK_FILE)
@@ -186,6 +187,10 @@ def check_kinds(folder: Path) -> None:
 def _check_unchanged(folder: Path, saved: Config, config: Config) -> None:
     then, now = _flat(saved), _flat(config)
     changed = [key for key in (then | now) if not _may_change(key) and then.get(key) != now.get(key)]
+    if IMAGE_LIMITS.intersection(changed):  # one may say in pixels what the other says in tokens
+        side = family_of_model(config).side
+        if saved.model.pixels(side) == config.model.pixels(side):
+            changed = [key for key in changed if key not in IMAGE_LIMITS]
     if changed:
         lines = "\n".join(f"  {_explain(key, then, now)}" for key in changed)
         raise UserError(

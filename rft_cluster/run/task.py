@@ -49,7 +49,7 @@ def prepare(config: Config, export: Path | None = None) -> Task:
         UserError: the data or the template is unusable, or the model is of no known family.
     """
     family = read_family(export) if export else family_of_model(config)
-    view = view_of(config.model.min_pixels, config.model.max_pixels, family.side)
+    view = view_of(*config.model.pixels(family.side), family.side)
     dataset = load_dataset(config.data, config.run.seed, view)
     return Task(dataset, question(config, dataset))
 
@@ -78,15 +78,17 @@ def base_model_path(config: Config, task: Task, earlier: str | None = None) -> s
     from rft_cluster.model.tiny.build import ensure_tiny_model
 
     chosen = choose_pool(len(task.dataset.pool), config.run.seed)
+    family = tiny_family(config)
+    _, pixels = config.model.pixels(family.side)
     folder = ensure_tiny_model(
         TINY_CACHE.expanduser(),
-        images=pool_images(task.dataset.pool, chosen, config.model.max_pixels),
+        images=pool_images(task.dataset.pool, chosen, pixels),
         class_names=task.dataset.classes,
         prompt_text=task.text,
-        pixels=config.model.max_pixels,
+        pixels=pixels,
         seed=config.run.seed,
         report=lambda line: print(line, flush=True),
-        family=tiny_family(config),
+        family=family,
     )
     return str(folder)
 
@@ -105,6 +107,11 @@ def family_of_model(config: Config) -> Family:
     from rft_cluster.model.hub import find_model
 
     return tiny_family(config) if config.model.path == "tiny" else read_family(find_model(config.model.path).folder)
+
+
+def image_pixels(config: Config) -> tuple[int, int]:
+    """The fewest and the most pixels at which the model of a run looks at an image. Raises as `family_of_model`."""
+    return config.model.pixels(family_of_model(config).side)
 
 
 def choose_pool(images: int, seed: int) -> list[int]:
@@ -203,9 +210,10 @@ def ask_model(config: Config, task: Task, folder: str, examples: list[Example]) 
     from rft_cluster.model.encoder import PromptEncoder  # imports transformers, which takes seconds
 
     model = config.model
-    encoder = PromptEncoder(folder, model.min_pixels, model.max_pixels, model.trust_remote_code)
+    encoder = PromptEncoder(folder, model)
     notes = room_for_answers(config, task, lambda text: len(encoder.tokenizer(text)["input_ids"]))
     prompts = make_prompts(examples, task.text, "check", 0, config.run.seed)
     lengths = encoder.check_lengths(prompts, task.dataset.images, model.max_prompt_tokens)
     longest = max(length.tokens for length in lengths)
-    return Asked(lengths, [f"prompts     {longest} tokens at most, of {model.max_prompt_tokens}", *notes])
+    pixels = [f"note        {note}"] if (note := model.pixels_note(encoder.side)) else []
+    return Asked(lengths, [f"prompts     {longest} tokens at most, of {model.max_prompt_tokens}", *pixels, *notes])

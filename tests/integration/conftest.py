@@ -71,7 +71,7 @@ def tiny_model(config: Config, dataset: FewShotDataset, prompts: list[Prompt], t
         images=[open_image(image) for image in dataset.pool[:200]],
         class_names=dataset.classes,
         prompt_text=prompts[0].text,
-        pixels=config.model.max_pixels,
+        pixels=56 * 56,
         seed=0,
         warm_steps=60,
     )
@@ -81,7 +81,7 @@ def tiny_model(config: Config, dataset: FewShotDataset, prompts: list[Prompt], t
 @pytest.fixture(scope="session")
 def samples(tiny_model: str, config: Config, dataset: FewShotDataset, prompts: list[Prompt]) -> list[TrainingSample]:
     """Three groups of 4, 2 and 1 completions, of 1 to 9 tokens, with made-up log-probabilities and advantages."""
-    encoder = PromptEncoder(tiny_model, config.model.min_pixels, config.model.max_pixels)
+    encoder = PromptEncoder(tiny_model, config.model)
     cache = PromptCache(encoder, dataset.images, capacity=0)
     draw = torch.Generator().manual_seed(0)
 

@@ -51,12 +51,12 @@ SIZES = [(224, 224), (236, 301), (420, 130), (60, 500)]
 GAP = 1e-4  # nats
 
 
-PIXELS = ["model.min_pixels=50176", "model.max_pixels=80000", "model.max_prompt_tokens=256"]
+LIMITS = ["model.min_image_tokens=49", "model.max_image_tokens=100", "model.max_prompt_tokens=256"]
 
 
 @pytest.fixture(scope="module")
 def config() -> Config:
-    return load_config("digits", PIXELS)
+    return load_config("digits", LIMITS)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def family(request: pytest.FixtureRequest) -> Family:
 @pytest.fixture(scope="module")
 def folder(family: Family, config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random model whose log-probabilities depend on the image."""
-    return family_model(tmp_path_factory.mktemp(family.model_type), family, config.model.max_pixels)
+    return family_model(tmp_path_factory.mktemp(family.model_type), family, config.model.pixels(family.side)[1])
 
 
 def model_in(folder: Path, family: Family) -> PreTrainedModel:
@@ -132,13 +132,13 @@ def generator(
 
 def test_generator_and_learner_agree_on_the_log_probabilities(folder: Path, pictures: Images, prompts: list[Prompt]):
     """In FP32, where no rounding hides a window, a position or a bias that one of them leaves out."""
-    config = load_config("digits", [*PIXELS, "cluster.dtype=float32"])
+    config = load_config("digits", [*LIMITS, "cluster.dtype=float32"])
     generator = make_generator(str(folder), config, pictures)
     generator.serve_checkpoint(0)
     groups = generator.generate(prompts, SAMPLED, version=0)
     assert len({len(group.prompt_token_ids) for group in groups}) > 2, "images of several sizes"
     model, devices = config.model, hardware("cpu", config.cluster.dtype)
-    encoder = PromptEncoder(str(folder), model.min_pixels, model.max_pixels)
+    encoder = PromptEncoder(str(folder), model)
     policy = load_reference(str(folder), model, devices.attention, encoder.forbidden_token_ids, SAMPLED.temperature)
     policy = policy.float()
     samples = [

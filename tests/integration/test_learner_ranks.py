@@ -84,7 +84,7 @@ def gradients_of(
 
 @pytest.fixture(scope="module")
 def plain(tiny_model: str, config: Config, dataset: FewShotDataset, samples: list[TrainingSample]) -> Plain:
-    encoder = PromptEncoder(tiny_model, config.model.min_pixels, config.model.max_pixels)
+    encoder = PromptEncoder(tiny_model, config.model)
     model = load_policy(tiny_model, config.model, {"text_config": "eager", "vision_config": "eager"}, [], 1.0).model
     weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     total, gaps = torch.zeros(()), {}

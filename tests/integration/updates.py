@@ -101,7 +101,7 @@ def answers_from_disk(
     `model`: any weights of the model. `path`: a folder with its processor.
     """
     model.save_pretrained(export, state_dict=changed)
-    PromptEncoder(path, config.model.min_pixels, config.model.max_pixels).save(export)
+    PromptEncoder(path, config.model).save(export)
     fresh = make_generator(str(export), config, images)
     fresh.serve_checkpoint(7)
     from_disk = fresh.generate(prompts, GREEDY, version=7)

@@ -14,6 +14,7 @@ from rft_cluster import compare, evaluate, launch, predict
 from rft_cluster.classification.card import CARD_FILE, Card, read_card
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.files import write_text
+from rft_cluster.config import ModelSection
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.folder import check_model_folder
 from rft_cluster.model.tiny.build import untrained
@@ -127,7 +128,7 @@ def test_code_that_a_model_brings_is_not_run(theirs, file):
     has = json.loads(where.read_text()) if where.is_file() else {}
     where.write_text(json.dumps({**has, "auto_map": {name: "canary.C" for name in names}}))
     check_model_folder(theirs / "model", 144)
-    PromptEncoder(str(theirs / "model"), PIXELS, PIXELS)
+    PromptEncoder(str(theirs / "model"), ModelSection(path=str(theirs / "model"), min_pixels=PIXELS, max_pixels=PIXELS))
 
 
 # --- numbers

@@ -43,6 +43,7 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from rft_cluster.common.errors import UserError
+from rft_cluster.config import ModelSection
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.families.family import Family
 from rft_cluster.model.families.qwen2_vl import QWEN2_VL
@@ -149,7 +150,7 @@ def _save(folder: Path, model: PreTrainedModel, processor: ProcessorMixin, made_
 def _is_whole(folder: Path, pixels: int) -> bool:
     try:
         check_model_folder(folder, 0)
-        PromptEncoder(str(folder), pixels, pixels)
+        PromptEncoder(str(folder), ModelSection(path=str(folder), min_pixels=pixels, max_pixels=pixels))
     except UserError:
         return False
     return True

@@ -28,13 +28,14 @@ DATASET = FewShotDataset.of(
     pool=[],
 )
 TEXT = "Which flower?"
+PIXELS = (3136, 401_408)
 
 
 @pytest.fixture
 def export(tmp_path):
     folder = tmp_path / "run" / "model"
     folder.mkdir(parents=True)
-    (folder / CARD_FILE).write_text(json.dumps(make_card(CONFIG, DATASET, TEXT).model_dump()))
+    (folder / CARD_FILE).write_text(json.dumps(make_card(CONFIG, DATASET, TEXT, PIXELS).model_dump()))
     return folder
 
 
@@ -42,7 +43,7 @@ def test_a_card_says_all_that_predicting_needs(export):
     card = read_card(export)
     assert (card.classes, card.aliases, card.prompt) == (["rose", "tulip"], {"rose": ["Rosa"]}, TEXT)
     assert (card.min_pixels, card.max_pixels, card.max_tokens) == (
-        CONFIG.model.min_pixels, CONFIG.model.max_pixels, 12,
+        *PIXELS, 12,
     )  # fmt: skip
     # The size, then red, green and blue of 30 x 20 pixels.
     pixels = [b"(30, 20)" + bytes(colour) * 600 for colour in ((255, 0, 0), (0, 0, 255))]
@@ -86,12 +87,11 @@ def test_what_is_no_export_is_explained(export, tmp_path):
 
 def test_only_what_was_trained_is_asked(export):
     card = read_card(export)
-    check_card(card, CONFIG, DATASET, TEXT)
+    check_card(card, DATASET, TEXT, PIXELS)
     with pytest.raises(UserError, match="another question"):
-        check_card(card, CONFIG, DATASET, "Which tree?")
-    other = load_config("digits", ["sampling.max_tokens=12", "model.max_pixels=6272"])
-    with pytest.raises(UserError, match="max_pixels is 6272, but the policy was trained with"):
-        check_card(card, other, DATASET, TEXT)
+        check_card(card, DATASET, "Which tree?", PIXELS)
+    with pytest.raises(UserError, match=r"max_image_tokens\) is 6272, but the policy was trained with 401408"):
+        check_card(card, DATASET, TEXT, (3136, 6272))
 
 
 def split_of(image: bytes) -> FewShotDataset:
@@ -104,7 +104,7 @@ def test_an_image_that_was_trained_on_proves_nothing_in_whatever_encoding(export
     file = io.BytesIO()
     Image.new("RGB", (30, 20), "blue").save(file, encoding, **lossless)
     with pytest.raises(UserError, match=r"1 of the 1 images to evaluate on were trained on \(first again\)"):
-        check_card(read_card(export), CONFIG, split_of(file.getvalue()), TEXT)
+        check_card(read_card(export), split_of(file.getvalue()), TEXT, PIXELS)
 
 
 def test_a_card_that_knows_encoded_images_alone_is_read(export):
@@ -114,15 +114,15 @@ def test_a_card_that_knows_encoded_images_alone_is_read(export):
     card["trained_on"] = [hashlib.sha256(picture("blue")).hexdigest()]
     file.write_text(json.dumps(card))
     with pytest.raises(UserError, match="were trained on"):
-        check_card(read_card(export), CONFIG, split_of(picture("blue")), TEXT)
-    check_card(read_card(export), CONFIG, split_of(picture("green")), TEXT)
+        check_card(read_card(export), split_of(picture("blue")), TEXT, PIXELS)
+    check_card(read_card(export), split_of(picture("green")), TEXT, PIXELS)
 
 
 def test_black_and_white_of_16_bits_are_those_of_the_training(export):
     seen = replace(DATASET, levels=(0, 4095))
-    card = make_card(CONFIG, seen, TEXT)
-    assert card.levels == (0, 4095) and make_card(CONFIG, DATASET, TEXT).levels is None
-    check_card(card, CONFIG, seen, TEXT)
-    check_card(card, CONFIG, DATASET, TEXT)  # without such pictures there is nothing to differ
+    card = make_card(CONFIG, seen, TEXT, PIXELS)
+    assert card.levels == (0, 4095) and make_card(CONFIG, DATASET, TEXT, PIXELS).levels is None
+    check_card(card, seen, TEXT, PIXELS)
+    check_card(card, DATASET, TEXT, PIXELS)  # without such pictures there is nothing to differ
     with pytest.raises(UserError, match=r"set 'data.sixteen_bit=\[0, 4095\]'$"):
-        check_card(card, CONFIG, replace(DATASET, levels=(0, 65535)), TEXT)
+        check_card(card, replace(DATASET, levels=(0, 65535)), TEXT, PIXELS)

@@ -6,7 +6,7 @@ import pytest
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import CONFIG_FOLDERS, Config, load_config
 from rft_cluster.config.load import read_file
-from rft_cluster.config.sections import LoraSection
+from rft_cluster.config.model import LoraSection, ModelSection
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 MINIMAL = """
@@ -251,6 +251,11 @@ def test_missing_keys_are_named(tmp_path):
         (["model.path=photo", "model.family=qwen3_vl"], "family qwen3_vl is for path: tiny alone"),
         (["model.family=qwen3"], "qwen3_vl"),
         (["model.min_pixels=4000", "model.max_pixels=3136"], "min_pixels 4000 is above max_pixels 3136"),
+        (["model.min_image_tokens=600"], "min_image_tokens 600 is above max_image_tokens 512"),
+        (
+            ["model.max_pixels=200_704", "model.max_image_tokens=256"],
+            "max_pixels cannot be set beside max_image_tokens: give the number of tokens alone",
+        ),
         (["optimizer.warmup_steps=4"], "optimizer.warmup_steps (4) must be below schedule.steps (4)"),
         (["cluster.device=cuda"], "generators.gpus is 0 but cluster.device is cuda: give each of the generators a GPU"),
         (
@@ -382,3 +387,25 @@ def test_debug_mode_is_asked_for_as_in_visual_rft_or_by_its_key(elsewhere, monke
     if variable:
         monkeypatch.setenv("DEBUG_MODE", variable)
     assert load(elsewhere, MINIMAL, *overrides).debug.shown == shown
+
+
+@pytest.mark.parametrize(
+    ("limits", "pixels", "note"),
+    [
+        ({}, (4 * 28**2, 512 * 28**2), None),
+        ({"max_image_tokens": 256}, (4 * 28**2, 256 * 28**2), None),
+        ({"min_image_tokens": None, "max_image_tokens": 256}, (4 * 28**2, 256 * 28**2), None),
+        ({"max_pixels": 200_704}, (3136, 200_704), "model.min_image_tokens=4 model.max_image_tokens=256"),
+        ({"min_pixels": 784, "max_pixels": 1000}, (784, 1000), "model.min_image_tokens=1 model.max_image_tokens=1"),
+        (dict.fromkeys(("min_image_tokens", "max_image_tokens")) | {"max_pixels": 3136}, (3136, 3136), "tokens=4"),
+    ],
+)
+def test_images_are_limited_in_tokens_and_by_older_files_in_pixels(limits, pixels, note):
+    model = ModelSection(path="tiny", **limits)
+    assert model.pixels(28) == pixels
+    assert (note in model.pixels_note(28)) if note else not model.pixels_note(28)
+    assert ModelSection(**model.model_dump()) == model, "it is read back as it was written"
+
+
+def test_a_token_of_another_family_has_other_pixels():
+    assert ModelSection(path="tiny", family="qwen3_vl").pixels(32) == (4 * 32**2, 512 * 32**2)

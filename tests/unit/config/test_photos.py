@@ -37,7 +37,7 @@ def test_each_is_complete(name: str):
     """Each file contains the settings that differ between CPUs and GPUs."""
     sections = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     for section, keys in {
-        "model": ("path", "min_pixels", "max_pixels", "max_prompt_tokens"),
+        "model": ("path", "min_image_tokens", "max_image_tokens", "max_prompt_tokens"),
         "data": ("source", "path", "shots", "validation", "test"),
         "sampling": ("group_size", "max_tokens"),
         "optimizer": ("learning_rate",),

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from rft_cluster.config import ModelSection
 from rft_cluster.learner.checkpoint import export_model, load_shards, put_back, set_optimizer_updates, take_snapshot
 from rft_cluster.learner.snapshot import Snapshot, write_shards
 from rft_cluster.model.encoder import PromptEncoder
@@ -38,7 +39,7 @@ def policy(tmp_path_factory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("processor")
     processor.save_pretrained(folder)
     policy = PolicyModel(model, [], 1.0)
-    encoder = PromptEncoder(str(folder), PIXELS, PIXELS)
+    encoder = PromptEncoder(str(folder), ModelSection(path=str(folder), min_pixels=PIXELS, max_pixels=PIXELS))
     return SimpleNamespace(policy=policy, optimizer=torch.optim.AdamW(policy.parameters()), encoder=encoder)
 
 

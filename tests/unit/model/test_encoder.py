@@ -1,6 +1,6 @@
 import io
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from some_prompt import some_prompt
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from rft_cluster.common.errors import UserError
-from rft_cluster.config import DataSection
+from rft_cluster.config import DataSection, ModelSection
 from rft_cluster.data import load_dataset
 from rft_cluster.data.images import image_sha256
 from rft_cluster.model.encoder import PromptEncoder
@@ -37,7 +37,7 @@ def encoder_with(processor, tmp_path_factory) -> Callable[[int, int], PromptEnco
     """Encoders by pixel limits, each loaded once."""
     folder = tmp_path_factory.mktemp("processor")
     processor.save_pretrained(folder)
-    return cache(partial(PromptEncoder, str(folder)))
+    return cache(lambda low, high: PromptEncoder(str(folder), between(low, high)))
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,10 @@ def test_a_prompt_s_length_is_known_from_the_size_of_its_image(encoder_with, siz
     assert length.tokens == tokens
 
 
+def between(low: int, high: int) -> ModelSection:
+    return ModelSection(path="a model", min_pixels=low, max_pixels=high)
+
+
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_pixels_and_tokens_are_counted_alike_at_odd_sizes(family, tmp_path_factory):
     """By arithmetic, by the learner's encoder, and by the rule of the image processor in vLLM, with the same limits."""
@@ -76,7 +80,7 @@ def test_pixels_and_tokens_are_counted_alike_at_odd_sizes(family, tmp_path_facto
     processor = build_processor(["zero"], ["group-00"], "Which?", 56 * 56, family)
     processor.save_pretrained(folder)
     limits = (64 * 64, 90_000)
-    encoder = PromptEncoder(str(folder), *limits)
+    encoder = PromptEncoder(str(folder), between(*limits))
     counts = set()
     for side in range(20):
         image = picture(61 + 37 * side, 997 - 41 * side)
@@ -97,7 +101,7 @@ def test_pixels_and_tokens_are_counted_alike_at_odd_sizes(family, tmp_path_facto
 def test_between_close_limits_an_image_is_resized_once(family, tmp_path):
     """As the warm start of the small model does it, whose limits are equal."""
     build_processor(["zero"], ["group-00"], "Which?", 56 * 56, family).save_pretrained(tmp_path)
-    encoder = PromptEncoder(str(tmp_path), 50_000, 50_000)
+    encoder = PromptEncoder(str(tmp_path), between(50_000, 50_000))
     encoded = encoder.encode("Which?", picture(300, 200))
     width, height = model_size(300, 200, 50_000, 50_000, family.side)
     assert width * height < 50_000
@@ -107,7 +111,7 @@ def test_between_close_limits_an_image_is_resized_once(family, tmp_path):
 @pytest.mark.parametrize(("name", "red"), [("qwen2_vl", 1.93), ("qwen2_5_vl", 1.93), ("qwen3_vl", 1.0)])
 def test_pixels_are_normalised_as_the_family_does_it(name, red, tmp_path):
     build_processor(["zero"], ["group-00"], "Which?", 56 * 56, FAMILIES[name]).save_pretrained(tmp_path)
-    encoded = PromptEncoder(str(tmp_path), 64 * 64, 64 * 64).encode("Which?", picture(70, 70))
+    encoded = PromptEncoder(str(tmp_path), between(64 * 64, 64 * 64)).encode("Which?", picture(70, 70))
     assert encoded.pixel_values[:, 0].mean().item() == pytest.approx(red, abs=0.001)  # the first value is of red
 
 
@@ -118,7 +122,7 @@ def test_a_template_that_opens_think_in_the_prompt_is_refused(family, tmp_path):
     processor.chat_template = processor.chat_template.replace(turn, f"{turn}<think>\n")
     processor.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"opens <think> in the prompt.*take the Instruct variant"):
-        PromptEncoder(str(tmp_path), 56 * 56, 56 * 56)
+        PromptEncoder(str(tmp_path), between(56 * 56, 56 * 56))
 
 
 def upside_down(image: Image.Image) -> tuple[Image.Image, dict]:
@@ -163,7 +167,7 @@ def test_vision_tokens_and_what_a_text_does_not_show_are_forbidden(processor, tm
     processor.tokenizer.add_special_tokens({"additional_special_tokens": names}, replace_extra_special_tokens=False)
     processor.tokenizer.add_tokens(["<tool_call>"])  # not special: a text shows it
     processor.save_pretrained(tmp_path)
-    encoder = PromptEncoder(str(tmp_path), 56 * 56, 56 * 56)
+    encoder = PromptEncoder(str(tmp_path), between(56 * 56, 56 * 56))
     hidden = [
         token_id
         for token_id in range(len(encoder.tokenizer))

@@ -11,6 +11,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from rft_cluster.common.errors import UserError
+from rft_cluster.config import ModelSection
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.folder import INDEX, WEIGHTS, check_model_folder, check_parallel
 from rft_cluster.model.tiny.build import untrained
@@ -50,7 +51,7 @@ def copy(whole, tmp_path) -> Path:
 
 def check(folder: Path) -> int:
     parameters = check_model_folder(folder, 1024)
-    PromptEncoder(str(folder), PIXELS, PIXELS)
+    PromptEncoder(str(folder), ModelSection(path=str(folder), min_pixels=PIXELS, max_pixels=PIXELS))
     return parameters
 
 

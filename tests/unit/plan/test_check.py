@@ -76,7 +76,7 @@ def test_the_configurations_of_other_families_fit_80_gb(monkeypatch, name, sizes
     monkeypatch.setattr(check, "smallest_gpu", lambda: ("a card", 80 * 10**9))
     config = load_config(name, [])
     check_memory(config, shapes)
-    assert config.model.max_pixels == 512 * (2 * shapes.patch) ** 2
+    assert config.model.max_image_tokens == 512
 
 
 def test_an_engine_s_share_may_be_what_is_too_small():

@@ -23,12 +23,16 @@ def text(name: str, card: str) -> str:
     return "\n".join(plan_lines(config, planned.shapes_of("Qwen2-VL-2B"), splits, CARDS[card]))
 
 
-def test_each_time_says_that_it_was_estimated_and_never_measured():
-    said = text("flower102_1gpu", "h100")
+@pytest.mark.parametrize(
+    ("card", "origin"),
+    [("l40s", "estimated, never measured"), ("h100", "estimated; gpu_learner.json has figures measured on this card")],
+)
+def test_each_time_says_where_it_is_from(card, origin):
+    said = text("flower102_1gpu", card)
     for line in said.splitlines():
         if re.search(r"\b(min|h) for \d+ steps|^seconds", line):
-            assert "estimated, never measured" in line
-    assert said.count("estimated, never measured") == 2
+            assert origin in line
+    assert said.count(origin) == 2
     assert "2 x 408 test" in said
 
 

@@ -370,7 +370,7 @@ DAMAGE = {
         *("rollouts/\x1b[31m\n.tmp", Path.touch),
         r"leftovers: rollouts/\x1b[31m\n.tmp is left of a process that died while it wrote",
     ),
-    "the settings are cut": ("config.yaml", without(40, 41, 42, 43, 44), "settings: "),
+    "the settings are cut": ("config.yaml", without(42, 43, 44, 45, 46), "settings: "),
     "the settings' end": ("config.yaml", lambda file: file.write_bytes(file.read_bytes()[:-6]), "its end is missing"),
     "the manifest is cut": ("manifest.json", without(5), "settings: data.manifest"),
     "the manifest is missing": ("manifest.json", Path.unlink, "manifest.json cannot be read: No such file"),

@@ -90,7 +90,7 @@ OTHER_VALUES = {
     "model.path": "elsewhere",
     "model.freeze_vision": "true",
     "model.lora": "{rank: 4}",
-    "model.min_pixels": "784",
+    "model.min_image_tokens": "1",
     "model.max_prompt_tokens": "64",
     "data.source": "folder",
     "data.shots": "2",
@@ -125,6 +125,16 @@ def test_a_changed_key_is_named_alone_and_its_cure_works(tmp_path, key, value, b
     (cure,) = shlex.split(cure_of(line, key))
     assert find_start(config(tmp_path, *second, cure), resume=True).step == 40
     assert find_start(config(tmp_path, *second, "run.name=other"), resume=False) == Start()
+
+
+def test_a_run_that_began_with_limits_in_pixels_resumes_with_the_same_in_tokens(tmp_path):
+    nothing = ("model.min_image_tokens=null", "model.max_image_tokens=null")
+    began = (*nothing, "model.min_pixels=3136", "model.max_pixels=3136")
+    checkpoint(begun(tmp_path, *began), 40)
+    four = ("model.min_image_tokens=4", "model.max_image_tokens=4")
+    assert find_start(config(tmp_path, *four), resume=True).step == 40
+    with pytest.raises(UserError, match=r"model.max_pixels was 3136 and is null"):
+        find_start(config(tmp_path, "model.min_image_tokens=4", "model.max_image_tokens=5"), resume=True)
 
 
 def cure_of(line: str, key: str) -> str:
