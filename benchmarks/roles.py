@@ -45,6 +45,7 @@ from rft_cluster.config import Config, load_config
 from rft_cluster.data import FewShotDataset, LabelledImage
 from rft_cluster.learner.snapshot import Snapshot
 from rft_cluster.messages import Completion, Group, LearnerStats, Prompt, WeightRecord
+from rft_cluster.prompts import Question
 from rft_cluster.rewards.scorer import Scorer
 from rft_cluster.run.folder import RunFolder
 from rft_cluster.run.metrics import StepStats
@@ -270,7 +271,7 @@ class TimedRun(RunFolder):
 
 def run_steps(overrides: list[str], cluster: EmulatedCluster) -> list[StepSeconds]:
     """The steps of `train` from when the pipeline is full to its end."""
-    task = Task(dataset(64), "Which flower?")
+    task = Task(dataset(64), Question("Which flower?"))
     with tempfile.TemporaryDirectory() as folder:
         config = load_config("digits", [f"run.folder={folder}", "run.name=emulated", *overrides])
         run = TimedRun(config, task)

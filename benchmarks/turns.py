@@ -162,7 +162,7 @@ def run_rounds(config: Config, task: Task, model_path: str, others: dict[str, Ar
     """Train with the service while the others take their turns, until all rounds are over."""
     rounds = Rounds(others, count, warm)
     parts = {one.name: getattr(task.dataset, one.name) for one in fields(FewShotDataset)}
-    in_turns = Task(TurnTaking(**parts, step_begins=rounds.step_begins), task.text)
+    in_turns = Task(TurnTaking(**parts, step_begins=rounds.step_begins), task.question)
     for arm in others.values():
         arm.wait_until_ready()
     with start_cluster(config, model_path, task.dataset.images) as cluster:

@@ -24,7 +24,7 @@ from rft_cluster.common.text import csv_line, printable
 from rft_cluster.config import Config, find_config, load_config, load_run_config, run_folder_of
 from rft_cluster.messages import Example, Group, Sampling
 from rft_cluster.model.folder import read_family
-from rft_cluster.prompts import make_prompts, text_hash
+from rft_cluster.prompts import make_prompts
 from rft_cluster.run.preflight import check_paths
 from rft_cluster.run.saving import BEST
 from rft_cluster.run.task import Task, base_model_path, check_model, prepare
@@ -73,7 +73,7 @@ def evaluate(options: argparse.Namespace) -> None:
     if not examples:
         raise UserError(f"the {options.split} split is empty: set data.{options.split}")
     if export:
-        check_card(read_card(export), task.dataset, task.text, config.model.pixels(read_family(export).side))
+        check_card(read_card(export), task.dataset, task.question, config.model.pixels(read_family(export).side))
     model_path = str(export) if export else base_model_path(config, task)
     check_model(config, task, model_path, examples)
 
@@ -86,7 +86,7 @@ def evaluate(options: argparse.Namespace) -> None:
         "data": task.dataset.name,
         "split": options.split,
         "seed": config.run.seed,
-        "prompt_sha256": text_hash(task.text),
+        "prompt_sha256": task.question.sha256,
         "votes": options.votes,
         "temperature": config.sampling.temperature,
         **report(

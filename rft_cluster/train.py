@@ -15,7 +15,7 @@ from rft_cluster.cluster.rollouts import Rollout
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import Config
 from rft_cluster.messages import Sampling
-from rft_cluster.prompts import make_prompts
+from rft_cluster.prompts import draw_prompts, make_prompts
 from rft_cluster.rewards.scorer import check_failures
 from rft_cluster.run.folder import RunFolder
 from rft_cluster.run.journal import Recorded
@@ -29,7 +29,7 @@ def train(config: Config, task: Task, cluster: Cluster, run: RunFolder) -> None:
     """Train from step `run.first_step`, whose policy the learners of `cluster` hold, to the last step."""
     schedule, seed, dataset = config.schedule, config.run.seed, task.dataset
     algorithm, sampling = load_algorithm(config), Sampling(**config.sampling.model_dump())
-    card = make_card(config, dataset, task.text, image_pixels(config))
+    card = make_card(config, dataset, task.question, image_pixels(config))
     keeper = Keeper(config, card, cluster, run.first_step, run.tiny_model)
     cluster.broadcast_weights(version=run.first_step)
     _evaluate_if_due(cluster, config, task, run.first_step, run, keeper)
@@ -42,7 +42,7 @@ def train(config: Config, task: Task, cluster: Cluster, run: RunFolder) -> None:
             # Generators have version `step` now, so a rollout for step `asked` is at most `max_staleness` steps stale.
             for asked in range(step + len(rollouts), min(step + schedule.max_staleness + 1, schedule.steps)):
                 examples = dataset.batch(seed, asked, schedule.prompts_per_step)
-                prompts = make_prompts(examples, task.text, "train", asked, seed)
+                prompts = draw_prompts(examples, task.question, "train", asked, seed)
                 recorded = run.journal.recorded(asked, prompts)
                 rollouts.append(recorded or cluster.start_rollout(prompts, sampling, version=step))
             with stage("generate"):

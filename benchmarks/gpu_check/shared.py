@@ -31,6 +31,7 @@ from rft_cluster.common.hardware import hardware
 from rft_cluster.config import Config
 from rft_cluster.data import LabelledImage
 from rft_cluster.messages import TrainingSample
+from rft_cluster.prompts import Question
 from rft_cluster.run.folder import RunFolder
 from rft_cluster.run.task import Task
 from rft_cluster.train import train
@@ -100,7 +101,7 @@ def made_task(bench: Bench, config: Config) -> Task:
         LabelledImage(f"noise/{i}", image, labels[i % 2]) for i, image in enumerate(images(bench, count).values())
     ]
     dataset = TurnTaking.of("noise", list(labels), pictures, [], [], [])
-    return Task(replace(cast(TurnTaking, dataset), step_begins=step_begins), SIZES[bench.size].question)
+    return Task(replace(cast(TurnTaking, dataset), step_begins=step_begins), Question(SIZES[bench.size].question))
 
 
 class Watched(Cluster):

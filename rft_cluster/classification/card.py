@@ -15,7 +15,7 @@ from rft_cluster.config.sections import MOST_BYTES, MOST_DECODED, MOST_STEPS, Le
 from rft_cluster.data.dataset import FewShotDataset, listing
 from rft_cluster.data.images import MAX_BYTES, MAX_PIXELS
 from rft_cluster.messages import Example
-from rft_cluster.prompts import text_hash
+from rft_cluster.prompts import Question, text_hash
 
 CARD_FILE = "classifier.json"
 MOST_CARD = 100_000_000  # bytes
@@ -33,7 +33,14 @@ class Card(BaseModel):
     classes: list[str] = Field(min_length=2)
     aliases: dict[str, list[str]]
     prompt: str = Field(min_length=1)
+    """The question, with the classes, if it lists them, in the order of `classes`. Predictions ask it word for word."""
     prompt_sha256: str
+    """`Question.sha256`: of the question's text, and, if it lists the classes, of template, subject and classes."""
+    template: str | None = None
+    """Source of a template that lists the classes. Each training prompt listed them in an order drawn from (`run.seed`,
+    step, index). None: each was `prompt`, as in cards of versions without this key."""
+    subject: str = ""
+    """What `template` calls the images."""
     min_pixels: int = Field(ge=28 * 28, le=MOST_PIXELS)
     max_pixels: int = Field(ge=28 * 28, le=MOST_PIXELS)
     max_prompt_tokens: int = Field(ge=16, le=MOST_TOKENS)
@@ -53,16 +60,23 @@ class Card(BaseModel):
     trained_on: list[str] = []
     """SHA-256 of the encoded training images, in cards of earlier versions without `trained_on_pixels`."""
 
+    @property
+    def question(self) -> Question:
+        if self.template is None:
+            return Question(self.prompt)
+        return Question(self.prompt, self.template, self.subject, tuple(self.classes))
 
-def make_card(config: Config, dataset: FewShotDataset, text: str, pixels: tuple[int, int]) -> Card:
-    """The card of a policy trained with `config` on `dataset`. `text`: the rendered template. `pixels`: the fewest and
-    the most of a resized image."""
+
+def make_card(config: Config, dataset: FewShotDataset, question: Question, pixels: tuple[int, int]) -> Card:
+    """The card of a policy trained with `config` on `dataset`. `pixels`: the fewest and the most of a resized image."""
     return Card(
         dataset=dataset.name,
         classes=dataset.classes,
         aliases={example.label: list(example.aliases) for example in dataset.train if example.aliases},
-        prompt=text,
-        prompt_sha256=text_hash(text),
+        prompt=question.text,
+        prompt_sha256=question.sha256,
+        template=question.template,
+        subject=question.subject,
         min_pixels=pixels[0],
         max_pixels=pixels[1],
         max_prompt_tokens=config.model.max_prompt_tokens,
@@ -100,8 +114,9 @@ def read_card(folder: Path) -> Card:
         raise UserError(f"{file}: min_pixels {card.min_pixels} is above max_pixels {card.max_pixels}")
     if "<|" in card.prompt:  # the tokenizer would read it as a special token
         raise UserError(f"{file}: the prompt holds a special token (<|...), which no template may")
-    if text_hash(card.prompt) != card.prompt_sha256:
-        raise UserError(f"{file}: the prompt was changed after training (its SHA-256 is not {card.prompt_sha256})")
+    if card.question.sha256 != card.prompt_sha256:
+        what = "prompt, template, subject or classes were" if card.template else "the prompt was"
+        raise UserError(f"{file}: {what} changed after training (the SHA-256 is not {card.prompt_sha256})")
     return card
 
 
@@ -129,15 +144,17 @@ def find_export(path: Path) -> Path:
     raise UserError(f"--checkpoint: {path} is neither a run's folder nor a model that one exported ({CARD_FILE})")
 
 
-def check_card(card: Card, dataset: FewShotDataset, text: str, pixels: tuple[int, int]) -> None:
+def check_card(card: Card, dataset: FewShotDataset, question: Question, pixels: tuple[int, int]) -> None:
     """Check that an evaluation asks a policy what it was trained on, about images that it was not trained on.
 
     Raises:
         UserError: prompt, classes or pixel limits differ, or an image was a training image.
     """
-    if text_hash(text) != card.prompt_sha256:
+    # A card without a template was trained on one text, be it that of a template whose order is drawn by now.
+    asked = question.sha256 if card.template else text_hash(question.text)
+    if asked != card.prompt_sha256:
         raise UserError(
-            f"the configuration asks another question (prompt {text_hash(text)[:12]}) than the policy was trained on "
+            f"the configuration asks another question (prompt {asked[:12]}) than the policy was trained on "
             f"({card.prompt_sha256[:12]}): set prompt.template and prompt.subject as they were:\n  {card.prompt!r}"
         )
     for name, ours, theirs in (

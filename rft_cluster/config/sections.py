@@ -120,7 +120,8 @@ class DataSection(Section):
 
 class PromptSection(Section):
     template: PathText = "think_answer"
-    """A file in `rft_cluster/prompts/`, a path, or `problem`: the question that comes with the data set."""
+    """A file in `rft_cluster/prompts/`, a path, or `problem`: the question that comes with the data set. `closed` and
+    `with_labels` list the classes, for each training prompt in another order."""
     subject: str = "object"
     """What the images show, e.g. `flower`. The template asks for its class."""
 

@@ -6,19 +6,27 @@
 
     think_answer   reasoning and answer in tags, strictly: the prompt that makes the recipe work
     answer_only    the answer in its tag, no reasoning
+    closed         the list of classes, and the answer in its tag, no reasoning: for sets that have no other classes
     with_labels    think_answer, with the list of classes
     weak           asks for no format, for comparison: its answers cannot be told from the rest
 
 `problem` is not a file. It means the question that comes with the data set, word for word.
 
+A template that lists the classes is rendered anew for each training prompt, with the classes in an order drawn from
+(`run.seed`, step, index in the step): otherwise a policy could learn places in the list in place of names.
+
 The image comes before the text in the user's turn, and the model's chat template adds all special tokens.
 """
 
 import hashlib
+import json
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
-from jinja2 import StrictUndefined, TemplateError
+from jinja2 import StrictUndefined, Template, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 
 from rft_cluster.common.errors import UserError
@@ -38,8 +46,55 @@ COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
 IMAGE_MARK = re.compile(r"<\s*/?\s*(?:image|img|video)(?:[\s_-]*\d+)?\s*/?\s*>|\[(?:image|img|video)\]", re.IGNORECASE)
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked about every image, e.g. `Question("Which flower is this?")`.
+
+    `text` lists the classes, if at all, in the data set's order. Evaluations and predictions ask it word for word.
+    `template` is the source of a template that lists the classes, with its `subject` and `classes`: training prompts
+    list them in drawn orders. It is None if the text is the same in every order.
+    """
+
+    text: str
+    template: str | None = None
+    subject: str = ""
+    classes: tuple[str, ...] = ()
+
+    @property
+    def sha256(self) -> str:
+        """Identifies all that may be asked. Checkpoints and exports record it: resuming, evaluating or predicting with
+        another question is an error."""
+        if self.template is None:
+            return text_hash(self.text)
+        return text_hash(json.dumps([self.text, self.template, self.subject, self.classes, "drawn"]))
+
+    def listing(self, classes: Sequence[str]) -> str:
+        """The text with the classes listed in this order."""
+        if self.template is None:
+            return self.text
+        return _compiled(self.template).render(subject=self.subject, classes=classes).strip()
+
+    def in_some_orders(self, count: int, seed: int) -> list[str]:
+        """The text, and those with the classes listed in `count` drawn orders."""
+        orders = (drawn_order(self.classes, f"{seed}/some/{index}") for index in range(count))
+        return [self.text] if self.template is None else [self.text, *map(self.listing, orders)]
+
+
+def make_question(name_or_path: str, subject: str, classes: list[str], problem: str | None = None) -> Question:
+    """The question of a template (see `render_template`, and its errors).
+
+    A template lists the classes if its text changes with their order.
+    """
+    text = render_template(name_or_path, subject, classes, problem)
+    if name_or_path == PROBLEM:
+        return Question(text)
+    listed = Question(text, _read(find_template(name_or_path)), subject, tuple(classes))
+    return listed if listed.listing(classes[::-1]) != text else Question(text)
+
+
 def render_template(name_or_path: str, subject: str, classes: list[str], problem: str | None = None) -> str:
-    """Render the question that is asked about every image. `problem` is the data set's own question, if any.
+    """Render the question that is asked about every image, with the classes in this order. `problem` is the data set's
+    own question, if any.
 
     Raises:
         UserError: there is no such template; its Jinja2 is invalid or uses a variable other than `subject` and
@@ -98,12 +153,16 @@ def _check_marks(source: str, where: str, cure: str) -> None:
 
 def _rendered(source: str, path: Path, subject: str, classes: list[str]) -> str:
     try:
-        template = SandboxedEnvironment(undefined=StrictUndefined).from_string(source)
-        return template.render(subject=subject, classes=classes).strip()
+        return _compiled(source).render(subject=subject, classes=classes).strip()
     except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(
             f"prompt.template: {path} cannot be rendered: {error}. Its variables are subject and classes"
         ) from error
+
+
+@lru_cache(maxsize=8)
+def _compiled(source: str) -> Template:
+    return SandboxedEnvironment(undefined=StrictUndefined).from_string(source)
 
 
 def _checked(text: str, where: str) -> str:
@@ -116,17 +175,33 @@ def _checked(text: str, where: str) -> str:
 
 
 def text_hash(text: str) -> str:
-    """SHA-256 of a rendered template. Checkpoints and exports record it: resuming, evaluating or predicting with
-    another text is an error."""
+    """SHA-256 of a text."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def make_prompts(examples: list[Example], text: str, split: str, step: int, seed: int) -> list[Prompt]:
-    """Make one prompt for each example. Ids and seeds depend only on (seed, split, step, index)."""
+    """Make one prompt for each example, all of one text. Ids and seeds depend only on (seed, split, step, index)."""
     return [
         Prompt(f"{split}/{step}/{index}", example, text, _prompt_seed(seed, split, step, index))
         for index, example in enumerate(examples)
     ]
+
+
+def draw_prompts(examples: list[Example], question: Question, split: str, step: int, seed: int) -> list[Prompt]:
+    """As `make_prompts`, each with the classes listed in an order of its own, if the question lists them.
+
+    The order depends only on (seed, split, step, index), too: a run that resumes asks the same.
+    """
+    prompts = make_prompts(examples, question.text, split, step, seed)
+    if question.template is None:
+        return prompts
+    orders = (drawn_order(question.classes, f"{seed}/{prompt.prompt_id}") for prompt in prompts)
+    return [replace(prompt, text=question.listing(order)) for prompt, order in zip(prompts, orders, strict=True)]
+
+
+def drawn_order(classes: Sequence[str], key: str) -> list[str]:
+    """The classes in an order drawn by `key`: sorted by hashes, which no version of Python or of a library changes."""
+    return sorted(classes, key=lambda label: hashlib.blake2b(f"{key}/{label}".encode(), digest_size=8).digest())
 
 
 def _prompt_seed(seed: int, split: str, step: int, index: int) -> int:

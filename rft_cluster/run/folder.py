@@ -88,7 +88,7 @@ class RunFolder:
         self.journal = Journal(config, first_step)
         self._keep_former(config)
         write_record(self.path, config)
-        add_part(self.path, first_step, task.text)
+        add_part(self.path, first_step, task.question)
         if not (self.path / "manifest.json").exists():
             found = manifest(task.dataset, config.run.seed)
             write_json(self.path / "manifest.json", {"format": FORMAT, **found})

@@ -26,6 +26,7 @@ from rft_cluster.run.checkpoints import State
 from rft_cluster.run.history import check_is_run
 from rft_cluster.run.journal import FOLDER, settings_digest, step_of
 from rft_cluster.run.lock import holder
+from rft_cluster.run.parts import FILE as PARTS
 from rft_cluster.run.proof import kept, steps
 from rft_cluster.run.proof.account import UNKNOWN, Account, Check, Epoch, Ledger, fate
 from rft_cluster.run.resume import check_kinds, read_saved_config
@@ -89,6 +90,8 @@ class Run:
     states: dict[int, State | None]
     redone: list[int]
     replayed: int
+    drawn: bool
+    """Whether each prompt lists the classes in an order of its own, so that their texts differ."""
 
     @cached_property
     def recorded(self) -> list[int]:
@@ -161,7 +164,8 @@ def _opened(folder: Path, problems: Problems) -> Run:
     cards, problems["models"] = kept.read_models(folder)
     redone, replayed, problems["steps"] = kept.read_redone(folder)
     states, problems["checkpoints"] = kept.read_checkpoints(folder)
-    return Run(folder, config, former, dataset, metrics, damaged, cut, cards, states, redone, replayed)
+    drawn = any(row.get("template") for row in kept.read_lines(folder / PARTS)[0])
+    return Run(folder, config, former, dataset, metrics, damaged, cut, cards, states, redone, replayed, drawn)
 
 
 def _dataset(manifest: Path) -> FewShotDataset:
@@ -201,7 +205,8 @@ def _check_groups(run: Run, problems: Problems) -> Account:
         if number in journal:
             # A run that goes on with more steps has other settings than its steps before. It never uses those again.
             settings = settings_digest(run.config) if number > run.newest_whole else None
-            problems["journal"] += steps.journal_problems(step, journal[number], settings, questions)
+            asked: set[str] = set() if run.drawn else questions
+            problems["journal"] += steps.journal_problems(step, journal[number], settings, asked)
     if len(questions) > 1:
         problems["journal"].append(f"its steps and the checkpoints ask {len(questions)} different questions")
     problems["prompts"] += _epoch_problems(run, account)

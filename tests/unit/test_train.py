@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ from rft_cluster.common.files import unfinished, write_json
 from rft_cluster.config import Config
 from rft_cluster.data.dataset import FewShotDataset, LabelledImage
 from rft_cluster.messages import Completion, CompletionGap, Group, LearnerStats, Prompt, Reward, TrainingSample
+from rft_cluster.prompts import Question, make_question
 from rft_cluster.run.folder import RunFolder
 from rft_cluster.run.lock import locked
 from rft_cluster.run.records import read_rows
@@ -36,7 +38,9 @@ SETTINGS = (f"schedule.steps={STEPS}", "schedule.prompts_per_step=2", "optimizer
             "schedule.evaluate_every=2", "schedule.stop_when_stuck=0")  # fmt: skip
 COLOURS = ("red", "yellow", "blue", "green", "white", "black")
 SHOWN = [LabelledImage(colour, picture(colour), ("rose", "tulip")[i % 2]) for i, colour in enumerate(COLOURS)]
-TASK = Task(FewShotDataset.of("photos", ["rose", "tulip"], SHOWN[:2], SHOWN[2:4], SHOWN[4:], []), "Which flower?")
+TASK = Task(
+    FewShotDataset.of("photos", ["rose", "tulip"], SHOWN[:2], SHOWN[2:4], SHOWN[4:], []), Question("Which flower?")
+)
 RIGHT = (0, 1, 1, 2, 1, 2, 1)  # of the two validation images, after so many steps
 
 
@@ -116,7 +120,14 @@ class Roles:
 
 
 def run(
-    settings: Config, *, resume: bool = True, stop_at=None, number=0, seconds=0.0, roles: Roles | None = None
+    settings: Config,
+    *,
+    resume: bool = True,
+    stop_at=None,
+    number=0,
+    seconds=0.0,
+    roles: Roles | None = None,
+    task: Task = TASK,
 ) -> tuple[int, Roles]:
     """One launch, without its checks; its exit code."""
     roles = roles or Roles(stop_at, number, seconds)
@@ -126,12 +137,28 @@ def run(
             try:
                 start = find_start(settings, resume) if is_run(settings.run_folder) else Start()
                 roles.steps = start.step
-                train(settings, TASK, roles, RunFolder(settings, TASK, start.step, "nothing"))
+                train(settings, task, roles, RunFolder(settings, task, start.step, "nothing"))
             except BaseException as error:
                 raise_with_cure(error, settings.run_folder, ["launch"])
                 raise
 
     return exit_code(work), roles
+
+
+def test_training_lists_the_classes_in_drawn_orders_and_evaluations_in_their_own(tmp_path):
+    task, asked = replace(TASK, question=make_question("closed", "flower", ["rose", "tulip"])), []
+    roles, settings = (
+        Roles(None, 0, 0.0),
+        config(tmp_path, "schedule.steps=6", "schedule.evaluate_every=2", "optimizer.warmup_steps=0"),
+    )
+    group = roles._group
+    roles._group = lambda prompt, answer: asked.append(prompt) or group(prompt, answer)
+    assert run(settings, roles=roles, task=task)[0] == 0
+    training, others = (
+        {p.text for p in asked if p.prompt_id.startswith("train/") == is_training} for is_training in (True, False)
+    )
+    assert training == {task.question.listing(order) for order in (("rose", "tulip"), ("tulip", "rose"))}
+    assert others == {task.text}
 
 
 def finished(folder: Path) -> Path:

@@ -10,6 +10,7 @@ from rft_cluster.classification.card import CARD_FILE, check_card, find_export, 
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import load_config
 from rft_cluster.data.dataset import FewShotDataset, LabelledImage
+from rft_cluster.prompts import Question, make_question
 
 
 def picture(colour: str, encoding: str = "PNG") -> bytes:
@@ -27,7 +28,7 @@ DATASET = FewShotDataset.of(
     test=[LabelledImage("c", picture("green"), "rose")],
     pool=[],
 )
-TEXT = "Which flower?"
+QUESTION = Question("Which flower?")
 PIXELS = (3136, 401_408)
 
 
@@ -35,13 +36,13 @@ PIXELS = (3136, 401_408)
 def export(tmp_path):
     folder = tmp_path / "run" / "model"
     folder.mkdir(parents=True)
-    (folder / CARD_FILE).write_text(json.dumps(make_card(CONFIG, DATASET, TEXT, PIXELS).model_dump()))
+    (folder / CARD_FILE).write_text(json.dumps(make_card(CONFIG, DATASET, QUESTION, PIXELS).model_dump()))
     return folder
 
 
 def test_a_card_says_all_that_predicting_needs(export):
     card = read_card(export)
-    assert (card.classes, card.aliases, card.prompt) == (["rose", "tulip"], {"rose": ["Rosa"]}, TEXT)
+    assert (card.classes, card.aliases, card.prompt) == (["rose", "tulip"], {"rose": ["Rosa"]}, QUESTION.text)
     assert (card.min_pixels, card.max_pixels, card.max_tokens) == (
         *PIXELS, 12,
     )  # fmt: skip
@@ -87,11 +88,11 @@ def test_what_is_no_export_is_explained(export, tmp_path):
 
 def test_only_what_was_trained_is_asked(export):
     card = read_card(export)
-    check_card(card, DATASET, TEXT, PIXELS)
+    check_card(card, DATASET, QUESTION, PIXELS)
     with pytest.raises(UserError, match="another question"):
-        check_card(card, DATASET, "Which tree?", PIXELS)
+        check_card(card, DATASET, Question("Which tree?"), PIXELS)
     with pytest.raises(UserError, match=r"max_image_tokens\) is 6272, but the policy was trained with 401408"):
-        check_card(card, DATASET, TEXT, (3136, 6272))
+        check_card(card, DATASET, QUESTION, (3136, 6272))
 
 
 def split_of(image: bytes) -> FewShotDataset:
@@ -104,7 +105,7 @@ def test_an_image_that_was_trained_on_proves_nothing_in_whatever_encoding(export
     file = io.BytesIO()
     Image.new("RGB", (30, 20), "blue").save(file, encoding, **lossless)
     with pytest.raises(UserError, match=r"1 of the 1 images to evaluate on were trained on \(first again\)"):
-        check_card(read_card(export), split_of(file.getvalue()), TEXT, PIXELS)
+        check_card(read_card(export), split_of(file.getvalue()), QUESTION, PIXELS)
 
 
 def test_a_card_that_knows_encoded_images_alone_is_read(export):
@@ -114,15 +115,55 @@ def test_a_card_that_knows_encoded_images_alone_is_read(export):
     card["trained_on"] = [hashlib.sha256(picture("blue")).hexdigest()]
     file.write_text(json.dumps(card))
     with pytest.raises(UserError, match="were trained on"):
-        check_card(read_card(export), split_of(picture("blue")), TEXT, PIXELS)
-    check_card(read_card(export), split_of(picture("green")), TEXT, PIXELS)
+        check_card(read_card(export), split_of(picture("blue")), QUESTION, PIXELS)
+    check_card(read_card(export), split_of(picture("green")), QUESTION, PIXELS)
 
 
 def test_black_and_white_of_16_bits_are_those_of_the_training(export):
     seen = replace(DATASET, levels=(0, 4095))
-    card = make_card(CONFIG, seen, TEXT, PIXELS)
-    assert card.levels == (0, 4095) and make_card(CONFIG, DATASET, TEXT, PIXELS).levels is None
-    check_card(card, seen, TEXT, PIXELS)
-    check_card(card, DATASET, TEXT, PIXELS)  # without such pictures there is nothing to differ
+    card = make_card(CONFIG, seen, QUESTION, PIXELS)
+    assert card.levels == (0, 4095) and make_card(CONFIG, DATASET, QUESTION, PIXELS).levels is None
+    check_card(card, seen, QUESTION, PIXELS)
+    check_card(card, DATASET, QUESTION, PIXELS)  # without such pictures there is nothing to differ
     with pytest.raises(UserError, match=r"set 'data.sixteen_bit=\[0, 4095\]'$"):
-        check_card(card, replace(DATASET, levels=(0, 65535)), TEXT, PIXELS)
+        check_card(card, replace(DATASET, levels=(0, 65535)), QUESTION, PIXELS)
+
+
+LISTED = make_question("closed", "flower", DATASET.classes)
+
+
+def carded(folder, **changes) -> None:
+    """Write the card of a policy whose prompts list the classes, with changes."""
+    values = {**make_card(CONFIG, DATASET, LISTED, PIXELS).model_dump(), **changes}
+    (folder / CARD_FILE).write_text(json.dumps(values))
+
+
+def test_a_card_holds_the_template_whose_order_of_classes_is_drawn(export):
+    carded(export)
+    card = read_card(export)
+    assert card.question == LISTED and "{{ classes" in card.template
+    check_card(card, DATASET, LISTED, PIXELS)
+    one_text = Question(LISTED.text)  # as if training had listed the classes in one order
+    for other in (one_text, make_question("closed", "tree", DATASET.classes)):
+        with pytest.raises(UserError, match="another question"):
+            check_card(card, DATASET, other, PIXELS)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"template": "{{ classes }}"}, {"template": None}, {"subject": "tree"}, {"classes": ["tulip", "rose"]}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_what_a_card_binds_is_not_changed_unnoticed(export, changes):
+    carded(export, **changes)
+    with pytest.raises(UserError, match="changed after training"):
+        read_card(export)
+
+
+def test_a_card_of_one_text_that_lists_the_classes_is_still_asked_that_text(export):
+    old = make_card(CONFIG, DATASET, Question(LISTED.text), PIXELS).model_dump()
+    del old["template"], old["subject"]
+    (export / CARD_FILE).write_text(json.dumps(old))
+    check_card(read_card(export), DATASET, LISTED, PIXELS)
+    with pytest.raises(UserError, match="another question"):
+        check_card(read_card(export), DATASET, make_question("closed", "tree", DATASET.classes), PIXELS)

@@ -108,7 +108,7 @@ def test_tags_that_format_does_not_know_are_noted(extra, between, inside):
     assert "cannot be" not in tried(question, ACCURACY)
 
 
-@pytest.mark.parametrize("template", ["think_answer", "answer_only", "with_labels", "weak"])
+@pytest.mark.parametrize("template", ["think_answer", "answer_only", "closed", "with_labels", "weak"])
 def test_the_templates_that_come_along(template):
     question = render_template(template, "flower", CLASSES)
     if template == "weak":  # which is there to show that

@@ -74,7 +74,7 @@ def test_format_beside_it_changes_nothing_for_what_keeps_the_layout():
     assert of["an empty completion"] == 0.0  # 0 + 1, as much as a wrong answer's 1 + 0
 
 
-@pytest.mark.parametrize("template", ["think_answer", "answer_only", "weak", "with_labels"])
+@pytest.mark.parametrize("template", ["think_answer", "answer_only", "closed", "weak", "with_labels"])
 @pytest.mark.parametrize("weights", [{"accuracy": 1.0}, {"format": 1.0, "accuracy": 1.0}])
 def test_accuracy_passes_on_the_flowers_with_every_constant_at_chance(weights, template):
     found = tried(weights, template=template)

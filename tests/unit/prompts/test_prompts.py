@@ -2,7 +2,7 @@ import pytest
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.messages import Example, ImageRef
-from rft_cluster.prompts import make_prompts, render_template, text_hash
+from rft_cluster.prompts import Question, draw_prompts, make_prompts, make_question, render_template, text_hash
 from rft_cluster.rewards.format import THINK_ANSWER
 
 EXAMPLES = [
@@ -21,17 +21,19 @@ def test_think_answer_asks_for_the_subject_and_shows_the_layout():
 def test_each_built_in_template_asks_for_what_its_name_says():
     texts = {
         name: render_template(name, "flower", ["rose", "tulip"])
-        for name in ("think_answer", "answer_only", "with_labels", "weak")
+        for name in ("think_answer", "answer_only", "closed", "with_labels", "weak")
     }
     assert [name for name, text in texts.items() if "<think>" in text] == ["think_answer", "with_labels"]
     assert [name for name, text in texts.items() if "<answer>" in text] == [
         "think_answer",
         "answer_only",
+        "closed",
         "with_labels",
     ]
     assert [name for name, text in texts.items() if "rose, tulip" in text] == ["with_labels"]
+    assert [name for name, text in texts.items() if "\nrose\ntulip\n" in text] == ["closed"]
     assert all("flower" in text and "{" not in text for text in texts.values())
-    assert len({text_hash(text) for text in texts.values()}) == 4
+    assert len({text_hash(text) for text in texts.values()}) == 5
 
 
 def test_a_template_of_ones_own_sees_the_classes(tmp_path):
@@ -153,7 +155,7 @@ MARKS = [
 ]
 
 
-@pytest.mark.parametrize("template", ["think_answer", "answer_only", "weak", "with_labels"])
+@pytest.mark.parametrize("template", ["think_answer", "answer_only", "closed", "weak", "with_labels"])
 @pytest.mark.parametrize("around", ["", "red {} rose", "{}\nrose"])
 @pytest.mark.parametrize("mark", MARKS)
 def test_a_subject_that_would_be_read_otherwise_than_meant_is_named(template, around, mark):
@@ -175,3 +177,60 @@ def test_a_class_that_holds_a_special_token_is_named_and_not_the_template():
     with pytest.raises(UserError, match=r"^class '<\|pad\|>' holds a special token"):
         render_template("with_labels", "flower", ["rose", "<|pad|>"])
     assert "rose" not in render_template("think_answer", "flower", ["rose", "<|pad|>"])
+
+
+CLASSES = ["rose", "tulip", "daisy", "lily", "iris"]
+
+
+def listed(question: Question, split: str = "train", step: int = 0, seed: int = 0) -> list[list[str]]:
+    """The classes of each prompt of `closed`, in the order in which the prompt lists them."""
+    prompts = draw_prompts([EXAMPLES[0]] * 40, question, split, step, seed)
+    return [prompt.text.splitlines()[1:-2] for prompt in prompts]
+
+
+def test_each_prompt_lists_the_classes_in_an_order_drawn_from_seed_step_and_index():
+    question = make_question("closed", "flower", CLASSES)
+    orders = listed(question)
+    assert orders == listed(question), "a run that resumes asks the same"
+    assert all(sorted(order) == sorted(CLASSES) for order in orders)
+    assert {order[0] for order in orders} == {order[-1] for order in orders} == set(CLASSES)
+    others = (listed(question, step=1), listed(question, seed=1), listed(question, split="validation"))
+    assert all(orders != other for other in others) and orders[0] != orders[1]
+    assert orders[0] == ["daisy", "rose", "iris", "tulip", "lily"]  # recorded runs hang on it: (0, train, 0, 0)
+
+
+def test_ids_and_seeds_are_those_of_one_text_and_the_first_text_has_the_own_order():
+    question = make_question("with_labels", "flower", CLASSES)
+    drawn = draw_prompts(EXAMPLES, question, "train", 12, seed=0)
+    fixed = make_prompts(EXAMPLES, question.text, "train", 12, seed=0)
+    assert [(p.prompt_id, p.seed, p.example) for p in drawn] == [(p.prompt_id, p.seed, p.example) for p in fixed]
+    assert "rose, tulip, daisy, lily, iris." in question.text and question.text not in {p.text for p in drawn}
+    assert all(question.text.split(": ")[0] == p.text.split(": ")[0] for p in drawn)
+    some = question.in_some_orders(3, seed=0)
+    assert some[0] == question.text and len(set(some)) == 4
+
+
+@pytest.mark.parametrize(
+    ("template", "lists"),
+    [
+        ("A {{ subject }} of {{ classes | length }} kinds?", False),
+        ("{{ classes | sort | join(' ') }}", False),
+        ("{{ classes | join(' ') }}", True),
+        ("{% for name in classes %}{{ loop.index }}. {{ name }}\n{% endfor %}", True),
+    ],
+)
+def test_a_template_lists_the_classes_if_their_order_shows(tmp_path, template, lists):
+    path = tmp_path / "mine.txt"
+    path.write_text(template)
+    question = make_question(str(path), "flower", CLASSES)
+    assert (question.template is not None) == lists
+    texts = {prompt.text for prompt in draw_prompts([EXAMPLES[0]] * 9, question, "train", 0, 0)}
+    assert (len(texts) > 1) == lists
+
+
+def test_the_hash_of_a_question_is_that_of_its_text_unless_it_lists_the_classes():
+    assert Question("Which?").sha256 == text_hash("Which?")
+    question = make_question("closed", "flower", CLASSES)
+    others = [make_question("closed", "tree", CLASSES), make_question("closed", "flower", CLASSES[::-1])]
+    assert len({text_hash(question.text), question.sha256, *(other.sha256 for other in others)}) == 4
+    assert make_question("problem", "flower", CLASSES, problem="Which, of rose and tulip?").template is None

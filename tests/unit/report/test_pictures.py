@@ -5,6 +5,7 @@ from PIL import Image
 
 from rft_cluster.config import load_config
 from rft_cluster.data import load_dataset
+from rft_cluster.prompts import Question
 from rft_cluster.report.pictures import find_pictures
 from rft_cluster.run.folder import RunFolder
 from rft_cluster.run.history import read_history
@@ -29,7 +30,7 @@ def photos(tmp_path) -> Path:
 def older(photos, tmp_path) -> Path:
     """A run of an earlier version: it kept no thumbnails."""
     config = load_config("digits", [f"run.folder={tmp_path}", f"data.path={photos}", *SETTINGS])
-    return RunFolder(config, Task(load_dataset(config.data, 0), "Which flower?"), 0).path
+    return RunFolder(config, Task(load_dataset(config.data, 0), Question("Which flower?")), 0).path
 
 
 def test_a_run_s_own_thumbnails_need_no_data(tmp_path):

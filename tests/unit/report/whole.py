@@ -9,7 +9,7 @@ from pathlib import Path
 from rft_cluster.classification.report import summarise
 from rft_cluster.data.dataset import FewShotDataset, LabelledImage
 from rft_cluster.messages import Completion, Group, Reward
-from rft_cluster.prompts import make_prompts
+from rft_cluster.prompts import Question, make_prompts
 from rft_cluster.run.folder import RunFolder
 from rft_cluster.run.task import Task
 from rft_cluster.run.thumbnails import archive, thumbnails, wanted
@@ -41,7 +41,7 @@ def written(folder: Path, words: str = "", name: str = "mine") -> Path:
     data = dataset(words)
     settings = config(folder, *SETTINGS)
     settings = settings.model_copy(update={"run": settings.run.model_copy(update={"name": name})})
-    run = RunFolder(settings, Task(data, f"Which flower? {words}"), 0)
+    run = RunFolder(settings, Task(data, Question(f"Which flower? {words}")), 0)
     for step in (0, 1, 2):
         if step:
             prompts = make_prompts(data.batch(0, step - 1, 2), "Which flower?", "train", step - 1, 0)

@@ -109,10 +109,12 @@ def test_a_prompt_that_shows_an_answer_block_alone_wants_that_alone(text, reward
     assert format_reward(prompt("rose", text=ANSWER_ONLY), completion(text)) == reward
 
 
-@pytest.mark.parametrize("template", ["think_answer", "answer_only", "weak", "with_labels"])
+@pytest.mark.parametrize("template", ["think_answer", "answer_only", "closed", "weak", "with_labels"])
 def test_each_template_of_ours_gets_its_layout(template):
     text = render_template(template, "flower", ["rose", "tulip"])
-    right = "<answer>rose</answer>" if template == "answer_only" else "<think>red</think><answer>rose</answer>"
+    right = (
+        "<answer>rose</answer>" if template in ("answer_only", "closed") else "<think>red</think><answer>rose</answer>"
+    )
     assert format_reward(prompt("rose", text=text), completion(right)) == 1.0
 
 

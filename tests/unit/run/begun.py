@@ -16,7 +16,7 @@ from rft_cluster.config import Config, load_config
 from rft_cluster.data.dataset import FewShotDataset, LabelledImage
 from rft_cluster.learner.snapshot import Shard, Snapshot, write_shards
 from rft_cluster.messages import WrittenFile
-from rft_cluster.prompts import text_hash
+from rft_cluster.prompts import Question, text_hash
 from rft_cluster.run.checkpoints import checkpoint_folder
 from rft_cluster.run.folder import RunFolder
 from rft_cluster.run.task import Task
@@ -30,7 +30,7 @@ def picture(colour: str | tuple[int, int, int]) -> bytes:
 
 EXAMPLES = [LabelledImage("a", picture("red"), "rose"), LabelledImage("b", picture("yellow"), "tulip")]
 DATASET = FewShotDataset.of("photos", ["rose", "tulip"], EXAMPLES, [], [], [])
-TASK = Task(DATASET, "Which flower?")
+TASK = Task(DATASET, Question("Which flower?"))
 
 
 def config(folder: Path, *overrides: str) -> Config:

@@ -8,6 +8,7 @@ from rft_cluster.classification.report import Evaluation, Judged
 from rft_cluster.config import load_config
 from rft_cluster.data.dataset import FewShotDataset
 from rft_cluster.messages import Completion, Group
+from rft_cluster.prompts import Question
 from rft_cluster.run.answers import read_answers
 from rft_cluster.run.folder import RunFolder
 from rft_cluster.run.metrics import clock
@@ -34,7 +35,7 @@ def rows(path: Path) -> list[dict]:
 
 
 def test_a_run_s_records(tmp_path, capsys):
-    run = RunFolder(config(tmp_path), Task(ROSES, "Which flower?"), 0)
+    run = RunFolder(config(tmp_path), Task(ROSES, Question("Which flower?")), 0)
     run.log_evaluation(Evaluation(0, "test", 0.25, 0.3, 0.5, 40, (0.1, 0.4)), ANSWERED)
     run.log_rollouts(1, GROUPS, REWARDS, ADVANTAGES, LEARNER)
     run.log_step(stats(1))

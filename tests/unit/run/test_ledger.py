@@ -14,10 +14,12 @@ from rft_cluster.doctor import proof
 from rft_cluster.doctor.__main__ import main
 from rft_cluster.learner.snapshot import shards_file
 from rft_cluster.messages import Reward
+from rft_cluster.prompts import make_question
 from rft_cluster.run.ledger import check_run, make_ledger
 from rft_cluster.run.lock import locked
+from rft_cluster.run.task import Task
 from tests.unit.run.begun import config, rewrite_state
-from tests.unit.test_train import SETTINGS, Roles, run
+from tests.unit.test_train import SETTINGS, TASK, Roles, run
 
 SMALL = (*SETTINGS, "sampling.group_size=2", "schedule.save_every=2")
 
@@ -46,9 +48,9 @@ class Writing(Roles):
         return writing
 
 
-def written(folder: Path, *overrides: str, roles: Roles | None = None) -> Path:
+def written(folder: Path, *overrides: str, roles: Roles | None = None, task: Task = TASK) -> Path:
     settings = config(folder, *SMALL, "scoring.failure_budget=0.6", *overrides)
-    code, _ = run(settings, roles=roles or Writing(None, 0, 0.0))
+    code, _ = run(settings, roles=roles or Writing(None, 0, 0.0), task=task)
     assert code == 0
     return settings.run_folder
 
@@ -86,6 +88,11 @@ def test_a_whole_run_is_proved(whole):
 
 
 # Damage: what is done to the lines of a file
+
+
+def test_a_run_whose_prompts_list_the_classes_in_drawn_orders_is_proved(tmp_path):
+    task = replace(TASK, question=make_question("closed", "flower", ["rose", "tulip"]))
+    assert not make_ledger(written(tmp_path, task=task)).problems
 
 
 def lines_of(file: Path) -> list[bytes]:

@@ -1,5 +1,6 @@
 import json
 
+from rft_cluster.prompts import Question
 from rft_cluster.run import parts
 
 
@@ -8,21 +9,21 @@ def rows(run) -> list[dict]:
 
 
 def test_a_part_is_recorded_once_and_again_when_something_differs(tmp_path, monkeypatch):
-    parts.add_part(tmp_path, 0, "Which digit?")
-    parts.add_part(tmp_path, 40, "Which digit?")
+    parts.add_part(tmp_path, 0, Question("Which digit?"))
+    parts.add_part(tmp_path, 40, Question("Which digit?"))
     assert [row["step"] for row in rows(tmp_path)] == [0]
     (first,) = rows(tmp_path)
     assert first["question"] == "Which digit?" and first["machine"]["cores"] > 0 and "torch" in first["versions"]
     monkeypatch.setattr(parts.platform, "python_version", lambda: "9.9.9")
-    parts.add_part(tmp_path, 60, "Which digit?")
+    parts.add_part(tmp_path, 60, Question("Which digit?"))
     assert [(row["step"], row["python"]) for row in rows(tmp_path)] == [(0, first["python"]), (60, "9.9.9")]
 
 
 def test_a_row_that_was_cut_is_dropped(tmp_path):
-    parts.add_part(tmp_path, 0, "Which digit?")
+    parts.add_part(tmp_path, 0, Question("Which digit?"))
     with (tmp_path / parts.FILE).open("a") as file:
         file.write('{"step": 3, "ti')
-    parts.add_part(tmp_path, 5, "Which flower?")
+    parts.add_part(tmp_path, 5, Question("Which flower?"))
     assert [row["step"] for row in rows(tmp_path)] == [0, 5]
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 from rft_cluster.config import Config, load_config
 from rft_cluster.data.dataset import FewShotDataset, LabelledImage
 from rft_cluster.data.lazy import Pool
+from rft_cluster.prompts import Question
 from rft_cluster.run.task import MAX_POOL, Task, choose_pool, pool_images, pool_note
 
 
@@ -53,9 +54,9 @@ def test_the_size_of_the_pool_is_said_and_a_small_one_warned_of(pool, held_out):
     examples = [LabelledImage(str(i), b"", "ab"[i % 2]) for i in range(8 + held_out)]
     dataset = FewShotDataset.of("toy", ["a", "b"], examples[:8], [], examples[8:], [b""] * pool)
     config: Config = load_config("digits", [])
-    (note,) = pool_note(config, Task(dataset, ""))
+    (note,) = pool_note(config, Task(dataset, Question("")))
     assert f"a pool of {pool} unlabelled images" in note
     assert ("it will see little" in note) == (pool < 40)
     assert (f"which hold out {held_out}" in note) == (pool < 40 and held_out > 0)
     other = config.model_copy(update={"model": config.model.model_copy(update={"path": "Qwen/Qwen2-VL-2B-Instruct"})})
-    assert pool_note(other, Task(replace(dataset), "")) == []
+    assert pool_note(other, Task(replace(dataset), Question(""))) == []
