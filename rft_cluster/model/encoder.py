@@ -30,6 +30,14 @@ REASON = 300  # characters of a library's message
 
 
 @dataclass(frozen=True)
+class EncodedImage:
+    """`pixel_values` [patches, values of a patch] FP32; `image_grid_thw` [1, 3]: frames, rows, columns of patches."""
+
+    pixel_values: Tensor
+    image_grid_thw: Tensor
+
+
+@dataclass(frozen=True)
 class EncodedPrompt:
     """`token_ids` with the image's tokens expanded; `pixel_values` [patches, values of a patch] FP32; `image_grid_thw`
     [1, 3]."""
@@ -108,14 +116,22 @@ class PromptEncoder:
         return {"size": {"shortest_edge": self.side**2, "longest_edge": self._limits["max_pixels"]}}
 
     def encode(self, text: str, image: bytes) -> EncodedPrompt:
-        """A prompt of this text and this encoded image."""
-        inputs = self._processor(
-            text=[self.chat(text)],
-            images=[self.image(image)],
-            return_tensors="pt",
-            images_kwargs=self.image_limits(),
-        )
-        return EncodedPrompt(inputs["input_ids"][0].tolist(), inputs["pixel_values"], inputs["image_grid_thw"])
+        """A prompt of this text and this encoded image: what the model's processor makes of both."""
+        return self.joined(self.encode_text(text), self.encode_image(image))
+
+    def encode_text(self, text: str) -> list[int]:
+        """The token ids of a prompt of this text, with one token in the image's place."""
+        return self.tokenizer(self.chat(text))["input_ids"]
+
+    def encode_image(self, image: bytes) -> EncodedImage:
+        inputs = self._processor.image_processor([self.image(image)], return_tensors="pt", **self.image_limits())
+        return EncodedImage(inputs["pixel_values"], inputs["image_grid_thw"])
+
+    def joined(self, text: list[int], image: EncodedImage) -> EncodedPrompt:
+        """The prompt of an encoded text and an encoded image."""
+        place, tokens = text.index(self.image_token_id), int(image.image_grid_thw.prod()) // MERGE**2
+        expanded = [*text[:place], *[self.image_token_id] * tokens, *text[place + 1 :]]
+        return EncodedPrompt(expanded, image.pixel_values, image.image_grid_thw)
 
     def check_lengths(self, prompts: Sequence[Prompt], images: Images, max_prompt_tokens: int) -> list[PromptLength]:
         """Each prompt's number of tokens, by arithmetic: images are not decoded, their sizes are read.
@@ -139,7 +155,7 @@ class PromptEncoder:
 
     def _text_tokens(self, text: str) -> int:
         """Tokens of a prompt without those of its image."""
-        return len(self.tokenizer(self.chat(text))["input_ids"]) - 1  # the image's place is one
+        return len(self.encode_text(text)) - 1  # the image's place is one
 
     def _image_tokens(self, prompt: Prompt, images: Images) -> int:
         with Image.open(io.BytesIO(images[prompt.example.image.sha256])) as header:

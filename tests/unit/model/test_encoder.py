@@ -4,6 +4,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageChops
 from some_prompt import some_prompt
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
@@ -95,6 +96,25 @@ def test_pixels_and_tokens_are_counted_alike_at_odd_sizes(family, tmp_path_facto
         assert encoded.token_ids.count(IMAGE_PAD) == patches // 4 == image_tokens(*shown.size, family.side)
         counts.add(patches)
     assert len(counts) > 5
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_text_and_image_encoded_apart_are_what_the_processor_makes_of_both(family, tmp_path):
+    processor = build_processor(["zero"], ["group-00"], "Which?", 56 * 56, family)
+    processor.save_pretrained(tmp_path)
+    encoder = PromptEncoder(str(tmp_path), between(64 * 64, 90_000))
+    for size in ((61, 997), (300, 200), (70, 70)):
+        image = picture(*size)
+        ours = encoder.encode("Which? \u00e9", image)
+        theirs = processor(
+            text=[encoder.chat("Which? \u00e9")],
+            images=[encoder.image(image)],
+            return_tensors="pt",
+            images_kwargs=encoder.image_limits(),
+        )
+        assert ours.token_ids == theirs["input_ids"][0].tolist()
+        assert torch.equal(ours.pixel_values, theirs["pixel_values"])
+        assert torch.equal(ours.image_grid_thw, theirs["image_grid_thw"])
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
