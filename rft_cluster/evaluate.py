@@ -7,13 +7,23 @@ evaluation.png. The same command writes the same files again. To compare two: py
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from rft_cluster.classification.answers import AnswerReader
-from rft_cluster.classification.baselines import BASELINES, nearest_neighbour_and_regression
+from rft_cluster.classification.baselines import (
+    BASELINES,
+    TOWER,
+    Baselines,
+    compared,
+    measure,
+    minus_baselines,
+    on_pixels,
+    verdict,
+)
 from rft_cluster.classification.card import check_card, find_export, read_card
 from rft_cluster.classification.plots import draw_evaluation
 from rft_cluster.classification.report import judge, report
@@ -22,11 +32,14 @@ from rft_cluster.common.errors import UserError, check_range, exit_code
 from rft_cluster.common.files import check_writable, write_json, write_text
 from rft_cluster.common.text import csv_line, printable
 from rft_cluster.config import Config, find_config, load_config, load_run_config, run_folder_of
+from rft_cluster.data.manifest import manifest
 from rft_cluster.messages import Example, Group, Sampling
 from rft_cluster.model.folder import read_family
 from rft_cluster.prompts import make_prompts
+from rft_cluster.run.history import read_history
 from rft_cluster.run.preflight import check_paths
-from rft_cluster.run.saving import BEST
+from rft_cluster.run.resume import is_run
+from rft_cluster.run.saving import BASELINES_FILE, BEST
 from rft_cluster.run.task import Task, base_model_path, check_model, prepare
 
 BASE = "base"
@@ -81,6 +94,7 @@ def evaluate(options: argparse.Namespace) -> None:
     reader = AnswerReader(
         task.dataset.classes, {example.label: example.aliases for example in examples if example.aliases}
     )
+    judged = [judge(group, reader) for group in greedy]
     figures = {
         "checkpoint": options.checkpoint,
         "data": task.dataset.name,
@@ -90,13 +104,15 @@ def evaluate(options: argparse.Namespace) -> None:
         "votes": options.votes,
         "temperature": config.sampling.temperature,
         **report(
-            [judge(group, reader) for group in greedy],
+            judged,
             [reader.vote([completion.text for completion in group.completions]) for group in sampled],
             task.dataset.classes,
             {example.example_id: task.dataset.pixels_of(example) for example in examples},
         ),
-        "baselines": nearest_neighbour_and_regression(task.dataset) if options.split == "test" else {},
+        "baselines": {},
     }
+    if options.split == "test":
+        figures |= _compared(config, task, model_path, export, [one.strict for one in judged])
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "evaluation.json", figures)
     write_text(output / "predictions.csv", _csv(figures["predictions"]))
@@ -144,6 +160,40 @@ def _ask(
     return answers, samples
 
 
+def _compared(
+    config: Config, task: Task, model_path: str, export: Path | None, right: Sequence[bool]
+) -> dict[str, Any]:
+    """The baselines on the same images, and the differences from them; of a trained policy also the verdict.
+
+    Vision features are those of the model that the run started from. Of an export the run's own record is taken.
+    """
+    if export is None:
+        from rft_cluster.cluster.tower import features_of  # imports Ray, which takes seconds
+
+        found, before = measure(task.dataset, *features_of(config, model_path, compared(task.dataset))), list[bool]()
+    else:
+        found, before = _recorded(task, export.parent)
+    figures = {"baselines": found.rates, "greedy_minus_baselines": minus_baselines(right, found.right)}
+    if found.skipped:
+        figures["baselines_skipped"] = found.skipped
+    if export:
+        small = config.model.path == "tiny"
+        figures["verdict"] = verdict(right, before, found.right, len(task.dataset.train), small)
+    return figures
+
+
+def _recorded(task: Task, run: Path) -> tuple[Baselines, list[bool]]:
+    """Baselines with those on vision features as a run recorded them, and what it was right on before training."""
+    history, pixels = read_history(run) if is_run(run) else None, on_pixels(task.dataset)
+    ours = manifest(task.dataset, 0)["splits"]
+    theirs = history.manifest["splits"] if history and history.manifest else {}
+    if not history or any(ours[split] != theirs.get(split) for split in ("train", "test")):
+        return Baselines(pixels, f"no run is recorded in {run} with the same images"), []
+    tower = {name: flags for name, flags in history.right.items() if name.startswith(TOWER)}
+    skipped = "" if tower else f"{run / BASELINES_FILE} has none: a run records them when it is done"
+    return Baselines(pixels | tower, skipped), history.answered_right(0)
+
+
 def _csv(rows: list[dict[str, Any]]) -> str:
     return "".join(map(csv_line, [rows[0], *(row.values() for row in rows)]))
 
@@ -162,10 +212,7 @@ def _summary(figures: dict[str, Any]) -> str:
         line(f"vote of {votes}, strict", figures["vote"]["strict"]),
         line("greedy, lenient", greedy["lenient"]) + "   (the published rule, but for empty answers: it forgives much)",
         line("format", greedy["format"]),
-        *(
-            f"{BASELINES[name]:<20}{100 * rate:4.1f} %   (for comparison)"
-            for name, rate in figures["baselines"].items()
-        ),
+        *_baseline_lines(figures),
         f"vote - greedy     {100 * difference['difference']:+6.1f}     {100 * low:+.1f} to {100 * high:+.1f} points",
         "lowest classes:",
     ]
@@ -177,7 +224,22 @@ def _summary(figures: dict[str, Any]) -> str:
     if failures["count"]:
         lines.append(f"{failures['count']} answers out of format, for instance:")
         lines += [f"  {printable(failure['text'])[:160]}" for failure in failures["examples"][:3]]
+    if "verdict" in figures:
+        lines.append(figures["verdict"])
     return "\n".join(lines)
+
+
+def _baseline_lines(figures: dict[str, Any]) -> list[str]:
+    """The baselines, with the difference of the greedy answers from each, in points, and its 95 % interval."""
+    lines = []
+    for name, rate in figures["baselines"].items():
+        less = figures["greedy_minus_baselines"][name]
+        low, high = (f"{100 * end:+.1f}" for end in less["interval"])
+        points = f"greedy is {100 * less['difference']:+.1f} points ({low} to {high})"
+        lines.append(f"{BASELINES[name]:<39}{100 * rate:5.1f} %   {points}")
+    if skipped := figures.get("baselines_skipped"):
+        lines.append(f"none on vision features: {printable(skipped)}")
+    return lines
 
 
 if __name__ == "__main__":

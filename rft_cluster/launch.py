@@ -163,7 +163,7 @@ def _run(config: Config, task: "Task", start: "Start", log: "Log") -> None:
     with Reports(config.run_folder) as reports, tracked(config, task.dataset) as trackers:
         _train_through_losses(config, task, start, model_path, [reports, *trackers])
         if task.dataset.test:
-            _compare(config, task)
+            _compare(config, task, model_path)
         reports.finish()
     print(f"done in {clock(time.monotonic() - began)}; {_models(config)}", flush=True)
 
@@ -228,20 +228,29 @@ def _next_part(config: Config) -> "Start":
     return start
 
 
-def _compare(config: Config, task: "Task") -> None:
-    """Print and record the accuracies without a language model on the same images, and a verdict."""
-    from rft_cluster.classification.baselines import nearest_neighbour_and_regression, verdict
+def _compare(config: Config, task: "Task", model_path: str) -> None:
+    """Print and record the accuracies without a language model on the same images, and a verdict.
+
+    `model_path`: the model that the run started from.
+    """
+    from rft_cluster.classification.baselines import BASELINES, compared, measure, verdict
+    from rft_cluster.cluster.tower import features_of
     from rft_cluster.common.files import write_json
-    from rft_cluster.run.folder import read_evaluations
+    from rft_cluster.run.answers import read_answers
     from rft_cluster.run.saving import BASELINES_FILE
 
-    images, baselines = len(task.dataset.train), nearest_neighbour_and_regression(task.dataset)
-    write_json(config.run_folder / BASELINES_FILE, baselines)
-    for name, accuracy in baselines.items():
-        print(f"for comparison, {name} on the same {images} images: test accuracy {100 * accuracy:.1f} %")
-    final = read_evaluations(config.run_folder, "test")[-1]
-    small = config.model.path == "tiny"
-    print(verdict(final["accuracy_strict"], final["interval"], baselines, images, small))
+    found = measure(task.dataset, *features_of(config, model_path, compared(task.dataset)))
+    images = len(task.dataset.train)
+    write_json(config.run_folder / BASELINES_FILE, found.record())
+    for name, rate in found.rates.items():
+        print(f"for comparison, {BASELINES[name]} of the same {images} images: test accuracy {100 * rate:.1f} %")
+    if found.skipped:
+        print(f"no baselines on vision features: {found.skipped}")
+    before, after = (
+        [one.strict for one in read_answers(config.run_folder, step, "test")] for step in (0, config.schedule.steps)
+    )
+    if after:  # earlier versions recorded no answers
+        print(verdict(after, before, found.right, images, config.model.path == "tiny"), flush=True)
 
 
 def _models(config: Config) -> str:

@@ -216,7 +216,9 @@ def _row(plan: Sweep, runs: Sequence[Run], values: tuple[str, ...]) -> dict[str,
         "n": n,
         "interval": list(over_runs(rates, n)),
         "format": fmean(formatted),
-        "baselines": {name: fmean(baseline[name] for baseline in baselines) for name in baselines[0]},
+        "baselines": {
+            name: fmean(own[name] for own in baselines) for name in BASELINES if all(name in own for own in baselines)
+        },
     }
 
 

@@ -1,69 +1,195 @@
-"""Baselines without a language model on the same few images: the accuracies to beat.
+"""Baselines without a language model on the same few images: the accuracies to beat, and whether the policy does.
 
-Both see an image as 32x32 RGB pixels from 0 to 1.
+Two see an image as 32x32 RGB pixels from 0 to 1, two as one vector: the mean of its tokens from the vision tower of the
+model that the run started from (`model/tower.py`). The tower is not trained for them.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from rft_cluster.classification.intervals import paired_difference, wilson
 from rft_cluster.data.dataset import FewShotDataset
 from rft_cluster.data.images import open_image
 from rft_cluster.messages import Example
 
 SIDE = 32
 # Names in files, and names in messages.
-BASELINES = {"nearest_neighbour": "1-nearest neighbour", "logistic_regression": "logistic regression"}
+BASELINES = {
+    "nearest_neighbour": "1-nearest neighbour on pixels",
+    "logistic_regression": "logistic regression on pixels",
+    "tower_neighbour": "1-nearest neighbour on vision features",
+    "tower_probe": "linear probe on vision features",
+}
+TOWER = "tower_"
+STRENGTHS = np.logspace(-4, 4, 9)  # inverse L2 penalties that the probe tries
+MOST_FOLDS = 5
+RIGHT = "right"  # key of the flags in a record
+SKIPPED = "skipped"
+
+Fit = Callable[[np.ndarray, list[str]], Any]  # (vectors [n, values], labels) -> a fitted classifier of scikit-learn
+Flags = tuple[bool, ...]
 
 
-def nearest_neighbour_and_regression(dataset: FewShotDataset) -> dict[str, float]:
-    """Test accuracy, 0 to 1, of two classifiers trained on the data set's few-shot training images.
+@dataclass(frozen=True)
+class Baselines:
+    """`right`: by the names of `BASELINES`, whether each test image gets its label, in the order of the split.
+    `skipped`: why there are none on vision features; empty if there are."""
+
+    right: Mapping[str, Flags]
+    skipped: str = ""
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Test accuracies, 0 to 1."""
+        return {name: sum(flags) / len(flags) for name, flags in self.right.items()}
+
+    def record(self) -> dict[str, Any]:
+        """The content of `baselines.json`: rates by name, and the flags as text, `1` for right."""
+        flags = {name: "".join("01"[one] for one in own) for name, own in self.right.items()}
+        return {**self.rates, RIGHT: flags} | ({SKIPPED: self.skipped} if self.skipped else {})
+
+
+def recorded_flags(record: Mapping[str, Any], images: int) -> dict[str, Flags]:
+    """The flags in a record of as many test images. Empty in those of earlier versions; what is no flag is left out."""
+    found = record.get(RIGHT)
+    return {
+        name: tuple(one == "1" for one in flags)
+        for name, flags in (found.items() if isinstance(found, dict) else ())
+        if name in BASELINES and isinstance(flags, str) and len(flags) == images and set(flags) <= {"0", "1"}
+    }
+
+
+def compared(dataset: FewShotDataset) -> dict[str, bytes]:
+    """The encoded images that baselines see, by SHA-256: those to train on, and those of the test."""
+    return {one.image.sha256: dataset.image(one) for one in (*dataset.train, *dataset.test)}
+
+
+def measure(dataset: FewShotDataset, features: Mapping[str, np.ndarray] | None, skipped: str) -> Baselines:
+    """All baselines. `features`: see `on_features`; None if there are none, for the reason `skipped`."""
+    right = on_pixels(dataset)
+    return Baselines(right if features is None else right | on_features(dataset, features), skipped)
+
+
+def on_pixels(dataset: FewShotDataset) -> dict[str, Flags]:
+    """Whether 1-nearest neighbour and logistic regression, trained on the training images' pixels, are right.
 
     `nearest_neighbour` takes the label of the training image at the smallest Euclidean distance;
     `logistic_regression` is scikit-learn's, with its default regularisation.
     """
-    from sklearn.linear_model import LogisticRegression  # takes a second to import
-    from sklearn.neighbors import KNeighborsClassifier
+    train, test = _pixels(dataset, dataset.train), _pixels(dataset, dataset.test)
+    return _right(dataset, train, test, {"nearest_neighbour": _nearest, "logistic_regression": _regression})
+
+
+def on_features(dataset: FewShotDataset, features: Mapping[str, np.ndarray]) -> dict[str, Flags]:
+    """The same on vision features, [hidden size] for each image by its SHA-256.
+
+    Each value is first brought to mean 0 and deviation 1 over the training images. `tower_neighbour` takes the training
+    image at the smallest angle. `tower_probe` is logistic regression, the usual linear probe; its L2 penalty is the one
+    with the smallest log-loss in cross-validation on the training images (see `_probe`).
+    """
+    train, test = (
+        np.stack([features[one.image.sha256] for one in split]).astype(np.float64)  # lbfgs is slower in FP32
+        for split in (dataset.train, dataset.test)
+    )
+    centre, scale = train.mean(0), train.std(0)
+    scale = np.where(scale > 1e-6, scale, 1.0)  # of a value that is the same in all
+    train, test = (train - centre) / scale, (test - centre) / scale
+    return _right(dataset, train, test, {"tower_neighbour": _nearest_angle, "tower_probe": _probe})
+
+
+def _right(dataset: FewShotDataset, train: np.ndarray, test: np.ndarray, fits: Mapping[str, Fit]) -> dict[str, Flags]:
     from threadpoolctl import threadpool_limits
 
-    train, test = _pixels(dataset, dataset.train), _pixels(dataset, dataset.test)
-    train_labels, test_labels = _labels(dataset.train), _labels(dataset.test)
-    classifiers = {
-        "nearest_neighbour": KNeighborsClassifier(n_neighbors=1),
-        "logistic_regression": LogisticRegression(max_iter=1000),
-    }
+    labels, wanted = _labels(dataset.train), _labels(dataset.test)
     # Threads only slow down matrices this small, a hundredfold while other processes occupy the cores.
     with threadpool_limits(limits=1):
-        return {
-            name: float(classifier.fit(train, train_labels).score(test, test_labels))
-            for name, classifier in classifiers.items()
-        }
+        found = {name: fit(train, labels).predict(test) for name, fit in fits.items()}
+    return {name: tuple(bool(a == b) for a, b in zip(own, wanted, strict=True)) for name, own in found.items()}
+
+
+# Each imports scikit-learn itself, which takes a second.
+
+
+def _nearest(vectors: np.ndarray, labels: list[str]) -> Any:
+    from sklearn.neighbors import KNeighborsClassifier
+
+    return KNeighborsClassifier(n_neighbors=1).fit(vectors, labels)
+
+
+def _nearest_angle(vectors: np.ndarray, labels: list[str]) -> Any:
+    from sklearn.neighbors import KNeighborsClassifier
+
+    return KNeighborsClassifier(n_neighbors=1, metric="cosine").fit(vectors, labels)
+
+
+def _regression(vectors: np.ndarray, labels: list[str]) -> Any:
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(max_iter=1000).fit(vectors, labels)
+
+
+def _probe(vectors: np.ndarray, labels: list[str]) -> Any:
+    """Logistic regression with the best of `STRENGTHS`; with one image of a class, which cannot be both learned from
+    and tried on, with scikit-learn's default."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV
+
+    folds = min(MOST_FOLDS, *Counter(labels).values())  # each has every class, as the log-loss needs
+    if folds < 2:
+        return _regression(vectors, labels)
+    tried = GridSearchCV(LogisticRegression(max_iter=1000), {"C": STRENGTHS}, scoring="neg_log_loss", cv=folds)
+    return tried.fit(vectors, labels)
+
+
+def minus_baselines(policy: Sequence[bool], right: Mapping[str, Flags]) -> dict[str, dict[str, Any]]:
+    """The policy's accuracy less that of each baseline, image by image (see `paired_difference`)."""
+    return {name: paired_difference(flags, policy) for name, flags in right.items()}
 
 
 def verdict(
-    rate: float, interval: tuple[float, float], baselines: Mapping[str, float], images: int, small_model: bool
+    policy: Sequence[bool], before: Sequence[bool], right: Mapping[str, Flags], images: int, small_model: bool
 ) -> str:
-    """One sentence: is the trained model or a baseline better? If a baseline is, also what to try.
+    """Is the trained policy or the best baseline better, image by image? If a baseline is as good: what GRPO adds.
 
     Args:
-        rate, interval: the model's test accuracy with its 95 % interval, 0 to 1.
-        baselines: test accuracies, by the names of `BASELINES`.
+        policy: whether each test image's answer is right.
+        before: the same of the untrained policy; empty if unknown.
+        right: of the baselines, at least one.
         images: number of labelled training images, the same for all.
         small_model: True for the model of `model.path: tiny`.
     """
-    name, best = max(baselines.items(), key=lambda item: item[1])
-    other = f"{BASELINES[name]} on the pixels of the same {images} images ({100 * best:.1f} %)"
-    low, high = (f"{100 * end:.1f}" for end in interval)
-    ours = f"({100 * rate:.1f} %, interval {low} to {high})"
-    if best < interval[0]:
-        return f"verdict: the trained model {ours} beats the better baseline, {other}"
-    clear = best > interval[1]
-    first = f"the trained model {ours} is {'beaten by' if clear else 'not clearly better than'} {other}"
+    name = max(right, key=lambda one: sum(right[one]))
+    best = sum(right[name]) / len(right[name])
+    less = paired_difference(right[name], policy)
+    low, high = less["interval"]
+    ends = " to ".join(f"{100 * end:.1f}" for end in wilson(sum(policy), len(policy)))
+    ours = f"the trained model ({100 * sum(policy) / len(policy):.1f} %, interval {ends})"
+    other = f"the best baseline, {BASELINES[name]} of the same {images} images ({100 * best:.1f} %)"
+    by = f"image by image {_points(less)}"
+    if low > 0:
+        return f"verdict: {ours} beats {other}: {by}"
+    said = f"is beaten by {other}" if high < 0 else f"is not clearly better than {other}"
+    use = "use that" if high < 0 else "that will do"
     tries = ["more labelled images (data.shots)", "more steps (schedule.steps)"]
     if small_model:
         tries.append("a model that has seen photographs, on a GPU (model.path=Qwen/Qwen2-VL-2B-Instruct)")
-    return f"verdict: {first}. What to try: {', '.join(tries)}"
+    label = f"If you need only the label, {use}. {_adds(policy, before)}"
+    return f"verdict: {ours} {said}: {by}. {label}. What to try: {', '.join(tries)}"
+
+
+def _adds(policy: Sequence[bool], before: Sequence[bool]) -> str:
+    words = "What GRPO adds here is an answer in words from the model itself"
+    return f"{words}, {_points(paired_difference(before, policy))} over the untrained model" if before else words
+
+
+def _points(difference: Mapping[str, Any]) -> str:
+    low, high = difference["interval"]
+    return f"{100 * difference['difference']:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
 def _pixels(dataset: FewShotDataset, examples: list[Example]) -> np.ndarray:  # [n, 32 * 32 * 3]

@@ -75,9 +75,7 @@ class PolicyModel(nn.Module):
             log-probabilities [C] FP32 in nats, and entropy [C] FP32 without gradient.
         """
         # The vision tower is called separately, because it must not get the layout.
-        images = self.model.model.get_image_features(
-            pixel_values, image_grid_thw, return_dict=True, **self._attention_starts(image_grid_thw)
-        )
+        images = self.image_features(pixel_values, image_grid_thw)
         hidden = self.model.model(
             input_ids=input_ids,
             position_ids=position_ids,
@@ -89,6 +87,15 @@ class PolicyModel(nn.Module):
         # FP32 adds them in FP32 and in a fixed order on every device; indexing on GPUs adds BF16 in any order.
         selected = F.embedding(predictor_index, hidden[0].float()).to(hidden.dtype)  # [C, hidden size]
         return token_logprobs(selected, self.model.lm_head.weight, completion_ids, self._sampled)
+
+    def image_features(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Any:
+        """transformers' output of the vision tower; `pooler_output` has [image tokens, hidden size] for each image.
+
+        Args: as in `forward`.
+        """
+        return self.model.model.get_image_features(
+            pixel_values, image_grid_thw, return_dict=True, **self._attention_starts(image_grid_thw)
+        )
 
     def _attention_starts(self, image_grid_thw: Tensor) -> dict[str, Tensor]:
         """Arguments of the vision tower: where each image's patches begin, and the last ones end ([images + 1] int32),

@@ -67,12 +67,14 @@ def difference(before: Sequence[Judged], after: Sequence[Judged]) -> dict[str, A
 
 def sentence(history: History) -> str:
     """The verdict, or why there is none yet."""
-    final = evaluations(history, "test")
-    if history.baselines and final and history.manifest and final[-1]["step"] == history.last:
+    before, after = (history.answered_right(step) for step in (0, history.last))
+    if history.right and after and history.manifest:
         images, small = len(history.manifest["splits"]["train"]), history.config.get("model", {}).get("path") == "tiny"
-        said = verdict(final[-1]["accuracy_strict"], tuple(final[-1]["interval"]), history.baselines, images, small)
+        said = verdict(after, before, history.right, images, small)
         said = said.removeprefix("verdict: ").replace("1-nearest", "1\u2011nearest")  # no line ends there
         return said[0].upper() + said[1:] + "."
+    if history.baselines:
+        return "Which images the baselines are right on is not recorded, so no verdict image by image can be given."
     return {
         "in progress": "The run is in progress: the test images and the baselines are measured at its end.",
         "stopped": "The run was stopped before its end, so the trained model was not compared with the baselines.",

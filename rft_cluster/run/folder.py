@@ -5,7 +5,7 @@ runs/NAME/  config.yaml      the resolved configuration
             manifest.json    which images were chosen, with their SHA-256 (see data/manifest.py)
             metrics.jsonl    an object a step (see docs/metrics.md)
             eval.jsonl       an object an evaluation
-            baselines.json   accuracies without a language model on the same images
+            baselines.json   accuracies without a language model on the same images, and which of them are right
             evaluations/     step-000080-test.jsonl: an object an image: label, answer, judgement (see answers.py)
             parts.jsonl      machine and versions, an object for each part of the run (see parts.py)
             thumbnails.zip   a small copy of each image (see thumbnails.py)

@@ -16,12 +16,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from rft_cluster.classification.baselines import Flags, recorded_flags
 from rft_cluster.classification.card import Card
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.files import json_object
 from rft_cluster.common.lookup import near_path, nearest
 from rft_cluster.common.text import shown
 from rft_cluster.data.manifest import read_manifest
+from rft_cluster.run.answers import read_answers
 from rft_cluster.run.journal import step_of
 from rft_cluster.run.lock import holder
 from rft_cluster.run.proof.kept import read_lines
@@ -55,6 +57,7 @@ class History:
     `config`: the configuration by section and key, as JSON values; empty if this version cannot read it.
     `steps`, `evaluations`: the rows of `metrics.jsonl` and `eval.jsonl`, in order. Their figures are numbers.
     `baselines`: test accuracies, 0 to 1, by name; empty before the run's end.
+    `right`: by the same names, whether they are right on each test image of the manifest; empty in older versions.
     `manifest`: see `data.manifest.read_manifest`; None if there is none that can be read.
     `redone`: the steps that were done again.
     `problems`: what could not be read, a sentence each.
@@ -65,6 +68,7 @@ class History:
     steps: tuple[Row, ...]
     evaluations: tuple[Row, ...]
     baselines: dict[str, float]
+    right: dict[str, Flags]
     manifest: dict[str, Any] | None
     state: Literal["in progress", "stopped", "done"]
     redone: tuple[int, ...]
@@ -97,6 +101,16 @@ class History:
         rows = _objects(self.folder / "rollouts" / f"step-{step:06d}.jsonl")
         return [row for row in rows if isinstance(row.get("completions"), list)]
 
+    def answered_right(self, step: int) -> list[bool]:
+        """Whether each test image of the manifest was answered right after `step`; empty without all answers."""
+        try:
+            judged = read_answers(self.folder, step, "test")
+        except UserError:
+            return []
+        tested = self.manifest["splits"]["test"] if self.manifest else []
+        same = [one.example_id for one in judged] == [entry["id"] for entry in tested]
+        return [one.strict for one in judged] if same else []
+
     @cached_property
     def log(self) -> tuple[tuple[str, str], ...]:
         """(time, text) of each line of `log.txt`. The text may have anything that a terminal may be sent."""
@@ -125,15 +139,17 @@ def read_history(run: Path) -> History:
         found, damaged, _ = read_lines(run / name)
         rows[name] = [row for row in found if row["step"] in STEPS]
         problems += damaged
-    config = _config(run, problems)
+    config, manifest = _config(run, problems), _manifest(run / "manifest.json", problems)
+    record = _baselines(run / BASELINES_FILE)
     steps = tuple({key: value for key, value in row.items() if _is_number(value)} for row in rows["metrics.jsonl"])
     return History(
         folder=run,
         config=config,
         steps=steps,
         evaluations=tuple(filter(_is_evaluation, rows["eval.jsonl"])),
-        baselines=_baselines(run / BASELINES_FILE),
-        manifest=_manifest(run / "manifest.json", problems),
+        baselines={name: value for name, value in record.items() if isinstance(value, float)},
+        right=recorded_flags(record, len(manifest["splits"]["test"]) if manifest else 0),
+        manifest=manifest,
         state=_state(run, config, steps),
         redone=tuple(_redone(run)),
         problems=tuple(problems),
@@ -191,9 +207,8 @@ def _manifest(file: Path, problems: list[str]) -> dict[str, Any] | None:
         return None
 
 
-def _baselines(file: Path) -> dict[str, float]:
-    found = json_object(file.read_bytes()) if file.is_file() else None
-    return {name: value for name, value in (found or {}).items() if isinstance(value, float)}
+def _baselines(file: Path) -> dict[str, Any]:
+    return (json_object(file.read_bytes()) if file.is_file() else None) or {}
 
 
 def _state(run: Path, config: dict[str, Any], steps: tuple[Row, ...]) -> Literal["in progress", "stopped", "done"]:

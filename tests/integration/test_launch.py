@@ -28,6 +28,7 @@ from deploy.grafana.make import newest, panels, total
 from rft_cluster import compare, evaluate, launch
 from rft_cluster.algorithm import load_algorithm
 from rft_cluster.classification.answers import AnswerReader
+from rft_cluster.classification.baselines import BASELINES
 from rft_cluster.classification.card import read_card
 from rft_cluster.classification.plots import draw_evaluation
 from rft_cluster.common.hardware import hardware
@@ -215,8 +216,8 @@ def test_it_shows_every_step_and_both_ends(run: Run):
     ):
         assert word in steps[-1]
     assert sum(line.startswith("test accuracy") for line in lines) == 2
-    assert any("nearest_neighbour" in line for line in lines)
-    assert any("logistic_regression" in line for line in lines)
+    compared = [line for line in lines if line.startswith("for comparison, ")]
+    assert [name for name in BASELINES.values() if any(name in line for line in compared)] == list(BASELINES.values())
 
 
 def test_the_run_folder_is_whole(run: Run):

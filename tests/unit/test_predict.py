@@ -95,19 +95,25 @@ def test_a_table_holds_no_formula():
 
 
 def test_the_summary_of_an_evaluation_has_the_baselines():
+    less = {"difference": -0.05, "interval": [-0.1, 0.01]}
     rate = {"right": 3, "n": 4, "rate": 0.75, "interval": [0.3, 0.95]}
     figures = {
         "images": 4, "split": "test", "votes": 8, "greedy": {"strict": rate, "lenient": rate, "format": rate},
         "vote": {"strict": rate}, "vote_minus_greedy": {"difference": 0.0, "interval": [-0.2, 0.2]},
         "classes": [{"label": "rose", "taken_for": {"tulip": 1}, **rate}],
         "format_failures": {"count": 0, "examples": []},
-        "baselines": {"nearest_neighbour": 0.5, "logistic_regression": 0.825},
+        "baselines": {"nearest_neighbour": 0.5, "tower_probe": 0.825},
+        "greedy_minus_baselines": {"nearest_neighbour": less, "tower_probe": less},
+        "verdict": "verdict: use that",
     }  # fmt: skip
     lines = evaluate._summary(figures).splitlines()
     assert "greedy, strict      75.0 %   30.0 to 95.0" in lines
-    assert "1-nearest neighbour 50.0 %   (for comparison)" in lines
-    assert "logistic regression 82.5 %   (for comparison)" in lines
-    assert "logistic regression" not in evaluate._summary({**figures, "baselines": {}})
+    assert "1-nearest neighbour on pixels           50.0 %   greedy is -5.0 points (-10.0 to +1.0)" in lines
+    assert "linear probe on vision features         82.5 %   greedy is -5.0 points (-10.0 to +1.0)" in lines
+    assert "verdict: use that" in lines
+    skipped = {"baselines": {"nearest_neighbour": 0.5}, "baselines_skipped": "no room"}
+    assert "none on vision features: no room" in evaluate._summary({**figures, **skipped}).splitlines()
+    assert "on pixels" not in evaluate._summary({**figures, "baselines": {}})
 
 
 def test_evaluating_without_a_config_needs_a_run(tmp_path, capsys):

@@ -127,8 +127,13 @@ def test_table_and_plot_pool_the_seeds_and_say_what_failed(plan, monkeypatch, ca
     # Student's t with one degree of freedom at 97.5 % is 12.7062: 0.625 -+ 12.7 * 0.1768 / 1.414, cut at 0 and 1
     assert rows[0]["interval"] == [0.0, 1.0]
     table = (plan.path / "table.md").read_text()
-    assert "| format | 1-nearest neighbour | logistic regression | images | seeds |" in table
-    assert "| think_answer | 1 | 10.0 % | **62.5 %** | 0.0 to 100.0 | 100.0 % | 25.0 % | 75.0 % | 100 | 0, 1 |" in table
+    pixels = "1-nearest neighbour on pixels | logistic regression on pixels"
+    features = "1-nearest neighbour on vision features | linear probe on vision features"
+    assert f"| format | {pixels} | {features} | images | seeds |" in table
+    assert (
+        "| think_answer | 1 | 10.0 % | **62.5 %** | 0.0 to 100.0 | 100.0 % | 25.0 % | 75.0 % |  |  | 100 | 0, 1 |"
+        in table
+    )
     assert (plan.path / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert table.endswith("(compare.html)\n")
     page = (plan.path / "compare.html").read_text()

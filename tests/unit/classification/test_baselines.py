@@ -1,10 +1,22 @@
 import io
+import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from rft_cluster.classification.baselines import BASELINES, nearest_neighbour_and_regression, verdict
+from rft_cluster.classification.baselines import (
+    BASELINES,
+    Baselines,
+    _probe,
+    compared,
+    measure,
+    minus_baselines,
+    on_features,
+    on_pixels,
+    recorded_flags,
+    verdict,
+)
 from rft_cluster.config import DataSection
 from rft_cluster.data import load_dataset
 from rft_cluster.data.dataset import FewShotDataset, LabelledImage
@@ -16,30 +28,120 @@ def example(grey: int, label: str) -> LabelledImage:
     return LabelledImage(f"{label}/{grey}", file.getvalue(), label)
 
 
+# Trained on dark 0 and light 100. Nearest: 40 dark, 60 light, 255 light, so the label "dark" of 60 is the
+# one mistake of three. The regression's border lies half way, at 50, by symmetry: the same mistake.
+GREYS = FewShotDataset.of(
+    "greys",
+    ["dark", "light"],
+    [example(0, "dark"), example(100, "light")],
+    [],
+    [example(40, "dark"), example(60, "dark"), example(255, "light")],
+    [],
+)
+
+
 def test_greys_by_hand():
-    # Trained on dark 0 and light 100. Nearest: 40 dark, 60 light, 255 light, so the label "dark" of 60 is the
-    # one mistake of three. The regression's border lies half way, at 50, by symmetry: the same mistake.
-    train = [example(0, "dark"), example(100, "light")]
-    test = [example(40, "dark"), example(60, "dark"), example(255, "light")]
-    figures = nearest_neighbour_and_regression(FewShotDataset.of("greys", ["dark", "light"], train, [], test, []))
-    assert figures == pytest.approx({"nearest_neighbour": 2 / 3, "logistic_regression": 2 / 3})
+    found = on_pixels(GREYS)
+    assert found == {"nearest_neighbour": (True, False, True), "logistic_regression": (True, False, True)}
+    assert Baselines(found).rates == pytest.approx({"nearest_neighbour": 2 / 3, "logistic_regression": 2 / 3})
 
 
 def test_four_digits_a_class_are_far_above_chance():
     dataset = load_dataset(DataSection(source="digits", shots=4, validation=0, test=300), 0)
-    figures = nearest_neighbour_and_regression(dataset)
-    assert list(figures) == ["nearest_neighbour", "logistic_regression"]
-    assert all(0.7 < figure < 0.97 for figure in figures.values())
-    assert figures == nearest_neighbour_and_regression(dataset)
+    found = on_pixels(dataset)
+    assert all(0.7 < rate < 0.97 for rate in Baselines(found).rates.values())
+    assert found == on_pixels(dataset)
 
 
-@pytest.mark.parametrize("best", ["nearest_neighbour", "logistic_regression"])
-@pytest.mark.parametrize(("accuracy", "words"), [(0.5, "beats"), (0.65, "not clearly better"), (0.8, "beaten by")])
+def features(dataset: FewShotDataset, vectors: list[list[float]]) -> dict[str, np.ndarray]:
+    """Hand-made features: of the training images, then of the test images, in order."""
+    images = [*dataset.train, *dataset.test]
+    return {one.image.sha256: np.array(v, np.float32) for one, v in zip(images, vectors, strict=True)}
+
+
+def test_features_by_hand():
+    # The angle decides, not the distance: 60's vector points to dark and lies nearer to light. The third value is the
+    # same in all training images.
+    vectors = [[3, 0, 7], [0, 3, 7], [9, 1, 7], [2, 1.6, 7], [1, 9, 7]]
+    found = on_features(GREYS, features(GREYS, vectors))
+    assert found == {"tower_neighbour": (True, True, True), "tower_probe": (True, True, True)}
+
+
+@pytest.mark.parametrize(
+    ("apart", "least", "most"),
+    [(0.0, 1e-4, 1e-3), (8.0, 1e2, 1e4)],  # nothing tells the classes apart; one value does, 40 are noise
+)
+def test_the_probe_takes_the_penalty_that_predicts_best_on_the_shots(apart, least, most):
+    rng = np.random.default_rng(0)
+    labels = ["a", "b"] * 8
+    vectors = np.array([[apart * (label == "b") + rng.normal(), *rng.normal(0, 1, 40)] for label in labels])
+    assert least <= _probe(vectors, labels).best_params_["C"] <= most
+
+
+@pytest.mark.parametrize("labels", [["a", "b"], ["a", "a", "b"]])
+def test_one_shot_leaves_the_probe_no_penalty_to_choose(labels):
+    vectors = np.arange(len(labels))[:, None] * 10
+    assert list(_probe(vectors, labels).predict(vectors)) == labels
+
+
+def test_without_features_the_reason_is_recorded():
+    found = measure(GREYS, None, "no room")
+    assert list(found.right) == ["nearest_neighbour", "logistic_regression"]
+    assert json.loads(json.dumps(found.record())) == {
+        "nearest_neighbour": 2 / 3,
+        "logistic_regression": 2 / 3,
+        "right": {"nearest_neighbour": "101", "logistic_regression": "101"},
+        "skipped": "no room",
+    }
+    vectors = features(GREYS, [[1.0, 0.0], [0.0, 1.0]] * 2 + [[1.0, 0.0]])
+    assert list(measure(GREYS, vectors, "").right) == list(BASELINES)
+    assert list(compared(GREYS)) == [one.image.sha256 for one in (*GREYS.train, *GREYS.test)]
+
+
+def test_flags_are_read_as_they_were_recorded_and_nothing_else():
+    assert recorded_flags(measure(GREYS, None, "").record(), 3) == on_pixels(GREYS)
+    wrong = {"nearest_neighbour": "10", "tower_probe": "1x1", "logistic_regression": 101, "<b>": "101"}
+    assert recorded_flags({"right": wrong}, 3) == {}
+    assert recorded_flags({"right": "101"}, 3) == recorded_flags({"nearest_neighbour": 0.5}, 3) == {}
+
+
+def flags(right: int, n: int = 100) -> tuple[bool, ...]:
+    return (True,) * right + (False,) * (n - right)
+
+
+def test_the_difference_is_image_by_image():
+    less = minus_baselines(flags(90), {"nearest_neighbour": flags(80)})["nearest_neighbour"]
+    assert (less["difference"], less["only_first"], less["only_second"]) == (pytest.approx(0.1), 0, 10)
+
+
+@pytest.mark.parametrize("best", BASELINES)
+@pytest.mark.parametrize(
+    ("right", "words"),
+    [
+        (50, ["beats the best baseline", "image by image +15.0 points"]),
+        (64, ["is not clearly better than the best baseline", "If you need only the label, that will do"]),
+        (80, ["is beaten by the best baseline", "image by image -15.0 points", "If you need only the label, use that"]),
+    ],
+)
 @pytest.mark.parametrize("small", [True, False])
-def test_the_verdict_names_the_better_baseline_and_what_to_try(best, accuracy, words, small):
-    baselines = {name: accuracy - 0.3 for name in BASELINES} | {best: accuracy}
-    said = verdict(0.65, (0.6, 0.7), baselines, 40, small)
-    assert words in said and f"{BASELINES[best]} on the pixels of the same 40 images ({100 * accuracy:.1f} %)" in said
-    assert "(65.0 %, interval 60.0 to 70.0)" in said
-    assert ("data.shots" in said and "schedule.steps" in said) == (accuracy > 0.6)
-    assert ("Qwen2-VL-2B" in said) == (accuracy > 0.6 and small)
+def test_the_verdict_names_the_best_baseline_and_what_grpo_adds(best, right, words, small):
+    baselines = {name: flags(30) for name in BASELINES} | {best: flags(right)}
+    said = verdict(flags(65), flags(10), baselines, 40, small)
+    assert all(word in said for word in words)
+    assert f"{BASELINES[best]} of the same 40 images ({right}.0 %)" in said
+    assert "(65.0 %, interval 55.3 to 73.6)" in said
+    lost = right > 50
+    assert ("What GRPO adds here is an answer in words from the model itself, +55.0 points" in said) == lost
+    assert ("data.shots" in said and "schedule.steps" in said) == lost
+    assert ("Qwen2-VL-2B" in said) == (lost and small)
+
+
+def test_a_verdict_without_answers_from_before_names_no_gain():
+    said = verdict(flags(5), (), {"tower_probe": flags(9)}, 4, False)
+    assert "from the model itself. What to try" in said
+
+
+def test_where_errors_agree_a_small_difference_is_clear():
+    """2 points of 500 images, with intervals that overlap; image by image all 10 differences point one way."""
+    said = verdict(flags(450, 500), (), {"tower_probe": flags(440, 500)}, 40, False)
+    assert "beats" in said

@@ -30,7 +30,7 @@ def test_before_after_baselines_and_chance(history):
     assert [(row["kind"], row["name"], row["rate"]) for row in rows] == [
         ("before", "Before training", 0.5),
         ("after", "After 2 steps", 1.0),
-        ("baseline", "1-nearest neighbour", 0.5),
+        ("baseline", "1-nearest neighbour on pixels", 0.5),
         ("chance", "Chance", 0.5),
     ]
     assert rows[1]["interval"][0] == pytest.approx(0.51, abs=0.01)
@@ -51,8 +51,13 @@ def test_without_a_comparison_the_reason_is_said(history, state, said):
 
 
 def test_the_verdict_is_that_of_the_run(history):
-    done = dataclasses.replace(history, baselines={"nearest_neighbour": 0.25}, state="done")
-    assert summary.sentence(done).startswith("The trained model (100.0 %, interval 51.0 to 100.0) beats")
+    right = {"nearest_neighbour": (True, False, False, False), "tower_probe": (True,) * 4}
+    done = dataclasses.replace(history, baselines={"nearest_neighbour": 0.25}, right=right, state="done")
+    said = summary.sentence(done)
+    assert said.startswith("The trained model (100.0 %, interval 51.0 to 100.0) is not clearly better than the best")
+    assert "image by image +0.0 points" in said and "+50.0 points" in said  # over the untrained model
+    older = dataclasses.replace(done, right={})
+    assert summary.sentence(older).startswith("Which images the baselines are right on is not recorded")
 
 
 def test_the_paired_difference_is_of_the_same_images_only():

@@ -1,0 +1,88 @@
+"""Features of the starting model's vision tower, for the baselines on a run's images.
+
+An actor of its own computes them from the model's files, with the device of one learner, when the run's actors have
+ended: no step waits for it, it takes no memory from them, the weights in the learners have changed by then, and the
+driver may be on a node without a GPU. It ends with its work. What is on the driver's disk is not computed again.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import ray
+
+from rft_cluster.cluster.actors import ask_addresses, environment
+from rft_cluster.cluster.handles import wait_for
+from rft_cluster.cluster.start import connect
+from rft_cluster.common.errors import ClusterError, UserError
+from rft_cluster.common.progress import with_progress
+from rft_cluster.config import Config
+from rft_cluster.model.feature_cache import cache_file, read_rows, write_rows
+from rft_cluster.model.tower import VisionTower
+
+CACHE = Path("~/.cache/rft_cluster/features")
+NAME = "vision-tower"
+MOST_SECONDS = 15 * 60  # a baseline is worth no more; a 2B model on a few CPU cores needs seconds an image
+TRIED_SECONDS = 20.0  # after which the rest is estimated
+
+Look = Callable[[bytes], np.ndarray]
+
+
+def features_of(
+    config: Config, model_path: str, images: Mapping[str, bytes]
+) -> tuple[Mapping[str, np.ndarray] | None, str]:
+    """A vector [hidden size] FP32 for each image by its SHA-256, from the vision tower of the model in `model_path`.
+
+    Returns (None, the reason) if there is none: a finished run does not fail for its baselines.
+    """
+    try:
+        return _features(config, model_path, images), ""
+    except (UserError, ClusterError) as error:
+        return None, str(error)
+
+
+def _features(config: Config, model_path: str, images: Mapping[str, bytes]) -> dict[str, np.ndarray]:
+    file = cache_file(CACHE.expanduser(), model_path, config)
+    rows = read_rows(file)
+    if missing := sorted(images.keys() - rows.keys()):
+        print(f"for comparison, the vision tower looks at {len(missing)} images", flush=True)
+        with _tower(config, model_path) as look:
+            rows |= look_at(missing, images, look)
+        write_rows(file, rows)
+    return {sha256: rows[sha256] for sha256 in images}
+
+
+def look_at(
+    wanted: Sequence[str], images: Mapping[str, bytes], look: Look, clock: Callable[[], float] = time.monotonic
+) -> dict[str, np.ndarray]:
+    """The vectors of the images `wanted`, by SHA-256; prints how far it is.
+
+    Raises:
+        UserError: it would take more than `MOST_SECONDS`.
+    """
+    rows, started = dict[str, np.ndarray](), clock()
+    for done, sha256 in enumerate(with_progress(wanted, "images seen by the vision tower")):
+        seconds = clock() - started
+        if done and seconds > TRIED_SECONDS and (whole := seconds / done * len(wanted)) > MOST_SECONDS:
+            raise UserError(
+                f"the vision tower would need {whole / 60:.0f} minutes for {len(wanted)} images on this device, and "
+                f"gets {MOST_SECONDS // 60}: use fewer (data.test), or a GPU"
+            )
+        rows[sha256] = look(images[sha256])
+    return rows
+
+
+@contextmanager
+def _tower(config: Config, model_path: str) -> Iterator[Look]:
+    """Start the actor, and end it with the context."""
+    cpus, gpus, timeout = config.learners.cpus, config.learners.gpus, config.cluster.start_timeout
+    connect(config.cluster, cpus)
+    try:
+        options = {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": environment(config, cpus)}}
+        actor = ray.remote(VisionTower).options(**options).remote(model_path, config, max(1, int(cpus)))
+        wait_for(ask_addresses({NAME: actor}), timeout, "starting")
+        yield lambda image: wait_for({actor.features.remote(image): NAME}, config.cluster.step_timeout, "features")[0]
+    finally:
+        ray.shutdown()
