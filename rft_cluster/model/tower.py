@@ -33,7 +33,7 @@ class VisionTower:
 
         One image a call: its features do not depend on others, and memory is that of one image.
         """
-        encoded = self._encoder.encode("", image)
+        encoded = self._encoder.encode_image(image)
         pixels, grid = encoded.pixel_values.to(self._device), encoded.image_grid_thw.to(self._device)
         (tokens,) = self._model.image_features(pixels, grid).pooler_output  # [image tokens, hidden size]
         return tokens.float().mean(0).cpu().numpy()
