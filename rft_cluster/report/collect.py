@@ -95,6 +95,7 @@ def _head(history: History, manifest: Mapping[str, Any]) -> dict[str, Any]:
         "model": history.config.get("model", {}).get("path", "unknown model"),
         "accuracies": summary.accuracies(history, classes),
         "verdict": summary.sentence(history),
+        "no_features": history.no_features,
         "hints": hints(history),
     }
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from rft_cluster.classification.baselines import BASELINES, verdict
-from rft_cluster.classification.intervals import paired_difference
+from rft_cluster.classification.intervals import paired_difference, wilson
 from rft_cluster.classification.report import Judged
 from rft_cluster.report.lately import evaluations
 from rft_cluster.run.history import History, Row
@@ -31,15 +31,18 @@ def accuracies(history: History, classes: int) -> list[dict[str, Any]]:
                 _measured("before" if row is found[0] and row["step"] == 0 else "after", row) for row in _ends(found)
             ]
             break
-    rows += [
-        {"kind": "baseline", "name": BASELINES.get(name, name), "what": "no language model, same images", "rate": value,
-         "interval": None}
-        for name, value in history.baselines.items()
-    ]  # fmt: skip
+    rows += [_baseline(name, rate, history.right.get(name, ())) for name, rate in history.baselines.items()]
     if rows and classes:
         rows.append({"kind": "chance", "name": "Chance", "what": f"1 of {classes} classes", "rate": 1 / classes,
                      "interval": None})  # fmt: skip
     return rows
+
+
+def _baseline(name: str, rate: float, right: Sequence[bool]) -> dict[str, Any]:
+    """`right`: on each test image; empty in runs of earlier versions."""
+    interval = wilson(sum(right), len(right)) if right else None
+    what = "no language model, same images"
+    return {"kind": "baseline", "name": BASELINES.get(name, name), "what": what, "rate": rate, "interval": interval}
 
 
 def _ends(rows: Sequence[Row]) -> list[Row]:

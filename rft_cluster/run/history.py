@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from rft_cluster.classification.baselines import Flags, recorded_flags
+from rft_cluster.classification.baselines import SKIPPED, Flags, recorded_flags
 from rft_cluster.classification.card import Card
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.files import json_object
@@ -58,6 +58,7 @@ class History:
     `steps`, `evaluations`: the rows of `metrics.jsonl` and `eval.jsonl`, in order. Their figures are numbers.
     `baselines`: test accuracies, 0 to 1, by name; empty before the run's end.
     `right`: by the same names, whether they are right on each test image of the manifest; empty in older versions.
+    `no_features`: why there are no baselines on vision features; empty if there are.
     `manifest`: see `data.manifest.read_manifest`; None if there is none that can be read.
     `redone`: the steps that were done again.
     `problems`: what could not be read, a sentence each.
@@ -69,6 +70,7 @@ class History:
     evaluations: tuple[Row, ...]
     baselines: dict[str, float]
     right: dict[str, Flags]
+    no_features: str
     manifest: dict[str, Any] | None
     state: Literal["in progress", "stopped", "done"]
     redone: tuple[int, ...]
@@ -149,6 +151,7 @@ def read_history(run: Path) -> History:
         evaluations=tuple(filter(_is_evaluation, rows["eval.jsonl"])),
         baselines={name: value for name, value in record.items() if isinstance(value, float)},
         right=recorded_flags(record, len(manifest["splits"]["test"]) if manifest else 0),
+        no_features=str(record.get(SKIPPED, "")),
         manifest=manifest,
         state=_state(run, config, steps),
         redone=tuple(_redone(run)),

@@ -17,6 +17,7 @@ from tests.unit.report.whole import written
 @pytest.fixture(scope="module")
 def page(tmp_path_factory) -> str:
     run = written(tmp_path_factory.mktemp("page"), "<b>&amp;</script>", name="<b>mine")
+    (run / "baselines.json").write_text('{"nearest_neighbour": 0.5, "skipped": "<b>no room"}')
     made = collect(read_history(run), read_thumbnails(run), "", None)
     return render("report.html", made.context, made.data, SCRIPTS)
 
@@ -57,6 +58,7 @@ def test_only_the_page_s_own_scripts_and_styles_are_allowed(page):
 
 def test_a_stranger_s_markup_is_escaped(page):
     outside = re.sub(r"<(script|style)\b.*?</\1>", "", page, flags=re.DOTALL)
+    assert "No baselines on vision features: &lt;b&gt;no room." in outside
     assert "<b>" not in outside and "&lt;b&gt;&amp;amp;&lt;/script&gt;" in outside
     assert page.count("</script>") == page.count("<script")
 

@@ -27,6 +27,9 @@ def judged(name: str, label: str, predicted: str | None) -> Judged:
 def test_before_after_baselines_and_chance(history):
     with_baselines = dataclasses.replace(history, baselines={"nearest_neighbour": 0.5})
     rows = summary.accuracies(with_baselines, 2)
+    assert rows[2]["interval"] is None  # of an earlier version
+    measured = dataclasses.replace(with_baselines, right={"nearest_neighbour": (True, True, False, False)})
+    assert summary.accuracies(measured, 2)[2]["interval"] == pytest.approx([0.15, 0.85], abs=0.01)  # Wilson's
     assert [(row["kind"], row["name"], row["rate"]) for row in rows] == [
         ("before", "Before training", 0.5),
         ("after", "After 2 steps", 1.0),
@@ -38,9 +41,9 @@ def test_before_after_baselines_and_chance(history):
 
 def test_without_test_images_validation_is_shown():
     validation = tuple(evaluation(step, "validation", step / 100) for step in (20, 40, 60))
-    history = type("History", (), {"evaluations": validation, "baselines": {}})()
+    history = type("History", (), {"evaluations": validation, "baselines": {}, "right": {}})()
     assert [row["name"] for row in summary.accuracies(history, 0)] == ["After 20 steps", "After 60 steps"]
-    assert summary.accuracies(type("History", (), {"evaluations": (), "baselines": {}})(), 10) == []
+    assert summary.accuracies(type("History", (), {"evaluations": (), "baselines": {}, "right": {}})(), 10) == []
 
 
 @pytest.mark.parametrize(
