@@ -1,9 +1,11 @@
 """A disk that is full: of a checkpoint, of the journal, of the exported model. The disk is a small one in memory."""
 
+import errno
 import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,7 +33,14 @@ def fill(disk: Path, free: int) -> Path:
     """Fill the disk with one file until `free` bytes are left, and return the file."""
     ballast = disk / "ballast"
     with ballast.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - free)
+        while True:
+            try:
+                os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - free)
+                break
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                time.sleep(0.001)  # the run has taken some of it meanwhile
     return ballast
 
 

@@ -50,6 +50,7 @@ def freeze(launch: Launch, name: str, phase: str = ANY) -> Victim:
     actor, pid = living(launch, name)
     process, deadline = psutil.Process(pid), time.monotonic() + SOON
     while True:
+        assert launch.process.poll() is None, f"the run ended before {actor} came to {phase}"
         process.suspend()
         stacks = stacks_of(pid)
         if re.search(phase, stacks):
@@ -57,7 +58,6 @@ def freeze(launch: Launch, name: str, phase: str = ANY) -> Victim:
             return Victim(actor, process, stacks.replace("\n", "; "))
         process.resume()
         assert time.monotonic() < deadline, f"{actor} never came to {phase}, last in\n{stacks}"
-        assert launch.process.poll() is None, f"the run ended before {actor} came to {phase}, last in\n{stacks}"
         time.sleep(0.01)
 
 
