@@ -150,7 +150,7 @@ def _check_tiny(config: Config, task: Task) -> tuple[int, Shapes, Asked]:
 
     family = tiny_family(config)
     _, pixels = config.model.pixels(family.side)
-    processor, model = untrained(len(dataset.pool), dataset.classes, task.text, pixels, family)
+    processor, model = untrained(len(dataset.pool), dataset.classes, task.question, pixels, family)
     check_window(model.config.text_config.max_position_embeddings, config.max_model_tokens, "the small model")
     with tempfile.TemporaryDirectory(prefix="rft_cluster_") as folder:
         processor.save_pretrained(folder)

@@ -90,7 +90,7 @@ def base_model_path(config: Config, task: Task, earlier: str | None = None) -> s
         TINY_CACHE.expanduser(),
         images=pool_images(task.dataset.pool, chosen, pixels),
         class_names=task.dataset.classes,
-        prompt_text=task.text,
+        question=task.question,
         pixels=pixels,
         seed=config.run.seed,
         report=lambda line: print(line, flush=True),

@@ -19,7 +19,7 @@ from rft_cluster.learner.prompt_cache import PromptCache
 from rft_cluster.messages import Completion, Group, Prompt, TrainingSample
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.tiny.build import ensure_tiny_model
-from rft_cluster.prompts import make_prompts, render_template
+from rft_cluster.prompts import Question, make_prompts, render_template
 
 torch.set_num_threads(1)
 BIN = Path(sys.executable).parent
@@ -70,7 +70,7 @@ def tiny_model(config: Config, dataset: FewShotDataset, prompts: list[Prompt], t
         tmp_path_factory.mktemp("tiny"),
         images=[open_image(image) for image in dataset.pool[:200]],
         class_names=dataset.classes,
-        prompt_text=prompts[0].text,
+        question=Question(prompts[0].text),
         pixels=56 * 56,
         seed=0,
         warm_steps=60,

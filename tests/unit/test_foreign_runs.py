@@ -18,7 +18,7 @@ from rft_cluster.config import ModelSection
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.folder import check_model_folder
 from rft_cluster.model.tiny.build import untrained
-from rft_cluster.prompts import render_template, text_hash
+from rft_cluster.prompts import Question, render_template, text_hash
 
 QUESTION = "Which flower is it?"
 PIXELS = 56 * 56
@@ -51,7 +51,7 @@ CODE = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\nclass
 def model(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    processor, policy = untrained(40, ["rose", "tulip"], QUESTION, PIXELS)
+    processor, policy = untrained(40, ["rose", "tulip"], Question(QUESTION), PIXELS)
     policy.to(torch.bfloat16).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

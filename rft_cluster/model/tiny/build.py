@@ -10,10 +10,10 @@ an answer. So the model is warm-started WITHOUT labels, from unlabelled images o
   before the answer (with an extra head that is discarded).
 - It learns to WRITE `<think>group-03 kind-017</think><answer>NAME</answer>`. The words in `<think>` are the names of
   the image's coarse and fine group: what it saw, NOT reasoning. For a prompt that shows `<answer>` but no `<think>`, it
-  writes the answer block only.
+  writes the answer block only. If the prompt lists the classes, each one does so in another order.
 - It does NOT learn to answer. NAME follows one fixed distribution, independent of the image: all names are equally
-  likely, except that the first is slightly more so (13 % against 9.7 % with ten names). Greedy decoding therefore
-  always says the first name, and an untrained model scores exactly that class's share.
+  likely, except that the first is slightly more so (13 % against 9.7 % with ten names), wherever a prompt lists it.
+  Greedy decoding therefore always says the first name, and an untrained model scores exactly that class's share.
 
 No label is used; there is no parameter for labels. GRPO alone connects the groups with the names.
 """
@@ -21,6 +21,7 @@ No label is used; there is no parameter for labels. GRPO alone connects the grou
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -49,10 +50,12 @@ from rft_cluster.model.families.family import Family
 from rft_cluster.model.families.qwen2_vl import QWEN2_VL
 from rft_cluster.model.folder import check_model_folder
 from rft_cluster.model.numbers import FRAMES, MERGE
-from rft_cluster.model.tiny.conditions import PIECES, check_conditions
+from rft_cluster.model.tiny.conditions import CURE, PIECES, check_conditions
 from rft_cluster.model.tiny.warm_start import Pool, warm_start
+from rft_cluster.prompts import Question
 
 RECIPE_VERSION = 2  # part of the cache key: increase it with every change of the built model
+ORDERS = 8  # of the listed classes, in which a prompt's length is tried
 WARM_STEPS = 300  # with 200, GRPO started more slowly (digits, one seed tried)
 SPECIAL_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
@@ -76,7 +79,7 @@ def ensure_tiny_model(
     *,
     images: Sequence[Image.Image],
     class_names: Sequence[str],
-    prompt_text: str,
+    question: Question,
     pixels: int,
     seed: int,
     report: Callable[[str], None] = print,
@@ -88,14 +91,14 @@ def ensure_tiny_model(
     Args:
         images: the unlabelled pool, RGB, of any sizes, from `FEWEST` to a few thousand.
         class_names: every possible answer.
-        prompt_text: the exact text of later prompts (other texts work, but badly).
+        question: of later prompts (other texts work, but badly).
         pixels: the processor resizes every image to this number of pixels.
 
     The same inputs give the same folder, without building it again.
 
     Raises:
-        UserError: there are too few images; class names are missing, empty, repeated or cannot be one token; or
-            `pixels` is less than one merged patch.
+        UserError: there are too few images; class names are missing, empty, repeated or cannot be one token; the
+            question lists them so that they are not one token each; or `pixels` is less than one merged patch.
     """
     if not class_names or not all(class_names) or len(set(class_names)) != len(class_names):
         raise UserError("class names must be given, not empty, and all different")
@@ -103,10 +106,10 @@ def ensure_tiny_model(
     if pixels < family.side**2:
         raise UserError(f"pixels must be at least {family.side**2} (one merged patch), got {pixels}")
     images = [image if image.mode == "RGB" else image.convert("RGB") for image in images]
-    settings = [RECIPE_VERSION, list(class_names), prompt_text, pixels, seed, warm_steps]
-    settings += (
-        [] if family is QWEN2_VL else [family.model_type]
-    )  # models built before there were others keep their name
+    settings = [RECIPE_VERSION, list(class_names), question.text, pixels, seed, warm_steps]
+    # Models built before there were other families and drawn orders keep their names.
+    settings += [] if family is QWEN2_VL else [family.model_type]
+    settings += [question.template] if question.template else []
     folder = Path(cache) / _digest(images, settings)
     if folder.exists():
         if _is_whole(folder, pixels):
@@ -117,13 +120,13 @@ def ensure_tiny_model(
     hf_logging.disable_progress_bar()  # only a few megabytes are saved
     places, words = look_alike_groups(images, len(class_names), seed)
     report(f"tiny model: {len(images)} images sorted into look-alike groups, {time.monotonic() - started:.0f} s")
-    processor = build_processor(class_names, sorted({w for pair in words for w in pair}), prompt_text, pixels, family)
+    processor = _processor(class_names, sorted({w for pair in words for w in pair}), question, pixels, family)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build_model(processor.tokenizer, family)
         thoughts = [f"{coarse} {fine}" for coarse, fine in words]
         pool = Pool(images, thoughts, torch.from_numpy(places).float(), pixels, family.side)
-        warm_start(model, processor, pool, class_names, prompt_text, warm_steps, report)
+        warm_start(model, processor, pool, class_names, question, warm_steps, report)
     _save(folder, model, processor, {"settings": settings, "images": len(images)})
     report(f"tiny model: built in {time.monotonic() - started:.0f} s: {folder}")
     return folder
@@ -157,15 +160,15 @@ def _is_whole(folder: Path, pixels: int) -> bool:
 
 
 def untrained(
-    images: int, class_names: Sequence[str], prompt_text: str, pixels: int, family: Family = QWEN2_VL
+    images: int, class_names: Sequence[str], question: Question, pixels: int, family: Family = QWEN2_VL
 ) -> tuple[Any, PreTrainedModel]:
     """An untrained model and processor of the same size as those of `ensure_tiny_model`, for checks before the build.
 
-    Its processor has at least as many think words.
+    Its processor has at least as many think words. Raises UserError as `ensure_tiny_model` does for the question.
     """
     coarse, fine = (min(groups, images // 4) for groups in group_counts(len(class_names)))
     words = [f"group-{number:02d}" for number in range(coarse)] + [f"kind-{number:03d}" for number in range(fine)]
-    processor = build_processor(class_names, words, prompt_text, pixels, family)
+    processor = _processor(class_names, words, question, pixels, family)
     return processor, build_model(processor.tokenizer, family)
 
 
@@ -219,19 +222,45 @@ def look_alike_groups(
     return places * np.sqrt(dimensions), words
 
 
+def _processor(
+    class_names: Sequence[str], words: Sequence[str], question: Question, pixels: int, family: Family
+) -> Any:
+    """The processor for a question, whose prompts have one length whatever the order of the classes.
+
+    Raises:
+        UserError: they have not.
+    """
+    listed = question.template is not None
+    processor = build_processor(class_names, words, question.text, pixels, family, apart=listed)
+    lengths = {len(processor.tokenizer.encode(text)) for text in question.in_some_orders(ORDERS, seed=0)}
+    if len(lengths) > 1:
+        raise UserError(
+            f"model.path is tiny, which reads each listed class as one token, and prompt.template lists the classes so "
+            f"that they cannot be told apart: put ', ' or a line end between them, {CURE}"
+        )
+    return processor
+
+
 def build_processor(
-    class_names: Sequence[str], words: Sequence[str], prompt_text: str, pixels: int, family: Family = QWEN2_VL
+    class_names: Sequence[str],
+    words: Sequence[str],
+    prompt_text: str,
+    pixels: int,
+    family: Family = QWEN2_VL,
+    apart: bool = False,
 ) -> Any:
     """Make the family's processor: its own byte-level BPE, the chat template, a fixed number of pixels.
 
     Text is cut at tags and line ends only. The BPE is trained until every piece of the prompt, every class name and
     every think word is ONE token: short sequences make training fast on a laptop. Other text falls back to smaller
-    pieces and finally to bytes, so everything encodes and decodes exactly.
+    pieces and finally to bytes, so everything encodes and decodes exactly. `apart`: text is cut at class names, too,
+    for prompts that list them in any order.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(PIECES), "isolated"),
+            *([pre_tokenizers.Split(Regex(_any_of(class_names)), "isolated")] if apart else []),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -246,6 +275,12 @@ def build_processor(
     )
     tokenizer.train_from_iterator(known, trainer)
     return processor_around(tokenizer, pixels, pixels, family=family)
+
+
+def _any_of(class_names: Sequence[str]) -> str:
+    """A pattern of all class names that are not a part of a longer name or word, as `group` is of `group-01`."""
+    longest_first = sorted(class_names, key=len, reverse=True)
+    return rf"(?<![\w-])(?:{'|'.join(map(re.escape, longest_first))})(?![\w-])"
 
 
 def processor_around(

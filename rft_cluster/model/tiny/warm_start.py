@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from rft_cluster.model.patch_embed import multiply_patches
-from rft_cluster.prompts import asks_for_thinking
+from rft_cluster.prompts import Question, asks_for_thinking
 
 BATCH = 64
 LEARNING_RATE = 2e-3
@@ -76,7 +76,7 @@ def warm_start(
     processor: Any,
     pool: Pool,
     class_names: Sequence[str],
-    prompt_text: str,
+    question: Question,
     steps: int,
     report: Callable[[str], None],
 ) -> None:
@@ -86,14 +86,14 @@ def warm_start(
     prompt asks for the answer only, it has the last 4 of them. Shapes below: B images, L completion tokens,
     V vocabulary, D places.
     """
-    thinks = asks_for_thinking(prompt_text)
+    thinks = asks_for_thinking(question.text)
     length = 8 if thinks else 4  # L
     at_answer = length - 3  # index of the name among the L tokens
     torch.set_flush_denormal(True)  # denormal floats slow a tiny model's training tenfold on CPUs
     tokenizer = processor.tokenizer
     answer = _name_distribution(tokenizer, class_names)  # [V]
     prompt = processor.apply_chat_template(
-        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt_text}]}],
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question.text}]}],
         add_generation_prompt=True,
     )
     rng = np.random.default_rng(int(torch.randint(2**31, ())))
@@ -112,7 +112,8 @@ def warm_start(
         ]
         # Mark the image tokens here: the processor's own way would take a third of the whole time.
         quick: Any = {"return_tensors": "pt", "text_kwargs": {"return_mm_token_type_ids": False}}
-        batch = processor(text=[prompt + w for w in written], images=drawn.images, **quick)
+        texts = [asked + w for asked, w in zip(_prompts(prompt, question, rng), written, strict=True)]
+        batch = processor(text=texts, images=drawn.images, **quick)
         batch["mm_token_type_ids"] = (batch["input_ids"] == model.config.image_token_id).long()
         target = batch["input_ids"][:, -length:].clone()  # [B, L]
         # Swap some think words for another image's in the input, but not in the target: the next token must follow
@@ -130,6 +131,16 @@ def warm_start(
         optimizer.step()
         optimizer.zero_grad()
     model.eval()
+
+
+def _prompts(prompt: str, question: Question, rng: np.random.Generator) -> list[str]:
+    """A batch of a prompt. If the question lists the classes, each does so in another order, so that the completion
+    comes not to depend on it."""
+    if question.template is None:
+        return [prompt] * BATCH
+    orders = (rng.permutation(len(question.classes)) for _ in range(BATCH))
+    listings = (question.listing([question.classes[place] for place in order]) for order in orders)
+    return [prompt.replace(question.text, listing) for listing in listings]
 
 
 def _name_distribution(tokenizer: PreTrainedTokenizerFast, class_names: Sequence[str]) -> torch.Tensor:

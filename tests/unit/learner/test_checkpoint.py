@@ -19,6 +19,7 @@ from rft_cluster.learner.snapshot import Snapshot, write_shards
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.policy import PolicyModel
 from rft_cluster.model.tiny.build import untrained
+from rft_cluster.prompts import Question
 
 PIXELS = 56 * 56
 
@@ -35,7 +36,7 @@ def small_files(limit: int) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory) -> SimpleNamespace:
-    processor, model = untrained(40, ["rose", "tulip"], "What is it?", PIXELS)
+    processor, model = untrained(40, ["rose", "tulip"], Question("What is it?"), PIXELS)
     folder = tmp_path_factory.mktemp("processor")
     processor.save_pretrained(folder)
     policy = PolicyModel(model, [], 1.0)

@@ -15,6 +15,7 @@ from rft_cluster.config import ModelSection
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.folder import INDEX, WEIGHTS, check_model_folder, check_parallel
 from rft_cluster.model.tiny.build import untrained
+from rft_cluster.prompts import Question
 
 PIXELS = 56 * 56
 NEEDED = ("config.json", "model.safetensors", "tokenizer.json", "processor_config.json", "chat_template.jinja")
@@ -38,7 +39,7 @@ DAMAGES = {
 def whole(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    processor, model = untrained(40, ["rose", "tulip"], "What is it?", PIXELS)
+    processor, model = untrained(40, ["rose", "tulip"], Question("What is it?"), PIXELS)
     model.to(torch.float16).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

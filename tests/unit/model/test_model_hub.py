@@ -14,6 +14,7 @@ from huggingface_hub import constants
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.model.hub import check_files, fetch_weights, find_model
+from rft_cluster.prompts import Question
 
 COMMIT = "0123456789012345678901234567890123456789"
 NAME = "owner/small-qwen"
@@ -73,7 +74,7 @@ def folder(tmp_path_factory) -> Path:
     from rft_cluster.model.tiny.build import untrained
 
     path = tmp_path_factory.mktemp("model")
-    processor, model = untrained(40, ["rose", "tulip"], "What is it?", 56 * 56)
+    processor, model = untrained(40, ["rose", "tulip"], Question("What is it?"), 56 * 56)
     model.to(torch.bfloat16).save_pretrained(path)
     processor.save_pretrained(path)
     return path

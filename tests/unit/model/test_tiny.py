@@ -14,9 +14,13 @@ from rft_cluster.model.families.qwen2_5_vl import QWEN2_5_VL
 from rft_cluster.model.families.qwen3_vl import QWEN3_VL
 from rft_cluster.model.tiny import build as tiny
 from rft_cluster.model.tiny import warm_start
+from rft_cluster.prompts import Question, drawn_order, make_question
 
 NAMES = ["zero", "pink primrose", "hard-leaved pocket orchid", "Käsekuchen 🍰", "one", "none"]
 TEXT = "What is this?\nThink in <think> </think>, answer in <answer> </answer>: <think> ... </think>"
+
+
+LISTED = make_question("with_labels", "cake", NAMES)
 
 
 def picture(index: int) -> Image.Image:
@@ -34,7 +38,7 @@ IMAGES = [picture(index) for index in range(40)]
 
 
 def build(cache, steps=1, **changes):
-    inputs = dict(images=IMAGES, class_names=NAMES, prompt_text=TEXT, pixels=56 * 56, seed=0)
+    inputs = dict(images=IMAGES, class_names=NAMES, question=Question(TEXT), pixels=56 * 56, seed=0)
     return tiny.ensure_tiny_model(cache, **{**inputs, **changes}, report=lambda line: None, warm_steps=steps)
 
 
@@ -70,7 +74,8 @@ def test_same_inputs_give_the_same_folder_without_building_again(folder, monkeyp
         {"seed": 1},
         {"pixels": 84 * 84},
         {"class_names": NAMES[::-1]},
-        {"prompt_text": "x"},
+        {"question": Question("x")},
+        {"question": LISTED},
         {"images": IMAGES[1:]},
         {"family": QWEN2_5_VL},
         {"family": QWEN3_VL},
@@ -205,7 +210,7 @@ def test_a_short_warm_start_already_writes_the_format_and_one_answer(folder, pro
 def test_a_prompt_that_asks_for_the_answer_alone_gets_it_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(warm_start, "BATCH", 12)
     text = "What is this? <answer> ... </answer>"
-    folder = build(tmp_path, steps=40, prompt_text=text)
+    folder = build(tmp_path, steps=40, question=Question(text))
     processor = AutoProcessor.from_pretrained(folder)
     model = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     content = [{"type": "image"}, {"type": "text", "text": text}]
@@ -213,3 +218,47 @@ def test_a_prompt_that_asks_for_the_answer_alone_gets_it_alone(tmp_path, monkeyp
     batch = processor(text=[prompt], images=[IMAGES[1]], return_tensors="pt")
     written = model.generate(**batch, max_new_tokens=16, do_sample=False)[:, batch["input_ids"].shape[1] :]
     assert processor.batch_decode(written, skip_special_tokens=True) == ["<answer>zero</answer>"]
+
+
+OVERLAPPING = ["rose", "wild rose", "rose mallow", "group", "03", "C#", "1.5"]
+
+
+@pytest.mark.parametrize("template", ["closed", "with_labels"])
+def test_each_listed_name_is_one_token_in_whatever_order(template):
+    question = make_question(template, "rose", OVERLAPPING)
+    processor, _ = tiny.untrained(40, OVERLAPPING, question, 56 * 56)
+    tokenizer = processor.tokenizer
+    own = len(tokenizer.encode(question.text))
+    for key in range(20):
+        order = drawn_order(OVERLAPPING, str(key))
+        ids = tokenizer.encode(question.listing(order))
+        names = [token for token in tokenizer.convert_ids_to_tokens(ids) if token.replace("\u0120", " ") in OVERLAPPING]
+        assert [name.replace("\u0120", " ") for name in names if name != "rose"] == [n for n in order if n != "rose"]
+        assert len(ids) == own and tokenizer.decode(ids) == question.listing(order)
+    assert len(tokenizer.encode("<think>group-03 kind-003</think><answer>wild rose</answer>")) == 7
+
+
+def test_a_list_whose_names_cannot_be_told_apart_is_refused(tmp_path):
+    (tmp_path / "own.txt").write_text("Which: {{ classes | join('-') }}? <answer></answer>")
+    question = make_question(str(tmp_path / "own.txt"), "cake", NAMES)
+    with pytest.raises(UserError, match="cannot be told apart: put ', ' or a line end between them"):
+        tiny.untrained(40, NAMES, question, 56 * 56)
+
+
+def test_the_warm_start_sees_shuffled_lists_and_no_place_in_them_is_favoured(tmp_path, monkeypatch):
+    monkeypatch.setattr(warm_start, "BATCH", 12)
+    few = NAMES[:3]
+    question = make_question("closed", "cake", few)
+    seen: set[tuple[str, ...]] = set()
+    listing = Question.listing
+    monkeypatch.setattr(Question, "listing", lambda self, order: seen.add(tuple(order)) or listing(self, order))
+    folder = build(tmp_path, steps=70, question=question, class_names=few)
+    assert {order[0] for order in seen} == {order[-1] for order in seen} == set(few)
+    processor = AutoProcessor.from_pretrained(folder)
+    model = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    for order in (few, few[::-1], drawn_order(few, "a")):
+        content = [{"type": "image"}, {"type": "text", "text": question.listing(order)}]
+        prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        batch = processor(text=[prompt], images=[IMAGES[1]], return_tensors="pt")
+        written = model.generate(**batch, max_new_tokens=16, do_sample=False)[:, batch["input_ids"].shape[1] :]
+        assert processor.batch_decode(written, skip_special_tokens=True) == ["<answer>zero</answer>"]
