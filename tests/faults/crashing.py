@@ -50,7 +50,7 @@ class LocalLearners:
 
 
 def save(settings: Config, first: int, step: int) -> None:
-    keeper = Keeper(settings, make_card(settings, DATASET, TASK.text, (784, 784)), LocalLearners(), first, None)
+    keeper = Keeper(settings, make_card(settings, DATASET, TASK.question, (784, 784)), LocalLearners(), first, None)
     with keeper.step(step):
         pass
     keeper.save_if_due()  # begins
