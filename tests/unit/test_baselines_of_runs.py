@@ -1,6 +1,7 @@
 """How a run records its baselines, and how `evaluate` compares with them, without actors."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,12 +61,14 @@ def test_an_export_is_compared_with_what_its_run_recorded(done, tmp_path):
     assert "+25.0 points" in figures["verdict"]  # over the untrained model
 
 
-@pytest.mark.parametrize("how", ["other images", "no record", "no run"])
+@pytest.mark.parametrize("how", ["other images", "other shots", "no record", "no run"])
 def test_what_was_recorded_of_other_images_or_not_at_all_is_not_taken(how, done, tmp_path):
     task, export = TASK, done / "model"
     match how:
         case "other images":
             task = Task(dataset("other"), TASK.question)
+        case "other shots":
+            task = Task(replace(DATA, train=[DATA.test[0], DATA.train[1]]), TASK.question)
         case "no record":
             (done / "baselines.json").unlink()
         case "no run":

@@ -60,11 +60,18 @@ def features(dataset: FewShotDataset, vectors: list[list[float]]) -> dict[str, n
 
 
 def test_features_by_hand():
-    # The angle decides, not the distance: 60's vector points to dark and lies nearer to light. The third value is the
-    # same in all training images.
-    vectors = [[3, 0, 7], [0, 3, 7], [9, 1, 7], [2, 1.6, 7], [1, 9, 7]]
-    found = on_features(GREYS, features(GREYS, vectors))
+    """The third value is the same in all training images."""
+    found = on_features(GREYS, features(GREYS, [[3, 0, 7], [0, 3, 7], [9, 1, 7], [2, 1.6, 7], [1, 9, 7]]))
     assert found == {"tower_neighbour": (True, True, True), "tower_probe": (True, True, True)}
+
+
+def test_the_nearest_features_are_those_at_the_smallest_angle():
+    # With deviation 1: (1.32, 0) is dark, (-0.22, 1.22) and (-1.10, -1.22) are light. (0.32, 0.34) lies 1.06, 1.03 and
+    # 2.11 from them; the cosines are 0.68, 0.60 and -0.99.
+    train = [example(0, "dark"), example(100, "light"), example(120, "light")]
+    dataset = FewShotDataset.of("greys", ["dark", "light"], train, [], [example(40, "dark")], [])
+    found = on_features(dataset, features(dataset, [[6, 0], [-1, 1], [-5, -1], [1.456, 0.2775]]))
+    assert found["tower_neighbour"] == (True,)
 
 
 @pytest.mark.parametrize(
