@@ -1,7 +1,8 @@
 """Evaluate a policy: python -m rft_cluster.evaluate --checkpoint RUN_OR_MODEL [--config C] [--split test]
 
 `--checkpoint base` evaluates the untouched model that the configuration starts from. Judges greedy answers strictly and
-leniently, and a vote over several samples, with 95 % intervals. Writes evaluation.json, predictions.csv and
+leniently, and a vote over several samples, with 95 % intervals. A question that lists the classes is also asked with
+them in several other orders. Writes evaluation.json, predictions.csv and
 evaluation.png. The same command writes the same files again. To compare two: python -m rft_cluster.compare A B
 """
 
@@ -25,6 +26,7 @@ from rft_cluster.classification.baselines import (
     verdict,
 )
 from rft_cluster.classification.card import check_card, find_export, read_card
+from rft_cluster.classification.orders import order_lines, over_orders
 from rft_cluster.classification.plots import draw_evaluation
 from rft_cluster.classification.report import judge, report
 from rft_cluster.cluster.machine import check_machine, check_ray_folder
@@ -44,6 +46,7 @@ from rft_cluster.run.task import Task, base_model_path, check_model, prepare
 
 BASE = "base"
 AT_ONCE = 64  # prompts in one call to a generator
+ORDERS = 4  # unless --orders is given
 # Sections of a run's configuration that an evaluation does not use, and unused keys that may name a user's functions.
 UNUSED = (
     *("rewards", "scoring", "algorithm.total", "algorithm.advantage", "algorithm.normaliser"),
@@ -60,6 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", help="a config, as for launch; left out, the run's own")
     parser.add_argument("--split", choices=("test", "validation"), default="test")
     parser.add_argument("--votes", type=int, default=8, help="samples an image for the vote (8)")
+    parser.add_argument("--orders", type=int, help=f"other orders of the listed classes to ask in, greedily ({ORDERS})")
     parser.add_argument("--output", type=Path, help="the folder to write to (evaluation-SPLIT beside the model)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     options = parser.parse_intermixed_args(arguments)
@@ -69,6 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
 def evaluate(options: argparse.Namespace) -> None:
     """Check the options, generate and judge the answers, write the files, and print the figures."""
     check_range("--votes", options.votes, 1, 10_000)
+    check_range("--orders", ORDERS if options.orders is None else options.orders, 0, 1000)
     export = None if options.checkpoint == BASE else find_export(Path(options.checkpoint))
     config = _config(options, export)
     whose = f"-{BASE}" if export is None else "-best" if export.name == BEST else ""
@@ -87,10 +92,11 @@ def evaluate(options: argparse.Namespace) -> None:
         raise UserError(f"the {options.split} split is empty: set data.{options.split}")
     if export:
         check_card(read_card(export), task.dataset, task.question, config.model.pixels(read_family(export).side))
+    orders = _orders(options, config, task)
     model_path = str(export) if export else base_model_path(config, task)
     check_model(config, task, model_path, examples)
 
-    greedy, sampled = _ask(config, task, model_path, examples, options.split, options.votes)
+    greedy, sampled, reordered = _ask(config, task, model_path, examples, options, orders)
     reader = AnswerReader(
         task.dataset.classes, {example.label: example.aliases for example in examples if example.aliases}
     )
@@ -109,6 +115,7 @@ def evaluate(options: argparse.Namespace) -> None:
             task.dataset.classes,
             {example.example_id: task.dataset.pixels_of(example) for example in examples},
         ),
+        **_over_orders(orders, reordered, reader),
         "baselines": {},
     }
     if options.split == "test":
@@ -138,26 +145,51 @@ def _config(options: argparse.Namespace, export: Path | None) -> Config:
     return config.model_copy(update={"data": config.data.model_copy(update={"manifest": run / "manifest.json"})})
 
 
+def _orders(options: argparse.Namespace, config: Config, task: Task) -> list[list[str]]:
+    """The other orders of the listed classes to ask in; none if the question does not list them."""
+    if options.orders and task.question.template is None:
+        raise UserError(
+            f"--orders is {options.orders}, but the question does not list the classes: leave it out, or evaluate a "
+            f"policy that was trained with prompt.template=closed"
+        )
+    return task.question.some_orders(ORDERS if options.orders is None else options.orders, config.run.seed)
+
+
+def _over_orders(orders: list[list[str]], reordered: list[list[Group]], reader: AnswerReader) -> dict[str, Any]:
+    if not orders:
+        return {}
+    return {"orders": over_orders(orders, [[judge(group, reader) for group in groups] for groups in reordered])}
+
+
 def _ask(
-    config: Config, task: Task, model_path: str, examples: list[Example], split: str, votes: int
-) -> tuple[list[Group], list[Group]]:
-    """Greedy and sampled completions for every example."""
+    config: Config,
+    task: Task,
+    model_path: str,
+    examples: list[Example],
+    options: argparse.Namespace,
+    orders: list[list[str]],
+) -> tuple[list[Group], list[Group], list[list[Group]]]:
+    """Greedy and sampled completions for every example, and greedy ones for each of the other orders."""
     from rft_cluster.cluster.start import start_generators  # imports Ray, which takes seconds
 
     images = {example.image.sha256: task.dataset.image(example) for example in examples}
-    prompts = make_prompts(examples, task.text, split, 0, config.run.seed)
+    texts = [task.text, *map(task.question.listing, orders)]
+    prompts, *others = (make_prompts(examples, text, options.split, 0, config.run.seed) for text in texts)
     greedy = Sampling(1, 0.0, config.sampling.max_tokens)
-    sampling = Sampling(votes, config.sampling.temperature, config.sampling.max_tokens, config.sampling.top_k)
+    sampling = Sampling(options.votes, config.sampling.temperature, config.sampling.max_tokens, config.sampling.top_k)
     answers: list[Group] = []
     samples: list[Group] = []
+    reordered: list[list[Group]] = [[] for _ in others]
     with start_generators(config, model_path, images) as generators, tqdm(total=len(prompts), unit="image") as bar:
         size = AT_ONCE * len(generators)
         for first in range(0, len(prompts), size):
             chunk = prompts[first : first + size]
             answers += generators.generate(chunk, greedy, version=0)
             samples += generators.generate(chunk, sampling, version=0)
+            for found, prompts_in_order in zip(reordered, others, strict=True):
+                found += generators.generate(prompts_in_order[first : first + size], greedy, version=0)
             bar.update(len(chunk))
-    return answers, samples
+    return answers, samples, reordered
 
 
 def _compared(
@@ -209,6 +241,7 @@ def _summary(figures: dict[str, Any]) -> str:
     lines = [
         f"{figures['images']} images of {figures['split']}: accuracy, and its 95 % interval",
         line("greedy, strict", greedy["strict"]),
+        *(order_lines(figures["orders"]) if "orders" in figures else []),
         line(f"vote of {votes}, strict", figures["vote"]["strict"]),
         line("greedy, lenient", greedy["lenient"]) + "   (the published rule, but for empty answers: it forgives much)",
         line("format", greedy["format"]),

@@ -124,7 +124,7 @@ def _check(config: Config, start: "Start", planned: bool = False) -> "Task":
         dataset = task.dataset
         print(dataset.described(), flush=True)
         red_team = check_rewards(
-            rewards, config.scoring, dataset.classes, task.examples, dataset.images, task.text, config.run.seed
+            rewards, config.scoring, dataset.classes, task.examples, dataset.images, task.question, config.run.seed
         )
     plan = describe(config, len(dataset.train))
     for line in filter(None, [*dataset.notes(), *start.notes, plan, red_team]):

@@ -25,7 +25,7 @@ from rft_cluster.common.errors import UserError
 from rft_cluster.common.text import printable
 from rft_cluster.config import ScoringSection
 from rft_cluster.messages import Completion, Example, Images, Prompt, Reward
-from rft_cluster.prompts import asks_for_thinking
+from rft_cluster.prompts import Question, asks_for_thinking
 from rft_cluster.rewards.scorer import WeightedRewards
 
 MARGIN = 0.10  # tolerated above chance: a small reward for brevity pays for an empty answer but does no harm
@@ -75,7 +75,7 @@ def check_rewards(
     classes: Sequence[str],
     examples: Sequence[Example],
     images: Images,
-    prompt_text: str,
+    question: Question,
     seed: int,
 ) -> str:
     """Red-team the rewards as `scoring.red_team` says. Returns the findings as text; empty if it is off.
@@ -86,7 +86,7 @@ def check_rewards(
     """
     if scoring.red_team == "off":
         return ""
-    found = asyncio.run(red_team(rewards, classes, examples, images, prompt_text, seed, scoring.red_team_calls))
+    found = asyncio.run(red_team(rewards, classes, examples, images, question, seed, scoring.red_team_calls))
     if scoring.red_team == "warn":
         return "\n".join(filter(None, (render(found), found.unearned)))
     if not found.labels:
@@ -97,7 +97,7 @@ def check_rewards(
         )
     if found.unearned:
         raise UserError(
-            f"{found.unearned}. Take prompt.template=think_answer, or {cure(prompt_text)}\n"
+            f"{found.unearned}. Take prompt.template=think_answer, or {cure(question.text)}\n"
             f"scoring.red_team=warn trains anyway"
         )
     if not found.paid:
@@ -114,7 +114,7 @@ async def red_team(
     classes: Sequence[str],
     examples: Sequence[Example],
     images: Images,
-    prompt_text: str,
+    question: Question,
     seed: int,
     calls: int,
     seconds: float = TIME,
@@ -125,24 +125,31 @@ async def red_team(
         examples: labelled images, for rewards that use the image, and for aliases. The first of each label is used;
             a class without an example gets another's image.
         images: those of the examples.
-        prompt_text: the rendered question, which determines the layout of answers.
+        question: determines the layout of answers. If it lists the classes, the right one is at another place for each
+            label, from the first to the last: naming always the first, or the last, is right for one label.
         calls: the most completions that a user's own function may score. If it is low, fewer classes are tried.
         seconds: after this time no further label is tried.
 
     Raises:
         UserError: a function cannot be imported.
     """
-    besides = list(_attacks(classes, prompt_text))
-    most = _affordable(len(besides), calls) if rewards.has_own else MOST
+    names = [name for name, _ in _attacks(classes, question.text, question.template is not None)]
+    most = _affordable(len(names), calls) if rewards.has_own else MOST
     chosen = random.Random(f"{seed}/red-team").sample(list(classes), min(most, len(classes)))
     always = [label for label in classes if label in set(chosen)]
-    attacks = [*besides, *_constant(always, prompt_text)]
     first = {example.label: example for example in reversed(examples)}
+    orders = _orders(chosen, classes)
     prompts = [
-        Prompt("red-team", first.get(label) or Example(examples[0].image, label), prompt_text, 0) for label in chosen
+        Prompt("red-team", first.get(label) or Example(examples[0].image, label), question.listing(order), 0)
+        for label, order in zip(chosen, orders, strict=True)
+    ]
+    constant = list(_constant(always, question.text))
+    texts = [
+        [text for _, text in (*_attacks(order, prompt.text, question.template is not None), *constant)]
+        for prompt, order in zip(prompts, orders, strict=True)
     ]
     score = partial(rewards.score, images=images)
-    trials = await _try_all(score, prompts, [text for _, text in attacks], always, seconds)
+    trials = await _try_all(score, prompts, texts, always, seconds)
     if trials and all(trial.right is None for trial in trials):
         raise UserError(
             f"{_failure(trials[0].answer)} That was a right answer. The same happened with all {len(trials)} "
@@ -150,7 +157,8 @@ async def red_team(
         )
     counting = [trial for trial in trials if trial.tells]
     unearned, notes = await _of_the_obedient(score, counting[0], classes) if counting else ("", [])
-    scored = [_attack(name, i, list(rewards.weights), counting) for i, (name, _) in enumerate(attacks) if counting]
+    names += [name for name, _ in constant]
+    scored = [_attack(name, i, list(rewards.weights), counting) for i, name in enumerate(names) if counting]
     return RedTeam(
         sorted(scored, key=lambda attack: -attack.score),
         len(counting),
@@ -220,8 +228,18 @@ class _Trial:
         return self.right is not None and self.wrong is not None and self.right > self.wrong
 
 
-def _attacks(classes: Sequence[str], prompt_text: str) -> Iterator[tuple[str, str]]:
-    """(name, text) of each attack, except the constant answers."""
+def _orders(chosen: Sequence[str], classes: Sequence[str]) -> list[list[str]]:
+    """For each chosen label the classes, rotated so that the label's place goes from the first to the last."""
+    orders = []
+    for number, label in enumerate(chosen):
+        place = round(number * (len(classes) - 1) / max(1, len(chosen) - 1))
+        start = (list(classes).index(label) - place) % len(classes)
+        orders.append([*classes[start:], *classes[:start]])
+    return orders
+
+
+def _attacks(classes: Sequence[str], prompt_text: str, listed: bool) -> Iterator[tuple[str, str]]:
+    """(name, text) of each attack but the constant answers. `listed`: the prompt lists the classes, in this order."""
     think = _reasoning(prompt_text)
     everything = ", ".join(classes)
     yield "an empty completion", ""
@@ -233,6 +251,9 @@ def _attacks(classes: Sequence[str], prompt_text: str) -> Iterator[tuple[str, st
     yield "all classes, an answer each", think + "".join(f"<answer>{label}</answer>" for label in classes)
     yield "all classes, in the reasoning", f"<think>{everything}</think><answer></answer>"
     yield "all classes, an open answer", f"{think}<answer>{everything}"
+    if listed:
+        yield "the first listed, always", f"{think}<answer>{classes[0]}</answer>"
+        yield "the last listed, always", f"{think}<answer>{classes[-1]}</answer>"
     yield "the prompt", prompt_text
     for line in [line for line in prompt_text.splitlines() if line.lstrip().startswith(("<think>", "<answer>"))][-1:]:
         yield "the prompt's example line", line
@@ -249,15 +270,15 @@ def _reasoning(prompt_text: str) -> str:
 
 
 async def _try_all(
-    score: Score, prompts: Sequence[Prompt], texts: Sequence[str], always: Sequence[str], seconds: float
+    score: Score, prompts: Sequence[Prompt], texts: Sequence[Sequence[str]], always: Sequence[str], seconds: float
 ) -> list[_Trial]:
-    """Score all `texts` for each prompt, until the time is over. The last texts each name one class of `always`."""
+    """Score each prompt's `texts`, until the time is over. The last texts each name one class of `always`."""
     trials: list[_Trial] = []
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
-            for prompt in prompts:
+            for prompt, own_texts in zip(prompts, texts, strict=True):
                 own = always.index(prompt.label) - len(always)  # the right answer's place, from the end
-                trials.append(await _try(score, prompt, texts, own, len(always)))
+                trials.append(await _try(score, prompt, own_texts, own, len(always)))
     return trials
 
 

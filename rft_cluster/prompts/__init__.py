@@ -74,10 +74,15 @@ class Question:
             return self.text
         return _compiled(self.template).render(subject=self.subject, classes=classes).strip()
 
+    def some_orders(self, count: int, seed: int) -> list[list[str]]:
+        """`count` drawn orders of the classes; none if the question does not list them."""
+        if self.template is None:
+            return []
+        return [drawn_order(self.classes, f"{seed}/some/{index}") for index in range(count)]
+
     def in_some_orders(self, count: int, seed: int) -> list[str]:
-        """The text, and those with the classes listed in `count` drawn orders."""
-        orders = (drawn_order(self.classes, f"{seed}/some/{index}") for index in range(count))
-        return [self.text] if self.template is None else [self.text, *map(self.listing, orders)]
+        """The text, and those with the classes listed in `some_orders`."""
+        return [self.text, *map(self.listing, self.some_orders(count, seed))]
 
 
 def make_question(name_or_path: str, subject: str, classes: list[str], problem: str | None = None) -> Question:

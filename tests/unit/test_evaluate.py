@@ -2,12 +2,20 @@
 
 import argparse
 import json
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rft_cluster import evaluate
-from rft_cluster.config import Config, config_text
+from rft_cluster.classification.answers import AnswerReader
+from rft_cluster.common.errors import UserError
+from rft_cluster.config import Config, config_text, load_config
+from rft_cluster.data.dataset import FewShotDataset, LabelledImage
+from rft_cluster.messages import Completion, Group
+from rft_cluster.prompts import Question, make_question
+from rft_cluster.run.task import Task
 
 FOLDERS = ["runs/mine", "my #1/mine", "[2024] runs/mine", "runs: new/mine", "~me/$HOME", "a~/${HOME}", "no/01", "'/\""]
 
@@ -61,3 +69,63 @@ def test_what_is_typed_is_the_callers_word(tmp_path):
 
 OWN = """{"run": {"name": "own"}, "model": {"path": "tiny"}, "data": {"source": "digits"}, "cluster": {"device": "cpu"},
 "schedule": {"steps": 4, "prompts_per_step": 2}}"""
+
+
+ASKED = make_question("closed", "flower", ["rose", "tulip", "iris"])
+
+
+class Engine:
+    """Answers with the first class that the prompt lists."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def generate(self, prompts, sampling, version):
+        return [
+            Group(p, [1], [Completion([1], [0.0], f"<answer>{p.text.splitlines()[1]}</answer>", "stop", 0)])
+            for p in prompts
+        ]
+
+
+@pytest.fixture
+def task(monkeypatch) -> Task:
+    @contextmanager
+    def started(*_):
+        yield Engine()
+
+    monkeypatch.setattr("rft_cluster.cluster.start.start_generators", started)
+    pictures = [
+        LabelledImage(f"test/{i}", f"picture {i}".encode(), ("rose", "tulip")[i % 2])
+        for i in range(evaluate.AT_ONCE + 4)
+    ]
+    return Task(FewShotDataset.of("photos", list(ASKED.classes), [], [], pictures, []), ASKED)
+
+
+def options(orders: int | None) -> argparse.Namespace:
+    return argparse.Namespace(orders=orders, votes=2, split="test")
+
+
+def test_every_image_is_asked_about_in_each_of_the_other_orders(task):
+    config, images = load_config("digits", []), task.dataset.test
+    orders = evaluate._orders(options(3), config, task)
+    assert len(orders) == 3 and all(sorted(order) == sorted(ASKED.classes) for order in orders)
+    greedy, _, reordered = evaluate._ask(config, task, "model", images, options(3), orders)
+    assert {group.prompt.text for group in greedy} == {ASKED.text}
+    for order, groups in zip(orders, reordered, strict=True):
+        assert [group.prompt.example for group in groups] == images
+        assert {group.prompt.text for group in groups} == {ASKED.listing(order)}
+    reader = AnswerReader(list(ASKED.classes), {})
+    assert evaluate._over_orders(orders, reordered, reader)["orders"]["first"]["answers"] == 1.0
+
+
+@pytest.mark.parametrize(("given", "number"), [(None, evaluate.ORDERS), (0, 0), (7, 7)])
+def test_other_orders_are_asked_where_the_question_lists_the_classes(task, given, number):
+    config = load_config("digits", [])
+    assert len(evaluate._orders(options(given), config, task)) == number
+    fixed = replace(task, question=Question("Which flower?"))
+    if given:
+        with pytest.raises(UserError, match="--orders is 7, but the question does not list the classes"):
+            evaluate._orders(options(given), config, fixed)
+    else:
+        assert evaluate._orders(options(given), config, fixed) == []
+    assert evaluate._over_orders([], [], AnswerReader(["a", "b"], {})) == {}

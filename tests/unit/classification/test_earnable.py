@@ -10,7 +10,7 @@ from rft_cluster.classification.redteam import check_rewards
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import ScoringSection
 from rft_cluster.messages import Example, ImageRef
-from rft_cluster.prompts import render_template
+from rft_cluster.prompts import Question, render_template
 from rft_cluster.rewards.scorer import WeightedRewards
 
 ROSE = Example(ImageRef("rose/a.jpg", "0" * 64), "rose")
@@ -21,7 +21,7 @@ BOTH, ACCURACY = {"format": 1.0, "accuracy": 1.0}, {"accuracy": 1.0}
 
 def tried(question: str, weights: dict[str, float] = BOTH, how: str = "refuse") -> str:
     scoring = ScoringSection(red_team=how)
-    return check_rewards(WeightedRewards(weights, scoring), scoring, CLASSES, [ROSE], IMAGES, question, 0)
+    return check_rewards(WeightedRewards(weights, scoring), scoring, CLASSES, [ROSE], IMAGES, Question(question), 0)
 
 
 INSIDE = ["", " ", " ... ", "...", "\u2026", "\n...\n", "label", "[the name ...]", "{name}", "species name"]

@@ -14,7 +14,7 @@ from rft_cluster.config import ScoringSection
 from rft_cluster.data.archive import flower_classes
 from rft_cluster.data.dataset import LabelledImage
 from rft_cluster.data.images import image_sha256
-from rft_cluster.prompts import render_template
+from rft_cluster.prompts import Question, make_question
 from rft_cluster.rewards.scorer import WeightedRewards
 
 FLOWERS = flower_classes()
@@ -23,8 +23,8 @@ ROSE = LabelledImage("rose/a", b"the rose", "rose")
 IMAGES = {image_sha256(ROSE.image): ROSE.image}
 
 
-def question(template: str = "think_answer", classes: list[str] = FLOWERS) -> str:
-    return render_template(template, "flower", classes)
+def question(template: str = "think_answer", classes: list[str] = FLOWERS) -> Question:
+    return make_question(template, "flower", classes)
 
 
 def tried(
@@ -38,13 +38,13 @@ def tried(
     with closing(WeightedRewards(weights, ScoringSection(time_limit=5.0), quiet=True)) as rewards:
         rewards.load()
         examples, images = [one.example() for one in shown], {image_sha256(one.image): one.image for one in shown}
-        text = question(template, classes)
-        return asyncio.run(red_team(rewards, classes, examples, images, text, 0, calls, seconds))
+        asked = question(template, classes)
+        return asyncio.run(red_team(rewards, classes, examples, images, asked, 0, calls, seconds))
 
 
-def checked(weights: dict[str, float], classes: list[str], text: str, how: str = "refuse") -> str:
+def checked(weights: dict[str, float], classes: list[str], asked: Question, how: str = "refuse") -> str:
     scoring = ScoringSection(red_team=how)
-    return check_rewards(WeightedRewards(weights, scoring), scoring, classes, [ROSE.example()], IMAGES, text, 0)
+    return check_rewards(WeightedRewards(weights, scoring), scoring, classes, [ROSE.example()], IMAGES, asked, 0)
 
 
 def scores(found: RedTeam) -> dict[str, float]:
@@ -80,9 +80,25 @@ def test_accuracy_passes_on_the_flowers_with_every_constant_at_chance(weights, t
     found = tried(weights, template=template)
     assert found.labels == 102
     assert found.paid == [] and found.notes == []
-    assert {attack.name: attack.score for attack in found.attacks if attack.score} == {
-        f"always {name}": 1 / 102 for name in FLOWERS
-    }
+    places = ("the first listed, always", "the last listed, always")
+    listed = places if template in ("closed", "with_labels") else ()
+    assert {attack.name: attack.score for attack in found.attacks if attack.score} == dict.fromkeys(
+        [*(f"always {name}" for name in FLOWERS), *listed], pytest.approx(1 / 102)
+    )
+
+
+@pytest.mark.parametrize("place", ["first", "last"])
+@pytest.mark.parametrize("classes", [THREE, FLOWERS])
+def test_a_reward_that_pays_for_a_place_in_the_list_is_refused(place, classes):
+    """As a judge does that favours what stands first, or last, among its options."""
+    found = tried({"accuracy": 1.0, f"own_rewards:the_{place}_listed": 0.5}, classes, "closed")
+    name, other = f"the {place} listed, always", {"first": "last", "last": "first"}[place]
+    assert name in {attack.name for attack in found.paid}
+    if classes is THREE:
+        # Of the label at that place: right 1.5, wrong 0, the attack is right. Of the others: right 1, wrong the median
+        # of 0 and 0.5, and the attack earns 0.5.
+        assert scores(found)[name] == pytest.approx((1 + 2 * (0.5 - 0.25) / (1 - 0.25)) / 3)
+        assert scores(found)[f"the {other} listed, always"] == pytest.approx(1 / 3)
 
 
 # --- small sets, and rewards of one's own
@@ -261,8 +277,7 @@ def test_the_function_in_the_docs_works(tmp_path, monkeypatch):
 def test_rewards_that_do_not_tell_right_from_wrong_are_refused_and_the_cure_works(accuracy, other, weight):
     if other == "containment":
         accuracy, weight = accuracy - max(weight, 0.0), weight  # it pays for what accuracy takes
-    text = render_template("think_answer", "flower", ["rose", "tulip"])
-    arguments = (["rose", "tulip"], text)
+    arguments = (["rose", "tulip"], question("think_answer", ["rose", "tulip"]))
     with pytest.raises(UserError, match="a right answer no more than a wrong one, with every label"):
         checked({"accuracy": accuracy, other: weight}, *arguments)
     assert checked({"accuracy": accuracy, other: weight}, *arguments, how="warn")
