@@ -61,11 +61,18 @@ def test_a_gpu_is_too_small_for_all_weights_of_the_2b_model(monkeypatch, gigabyt
 
 
 @pytest.mark.parametrize(
-    ("name", "gigabytes"), [("flower102_24gb", 24), ("flower102_1gpu", 80), ("flower102", 80), ("photos_1gpu", 80)]
+    ("name", "gigabytes"),
+    [("flower102_24gb", 24), ("flower102_1gpu", 80), ("flower102_closed", 80), ("flower102", 80), ("photos_1gpu", 80)],
 )
 def test_the_configurations_fit_what_they_are_for(monkeypatch, name, gigabytes):
     monkeypatch.setattr(check, "smallest_gpu", lambda: ("a card", gigabytes * 10**9))
     check_memory(load_config(name, []), SHAPES)
+
+
+@pytest.mark.parametrize("tokens", [1536, 3072], ids=["of 4.5 tokens", "of 12 tokens"])
+def test_200_listed_names_fit_80_gb(monkeypatch, tokens):
+    monkeypatch.setattr(check, "smallest_gpu", lambda: ("a card", 80 * 10**9))
+    check_memory(load_config("flower102_closed", [f"model.max_prompt_tokens={tokens}"]), SHAPES)
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,12 @@ def test_each_update_has_rows_of_its_own(updates, ranks):
     assert micro_batches == len(packed(16, length, 8, 16, ranks, 4096, updates)[0]) // updates
 
 
+def test_200_listed_names_are_read_once_a_group():
+    """885 tokens of text, the most of two lists of 200 names of ImageNet's classes; 8 answers of 14 tokens."""
+    rows = packed(16, PromptLength(512, 885), 8, 14, 1, load_config("flower102_closed", []).learners.micro_batch_tokens)
+    assert rows == [[2 * (1397 + 8 * 13)] * 8], "two groups a row; a row holds not even three such prompts with answers"
+
+
 def test_a_step_larger_than_the_data_asks_about_an_image_again():
     two = Prompts.of([PromptLength(512, 90), PromptLength(400, 90)])
     row, _ = worst_row(load_config("flower102_1gpu", []), SHAPES, two)
