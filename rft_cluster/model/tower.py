@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from rft_cluster.common.errors import UserError
 from rft_cluster.common.hardware import forget_openmp, hardware
 from rft_cluster.config import Config
 from rft_cluster.model.encoder import PromptEncoder
@@ -32,8 +33,14 @@ class VisionTower:
         """The mean of an encoded image's tokens as the language model gets them, [hidden size] FP32.
 
         One image a call: its features do not depend on others, and memory is that of one image.
+
+        Raises:
+            UserError: the GPU's memory is taken by others.
         """
         encoded = self._encoder.encode_image(image)
         pixels, grid = encoded.pixel_values.to(self._device), encoded.image_grid_thw.to(self._device)
-        (tokens,) = self._model.image_features(pixels, grid).pooler_output  # [image tokens, hidden size]
+        try:
+            (tokens,) = self._model.image_features(pixels, grid).pooler_output  # [image tokens, hidden size]
+        except torch.OutOfMemoryError as error:
+            raise UserError(f"the vision tower is out of memory: {str(error).splitlines()[0]}") from error
         return tokens.float().mean(0).cpu().numpy()

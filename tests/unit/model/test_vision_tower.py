@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from rft_cluster.common.errors import UserError
 from rft_cluster.config import load_config
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.families.known import FAMILIES
@@ -22,7 +23,7 @@ def picture(width: int, height: int, seed: int) -> bytes:
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
-def test_features_are_the_mean_of_the_image_s_tokens(family, tmp_path):
+def test_features_are_the_mean_of_the_image_s_tokens(family, tmp_path, monkeypatch):
     processor = build_processor(["zero", "one"], ["group-00", "kind-000"], "Which?", 112 * 112, family)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -45,3 +46,10 @@ def test_features_are_the_mean_of_the_image_s_tokens(family, tmp_path):
         np.testing.assert_allclose(row, tokens.detach().mean(0).numpy(), rtol=1e-4, atol=1e-5)
     assert np.abs(rows[0] - rows[1]).max() > 1e-3
     assert np.array_equal(tower.features(images[0]), rows[0])
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nmore")
+
+    monkeypatch.setattr(tower._model, "image_features", full)
+    with pytest.raises(UserError, match=r"^the vision tower is out of memory: CUDA out of memory\.$"):
+        tower.features(images[0])
