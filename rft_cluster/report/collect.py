@@ -114,6 +114,7 @@ def _record(history: History, manifest: Mapping[str, Any], problems: list[str]) 
         "parts": parts,
         "models": _models(history.folder),
         "question": question(history, parts),
+        "drawn": any(part.get("template") for part in parts),
     }
 
 

@@ -1,5 +1,6 @@
 """The command on folders in every state."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -34,6 +35,14 @@ def test_the_page_of_a_copied_run_with_its_proof(copied):
     assert "Not proved" in page, "it has neither a model nor a journal"
     assert "shown without a picture" not in page
     assert "Which flower?" in page and "Not recorded: an older version" not in page
+
+
+def test_a_question_that_lists_the_classes_is_said_to_do_so_in_drawn_orders(copied):
+    said = "each training prompt lists the classes in another order"
+    assert said not in page_of(copied)
+    (part,) = map(json.loads, (copied / "parts.jsonl").read_text().splitlines())
+    (copied / "parts.jsonl").write_text(json.dumps({**part, "template": "{{ classes }}"}) + "\n")
+    assert said in page_of(copied)
 
 
 def test_a_run_that_has_just_begun(tmp_path):
