@@ -59,7 +59,7 @@ def dead_groups(history: History) -> Hint | None:
     known = f" ({right} all right, {wrong} all wrong)" if right and wrong else ""
     cures = {
         "all right": "There is little left to learn from these images: stop, or add harder ones",
-        "all wrong": "Look at rollouts/. If no answer earns anything, ask more easily: prompt.template=with_labels",
+        "all wrong": "Look at rollouts/. If no answer earns anything, ask more easily: prompt.template=closed",
     }
     cure = cures.get(which, "Sample more per image (sampling.group_size), so that a group is less often of one kind")
     return Hint(

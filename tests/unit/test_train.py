@@ -161,6 +161,20 @@ def test_training_lists_the_classes_in_drawn_orders_and_evaluations_in_their_own
     assert others == {task.text}
 
 
+def test_a_run_that_resumes_asks_about_each_image_with_the_same_order_of_classes(tmp_path):
+    task = replace(TASK, question=make_question("closed", "flower", ["rose", "tulip"]))
+    asked: dict[str, dict[str, str]] = {"whole": {}, "stopped": {}}
+    for name, stop_at in (("whole", None), ("stopped", ("learning", 3)), ("stopped", None)):
+        one, own = Roles(stop_at, signal.SIGTERM, 0.0), asked[name]
+        group = one._group
+        one._group = lambda p, answer, group=group, own=own: (
+            own.setdefault(p.prompt_id, p.text) == p.text and group(p, answer)
+        )
+        code, _ = run(config(tmp_path / name, *SETTINGS), roles=one, task=task)
+        assert (code == 0) == (stop_at is None)
+    assert asked["whole"] == asked["stopped"] and len(set(asked["whole"].values())) == 2
+
+
 def finished(folder: Path) -> Path:
     """The folder of a run that is done, with baselines."""
     settings = config(folder, *SETTINGS)
