@@ -36,7 +36,7 @@ class ModelSection(Section):
     max_pixels: int | None = Field(None, ge=28 * 28, le=MOST_PIXELS)
     """The limits of earlier versions' files, in place of those in tokens. One that is left out is 3136, or 401408."""
     max_prompt_tokens: int = Field(1024, ge=16, le=MOST_TOKENS)
-    """Includes the image's tokens, and those of listed classes: with Qwen's vocabulary 4.5 for each of Flower102's names.
+    """Includes the image's tokens, and those of listed classes: 4.5 for each name of Flower102, with Qwen's vocabulary.
     A longer prompt is refused, never cut."""
     trust_remote_code: bool = False
 
