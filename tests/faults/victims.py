@@ -20,7 +20,7 @@ from tests.integration.conftest import BIN, is_alive
 TAKING_PROMPTS = r"Generator\._submit"
 GENERATING = r"EngineThread\._step"
 LOADING_WEIGHTS = r"EngineThread\._serve .*Generator\.update_weights"
-IDLE_ENGINE = r"\AEngineThread\._serve\Z"
+IDLE_ENGINE = r"\A(Exporter\._go_on\n)?EngineThread\._serve\Z"
 BACKWARD = r"Learner\._backward > _engine_run_backward"
 UPDATING = r"Learner\.update"
 ANY = ""
@@ -53,7 +53,7 @@ def freeze(launch: Launch, name: str, phase: str = ANY) -> Victim:
         assert launch.process.poll() is None, f"the run ended before {actor} came to {phase}"
         process.suspend()
         stacks = stacks_of(pid)
-        if re.search(phase, stacks):
+        if stacks is not None and re.search(phase, stacks):
             print(f"{actor} ({pid}) is struck in\n{stacks}")  # -rP shows it
             return Victim(actor, process, stacks.replace("\n", "; "))
         process.resume()
@@ -72,10 +72,14 @@ def living(launch: Launch, name: str) -> tuple[str, int]:
         time.sleep(0.1)
 
 
-def stacks_of(pid: int) -> str:
-    """Our functions on the stacks of a process, a line a thread."""
+def stacks_of(pid: int) -> str | None:
+    """Our functions on the stacks of a process, a line a thread. None if they cannot be read, as at the process's end."""
     words = [BIN / "py-spy", "dump", "--pid", str(pid), "--nonblocking", "--json"]
-    threads = json.loads(subprocess.run(words, capture_output=True, check=True).stdout)
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(f"py-spy: {done.stderr.strip()}")
+        return None
+    threads = json.loads(done.stdout)
     lines = []
     for thread in threads:
         names = [
