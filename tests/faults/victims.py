@@ -73,7 +73,7 @@ def living(launch: Launch, name: str) -> tuple[str, int]:
 
 
 def stacks_of(pid: int) -> str | None:
-    """Our functions on the stacks of a process, a line a thread. None if they cannot be read, as at the process's end."""
+    """Our functions on the stacks of a process, a line a thread; None if they cannot be read, as at its end."""
     words = [BIN / "py-spy", "dump", "--pid", str(pid), "--nonblocking", "--json"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
