@@ -147,7 +147,7 @@ def serve(connection: Connection, config: Config) -> None:
         times = [time.perf_counter()]
         outputs = generator.generate(prompts)
         times.append(time.perf_counter())
-        batch = Batch(prompts, config.sampling.group_size, version=0)
+        batch = Batch(prompts, config.sampling.group_size, version=0, opening="")
         groups = [group_of(prompt, output, batch) for prompt, output in zip(prompts, outputs, strict=True)]
         gap = learner.update(groups)
         times.append(time.perf_counter())

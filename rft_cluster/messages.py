@@ -92,6 +92,9 @@ class Completion:
 
     `version_spans` is empty unless the weights changed within the completion: then it has (version, number of tokens)
     in order, e.g. `((12, 40), (13, 24))`.
+
+    `text` begins with the `<think>` that the chat template writes at the end of the prompt, if it does (Thinking
+    variants): rewards and all that is shown see the whole layout. `token_ids` are the sampled tokens alone.
     """
 
     token_ids: list[int]  # [R]; ends with the stop token unless `finish_reason` is "length"

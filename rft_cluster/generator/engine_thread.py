@@ -37,6 +37,7 @@ class Batch:
     prompts: Sequence[Prompt]
     group_size: int
     version: int  # oldest version of the weights that may write the completions
+    opening: str  # of each completion's text, written by the chat template
     written: "Future[Written]" = field(default_factory=Future)
     groups: dict[int, Group] = field(default_factory=dict)  # finished groups by the prompt's index
 
@@ -178,7 +179,7 @@ def group_of(prompt: Prompt, output: Any, batch: Batch) -> Group:
                 generator_logprobs=[
                     step[token].logprob for step, token in zip(answer.logprobs, token_ids, strict=True)
                 ],
-                text=answer.text,
+                text=batch.opening + answer.text,
                 finish_reason=answer.finish_reason,
                 policy_version=oldest,
                 version_spans=spans if len(spans) > 1 else (),

@@ -56,7 +56,7 @@ class Generator:
             StaleGenerator: this generator has an older version, or none.
             WeightTransferError: the weights did not verify.
         """
-        batch = Batch(prompts, sampling.group_size, version)
+        batch = Batch(prompts, sampling.group_size, version, self._encoder.opening)
         while not self._on_thread(lambda: self._submit(batch, sampling)):
             self._weights.wait_for_update()
         written = batch.written.result()

@@ -4,7 +4,9 @@ Generators and learners use the same `PromptEncoder`, so their pixel limits and 
 """
 
 import io
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,13 @@ from rft_cluster.model.numbers import MERGE
 with light_imports():
     from qwen_vl_utils import fetch_image
     from torch import Tensor
-    from transformers import AutoProcessor, ProcessorMixin
+    from transformers import AutoConfig, AutoProcessor, GenerationConfig, PreTrainedConfig, ProcessorMixin
 
 REASON = 300  # characters of a library's message
+# A chat template's last words, if the model is to begin with its reasoning.
+OPENING = re.compile(r"<think>\s*\Z")
+# Keys of config.json. Not every family has all.
+VISION_KEYS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "vision_token_id")
 
 
 @dataclass(frozen=True)
@@ -48,14 +54,18 @@ class EncodedPrompt:
 
 
 class PromptEncoder:
-    """Encodes prompts with the model's own processor and fixed pixel limits."""
+    """Encodes prompts with the model's own processor and fixed pixel limits.
+
+    `stop_token_ids`: a completion ends with one of them. `opening`: what the chat template writes of the completion, as
+    those of Thinking variants do ("<think>\\n"); "" with the others.
+    """
 
     def __init__(self, path: str, model: ModelSection) -> None:
         """`path`: the model's folder. `model`: how images are limited, and whether code of the folder may run.
 
         Raises UserError if the folder's processor, tokenizer or chat template is missing, damaged, or another
         model's."""
-        self._processor = _load_processor(path, model.trust_remote_code)
+        self._processor, config = _load(path, model.trust_remote_code)
         images = self._processor.image_processor
         if not type(images).__name__.startswith("Qwen2VL"):  # all families have it; there are two implementations
             kind = type(images).__name__
@@ -71,25 +81,32 @@ class PromptEncoder:
             raise UserError(
                 f"model.path: the tokenizer in {path} lacks {', '.join(absent)}: it is not of a Qwen VL model"
             )
-        self.stop_token_ids: list[int] = self.tokenizer.convert_tokens_to_ids(list(STOP_TOKENS))
-        self.forbidden_token_ids = self._forbidden()
-        self.image_token_id: int = self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-        self._check_template(path)
+        self.image_token_id: int = config.image_token_id
+        written = self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        if written != self.image_token_id:
+            raise UserError(
+                f"model.path: in {path}, image_token_id of config.json is {self.image_token_id}, but the tokenizer's "
+                f"{IMAGE_TOKEN} is {written}: they are of different models; copy or download the folder anew"
+            )
+        # Texts and configurations each miss some: a configuration has but one stop token, and a model that was trained
+        # further may have another one than its tokenizer's family.
+        stop = [*self.tokenizer.convert_tokens_to_ids(list(STOP_TOKENS)), *_stop_ids(path, config)]
+        self.stop_token_ids: list[int] = list(dict.fromkeys(stop))
+        self.forbidden_token_ids = self._forbidden(config)
+        self.opening = self._opening(path)
 
-    def _check_template(self, path: str) -> None:
+    def _opening(self, path: str) -> str:
+        """Check the chat template, and return what it writes of the completion."""
         try:
             text = self.chat("What is it?")
         except (TemplateError, ValueError, TypeError) as error:
             raise UserError(f"model.path: the chat template in {path} cannot be used: {error}") from error
         if text.count(IMAGE_TOKEN) != 1 or "What is it?" not in text:
             raise UserError(f"model.path: the chat template in {path} does not place one image and the question")
-        if text.rstrip().endswith("<think>"):
-            raise UserError(
-                f"model.path: the chat template in {path} opens <think> in the prompt, as Thinking variants do, so no "
-                f"completion could have the format; take the Instruct variant"
-            )
+        opening = OPENING.search(text)
+        return opening[0] if opening else ""
 
-    def _forbidden(self) -> list[int]:
+    def _forbidden(self, config: PreTrainedConfig) -> list[int]:
         """Sorted ids of the tokens that generators never sample and learners exclude from the softmax.
 
         These are vision tokens and all other special tokens, except those that end a completion. They do not show in
@@ -97,8 +114,8 @@ class PromptEncoder:
         """
         added = self.tokenizer.added_tokens_decoder.items()
         special = {token_id for token_id, token in added if token.special} | set(self.tokenizer.all_special_ids)
-        vision = self.tokenizer.convert_tokens_to_ids(list(VISION_TOKENS))
-        return sorted((special | set(vision)) - set(self.stop_token_ids))
+        vision = {*self.tokenizer.convert_tokens_to_ids(list(VISION_TOKENS)), *_vision_ids(config)}
+        return sorted((special | vision) - set(self.stop_token_ids))
 
     def chat(self, text: str) -> str:
         """Format an image followed by `text` with the chat template, up to the start of the answer."""
@@ -172,8 +189,23 @@ class PromptEncoder:
         self._processor.save_pretrained(folder)
 
 
-def _load_processor(path: str, trust_remote_code: bool) -> Any:
+def _vision_ids(config: PreTrainedConfig) -> set[int]:
+    told = config.to_dict()
+    return {told[key] for key in VISION_KEYS if told.get(key) is not None}
+
+
+def _stop_ids(path: str, config: PreTrainedConfig) -> list[int]:
+    """The ids that end a completion by config.json, and by generation_config.json if there is one."""
+    told = [config.text_config.eos_token_id]
+    with suppress(OSError):  # a model needs no such file
+        told.append(GenerationConfig.from_pretrained(path).eos_token_id)
+    return [one for ids in told if ids is not None for one in (ids if isinstance(ids, list) else [ids])]
+
+
+def _load(path: str, trust_remote_code: bool) -> tuple[Any, Any]:
+    """The processor and the configuration."""
     try:
+        config = AutoConfig.from_pretrained(path)
         processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
     except Exception as error:  # tokenizers raises plain Exception
         reason = " ".join(str(error).split())[:REASON]
@@ -186,4 +218,4 @@ def _load_processor(path: str, trust_remote_code: bool) -> Any:
             f"model.path: {path} holds no image processor (preprocessor_config.json or processor_config.json); copy or "
             f"download the folder anew"
         )
-    return processor
+    return processor, config

@@ -154,5 +154,6 @@ def _check_tiny(config: Config, task: Task) -> tuple[int, Shapes, Asked]:
     check_window(model.config.text_config.max_position_embeddings, config.max_model_tokens, "the small model")
     with tempfile.TemporaryDirectory(prefix="rft_cluster_") as folder:
         processor.save_pretrained(folder)
+        model.config.save_pretrained(folder)
         shapes = Shapes.of(model.config.to_dict(), Path(folder))
         return model.num_parameters(), shapes, ask_model(config, task, folder, task.examples)

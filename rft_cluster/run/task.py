@@ -20,7 +20,7 @@ from rft_cluster.model.families.family import Family
 from rft_cluster.model.families.known import FAMILIES
 from rft_cluster.model.folder import read_family
 from rft_cluster.model.image_size import PromptLength, view_of
-from rft_cluster.prompts import PROBLEM, Question, make_prompts, make_question
+from rft_cluster.prompts import PROBLEM, Question, asks_for_thinking, make_prompts, make_question
 
 TINY_CACHE = Path("~/.cache/rft_cluster/tiny")
 MAX_POOL = 2000  # images for the tiny model; the graph's eigenvectors cost the cube of this (2 s at 2000)
@@ -211,17 +211,25 @@ def ask_model(config: Config, task: Task, folder: str, examples: list[Example]) 
     """Check prompts and answers with the tokenizer in `folder`.
 
     Raises:
-        UserError: tokenizer, processor or chat template are unusable, a prompt is too long, or no answer fits.
+        UserError: tokenizer, processor or chat template are unusable, a prompt is too long, no answer fits, or the chat
+            template opens `<think>` and the question asks for the answer alone.
     """
     from rft_cluster.model.encoder import PromptEncoder  # imports transformers, which takes seconds
 
     model = config.model
     encoder = PromptEncoder(folder, model)
+    if encoder.opening and "format" in config.rewards and not asks_for_thinking(task.text):
+        raise UserError(
+            f"prompt.template: {config.prompt.template} asks for the answer alone, but the chat template in {folder} "
+            f"opens <think> in the prompt, so no completion could have the format: take prompt.template=think_answer "
+            f"or with_labels, or the model's Instruct variant"
+        )
 
     def count(text: str) -> int:
         return len(encoder.tokenizer(text)["input_ids"])
 
-    notes = room_for_answers(config, task, count)
+    opening = encoder.opening.strip()
+    notes = room_for_answers(config, task, lambda text: count(text.removeprefix(opening)))
     # Tokens may depend on the order in which classes are listed: the longest of a few orders counts for all.
     longest_text = max(task.question.in_some_orders(ORDERS, config.run.seed), key=count)
     prompts = make_prompts(examples, longest_text, "check", 0, config.run.seed)

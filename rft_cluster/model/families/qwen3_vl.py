@@ -57,7 +57,7 @@ def shard_units(model: Any) -> list["nn.Module"]:
 QWEN3_VL = Family(
     model_type="qwen3_vl",
     name="Qwen3-VL",
-    published=("Qwen/Qwen3-VL-2B-Instruct", "Qwen/Qwen3-VL-4B-Instruct", "Qwen/Qwen3-VL-8B-Instruct"),
+    published=tuple(f"Qwen/Qwen3-VL-{size}-{kind}" for size in ("2B", "4B", "8B") for kind in ("Instruct", "Thinking")),
     config_class="Qwen3VLConfig",
     model_class="Qwen3VLForConditionalGeneration",
     processor_class="Qwen3VLProcessor",

@@ -102,6 +102,7 @@ class PlainEncoder:
     def __init__(self, *arguments: Any) -> None:
         self.stop_token_ids: list[int] = []
         self.forbidden_token_ids: list[int] = []
+        self.opening = ""
 
     def image_limits(self) -> dict[str, Any]:
         return {}

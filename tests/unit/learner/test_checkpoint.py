@@ -39,6 +39,7 @@ def policy(tmp_path_factory) -> SimpleNamespace:
     processor, model = untrained(40, ["rose", "tulip"], Question("What is it?"), PIXELS)
     folder = tmp_path_factory.mktemp("processor")
     processor.save_pretrained(folder)
+    model.config.save_pretrained(folder)
     policy = PolicyModel(model, [], 1.0)
     encoder = PromptEncoder(str(folder), ModelSection(path=str(folder), min_pixels=PIXELS, max_pixels=PIXELS))
     return SimpleNamespace(policy=policy, optimizer=torch.optim.AdamW(policy.parameters()), encoder=encoder)

@@ -1,24 +1,37 @@
 import io
+import json
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from chat_templates import INSTRUCT, THINKING
 from PIL import Image, ImageChops
 from some_prompt import some_prompt
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from rft_cluster.common.errors import UserError
-from rft_cluster.config import DataSection, ModelSection
+from rft_cluster.config import DataSection, ModelSection, load_config
 from rft_cluster.data import load_dataset
 from rft_cluster.data.images import image_sha256
+from rft_cluster.generator.engine_thread import Batch, group_of
+from rft_cluster.messages import Completion, Prompt
 from rft_cluster.model.encoder import PromptEncoder
+from rft_cluster.model.families.family import Family
 from rft_cluster.model.families.known import FAMILIES
+from rft_cluster.model.families.qwen2_vl import QWEN2_VL
 from rft_cluster.model.image_size import PromptLength, image_tokens, model_size, view_of
-from rft_cluster.model.tiny.build import build_processor
+from rft_cluster.model.tiny.build import build_model, build_processor
+from rft_cluster.prompts import Question, render_template
+from rft_cluster.rewards.format import format_problem
+from rft_cluster.run.task import Task, ask_model
 
 START, END, IMAGE_PAD = 3, 4, 6  # vision_start, vision_end, image_pad of the tiny tokenizer
+IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 FORBIDDEN = [1, 3, 4, 5, 6, 7]  # im_start, and the vision tokens
 
 
@@ -33,12 +46,23 @@ def picture(width: int, height: int) -> bytes:
     return file.getvalue()
 
 
+def save(family: Family, folder: Path, template: str | None = None, processor: Any = None) -> str:
+    """Write a processor and the small model's configuration. Returns the folder's path."""
+    processor = processor or build_processor(["zero"], ["group-00"], "Which?", 56 * 56, family)
+    if template:
+        processor.chat_template = processor.tokenizer.chat_template = template
+    processor.save_pretrained(folder)
+    model = build_model(processor.tokenizer, family)
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.fixture(scope="module")
 def encoder_with(processor, tmp_path_factory) -> Callable[[int, int], PromptEncoder]:
     """Encoders by pixel limits, each loaded once."""
-    folder = tmp_path_factory.mktemp("processor")
-    processor.save_pretrained(folder)
-    return cache(lambda low, high: PromptEncoder(str(folder), between(low, high)))
+    folder = save(QWEN2_VL, tmp_path_factory.mktemp("processor"), processor=processor)
+    return cache(lambda low, high: PromptEncoder(folder, between(low, high)))
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +101,8 @@ def between(low: int, high: int) -> ModelSection:
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_pixels_and_tokens_are_counted_alike_at_odd_sizes(family, tmp_path_factory):
     """By arithmetic, by the learner's encoder, and by the rule of the image processor in vLLM, with the same limits."""
-    folder = tmp_path_factory.mktemp(family.model_type)
-    processor = build_processor(["zero"], ["group-00"], "Which?", 56 * 56, family)
-    processor.save_pretrained(folder)
     limits = (64 * 64, 90_000)
-    encoder = PromptEncoder(str(folder), between(*limits))
+    encoder = PromptEncoder(save(family, tmp_path_factory.mktemp(family.model_type)), between(*limits))
     counts = set()
     for side in range(20):
         image = picture(61 + 37 * side, 997 - 41 * side)
@@ -101,8 +122,7 @@ def test_pixels_and_tokens_are_counted_alike_at_odd_sizes(family, tmp_path_facto
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_text_and_image_encoded_apart_are_what_the_processor_makes_of_both(family, tmp_path):
     processor = build_processor(["zero"], ["group-00"], "Which?", 56 * 56, family)
-    processor.save_pretrained(tmp_path)
-    encoder = PromptEncoder(str(tmp_path), between(64 * 64, 90_000))
+    encoder = PromptEncoder(save(family, tmp_path, processor=processor), between(64 * 64, 90_000))
     for size in ((61, 997), (300, 200), (70, 70)):
         image = picture(*size)
         ours = encoder.encode("Which? \u00e9", image)
@@ -120,8 +140,7 @@ def test_text_and_image_encoded_apart_are_what_the_processor_makes_of_both(famil
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_between_close_limits_an_image_is_resized_once(family, tmp_path):
     """As the warm start of the small model does it, whose limits are equal."""
-    build_processor(["zero"], ["group-00"], "Which?", 56 * 56, family).save_pretrained(tmp_path)
-    encoder = PromptEncoder(str(tmp_path), between(50_000, 50_000))
+    encoder = PromptEncoder(save(family, tmp_path), between(50_000, 50_000))
     encoded = encoder.encode("Which?", picture(300, 200))
     width, height = model_size(300, 200, 50_000, 50_000, family.side)
     assert width * height < 50_000
@@ -130,19 +149,53 @@ def test_between_close_limits_an_image_is_resized_once(family, tmp_path):
 
 @pytest.mark.parametrize(("name", "red"), [("qwen2_vl", 1.93), ("qwen2_5_vl", 1.93), ("qwen3_vl", 1.0)])
 def test_pixels_are_normalised_as_the_family_does_it(name, red, tmp_path):
-    build_processor(["zero"], ["group-00"], "Which?", 56 * 56, FAMILIES[name]).save_pretrained(tmp_path)
-    encoded = PromptEncoder(str(tmp_path), between(64 * 64, 64 * 64)).encode("Which?", picture(70, 70))
+    encoded = PromptEncoder(save(FAMILIES[name], tmp_path), between(64 * 64, 64 * 64)).encode("Which?", picture(70, 70))
     assert encoded.pixel_values[:, 0].mean().item() == pytest.approx(red, abs=0.001)  # the first value is of red
 
 
-@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
-def test_a_template_that_opens_think_in_the_prompt_is_refused(family, tmp_path):
-    processor = build_processor(["zero"], ["group-00"], "Which?", 56 * 56, family)
-    turn = "<|im_start|>assistant\n"
-    processor.chat_template = processor.chat_template.replace(turn, f"{turn}<think>\n")
-    processor.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"opens <think> in the prompt.*take the Instruct variant"):
-        PromptEncoder(str(tmp_path), between(56 * 56, 56 * 56))
+def test_an_instruct_variant_opens_nothing_and_may_be_asked_for_the_answer_alone(tmp_path):
+    encoder = PromptEncoder(save(FAMILIES["qwen3_vl"], tmp_path, INSTRUCT), between(64 * 64, 64 * 64))
+    assert encoder.chat("Which?") == f"<|im_start|>user\n{IMAGE}Which?<|im_end|>\n<|im_start|>assistant\n"
+    asked = some_prompt(text=render_template("answer_only", "flower", ["rose"]))
+    assert encoder.opening == ""
+    assert format_problem(asked, generated(encoder, asked, "<answer>rose</answer>")) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("It is red.\n</think>\n\n<answer>rose</answer>", ""),
+        ("</think><answer>rose</answer>", ""),
+        ("It is red.", "no </think>"),
+        ("<think>It is red.</think><answer>rose</answer>", "<think> 2 times"),
+        ("red</think> So: <answer>rose</answer>", "text between the blocks"),
+        ("<answer>rose</answer>", "no </think>"),
+    ],
+)
+def test_a_thinking_variant_s_format_is_judged_on_prompt_and_completion_together(tmp_path, text, problem):
+    encoder = PromptEncoder(save(FAMILIES["qwen3_vl"], tmp_path, THINKING), between(64 * 64, 64 * 64))
+    assert encoder.opening == "<think>\n" and encoder.chat("Which?").endswith("<|im_start|>assistant\n<think>\n")
+    asked = some_prompt(text=render_template("think_answer", "flower", ["rose"]))
+    assert format_problem(asked, generated(encoder, asked, text)) == problem
+
+
+def generated(encoder: PromptEncoder, prompt: Prompt, text: str) -> Completion:
+    """The completion that a generator makes of what its engine wrote."""
+    span = SimpleNamespace(version="0", start=0, end=1)
+    answer = SimpleNamespace(token_ids=[], logprobs=[], text=text, finish_reason="stop", weight_versions=[span])
+    output = SimpleNamespace(outputs=[answer], prompt_token_ids=[])
+    return group_of(prompt, output, Batch([prompt], 1, 0, encoder.opening)).completions[0]
+
+
+def test_a_question_for_the_answer_alone_is_refused_to_a_thinking_variant(tmp_path):
+    folder = save(FAMILIES["qwen3_vl"], tmp_path, THINKING)
+    config = load_config("digits", ["prompt.template=answer_only", "model.max_prompt_tokens=256"])
+    dataset = load_dataset(config.data, 0)
+    task = Task(dataset, Question(render_template("answer_only", "digit", dataset.classes)))
+    with pytest.raises(UserError, match=r"answer_only asks for the answer alone.*opens <think>.*template=think_answer"):
+        ask_model(config, task, folder, dataset.train[:1])
+    task = Task(dataset, Question(render_template("think_answer", "digit", dataset.classes)))
+    assert ask_model(config, task, folder, dataset.train[:1]).lengths
 
 
 def upside_down(image: Image.Image) -> tuple[Image.Image, dict]:
@@ -186,8 +239,7 @@ def test_vision_tokens_and_what_a_text_does_not_show_are_forbidden(processor, tm
     names = ["<|object_ref_start|>", "<|box_end|>", "<unused>"]
     processor.tokenizer.add_special_tokens({"additional_special_tokens": names}, replace_extra_special_tokens=False)
     processor.tokenizer.add_tokens(["<tool_call>"])  # not special: a text shows it
-    processor.save_pretrained(tmp_path)
-    encoder = PromptEncoder(str(tmp_path), between(56 * 56, 56 * 56))
+    encoder = PromptEncoder(save(QWEN2_VL, tmp_path, processor=processor), between(56 * 56, 56 * 56))
     hidden = [
         token_id
         for token_id in range(len(encoder.tokenizer))
@@ -201,3 +253,28 @@ def test_special_tokens_are_forbidden_and_both_stop_tokens_known(encoder):
     assert encoder.forbidden_token_ids == FORBIDDEN
     assert encoder.stop_token_ids == encoder.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     assert encoder.image_token_id == IMAGE_PAD
+
+
+def edit(folder: str, file: str, **values: Any) -> None:
+    path = Path(folder) / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_stop_and_vision_tokens_are_also_those_of_the_configuration(tmp_path):
+    """Here they are plain words of the tokenizer, which no name gives away."""
+    folder = save(QWEN2_VL, tmp_path)
+    before = PromptEncoder(folder, between(56 * 56, 56 * 56))
+    edit(folder, "config.json", vision_start_token_id=100)
+    edit(folder, "generation_config.json", eos_token_id=[before.stop_token_ids[0], 101])
+    encoder = PromptEncoder(folder, between(56 * 56, 56 * 56))
+    assert encoder.stop_token_ids == [*before.stop_token_ids, 101]
+    assert encoder.forbidden_token_ids == [*before.forbidden_token_ids, 100]
+    (tmp_path / "generation_config.json").unlink()
+    assert PromptEncoder(folder, between(56 * 56, 56 * 56)).stop_token_ids == before.stop_token_ids
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+    folder = save(QWEN2_VL, tmp_path)
+    edit(folder, "config.json", image_token_id=248056)
+    with pytest.raises(UserError, match=r"image_token_id of config.json is 248056, but the tokenizer's .* is 6: they"):
+        PromptEncoder(folder, between(56 * 56, 56 * 56))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
@@ -114,8 +115,11 @@ def test_numbers_of_a_configuration_are_checked(folder, tmp_path, section, key, 
 def test_adapters_are_trained_and_merged_for_the_wire(folder):
     lora = ModelSection(path=str(folder), lora=LoraSection(rank=2))
     policy = load_policy(str(folder), lora, hardware("cpu").attention, [], 1.0)
-    trained = [name for name, parameter in policy.model.named_parameters() if parameter.requires_grad]
-    assert len(trained) == 3 * 7 * 2
-    assert all(re.fullmatch(rf"{LORA_TARGETS}\.lora_[AB]\.default\.weight", name) for name in trained)
+    layers = [f"model.language_model.layers.{number}." for number in range(3)]
+    linear = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
+    named = {layer + name for layer in layers for name in linear}
+    assert {name for name, module in policy.model.named_modules() if isinstance(module, LoraLayer)} == named
+    trained = {name for name, parameter in policy.model.named_parameters() if parameter.requires_grad}
+    assert trained == {f"{name}.lora_{matrix}.default.weight" for name in named for matrix in "AB"}
     base = load_reference(str(folder), lora, hardware("cpu").attention, [], 1.0).model
     assert [info.name for info in PolicyWeights(policy).metadata()] == [name for name, _ in base.named_parameters()]
