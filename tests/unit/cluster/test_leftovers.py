@@ -22,12 +22,12 @@ print(os.getpid(), tempfile.mkdtemp(), tempfile.mkstemp()[1], flush=True)
 time.sleep(100)
 """
 DRIVER = f"""
-import subprocess, sys, time
+import subprocess, sys
 from rft_cluster.cluster import leftovers
 leftovers.GRACE = 0
 with leftovers.without_leftovers():
     subprocess.Popen([sys.executable, "-c", {STARTED!r}], start_new_session=True)
-time.sleep(100 if sys.argv[1] == "wait" else 0.3)
+sys.stdin.read()
 """
 
 
@@ -39,6 +39,14 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def drive(folder: Path) -> tuple[subprocess.Popen[str], list[str]]:
+    """Start the driver, which ends with its input, and return what the process that it starts says."""
+    command, environment = [sys.executable, "-c", DRIVER], os.environ | {"RAY_TMPDIR": str(folder)}
+    driver = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert driver.stdin and driver.stdout
+    return driver, driver.stdout.readline().split()
+
+
 def wait_until_gone(pid: int, folder: Path) -> None:
     deadline = time.monotonic() + 10
     while is_alive(pid) or list(folder.iterdir()):
@@ -48,18 +56,15 @@ def wait_until_gone(pid: int, folder: Path) -> None:
 
 @pytest.mark.parametrize("number", [None, signal.SIGTERM, signal.SIGKILL])
 def test_files_and_processes_go_with_the_driver_however_that_ends(tmp_path, number):
-    environment = os.environ | {"RAY_TMPDIR": str(tmp_path)}
-    command = [sys.executable, "-c", DRIVER, "wait" if number else "end"]
-    other = subprocess.Popen(["sleep", "100"], env=environment)
-    driver = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-    assert driver.stdout
-    pid, *made = driver.stdout.readline().split()
+    other = subprocess.Popen(["sleep", "100"], env=os.environ | {"RAY_TMPDIR": str(tmp_path)})
+    driver, (pid, *made) = drive(tmp_path)
     (own,) = {Path(path).parent for path in made}
     assert own.parent == tmp_path
     if number:
         assert is_alive(int(pid)), "nothing is touched while the driver lives"
         assert all(map(os.path.exists, made))
         driver.send_signal(number)
+    driver.stdin.close()  # without a signal it ends by itself
     assert driver.wait(10) == -(number or 0)
     wait_until_gone(int(pid), tmp_path)
     assert other.poll() is None, "a process of others"
@@ -74,9 +79,9 @@ def test_notes_of_openmp_about_dead_processes_go_too(tmp_path):
     try:
         for note in notes:
             note.touch()
-        driver = subprocess.run([sys.executable, "-c", DRIVER, "end"], env=os.environ | {"RAY_TMPDIR": str(tmp_path)},
-                                stdout=subprocess.PIPE, text=True, check=True)  # fmt: skip
-        wait_until_gone(int(driver.stdout.split()[0]), tmp_path)
+        driver, started = drive(tmp_path)
+        driver.stdin.close()  # it ends by itself
+        wait_until_gone(int(started[0]), tmp_path)
         assert [note.exists() for note in notes] == [True, False]
     finally:
         notes[0].unlink()

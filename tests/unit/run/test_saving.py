@@ -61,7 +61,7 @@ class Learners:
 
 def keeper(folder: Path, learners: Learners, *overrides: str, step: int = 0) -> Keeper:
     settings = config(folder, *overrides)
-    return Keeper(settings, make_card(settings, DATASET, TASK.text, (784, 784)), learners, step, "0123abc")
+    return Keeper(settings, make_card(settings, DATASET, TASK.question, (784, 784)), learners, step, "0123abc")
 
 
 def evaluation(step: int, accuracy: float) -> Evaluation:
