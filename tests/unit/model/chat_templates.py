@@ -1,4 +1,5 @@
-"""Qwen3-VL's chat templates as text: each renders a question about an image as the published one of its variant does.
+"""Qwen3-VL's chat templates as text, written to render a question about an image as those of its variants do. They were
+not compared with the published files.
 
 Both have a macro for contents and no system message of their own. The Thinking variant's generation prompt opens
 `<think>`.
