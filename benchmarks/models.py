@@ -3,7 +3,7 @@
     bench_model(CACHE)              87 million parameters, for speed
     transfer_model(CACHE, "tiny")   or "medium": for the transfer of weights
     family_model(folder, family)    a million parameters, of any family; the others are Qwen2-VL
-    true_model(folder)              2.2 billion in the shapes of Qwen2-VL-2B-Instruct
+    true_model(folder)              2.2 billion in the shapes of Qwen2-VL-2B-Instruct; other configurations by argument
 
 The first one's parts have the shares of the 2B's (vision tower 29 %, language model 56 %, embedding 15 %), so that none
 of them decides a comparison which it would not decide there. Every one of its 16,384 tokens decodes to text. Its
@@ -11,20 +11,24 @@ completions never end early, whoever samples them: all have as many tokens as ar
 compared do the same work without a setting of either.
 """
 
+import copy
 import json
 from collections.abc import Mapping
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GenerationConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
+from transformers import GenerationConfig, PreTrainedModel, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
 from rft_cluster.common.files import unfinished
 from rft_cluster.model.families.family import STOP_TOKENS, Family
+from rft_cluster.model.families.known import family_of
 from rft_cluster.model.tiny.build import SPECIAL_TOKENS, build_model, build_processor, processor_around
 from rft_cluster.prompts import render_template
 
@@ -39,9 +43,9 @@ SHARES = ((768, 8, 2048), (512, 6, 2048))
 SIZES = {"tiny": ((128, 3, 384), (96, 3, 192)), "medium": ((1024, 12, 4096), (512, 8, 1024))}
 TRANSFER_PIXELS = 56 * 56
 TRANSFER_QUESTION = "Which?"
-# Qwen2-VL-2B-Instruct as published: config.json, with the language model's values at the top; special tokens; tensors
-# (name -> shape, * for each layer). `lm_head` is tied to the embedding.
-PUBLISHED = json.loads((Path(__file__).parent / "qwen2_vl_2b.json").read_text())
+# The models of true shapes, by family. Each file has the published config.json. That of Qwen2-VL also has the special
+# tokens, which are those of the others, and the published tensors (name -> shape, * for each layer; `lm_head` is tied).
+TRUE = {"qwen2_vl": "qwen2_vl_2b", "qwen2_5_vl": "qwen2_5_vl_3b", "qwen3_vl": "qwen3_vl_2b"}
 TRUE_TOKENS = (4, 512)  # of an image
 
 
@@ -164,16 +168,22 @@ def _endless(model: Qwen2VLForConditionalGeneration) -> Qwen2VLForConditionalGen
     return model
 
 
-# 2.2 billion parameters
+# Billions of parameters
+
+
+@cache
+def published(family: str) -> dict[str, Any]:
+    """What is known of the published model of a family."""
+    return json.loads((Path(__file__).parent / f"{TRUE[family]}.json").read_text())
 
 
 def published_layout() -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor in the published checkpoint."""
-    config = PUBLISHED["config"]
+    """Name -> shape of every tensor in the published checkpoint of Qwen2-VL-2B-Instruct."""
+    config = true_config()
     counts = {"model": config["num_hidden_layers"], "visual": config["vision_config"]["depth"]}
     return {
         name.replace("*", str(layer)): tuple(shape)
-        for name, shape in PUBLISHED["tensors"].items()
+        for name, shape in published("qwen2_vl")["tensors"].items()
         for layer in range(counts[name.split(".")[0]] if "*" in name else 1)
     }
 
@@ -183,23 +193,29 @@ def true_question() -> str:
     return render_template("think_answer", "flower", ["rose"])
 
 
-def shorter_config(layers: int, blocks: int) -> dict[str, Any]:
-    """The published configuration with fewer text layers and vision blocks."""
-    config = PUBLISHED["config"]
-    return {**config, "num_hidden_layers": layers, "vision_config": {**config["vision_config"], "depth": blocks}}
+def true_config(family: str = "qwen2_vl", layers: int = 0, blocks: int = 0) -> dict[str, Any]:
+    """The published configuration. `layers`, `blocks`: of text and of vision, if not all."""
+    config = copy.deepcopy(published(family)["config"])
+    text, vision = config.get("text_config", config), config["vision_config"]
+    text["num_hidden_layers"] = layers or text["num_hidden_layers"]
+    vision["depth"] = blocks or vision["depth"]
+    return config
 
 
-def empty_model(config: Mapping[str, Any] = PUBLISHED["config"]) -> Qwen2VLForConditionalGeneration:
-    """The 2B model in BF16, without storage."""
+def empty_model(config: Mapping[str, Any]) -> PreTrainedModel:
+    """The model of a configuration in BF16, without storage."""
+    family = family_of(config["model_type"], "the configuration")
     with torch.device("meta"):
-        return Qwen2VLForConditionalGeneration(Qwen2VLConfig(**config)).to(torch.bfloat16)
+        settings = getattr(transformers, family.config_class)(**config)
+        return getattr(transformers, family.model_class)(settings).to(torch.bfloat16)
 
 
-def true_model(folder: Path, device: str = "cpu", config: Mapping[str, Any] = PUBLISHED["config"]) -> None:
-    """Write the 2B model's folder: seeded noise in BF16, norms of 1; the published configuration, shards, token ids.
+def true_model(folder: Path, device: str = "cpu", config: Mapping[str, Any] | None = None) -> None:
+    """Write a model's folder: seeded noise in BF16, norms of 1; the published configuration, shards, token ids.
 
-    `device`: draws the noise; a GPU needs a second for it and draws other numbers.
+    `device`: draws the noise; a GPU needs a second for it and draws other numbers. `config`: Qwen2-VL-2B's by default.
     """
+    config = config or true_config()
     model = empty_model(config).to_empty(device=device)
     model.tie_weights()
     draw = torch.Generator(device).manual_seed(0)
@@ -215,19 +231,19 @@ def true_model(folder: Path, device: str = "cpu", config: Mapping[str, Any] = PU
     )  # fmt: skip
     model.save_pretrained(folder, max_shard_size="4GB")
     (folder / "config.json").write_text(json.dumps(config, indent=2))
-    _true_processor().save_pretrained(folder)
+    _true_processor(family_of(config["model_type"], folder)).save_pretrained(folder)
 
 
-def _true_processor() -> Qwen2VLProcessor:
+def _true_processor(family: Family) -> Any:
     """A byte-level tokenizer of its own, whose special tokens have the published ids. Its words are those of the
     question; unused words fill the ids up to the special tokens."""
     learned = _byte_level(2000, [true_question(), "system user assistant"], [])
     state = json.loads(learned.to_str())["model"]
-    first, special = PUBLISHED["first_special_id"], PUBLISHED["special_tokens"]
+    first, special = (published("qwen2_vl")[key] for key in ("first_special_id", "special_tokens"))
     vocabulary = state["vocab"] | {f"<unused{i}>": i for i in range(len(state["vocab"]), first)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[tuple(pair) for pair in state["merges"]]))
     tokenizer.pre_tokenizer, tokenizer.decoder = learned.pre_tokenizer, learned.decoder
     tokenizer.add_special_tokens(special)
     assert [tokenizer.token_to_id(token) for token in special] == list(range(first, first + len(special)))
-    low, high = (tokens * 28**2 for tokens in TRUE_TOKENS)
-    return processor_around(tokenizer, low, high, special_tokens=special, max_tokens=32_768)
+    low, high = (tokens * family.side**2 for tokens in TRUE_TOKENS)
+    return processor_around(tokenizer, low, high, special, max_tokens=32_768, family=family)

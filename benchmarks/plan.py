@@ -29,7 +29,7 @@ import torch
 
 from benchmarks.common import CACHE, in_a_process, machine, memory_of, parsed, read_result, write_result
 from benchmarks.learner_forward import status
-from benchmarks.models import QUESTION, SIDES, TRUE_TOKENS, bench_images, bench_model, shorter_config, true_model
+from benchmarks.models import QUESTION, SIDES, TRUE_TOKENS, bench_images, bench_model, true_config, true_model
 from benchmarks.planned import (
     GROUP_SIZE,
     GROUPS,
@@ -45,7 +45,7 @@ from benchmarks.planned import (
     learner_row,
     speed_config,
 )
-from benchmarks.true_shapes import image, prompt
+from benchmarks.true_shapes import images, prompt
 from rft_cluster.common.hardware import openmp_environment
 from rft_cluster.config import load_config
 from rft_cluster.data.images import image_sha256
@@ -53,6 +53,7 @@ from rft_cluster.learner.collate import collate
 from rft_cluster.learner.learner import Learner
 from rft_cluster.learner.packing import split_work
 from rft_cluster.messages import Example, ImageRef, Prompt, TrainingSample
+from rft_cluster.model.families.qwen2_vl import QWEN2_VL
 from rft_cluster.model.folder import read_shapes
 from rft_cluster.model.image_size import PromptLength
 from rft_cluster.plan.cards import this_machine
@@ -74,9 +75,10 @@ def memory(folder: Path, kind: str) -> dict[str, float]:
         *(kind, f"model.path={folder}", f"model.min_image_tokens={low}", f"model.max_image_tokens={high}"),
         "model.max_prompt_tokens=1216",
     )
-    learner = alone(folder, {prompt().example.image.sha256: image()}, config, threads=2)
+    learner = alone(folder, images(QWEN2_VL), config, threads=2)
     found = {LOADED: resident() - before}
-    asked = [Prompt(f"train/0/{index}", prompt().example, prompt().text, index) for index in range(GROUPS)]
+    question = prompt(QWEN2_VL)
+    asked = [Prompt(f"train/0/{index}", question.example, question.text, index) for index in range(GROUPS)]
     samples = make_samples(learner, asked, GROUP_SIZE, LENGTH)
     work = split_work(samples, 1, 1, LIMIT)[0]
     learner.update(work, 0)
@@ -186,7 +188,7 @@ def main() -> None:
     result["machine"] = machine()
     if "memory" in options.stages:
         with tempfile.TemporaryDirectory() as folder:
-            true_model(Path(folder), config=shorter_config(options.layers, options.blocks))
+            true_model(Path(folder), config=true_config(layers=options.layers, blocks=options.blocks))
             environment = {**HONEST, **openmp_environment("cpu")}
             found = {kind: in_a_process(memory, Path(folder), kind, environment=environment) for kind in options.kinds}
         result["memory"] = {"layers": options.layers, "blocks": options.blocks, "gib": found}

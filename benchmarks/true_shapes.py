@@ -1,6 +1,9 @@
-"""Qwen2-VL-2B-Instruct's true shapes through this project on a CPU, with random weights: no download, no GPU.
+"""A published model's true shapes through this project on a CPU, with random weights: no download, no GPU.
 
-    python -m benchmarks.true_shapes --folder /tmp/true_shapes
+    python -m benchmarks.true_shapes --folder /tmp/true_shapes                          Qwen2-VL-2B-Instruct
+    python -m benchmarks.true_shapes --folder /tmp/true_shapes --family qwen3_vl        Qwen3-VL-2B-Instruct
+    python -m benchmarks.true_shapes --folder /tmp/true_shapes --family qwen2_5_vl --stages build,names
+    python -m benchmarks.true_shapes --folder /tmp/true_shapes --family qwen2_5_vl --layers 12   of Qwen2.5-VL-3B's 36
 
 Four stages, each in a process of its own, so that the memory of one is free for the next:
 
@@ -9,9 +12,10 @@ Four stages, each in a process of its own, so that the memory of one is free for
     transfer   learner -> shared memory -> vLLM, verified, twice; then a real group of 8 completions is sampled
     step       one GRPO step on that group through collate, PolicyModel and grpo_loss
 
-The weights are noise: this shows that 2.2 billion parameters in these shapes pass through the code, how long it takes
+The weights are noise: this shows that billions of parameters in these shapes pass through the code, how long it takes
 and how much memory; nothing about quality. Memory is the proportional set size (PSS) of a stage's processes, in which
-shared pages count once. The transfer takes 20 GiB. The folder is removed at the end unless `--keep` is given.
+shared pages count once. The transfer takes 20 GiB for 2.2 billion parameters; `--layers` leaves text layers out. The
+folder is removed at the end unless `--keep` is given.
 """
 
 import json
@@ -28,28 +32,47 @@ from typing import Any
 import torch
 
 from benchmarks.common import in_a_process, machine, memory_of, parsed, read_result, write_result
-from benchmarks.models import TRUE_TOKENS, empty_model, published_layout, true_model, true_question
+from benchmarks.models import TRUE, TRUE_TOKENS, empty_model, published_layout, true_config, true_model, true_question
 from rft_cluster.common.hardware import hardware
 from rft_cluster.config import AlgorithmSection, Config, load_config
 from rft_cluster.data.images import image_sha256
 from rft_cluster.generator.vllm_options import EngineOptions
 from rft_cluster.messages import Completion, Example, ImageRef, Prompt, Sampling, TrainingSample
+from rft_cluster.model.families.family import Family
+from rft_cluster.model.folder import read_family
 
 GIB, GB = 2**30, 1e9
-PARAMETERS = 2_208_985_600
-IMAGE_SIZE = (896, 448)  # 401,408 pixels: 32 x 16 = 512 image tokens
+IMAGE_TOKENS = (32, 16)
 GROUP_SIZE, PROMPT_TOKENS, COMPLETION_TOKENS = 8, 1216, 64
 SEED = 0
 
 
-def published_name(name: str) -> str:
+def published_name(name: str, family: Family) -> str:
     """A transformers parameter's name in the published checkpoint."""
+    if family.model_type == "qwen3_vl":
+        return name
     return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
 
 
-def image() -> bytes:
+def layout_of(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Published name -> shape of every tensor of the folder's model, by transformers' class."""
+    family = read_family(folder)
+    named = empty_model(read_config(folder)).named_parameters()
+    return {published_name(name, family): tuple(parameter.shape) for name, parameter in named}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text())
+
+
+def image_size(family: Family) -> tuple[int, int]:
+    """Width and height of the largest image."""
+    return IMAGE_TOKENS[0] * family.side, IMAGE_TOKENS[1] * family.side
+
+
+def image(family: Family) -> bytes:
     """A picture of noise of exactly the largest size."""
-    return noise_image(IMAGE_SIZE, SEED)
+    return noise_image(image_size(family), SEED)
 
 
 def noise_image(size: tuple[int, int], seed: int) -> bytes:
@@ -64,29 +87,38 @@ def noise_image(size: tuple[int, int], seed: int) -> bytes:
     return buffer.getvalue()
 
 
-def prompt() -> Prompt:
+def prompt(family: Family) -> Prompt:
     """The question about it."""
-    return Prompt("train/0/0", Example(ImageRef("noise/0", image_sha256(image())), "rose"), true_question(), SEED)
+    example = Example(ImageRef("noise/0", image_sha256(image(family))), "rose")
+    return Prompt("train/0/0", example, true_question(), SEED)
 
 
-def images() -> dict[str, bytes]:
-    return {prompt().example.image.sha256: image()}
+def images(family: Family) -> dict[str, bytes]:
+    return {prompt(family).example.image.sha256: image(family)}
+
+
+def layout_in(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The same, as the folder's files say it."""
+    from safetensors import safe_open
+
+    written: dict[str, tuple[int, ...]] = {}
+    for shard in folder.glob("*.safetensors"):
+        with safe_open(shard, "pt") as file:
+            written |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    return written
 
 
 # Stage 1
 
 
 def build(folder: Path) -> dict[str, Any]:
-    """Write the checkpoint folder, and look whether it has the published names and shapes."""
-    from safetensors import safe_open
-
-    true_model(folder)
-    shards = sorted(folder.glob("*.safetensors"))
-    written: dict[str, tuple[int, ...]] = {}
-    for shard in shards:
-        with safe_open(shard, "pt") as file:
-            written |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    assert written == published_layout(), "the folder has not the published names and shapes"
+    """Write the checkpoint of the folder's config.json, and look whether it has the published names and shapes."""
+    config = read_config(folder)
+    true_model(folder, config=config)
+    shards, written = sorted(folder.glob("*.safetensors")), layout_in(folder)
+    assert written == layout_of(folder), "the folder has not the names and shapes of the published layout"
+    if config == true_config():
+        assert written == published_layout()
     return {
         "tensors": len(written),
         "parameters": sum(torch.Size(shape).numel() for shape in written.values()),
@@ -104,17 +136,18 @@ def names(folder: Path) -> dict[str, Any]:
     from rft_cluster.model.policy import PolicyModel
     from rft_cluster.weights.source import PolicyWeights
 
-    infos = PolicyWeights(PolicyModel(empty_model(), [], 1.0)).metadata()
+    family = read_family(folder)
+    infos = PolicyWeights(PolicyModel(empty_model(read_config(folder)), [], 1.0)).metadata()
     exported = {info.name: info.shape for info in infos}
-    assert {published_name(name): shape for name, shape in exported.items()} == published_layout()
+    assert {published_name(name, family): shape for name, shape in exported.items()} == layout_in(folder)
     assert {info.dtype for info in infos} == {torch.bfloat16}
-    assert sum(torch.Size(shape).numel() for shape in exported.values()) == PARAMETERS
+    parameters = sum(torch.Size(shape).numel() for shape in exported.values())
 
     started = time.perf_counter()
-    generator = Generator(EngineOptions.of_run(str(folder), run_config(folder)), images())
+    generator = Generator(EngineOptions.of_run(str(folder), run_config(folder)), images(family))
     start_seconds = time.perf_counter() - started
     found = on_engine(generator, lambda model: load_by_name(model, exported))
-    return {"tensors": len(exported), "parameters": PARAMETERS, "engine_start_seconds": start_seconds, **found}
+    return {"tensors": len(exported), "parameters": parameters, "engine_start_seconds": start_seconds, **found}
 
 
 def run_config(folder: Path) -> Config:
@@ -161,7 +194,9 @@ def load_by_name(model: torch.nn.Module, exported: dict[str, tuple[int, ...]]) -
     assert set(shapes) - set(loaded) <= tied, sorted(set(shapes) - set(loaded))[:5]
     assert set(loaded) <= set(shapes), sorted(set(loaded) - set(shapes))[:5]
     assert not set(waiting) - {name.rpartition(".")[0] for name in tied}, waiting
-    assert sum(torch.Size(shapes[name]).numel() for name in set(shapes) - tied) == PARAMETERS
+    assert sum(torch.Size(shapes[name]).numel() for name in set(shapes) - tied) == sum(
+        torch.Size(shape).numel() for shape in exported.values()
+    )
     other = [name for name, held in model.named_parameters() if not held.is_meta and bool(held.any())]
     assert not other, f"not overwritten: {other[:5]}"
     return {
@@ -184,6 +219,7 @@ def transfer(folder: Path) -> dict[str, Any]:
     from rft_cluster.weights.source import PolicyWeights
 
     result: dict[str, Any] = {}
+    family = read_family(folder)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     (folder / "rendezvous").unlink(missing_ok=True)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=0, world_size=1)
@@ -192,7 +228,7 @@ def transfer(folder: Path) -> dict[str, Any]:
     offer = sender.offer(1)
     result["gigabytes"] = sum(parameter.numel() * 2 for parameter in policy.model.parameters()) / GB
     started = time.perf_counter()
-    with start_generators(run_config(folder), str(folder), images()) as generators:
+    with start_generators(run_config(folder), str(folder), images(family)) as generators:
         result["engine_start_seconds"] = time.perf_counter() - started
         generators.call_all("init_weight_transfer_engine", offer.init)
         # Doubling and halving are exact: version 1 is not the folder's weights, version 2 is.
@@ -218,7 +254,7 @@ def transfer(folder: Path) -> dict[str, Any]:
             result[f"update_{version}"] = {"seconds": seconds, "gb_per_second": result["gigabytes"] / seconds["all"]}
             print(f"  update {version}: {result[f'update_{version}']}", flush=True)
         started = time.perf_counter()
-        (group,) = generators.generate([prompt()], Sampling(GROUP_SIZE, 1.0, COMPLETION_TOKENS), version=2)
+        (group,) = generators.generate([prompt(family)], Sampling(GROUP_SIZE, 1.0, COMPLETION_TOKENS), version=2)
         result["generate_seconds"] = time.perf_counter() - started
     result["prompt_tokens"] = len(group.prompt_token_ids)
     result["completion_tokens"] = sum(len(completion.token_ids) for completion in group.completions)
@@ -234,13 +270,14 @@ def transfer(folder: Path) -> dict[str, Any]:
 
 def bf16_policy(folder: Path) -> Any:
     """The learner's model with BF16 masters. A real learner has FP32 ones, which need twice the memory."""
-    from transformers import Qwen2VLForConditionalGeneration
+    import transformers
 
     from rft_cluster.model.encoder import PromptEncoder
     from rft_cluster.model.policy import PolicyModel
 
+    family = read_family(folder)
     encoder = PromptEncoder(str(folder), run_config(folder).model)
-    model = Qwen2VLForConditionalGeneration.from_pretrained(
+    model = getattr(transformers, family.model_class).from_pretrained(
         folder, dtype=torch.bfloat16, attn_implementation=hardware("cpu").attention, use_safetensors=True
     )
     return PolicyModel(model, encoder.forbidden_token_ids, temperature=1.0).train()
@@ -259,8 +296,9 @@ def step(folder: Path) -> dict[str, Any]:
     from rft_cluster.weights.digests import tensor_digest
 
     torch.set_flush_denormal(True)
+    family = read_family(folder)
     encoder = PromptEncoder(str(folder), run_config(folder).model)
-    prompts = PromptCache(encoder, images(), capacity=1e9)
+    prompts = PromptCache(encoder, images(family), capacity=1e9)
     policy = bf16_policy(folder)
     policy.model.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.1, foreach=False)
@@ -271,7 +309,7 @@ def step(folder: Path) -> dict[str, Any]:
     (advantages,) = grpo([[float(i % 2) for i in range(len(completions))]])
     samples = [
         TrainingSample(
-            *(prompt(), saved["prompt_token_ids"], one.token_ids, one.generator_logprobs, advantage),
+            *(prompt(family), saved["prompt_token_ids"], one.token_ids, one.generator_logprobs, advantage),
             weight=1.0 / (len(one.token_ids) * len(completions)),
             index=index,
         )
@@ -324,11 +362,21 @@ def run_stage(name: str, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    options = parsed(__doc__, folder="", keep=False, stages=list(STAGES), name="true_shapes")
+    options = parsed(
+        __doc__, folder="", keep=False, stages=list(STAGES), name="true_shapes", family="qwen2_vl", layers=0
+    )
     if not options.folder:
-        raise SystemExit("--folder FOLDER is missing: 4.4 GB of weights are written there, and removed at the end")
+        raise SystemExit("--folder FOLDER is missing: 4 to 8 GB of weights are written there, and removed at the end")
+    if options.family not in TRUE:
+        raise SystemExit(f"--family is {options.family!r}: it takes {', '.join(TRUE)}")
     folder = Path(options.folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
+    if "build" in options.stages:
+        config = true_config(options.family, options.layers)
+        levels = len(config["vision_config"].get("deepstack_visual_indexes", ()))
+        if 0 < options.layers < levels:
+            raise SystemExit(f"--layers is {options.layers}: image features enter the first {levels} of this family")
+        (folder / "config.json").write_text(json.dumps(config))
     try:
         results = (read_result(options.name) if options.keep else None) or {}
         results["machine"] = {**machine(), "threads": torch.get_num_threads()}

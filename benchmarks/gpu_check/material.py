@@ -22,7 +22,7 @@ from benchmarks.models import (
     true_model,
     true_question,
 )
-from benchmarks.true_shapes import IMAGE_SIZE, noise_image
+from benchmarks.true_shapes import image_size, noise_image
 from rft_cluster.algorithm import load_algorithm
 from rft_cluster.common.files import unfinished
 from rft_cluster.config import Config, load_config
@@ -30,6 +30,7 @@ from rft_cluster.data.images import image_sha256
 from rft_cluster.messages import Completion, Example, Group, ImageRef, Prompt, TrainingSample
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.families.known import FAMILIES
+from rft_cluster.model.families.qwen2_vl import QWEN2_VL
 
 ON_CPU = ("cluster.device=cpu", "learners.gpus=0", "learners.cpus=1", "generators.gpus=0", "generators.cpus=1")
 
@@ -46,7 +47,7 @@ class Size:
 
 
 SIZES = {
-    "true": Size(IMAGE_SIZE, TRUE_TOKENS, 64, true_question()),
+    "true": Size(image_size(QWEN2_VL), TRUE_TOKENS, 64, true_question()),
     "tiny": Size((56, 56), (4, 4), 12, TRANSFER_QUESTION),
 }
 OTHERS = {name: family for name, family in FAMILIES.items() if name != "qwen2_vl"}
