@@ -83,16 +83,21 @@ def family_model(folder: Path, family: Family, pixels: int) -> Path:
     """Write a small model whose log-probabilities depend on the image, in BF16; images have up to `pixels`."""
     processor = build_processor(["rose", "lily"], ["group-00"], TRANSFER_QUESTION, pixels, family)
     torch.manual_seed(0)
-    model = build_model(processor.tokenizer, family)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(3)
-            elif name.endswith("bias"):
-                parameter.normal_(0, 0.1)
+    model = spread(build_model(processor.tokenizer, family))
     model.to(torch.bfloat16).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+@torch.no_grad()
+def spread(model: Any) -> Any:
+    """Enlarge an untrained model's weights, for log-probabilities that differ. Returns the model."""
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            parameter.mul_(3)
+        elif name.endswith("bias"):
+            parameter.normal_(0, 0.1)  # they begin at 0, where one that is left out would not show
+    return model
 
 
 # 87 million parameters

@@ -64,9 +64,9 @@ class ModelSection(Section):
 
     def pixels(self, side: int) -> tuple[int, int]:
         """The fewest and the most pixels of a resized image. `side`: pixels of an image token's side."""
-        if self.min_pixels or self.max_pixels:
-            return self.min_pixels or 56 * 56, self.max_pixels or 401_408
         low, high = self.image_tokens
+        if self.min_pixels or self.max_pixels:  # of times when each token had 28 x 28
+            return self.min_pixels or low * 28**2, self.max_pixels or high * 28**2
         return low * side**2, high * side**2
 
     def pixels_note(self, side: int) -> str:

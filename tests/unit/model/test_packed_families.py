@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedModel
 
+from benchmarks.models import spread
 from benchmarks.plain_forward import plain_logprobs
 from rft_cluster.common.hardware import hardware
 from rft_cluster.learner.collate import collate
@@ -55,15 +56,9 @@ def family(request) -> Family:
 def plain(family: Family) -> PreTrainedModel:
     """Random, in FP32, its weights large enough for log-probabilities that differ."""
     processor = build_processor(["zero", "one"], ["group-00", "kind-000"], "Which?", 56 * 56, family)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = build_model(processor.tokenizer, family).float()
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(3)
-            elif name.endswith("bias"):
-                parameter.normal_(0, 0.1)  # they begin at 0, where one that is left out would not show
-    return model
+        return spread(build_model(processor.tokenizer, family).float())
 
 
 @pytest.fixture(scope="module")
