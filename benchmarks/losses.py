@@ -82,10 +82,11 @@ class Striker:
         stage = STAGES[role]
         wait = share * before[f"seconds/{stage}"] + (before["seconds/generate"] if stage == "learn" else 0.0)
         time.sleep(wait)
+        below = {process.pid for process in psutil.Process().children(recursive=True)}
         victim = next(
             process
-            for process in psutil.Process().children(recursive=True)
-            if f"ray::{role}" in "".join(process.cmdline()[:1])
+            for process in psutil.process_iter(["cmdline"])  # passes over a process that ends meanwhile
+            if process.pid in below and f"ray::{role}" in "".join((process.info["cmdline"] or [])[:1])
         )
         victim.send_signal(signal.SIGKILL)
         self.struck[step] = role

@@ -26,6 +26,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, median, quantiles
@@ -223,9 +224,10 @@ class Processes:
         wall, driver, loop = time.monotonic(), time.process_time(), time.thread_time()
         ours = driver
         for process in self._processes:
-            if process.is_running():
-                used = process.cpu_times()
-                ours += used.user + used.system
+            with suppress(psutil.NoSuchProcess):  # it ends meanwhile
+                if process.is_running():  # and is not another with its number
+                    used = process.cpu_times()
+                    ours += used.user + used.system
         total = psutil.cpu_times()
         return Clocks(wall, driver, loop, ours, sum(total) - total.idle - total.iowait)
 

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as TooLate
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -162,7 +163,8 @@ def answer_of(check: Check, bench: Bench, deadline: float = DEADLINE) -> "Future
         return answer
     except TooLate:
         for child in psutil.Process().children(recursive=True):
-            child.kill()
+            with suppress(psutil.NoSuchProcess):  # it has ended since it was listed
+                child.kill()
     late: Future[Outcome] = Future()
     late.set_exception(TimeoutError(f"no answer within {deadline:.0f} s"))
     return late

@@ -91,7 +91,7 @@ class Launch:
     def left_nothing(self) -> None:
         """Check that no process, temporary file or shared memory of the run is left, and remove Ray's logs."""
         _, alive = psutil.wait_procs(self.family, timeout=GONE)
-        assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE], alive
+        assert not [process for process in alive if is_alive(process.pid)], alive
         deadline = time.monotonic() + GONE
         while files := [path for path in self.temporary.glob("*") if not path.name.startswith(KEPT)]:
             assert time.monotonic() < deadline, files
@@ -124,7 +124,7 @@ class Launch:
             self.process.kill()
             self.process.wait()
         for process in self.family:
-            if process.is_running():  # and is not another process with its number
+            with suppress(psutil.NoSuchProcess):  # it has ended, whoever bears its number now
                 process.kill()
 
 

@@ -6,7 +6,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +59,14 @@ def running_head(token_environment: dict[str, str], home: Path, cpus: int = 2) -
             wait_until(lambda: not session_of(process.pid), 10, "all processes of the head have ended")
         finally:
             for left in session_of(process.pid):
-                left.kill()
+                with suppress(psutil.NoSuchProcess):  # it has ended by itself
+                    left.kill()
 
 
 def discovery_file() -> Path:
     """The file of the head in which Ray lists its nodes' ports for Prometheus."""
-    for process in psutil.process_iter():
-        words = process.cmdline() if is_alive(process.pid) else []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []  # none, if it has ended since it was listed
         if f"--port={PORT}" in words and (folders := [word for word in words if word.startswith("--session-dir=")]):
             return Path(folders[0].partition("=")[2]) / "prom_metrics_service_discovery.json"
     raise AssertionError("no dashboard of the head runs")

@@ -177,4 +177,6 @@ def test_a_checkpoint_is_written_while_training_goes_on_and_read_by_any_number_o
 
 def writers() -> list[psutil.Process]:
     """Processes that write the second rank's file: the first one's has nothing to wait for."""
-    return [process for process in psutil.process_iter() if "ray::write_shards" in " ".join(process.cmdline())]
+    # Asked of process_iter, so that a process that ends meanwhile is passed over.
+    listed = psutil.process_iter(["cmdline"])
+    return [process for process in listed if "ray::write_shards" in " ".join(process.info["cmdline"] or [])]
