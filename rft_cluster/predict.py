@@ -26,7 +26,7 @@ from rft_cluster.common.hardware import hardware, openmp_environment
 from rft_cluster.common.lookup import near_path
 from rft_cluster.common.text import csv_line, printable
 from rft_cluster.config import GeneratorsSection, ModelSection
-from rft_cluster.config.sections import MOST_GIB
+from rft_cluster.config.bounds import MOST_GIB
 from rft_cluster.data.files import SUFFIXES, LeftOut, is_system
 from rft_cluster.data.images import Limits, check_image, image_sha256
 from rft_cluster.data.shown import View, fitted, shown_bytes

@@ -10,8 +10,8 @@ from rft_cluster.common.files import check_format, json_object
 from rft_cluster.common.lookup import near_path
 from rft_cluster.common.text import shown
 from rft_cluster.config import Config
-from rft_cluster.config.model import MOST_PIXELS, MOST_TOKENS
-from rft_cluster.config.sections import MOST_BYTES, MOST_DECODED, MOST_STEPS, Level
+from rft_cluster.config.bounds import MOST_BYTES, MOST_DECODED, MOST_PIXELS, MOST_STEPS, MOST_TOKENS
+from rft_cluster.config.data import Level
 from rft_cluster.data.dataset import FewShotDataset, listing
 from rft_cluster.data.images import MAX_BYTES, MAX_PIXELS
 from rft_cluster.messages import Example

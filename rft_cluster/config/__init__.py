@@ -1,7 +1,8 @@
-"""Configuration: `sections.py` defines every key; `load.py` reads a file and overrides into a checked `Config`;
-`foreign.py` restricts a `config.yaml` from a run's folder."""
+"""Configuration: `sections.py`, with `data.py`, `model.py` and `training.py`, defines every key; `load.py` reads a file
+and overrides into a checked `Config`; `foreign.py` restricts a `config.yaml` from a run's folder."""
 
 from rft_cluster.config.base import FilePath, PathText, Section
+from rft_cluster.config.data import DataSection
 from rft_cluster.config.foreign import run_folder_of
 from rft_cluster.config.load import (
     CONFIG_FOLDERS,
@@ -14,20 +15,16 @@ from rft_cluster.config.load import (
 )
 from rft_cluster.config.model import LoraSection, ModelSection
 from rft_cluster.config.sections import (
-    AlgorithmSection,
     ClusterSection,
     Config,
-    DataSection,
     DebugSection,
     GeneratorsSection,
     LearnersSection,
-    OptimizerSection,
     PromptSection,
     RunSection,
-    SamplingSection,
-    ScheduleSection,
     ScoringSection,
 )
+from rft_cluster.config.training import AlgorithmSection, OptimizerSection, SamplingSection, ScheduleSection
 
 __all__ = [
     "CONFIG_FOLDERS",

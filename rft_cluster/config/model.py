@@ -5,11 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from rft_cluster.config.base import PathText, Section
-
-# Upper bounds refuse slips, and a stranger's numbers, before memory is allocated for them.
-MOST_IMAGE_TOKENS = 16_384  # the limit of Qwen2-VL's own processor
-MOST_PIXELS = MOST_IMAGE_TOKENS * 32 * 32
-MOST_TOKENS = 1_048_576
+from rft_cluster.config.bounds import MOST_IMAGE_TOKENS, MOST_PIXELS, MOST_TOKENS
 
 
 class LoraSection(Section):

@@ -9,9 +9,10 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from rft_cluster.config import model, sections
+from rft_cluster.config import data, model, sections, training
 from rft_cluster.config.sections import Config
 
+MODULES = (model, data, training, sections)
 HEAD = """# All settings
 
 ```bash
@@ -32,7 +33,7 @@ def page() -> str:
     """Markdown: a table for each section, from the types, ranges, defaults and docstrings of its class."""
     classes = {
         node.name: node
-        for module in (model, sections)
+        for module in MODULES
         for node in ast.parse(inspect.getsource(module)).body
         if isinstance(node, ast.ClassDef)
     }
@@ -51,7 +52,7 @@ def page() -> str:
 
 def _rows(classes: dict[str, ast.ClassDef], name: str, prefix: str) -> Iterator[str]:
     """One row a key, followed by the rows of a nested section."""
-    own: type[BaseModel] = (vars(model) | vars(sections))[name]
+    own: type[BaseModel] = next(vars(module)[name] for module in MODULES if name in vars(module))
     for key, annotation, text in documented_fields(classes[name]):
         field = own.model_fields[key]
         default = "" if field.is_required() else f"`{_shown(field.get_default())}`"

@@ -1,26 +1,22 @@
-"""The sections of a configuration: every key with its type, range, default and meaning."""
+"""The configuration with all its sections: every key with its type, range, default and meaning.
+
+The larger sections have files of their own beside this one.
+"""
 
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from rft_cluster.common.hardware import native_dtype
 from rft_cluster.config.base import FilePath, PathText, Section
-from rft_cluster.config.model import MOST_TOKENS, ModelSection
+from rft_cluster.config.bounds import MOST_ACTORS, MOST_GIB, MOST_IMAGES, MOST_SECONDS, MOST_STEPS
+from rft_cluster.config.data import DataSection
+from rft_cluster.config.model import ModelSection
+from rft_cluster.config.training import AlgorithmSection, OptimizerSection, SamplingSection, ScheduleSection
 
-Decay = Annotated[float, Field(ge=0, lt=1)]
 DEFAULT_REWARDS = {"format": 1.0, "accuracy": 1.0}
-# Upper bounds refuse slips, and a stranger's numbers, before memory is allocated for them.
-MOST_DECODED = 2_000_000_000  # pixels of an image file
-MOST_BYTES = 4_000_000_000  # size of an image file
-MOST_IMAGES = 100_000_000
-MOST_STEPS = 100_000_000
-MOST_ACTORS = 10_000
-MOST_GIB = 16_384
-MOST_SECONDS = 30 * 86_400.0
-Level = Annotated[int, Field(ge=-65_536, le=65_535)]  # a value of 16 bits, signed or unsigned
 Weight = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
@@ -35,105 +31,12 @@ class RunSection(Section):
     They may change when a run is resumed."""
 
 
-class DataSection(Section):
-    source: str
-    """`digits` (built in), `folder` (a sub-folder of images for each class), `csv` (a table of images and labels),
-    `huggingface` (a data set of the hub or on disk), `flower102` (the official archive of Oxford 102 Flowers, with its
-    splits), or a function's dotted path."""
-    path: FilePath | None = None
-    """The folder; for `csv` the table or the folder that holds it; for `huggingface` a folder, a parquet file or a
-    name on the hub, e.g. `laolao77/ViRFT_CLS_flower_4_shot`."""
-    images: FilePath | None = None
-    """For `csv` only: the folder with the pictures, if they are not beside or below the table."""
-    image_column: str | None = None
-    label_column: str | None = None
-    """Both for `csv` and `huggingface`. Left out, they are guessed if only one column fits."""
-    splits: dict[Literal["train", "validation", "test"], str] = Field({})
-    """The source's names of the splits, if they are none of the usual words for train, validation and test: folders
-    (`folder`), splits (`huggingface`) or values of the split column (`csv`)."""
-    held_out: FilePath | None = None
-    """For `huggingface` only: an official Flower102 archive. Validation and test images are drawn from it if the set
-    has only training images."""
-    download: bool = False
-    """For `flower102` without `path`, and for `huggingface` without `held_out`: fetch the official Flower102 archive
-    (345 MB), once, before any actor starts, to `~/.cache/rft_cluster/flowers102`."""
-    classes: list[str] | None = None
-    """The label set; left out, that of the source. Also gives names to integer labels."""
-    only: list[str] | None = None
-    """Classes to use. Images of other classes are left out."""
-    strip_prefix: bool = False
-    """Remove the number or code at the start of every class name: `001.Black_footed_Albatross`."""
-    aliases: dict[str, list[str]] = Field({})
-    """Other correct names of a label, e.g. `{t-shirt: [tee]}`."""
-    on_bad_image: Literal["error", "skip"] = "error"
-    """`error`: list all unusable images and do not start. `skip`: leave them out."""
-    on_conflict: Literal["error", "skip"] = "error"
-    """For pictures with two labels. `error`: list all of them and do not start. `skip`: leave out every copy."""
-    max_pixels: int = Field(89_478_485, ge=28 * 28, le=MOST_DECODED)
-    max_bytes: int = Field(50_000_000, ge=1, le=MOST_BYTES)
-    """Larger images are refused before they are decoded. Decoding takes up to 4 bytes a pixel."""
-    sixteen_bit: Literal["auto", "full"] | tuple[Level, Level] = "auto"
-    """The values shown as black and white, for pictures with 16 bits a channel. `auto`: powers of two that enclose all
-    values of the set. `full`: 0 and 65535. Or two values, e.g. `[-160, 240]`, a window of a CT."""
-    manifest: FilePath | None = None
-    """The `manifest.json` of an earlier run, whose images are used. Replaces `shots`, `validation` and `test`."""
-    shots: int = Field(4, ge=1, le=MOST_IMAGES)
-    """Labelled images a class to learn from."""
-    validation: int = Field(200, ge=0, le=MOST_IMAGES)
-    """Images for evaluations during training, drawn from the rest."""
-    test: int = Field(500, ge=0, le=MOST_IMAGES)
-    """Images for the evaluations before and after training, and for nothing else. 0: none are made."""
-    folds: int = Field(0, ge=0, le=100)
-    """Number of folds for cross-validation, for sets too small for a test split: one training a fold, each tested on
-    its own share of all images. Replaces `test`. 0: no cross-validation."""
-    fold: int = Field(0, ge=0, le=100)
-    """The fold to test, from 1. 0: all folds, one after the other."""
-
-    @field_validator("path", "images", "held_out", "manifest", mode="before")
-    @classmethod
-    def _no_url(cls, value: Any) -> Any:
-        if isinstance(value, str) and "://" in value:
-            raise ValueError("nothing is fetched from a URL: download it, or name a set on the hub as owner/name")
-        return value
-
-    @model_validator(mode="after")
-    def _keys_have_a_reader(self) -> "DataSection":
-        built_in = ("digits", "folder", "csv", "huggingface", "flower102")
-        readers = {"held_out": ["huggingface"], "images": ["csv"], "splits": ["folder", "csv", "huggingface"]}
-        readers["download"] = ["huggingface", "flower102"]
-        given: dict[str, Any] = {"held_out": self.held_out, "images": self.images, "splits": self.splits or None}
-        given["download"] = self.download or None
-        for key, value in given.items():
-            if value is not None and self.source in built_in and self.source not in readers[key]:
-                sources = " and ".join(readers[key])
-                raise ValueError(f"{key} is for source {sources} only, source is {self.source}: leave it out")
-        return self
-
-    @model_validator(mode="after")
-    def _numbers_agree(self) -> "DataSection":
-        if self.folds == 1 or self.fold > self.folds:
-            raise ValueError(f"folds is {self.folds} and fold {self.fold}: folds must be 2 or more, fold at most that")
-        if isinstance(self.sixteen_bit, tuple) and self.sixteen_bit[0] >= self.sixteen_bit[1]:
-            raise ValueError(f"sixteen_bit is {list(self.sixteen_bit)}: black must be below white")
-        return self
-
-
 class PromptSection(Section):
     template: PathText = "think_answer"
     """A file in `rft_cluster/prompts/`, a path, or `problem`: the question that comes with the data set. `closed` and
     `with_labels` list the classes, for each training prompt in another order."""
     subject: str = "object"
     """What the images show, e.g. `flower`. The template asks for its class."""
-
-
-class SamplingSection(Section):
-    group_size: int = Field(8, ge=2, le=1024)
-    temperature: float = Field(1.0, gt=0, le=2)
-    max_tokens: int = Field(256, ge=1, le=MOST_TOKENS)
-    top_k: int = Field(0, ge=0, le=10_000_000)
-    """Sample from the k likeliest tokens; 0: from all. The published recipe had 50, Hugging Face's default. Generators
-    then return log-probabilities of the truncated distribution and learners of the full one, so this needs
-    `algorithm.importance_cap: null`."""
 
 
 class ScoringSection(Section):
@@ -153,60 +56,6 @@ class ScoringSection(Section):
     red_team_calls: int = Field(1000, ge=100, le=100_000_000)
     """The most completions that the red team lets your own reward function score: a judge may be slow or cost money. A
     low number means that fewer classes are tried."""
-
-
-class AlgorithmSection(Section):
-    total: str = "weighted_sum"
-    """How a completion's rewards become the number that its advantage is computed from: `weighted_sum`,
-    `normalised_sum` (each reward first brought to mean 0 and deviation 1 in its group), or a function's dotted path."""
-    advantage: str = "grpo"
-    """How good a completion is beside its group: `grpo` (deviations from the mean, in standard deviations), `dr_grpo`
-    (without the division), `rloo` (from the mean of the others), `gpg` (as `dr_grpo`, divided by the share of groups
-    whose rewards differ), or a function's dotted path."""
-    normaliser: str = "completion"
-    """Which mean over tokens the loss is: `completion` (over each completion's tokens, then over completions), `token`
-    (over all tokens of the step), `constant` (the sum by `sampling.max_tokens`, then over completions), or a function's
-    dotted path."""
-    kl_beta: float = Field(0.04, ge=0, le=1000)
-    """Weight of the KL to the starting model. 0: no reference model is loaded."""
-    clip_low: float = Field(0.2, gt=0, lt=1)
-    clip_high: float = Field(0.2, gt=0, le=1000)
-    importance_cap: float | None = Field(2.0, gt=0, le=1_000_000)
-    """Cap of the learner-to-generator importance weight. null: no correction."""
-    updates_per_step: int = Field(1, ge=1, le=10_000)
-    """Optimizer updates on each step's completions. With 1 the policy ratio is 1, so clipping has no effect."""
-
-
-class OptimizerSection(Section):
-    learning_rate: float = Field(1e-6, gt=0, le=10)
-    warmup_steps: int = Field(0, ge=0, le=MOST_STEPS)
-    """Steps of linear warm-up, followed by linear decay that would reach 0 one step after the last."""
-    betas: tuple[Decay, Decay] = (0.9, 0.999)
-    weight_decay: float = Field(0.0, ge=0, le=1000)
-    max_grad_norm: float = Field(1.0, gt=0, le=1e9)
-
-
-class ScheduleSection(Section):
-    steps: int = Field(ge=1, le=MOST_STEPS)
-    prompts_per_step: int = Field(ge=1, le=1_000_000)
-    max_staleness: int = Field(0, ge=0, le=10_000)
-    """How many steps the policy may be ahead of the weights that wrote a completion's first token; with
-    `algorithm.updates_per_step` U, times U updates. 0: generators and learners take turns. 1: generators write the next
-    step's completions while the learners train on this step's. Higher values even out steps of different lengths. Above
-    0 weights may change within a completion, so a run is not reproducible bit for bit."""
-    evaluate_every: int = Field(0, ge=0, le=MOST_STEPS)
-    """Steps between evaluations on the validation images; the last step has one, too. 0: none."""
-    save_every: int = Field(0, ge=0, le=MOST_STEPS)
-    """Steps between checkpoints. 0: by time, see `save_minutes`. The last step always saves one."""
-    save_minutes: float = Field(10.0, gt=0, le=MOST_STEPS)
-    """Minutes between checkpoints if `save_every` is 0. Longer if writing would take more than 2 % of the time."""
-    stop_when_stuck: int = Field(5, ge=0, le=MOST_STEPS)
-    """After this many consecutive steps without anything to learn the run saves a checkpoint and ends with exit code 2.
-    Nothing to learn: no completion has the format any more, all rewards are equal and below the best, or the gradient
-    is not finite. Equal rewards count only with at least 10 completions a class; fewer may be bad luck. 0: the run goes
-    on."""
-    keep_checkpoints: int = Field(2, ge=1, le=MOST_STEPS)
-    """Checkpoints on disk. If the newest is damaged when the run resumes, the one before is taken."""
 
 
 class GeneratorsSection(Section):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from rft_cluster.common.errors import UserError
-from rft_cluster.config.sections import MOST_DECODED
+from rft_cluster.config.bounds import MOST_DECODED
 from rft_cluster.data.deep import FULL, deep_values, eight_bit, is_deep
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")

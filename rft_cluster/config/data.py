@@ -1,0 +1,93 @@
+"""The section `data`: which images are learned, and which the policy is tested on."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from rft_cluster.config.base import FilePath, Section
+from rft_cluster.config.bounds import MOST_BYTES, MOST_DECODED, MOST_IMAGES
+
+Level = Annotated[int, Field(ge=-65_536, le=65_535)]  # a value of 16 bits, signed or unsigned
+
+
+class DataSection(Section):
+    source: str
+    """`digits` (built in), `folder` (a sub-folder of images for each class), `csv` (a table of images and labels),
+    `huggingface` (a data set of the hub or on disk), `flower102` (the official archive of Oxford 102 Flowers, with its
+    splits), or a function's dotted path."""
+    path: FilePath | None = None
+    """The folder; for `csv` the table or the folder that holds it; for `huggingface` a folder, a parquet file or a
+    name on the hub, e.g. `laolao77/ViRFT_CLS_flower_4_shot`."""
+    images: FilePath | None = None
+    """For `csv` only: the folder with the pictures, if they are not beside or below the table."""
+    image_column: str | None = None
+    label_column: str | None = None
+    """Both for `csv` and `huggingface`. Left out, they are guessed if only one column fits."""
+    splits: dict[Literal["train", "validation", "test"], str] = Field({})
+    """The source's names of the splits, if they are none of the usual words for train, validation and test: folders
+    (`folder`), splits (`huggingface`) or values of the split column (`csv`)."""
+    held_out: FilePath | None = None
+    """For `huggingface` only: an official Flower102 archive. Validation and test images are drawn from it if the set
+    has only training images."""
+    download: bool = False
+    """For `flower102` without `path`, and for `huggingface` without `held_out`: fetch the official Flower102 archive
+    (345 MB), once, before any actor starts, to `~/.cache/rft_cluster/flowers102`."""
+    classes: list[str] | None = None
+    """The label set; left out, that of the source. Also gives names to integer labels."""
+    only: list[str] | None = None
+    """Classes to use. Images of other classes are left out."""
+    strip_prefix: bool = False
+    """Remove the number or code at the start of every class name: `001.Black_footed_Albatross`."""
+    aliases: dict[str, list[str]] = Field({})
+    """Other correct names of a label, e.g. `{t-shirt: [tee]}`."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """`error`: list all unusable images and do not start. `skip`: leave them out."""
+    on_conflict: Literal["error", "skip"] = "error"
+    """For pictures with two labels. `error`: list all of them and do not start. `skip`: leave out every copy."""
+    max_pixels: int = Field(89_478_485, ge=28 * 28, le=MOST_DECODED)
+    max_bytes: int = Field(50_000_000, ge=1, le=MOST_BYTES)
+    """Larger images are refused before they are decoded. Decoding takes up to 4 bytes a pixel."""
+    sixteen_bit: Literal["auto", "full"] | tuple[Level, Level] = "auto"
+    """The values shown as black and white, for pictures with 16 bits a channel. `auto`: powers of two that enclose all
+    values of the set. `full`: 0 and 65535. Or two values, e.g. `[-160, 240]`, a window of a CT."""
+    manifest: FilePath | None = None
+    """The `manifest.json` of an earlier run, whose images are used. Replaces `shots`, `validation` and `test`."""
+    shots: int = Field(4, ge=1, le=MOST_IMAGES)
+    """Labelled images a class to learn from."""
+    validation: int = Field(200, ge=0, le=MOST_IMAGES)
+    """Images for evaluations during training, drawn from the rest."""
+    test: int = Field(500, ge=0, le=MOST_IMAGES)
+    """Images for the evaluations before and after training, and for nothing else. 0: none are made."""
+    folds: int = Field(0, ge=0, le=100)
+    """Number of folds for cross-validation, for sets too small for a test split: one training a fold, each tested on
+    its own share of all images. Replaces `test`. 0: no cross-validation."""
+    fold: int = Field(0, ge=0, le=100)
+    """The fold to test, from 1. 0: all folds, one after the other."""
+
+    @field_validator("path", "images", "held_out", "manifest", mode="before")
+    @classmethod
+    def _no_url(cls, value: Any) -> Any:
+        if isinstance(value, str) and "://" in value:
+            raise ValueError("nothing is fetched from a URL: download it, or name a set on the hub as owner/name")
+        return value
+
+    @model_validator(mode="after")
+    def _keys_have_a_reader(self) -> "DataSection":
+        built_in = ("digits", "folder", "csv", "huggingface", "flower102")
+        readers = {"held_out": ["huggingface"], "images": ["csv"], "splits": ["folder", "csv", "huggingface"]}
+        readers["download"] = ["huggingface", "flower102"]
+        given: dict[str, Any] = {"held_out": self.held_out, "images": self.images, "splits": self.splits or None}
+        given["download"] = self.download or None
+        for key, value in given.items():
+            if value is not None and self.source in built_in and self.source not in readers[key]:
+                sources = " and ".join(readers[key])
+                raise ValueError(f"{key} is for source {sources} only, source is {self.source}: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _numbers_agree(self) -> "DataSection":
+        if self.folds == 1 or self.fold > self.folds:
+            raise ValueError(f"folds is {self.folds} and fold {self.fold}: folds must be 2 or more, fold at most that")
+        if isinstance(self.sixteen_bit, tuple) and self.sixteen_bit[0] >= self.sixteen_bit[1]:
+            raise ValueError(f"sixteen_bit is {list(self.sixteen_bit)}: black must be below white")
+        return self

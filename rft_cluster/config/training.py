@@ -1,0 +1,74 @@
+"""The sections of a training: what is sampled, what an update does, and how many there are."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from rft_cluster.config.base import Section
+from rft_cluster.config.bounds import MOST_STEPS, MOST_TOKENS
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+class SamplingSection(Section):
+    group_size: int = Field(8, ge=2, le=1024)
+    temperature: float = Field(1.0, gt=0, le=2)
+    max_tokens: int = Field(256, ge=1, le=MOST_TOKENS)
+    top_k: int = Field(0, ge=0, le=10_000_000)
+    """Sample from the k likeliest tokens; 0: from all. The published recipe had 50, Hugging Face's default. Generators
+    then return log-probabilities of the truncated distribution and learners of the full one, so this needs
+    `algorithm.importance_cap: null`."""
+
+
+class AlgorithmSection(Section):
+    total: str = "weighted_sum"
+    """How a completion's rewards become the number that its advantage is computed from: `weighted_sum`,
+    `normalised_sum` (each reward first brought to mean 0 and deviation 1 in its group), or a function's dotted path."""
+    advantage: str = "grpo"
+    """How good a completion is beside its group: `grpo` (deviations from the mean, in standard deviations), `dr_grpo`
+    (without the division), `rloo` (from the mean of the others), `gpg` (as `dr_grpo`, divided by the share of groups
+    whose rewards differ), or a function's dotted path."""
+    normaliser: str = "completion"
+    """Which mean over tokens the loss is: `completion` (over each completion's tokens, then over completions), `token`
+    (over all tokens of the step), `constant` (the sum by `sampling.max_tokens`, then over completions), or a function's
+    dotted path."""
+    kl_beta: float = Field(0.04, ge=0, le=1000)
+    """Weight of the KL to the starting model. 0: no reference model is loaded."""
+    clip_low: float = Field(0.2, gt=0, lt=1)
+    clip_high: float = Field(0.2, gt=0, le=1000)
+    importance_cap: float | None = Field(2.0, gt=0, le=1_000_000)
+    """Cap of the learner-to-generator importance weight. null: no correction."""
+    updates_per_step: int = Field(1, ge=1, le=10_000)
+    """Optimizer updates on each step's completions. With 1 the policy ratio is 1, so clipping has no effect."""
+
+
+class OptimizerSection(Section):
+    learning_rate: float = Field(1e-6, gt=0, le=10)
+    warmup_steps: int = Field(0, ge=0, le=MOST_STEPS)
+    """Steps of linear warm-up, followed by linear decay that would reach 0 one step after the last."""
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    weight_decay: float = Field(0.0, ge=0, le=1000)
+    max_grad_norm: float = Field(1.0, gt=0, le=1e9)
+
+
+class ScheduleSection(Section):
+    steps: int = Field(ge=1, le=MOST_STEPS)
+    prompts_per_step: int = Field(ge=1, le=1_000_000)
+    max_staleness: int = Field(0, ge=0, le=10_000)
+    """How many steps the policy may be ahead of the weights that wrote a completion's first token; with
+    `algorithm.updates_per_step` U, times U updates. 0: generators and learners take turns. 1: generators write the next
+    step's completions while the learners train on this step's. Higher values even out steps of different lengths. Above
+    0 weights may change within a completion, so a run is not reproducible bit for bit."""
+    evaluate_every: int = Field(0, ge=0, le=MOST_STEPS)
+    """Steps between evaluations on the validation images; the last step has one, too. 0: none."""
+    save_every: int = Field(0, ge=0, le=MOST_STEPS)
+    """Steps between checkpoints. 0: by time, see `save_minutes`. The last step always saves one."""
+    save_minutes: float = Field(10.0, gt=0, le=MOST_STEPS)
+    """Minutes between checkpoints if `save_every` is 0. Longer if writing would take more than 2 % of the time."""
+    stop_when_stuck: int = Field(5, ge=0, le=MOST_STEPS)
+    """After this many consecutive steps without anything to learn the run saves a checkpoint and ends with exit code 2.
+    Nothing to learn: no completion has the format any more, all rewards are equal and below the best, or the gradient
+    is not finite. Equal rewards count only with at least 10 completions a class; fewer may be bad luck. 0: the run goes
+    on."""
+    keep_checkpoints: int = Field(2, ge=1, le=MOST_STEPS)
+    """Checkpoints on disk. If the newest is damaged when the run resumes, the one before is taken."""
