@@ -51,7 +51,7 @@ def test_without_a_tower_the_reason_is_said_and_recorded(tmp_path, monkeypatch, 
     launch._compare(config(tmp_path, *SETTINGS), TASK, "gone")
     assert "no baselines on vision features: it is gone" in capsys.readouterr().out
     record = json.loads((run / "baselines.json").read_text())
-    assert list(record) == ["nearest_neighbour", "logistic_regression", "right", "skipped"]
+    assert list(record) == ["nearest_neighbour", "logistic_regression", "rbf_svm", "right", "skipped"]
 
 
 def test_an_export_is_compared_with_what_its_run_recorded(done, tmp_path):
@@ -74,7 +74,7 @@ def test_what_was_recorded_of_other_images_or_not_at_all_is_not_taken(how, done,
         case "no run":
             export = tmp_path / "elsewhere" / "model"
     figures = evaluate._compared(config(tmp_path, *SETTINGS), task, "", export, [True] * 4)
-    assert list(figures["baselines"]) == ["nearest_neighbour", "logistic_regression"]
+    assert list(figures["baselines"]) == ["nearest_neighbour", "logistic_regression", "rbf_svm"]
     assert ("no run is recorded" in figures["baselines_skipped"]) == (how != "no record")
 
 

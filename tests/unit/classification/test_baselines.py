@@ -4,11 +4,16 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.model_selection import GridSearchCV
+from sklearn.svm import SVC
 
 from rft_cluster.classification.baselines import (
     BASELINES,
+    PENALTIES,
+    WIDTHS,
     Baselines,
     _probe,
+    _svm,
     compared,
     measure,
     minus_baselines,
@@ -29,7 +34,7 @@ def example(grey: int, label: str) -> LabelledImage:
 
 
 # Trained on dark 0 and light 100. Nearest: 40 dark, 60 light, 255 light, so the label "dark" of 60 is the
-# one mistake of three. The regression's border lies half way, at 50, by symmetry: the same mistake.
+# one mistake of three. The borders of the regression and of the SVM lie half way, at 50, by symmetry: the same mistake.
 GREYS = FewShotDataset.of(
     "greys",
     ["dark", "light"],
@@ -42,8 +47,8 @@ GREYS = FewShotDataset.of(
 
 def test_greys_by_hand():
     found = on_pixels(GREYS)
-    assert found == {"nearest_neighbour": (True, False, True), "logistic_regression": (True, False, True)}
-    assert Baselines(found).rates == pytest.approx({"nearest_neighbour": 2 / 3, "logistic_regression": 2 / 3})
+    assert found == dict.fromkeys(("nearest_neighbour", "logistic_regression", "rbf_svm"), (True, False, True))
+    assert Baselines(found).rates == pytest.approx(dict.fromkeys(found, 2 / 3))
 
 
 def test_four_digits_a_class_are_far_above_chance():
@@ -91,13 +96,41 @@ def test_one_shot_leaves_the_probe_no_penalty_to_choose(labels):
     assert list(_probe(vectors, labels).predict(vectors)) == labels
 
 
+@pytest.mark.parametrize("shots", [2, 8])
+def test_the_svm_s_penalty_and_width_are_those_that_predict_best_on_the_shots(shots):
+    """The pair that scikit-learn's own search finds, with the kernel computed anew for each pair."""
+    rng = np.random.default_rng(1)
+    labels = ["centre", "ring"] * shots
+    angles = rng.uniform(0, 2 * np.pi, 2 * shots)
+    radii = np.where(np.array(labels) == "ring", 3.0, 0.5) + rng.normal(0, 0.5, 2 * shots)
+    vectors = np.stack([radii * np.cos(angles), radii * np.sin(angles)], 1)
+    scale = 1 / (2 * vectors.var())
+    # The first of equally good pairs: the order is that of ours, width by width.
+    grid = [{"C": [penalty], "gamma": [width * scale]} for width in WIDTHS for penalty in PENALTIES]
+    theirs = GridSearchCV(SVC(), grid, cv=min(5, shots)).fit(vectors, labels).best_estimator_
+    ours = _svm(vectors, labels)
+    assert (ours.C, ours.gamma) == (theirs.C, pytest.approx(theirs.gamma))
+    assert list(ours.predict(vectors)) == list(theirs.predict(vectors))
+
+
+@pytest.mark.parametrize(("values", "labels"), [([0, 10], ["a", "b"]), ([5, 5, 5, 5], ["a", "b", "a", "b"])])
+def test_one_shot_or_equal_images_leave_the_svm_nothing_to_choose(values, labels):
+    ours = _svm(np.array(values, float)[:, None], labels)
+    assert (ours.C, ours.gamma) == (1.0, "scale")
+
+
+def test_with_too_many_images_the_svm_is_left_out(monkeypatch):
+    monkeypatch.setattr("rft_cluster.classification.baselines.MOST_FOR_SVM", 1)
+    assert list(on_pixels(GREYS)) == ["nearest_neighbour", "logistic_regression"]
+
+
 def test_without_features_the_reason_is_recorded():
     found = measure(GREYS, None, "no room")
-    assert list(found.right) == ["nearest_neighbour", "logistic_regression"]
+    pixels = ["nearest_neighbour", "logistic_regression", "rbf_svm"]
+    assert list(found.right) == pixels
     assert json.loads(json.dumps(found.record())) == {
-        "nearest_neighbour": 2 / 3,
-        "logistic_regression": 2 / 3,
-        "right": {"nearest_neighbour": "101", "logistic_regression": "101"},
+        **dict.fromkeys(pixels, 2 / 3),
+        "right": dict.fromkeys(pixels, "101"),
         "skipped": "no room",
     }
     vectors = features(GREYS, [[1.0, 0.0], [0.0, 1.0]] * 2 + [[1.0, 0.0]])
