@@ -15,6 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from rft_cluster.classification.answers import AnswerReader
+from rft_cluster.classification.apart import NOTE, apart, parted
 from rft_cluster.classification.baselines import (
     BASELINES,
     TOWER,
@@ -116,10 +117,11 @@ def evaluate(options: argparse.Namespace) -> None:
             {example.example_id: task.dataset.pixels_of(example) for example in examples},
         ),
         **_over_orders(orders, reordered, reader),
+        **apart(judged, task.dataset.unseen),
         "baselines": {},
     }
     if options.split == "test":
-        figures |= _compared(config, task, model_path, export, [one.strict for one in judged])
+        figures |= _compared(config, task, model_path, export, parted(judged, task.dataset.unseen)["seen"])
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "evaluation.json", figures)
     write_text(output / "predictions.csv", _csv(figures["predictions"]))
@@ -195,7 +197,8 @@ def _ask(
 def _compared(
     config: Config, task: Task, model_path: str, export: Path | None, right: Sequence[bool]
 ) -> dict[str, Any]:
-    """The baselines on the same images, and the differences from them; of a trained policy also the verdict.
+    """The baselines on the same images, and the differences from them; of a trained policy also the verdict. `right`:
+    whether each test image of a seen class is answered right.
 
     Vision features are those of the model that the run started from. Of an export the run's own record is taken.
     """
@@ -241,6 +244,7 @@ def _summary(figures: dict[str, Any]) -> str:
     lines = [
         f"{figures['images']} images of {figures['split']}: accuracy, and its 95 % interval",
         line("greedy, strict", greedy["strict"]),
+        *(line(f"{name} classes", figures[name]) for name in ("seen", "unseen") if name in figures),
         *(order_lines(figures["orders"]) if "orders" in figures else []),
         line(f"vote of {votes}, strict", figures["vote"]["strict"]),
         line("greedy, lenient", greedy["lenient"]) + "   (the published rule, but for empty answers: it forgives much)",
@@ -259,6 +263,8 @@ def _summary(figures: dict[str, Any]) -> str:
         lines += [f"  {printable(failure['text'])[:160]}" for failure in failures["examples"][:3]]
     if "verdict" in figures:
         lines.append(figures["verdict"])
+    if "unseen" in figures and figures["baselines"]:
+        lines.append(NOTE)
     return "\n".join(lines)
 
 

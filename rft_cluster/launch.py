@@ -233,6 +233,7 @@ def _compare(config: Config, task: "Task", model_path: str) -> None:
 
     `model_path`: the model that the run started from.
     """
+    from rft_cluster.classification.apart import apart_lines, parted
     from rft_cluster.classification.baselines import BASELINES, compared, measure, verdict
     from rft_cluster.cluster.tower import features_of
     from rft_cluster.common.files import write_json
@@ -240,17 +241,18 @@ def _compare(config: Config, task: "Task", model_path: str) -> None:
     from rft_cluster.run.saving import BASELINES_FILE
 
     found = measure(task.dataset, *features_of(config, model_path, compared(task.dataset)))
-    images = len(task.dataset.train)
+    images, unseen = len(task.dataset.train), task.dataset.unseen
     write_json(config.run_folder / BASELINES_FILE, found.record())
     for name, rate in found.rates.items():
         print(f"for comparison, {BASELINES[name]} of the same {images} images: test accuracy {100 * rate:.1f} %")
     if found.skipped:
         print(f"no baselines on vision features: {found.skipped}")
-    before, after = (
-        [one.strict for one in read_answers(config.run_folder, step, "test")] for step in (0, config.schedule.steps)
-    )
+    before, after = (read_answers(config.run_folder, step, "test") for step in (0, config.schedule.steps))
     if after:  # earlier versions recorded no answers
-        print(verdict(after, before, found.right, images, config.model.path == "tiny"), flush=True)
+        seen_after, seen_before = (parted(judged, unseen)["seen"] for judged in (after, before))
+        print(verdict(seen_after, seen_before, found.right, images, config.model.path == "tiny"), flush=True)
+        for line in apart_lines(before, after, unseen):
+            print(line, flush=True)
 
 
 def _models(config: Config) -> str:

@@ -42,7 +42,7 @@ Flags = tuple[bool, ...]
 
 @dataclass(frozen=True)
 class Baselines:
-    """`right`: by the names of `BASELINES`, whether each test image gets its label, in the order of the split.
+    """`right`: by the names of `BASELINES`, whether each of `FewShotDataset.seen_test` gets its label, in order.
     `skipped`: why there are none on vision features; empty if there are."""
 
     right: Mapping[str, Flags]
@@ -60,7 +60,7 @@ class Baselines:
 
 
 def recorded_flags(record: Mapping[str, Any], images: int) -> dict[str, Flags]:
-    """The flags in a record of as many test images. Empty in those of earlier versions; what is no flag is left out."""
+    """The flags in a record of as many images. Empty in those of earlier versions; what is no flag is left out."""
     found = record.get(RIGHT)
     return {
         name: tuple(one == "1" for one in flags)
@@ -70,8 +70,8 @@ def recorded_flags(record: Mapping[str, Any], images: int) -> dict[str, Flags]:
 
 
 def compared(dataset: FewShotDataset) -> dict[str, bytes]:
-    """The encoded images that baselines see, by SHA-256: those to train on, and those of the test."""
-    return {one.image.sha256: dataset.image(one) for one in (*dataset.train, *dataset.test)}
+    """The encoded images that baselines see, by SHA-256: those to train on, and those to be tried on."""
+    return {one.image.sha256: dataset.image(one) for one in (*dataset.train, *dataset.seen_test)}
 
 
 def measure(dataset: FewShotDataset, features: Mapping[str, np.ndarray] | None, skipped: str) -> Baselines:
@@ -91,7 +91,7 @@ def on_pixels(dataset: FewShotDataset) -> dict[str, Flags]:
     fits: dict[str, Fit] = {"nearest_neighbour": _nearest, "logistic_regression": _regression}
     if len(dataset.train) <= MOST_FOR_SVM:
         fits["rbf_svm"] = _svm
-    return _right(dataset, _pixels(dataset, dataset.train), _pixels(dataset, dataset.test), fits)
+    return _right(dataset, _pixels(dataset, dataset.train), _pixels(dataset, dataset.seen_test), fits)
 
 
 def on_features(dataset: FewShotDataset, features: Mapping[str, np.ndarray]) -> dict[str, Flags]:
@@ -103,7 +103,7 @@ def on_features(dataset: FewShotDataset, features: Mapping[str, np.ndarray]) -> 
     """
     train, test = (
         np.stack([features[one.image.sha256] for one in split]).astype(np.float64)  # lbfgs is slower in FP32
-        for split in (dataset.train, dataset.test)
+        for split in (dataset.train, dataset.seen_test)
     )
     centre, scale = train.mean(0), train.std(0)
     scale = np.where(scale > 1e-6, scale, 1.0)  # of a value that is the same in all
@@ -114,7 +114,7 @@ def on_features(dataset: FewShotDataset, features: Mapping[str, np.ndarray]) -> 
 def _right(dataset: FewShotDataset, train: np.ndarray, test: np.ndarray, fits: Mapping[str, Fit]) -> dict[str, Flags]:
     from threadpoolctl import threadpool_limits
 
-    labels, wanted = _labels(dataset.train), _labels(dataset.test)
+    labels, wanted = _labels(dataset.train), _labels(dataset.seen_test)
     # Threads only slow down matrices this small, a hundredfold while other processes occupy the cores.
     with threadpool_limits(limits=1):
         found = {name: fit(train, labels).predict(test) for name, fit in fits.items()}

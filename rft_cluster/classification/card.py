@@ -32,6 +32,8 @@ class Card(BaseModel):
     dataset: str
     classes: list[str] = Field(min_length=2)
     aliases: dict[str, list[str]]
+    unseen: list[str] = []
+    """Classes of which training showed neither image nor name (`data.unseen_classes`)."""
     prompt: str = Field(min_length=1)
     """The question, with the classes, if it lists them, in the order of `classes`. Predictions ask it word for word."""
     prompt_sha256: str
@@ -64,7 +66,7 @@ class Card(BaseModel):
     def question(self) -> Question:
         if self.template is None:
             return Question(self.prompt)
-        return Question(self.prompt, self.template, self.subject, tuple(self.classes))
+        return Question(self.prompt, self.template, self.subject, tuple(self.classes), tuple(self.unseen))
 
 
 def make_card(config: Config, dataset: FewShotDataset, question: Question, pixels: tuple[int, int]) -> Card:
@@ -72,7 +74,8 @@ def make_card(config: Config, dataset: FewShotDataset, question: Question, pixel
     return Card(
         dataset=dataset.name,
         classes=dataset.classes,
-        aliases={example.label: list(example.aliases) for example in dataset.train if example.aliases},
+        aliases={e.label: list(e.aliases) for e in (*dataset.test, *dataset.train) if e.aliases},
+        unseen=list(dataset.unseen),
         prompt=question.text,
         prompt_sha256=question.sha256,
         template=question.template,

@@ -36,6 +36,11 @@ class DataSection(Section):
     """The label set; left out, that of the source. Also gives names to integer labels."""
     only: list[str] | None = None
     """Classes to use. Images of other classes are left out."""
+    unseen_classes: list[str] = Field([])
+    """Classes that are tested and not trained, e.g. `[eight, nine]`: what the policy makes of what it was never shown.
+    Their images are left out of training and validation, and their names out of training's prompts; a question of the
+    test that lists the classes lists all. Test images are the same as without this key. The unlabelled pool stays
+    whole."""
     strip_prefix: bool = False
     """Remove the number or code at the start of every class name: `001.Black_footed_Albatross`."""
     aliases: dict[str, list[str]] = Field({})
@@ -88,6 +93,10 @@ class DataSection(Section):
     def _numbers_agree(self) -> "DataSection":
         if self.folds == 1 or self.fold > self.folds:
             raise ValueError(f"folds is {self.folds} and fold {self.fold}: folds must be 2 or more, fold at most that")
+        if self.unseen_classes and self.folds:
+            raise ValueError("unseen_classes and folds do not go together: leave one of them out")
+        if self.unseen_classes and not self.test:
+            raise ValueError("unseen_classes are tested and not trained, and test is 0: set it to 1 or more")
         if isinstance(self.sixteen_bit, tuple) and self.sixteen_bit[0] >= self.sixteen_bit[1]:
             raise ValueError(f"sixteen_bit is {list(self.sixteen_bit)}: black must be below white")
         return self

@@ -32,6 +32,7 @@ from rft_cluster.data.names import stripped_names
 from rft_cluster.data.shown import WHOLE, View, as_shown
 from rft_cluster.data.split import few_shot_split
 from rft_cluster.data.table import load_table
+from rft_cluster.data.unseen import without_unseen
 from rft_cluster.messages import Example
 
 __all__ = ["SOURCES", "DataSection", "FewShotDataset", "LabelledImage", "few_shot_split", "load_dataset", "manifest"]
@@ -51,7 +52,8 @@ def load_dataset(config: DataSection, seed: int, view: View = WHOLE) -> FewShotD
     No image is kept larger than the model looks at it, as `view` says.
 
     With `data.manifest` the splits are those of the manifest: its seed and its numbers of images replace `seed`,
-    `data.shots`, `data.validation` and `data.test`. Each example gets its class's `data.aliases`.
+    `data.shots`, `data.validation` and `data.test`. Each example gets its class's `data.aliases`. Training and
+    validation images of `data.unseen_classes` are left out.
 
     Raises:
         UserError: the source is unknown, its data are unusable or differ from the manifest, or the user's own function
@@ -76,7 +78,7 @@ def load_dataset(config: DataSection, seed: int, view: View = WHOLE) -> FewShotD
     if config.source not in SOURCES:
         _check_images(dataset, config)
         _check_choices(dataset, config)
-    dataset = as_shown(dataset, config, view)
+    dataset = as_shown(without_unseen(dataset, config), config, view)
     dataset = replace(dataset, remarks=dataset.remarks + near_copies_note(dataset))
     return _with_aliases(dataset, config)
 

@@ -100,6 +100,18 @@ class FewShotDataset:
         by_hash = {image_sha256(one.image): one.image for one in (*train, *validation, *test)}
         return cls(name, classes, in_train, in_validation, in_test, pool, by_hash)
 
+    @property
+    def unseen(self) -> tuple[str, ...]:
+        """The classes without a training image (`data.unseen_classes`), in the order of `classes`."""
+        trained = {example.label for example in self.train}
+        return tuple(label for label in self.classes if label not in trained)
+
+    @property
+    def seen_test(self) -> list[Example]:
+        """The test images of classes with training images: a classifier that knows no other can be right on them."""
+        unseen = self.unseen
+        return [example for example in self.test if example.label not in unseen]
+
     def image(self, example: Example) -> bytes:
         """The encoded image of an example."""
         return self.images[example.image.sha256]

@@ -104,6 +104,12 @@ def read_manifest(file: Path) -> dict[str, Any]:
     return found
 
 
+def unseen_in(manifest: dict[str, Any]) -> tuple[str, ...]:
+    """The classes of a manifest without a training image, as `FewShotDataset.unseen`."""
+    trained = {entry["label"] for entry in manifest["splits"]["train"]}
+    return tuple(label for label in manifest["classes"] if label not in trained)
+
+
 def check_manifest(dataset: FewShotDataset, manifest: dict[str, Any]) -> None:
     """Check that a data set has the manifest's classes and splits, in the same order and with the same bytes.
 

@@ -13,7 +13,8 @@
 `problem` is not a file. It means the question that comes with the data set, word for word.
 
 A template that lists the classes is rendered anew for each training prompt, with the classes in an order drawn from
-(`run.seed`, step, index in the step): otherwise a policy could learn places in the list in place of names.
+(`run.seed`, step, index in the step): otherwise a policy could learn places in the list in place of names. Classes that
+are not trained (`data.unseen_classes`) are not listed in training.
 
 The image comes before the text in the user's turn, and the model's chat template adds all special tokens.
 """
@@ -52,13 +53,14 @@ class Question:
 
     `text` lists the classes, if at all, in the data set's order. Evaluations and predictions ask it word for word.
     `template` is the source of a template that lists the classes, with its `subject` and `classes`: training prompts
-    list them in drawn orders. It is None if the text is the same in every order.
+    list them in drawn orders, and without those of `unseen`. It is None if the text is the same whatever is listed.
     """
 
     text: str
     template: str | None = None
     subject: str = ""
     classes: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
 
     @property
     def sha256(self) -> str:
@@ -66,7 +68,13 @@ class Question:
         another question is an error."""
         if self.template is None:
             return text_hash(self.text)
-        return text_hash(json.dumps([self.text, self.template, self.subject, self.classes, "drawn"]))
+        held_back = [self.unseen] if self.unseen else []
+        return text_hash(json.dumps([self.text, self.template, self.subject, self.classes, "drawn", *held_back]))
+
+    @property
+    def trained(self) -> list[str]:
+        """The classes that training's prompts list."""
+        return [label for label in self.classes if label not in self.unseen]
 
     def listing(self, classes: Sequence[str]) -> str:
         """The text with the classes listed in this order."""
@@ -85,16 +93,25 @@ class Question:
         return [self.text, *map(self.listing, self.some_orders(count, seed))]
 
 
-def make_question(name_or_path: str, subject: str, classes: list[str], problem: str | None = None) -> Question:
+def make_question(
+    name_or_path: str, subject: str, classes: list[str], problem: str | None = None, unseen: tuple[str, ...] = ()
+) -> Question:
     """The question of a template (see `render_template`, and its errors).
 
-    A template lists the classes if its text changes with their order.
+    A template lists the classes if its text changes with their order, or without those of `unseen`.
     """
     text = render_template(name_or_path, subject, classes, problem)
     if name_or_path == PROBLEM:
+        words = {label: rf"(?<!\w){re.escape(label)}(?!\w)" for label in unseen}
+        if named := [label for label, word in words.items() if re.search(word, text, re.IGNORECASE)]:
+            raise UserError(
+                f"prompt.template is problem, and the data set's question names {named[0]!r}, which "
+                f"data.unseen_classes keeps out of training: take a template, e.g. prompt.template=closed"
+            )
         return Question(text)
-    listed = Question(text, _read(find_template(name_or_path)), subject, tuple(classes))
-    return listed if listed.listing(classes[::-1]) != text else Question(text)
+    listed = Question(text, _read(find_template(name_or_path)), subject, tuple(classes), unseen)
+    differ = {listed.listing(classes[::-1]), listed.listing(listed.trained)} != {text}
+    return listed if differ else Question(text)
 
 
 def render_template(name_or_path: str, subject: str, classes: list[str], problem: str | None = None) -> str:
@@ -200,7 +217,7 @@ def draw_prompts(examples: list[Example], question: Question, split: str, step: 
     prompts = make_prompts(examples, question.text, split, step, seed)
     if question.template is None:
         return prompts
-    orders = (drawn_order(question.classes, f"{seed}/{prompt.prompt_id}") for prompt in prompts)
+    orders = (drawn_order(question.trained, f"{seed}/{prompt.prompt_id}") for prompt in prompts)
     return [replace(prompt, text=question.listing(order)) for prompt, order in zip(prompts, orders, strict=True)]
 
 

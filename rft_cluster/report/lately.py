@@ -47,13 +47,15 @@ def evaluations(history: History, split: str) -> list[Row]:
 
 
 def last_answers(history: History) -> tuple[Row, list[Judged]]:
-    """The last evaluation of a policy that has been trained, and its answers; ({}, []) if there is none."""
+    """The last evaluation of a policy that has been trained, and its answers to images of classes that it was trained
+    on; ({}, []) if there is none."""
     for row in reversed(history.evaluations):
         if row["step"]:
             try:
-                return row, read_answers(history.folder, row["step"], row["split"])
+                judged = read_answers(history.folder, row["step"], row["split"])
             except UserError:  # damaged: the page says so
                 return {}, []
+            return row, [one for one in judged if one.label not in history.unseen]
     return {}, []
 
 

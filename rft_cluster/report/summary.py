@@ -7,6 +7,7 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
+from rft_cluster.classification.apart import NOTE, apart
 from rft_cluster.classification.baselines import BASELINES, verdict
 from rft_cluster.classification.intervals import paired_difference, wilson
 from rft_cluster.classification.report import Judged
@@ -30,6 +31,8 @@ def accuracies(history: History, classes: int) -> list[dict[str, Any]]:
             rows += [
                 _measured("before" if row is found[0] and row["step"] == 0 else "after", row) for row in _ends(found)
             ]
+            if split == "test":
+                rows += [_part(name, own) for name, own in apart(history.tested(history.last), history.unseen).items()]
             break
     rows += [_baseline(name, rate, history.right.get(name, ())) for name, rate in history.baselines.items()]
     if rows and classes:
@@ -60,6 +63,12 @@ def _measured(kind: str, row: Row) -> dict[str, Any]:
     }
 
 
+def _part(name: str, own: Row) -> dict[str, Any]:
+    """`name`: "seen" or "unseen"."""
+    what = f"{own['n']} of the test images, after training"
+    return {"kind": "part", "name": f"{name.capitalize()} classes", "what": what, **own}
+
+
 def difference(before: Sequence[Judged], after: Sequence[Judged]) -> dict[str, Any] | None:
     """The paired difference of two evaluations of the same images; None if they are not."""
     first, second = ({one.example_id: one.strict for one in side} for side in (before, after))
@@ -75,7 +84,8 @@ def sentence(history: History) -> str:
         images, small = len(history.manifest["splits"]["train"]), history.config.get("model", {}).get("path") == "tiny"
         said = verdict(after, before, history.right, images, small)
         said = said.removeprefix("verdict: ").replace("1-nearest", "1\u2011nearest")  # no line ends there
-        return said[0].upper() + said[1:] + "."
+        note = f" {NOTE.capitalize()}." if history.unseen else ""
+        return said[0].upper() + said[1:] + "." + note
     if history.baselines:
         return "Which images the baselines are right on is not recorded, so no verdict image by image can be given."
     return {

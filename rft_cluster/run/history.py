@@ -16,13 +16,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from rft_cluster.classification.apart import parted
 from rft_cluster.classification.baselines import SKIPPED, Flags, recorded_flags
 from rft_cluster.classification.card import Card
+from rft_cluster.classification.report import Judged
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.files import json_object
 from rft_cluster.common.lookup import near_path, nearest
 from rft_cluster.common.text import shown
-from rft_cluster.data.manifest import read_manifest
+from rft_cluster.data.manifest import read_manifest, unseen_in
 from rft_cluster.run.answers import read_answers
 from rft_cluster.run.journal import step_of
 from rft_cluster.run.lock import holder
@@ -57,7 +59,7 @@ class History:
     `config`: the configuration by section and key, as JSON values; empty if this version cannot read it.
     `steps`, `evaluations`: the rows of `metrics.jsonl` and `eval.jsonl`, in order. Their figures are numbers.
     `baselines`: test accuracies, 0 to 1, by name; empty before the run's end.
-    `right`: by the same names, whether they are right on each test image of the manifest; empty in older versions.
+    `right`: by the same names, whether they are right on each test image of a seen class; empty in older versions.
     `no_features`: why there are no baselines on vision features; empty if there are.
     `manifest`: see `data.manifest.read_manifest`; None if there is none that can be read.
     `redone`: the steps that were done again.
@@ -103,15 +105,23 @@ class History:
         rows = _objects(self.folder / "rollouts" / f"step-{step:06d}.jsonl")
         return [row for row in rows if isinstance(row.get("completions"), list)]
 
+    @property
+    def unseen(self) -> tuple[str, ...]:
+        """The classes that are tested and not trained."""
+        return unseen_in(self.manifest) if self.manifest else ()
+
     def answered_right(self, step: int) -> list[bool]:
-        """Whether each test image of the manifest was answered right after `step`; empty without all answers."""
+        """Whether each test image of a seen class was answered right after `step`; empty without all answers."""
+        return parted(self.tested(step), self.unseen)["seen"]
+
+    def tested(self, step: int) -> list[Judged]:
+        """The answers to the test images of the manifest after `step`; empty without all of them."""
         try:
             judged = read_answers(self.folder, step, "test")
         except UserError:
             return []
         tested = self.manifest["splits"]["test"] if self.manifest else []
-        same = [one.example_id for one in judged] == [entry["id"] for entry in tested]
-        return [one.strict for one in judged] if same else []
+        return judged if [one.example_id for one in judged] == [entry["id"] for entry in tested] else []
 
     @cached_property
     def log(self) -> tuple[tuple[str, str], ...]:
@@ -150,7 +160,7 @@ def read_history(run: Path) -> History:
         steps=steps,
         evaluations=tuple(filter(_is_evaluation, rows["eval.jsonl"])),
         baselines={name: value for name, value in record.items() if isinstance(value, float)},
-        right=recorded_flags(record, len(manifest["splits"]["test"]) if manifest else 0),
+        right=recorded_flags(record, _seen_images(manifest) if manifest else 0),
         no_features=str(record.get(SKIPPED, "")),
         manifest=manifest,
         state=_state(run, config, steps),
@@ -208,6 +218,12 @@ def _manifest(file: Path, problems: list[str]) -> dict[str, Any] | None:
     except UserError as error:
         problems.append(shown(str(error).removeprefix("data.manifest: ").partition("\n")[0]))
         return None
+
+
+def _seen_images(manifest: dict[str, Any]) -> int:
+    """The number of test images of classes that are trained."""
+    unseen = unseen_in(manifest)
+    return sum(entry["label"] not in unseen for entry in manifest["splits"]["test"])
 
 
 def _baselines(file: Path) -> dict[str, Any]:

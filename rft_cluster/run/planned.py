@@ -14,6 +14,7 @@ from rft_cluster.data.assemble import replace_keys
 from rft_cluster.data.flower102 import takes_official
 from rft_cluster.data.images import image_sha256
 from rft_cluster.data.official import CACHE, bytes_to_download
+from rft_cluster.data.unseen import without_unseen
 from rft_cluster.messages import Example, ImageRef
 from rft_cluster.run.task import Task, family_of_model, question
 
@@ -46,7 +47,7 @@ def task_before_download(config: Config) -> Task:
         f"the official Flower102 archive is not here yet: the run first downloads {size(bytes_to_download())} to "
         f"{CACHE} and checks the images. Until then each counts as large as the model looks at any"
     )
-    dataset = replace(
+    whole = replace(
         base,
         train=[*base.train, *train],
         validation=validation,
@@ -54,6 +55,7 @@ def task_before_download(config: Config) -> Task:
         images={**base.images, image_sha256(grey): grey},
         remarks=[*base.remarks, remark],
     )
+    dataset = without_unseen(whole, config.data)
     return Task(dataset, question(config, dataset))
 
 

@@ -63,7 +63,7 @@ def prepare(config: Config, export: Path | None = None) -> Task:
 def question(config: Config, dataset: FewShotDataset) -> Question:
     """The question of the template. Raises UserError if it is unusable."""
     problem = dataset.problem if config.prompt.template == PROBLEM else None
-    return make_question(config.prompt.template, config.prompt.subject, dataset.classes, problem=problem)
+    return make_question(config.prompt.template, config.prompt.subject, dataset.classes, problem, dataset.unseen)
 
 
 def tiny_model_of(config: Config, model_path: str) -> str | None:

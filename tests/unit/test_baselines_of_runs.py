@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from rft_cluster import evaluate, launch
+from rft_cluster.classification import baselines
 from rft_cluster.classification.baselines import BASELINES, compared
 from rft_cluster.cluster import tower
+from rft_cluster.common.files import FORMAT, write_json
+from rft_cluster.data.manifest import manifest
 from rft_cluster.prompts import Question
 from rft_cluster.run.history import read_history
 from rft_cluster.run.task import Task
@@ -82,3 +85,27 @@ def test_the_base_model_looks_for_itself_and_has_no_verdict(tmp_path, monkeypatc
     monkeypatch.setattr(tower, "features_of", lambda *_: (FEATURES, ""))
     figures = evaluate._compared(config(tmp_path, *SETTINGS), TASK, "base/model", None, [True] * 4)
     assert list(figures) == ["baselines", "greedy_minus_baselines"] and list(figures["baselines"]) == list(BASELINES)
+
+
+@pytest.mark.parametrize("command", ["launch", "evaluate"])
+def test_unseen_classes_are_told_apart_and_are_not_the_baselines_business(command, tmp_path, monkeypatch, capsys):
+    """Of the run's two classes the second is not trained: two of the four test images are of either."""
+    run, part = written(tmp_path), replace(DATA, train=DATA.train[:1])
+    unseen = part.unseen
+    write_json(run / "manifest.json", {"format": FORMAT, **manifest(part, 0)})
+    for module in (baselines, evaluate):
+        monkeypatch.setattr(module, "on_pixels", lambda _: {"nearest_neighbour": (True, False)})
+    monkeypatch.setattr(baselines, "on_features", lambda *_: {"tower_probe": (True, True)})
+    monkeypatch.setattr(tower, "features_of", lambda *_: (FEATURES, ""))
+    settings, task = config(tmp_path, *SETTINGS), Task(part, TASK.question)
+    launch._compare(settings, task, "started/from")
+    said = capsys.readouterr().out
+    history = read_history(run)
+    assert history.unseen == unseen and history.right["tower_probe"] == (True, True)
+    assert history.answered_right(0) == [True, True] and len(history.tested(0)) == 4
+    if command == "launch":
+        assert "seen classes: test accuracy 100.0 % (34.2 to 100.0, 2 images), +0.0 points" in said
+        assert "unseen classes: test accuracy 100.0 % (34.2 to 100.0, 2 images), +100.0 points" in said
+    else:
+        figures = evaluate._compared(settings, task, "", run / "model", [True, True])
+        assert figures["greedy_minus_baselines"]["tower_probe"]["n"] == 2 and "+0.0 points" in figures["verdict"]

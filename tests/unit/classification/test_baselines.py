@@ -1,5 +1,6 @@
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -62,6 +63,13 @@ def features(dataset: FewShotDataset, vectors: list[list[float]]) -> dict[str, n
     """Hand-made features: of the training images, then of the test images, in order."""
     images = [*dataset.train, *dataset.test]
     return {one.image.sha256: np.array(v, np.float32) for one, v in zip(images, vectors, strict=True)}
+
+
+def test_classes_without_training_images_are_no_baseline_s_business():
+    """No classifier fitted to the others can name them."""
+    dataset = replace(GREYS, classes=[*GREYS.classes, "grey"], test=[GREYS.test[0], example(70, "grey").example()])
+    assert set(on_pixels(dataset).values()) == {(True,)}
+    assert list(compared(dataset)) == [one.image.sha256 for one in (*GREYS.train, GREYS.test[0])]
 
 
 def test_features_by_hand():

@@ -151,7 +151,13 @@ def test_a_card_holds_the_template_whose_order_of_classes_is_drawn(export):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"template": "{{ classes }}"}, {"template": None}, {"subject": "tree"}, {"classes": ["tulip", "rose"]}],
+    [
+        {"template": "{{ classes }}"},
+        {"template": None},
+        {"subject": "tree"},
+        {"classes": ["tulip", "rose"]},
+        {"unseen": ["rose"]},
+    ],
     ids=lambda changes: next(iter(changes)),
 )
 def test_what_a_card_binds_is_not_changed_unnoticed(export, changes):

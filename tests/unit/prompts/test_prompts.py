@@ -234,3 +234,18 @@ def test_the_hash_of_a_question_is_that_of_its_text_unless_it_lists_the_classes(
     others = [make_question("closed", "tree", CLASSES), make_question("closed", "flower", CLASSES[::-1])]
     assert len({text_hash(question.text), question.sha256, *(other.sha256 for other in others)}) == 4
     assert make_question("problem", "flower", CLASSES, problem="Which, of rose and tulip?").template is None
+
+
+def test_unseen_classes_stay_out_of_training_whatever_lists_them(tmp_path):
+    """A template that sorts the classes has one text in every order, but not without some of them."""
+    path = tmp_path / "sorted.txt"
+    path.write_text("One of {{ classes | sort | join(', ') }}?")
+    classes = ["tulip", "rose", "lily"]
+    assert make_question(str(path), "flower", classes).template is None
+    question = make_question(str(path), "flower", classes, unseen=("rose",))
+    (prompt,) = draw_prompts(EXAMPLES[:1], question, "train", 0, 0)
+    assert prompt.text == "One of lily, tulip?" and question.text == "One of lily, rose, tulip?"
+    assert question.sha256 != make_question(str(path), "flower", classes, unseen=("lily",)).sha256
+    with pytest.raises(UserError, match=r"names 'rose', which data\.unseen_classes keeps out of training"):
+        make_question("problem", "flower", classes, "A rose, a lily or a tulip?", unseen=("rose",))
+    assert make_question("problem", "flower", classes, "Which primrose?", unseen=("rose",)).text == "Which primrose?"

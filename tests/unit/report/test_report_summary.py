@@ -39,6 +39,16 @@ def test_before_after_baselines_and_chance(history):
     assert rows[1]["interval"][0] == pytest.approx(0.51, abs=0.01)
 
 
+def test_unseen_classes_have_a_row_of_their_own(history):
+    manifest = {**history.manifest, "splits": {**history.manifest["splits"]}}
+    manifest["splits"]["train"] = manifest["splits"]["train"][:1]  # of the first of two classes
+    rows = summary.accuracies(dataclasses.replace(history, manifest=manifest), 2)
+    assert [(row["name"], row["n"]) for row in rows if row["kind"] == "part"] == [
+        ("Seen classes", 2),
+        ("Unseen classes", 2),
+    ]
+
+
 def test_without_test_images_validation_is_shown():
     validation = tuple(evaluation(step, "validation", step / 100) for step in (20, 40, 60))
     history = type("History", (), {"evaluations": validation, "baselines": {}, "right": {}})()
