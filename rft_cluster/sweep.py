@@ -6,35 +6,47 @@
     grid:
       prompt.template: [think_answer, answer_only]
       data.shots: [1, 2, 4]        # the last key is the plot's axis; the others become colours
-    seeds: [0, 1]                  # run.seed; with several, the table has the mean and the interval of their spread
+    seeds: [0, 1, 2, 3, 4]         # run.seed: repeats of each row of the table, which has their median and range
+    against: template-think_answer_shots-1     # the row that others are compared with, seed by seed; else the first
+
+In place of `grid`, settings to try one by one:
+
+    rows:
+      default: []
+      closed: [prompt.template=closed]
+      few and slow: [data.shots=2, optimizer.learning_rate=1e-4]
 
 Each run is a `launch` command, one after another. The same sweep started again continues where it stopped.
 """
 
 import argparse
+import hashlib
 import itertools
 import json
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Annotated, Any, NoReturn
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from tqdm import tqdm
 
-from rft_cluster.classification.baselines import BASELINES
+from rft_cluster.classification.repeats import Repeat, Row, summary, table
 from rft_cluster.common import stopping
 from rft_cluster.common.errors import UserError, check_range, exit_code
+from rft_cluster.common.files import write_json, write_text
+from rft_cluster.common.lookup import did_you_mean
 from rft_cluster.config import FilePath, PathText, Section, load_config, read_file, run_folder_of, validated
-from rft_cluster.run.folder import read_evaluations
+from rft_cluster.run.history import History, read_history
+from rft_cluster.run.resume import is_run
 
+OWN_KEYS = ("run.seed=", "run.folder=", "run.name=")
 LINES = 6  # lines shown of a failed run's log
 STEP = re.compile(r"step +(\d+)/\d+ ")  # start of a step's line in the output of `launch`
 
@@ -45,26 +57,59 @@ class Sweep(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     config: PathText
     overrides: list[str] = Field([])
-    grid: dict[str, list[str]] = Field(min_length=1)
+    grid: dict[str, Annotated[list[str], Field(min_length=1)]] = Field({})
+    rows: dict[str, list[str]] = Field({})
     seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field([0], min_length=1)
+    against: str | None = None
     folder: FilePath = Path("runs")
+
+    @model_validator(mode="after")
+    def _rows_are_told_once(self) -> "Sweep":
+        if bool(self.grid) == bool(self.rows):
+            raise ValueError("give either grid (all combinations) or rows (settings one by one)")
+        settings = [*self.overrides, *(text for own in self.rows.values() for text in own)]
+        told = [*settings, *(f"{key}=" for key in self.grid)]
+        for text in told:
+            if text.startswith(OWN_KEYS):
+                raise ValueError(f"{text.partition('=')[0]} is set by the sweep: repeats are listed under seeds")
+        return self
 
     @property
     def path(self) -> Path:
         return self.folder / self.name
 
+    @property
+    def axes(self) -> list[str]:
+        """The headings of a row's values; the last is the plot's axis."""
+        return list(self.grid) or ["row"]
+
+    @property
+    def settings(self) -> list[tuple[tuple[str, ...], list[str]]]:
+        """The values of each row, and its overrides."""
+        if self.rows:
+            return [((name,), own) for name, own in self.rows.items()]
+        return [
+            (values, [f"{key}={value}" for key, value in zip(self.grid, values, strict=True)])
+            for values in itertools.product(*self.grid.values())
+        ]
+
 
 @dataclass(frozen=True)
 class Run:
-    """One combination of the grid's values and one seed. `name` is that of its folder."""
+    """One seed of a row. `values` and `settings` are the row's, `row` is its name; `name` is the run's."""
 
     values: tuple[str, ...]
+    settings: tuple[str, ...]
     seed: int
-    name: str
+    row: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.row}_seed-{self.seed}"
 
     def overrides(self, sweep: Sweep) -> list[str]:
-        chosen = [f"{key}={value}" for key, value in zip(sweep.grid, self.values, strict=True)]
-        return [*sweep.overrides, *chosen, f"run.seed={self.seed}", f"run.folder={sweep.path}", f"run.name={self.name}"]
+        own = [f"run.seed={self.seed}", f"run.folder={sweep.path}", f"run.name={self.name}"]
+        return [*sweep.overrides, *self.settings, *own]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -88,22 +133,29 @@ def read_sweep(path: Path) -> Sweep:
 
 
 def combinations(sweep: Sweep) -> list[Run]:
-    """All runs of a sweep. The seed changes fastest, then the last key of the grid.
+    """All runs of a sweep, row by row.
 
     Raises:
-        UserError: two runs would have the same name.
+        UserError: two runs would have the same name, or no row is called `against`.
     """
-    runs = []
-    for values in itertools.product(*sweep.grid.values()):
-        parts = [f"{key.rpartition('.')[2]}-{value}" for key, value in zip(sweep.grid, values, strict=True)]
-        for seed in sweep.seeds:
-            name = re.sub(r"[^A-Za-z0-9._-]+", "_", "_".join([*parts, f"seed-{seed}"])).lstrip("._-")
-            runs.append(Run(values, seed, name))
+    runs = [
+        Run(values, tuple(own), seed, _name(sweep, values)) for values, own in sweep.settings for seed in sweep.seeds
+    ]
     names = [run.name for run in runs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise UserError(f"the grid has the same combination twice: {', '.join(twice)}")
+        raise UserError(f"two runs of the sweep would have one name: {', '.join(twice)}. Name or list each row once")
+    rows = {run.row for run in runs}
+    if sweep.against is not None and sweep.against not in rows:
+        near = did_you_mean(sweep.against, rows)
+        raise UserError(f"against: no row is called {sweep.against}.{near} The rows are {', '.join(sorted(rows))}")
     return runs
+
+
+def _name(sweep: Sweep, values: tuple[str, ...]) -> str:
+    """The name of a row, which is part of a folder's."""
+    parts = values if sweep.rows else [f"{k.rpartition('.')[2]}-{v}" for k, v in zip(sweep.grid, values, strict=True)]
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", "_".join(parts)).lstrip("._-")
 
 
 def sweep(plan: Sweep, parallel: int) -> int:
@@ -125,10 +177,11 @@ def sweep(plan: Sweep, parallel: int) -> int:
                 print(f"{finished}/{len(runs)} {_outcome(plan, run, code)}, {seconds:.0f} s", flush=True)
             if code:
                 failed.append(run)
-    rows = [row for values in itertools.product(*plan.grid.values()) if (row := _row(plan, runs, values))]
-    if rows:
-        _write(plan, rows)
-        _compare(plan, runs)
+    good = [run for run in runs if run not in failed]
+    done = {run: found for run in good if (found := read_repeat(plan.path / run.name, run.seed))}
+    if done:
+        _write(plan, runs, done)
+        _compare(plan, done)
     for run in failed:
         print(f"failed: {run.name}, see {plan.path / run.name}.log and start the sweep again", file=sys.stderr)
     return 1 if failed else 0
@@ -178,99 +231,76 @@ def _launch(
     return run, time.monotonic() - started, process.returncode
 
 
-def _tests(plan: Sweep, run: Run) -> list[dict[str, Any]]:
-    """The evaluations on the test split, before and after training; fewer if the run is not complete."""
-    folder = plan.path / run.name
-    return read_evaluations(folder, "test") if (folder / "model").is_dir() else []
+def read_repeat(folder: Path, seed: int) -> Repeat | None:
+    """What a run measured on its test images; None if it is not complete, or tested nothing."""
+    history = read_history(folder) if is_run(folder) else None
+    tests = [row for row in history.evaluations if row["split"] == "test"] if history else []
+    if not history or history.state != "done" or not tests:
+        return None
+    images, right = _answers(history, tests[-1]["step"])
+    return Repeat(
+        seed=seed,
+        n=tests[-1]["n"],
+        before=tests[0]["accuracy_strict"],
+        after=tests[-1]["accuracy_strict"],
+        format=tests[-1]["format_rate"],
+        baselines=history.baselines,
+        images=images,
+        right=right,
+    )
+
+
+def _answers(history: History, step: int) -> tuple[str, tuple[bool, ...]]:
+    """A digest of the test images with their labels, and whether each was answered right, sorted by image."""
+    entries = history.manifest["splits"]["test"] if history.manifest else []
+    pictures = [(entry["sha256"], entry["label"]) for entry in entries]
+    right = history.answered_right(step)
+    ordered = sorted(range(len(pictures)), key=lambda index: pictures[index])
+    digest = hashlib.sha256(json.dumps([pictures[index] for index in ordered]).encode()).hexdigest()
+    return digest, tuple(right[index] for index in ordered) if right else ()
 
 
 def _outcome(plan: Sweep, run: Run, code: int) -> str:
-    tests = _tests(plan, run)
-    if code or not tests:
+    repeat = None if code else read_repeat(plan.path / run.name, run.seed)
+    if repeat is None:
         log = (plan.path / f"{run.name}.log").read_text(encoding="utf-8", errors="replace").splitlines()
         said = "".join(f"\n  {line}" for line in log[-LINES:])
         return f"{run.name}: failed with exit code {code}, see {plan.path / run.name}.log:{said}"
-    before, after = (100 * tests[end]["accuracy_strict"] for end in (0, -1))
-    return f"{run.name}: test accuracy {before:.1f} % -> {after:.1f} %"
+    return f"{run.name}: test accuracy {100 * repeat.before:.1f} % -> {100 * repeat.after:.1f} %"
 
 
-def _row(plan: Sweep, runs: Sequence[Run], values: tuple[str, ...]) -> dict[str, Any] | None:
-    """One row of the table, for all seeds of one combination. Rates are means over seeds, `n` the images of each."""
-    from rft_cluster.classification.intervals import over_runs
-
-    done = [(run, tests) for run in runs if run.values == values and (tests := _tests(plan, run))]
-    if not done:
-        return None
-    rates, before, formatted = (
-        [tests[end][name] for _, tests in done]
-        for end, name in ((-1, "accuracy_strict"), (0, "accuracy_strict"), (-1, "format_rate"))
-    )
-    baselines = [json.loads((plan.path / run.name / "baselines.json").read_text()) for run, _ in done]
-    n = done[0][1][-1]["n"]
-    return {
-        "values": dict(zip(plan.grid, values, strict=True)),
-        "seeds": [run.seed for run, _ in done],
-        "before": fmean(before),
-        "rate": fmean(rates),
-        "rates": rates,
-        "n": n,
-        "interval": list(over_runs(rates, n)),
-        "format": fmean(formatted),
-        "baselines": {
-            name: fmean(own[name] for own in baselines) for name in BASELINES if all(name in own for own in baselines)
-        },
-    }
-
-
-def _write(plan: Sweep, rows: list[dict[str, Any]]) -> None:
+def _write(plan: Sweep, runs: Sequence[Run], done: Mapping[Run, Repeat]) -> None:
+    """Write the table, its figures and the plot."""
     from rft_cluster.classification.plots import draw_sweep
-    from rft_cluster.common.files import write_json, write_text
 
-    *others, axis = plan.grid
+    rows = {}
+    for run in runs:
+        own = [one for one in runs if one.row == run.row]
+        repeats, missing = [done[one] for one in own if one in done], [one.seed for one in own if one not in done]
+        rows[run.row] = Row(run.row, dict(zip(plan.axes, run.values, strict=True)), tuple(repeats), tuple(missing))
+    reference = rows[plan.against or runs[0].row]
+    found = [summary(row, reference) for row in rows.values()]
+    *others, axis = plan.axes
     series: dict[str, list[tuple[str, Any]]] = {}
-    for row in rows:
+    for row in (row for row in found if row["seeds"]):
         name = ", ".join(f"{key} {row['values'][key]}" for key in others) or plan.config
         series.setdefault(name, []).append((row["values"][axis], row))
-    table = markdown(plan, rows)
-    write_json(plan.path / "results.json", rows)
-    write_text(plan.path / "table.md", table)
+    text = table(found, reference.name)
+    write_json(plan.path / "results.json", found)
+    write_text(plan.path / "table.md", text)
     draw_sweep(series, axis, plan.path / "sweep.png")
-    print(f"\n{table}\nwritten: {plan.path}/table.md, results.json, sweep.png")
+    print(f"\n{text}\nwritten: {plan.path}/table.md, results.json, sweep.png")
 
 
-def _compare(plan: Sweep, runs: Sequence[Run]) -> None:
+def _compare(plan: Sweep, done: Mapping[Run, Repeat]) -> None:
     """Write the page that shows the runs side by side, and link to it from the table."""
     from rft_cluster.report.compare import write_comparison
 
-    done = [plan.path / run.name for run in runs if _tests(plan, run)]
     if len(done) > 1:
-        file = write_comparison(done, plan.path / "compare.html")
-        with (plan.path / "table.md").open("a", encoding="utf-8") as table:
-            table.write("\n[The runs side by side, image by image](compare.html)\n")
+        file = write_comparison([plan.path / run.name for run in done], plan.path / "compare.html")
+        with (plan.path / "table.md").open("a", encoding="utf-8") as text:
+            text.write("\n[The runs side by side, image by image](compare.html)\n")
         print(f"written: {file}, the runs side by side; open it in a browser")
-
-
-def markdown(plan: Sweep, rows: Sequence[dict[str, Any]]) -> str:
-    """The table: test accuracy before and after, with its 95 % interval, and the baselines on the same images.
-
-    With several seeds all rates are means, and the interval is that of the spread over seeds (`over_runs`).
-    """
-    head = [*plan.grid, "before", "after", "95 % interval", "format", *BASELINES.values(), "images", "seeds"]
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    for row in rows:
-        low, high = (f"{100 * end:.1f}" for end in row["interval"])
-        cells = [
-            *(value.replace("|", "\\|") for value in row["values"].values()),
-            f"{100 * row['before']:.1f} %",
-            f"**{100 * row['rate']:.1f} %**",
-            f"{low} to {high}",
-            f"{100 * row['format']:.1f} %",
-            *(f"{100 * row['baselines'][name]:.1f} %" if name in row["baselines"] else "" for name in BASELINES),
-            str(row["n"]),
-            ", ".join(map(str, row["seeds"])),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Rates and their differences, with 95 % intervals."""
 
-import statistics
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,24 +16,27 @@ def wilson(right: int, n: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def over_runs(rates: Sequence[float], n: int) -> tuple[float, float]:
-    """The 95 % interval of the mean rate of several runs on `n` images each: Student's t over the runs, within 0 and 1.
+def sign_flip(differences: Sequence[int]) -> float:
+    """The two-sided p of Fisher's exact sign-flip test (The Design of Experiments, 1935, section 21): the share of all
+    choices of signs for the differences whose sum is at least as far from 0.
 
-    Runs with different seeds differ in training and in images but share some images, so pooling their images into one
-    large test would be wrong. Without a spread (one run, or equal rates) Wilson's interval of one run is returned.
+    If two settings are equal, either sign of a pair's difference is as likely; nothing else is assumed. With n
+    differences p is at least 2 / 2^n.
 
     Raises:
-        ValueError: there are no rates.
+        ValueError: there are no differences.
     """
-    from scipy.stats import t
-
-    if not rates:
-        raise ValueError("no runs")
-    if len(set(rates)) == 1:
-        return wilson(round(rates[0] * n), n)
-    half = float(t.ppf(0.975, len(rates) - 1)) * statistics.stdev(rates) / len(rates) ** 0.5
-    mean = statistics.fmean(rates)
-    return max(0.0, mean - half), min(1.0, mean + half)
+    if not differences:
+        raise ValueError("nothing to compare")
+    choices = Counter({0: 1})  # of signs, by their sum: whole numbers, so that equal sums are equal
+    for difference in differences:
+        flipped: Counter[int] = Counter()
+        for total, count in choices.items():
+            flipped[total + difference] += count
+            flipped[total - difference] += count
+        choices = flipped
+    far = sum(count for total, count in choices.items() if abs(total) >= abs(sum(differences)))
+    return far / choices.total()
 
 
 def rate(flags: Sequence[bool]) -> dict[str, Any]:

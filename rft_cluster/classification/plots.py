@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAMED_CLASSES = 40  # with more classes there is no room for names
+CATEGORIES_UPRIGHT = 6  # with more categories their names are turned
 INK, ACCENT = "#22313f", "#1f77b4"
 _ONE_AT_A_TIME = Lock()  # matplotlib's settings are the process's; each tracker draws in a thread of its own
 
@@ -96,20 +97,30 @@ def _explain(figure: "Figure", legend: Sequence[str]) -> None:
 
 
 def draw_sweep(series: Mapping[str, Sequence[tuple[float | str, Mapping[str, Any]]]], axis: str, path: Path) -> None:
-    """Plot test accuracy with 95 % intervals, one colour a series; a series is a list of (value on `axis`, rate).
+    """Plot test accuracies, one colour a series; a series is a list of (value on `axis`, `repeats.summary`).
 
-    Points are not joined by lines: the values are categories, with nothing measured between them.
+    A row of several seeds has a small point for each, and bars from the lowest to the highest around the median; a
+    single run has its 95 % interval. Rows are not joined by lines: the values are categories, with nothing measured
+    between them.
     """
     places = list(dict.fromkeys(value for points in series.values() for value, _ in points))
     with _fonts_for([axis, *series, *map(str, places)]) as missing:
-        figure = _figure(7, 4.5)
+        figure = _figure(max(7, 0.6 * len(places)), 4.5)
         axes = figure.subplots()
         for index, (name, points) in enumerate(series.items()):
             at = [places.index(value) + 0.12 * (index - (len(series) - 1) / 2) for value, _ in points]
-            _points(axes, at, [rate for _, rate in points], label=escaped(name, missing), color=f"C{index}")
+            ends = [{"rate": row["rate"], "interval": row["interval"] or row["range"]} for _, row in points]
+            _points(axes, at, ends, label=escaped(name, missing), color=f"C{index}")
+            for place, (_, row) in zip(at, points, strict=True):
+                axes.plot(
+                    [place + 0.05] * len(row["rates"]), [100 * one for one in row["rates"]], ".", color=f"C{index}"
+                )
         axes.set_xticks(range(len(places)), [escaped(str(place), missing) for place in places])
+        if len(places) > CATEGORIES_UPRIGHT:
+            axes.tick_params(axis="x", rotation=30)
         axes.set_xlabel(escaped(axis, missing))
-        axes.set_ylabel("test accuracy, %")
+        several = any(row["interval"] is None for points in series.values() for _, row in points)
+        axes.set_ylabel(f"test accuracy, % ({'median and range over seeds' if several else '95 % interval'})")
         axes.set_xlim(-0.5, len(places) - 0.5)
         figure.legend(loc="outside upper left", ncols=2, frameon=False)
         _save(figure, path)

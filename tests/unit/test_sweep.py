@@ -10,7 +10,10 @@ import psutil
 import pytest
 
 from rft_cluster import sweep
+from rft_cluster.classification.repeats import Repeat
 from rft_cluster.common.errors import UserError
+from rft_cluster.run.folder import read_evaluations
+from tests.unit.test_train import finished
 
 FILE = """
 name: shots
@@ -32,16 +35,50 @@ def plan(tmp_path):
 def test_every_combination_with_every_seed(plan):
     runs = sweep.combinations(plan)
     assert len(runs) == 8
-    assert runs[0].name == "template-think_answer_shots-1_seed-0"
+    assert (runs[0].row, runs[0].name) == ("template-think_answer_shots-1", "template-think_answer_shots-1_seed-0")
     assert runs[-1].overrides(plan)[-5:] == [
         "prompt.template=answer_only", "data.shots=2", "run.seed=1",
         f"run.folder={plan.path}", "run.name=template-answer_only_shots-2_seed-1",
     ]  # fmt: skip
 
 
+ROWS = (
+    FILE[: FILE.index("grid:")]
+    + """rows:
+  default: []
+  few & slow: [data.shots=2, optimizer.learning_rate=1e-4]
+seeds: [41, 42]
+"""
+)
+
+
+def test_settings_one_by_one(tmp_path):
+    (tmp_path / "s.yaml").write_text(ROWS)
+    plan = sweep.read_sweep(tmp_path / "s.yaml")
+    runs = sweep.combinations(plan)
+    assert [run.name for run in runs] == ["default_seed-41", "default_seed-42", "few_slow_seed-41", "few_slow_seed-42"]
+    assert (plan.axes, runs[2].values) == (["row"], ("few & slow",))
+    assert runs[0].overrides(plan)[:3] == ["schedule.steps=2", "optimizer.warmup_steps=0", "run.seed=41"]
+    assert runs[2].overrides(plan)[2:5] == ["data.shots=2", "optimizer.learning_rate=1e-4", "run.seed=41"]
+
+
+@pytest.mark.parametrize("against", ["defalut", "few & slow"])
+def test_a_row_to_compare_with_that_is_none_is_refused(tmp_path, against):
+    (tmp_path / "s.yaml").write_text(ROWS + f"against: {against}\n")
+    near = {"defalut": "default", "few & slow": "few_slow"}[against]
+    with pytest.raises(
+        UserError, match=f"no row is called {against}. Did you mean {near}\\? The rows are default, few_slow"
+    ):
+        sweep.combinations(sweep.read_sweep(tmp_path / "s.yaml"))
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
+        ("grid:", "rows: {default: []}\ngrid:", r"give either grid \(all combinations\) or rows"),
+        ("data.shots: [1, 2]", "run.seed: [1, 2]", "run.seed is set by the sweep: repeats are listed under seeds"),
+        ("schedule.steps=2", "run.name=mine", "run.name is set by the sweep"),
+        ("data.shots: [1, 2]", "data.shots: []", "grid.data.shots: List should have at least 1 item"),
         ("seeds:", "sedes:", r"sedes: unknown key; did you mean seeds\? \(line 8\)"),
         ("seeds: [0, 1]", "seeds: []", "seeds: List should have at least 1 item"),
         ("name: shots", "name: ../out", "name: may hold letters"),
@@ -91,53 +128,93 @@ def test_a_wrong_value_in_the_grid_is_refused_before_anything_starts(plan, monke
 
 
 def test_the_same_combination_twice_is_refused(plan):
-    with pytest.raises(UserError, match="twice"):
+    with pytest.raises(UserError, match="two runs of the sweep would have one name: shots-1_seed-0, shots-1_seed-1"):
         sweep.combinations(plan.model_copy(update={"grid": {"data.shots": ["1", "1"]}}))
 
 
-def finished(folder, before, after, n):
-    (folder / "model").mkdir(parents=True)
-    rows = [{"step": 0, "split": "test", "accuracy_strict": a, "format_rate": 1.0, "n": n} for a in (before, after)]
-    rows.insert(1, {"step": 0, "split": "validation", "accuracy_strict": 0.5, "format_rate": 1.0, "n": 3})
-    (folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "baselines.json").write_text('{"nearest_neighbour": 0.25, "logistic_regression": 0.75}')
+def test_what_a_finished_run_measured(tmp_path):
+    run = finished(tmp_path)
+    found = sweep.read_repeat(run, 7)
+    (before, after) = read_evaluations(run, "test")
+    assert (found.seed, found.n, found.before) == (7, after["n"], before["accuracy_strict"])
+    assert found.after == after["accuracy_strict"] == sum(found.right) / len(found.right)
+    assert (found.format, found.baselines) == (after["format_rate"], {"nearest_neighbour": 0.5})
+
+    # The order of the images in the manifest, and of the answers, is no difference; another label is.
+    manifest = json.loads((run / "manifest.json").read_text())
+    answers = next((run / "evaluations").glob("step-000006-test.jsonl"))
+    manifest["splits"]["test"].reverse()
+    answers.write_text("".join(reversed(answers.read_text().splitlines(True))))
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    assert sweep.read_repeat(run, 7) == found
+    manifest["splits"]["test"][0]["label"] = "tulip" if manifest["splits"]["test"][0]["label"] == "rose" else "rose"
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    assert sweep.read_repeat(run, 7).images != found.images
+
+    answers.unlink()
+    assert sweep.read_repeat(run, 7).right == ()  # as in runs of earlier versions
+    (run / "baselines.json").unlink()
+    assert sweep.read_repeat(run, 7) is None  # not complete
+    assert sweep.read_repeat(tmp_path / "none", 7) is None
 
 
-def test_table_and_plot_pool_the_seeds_and_say_what_failed(plan, monkeypatch, capsys):
-    """`launch` is stood in for: what is tested is what becomes of its files."""
+def measured(run: sweep.Run) -> Repeat | None:
+    """Of four test images: two right with two shots of seed 0, three with seed 1, and one less with one shot."""
+    right = 2 + run.seed - (run.values[1] == "1")
+    flags = tuple(index < right for index in range(4))
+    baselines = {"nearest_neighbour": 0.25, "logistic_regression": 0.75}
+    return Repeat(run.seed, 4, 0.0, right / 4, 1.0, baselines, f"of {run.seed}", flags)
+
+
+def test_the_table_pairs_rows_by_seed_and_says_what_failed(plan, monkeypatch, capsys):
+    """`launch` is stood in for: what is tested is what becomes of its runs."""
+    runs = {run.name: run for run in sweep.combinations(plan)}
 
     def launch(plan, run, steps, bar, launched):
         (plan.path / f"{run.name}.log").write_text("error: no such thing\n")
-        failed = "answer_only_shots-2" in run.name
-        if not failed:
-            finished(plan.path / run.name, 0.1, 0.5 if run.seed == 0 else 0.75, 100)
+        (plan.path / run.name).mkdir()
+        (plan.path / run.name / "eval.jsonl").write_text("")
+        failed = "answer_only_shots-2" in run.name or run.name == "template-answer_only_shots-1_seed-1"
         return run, 1.0, 2 if failed else 0
 
     monkeypatch.setattr(sweep, "_launch", launch)
+    monkeypatch.setattr(sweep, "read_repeat", lambda folder, seed: measured(runs[folder.name]))
     assert sweep.sweep(plan, 1) == 1
     shown = capsys.readouterr()
     log = plan.path / "template-answer_only_shots-2_seed-0.log"
     assert f"failed with exit code 2, see {log}:\n  error: no such thing" in shown.out
     assert "failed: template-answer_only_shots-2_seed-0" in shown.err
     rows = json.loads((plan.path / "results.json").read_text())
-    assert [row["values"]["data.shots"] for row in rows] == ["1", "2", "1"]
-    assert rows[0]["rate"] == 0.625 and rows[0]["rates"] == [0.5, 0.75]
-    assert rows[0]["n"] == 100 and rows[0]["seeds"] == [0, 1]
-    assert rows[0]["baselines"] == {"nearest_neighbour": 0.25, "logistic_regression": 0.75}
-    # Student's t with one degree of freedom at 97.5 % is 12.7062: 0.625 -+ 12.7 * 0.1768 / 1.414, cut at 0 and 1
-    assert rows[0]["interval"] == [0.0, 1.0]
+    assert [(row["name"], row["seeds"], row["missing"]) for row in rows] == [
+        ("template-think_answer_shots-1", [0, 1], []),
+        ("template-think_answer_shots-2", [0, 1], []),
+        ("template-answer_only_shots-1", [0], [1]),
+        ("template-answer_only_shots-2", [], [0, 1]),  # what earlier versions of a failed run left is not counted
+    ]
+    assert (rows[1]["rates"], rows[1]["rate"], rows[1]["range"]) == ([0.5, 0.75], 0.625, [0.5, 0.75])
+    assert rows[1]["against"]["row"] == "template-think_answer_shots-1" and rows[1]["against"]["median"] == 0.25
+    assert (rows[1]["against"]["p"], rows[1]["against"]["images"]["n"]) == (0.5, 8)
     table = (plan.path / "table.md").read_text()
-    pixels = "1-nearest neighbour on pixels | logistic regression on pixels"
-    features = "1-nearest neighbour on vision features | linear probe on vision features"
-    assert f"| format | {pixels} | {features} | images | seeds |" in table
     assert (
-        "| think_answer | 1 | 10.0 % | **62.5 %** | 0.0 to 100.0 | 100.0 % | 25.0 % | 75.0 % |  |  | 100 | 0, 1 |"
+        "| think_answer | 2 | 0.0 % | **62.5 %** | 50.0 to 75.0 | 0, 1 | +25.0 (+25.0 to +25.0) | 0.5 | +25.0 ("
         in table
     )
+    assert "| answer_only | 1 | 0.0 % | **25.0 %** | 25.0 to 25.0 | 0; missing 1 | +0.0 (" in table
+    assert "| answer_only | 2 | - | - | - | none; missing 0, 1 |" in table
     assert (plan.path / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert table.endswith("(compare.html)\n")
     page = (plan.path / "compare.html").read_text()
     assert page.count("template-think_answer_shots-1_seed-1") > 1 and "template-answer_only_shots-2_seed-0" not in page
+
+
+def test_a_row_may_be_named_that_others_are_compared_with(plan, monkeypatch):
+    runs = {run.name: run for run in sweep.combinations(plan)}
+    monkeypatch.setattr(sweep, "_launch", lambda plan, run, *_: (run, 1.0, 0))
+    monkeypatch.setattr(sweep, "read_repeat", lambda folder, seed: measured(runs[folder.name]))
+    monkeypatch.setattr(sweep, "_compare", lambda *_: None)
+    sweep.sweep(plan.model_copy(update={"against": "template-think_answer_shots-2"}), 1)
+    rows = json.loads((plan.path / "results.json").read_text())
+    assert [row["against"] and row["against"]["median"] for row in rows] == [-0.25, None, -0.25, 0.0]
 
 
 CHILD = """

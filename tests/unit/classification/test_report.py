@@ -1,9 +1,8 @@
-import numpy as np
 import pytest
 from some_prompt import some_prompt
 
 from rft_cluster.classification.answers import AnswerReader, Vote
-from rft_cluster.classification.intervals import over_runs, paired_difference, wilson
+from rft_cluster.classification.intervals import paired_difference
 from rft_cluster.classification.report import compare, judge, knows_pixels, report, summarise
 from rft_cluster.common.errors import UserError
 from rft_cluster.messages import Completion, Group
@@ -111,28 +110,6 @@ def test_the_same_answers_differ_by_nothing():
     figures = paired_difference([True, False], [True, False])
     assert (figures["difference"], figures["p"]) == (0.0, 1.0)
     assert figures["interval"][0] < 0 < figures["interval"][1]
-
-
-def test_an_interval_over_runs_by_hand():
-    # Mean 0.882, SD 0.032741; t with 2 degrees of freedom at 97.5 % is 4.302653: half 4.302653 * 0.032741 / sqrt(3)
-    assert over_runs([0.89, 0.91, 0.846], 500) == pytest.approx((0.800667, 0.963333), abs=1e-5)
-    # The three as 1500 images of one test would be said to lie within 0.865 and 0.897.
-    low, high = wilson(1323, 1500)
-    assert high - low < 0.033
-
-
-@pytest.mark.parametrize("rates", [[0.9], [0.9, 0.9], [0.9] * 5])
-def test_without_a_spread_a_run_s_own_interval_stands(rates):
-    assert over_runs(rates, 500) == wilson(450, 500)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_an_interval_over_runs_covers_the_truth_as_often_as_it_says(seed):
-    """2,000 sweeps of 4 runs that differ by more than their images do: 95 % of the intervals hold the mean."""
-    rng = np.random.default_rng(seed)
-    runs = rng.binomial(200, rng.normal(0.7, 0.05, (2000, 4)).clip(0, 1)) / 200
-    held = np.mean([low <= 0.7 <= high for low, high in (over_runs(list(rates), 200) for rates in runs)])
-    assert 0.93 < held < 0.97
 
 
 def row(identifier: str, label: str, strict: bool, **more: str) -> dict:
