@@ -1,7 +1,7 @@
 """vLLM beside each family's learner: equal log-probabilities, and updated engines that equal fresh ones.
 
 Images of several sizes of 224 pixels and more, so that Qwen2.5-VL attends in several windows, cut ones among them.
-(Qwen2-VL's update is in test_weight_update.py.)
+Qwen3-VL's chat template is a Thinking variant's. (Qwen2-VL's update is in test_weight_update.py.)
 """
 
 import gc
@@ -45,9 +45,16 @@ from tests.integration.updates import (
     send,
     weights_of,
 )
+from tests.unit.model.chat_templates import THINKING
 
 SAMPLED = Sampling(4, 1.0, 12)
 SIZES = [(224, 224), (236, 301), (420, 130), (60, 500)]
+# Above, below and between the limits, at and off the multiples of a token's side, up to 1:20.
+ODD_SIZES = [
+    *((1, 1), (9, 180), (27, 29), (31, 33), (63, 65), (97, 101), (111, 113), (127, 640), (137, 137), (196, 196)),
+    *((197, 223), (225, 255), (256, 256), (287, 289), (300, 1000), (333, 221), (448, 447), (511, 77), (1023, 767)),
+    (1999, 101),
+]
 GAP = 1e-4  # nats
 
 
@@ -61,9 +68,9 @@ def config() -> Config:
 
 @pytest.fixture(scope="module")
 def pictures() -> dict[str, bytes]:
-    """Coarse noise, by SHA-256."""
+    """Coarse noise in all sizes, by SHA-256."""
     rng, files = np.random.default_rng(0), {}
-    for width, height in SIZES:
+    for width, height in SIZES + ODD_SIZES:
         file = io.BytesIO()
         noise = Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8))
         noise.resize((width, height), Image.Resampling.BICUBIC).save(file, "PNG")
@@ -72,7 +79,12 @@ def pictures() -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def prompts(pictures: dict[str, bytes]) -> list[Prompt]:
+def prompts(of_all_sizes: list[Prompt]) -> list[Prompt]:
+    return of_all_sizes[: len(SIZES)]
+
+
+@pytest.fixture(scope="module")
+def of_all_sizes(pictures: dict[str, bytes]) -> list[Prompt]:
     return [
         Prompt(f"train/0/{i}", Example(ImageRef(f"noise/{i}.png", sha256), "rose", ()), TEXT, i)
         for i, sha256 in enumerate(pictures)
@@ -97,7 +109,10 @@ def family(request: pytest.FixtureRequest) -> Family:
 @pytest.fixture(scope="module")
 def folder(family: Family, config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random model whose log-probabilities depend on the image."""
-    return family_model(tmp_path_factory.mktemp(family.model_type), family, config.model.pixels(family.side)[1])
+    path = family_model(tmp_path_factory.mktemp(family.model_type), family, config.model.pixels(family.side)[1])
+    if family.model_type == "qwen3_vl":
+        (path / "chat_template.jinja").write_text(THINKING)
+    return path
 
 
 def model_in(folder: Path, family: Family) -> PreTrainedModel:
@@ -130,15 +145,29 @@ def generator(
     gc.collect()
 
 
-def test_generator_and_learner_agree_on_the_log_probabilities(folder: Path, pictures: Images, prompts: list[Prompt]):
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES, indirect=True)
+def test_generator_and_learner_agree_on_tokens_and_log_probabilities(
+    folder: Path, family: Family, pictures: Images, of_all_sizes: list[Prompt]
+):
     """In FP32, where no rounding hides a window, a position or a bias that one of them leaves out."""
     config = load_config("digits", [*LIMITS, "cluster.dtype=float32"])
     generator = make_generator(str(folder), config, pictures)
     generator.serve_checkpoint(0)
-    groups = generator.generate(prompts, SAMPLED, version=0)
-    assert len({len(group.prompt_token_ids) for group in groups}) > 2, "images of several sizes"
+    groups = generator.generate(of_all_sizes, SAMPLED, version=0)
     model, devices = config.model, hardware("cpu", config.cluster.dtype)
     encoder = PromptEncoder(str(folder), model)
+    # vLLM's own processor has expanded the prompts: as many image tokens as the learner's rows of patches have.
+    tokens = [encoder.encode(TEXT, pictures[prompt.example.image.sha256]).token_ids for prompt in of_all_sizes]
+    assert [group.prompt_token_ids for group in groups] == tokens
+    assert len({len(row) for row in tokens}) > 8, "images of many sizes"
+    opening = "<think>\n" if family.model_type == "qwen3_vl" else ""
+    assert encoder.opening == opening
+    for group in groups:
+        assert encoder.tokenizer.decode(group.prompt_token_ids).endswith(f"assistant\n{opening}")
+        for one in group.completions:
+            written = encoder.tokenizer.decode(one.token_ids, skip_special_tokens=True)
+            # Half a character at its end is left out of the text.
+            assert one.text.startswith(opening) and (opening + written).startswith(one.text)
     policy = load_reference(str(folder), model, devices.attention, encoder.forbidden_token_ids, SAMPLED.temperature)
     policy = policy.float()
     samples = [
@@ -150,7 +179,8 @@ def test_generator_and_learner_agree_on_the_log_probabilities(folder: Path, pict
     with torch.no_grad():
         logprobs, _ = policy(**batch.inputs())
     assert logprobs.std() > 0.5, "a test of equal numbers would be blind"
-    assert (logprobs - batch.generator_logprobs).abs().mean() <= GAP
+    gaps = (logprobs - batch.generator_logprobs).abs().split([len(one.token_ids) for one in batch.completions])
+    assert max(float(gap.mean()) for gap in gaps) <= GAP, "of images of every size"
     # With other pixels the log-probabilities are others: the images are seen.
     with torch.no_grad():
         other, _ = policy(**replace(batch, pixel_values=batch.pixel_values.flip(0)).inputs())
