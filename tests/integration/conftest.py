@@ -80,8 +80,12 @@ def tiny_model(config: Config, dataset: FewShotDataset, prompts: list[Prompt], t
 
 @pytest.fixture(scope="session")
 def samples(tiny_model: str, config: Config, dataset: FewShotDataset, prompts: list[Prompt]) -> list[TrainingSample]:
+    return some_samples(tiny_model, config, dataset, prompts)
+
+
+def some_samples(path: str, config: Config, dataset: FewShotDataset, prompts: list[Prompt]) -> list[TrainingSample]:
     """Three groups of 4, 2 and 1 completions, of 1 to 9 tokens, with made-up log-probabilities and advantages."""
-    encoder = PromptEncoder(tiny_model, config.model)
+    encoder = PromptEncoder(path, config.model)
     cache = PromptCache(encoder, dataset.images, capacity=0)
     draw = torch.Generator().manual_seed(0)
 

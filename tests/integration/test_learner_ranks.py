@@ -16,13 +16,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rft_cluster.config import Config, load_config
+from benchmarks.models import TRANSFER_QUESTION, family_model
+from rft_cluster.config import Config, ModelSection, load_config
 from rft_cluster.data import FewShotDataset
 from rft_cluster.learner.learner import Learner
 from rft_cluster.learner.packing import split_work
-from rft_cluster.messages import Images, TrainingSample
+from rft_cluster.messages import Images, Prompt, TrainingSample
 from rft_cluster.model.encoder import PromptEncoder
+from rft_cluster.model.families.known import FAMILIES
 from rft_cluster.model.policy import load_policy
+from tests.integration.conftest import some_samples
 
 BETA, CAP = 0.1, 2.0
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -32,11 +35,11 @@ Gradients = dict[str, torch.Tensor]
 Plain = tuple[Gradients, list[float], dict[tuple[str, int], float]]
 
 
-def run_config(checkpointing: bool = False) -> Config:
+def run_config(checkpointing: bool = False, *overrides: str) -> Config:
     return load_config(
         "digits",
         [f"algorithm.kl_beta={BETA}", "optimizer.max_grad_norm=1000",
-         f"learners.gradient_checkpointing={checkpointing}"],
+         f"learners.gradient_checkpointing={checkpointing}", *overrides],
     )  # fmt: skip
 
 
@@ -84,8 +87,12 @@ def gradients_of(
 
 @pytest.fixture(scope="module")
 def plain(tiny_model: str, config: Config, dataset: FewShotDataset, samples: list[TrainingSample]) -> Plain:
-    encoder = PromptEncoder(tiny_model, config.model)
-    model = load_policy(tiny_model, config.model, {"text_config": "eager", "vision_config": "eager"}, [], 1.0).model
+    return plain_gradients(tiny_model, config.model, dataset, samples)
+
+
+def plain_gradients(path: str, section: ModelSection, dataset: FewShotDataset, samples: list[TrainingSample]) -> Plain:
+    encoder = PromptEncoder(path, section)
+    model = load_policy(path, section, {"text_config": "eager", "vision_config": "eager"}, [], 1.0).model
     weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     total, gaps = torch.zeros(()), {}
     for sample in samples:
@@ -132,15 +139,43 @@ def test_gradients_do_not_depend_on_the_split(
     gradients, sums = gradients_of(
         tmp_path, tiny_model, run_config(checkpointing), dataset.images, samples, ranks, tokens
     )
+    check_equal(tmp_path, ranks, samples, plain, gradients, sums)
+
+
+def check_equal(
+    folder: Path, ranks: int, samples: list[TrainingSample], plain: Plain, gradients: Gradients, sums: list[float]
+) -> None:
     expected, expected_sums, gaps = plain
     assert sums == pytest.approx(expected_sums, rel=1e-4)
-    told = [entry for rank in range(ranks) for entry in json.loads((tmp_path / f"gaps-{rank}").read_text())]
+    told = [entry for rank in range(ranks) for entry in json.loads((folder / f"gaps-{rank}").read_text())]
     assert len(told) == len(samples), "each completion once, and no padding"
     assert {(prompt_id, index): nats for prompt_id, index, nats in told} == pytest.approx(gaps, abs=1e-4)
     assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():
         distance = (gradient - expected[name]).norm() / (expected[name].norm() + 1e-12)
         assert distance < 1e-4, name
+
+
+@pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen3_vl"])
+def other(
+    request: pytest.FixtureRequest, dataset: FewShotDataset, prompts: list[Prompt], tmp_path_factory
+) -> tuple[str, Config, list[TrainingSample], Plain]:
+    """A small random model of another family, asked about images of several of Qwen2.5-VL's windows."""
+    config = run_config(True, "model.min_image_tokens=49", "model.max_image_tokens=100")
+    family = FAMILIES[request.param]
+    path = str(family_model(tmp_path_factory.mktemp(request.param), family, config.model.pixels(family.side)[1]))
+    asked = [replace(prompt, text=TRANSFER_QUESTION) for prompt in prompts]
+    samples = some_samples(path, config, dataset, asked)
+    return path, config, samples, plain_gradients(path, config.model, dataset, samples)
+
+
+@pytest.mark.parametrize(("ranks", "tokens"), [(1, 4096), (2, 30)])
+def test_gradients_of_the_other_families_do_not_depend_on_the_split(
+    ranks: int, tokens: int, tmp_path: Path, dataset: FewShotDataset, other
+):
+    path, config, samples, plain = other
+    gradients, sums = gradients_of(tmp_path, path, config, dataset.images, samples, ranks, tokens)
+    check_equal(tmp_path, ranks, samples, plain, gradients, sums)
 
 
 def poisoned(folder: str, path: str, config: Config, images: Images, rank: int, work: list) -> None:
