@@ -4,6 +4,9 @@
 # an init). Takes the files that git tracks, as they lie here. Root only, for the roots it makes:  sudo make bare-test
 #
 #   BARE_RELEASE=bookworm          or trixie, ... (Debian's name of the release)
+#   BARE_USER=root                 the machine's owner types, as in many containers
+#   BARE_SHM=64m                   size of /dev/shm, as Docker gives it; else half of the memory
+#   BARE_FOLDER="my clone"         the folder's name, with a space for instance
 #   BARE_COMMANDS="make demo
 #   make test"                     what the user types, a command a line
 #   BARE_REUSE=1                   keep the user's caches of pip and uv for the next time; else all is downloaded anew
@@ -12,6 +15,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 release=${BARE_RELEASE:-bookworm}
+user=${BARE_USER:-user}
 commands=${BARE_COMMANDS:-$'make demo\nmake test'}
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/rft_cluster/bare
 base=$cache/$release.tar.gz
@@ -38,13 +42,16 @@ if [ "${1:-}" != inside ]; then
   exit "$status"
 fi
 
-root=$2 home=/home/user work=/home/user/rft_cluster
+root=$2 home=/home/$user
+[ "$user" != root ] || home=/root
+work=$home/${BARE_FOLDER:-rft_cluster}
 mount -t proc proc "$root/proc"
 mount -t sysfs -o ro sysfs "$root/sys"
 mount --rbind /dev "$root/dev"
-mount -t tmpfs -o mode=1777 tmpfs "$root/dev/shm"
+mount -t tmpfs -o "mode=1777,size=${BARE_SHM:-50%}" tmpfs "$root/dev/shm"
 cp -L /etc/resolv.conf /etc/hosts "$root/etc/"
-chroot "$root" useradd --create-home --uid 1000 user
+[ "$user" = root ] || chroot "$root" useradd --create-home --uid 1000 "$user"
+owner=$(chroot "$root" id -u "$user")
 
 # Settings of pip and uv, and what they name.
 host_pip() { python3 -m pip "$@" 2>/dev/null || true; }
@@ -65,17 +72,17 @@ for path in $(grep -oE "(=|'|[ ,]|file:/)/[^ ',]*" <<<"${named//file:\/\///}" | 
   fi
 done
 if [ -n "${BARE_REUSE:-}" ]; then
-  mkdir -p "$cache/user-cache" "$root$home/.cache"
-  mount --bind "$cache/user-cache" "$root$home/.cache"
-  chown 1000:1000 "$root$home/.cache"
+  mkdir -p "$cache/$user-cache" "$root$home/.cache"
+  mount --bind "$cache/$user-cache" "$root$home/.cache"
+  chown "$owner:$owner" "$root$home/.cache"
 fi
 mkdir "$root$work"
 git ls-files -z | tar --create --null --files-from=- --ignore-failed-read 2>/dev/null | tar --extract -C "$root$work"
-chown -R 1000:1000 "$root$home" 2>/dev/null || true
+chown -R "$owner:$owner" "$root$home" 2>/dev/null || true
 
 as_user() {
-  chroot --userspec=1000:1000 "$root" /usr/bin/env -i HOME="$home" PATH=/usr/bin:/bin LANG=C.UTF-8 "${settings[@]}" \
-    bash -c "cd $work && $1" </dev/null
+  chroot --userspec="$owner:$owner" "$root" /usr/bin/env -i HOME="$home" PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 \
+    "${settings[@]}" bash -c "cd '$work' && $1" </dev/null
 }
 timed() {
   say "$1"

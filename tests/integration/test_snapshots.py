@@ -79,6 +79,7 @@ def digest(learners: Learners) -> str:
     return found.hexdigest()
 
 
+@pytest.mark.slow
 def test_learners_go_on_from_memory_after_the_loss_of_a_node(
     lose: Lose, tiny_model: str, dataset: FewShotDataset, samples: list[TrainingSample]
 ):
