@@ -8,6 +8,7 @@
 #   make faults  everything that may be lost is lost, in real runs: the table of docs/faults.md, half an hour
 #   make long    the same kinds of stops at more moments, half an hour
 #   make bench   all benchmarks, an hour on a quiet machine; EXTRAS=cpu,dev,bench brings TRL (docs/performance.md)
+#   make bench-switches   which settings help, two data sets, hours; it may be stopped and goes on (docs/switches.md)
 #   make gpu-test   checks of a machine's GPUs, ten minutes for one; TIER="learner" for some (docs/gpus.md)
 #   make setup   the environment in .venv alone (EXTRAS=gpu,dev for a GPU machine)
 #   make lock    the versions of all packages anew, after a change of pyproject.toml: deploy/locks/
@@ -31,7 +32,8 @@ OPENMP = $$(ls $(CURDIR)/.venv/lib/libiomp5.so 2>/dev/null)
 # Bytecode is kept, or each process of a test would compile the package anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test unit slow slow-slurm long faults gpu-test lint setup lock image bare-test clean $(BENCHMARKS) bench bench-report
+.PHONY: demo test unit slow slow-slurm long faults gpu-test lint setup lock image bare-test clean $(BENCHMARKS) bench bench-report \
+	bench-switches
 .DEFAULT_GOAL := help
 
 help:
@@ -79,6 +81,9 @@ bench-digits: setup
 
 bench-generation: setup
 	$(BIN)/python -m benchmarks.generation
+
+bench-switches: setup
+	$(BIN)/python -m benchmarks.switches
 
 bench-forward: setup
 	LD_PRELOAD=$(OPENMP) $(BIN)/python -m benchmarks.learner_forward

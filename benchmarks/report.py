@@ -7,8 +7,9 @@ Reads `benchmarks/results/*.json`; what has not been measured is said to be so.
 
 import functools
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from benchmarks.common import ROOT, read_result
@@ -318,13 +319,18 @@ def main() -> None:
     for name, (make, file) in PARTS.items():
         found = read_result(file)
         texts[name] = make(found) if found else "Not measured."
-    page = PAGE.read_text()
+    fill(PAGE, texts)
+    print(texts["goals"])
+
+
+def fill(file: Path, texts: Mapping[str, str]) -> None:
+    """Put each text between the page's marks of its name, in place of what stands there."""
+    page = file.read_text()
     for name, text in texts.items():
         start, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
         head, rest = page.split(start)
         page = head + start + text + end + rest.partition(end.strip())[2]
-    write_text(PAGE, page)
-    print(texts["goals"])
+    write_text(file, page)
 
 
 if __name__ == "__main__":

@@ -254,10 +254,10 @@ def _answers(history: History, step: int) -> tuple[str, tuple[bool, ...]]:
     """A digest of the test images with their labels, and whether each was answered right, sorted by image."""
     entries = history.manifest["splits"]["test"] if history.manifest else []
     pictures = [(entry["sha256"], entry["label"]) for entry in entries]
-    right = history.answered_right(step)
+    judged = history.tested(step)
     ordered = sorted(range(len(pictures)), key=lambda index: pictures[index])
     digest = hashlib.sha256(json.dumps([pictures[index] for index in ordered]).encode()).hexdigest()
-    return digest, tuple(right[index] for index in ordered) if right else ()
+    return digest, tuple(judged[index].strict for index in ordered) if judged else ()
 
 
 def _outcome(plan: Sweep, run: Run, code: int) -> str:

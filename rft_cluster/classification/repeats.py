@@ -111,9 +111,11 @@ def table(rows: Sequence[Mapping[str, Any]], reference: str) -> str:
     several = any(len(row["seeds"]) + len(row["missing"]) > 1 for row in rows)
     spread = "range over seeds" if several else "95 % interval"
     pairs = [f"less {_cell(reference)}, by seed", "p", "the same, image by image"] if len(rows) > 1 else []
-    head = [*rows[0]["values"], "before", "after", spread, "seeds", *pairs, "format", *BASELINES.values(), "images"]
+    names = [name for name in BASELINES if any(name in row["baselines"] for row in rows if row["seeds"])]
+    baselines = [BASELINES[name] for name in names]
+    head = [*rows[0]["values"], "before", "after", spread, "seeds", *pairs, "format", *baselines, "images"]
     lines = [f"| {' | '.join(map(_cell, head))} |", "|" + "---|" * len(head)]
-    lines += [f"| {' | '.join(_cells(row, bool(pairs)))} |" for row in rows]
+    lines += [f"| {' | '.join(_cells(row, bool(pairs), names))} |" for row in rows]
     if pairs:
         most = max(len(row["seeds"]) for row in rows)
         lines += ["", _explained(most)] if most else []
@@ -130,13 +132,13 @@ def _explained(seeds: int) -> str:
     )
 
 
-def _cells(row: Mapping[str, Any], paired: bool) -> list[str]:
+def _cells(row: Mapping[str, Any], paired: bool, baselines: Sequence[str]) -> list[str]:
     values = [_cell(value) for value in row["values"].values()]
     seeds = ", ".join(map(str, row["seeds"]))
     if row["missing"]:
         seeds = f"{seeds or 'none'}; missing {', '.join(map(str, row['missing']))}"
     if not row["seeds"]:
-        return [*values, NONE, NONE, NONE, seeds, *[NONE] * (5 + len(BASELINES) if paired else 2 + len(BASELINES))]
+        return [*values, NONE, NONE, NONE, seeds, *[NONE] * ((5 if paired else 2) + len(baselines))]
     low, high = (f"{100 * end:.1f}" for end in row["interval"] or row["range"])
     return [
         *values,
@@ -146,7 +148,7 @@ def _cells(row: Mapping[str, Any], paired: bool) -> list[str]:
         seeds,
         *(_pair_cells(row["against"]) if paired else []),
         _percent(row["format"]),
-        *(_percent(row["baselines"][name]) if name in row["baselines"] else "" for name in BASELINES),
+        *(_percent(row["baselines"][name]) if name in row["baselines"] else "" for name in baselines),
         str(row["n"]),
     ]
 

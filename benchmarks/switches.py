@@ -1,0 +1,266 @@
+"""Which switches pay: each of `ROWS` against the default, on two data sets, with the small model on a CPU.
+
+    python -m benchmarks.switches               every run that is due, one after another; stop it at any time
+    python -m benchmarks.switches --runs 1      the next one
+    python -m benchmarks.switches --runs 0      write docs/switches.md anew
+
+The default has five seeds. Each other row is screened with two, and has the other three if it helped (`helped`). Seeds
+and rule were fixed before the first run. Each finished run is kept in `results/switches.json`, so that the same command
+goes on where the last one stopped, also in another checkout; a run that was stopped goes on, too, where its folder is.
+The runs are those of a sweep (`rft_cluster.sweep`), in `~/.cache/rft_cluster/benchmarks`.
+"""
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+from benchmarks.common import CACHE, ROOT, machine, parsed, read_result, write_result
+from benchmarks.report import fill, table
+from rft_cluster.classification.baselines import BASELINES
+from rft_cluster.classification.intervals import sign_flip
+from rft_cluster.classification.repeats import Repeat, Row, against, least_p, summary
+from rft_cluster.classification.repeats import table as table_of_rows
+from rft_cluster.common.errors import exit_code
+from rft_cluster.run.lock import locked
+from rft_cluster.sweep import Run, Sweep, combinations, read_repeat, sweep
+
+NAME, PAGE = "switches", ROOT / "docs" / "switches.md"
+FOLDER = CACHE / "switches"
+CLOTHES = CACHE / "clothes"
+DEFAULT = "default"
+SCREENED, SEEDS = (41, 42), (41, 42, 43, 44, 45)
+LEAST = (
+    0.01  # of accuracy: a row helped that was better than the default with both first seeds, by this much in the median
+)
+
+# A line for each switch: its name, and what it overrides on both data sets.
+ROWS: dict[str, list[str]] = {
+    DEFAULT: [],
+    "answer only": ["prompt.template=answer_only"],
+    "closed": ["prompt.template=closed"],
+    "labels listed": ["prompt.template=with_labels"],
+    "dr_grpo": ["algorithm.advantage=dr_grpo"],
+    "gpg": ["algorithm.advantage=gpg"],
+    "rloo": ["algorithm.advantage=rloo"],
+    "normalised sum": ["algorithm.total=normalised_sum"],
+    "no KL": ["algorithm.kl_beta=0"],
+    "groups of 4": ["sampling.group_size=4"],
+    "groups of 16": ["sampling.group_size=16"],
+    "twice the learning rate": ["optimizer.learning_rate=1e-3"],
+    "half the learning rate": ["optimizer.learning_rate=2.5e-4"],
+    "2 updates a step": ["algorithm.updates_per_step=2"],
+    "temperature 0.7": ["sampling.temperature=0.7"],
+    "temperature 1.3": ["sampling.temperature=1.3"],
+}
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set with the settings of all its runs. `config` is a name in `configs/`."""
+
+    config: str
+    settings: tuple[str, ...]
+
+
+DATA = {
+    "digits": Data("digits", ("schedule.evaluate_every=0",)),
+    "clothes": Data(
+        "photos",
+        (
+            "schedule.evaluate_every=0",
+            f"data.path={CLOTHES}",
+            "prompt.subject=garment",
+            "data.shots=8",
+            "data.validation=100",
+            "data.test=300",
+            "model.min_image_tokens=4",  # 56 x 56 pixels, as the folder has them
+            "model.max_image_tokens=4",
+            "schedule.steps=160",
+        ),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Key:
+    """One run: a row of a data set with a seed."""
+
+    data: str
+    row: str
+    seed: int
+
+    @property
+    def sweep(self) -> Sweep:
+        """The sweep of this run alone."""
+        data = DATA[self.data]
+        return Sweep(
+            name=self.data,
+            config=data.config,
+            overrides=list(data.settings),
+            rows={self.row: ROWS[self.row]},
+            seeds=[self.seed],
+            folder=FOLDER,
+        )
+
+    def matches(self, record: Mapping[str, Any]) -> bool:
+        """True if it is the record of this run, with the settings that the run has now."""
+        return key_of(record) == self and record["settings"] == self.settings
+
+    @property
+    def settings(self) -> list[str]:
+        """All overrides; that of the folder differs between machines."""
+        return [text for text in (*DATA[self.data].settings, *ROWS[self.row]) if not text.startswith("data.path=")]
+
+
+def main() -> int:
+    options = parsed(__doc__, runs=10_000, data=list(DATA), rows=list(ROWS), again=False)
+    return exit_code(lambda: work(options.runs, options.data, options.rows, options.again))
+
+
+def work(runs: int, data: Sequence[str], rows: Sequence[str], again: bool) -> int:
+    """Do up to `runs` of the runs that are due, then write the page. Returns 1 if one failed.
+
+    `again`: those that failed before are due, too.
+    """
+    records: list[dict[str, Any]] = (read_result(NAME) or {"runs": []})["runs"]
+    if again:
+        records = [record for record in records if "failed" not in record]
+    failed = 0
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with locked(FOLDER):  # never two at once
+        for _ in range(runs):
+            if (key := next(iter(due(records, data, rows)), None)) is None:
+                break
+            record = measured(key)
+            failed |= "failed" in record
+            records = [*(one for one in records if key_of(one) != key), record]
+            write_result(NAME, {"machine": machine(), "runs": records})
+            print(f"{len(due(records, data, rows))} runs are due", flush=True)
+    write_page(records)
+    return failed
+
+
+def key_of(record: Mapping[str, Any]) -> Key:
+    return Key(record["data"], record["row"], record["seed"])
+
+
+def due(records: Sequence[Mapping[str, Any]], data: Sequence[str], rows: Sequence[str]) -> list[Key]:
+    """The runs that are neither done nor failed, in order: for each data set the default, the first seeds of all rows,
+    and the other seeds of those that helped."""
+    others = [row for row in rows if row != DEFAULT]
+    keys = []
+    for name in data:
+        keys += [Key(name, DEFAULT, seed) for seed in SEEDS if DEFAULT in rows]
+        keys += [Key(name, row, seed) for row in others for seed in SCREENED]
+        keys += [Key(name, row, seed) for row in others if helped(records, name, row) for seed in SEEDS]
+    return [key for key in dict.fromkeys(keys) if not any(key.matches(record) for record in records)]
+
+
+def helped(records: Sequence[Mapping[str, Any]], data: str, row: str) -> bool:
+    """True if the row was better than the default with both of the first seeds, by `LEAST` in the median."""
+    both = against(rows_of(records, data, [row], SCREENED)[0], rows_of(records, data, [DEFAULT], SCREENED)[0])
+    return both is not None and len(both["seeds"]) == 2 and min(both["differences"]) > 0 and both["median"] >= LEAST
+
+
+def rows_of(
+    records: Sequence[Mapping[str, Any]], data: str, names: Sequence[str], seeds: Sequence[int] = SEEDS
+) -> list[Row]:
+    """The rows with their finished runs of these seeds. Missing are those of the first seeds, of the default all."""
+    rows = []
+    for name in names:
+        keys = [Key(data, name, seed) for seed in seeds]
+        repeats = [repeat_of(one) for key in keys for one in records if key.matches(one) and "failed" not in one]
+        wanted = SEEDS if name == DEFAULT else SCREENED
+        missing = [seed for seed in wanted if seed in seeds and seed not in {one.seed for one in repeats}]
+        rows.append(Row(name, {"switch": name}, tuple(repeats), tuple(missing)))
+    return rows
+
+
+def measured(key: Key) -> dict[str, Any]:
+    """The record of a run, which is made now, or goes on. A finished run's folder is removed."""
+    if key.data == "clothes" and not CLOTHES.exists():
+        subprocess.run([sys.executable, ROOT / "examples" / "fashion_folder.py", CLOTHES], check=True)
+    plan, began = key.sweep, time.monotonic()
+    (run,) = combinations(plan)
+    code = sweep(plan, parallel=1)
+    here = machine()
+    record = {
+        "data": key.data,
+        "row": key.row,
+        "seed": key.seed,
+        "settings": key.settings,
+        "commit": here["commit"],
+        "processor": here["processor"],
+        "seconds": round(time.monotonic() - began),  # of the last part, if the run was stopped
+    }
+    repeat = None if code else read_repeat(plan.path / run.name, key.seed)
+    if repeat is None:
+        return record | {"failed": last_line(plan, run)}
+    shutil.rmtree(plan.path / run.name)
+    return record | asdict(repeat) | {"right": "".join("01"[flag] for flag in repeat.right)}
+
+
+def last_line(plan: Sweep, run: Run) -> str:
+    log = (plan.path / f"{run.name}.log").read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((line for line in reversed(log) if line.strip()), "its log is empty")
+
+
+def repeat_of(record: Mapping[str, Any]) -> Repeat:
+    names = ("seed", "n", "before", "after", "format", "baselines", "images")
+    return Repeat(**{name: record[name] for name in names}, right=tuple(one == "1" for one in record["right"]))
+
+
+# The page
+
+
+def write_page(records: Sequence[Mapping[str, Any]]) -> None:
+    """Write the tables into docs/switches.md, between its marks."""
+    texts = {}
+    for data in DATA:
+        texts[data] = switches_table(records, data)
+        texts[f"baselines of {data}"] = baselines_table(rows_of(records, data, [DEFAULT])[0].repeats)
+    fill(PAGE, texts)
+
+
+def switches_table(records: Sequence[Mapping[str, Any]], data: str) -> str:
+    """Each row against the default, then the runs that failed."""
+    reference, *others = rows_of(records, data, list(ROWS))
+    if not reference.repeats:
+        return "Not measured."
+    found = [summary(row, reference) for row in (reference, *others)]
+    for entry in found:
+        entry["baselines"] = {}  # they are the same in all rows, and have a table of their own
+    now = [one for one in records if "failed" in one and one["row"] in ROWS and key_of(one).matches(one)]
+    lines = [f"- {one['row']}, seed {one['seed']}, failed: {one['failed']}" for one in now if one["data"] == data]
+    return "\n".join([table_of_rows(found, DEFAULT), *lines]).rstrip()
+
+
+def baselines_table(repeats: Sequence[Repeat]) -> str:
+    """The default beside the baselines, seed by seed, and its difference from each (`sign_flip`)."""
+    if not repeats:
+        return "Not measured."
+    names = [name for name in BASELINES if all(name in one.baselines for one in repeats)]
+    lines = [
+        [one.seed, *(f"{100 * rate:.1f} %" for rate in (one.after, *(one.baselines[name] for name in names)))]
+        for one in repeats
+    ]
+    medians = [
+        median(one.after for one in repeats),
+        *(median(one.baselines[name] for one in repeats) for name in names),
+    ]
+    lines.append(["**median**", *(f"**{100 * rate:.1f} %**" for rate in medians)])
+    less = [[one.after - one.baselines[name] for one in repeats] for name in names]
+    cells = [f"{100 * median(own):+.1f} ({100 * min(own):+.1f} to {100 * max(own):+.1f})" for own in less]
+    lines.append(["policy less it: median (range)", "", *cells])
+    counts = [[round(difference * one.n) for difference, one in zip(own, repeats, strict=True)] for own in less]
+    lines.append([f"p, at best {least_p(len(repeats)):.2g}", "", *(f"{sign_flip(own):.2g}" for own in counts)])
+    return table(["seed", "the policy", *(BASELINES[name] for name in names)], lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""Which runs of `benchmarks.switches` are due, and its tables, from made-up records."""
+
+import json
+
+import pytest
+
+from benchmarks import switches
+from benchmarks.switches import DEFAULT, Key, baselines_table, due, helped, rows_of, switches_table
+from rft_cluster.config import load_config
+from rft_cluster.sweep import combinations
+
+ROWS = [DEFAULT, "closed", "gpg"]
+
+
+def record(row: str, seed: int, right: int, data: str = "digits", **more: object) -> dict:
+    """A run that answered `right` of 100 images."""
+    key = Key(data, row, seed)
+    found = {"n": 100, "before": 0.1, "after": right / 100, "format": 1.0, "images": f"of {seed}"}
+    baselines = {"nearest_neighbour": 0.8, "rbf_svm": 0.82}
+    flags = "1" * right + "0" * (100 - right)
+    settings = {"settings": key.settings, "baselines": baselines, "right": flags}
+    return {"data": data, "row": row, "seed": seed, **found, **settings, **more}
+
+
+DEFAULTS = [record(DEFAULT, seed, 85) for seed in switches.SEEDS]
+
+
+@pytest.mark.parametrize("data", switches.DATA)
+@pytest.mark.parametrize("row", switches.ROWS)
+def test_each_row_is_a_configuration(data, row):
+    plan = Key(data, row, 41).sweep
+    (run,) = combinations(plan)
+    assert load_config(plan.config, run.overrides(plan)).run.seed == 41
+    assert "," not in row, "--rows is separated by commas"
+
+
+def test_the_default_comes_first_then_two_seeds_of_each_row():
+    keys = due([], ["digits", "clothes"], ROWS)
+    first = [("digits", DEFAULT, seed) for seed in (41, 42, 43, 44, 45)]
+    first += [("digits", row, seed) for row in ("closed", "gpg") for seed in (41, 42)]
+    assert [(key.data, key.row, key.seed) for key in keys[:9]] == first
+    assert [key.data for key in keys[9:]] == ["clothes"] * 9
+    assert due([record("gpg", 42, 80)], ["digits"], ["gpg"]) == [Key("digits", "gpg", 41)]
+
+
+@pytest.mark.parametrize(
+    ("rights", "more"),
+    [
+        ((86, 86), [43, 44, 45]),  # by a point with both
+        ((87, 85), []),  # by a point in the median, but not with both
+        ((84, 99), []),
+        ((90,), []),  # the other seed is due
+    ],
+)
+def test_what_helped_with_both_first_seeds_has_five(rights, more):
+    records = [*DEFAULTS, *(record("closed", seed, right) for seed, right in zip((41, 42), rights, strict=False))]
+    assert helped(records, "digits", "closed") == bool(more)
+    rest = [key.seed for key in due(records, ["digits"], ROWS) if key.row == "closed"]
+    assert rest == (more if len(rights) == 2 else [42])
+    assert not helped(records, "clothes", "closed")
+
+
+def test_help_is_judged_by_the_first_seeds_alone():
+    worse = [record("closed", seed, 50) for seed in (43, 44)]
+    records = [*DEFAULTS, record("closed", 41, 88), record("closed", 42, 88), *worse]
+    assert [key.seed for key in due(records, ["digits"], ["closed"])] == [45]
+
+
+def test_a_run_with_other_settings_is_due_again_and_one_that_failed_is_not():
+    former = record("gpg", 41, 80) | {"settings": ["algorithm.advantage=other"]}
+    failed = {**record("gpg", 42, 80), "failed": "error: no room"}
+    assert due([former, failed], ["digits"], ["gpg"]) == [Key("digits", "gpg", 41)]
+    (row,) = rows_of([former, failed], "digits", ["gpg"])
+    assert (row.repeats, row.missing) == ((), (41, 42))
+
+
+def test_the_records_are_read_as_they_were_written():
+    (row,) = rows_of(json.loads(json.dumps(DEFAULTS)), "digits", [DEFAULT])
+    assert [one.seed for one in row.repeats] == list(switches.SEEDS) and row.missing == ()
+    assert sum(row.repeats[0].right) == 85 and row.repeats[0].after == 0.85
+
+
+def test_the_tables():
+    failed = {**record("rloo", 42, 0), "failed": "error: no room"}
+    records = [*DEFAULTS, record("closed", 41, 88), record("closed", 42, 84), failed]
+    lines = switches_table(records, "digits").splitlines()
+    assert lines[0].startswith("| switch | before | after | range over seeds | seeds | less default, by seed | p |")
+    assert lines[2].startswith("| default | 10.0 % | **85.0 %** | 85.0 to 85.0 | 41, 42, 43, 44, 45 | - | - | - |")
+    (closed,) = [line for line in lines if line.startswith("| closed |")]
+    assert "| **86.0 %** | 84.0 to 88.0 | 41, 42 | +1.0 (-1.0 to +3.0) | 1 | +1.0 (" in closed
+    assert lines[-1] == "- rloo, seed 42, failed: error: no room"
+    assert switches_table(records, "clothes") == "Not measured."
+    table = baselines_table(rows_of(DEFAULTS, "digits", [DEFAULT])[0].repeats).splitlines()
+    assert table[0] == "| seed | the policy | 1-nearest neighbour on pixels | SVM with an RBF kernel on pixels |"
+    assert table[2] == "| 41 | 85.0 % | 80.0 % | 82.0 % |"
+    assert table[-3] == "| **median** | **85.0 %** | **80.0 %** | **82.0 %** |"
+    assert table[-2] == "| policy less it: median (range) |  | +5.0 (+5.0 to +5.0) | +3.0 (+3.0 to +3.0) |"
+    assert table[-1] == "| p, at best 0.062 |  | 0.062 | 0.062 |"
+
+
+def test_runs_are_done_one_by_one_and_kept(tmp_path, monkeypatch):
+    """A run is stood in for: what is tested is what becomes of its record."""
+    kept: dict[str, list[dict]] = {"runs": [record("gpg", 41, 1) | {"settings": []}, *DEFAULTS]}
+    done = []
+
+    def measured(key: Key) -> dict:
+        done.append((key.row, key.seed))
+        return record(key.row, key.seed, 80, **({"failed": "no room"} if key.seed == 42 else {}))
+
+    monkeypatch.setattr(switches, "FOLDER", tmp_path)
+    monkeypatch.setattr(switches, "read_result", lambda name: json.loads(json.dumps(kept)))
+    monkeypatch.setattr(switches, "write_result", lambda name, result: kept.update(result))
+    monkeypatch.setattr(switches, "write_page", lambda records: None)
+    monkeypatch.setattr(switches, "measured", measured)
+    assert switches.work(1, ["digits"], ROWS, again=False) == 0
+    assert switches.work(9, ["digits"], ROWS, again=False) == 1
+    assert done == [("closed", 41), ("closed", 42), ("gpg", 41), ("gpg", 42)]
+    assert switches.work(9, ["digits"], ROWS, again=False) == 0 and len(done) == 4
+    assert switches.work(9, ["digits"], ROWS, again=True) == 1
+    assert done[4:] == [("closed", 42), ("gpg", 42)] and len(kept["runs"]) == 9
