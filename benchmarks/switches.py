@@ -2,7 +2,7 @@
 
     python -m benchmarks.switches               every run that is due, one after another; stop it at any time
     python -m benchmarks.switches --runs 1      the next one
-    python -m benchmarks.switches --runs 0      write docs/switches.md anew
+    python -m benchmarks.switches --runs 0      write the tables anew: docs/switches.md, docs/published.md
 
 The default has five seeds. Each other row is screened with two, and has the other three if it helped (`helped`). Seeds
 and rule were fixed before the first run. Each finished run is kept in `results/switches.json`, so that the same command
@@ -26,10 +26,11 @@ from rft_cluster.classification.intervals import sign_flip
 from rft_cluster.classification.repeats import Repeat, Row, against, least_p, summary
 from rft_cluster.classification.repeats import table as table_of_rows
 from rft_cluster.common.errors import exit_code
+from rft_cluster.config import load_config
 from rft_cluster.run.lock import locked
 from rft_cluster.sweep import Run, Sweep, combinations, read_repeat, sweep
 
-NAME, PAGE = "switches", ROOT / "docs" / "switches.md"
+NAME, PAGE, PUBLISHED = "switches", ROOT / "docs" / "switches.md", ROOT / "docs" / "published.md"
 FOLDER = CACHE / "switches"
 CLOTHES = CACHE / "clothes"
 DEFAULT = "default"
@@ -56,6 +57,15 @@ ROWS: dict[str, list[str]] = {
     "2 updates a step": ["algorithm.updates_per_step=2"],
     "temperature 0.7": ["sampling.temperature=0.7"],
     "temperature 1.3": ["sampling.temperature=1.3"],
+}
+
+
+# The rows that change the question: whether it lists the names, and asks for reasoning.
+TEMPLATES = {
+    DEFAULT: ("open", "yes"),
+    "answer only": ("open", "no"),
+    "labels listed": ("listed", "yes"),
+    "closed": ("listed", "no"),
 }
 
 
@@ -219,12 +229,13 @@ def repeat_of(record: Mapping[str, Any]) -> Repeat:
 
 
 def write_page(records: Sequence[Mapping[str, Any]]) -> None:
-    """Write the tables into docs/switches.md, between its marks."""
+    """Write the tables into docs/switches.md and docs/published.md, between their marks."""
     texts = {}
     for data in DATA:
         texts[data] = switches_table(records, data)
         texts[f"baselines of {data}"] = baselines_table(rows_of(records, data, [DEFAULT])[0].repeats)
     fill(PAGE, texts)
+    fill(PUBLISHED, {"ours": ours_table(records)})
 
 
 def switches_table(records: Sequence[Mapping[str, Any]], data: str) -> str:
@@ -238,6 +249,22 @@ def switches_table(records: Sequence[Mapping[str, Any]], data: str) -> str:
     now = [one for one in records if "failed" in one and one["row"] in ROWS and key_of(one).matches(one)]
     lines = [f"- {one['row']}, seed {one['seed']}, failed: {one['failed']}" for one in now if one["data"] == data]
     return "\n".join([table_of_rows(found, DEFAULT), *lines]).rstrip()
+
+
+def ours_table(records: Sequence[Mapping[str, Any]]) -> str:
+    """The templates, with the words that published figures are told apart by."""
+    lines = []
+    for data in DATA:
+        shots = load_config(DATA[data].config, list(DATA[data].settings)).data.shots
+        for name, (names, thinks) in TEMPLATES.items():
+            (row,) = rows_of(records, data, [name])
+            if row.repeats:
+                found = summary(row, row)
+                low, high = (f"{100 * end:.1f}" for end in found["range"])
+                figure = f"{100 * found['rate']:.1f} ({low} to {high})"
+                lines.append((data, names, thinks, "equal", shots, found["n"], figure, len(row.repeats)))
+    head = ("images", "names", "thinks", "right if", "shots", "test images", "accuracy", "seeds")
+    return table(head, lines) if lines else "Not measured."
 
 
 def baselines_table(repeats: Sequence[Repeat]) -> str:

@@ -7,6 +7,7 @@ import pytest
 from benchmarks import switches
 from benchmarks.switches import DEFAULT, Key, baselines_table, due, helped, rows_of, switches_table
 from rft_cluster.config import load_config
+from rft_cluster.prompts import asks_for_thinking, render_template
 from rft_cluster.sweep import combinations
 
 ROWS = [DEFAULT, "closed", "gpg"]
@@ -96,6 +97,33 @@ def test_the_tables():
     assert table[-3] == "| **median** | **85.0 %** | **80.0 %** | **82.0 %** |"
     assert table[-2] == "| policy less it: median (range) |  | +5.0 (+5.0 to +5.0) | +3.0 (+3.0 to +3.0) |"
     assert table[-1] == "| p, at best 0.062 |  | 0.062 | 0.062 |"
+
+
+def test_the_table_beside_published_figures_names_each_setting():
+    lines = switches.ours_table([*DEFAULTS, record("closed", 41, 88), record("closed", 42, 84)]).splitlines()
+    assert lines[2:] == [
+        "| digits | open | yes | equal | 4 | 100 | 85.0 (85.0 to 85.0) | 5 |",
+        "| digits | listed | no | equal | 4 | 100 | 86.0 (84.0 to 88.0) | 2 |",
+    ]
+    assert switches.ours_table([]) == "Not measured."
+    for name in switches.TEMPLATES:
+        plan = Key("digits", name, 41).sweep
+        (run,) = combinations(plan)
+        text = render_template(load_config(plan.config, run.overrides(plan)).prompt.template, "flower", ["rose"])
+        asked = ("listed" if "rose" in text else "open", "yes" if asks_for_thinking(text) else "no")
+        assert switches.TEMPLATES[name] == asked
+
+
+def test_the_pages_have_a_place_for_each_table(tmp_path, monkeypatch):
+    for name in ("PAGE", "PUBLISHED"):
+        page = getattr(switches, name)
+        (tmp_path / page.name).write_text(page.read_text())
+        monkeypatch.setattr(switches, name, tmp_path / page.name)
+    switches.write_page(DEFAULTS)
+    assert (tmp_path / "switches.md").read_text().count("Not measured.") == 2  # the clothes
+    assert "| digits | open | yes |" in (tmp_path / "published.md").read_text()
+    switches.write_page([])
+    assert (tmp_path / "switches.md").read_text().count("Not measured.") == 4
 
 
 def test_runs_are_done_one_by_one_and_kept(tmp_path, monkeypatch):
