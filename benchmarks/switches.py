@@ -23,6 +23,7 @@ from benchmarks.common import CACHE, ROOT, machine, parsed, read_result, write_r
 from benchmarks.report import fill, table
 from rft_cluster.classification.baselines import BASELINES
 from rft_cluster.classification.intervals import sign_flip
+from rft_cluster.classification.plots import draw_sweep
 from rft_cluster.classification.repeats import Repeat, Row, against, least_p, summary
 from rft_cluster.classification.repeats import table as table_of_rows
 from rft_cluster.common.errors import exit_code
@@ -229,8 +230,8 @@ def repeat_of(record: Mapping[str, Any]) -> Repeat:
 
 
 def write_page(records: Sequence[Mapping[str, Any]]) -> None:
-    """Write the tables into docs/switches.md and docs/published.md, between their marks."""
-    texts = {}
+    """Write the tables into docs/switches.md and docs/published.md, between their marks, and the plot beside them."""
+    texts = {"plot": plot_line(records)}
     for data in DATA:
         texts[data] = switches_table(records, data)
         texts[f"baselines of {data}"] = baselines_table(rows_of(records, data, [DEFAULT])[0].repeats)
@@ -238,12 +239,27 @@ def write_page(records: Sequence[Mapping[str, Any]]) -> None:
     fill(PUBLISHED, {"ours": ours_table(records)})
 
 
+def summaries(records: Sequence[Mapping[str, Any]], data: str) -> list[dict[str, Any]]:
+    """Each row against the default."""
+    rows = rows_of(records, data, list(ROWS))
+    return [summary(row, rows[0]) for row in rows]
+
+
+def plot_line(records: Sequence[Mapping[str, Any]]) -> str:
+    """The plot, drawn anew, where there is something to draw."""
+    found = {data: [(row["name"], row) for row in summaries(records, data) if row["seeds"]] for data in DATA}
+    series = {data: points for data, points in found.items() if points}
+    if not series:
+        return "Not measured."
+    draw_sweep(series, "switch", PAGE.with_suffix(".png"))
+    return "![Accuracy of each switch, and its differences from the default, seed by seed](switches.png)"
+
+
 def switches_table(records: Sequence[Mapping[str, Any]], data: str) -> str:
     """Each row against the default, then the runs that failed."""
-    reference, *others = rows_of(records, data, list(ROWS))
-    if not reference.repeats:
+    found = summaries(records, data)
+    if not found[0]["seeds"]:
         return "Not measured."
-    found = [summary(row, reference) for row in (reference, *others)]
     for entry in found:
         entry["baselines"] = {}  # they are the same in all rows, and have a table of their own
     now = [one for one in records if "failed" in one and one["row"] in ROWS and key_of(one).matches(one)]

@@ -100,30 +100,42 @@ def draw_sweep(series: Mapping[str, Sequence[tuple[float | str, Mapping[str, Any
     """Plot test accuracies, one colour a series; a series is a list of (value on `axis`, `repeats.summary`).
 
     A row of several seeds has a small point for each, and bars from the lowest to the highest around the median; a
-    single run has its 95 % interval. Rows are not joined by lines: the values are categories, with nothing measured
-    between them.
+    single run has its 95 % interval. Below are the differences by seed from the row that others are compared with.
+    Rows are not joined by lines: the values are categories, with nothing measured between them.
     """
     places = list(dict.fromkeys(value for points in series.values() for value, _ in points))
+    paired = any(row["against"] for points in series.values() for _, row in points)
     with _fonts_for([axis, *series, *map(str, places)]) as missing:
-        figure = _figure(max(7, 0.6 * len(places)), 4.5)
-        axes = figure.subplots()
+        figure = _figure(max(7, 0.6 * len(places)), 7 if paired else 4.5)
+        upper, *lower = figure.subplots(2 if paired else 1, sharex=True, squeeze=False)[:, 0]
         for index, (name, points) in enumerate(series.items()):
             at = [places.index(value) + 0.12 * (index - (len(series) - 1) / 2) for value, _ in points]
             ends = [{"rate": row["rate"], "interval": row["interval"] or row["range"]} for _, row in points]
-            _points(axes, at, ends, label=escaped(name, missing), color=f"C{index}")
+            _points(upper, at, ends, label=escaped(name, missing), color=f"C{index}")
             for place, (_, row) in zip(at, points, strict=True):
-                axes.plot(
-                    [place + 0.05] * len(row["rates"]), [100 * one for one in row["rates"]], ".", color=f"C{index}"
-                )
-        axes.set_xticks(range(len(places)), [escaped(str(place), missing) for place in places])
+                _seeds(upper, place + 0.05, row["rates"], f"C{index}")
+                if row["against"]:
+                    _seeds(lower[0], place + 0.05, row["against"]["differences"], f"C{index}")
+                    lower[0].plot(place, 100 * row["against"]["median"], "o", color=f"C{index}")
+        for axes in lower:
+            axes.axhline(0, color=INK, linewidth=0.8)
+            axes.set_ylabel("difference by seed,\npoints")
+            axes.grid(axis="y", alpha=0.3)
+        lowest = lower[0] if lower else upper
+        lowest.set_xticks(range(len(places)), [escaped(str(place), missing) for place in places])
         if len(places) > CATEGORIES_UPRIGHT:
-            axes.tick_params(axis="x", rotation=30)
-        axes.set_xlabel(escaped(axis, missing))
+            lowest.tick_params(axis="x", rotation=60)
+        lowest.set_xlabel(escaped(axis, missing))
         several = any(row["interval"] is None for points in series.values() for _, row in points)
-        axes.set_ylabel(f"test accuracy, % ({'median and range over seeds' if several else '95 % interval'})")
-        axes.set_xlim(-0.5, len(places) - 0.5)
+        upper.set_ylabel(f"test accuracy, %\n{'median and range over seeds' if several else '95 % interval'}")
+        upper.set_xlim(-0.5, len(places) - 0.5)
         figure.legend(loc="outside upper left", ncols=2, frameon=False)
         _save(figure, path)
+
+
+def _seeds(axes: "Axes", place: float, rates: Sequence[float], color: str) -> None:
+    """A small point for each seed."""
+    axes.plot([place] * len(rates), np.multiply(100, rates), ".", color=color)
 
 
 def _points(

@@ -122,8 +122,9 @@ def test_the_pages_have_a_place_for_each_table(tmp_path, monkeypatch):
     switches.write_page(DEFAULTS)
     assert (tmp_path / "switches.md").read_text().count("Not measured.") == 2  # the clothes
     assert "| digits | open | yes |" in (tmp_path / "published.md").read_text()
+    assert "(switches.png)" in (tmp_path / "switches.md").read_text() and (tmp_path / "switches.png").exists()
     switches.write_page([])
-    assert (tmp_path / "switches.md").read_text().count("Not measured.") == 4
+    assert (tmp_path / "switches.md").read_text().count("Not measured.") == 5
 
 
 def test_runs_are_done_one_by_one_and_kept(tmp_path, monkeypatch):

@@ -164,7 +164,7 @@ def test_the_matrix_has_its_numbers(tmp_path):
 
 
 def test_a_sweep_over_names_in_any_script(fonts, tmp_path):
-    rate = {"rate": 0.5, "interval": None, "range": [0.4, 0.6], "rates": [0.4, 0.5, 0.6]}
+    rate = {"rate": 0.5, "interval": None, "range": [0.4, 0.6], "rates": [0.4, 0.5, 0.6], "against": None}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         draw_sweep({text: [(text, rate)] for text in SCRIPTS.values()}, "prompt.subject", tmp_path / "sweep.png")
@@ -176,9 +176,13 @@ def test_hundreds_of_classes_still_fit(tmp_path):
 
 
 def test_a_sweep_of_words_and_numbers(tmp_path):
-    rate = {"rate": 0.5, "interval": [0.4, 0.6], "range": [0.5, 0.5], "rates": [0.5]}
+    rate = {"rate": 0.5, "interval": [0.4, 0.6], "range": [0.5, 0.5], "rates": [0.5], "against": None}
     draw_sweep({"a": [(1, rate), (2, rate)], "b $": [("all", rate)]}, "data.shots", tmp_path / "sweep.png")
-    assert Image.open(tmp_path / "sweep.png").size[0] > 500
+    width, height = Image.open(tmp_path / "sweep.png").size
+    assert width > 500
+    against = {"differences": [-0.1, 0.2], "median": 0.05}
+    draw_sweep({"a": [(1, rate), (2, rate | {"against": against})]}, "data.shots", tmp_path / "paired.png")
+    assert Image.open(tmp_path / "paired.png").size[1] > height
 
 
 def test_two_threads_that_draw_do_not_change_each_other_s_settings():
