@@ -42,7 +42,7 @@ from rft_cluster.common import stopping
 from rft_cluster.common.errors import UserError, check_range, exit_code
 from rft_cluster.common.files import write_json, write_text
 from rft_cluster.common.lookup import did_you_mean
-from rft_cluster.config import FilePath, PathText, Section, load_config, read_file, run_folder_of, validated
+from rft_cluster.config import Config, FilePath, PathText, Section, load_config, read_file, run_folder_of, validated
 from rft_cluster.run.history import History, read_history
 from rft_cluster.run.resume import is_run
 
@@ -162,7 +162,7 @@ def sweep(plan: Sweep, parallel: int) -> int:
     """Check every combination, run those that are not complete, then write the table and the plot."""
     check_range("--parallel", parallel, 1, 1000)
     runs = combinations(plan)
-    steps = [load_config(plan.config, run.overrides(plan)).schedule.steps for run in runs]
+    steps = [_config(plan, run).schedule.steps for run in runs]
     plan.path.mkdir(parents=True, exist_ok=True)
     print(f"{len(runs)} runs in {plan.path}, {parallel} at a time, each with a log NAME.log there", flush=True)
     finished, failed = 0, []
@@ -185,6 +185,15 @@ def sweep(plan: Sweep, parallel: int) -> int:
     for run in failed:
         print(f"failed: {run.name}, see {plan.path / run.name}.log and start the sweep again", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _config(plan: Sweep, run: Run) -> Config:
+    """The configuration of a run. Raises UserError if the run would not measure one test accuracy."""
+    config = load_config(plan.config, run.overrides(plan))
+    if config.data.folds or not config.data.test:
+        key = f"data.folds is {config.data.folds}: leave it out" if config.data.folds else "data.test is 0: set it"
+        raise UserError(f"{run.name}: a sweep compares runs by their accuracy on test images, and {key}")
+    return config
 
 
 @contextmanager

@@ -127,6 +127,16 @@ def test_a_wrong_value_in_the_grid_is_refused_before_anything_starts(plan, monke
     assert not plan.path.exists()
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [(["data.test=0"], "data.test is 0: set it"), (["data.folds=5", "data.test=0"], "data.folds is 5: leave it out")],
+)
+def test_runs_that_measure_no_accuracy_on_test_images_are_refused(plan, monkeypatch, values, message):
+    monkeypatch.setattr(sweep, "_launch", lambda *_: pytest.fail("started"))
+    with pytest.raises(UserError, match=f"shots-1_seed-0: a sweep compares runs by .* test images, and {message}"):
+        sweep.sweep(plan.model_copy(update={"overrides": [*plan.overrides, *values]}), 1)
+
+
 def test_the_same_combination_twice_is_refused(plan):
     with pytest.raises(UserError, match="two runs of the sweep would have one name: shots-1_seed-0, shots-1_seed-1"):
         sweep.combinations(plan.model_copy(update={"grid": {"data.shots": ["1", "1"]}}))
