@@ -2,7 +2,7 @@
 
     python -m benchmarks.switches               every run that is due, one after another; stop it at any time
     python -m benchmarks.switches --runs 1      the next one
-    python -m benchmarks.switches --runs 0      write the tables anew: docs/switches.md, docs/published.md
+    python -m benchmarks.switches --runs 0      write the tables of docs/switches.md and others anew
 
 The default has five seeds. Each other row is screened with two, and has the other three if it helped (`helped`). Seeds
 and rule were fixed before the first run. Each finished run is kept in `results/switches.json`, so that the same command
@@ -24,14 +24,16 @@ from benchmarks.report import fill, table
 from rft_cluster.classification.baselines import BASELINES
 from rft_cluster.classification.intervals import sign_flip
 from rft_cluster.classification.plots import draw_sweep
-from rft_cluster.classification.repeats import Repeat, Row, against, least_p, summary
+from rft_cluster.classification.repeats import Repeat, Row, against, summary
 from rft_cluster.classification.repeats import table as table_of_rows
-from rft_cluster.common.errors import exit_code
+from rft_cluster.common.errors import UserError, exit_code
+from rft_cluster.common.lookup import did_you_mean
 from rft_cluster.config import load_config
 from rft_cluster.run.lock import locked
 from rft_cluster.sweep import Run, Sweep, combinations, read_repeat, sweep
 
-NAME, PAGE, PUBLISHED = "switches", ROOT / "docs" / "switches.md", ROOT / "docs" / "published.md"
+NAME = "switches"
+PAGE, PUBLISHED, EVALUATE = (ROOT / "docs" / f"{name}.md" for name in ("switches", "published", "evaluate"))
 FOLDER = CACHE / "switches"
 CLOTHES = CACHE / "clothes"
 DEFAULT = "default"
@@ -138,6 +140,9 @@ def work(runs: int, data: Sequence[str], rows: Sequence[str], again: bool) -> in
 
     `again`: those that failed before are due, too.
     """
+    for name, known in [*((name, DATA) for name in data), *((name, ROWS) for name in rows)]:
+        if name not in known:
+            raise UserError(f"{name} is none of {', '.join(known)}.{did_you_mean(name, known)}")
     records: list[dict[str, Any]] = (read_result(NAME) or {"runs": []})["runs"]
     if again:
         records = [record for record in records if "failed" not in record]
@@ -230,13 +235,15 @@ def repeat_of(record: Mapping[str, Any]) -> Repeat:
 
 
 def write_page(records: Sequence[Mapping[str, Any]]) -> None:
-    """Write the tables into docs/switches.md and docs/published.md, between their marks, and the plot beside them."""
-    texts = {"plot": plot_line(records)}
-    for data in DATA:
-        texts[data] = switches_table(records, data)
-        texts[f"baselines of {data}"] = baselines_table(rows_of(records, data, [DEFAULT])[0].repeats)
-    fill(PAGE, texts)
+    """Write the tables into the pages, between their marks, and the plot beside them.
+
+    What stands in docs/evaluate.md stays until the default has all its seeds.
+    """
+    fill(PAGE, {"plot": plot_line(records), **{data: switches_table(records, data) for data in DATA}})
     fill(PUBLISHED, {"ours": ours_table(records)})
+    defaults = {data: rows_of(records, data, [DEFAULT])[0] for data in DATA}
+    whole = {data: row.repeats for data, row in defaults.items() if not row.missing}
+    fill(EVALUATE, {f"baselines of {data}": baselines_table(repeats) for data, repeats in whole.items()})
 
 
 def summaries(records: Sequence[Mapping[str, Any]], data: str) -> list[dict[str, Any]]:
@@ -284,25 +291,27 @@ def ours_table(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def baselines_table(repeats: Sequence[Repeat]) -> str:
-    """The default beside the baselines, seed by seed, and its difference from each (`sign_flip`)."""
-    if not repeats:
-        return "Not measured."
+    """The default and the baselines on the same images, seed by seed, and the default less each (`sign_flip`)."""
     names = [name for name in BASELINES if all(name in one.baselines for one in repeats)]
-    lines = [
-        [one.seed, *(f"{100 * rate:.1f} %" for rate in (one.after, *(one.baselines[name] for name in names)))]
-        for one in repeats
-    ]
-    medians = [
-        median(one.after for one in repeats),
-        *(median(one.baselines[name] for one in repeats) for name in names),
-    ]
-    lines.append(["**median**", *(f"**{100 * rate:.1f} %**" for rate in medians)])
-    less = [[one.after - one.baselines[name] for one in repeats] for name in names]
-    cells = [f"{100 * median(own):+.1f} ({100 * min(own):+.1f} to {100 * max(own):+.1f})" for own in less]
-    lines.append(["policy less it: median (range)", "", *cells])
-    counts = [[round(difference * one.n) for difference, one in zip(own, repeats, strict=True)] for own in less]
-    lines.append([f"p, at best {least_p(len(repeats)):.2g}", "", *(f"{sign_flip(own):.2g}" for own in counts)])
-    return table(["seed", "the policy", *(BASELINES[name] for name in names)], lines)
+    head = ["test accuracy, %", *(f"seed {one.seed}" for one in repeats), "median", "policy less it, points", "p"]
+    others = {"the policy before": [one.before for one in repeats]}
+    others |= {BASELINES[name]: [one.baselines[name] for one in repeats] for name in names}
+    lines = [["**the policy**", *shown([one.after for one in repeats]), "", ""]]
+    lines += [[name, *shown(rates), *less(repeats, rates)] for name, rates in others.items()]
+    return table(head, lines)
+
+
+def shown(rates: Sequence[float]) -> list[str]:
+    """Cells of a line: each seed, and the median."""
+    return [*(f"{100 * rate:.1f}" for rate in rates), f"**{100 * median(rates):.1f}**"]
+
+
+def less(repeats: Sequence[Repeat], rates: Sequence[float]) -> list[str]:
+    """Cells of the policy less another classifier, seed by seed: median with range, and p."""
+    found = [one.after - rate for one, rate in zip(repeats, rates, strict=True)]
+    counts = [round(difference * one.n) for difference, one in zip(found, repeats, strict=True)]
+    spread = f"{100 * median(found):+.1f} ({100 * min(found):+.1f} to {100 * max(found):+.1f})"
+    return [spread, f"{sign_flip(counts):.2g}"]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import switches
 from benchmarks.switches import DEFAULT, Key, baselines_table, due, helped, rows_of, switches_table
+from rft_cluster.common.errors import UserError
 from rft_cluster.config import load_config
 from rft_cluster.prompts import asks_for_thinking, render_template
 from rft_cluster.sweep import combinations
@@ -92,11 +93,12 @@ def test_the_tables():
     assert lines[-1] == "- rloo, seed 42, failed: error: no room"
     assert switches_table(records, "clothes") == "Not measured."
     table = baselines_table(rows_of(DEFAULTS, "digits", [DEFAULT])[0].repeats).splitlines()
-    assert table[0] == "| seed | the policy | 1-nearest neighbour on pixels | SVM with an RBF kernel on pixels |"
-    assert table[2] == "| 41 | 85.0 % | 80.0 % | 82.0 % |"
-    assert table[-3] == "| **median** | **85.0 %** | **80.0 %** | **82.0 %** |"
-    assert table[-2] == "| policy less it: median (range) |  | +5.0 (+5.0 to +5.0) | +3.0 (+3.0 to +3.0) |"
-    assert table[-1] == "| p, at best 0.062 |  | 0.062 | 0.062 |"
+    seeds = " | ".join(f"seed {seed}" for seed in switches.SEEDS)
+    assert table[0] == f"| test accuracy, % | {seeds} | median | policy less it, points | p |"
+    assert table[2] == f"| **the policy** | {' | '.join(['85.0'] * 5)} | **85.0** |  |  |"
+    assert table[3] == f"| the policy before | {' | '.join(['10.0'] * 5)} | **10.0** | +75.0 (+75.0 to +75.0) | 0.062 |"
+    assert table[-1].startswith("| SVM with an RBF kernel on pixels | 82.0 |")
+    assert table[-1].endswith("| **82.0** | +3.0 (+3.0 to +3.0) | 0.062 |")
 
 
 def test_the_table_beside_published_figures_names_each_setting():
@@ -115,16 +117,28 @@ def test_the_table_beside_published_figures_names_each_setting():
 
 
 def test_the_pages_have_a_place_for_each_table(tmp_path, monkeypatch):
-    for name in ("PAGE", "PUBLISHED"):
+    for name in ("PAGE", "PUBLISHED", "EVALUATE"):
         page = getattr(switches, name)
         (tmp_path / page.name).write_text(page.read_text())
         monkeypatch.setattr(switches, name, tmp_path / page.name)
+    before = (tmp_path / "evaluate.md").read_text()
+    switches.write_page(DEFAULTS[:4])
+    assert (tmp_path / "evaluate.md").read_text() == before, "a table has five seeds"
     switches.write_page(DEFAULTS)
-    assert (tmp_path / "switches.md").read_text().count("Not measured.") == 2  # the clothes
+    assert (tmp_path / "switches.md").read_text().count("Not measured.") == 1  # the clothes
+    evaluate = (tmp_path / "evaluate.md").read_text()
+    assert evaluate.count("| **the policy** |") == 1
     assert "| digits | open | yes |" in (tmp_path / "published.md").read_text()
     assert "(switches.png)" in (tmp_path / "switches.md").read_text() and (tmp_path / "switches.png").exists()
     switches.write_page([])
-    assert (tmp_path / "switches.md").read_text().count("Not measured.") == 5
+    assert (tmp_path / "switches.md").read_text().count("Not measured.") == 3
+    assert (tmp_path / "evaluate.md").read_text() == evaluate
+
+
+@pytest.mark.parametrize(("data", "rows"), [(["digit"], ROWS), (["digits"], ["clsoed"])])
+def test_an_unknown_name_is_refused(data, rows):
+    with pytest.raises(UserError, match=r"Did you mean (digits|closed)\?"):
+        switches.work(1, data, rows, again=False)
 
 
 def test_runs_are_done_one_by_one_and_kept(tmp_path, monkeypatch):
