@@ -140,9 +140,8 @@ def work(runs: int, data: Sequence[str], rows: Sequence[str], again: bool) -> in
 
     `again`: those that failed before are due, too.
     """
-    for name, known in [*((name, DATA) for name in data), *((name, ROWS) for name in rows)]:
-        if name not in known:
-            raise UserError(f"{name} is none of {', '.join(known)}.{did_you_mean(name, known)}")
+    _check_known(data, list(DATA))
+    _check_known(rows, list(ROWS))
     records: list[dict[str, Any]] = (read_result(NAME) or {"runs": []})["runs"]
     if again:
         records = [record for record in records if "failed" not in record]
@@ -159,6 +158,12 @@ def work(runs: int, data: Sequence[str], rows: Sequence[str], again: bool) -> in
             print(f"{len(due(records, data, rows))} runs are due", flush=True)
     write_page(records)
     return failed
+
+
+def _check_known(names: Sequence[str], known: Sequence[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise UserError(f"{name} is none of {', '.join(known)}.{did_you_mean(name, known)}")
 
 
 def key_of(record: Mapping[str, Any]) -> Key:
