@@ -116,19 +116,19 @@ def table(rows: Sequence[Mapping[str, Any]], reference: str) -> str:
     head = [*rows[0]["values"], "before", "after", spread, "seeds", *pairs, "format", *baselines, "images"]
     lines = [f"| {' | '.join(map(_cell, head))} |", "|" + "---|" * len(head)]
     lines += [f"| {' | '.join(_cells(row, bool(pairs), names))} |" for row in rows]
-    if pairs:
-        most = max(len(row["seeds"]) for row in rows)
-        lines += ["", _explained(most)] if most else []
+    paired = {len(row["against"]["seeds"]) for row in rows if row["seeds"] and row["against"]}
+    if paired:
+        lines += ["", _explained(sorted(paired))]
     return "\n".join(lines) + "\n"
 
 
-def _explained(seeds: int) -> str:
-    many = "seed" if seeds == 1 else "seeds"
+def _explained(numbers: Sequence[int]) -> str:
+    """What the columns mean. `numbers`: of seeds that were paired."""
+    least = ", ".join(f"{least_p(seeds):.2g} with {seeds} seed{'s' * (seeds > 1)}" for seeds in numbers)
     return (
         f"Figures are medians over seeds. By seed: median and range of the differences of runs with the same seed and "
-        f"test images; `p` of the exact sign-flip test of these, two-sided: with {seeds} {many} it cannot be below "
-        f"{least_p(seeds):.2g}. Image by image: the answers of all these seeds pooled, with a 95 % interval for these "
-        f"models, not for other seeds."
+        f"test images, and `p` of their exact sign-flip test, two-sided: at least {least}. Image by image: the answers "
+        f"of all these seeds pooled, with a 95 % interval for these models, not for other seeds."
     )
 
 
@@ -146,22 +146,23 @@ def _cells(row: Mapping[str, Any], paired: bool, baselines: Sequence[str]) -> li
         f"**{_percent(row['rate'])}**",
         f"{low} to {high}",
         seeds,
-        *(_pair_cells(row["against"]) if paired else []),
+        *(_pair_cells(row) if paired else []),
         _percent(row["format"]),
         *(_percent(row["baselines"][name]) if name in row["baselines"] else "" for name in baselines),
         str(row["n"]),
     ]
 
 
-def _pair_cells(found: Mapping[str, Any] | None) -> list[str]:
-    if found is None:
+def _pair_cells(row: Mapping[str, Any]) -> list[str]:
+    if not (found := row["against"]):
         return [NONE, NONE, NONE]
     low, high = (f"{100 * end:+.1f}" for end in (min(found["differences"]), max(found["differences"])))
-    by_seed = f"{100 * found['median']:+.1f} ({low} to {high})"
+    some = "" if found["seeds"] == row["seeds"] else f"seeds {', '.join(map(str, found['seeds']))}: "
+    cells = [f"{some}{100 * found['median']:+.1f} ({low} to {high})", f"{found['p']:.2g}"]
     if not found["images"]:
-        return [by_seed, f"{found['p']:.2g}", NONE]
+        return [*cells, NONE]
     ends = " to ".join(f"{100 * end:+.1f}" for end in found["images"]["interval"])
-    return [by_seed, f"{found['p']:.2g}", f"{100 * found['images']['difference']:+.1f} ({ends})"]
+    return [*cells, f"{100 * found['images']['difference']:+.1f} ({ends})"]
 
 
 def _cell(text: str) -> str:

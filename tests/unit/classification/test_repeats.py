@@ -85,14 +85,15 @@ def test_a_row_has_the_median_and_the_range_of_its_seeds():
 
 
 def test_the_table():
-    rows = [summary(one, DEFAULT) for one in (DEFAULT, BETTER, row("none", missing=(41, 42)))]
+    half = row("half", repeat(41, "1110", images="others"), repeat(42, "1111"))
+    rows = [summary(one, DEFAULT) for one in (DEFAULT, BETTER, row("none", missing=(41, 42)), half)]
     head, rule, *lines = table(json.loads(json.dumps(rows)), "default").splitlines()
     assert head == (
         "| row | before | after | range over seeds | seeds | less default, by seed | p | the same, image by image "
         "| format | 1-nearest neighbour on pixels | images |"
     )
-    cells = [line.count(" | ") for line in (head, *lines[:3])]
-    assert cells == [cells[0]] * 4 and rule.count("---|") == cells[0] + 1
+    cells = [line.count(" | ") for line in (head, *lines[:4])]
+    assert cells == [cells[0]] * 5 and rule.count("---|") == cells[0] + 1
     assert lines[0].startswith(
         "| default | 10.0 % | **50.0 %** | 25.0 to 75.0 | 41, 42, 43 | - | - | - | 100.0 % | 42.0 %"
     )
@@ -100,7 +101,8 @@ def test_the_table():
         "| bet\\|ter | 10.0 % | **75.0 %** | 50.0 to 100.0 | 41, 42, 43 | +25.0 (+25.0 to +25.0) | 0.25 | +25.0 ("
     )
     assert lines[2].startswith("| none | - | - | - | none; missing 41, 42 | - |")
-    assert "with 3 seeds it cannot be below 0.25" in lines[4]
+    assert "| 41, 42 | seeds 42: +25.0 (+25.0 to +25.0) | 1 |" in lines[3], "seed 41 had other test images"
+    assert "two-sided: at least 1 with 1 seed, 0.25 with 3 seeds." in lines[5]
 
 
 def test_the_table_of_a_single_seed_has_the_interval_of_its_images():
