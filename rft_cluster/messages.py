@@ -8,10 +8,23 @@ process fetches the encoded image once, by hash (`Images`). `Batch` has tensors 
 (`learner/collate.py`).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Protocol
 
 from rft_cluster.common.reduce import all_of, joined, largest
+
+
+@dataclass(frozen=True, slots=True)
+class Augmentation:
+    """How a training image is changed, e.g. `Augmentation((0.02, 0.0, 0.95, 1.0), False, -4.2, (1.1, 0.9, 1.0))`.
+
+    It is drawn by the driver and applied by `data/augment.py` wherever the image is encoded.
+    """
+
+    crop: tuple[float, float, float, float]  # left, top, right and bottom of what is kept: shares of width and height
+    flip: bool  # left to right
+    rotation: float  # degrees, counter-clockwise
+    colour: tuple[float, float, float]  # factors of brightness, contrast and saturation
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +33,12 @@ class ImageRef:
 
     `image_id` is unique in its data set, and is shown to people. `sha256` (64 hex digits) is the file's hash, as
     `sha256sum` prints it. It is the key under which every process finds the image in the form for the model.
+    `augmentation`: how the policy is shown the image; None: as it is.
     """
 
     image_id: str
     sha256: str
+    augmentation: Augmentation | None = None
 
 
 class Images(Protocol):
@@ -47,6 +62,10 @@ class Example:
     def example_id(self) -> str:
         """Unique in the data set."""
         return self.image.image_id
+
+    def changed(self, how: Augmentation | None) -> "Example":
+        """The example with its image changed so."""
+        return replace(self, image=replace(self.image, augmentation=how)) if how else self
 
 
 @dataclass(frozen=True, slots=True)

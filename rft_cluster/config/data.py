@@ -10,6 +10,19 @@ from rft_cluster.config.bounds import MOST_BYTES, MOST_DECODED, MOST_IMAGES
 Level = Annotated[int, Field(ge=-65_536, le=65_535)]  # a value of 16 bits, signed or unsigned
 
 
+class AugmentSection(Section):
+    """Random changes of training images, drawn anew for each prompt from (`run.seed`, step, index in the step)."""
+
+    crop: float = Field(0, ge=0, le=0.9)
+    """Largest share of width and of height that is cut off; the rest is scaled to the size of the whole. 0: none."""
+    flip: bool = False
+    """Mirror half of the images left to right. Wrong where a side matters, as in digits and letters."""
+    rotation: float = Field(0, ge=0, le=180)
+    """Degrees, the largest turn to either side. Corners get the mean colour of the image's edge. 0: none."""
+    colour: float = Field(0, ge=0, le=1)
+    """Largest change of brightness, contrast and saturation: with 0.2 each is multiplied by 0.8 to 1.2. 0: none."""
+
+
 class DataSection(Section):
     source: str
     """`digits` (built in), `folder` (a sub-folder of images for each class), `csv` (a table of images and labels),
@@ -59,6 +72,9 @@ class DataSection(Section):
     """The `manifest.json` of an earlier run, whose images are used. Replaces `shots`, `validation` and `test`."""
     shots: int = Field(4, ge=1, le=MOST_IMAGES)
     """Labelled images a class to learn from."""
+    augment: AugmentSection = AugmentSection()
+    """Random changes of training images. All completions of a prompt are about the same changed image, and learners
+    train on that. Images of validation and test are never changed."""
     validation: int = Field(200, ge=0, le=MOST_IMAGES)
     """Images for evaluations during training, drawn from the rest."""
     test: int = Field(500, ge=0, le=MOST_IMAGES)

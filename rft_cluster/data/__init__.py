@@ -78,7 +78,7 @@ def load_dataset(config: DataSection, seed: int, view: View = WHOLE) -> FewShotD
     if config.source not in SOURCES:
         _check_images(dataset, config)
         _check_choices(dataset, config)
-    dataset = as_shown(without_unseen(dataset, config), config, view)
+    dataset = as_shown(replace(without_unseen(dataset, config), augment=config.augment), config, view)
     dataset = replace(dataset, remarks=dataset.remarks + near_copies_note(dataset))
     return _with_aliases(dataset, config)
 

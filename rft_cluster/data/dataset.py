@@ -12,6 +12,8 @@ from rft_cluster.common.errors import UserError
 from rft_cluster.common.labels import extract_answer, normalise_label
 from rft_cluster.common.lookup import nearest
 from rft_cluster.common.text import shown
+from rft_cluster.config.data import AugmentSection
+from rft_cluster.data.augment import draw
 from rft_cluster.data.images import image_sha256, open_image, pixel_digest
 from rft_cluster.data.lazy import LazyImages
 from rft_cluster.messages import Example, ImageRef
@@ -63,6 +65,7 @@ class FewShotDataset:
     `copies`: maps the id of each excluded duplicate to the id of the equal image that was kept.
     `remarks`: what else was excluded or read differently than stored.
     `levels`: the values shown as black and white, if there are pictures with 16 bits a channel.
+    `augment`: how the images of a batch are changed.
     """
 
     name: str
@@ -78,6 +81,7 @@ class FewShotDataset:
     copies: dict[str, str] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
     levels: tuple[int, int] | None = None
+    augment: AugmentSection = field(default_factory=AugmentSection)
 
     @classmethod
     def of(
@@ -178,15 +182,17 @@ class FewShotDataset:
         """The `size` training examples of a step. Equal arguments give equal batches, so resuming needs no state.
 
         Batches run through seeded permutations of `train`, one an epoch: an epoch has each image once, a batch may
-        cross the end of an epoch and may be larger than `train`.
+        cross the end of an epoch and may be larger than `train`. Each image is to be changed as `augment` says, in a
+        way drawn from (seed, step, index in the step).
         """
         orders: dict[int, np.ndarray] = {}
         batch = []
-        for position in range(step * size, (step + 1) * size):
-            epoch, index = divmod(position, len(self.train))
+        for place in range(size):
+            epoch, index = divmod(step * size + place, len(self.train))
             if epoch not in orders:
                 orders[epoch] = seeded_generator(seed, "epoch", epoch).permutation(len(self.train))
-            batch.append(self.train[orders[epoch][index]])
+            how = draw(self.augment, seeded_generator(seed, "augment", step, place))
+            batch.append(self.train[orders[epoch][index]].changed(how))
         return batch
 
 

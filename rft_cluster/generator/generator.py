@@ -183,11 +183,10 @@ class Generator:
         return True
 
     def _request(self, prompt: Prompt, sampling: Sampling) -> tuple[dict[str, Any], Any]:
-        inputs = {
-            "prompt": self._encoder.chat(prompt.text),
-            "multi_modal_data": {"image": self._encoder.image(self._images[prompt.example.image.sha256])},
-        }
-        encoder = self._encoder
+        encoder, reference = self._encoder, prompt.example.image
+        # The engine keeps images by their pixels, so it does not take one augmentation of an image for another.
+        shown = encoder.image(self._images[reference.sha256], reference.augmentation)
+        inputs = {"prompt": encoder.chat(prompt.text), "multi_modal_data": {"image": shown}}
         return inputs, sampling_params(sampling, prompt.seed, encoder.stop_token_ids, encoder.forbidden_token_ids)
 
     @contextmanager

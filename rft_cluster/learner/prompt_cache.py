@@ -3,9 +3,10 @@
 from functools import lru_cache
 from typing import Protocol
 
-from rft_cluster.messages import Images, Prompt
+from rft_cluster.messages import Augmentation, ImageRef, Images, Prompt
 from rft_cluster.model.encoder import EncodedImage, EncodedPrompt, PromptEncoder
 
+Seen = tuple[str, Augmentation | None]  # an image's SHA-256, and how it is changed
 TEXTS = 256  # kept as tokens: at 1,000 tokens a text about 10 MB
 
 
@@ -16,7 +17,7 @@ class Encoder(Protocol):
 
 
 class PromptCache:
-    """Encodes prompts, and keeps the pixels by image, in at most `capacity` bytes, and the tokens by text.
+    """Encodes prompts, and keeps the pixels by image and augmentation, in at most `capacity` bytes, and tokens by text.
 
     They are apart because a question that lists the classes has another text in each prompt, while images recur. A rank
     encodes only the prompts of its own samples, when their micro-batch is collated. That runs during the computation of
@@ -30,22 +31,23 @@ class PromptCache:
     def __init__(self, encoder: PromptEncoder, images: Images, capacity: float) -> None:
         self._encoder, self._images = encoder, images
         self._capacity = self._room = capacity
-        self._kept: dict[str, EncodedImage] = {}  # by the image's SHA-256, the latest last
+        self._kept: dict[Seen, EncodedImage] = {}  # the latest last
         self._tokens = lru_cache(maxsize=TEXTS)(encoder.encode_text)
 
     def encode(self, prompt: Prompt) -> EncodedPrompt:
-        return self._encoder.joined(self._tokens(prompt.text), self._image(prompt.example.image.sha256))
+        return self._encoder.joined(self._tokens(prompt.text), self._image(prompt.example.image))
 
-    def _image(self, sha256: str) -> EncodedImage:
-        image = self._kept.pop(sha256, None)
+    def _image(self, reference: ImageRef) -> EncodedImage:
+        seen = reference.sha256, reference.augmentation
+        image = self._kept.pop(seen, None)
         if image:
             self._room += image.pixel_values.nbytes
         else:
-            image = self._encoder.encode_image(self._images[sha256])
-        self._keep(sha256, image)
+            image = self._encoder.encode_image(self._images[reference.sha256], reference.augmentation)
+        self._keep(seen, image)
         return image
 
-    def _keep(self, sha256: str, image: EncodedImage) -> None:
+    def _keep(self, seen: Seen, image: EncodedImage) -> None:
         """Keep an image as the latest, in place of earlier ones if need be, unless it has no room at all."""
         size = image.pixel_values.nbytes
         if size > self._capacity:
@@ -54,4 +56,4 @@ class PromptCache:
             _, replaced = self._kept.popitem()
             self._room += replaced.pixel_values.nbytes
         self._room -= size
-        self._kept[sha256] = image
+        self._kept[seen] = image

@@ -17,8 +17,9 @@ from PIL import Image
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.imports import light_imports
 from rft_cluster.config import ModelSection
+from rft_cluster.data.augment import augmented
 from rft_cluster.data.images import open_image
-from rft_cluster.messages import Images, Prompt
+from rft_cluster.messages import Augmentation, Images, Prompt
 from rft_cluster.model.families.family import IMAGE_TOKEN, STOP_TOKENS, VISION_TOKENS
 from rft_cluster.model.image_size import PromptLength, image_tokens, model_size
 from rft_cluster.model.numbers import MERGE
@@ -122,9 +123,11 @@ class PromptEncoder:
         turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
         return self._processor.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
 
-    def image(self, data: bytes) -> Image.Image:
-        """The encoded image as RGB, resized into the pixel limits with both sides multiples of an image token's."""
-        return fetch_image({"image": open_image(data), **self._limits}, image_patch_size=self._patch)
+    def image(self, data: bytes, how: Augmentation | None = None) -> Image.Image:
+        """The encoded image as RGB, changed as `how` says, and resized into the pixel limits with both sides multiples
+        of an image token's."""
+        shown = augmented(open_image(data), how)
+        return fetch_image({"image": shown, **self._limits}, image_patch_size=self._patch)
 
     def image_limits(self) -> dict[str, Any]:
         """The processor's pixel limits, set so that it does not resize the images that `image` returns: their sides are
@@ -140,8 +143,9 @@ class PromptEncoder:
         """The token ids of a prompt of this text, with one token in the image's place."""
         return self.tokenizer(self.chat(text))["input_ids"]
 
-    def encode_image(self, image: bytes) -> EncodedImage:
-        inputs = self._processor.image_processor([self.image(image)], return_tensors="pt", **self.image_limits())
+    def encode_image(self, image: bytes, how: Augmentation | None = None) -> EncodedImage:
+        shown = [self.image(image, how)]
+        inputs = self._processor.image_processor(shown, return_tensors="pt", **self.image_limits())
         return EncodedImage(inputs["pixel_values"], inputs["image_grid_thw"])
 
     def joined(self, text: list[int], image: EncodedImage) -> EncodedPrompt:

@@ -159,7 +159,9 @@ def step_of(file: Path) -> int | None:
 
 def identity(prompt: Prompt) -> list[str | int]:
     """What a recorded group must agree in with the prompt of a run that goes on."""
-    return [prompt.prompt_id, prompt.example.image.sha256, prompt.label, prompt.seed, text_hash(prompt.text)]
+    image = prompt.example.image
+    shown = [image.sha256] if image.augmentation is None else [image.sha256, repr(image.augmentation)]
+    return [prompt.prompt_id, *shown, prompt.label, prompt.seed, text_hash(prompt.text)]
 
 
 def _to_row(group: Group, rewards: Sequence[Reward]) -> dict[str, Any]:

@@ -159,7 +159,7 @@ def make_ledger(folder: Path) -> Ledger:
 def _opened(folder: Path, problems: Problems) -> Run:
     """Raises UserError if the run's settings cannot be read: nothing can be compared then."""
     config, former = read_saved_config(folder / "config.yaml"), kept.read_former(folder)
-    dataset = _dataset(folder / "manifest.json")
+    dataset = replace(_dataset(folder / "manifest.json"), augment=config.data.augment)
     metrics, damaged, cut = kept.read_lines(folder / "metrics.jsonl")  # first, since others may be written meanwhile
     cards, problems["models"] = kept.read_models(folder)
     redone, replayed, problems["steps"] = kept.read_redone(folder)

@@ -13,6 +13,7 @@ from rft_cluster.data.images import image_sha256
 from rft_cluster.generator import generator as module
 from rft_cluster.generator.generator import Generator
 from rft_cluster.generator.vllm_options import EngineOptions
+from rft_cluster.messages import Augmentation
 from rft_cluster.model import encoder as encoding
 
 IMAGES = {image_sha256(image): image for image in (b"a picture", b"no picture")}
@@ -24,6 +25,7 @@ class RecordingEngine:
 
     def __init__(self) -> None:
         self.calls: list[Any] = []
+        self.images: list[Any] = []  # of each request
         self.unfinished: dict[str, int] = {}  # request id -> completions
         self.writes = True
         self.breaks: Exception | None = None  # what the next step raises
@@ -40,6 +42,7 @@ class RecordingEngine:
 
     def add_request(self, request_id: str, inputs: dict[str, Any], completions: int) -> None:
         self.unfinished[request_id] = completions
+        self.images.append(inputs["multi_modal_data"]["image"])
 
     def abort_request(self, request_ids: Iterable[str]) -> None:
         for request_id in request_ids:
@@ -97,7 +100,7 @@ class RecordingEngine:
 
 
 class PlainEncoder:
-    """Takes every picture but an empty one."""
+    """Takes every picture but an empty one. A changed one is the picture and how."""
 
     def __init__(self, *arguments: Any) -> None:
         self.stop_token_ids: list[int] = []
@@ -110,10 +113,10 @@ class PlainEncoder:
     def chat(self, text: str) -> str:
         return text
 
-    def image(self, image: bytes) -> bytes:
+    def image(self, image: bytes, how: Augmentation | None = None) -> Any:
         if image == b"no picture":
             raise OSError("cannot identify image")
-        return image
+        return (image, how) if how else image
 
 
 def generator_on(engine: RecordingEngine, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Generator:

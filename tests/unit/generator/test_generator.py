@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ from some_prompt import some_prompt
 from rft_cluster.common.errors import EngineFailed, StaleGenerator, WeightTransferError
 from rft_cluster.generator.generator import Generator
 from rft_cluster.generator.weight_state import State
-from rft_cluster.messages import Group, Sampling
+from rft_cluster.messages import Augmentation, Group, Sampling
 from tests.unit.generator.recording import PROMPTS, RecordingEngine, generator_on
 
 SAMPLING = Sampling(2, 1.0, 8)
@@ -53,6 +54,14 @@ def load(generator: Generator, version: int) -> None:
 def send(generator: Generator, version: int) -> None:
     load(generator, version)
     generator.verify_weights(version, {})
+
+
+def test_the_engine_is_shown_an_image_as_the_prompt_changes_it(engine, generator):
+    send(generator, 1)
+    how = Augmentation((0, 0, 1, 1), True, 0.0, (1, 1, 1))
+    changed = replace(PROMPTS[0], prompt_id="train/0/9", example=PROMPTS[0].example.changed(how))
+    generator.generate([PROMPTS[0], changed], SAMPLING, version=1)
+    assert engine.images == [b"a picture", (b"a picture", how)]
 
 
 def test_groups_wait_for_the_verification_as_long_as_for_a_call(engine, monkeypatch):

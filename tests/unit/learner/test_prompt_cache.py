@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from some_prompt import some_prompt
 
 from rft_cluster.data.images import image_sha256
 from rft_cluster.learner.prompt_cache import TEXTS, PromptCache
+from rft_cluster.messages import Augmentation
 from rft_cluster.model.encoder import EncodedImage, EncodedPrompt
 
 IMAGES = {image_sha256(image): image for image in (b"1", b"22", b"333", b"4444")}
@@ -15,14 +18,16 @@ class Encoder:
 
     def __init__(self) -> None:
         self.images: list[bytes] = []
+        self.changed: list[Augmentation | None] = []
         self.texts: list[str] = []
 
     def encode_text(self, text: str) -> list[int]:
         self.texts.append(text)
         return [1] * len(text)
 
-    def encode_image(self, image: bytes) -> EncodedImage:
+    def encode_image(self, image: bytes, how: Augmentation | None = None) -> EncodedImage:
         self.images.append(image)
+        self.changed.append(how)
         return EncodedImage(torch.zeros(len(image), 1176), torch.tensor([[1, 1, len(image)]]))
 
     def joined(self, text: list[int], image: EncodedImage) -> EncodedPrompt:
@@ -39,6 +44,20 @@ def test_an_image_is_encoded_once_whatever_is_asked_and_a_text_once_about_whatev
     other = cache.encode(some_prompt("train/0/0", "a", b"1", text="Which?"))
     assert other.pixel_values is first.pixel_values and len(other.token_ids) == 7
     assert (encoder.texts, encoder.images) == (["Which flower?", "Which?"], [b"1", b"22"])
+
+
+def test_an_augmentation_of_an_image_is_never_taken_for_another():
+    encoder = Encoder()
+    cache = PromptCache(encoder, IMAGES, 1e6)
+    prompt = some_prompt(image=b"22")
+    turned, again, mirrored = (
+        replace(prompt, example=prompt.example.changed(Augmentation((0, 0, 1, 1), flip, 10.0, (1, 1, 1))))
+        for flip in (False, False, True)
+    )
+    whole, first = cache.encode(prompt), cache.encode(turned)
+    assert cache.encode(again).pixel_values is first.pixel_values  # all completions of a group see the same
+    assert len({id(one.pixel_values) for one in (whole, first, cache.encode(mirrored), cache.encode(prompt))}) == 3
+    assert encoder.changed == [None, turned.example.image.augmentation, mirrored.example.image.augmentation]
 
 
 def test_with_room_for_some_those_are_found_each_epoch_and_the_latest_makes_room():

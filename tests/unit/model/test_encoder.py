@@ -19,7 +19,7 @@ from rft_cluster.config import DataSection, ModelSection, load_config
 from rft_cluster.data import load_dataset
 from rft_cluster.data.images import image_sha256
 from rft_cluster.generator.engine_thread import Batch, group_of
-from rft_cluster.messages import Completion, Prompt
+from rft_cluster.messages import Augmentation, Completion, Prompt
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.families.family import Family
 from rft_cluster.model.families.known import FAMILIES
@@ -123,12 +123,14 @@ def test_pixels_and_tokens_are_counted_alike_at_odd_sizes(family, tmp_path_facto
 def test_text_and_image_encoded_apart_are_what_the_processor_makes_of_both(family, tmp_path):
     processor = build_processor(["zero"], ["group-00"], "Which?", 56 * 56, family)
     encoder = PromptEncoder(save(family, tmp_path, processor=processor), between(64 * 64, 90_000))
-    for size in ((61, 997), (300, 200), (70, 70)):
+    turned = Augmentation((0.1, 0.0, 0.95, 0.9), True, 10.0, (1.1, 0.9, 1.0))
+    for size, how in (((61, 997), None), ((300, 200), turned), ((70, 70), None)):
         image = picture(*size)
-        ours = encoder.encode("Which? \u00e9", image)
+        ours = encoder.joined(encoder.encode_text("Which? \u00e9"), encoder.encode_image(image, how))
+        assert encoder.image(image, how).size == encoder.image(image).size
         theirs = processor(
             text=[encoder.chat("Which? \u00e9")],
-            images=[encoder.image(image)],
+            images=[encoder.image(image, how)],
             return_tensors="pt",
             images_kwargs=encoder.image_limits(),
         )

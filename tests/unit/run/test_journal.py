@@ -10,9 +10,11 @@ import pytest
 from some_prompt import some_prompt
 
 from rft_cluster.config import load_config
-from rft_cluster.messages import Completion, Group, Prompt, Reward
+from rft_cluster.messages import Augmentation, Completion, Group, Prompt, Reward
 from rft_cluster.run.journal import SETTINGS, Journal, prune_journal, settings_digest
 from tests.unit.run.begun import config
+
+TURNED = Augmentation((0, 0, 1, 1), False, 10.0, (1, 1, 1))
 
 
 def prompts(step: int) -> list[Prompt]:
@@ -90,6 +92,7 @@ def test_a_damaged_step_and_those_after_it_are_generated_again(tmp_path, capsys,
         lambda prompt: replace(prompt, text="What?"),
         lambda prompt: some_prompt(prompt.prompt_id, "0.png", b"other", "Which?", "rose", prompt.seed),
         lambda prompt: some_prompt(prompt.prompt_id, "0.png", b"png", "Which?", "tulip", prompt.seed),
+        lambda prompt: replace(prompt, example=prompt.example.changed(TURNED)),
     ],
 )
 def test_what_was_recorded_for_other_prompts_is_not_taken(tmp_path, change):

@@ -377,7 +377,11 @@ DAMAGE = {
         *("rollouts/\x1b[31m\n.tmp", Path.touch),
         r"leftovers: rollouts/\x1b[31m\n.tmp is left of a process that died while it wrote",
     ),
-    "the settings are cut": ("config.yaml", without(42, 43, 44, 45, 46), "settings: "),
+    "the settings are cut": (
+        "config.yaml",
+        lambda file: file.write_text(file.read_text().replace("  source: digits\n", "")),
+        "settings: ",
+    ),
     "the settings' end": ("config.yaml", lambda file: file.write_bytes(file.read_bytes()[:-6]), "its end is missing"),
     "the manifest is cut": ("manifest.json", without(5), "settings: data.manifest"),
     "the manifest is missing": ("manifest.json", Path.unlink, "manifest.json cannot be read: No such file"),
@@ -389,6 +393,10 @@ DAMAGE = {
             ),
         ),
         "prompts: step ",
+    ),
+    "another augmentation": (
+        *("config.yaml", lambda file: file.write_text(file.read_text().replace("rotation: 0.0", "rotation: 9.0"))),
+        *("journal: ", "is of another prompt than train/"),
     ),
     "another seed": (
         *("config.yaml", lambda file: file.write_text(file.read_text().replace("seed: 0", "seed: 1"))),
