@@ -244,7 +244,8 @@ def _compare(config: Config, task: "Task", model_path: str) -> None:
     images, unseen = len(task.dataset.train), task.dataset.unseen
     write_json(config.run_folder / BASELINES_FILE, found.record())
     for name, rate in found.rates.items():
-        print(f"for comparison, {BASELINES[name]} of the same {images} images: test accuracy {100 * rate:.1f} %")
+        tested = f"test accuracy{' on the seen classes' if unseen else ''} {100 * rate:.1f} %"
+        print(f"for comparison, {BASELINES[name]} of the same {images} images: {tested}")
     if found.skipped:
         print(f"no baselines on vision features: {found.skipped}")
     before, after = (read_answers(config.run_folder, step, "test") for step in (0, config.schedule.steps))
