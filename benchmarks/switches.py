@@ -268,15 +268,18 @@ def plot_line(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def switches_table(records: Sequence[Mapping[str, Any]], data: str) -> str:
-    """Each row against the default, then the runs that failed."""
-    found = summaries(records, data)
-    if not found[0]["seeds"]:
+    """Each row against the default, then the runs that failed and the rows that have none."""
+    rows = summaries(records, data)
+    found = [row for row in rows if row["seeds"]]
+    if not found:
         return "Not measured."
     for entry in found:
         entry["baselines"] = {}  # they are the same in all rows, and have a table of their own
     now = [one for one in records if "failed" in one and one["row"] in ROWS and key_of(one).matches(one)]
-    lines = [f"- {one['row']}, seed {one['seed']}, failed: {one['failed']}" for one in now if one["data"] == data]
-    return "\n".join([table_of_rows(found, DEFAULT), *lines]).rstrip()
+    failed = [f"- {one['row']}, seed {one['seed']}, failed: {one['failed']}" for one in now if one["data"] == data]
+    left = [row["name"] for row in rows if not row["seeds"]]
+    parts = ["\n".join(failed), f"Not measured: {', '.join(left)}." if left else ""]
+    return "\n\n".join([table_of_rows(found, DEFAULT).rstrip(), *filter(None, parts)])
 
 
 def ours_table(records: Sequence[Mapping[str, Any]]) -> str:
