@@ -1,9 +1,10 @@
 """Evaluate a policy: python -m rft_cluster.evaluate --checkpoint RUN_OR_MODEL [--config C] [--split test]
 
 `--checkpoint base` evaluates the untouched model that the configuration starts from. Judges greedy answers strictly and
-leniently, and a vote over several samples, with 95 % intervals. A question that lists the classes is also asked with
-them in several other orders. Writes evaluation.json, predictions.csv and
-evaluation.png. The same command writes the same files again. To compare two: python -m rft_cluster.compare A B
+leniently, and a vote over several samples, with 95 % intervals, and the probabilities of the classes. A question that
+lists the classes is also asked with them in several other orders. Writes evaluation.json, predictions.csv,
+evaluation.png and calibration.png. The same command writes the same files again.
+To compare two: python -m rft_cluster.compare A B
 """
 
 import argparse
@@ -26,6 +27,8 @@ from rft_cluster.classification.baselines import (
     on_pixels,
     verdict,
 )
+from rft_cluster.classification.calibration import probability_lines
+from rft_cluster.classification.calibration_plot import draw_calibration
 from rft_cluster.classification.card import check_card, find_export, read_card
 from rft_cluster.classification.orders import order_lines, over_orders
 from rft_cluster.classification.plots import draw_evaluation
@@ -41,6 +44,7 @@ from rft_cluster.model.folder import read_family
 from rft_cluster.prompts import make_prompts
 from rft_cluster.run.history import read_history
 from rft_cluster.run.preflight import check_paths
+from rft_cluster.run.probabilities import Scored, score_groups, with_probabilities
 from rft_cluster.run.resume import is_run
 from rft_cluster.run.saving import BASELINES_FILE, BEST
 from rft_cluster.run.task import Task, base_model_path, check_model, prepare
@@ -77,12 +81,7 @@ def evaluate(options: argparse.Namespace) -> None:
     check_range("--orders", ORDERS if options.orders is None else options.orders, 0, 1000)
     export = None if options.checkpoint == BASE else find_export(Path(options.checkpoint))
     config = _config(options, export)
-    whose = f"-{BASE}" if export is None else "-best" if export.name == BEST else ""
-    folder = export.parent if export else config.run_folder
-    output = options.output or folder / f"evaluation{whose}-{options.split}"
-    if options.output is None and output.is_symlink():  # a stranger's folder may have links to anywhere
-        raise UserError(f"{output} is a link to {output.readlink()}: name the folder to write to with --output")
-    check_writable(output, "Set --output to a folder that can be")
+    output = _output(options, config, export)
     check_paths(config, str(export) if export else config.model.path)
     check_ray_folder(config.cluster)
     if note := check_machine(config, training=False):
@@ -98,6 +97,7 @@ def evaluate(options: argparse.Namespace) -> None:
     check_model(config, task, model_path, examples)
 
     greedy, sampled, reordered = _ask(config, task, model_path, examples, options, orders)
+    scored = _score(config, task, model_path, greedy, sampled)
     reader = AnswerReader(
         task.dataset.classes, {example.label: example.aliases for example in examples if example.aliases}
     )
@@ -120,14 +120,29 @@ def evaluate(options: argparse.Namespace) -> None:
         **apart(judged, task.dataset.unseen),
         "baselines": {},
     }
+    calibration = read_card(export).calibration if export else None
+    figures = with_probabilities(figures, scored, examples, task.dataset.classes, calibration)
     if options.split == "test":
         figures |= _compared(config, task, model_path, export, parted(judged, task.dataset.unseen)["seen"])
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "evaluation.json", figures)
     write_text(output / "predictions.csv", _csv(figures["predictions"]))
-    draw_evaluation(figures, f"{task.dataset.name}, {options.split}", output / "evaluation.png")
+    title = f"{task.dataset.name}, {options.split}"
+    draw_evaluation(figures, title, output / "evaluation.png")
+    draw_calibration(figures["probabilities"], title, output / "calibration.png")
     print(_summary(figures), flush=True)
-    print(f"written: {output}/evaluation.json, predictions.csv, evaluation.png")
+    print(f"written: {output}/evaluation.json, predictions.csv, evaluation.png, calibration.png")
+
+
+def _output(options: argparse.Namespace, config: Config, export: Path | None) -> Path:
+    """The folder to write to."""
+    whose = f"-{BASE}" if export is None else "-best" if export.name == BEST else ""
+    folder = export.parent if export else config.run_folder
+    output = options.output or folder / f"evaluation{whose}-{options.split}"
+    if options.output is None and output.is_symlink():  # a stranger's folder may have links to anywhere
+        raise UserError(f"{output} is a link to {output.readlink()}: name the folder to write to with --output")
+    check_writable(output, "Set --output to a folder that can be")
+    return output
 
 
 def _config(options: argparse.Namespace, export: Path | None) -> Config:
@@ -194,6 +209,12 @@ def _ask(
     return answers, samples, reordered
 
 
+def _score(config: Config, task: Task, model_path: str, greedy: list[Group], sampled: list[Group]) -> Scored:
+    from rft_cluster.cluster.class_scorer import scorer_of  # imports Ray, which takes seconds
+
+    return score_groups(config, task, model_path, greedy, sampled, scorer_of)
+
+
 def _compared(
     config: Config, task: Task, model_path: str, export: Path | None, right: Sequence[bool]
 ) -> dict[str, Any]:
@@ -247,6 +268,7 @@ def _summary(figures: dict[str, Any]) -> str:
         *(line(f"{name} classes", figures[name]) for name in ("seen", "unseen") if name in figures),
         *(order_lines(figures["orders"]) if "orders" in figures else []),
         line(f"vote of {votes}, strict", figures["vote"]["strict"]),
+        *probability_lines(figures["probabilities"]),
         line("greedy, lenient", greedy["lenient"]) + "   (the published rule, but for empty answers: it forgives much)",
         line("format", greedy["format"]),
         *_baseline_lines(figures),

@@ -1,26 +1,36 @@
 """Classify images: python -m rft_cluster.predict --checkpoint RUN_OR_MODEL IMAGE_OR_FOLDER... [--json | --csv]
 
-The exported model contains its classes, question and pixel limits. Answers are greedy, like those that accuracy is
-measured on. With --votes several samples an image vote, and the share of votes shows how certain the policy is.
-Exit code 1: some files could not be read.
+The exported model contains its classes, question and pixel limits. A question that lists the classes and asks for the
+answer alone needs no engine: the probabilities of all classes are computed, and the most probable is the answer. Any
+other question is answered in writing, greedily, like those that accuracy is measured on; --closed answers the most
+probable class, given the reasoning if there is one, and --unsure-below 0.8 answers "unsure" below that probability.
+With --votes several written samples an image vote. Exit code 1: some files could not be read.
 """
 
 import argparse
-import json
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from rft_cluster.classification.answers import AnswerReader, Vote
+from rft_cluster.classification.answers import AnswerReader
 from rft_cluster.classification.card import Card, find_export, read_card
+from rft_cluster.classification.predictions import (
+    COLUMNS,
+    COLUMNS_OF_P,
+    Prediction,
+    json_line,
+    summary_line,
+    table_line,
+    text_line,
+)
+from rft_cluster.classification.probabilities import OPEN, Score, answer_of, before_answer, score_classes
 from rft_cluster.common.errors import UserError, check_range, exit_code
 from rft_cluster.common.hardware import hardware, openmp_environment
 from rft_cluster.common.lookup import near_path
@@ -30,20 +40,16 @@ from rft_cluster.config.bounds import MOST_GIB
 from rft_cluster.data.files import SUFFIXES, LeftOut, is_system
 from rft_cluster.data.images import Limits, check_image, image_sha256
 from rft_cluster.data.shown import View, fitted, shown_bytes
-from rft_cluster.messages import Example, ImageRef, Images, Sampling
+from rft_cluster.messages import Example, Group, ImageRef, Sampling
 from rft_cluster.model.folder import check_model_folder, read_family
 from rft_cluster.model.image_size import view_of
-from rft_cluster.prompts import make_prompts
-
-if TYPE_CHECKING:
-    from rft_cluster.generator.generator import Generator
+from rft_cluster.prompts import asks_for_thinking, make_prompts
 
 AT_ONCE = 32  # images in the engine at a time, so that results stream and memory is bounded
-REASONING_SHOWN = 200
-COLUMNS = ("file", "label", "share", "reasoning")  # of --csv
-COUNTED = 20  # classes listed in the summary
-NO_CLASS = "(no class)"
 UNKNOWN = "(unknown)"  # the label of an image that is to be classified
+SHARED_GPU = 0.6  # of a GPU's memory for the engine, if the policy is also loaded to compute probabilities
+
+Readable = tuple[Path, ImageRef, bytes]  # an image as the model sees it
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,21 +61,50 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("paths", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="an object a line, for programs")
-    form.add_argument("--csv", action="store_true", help="a table, for spreadsheets: file, label, share, reasoning")
-    parser.add_argument("--votes", type=int, default=1, help="samples an image for a vote; 1: one greedy answer (1)")
+    form.add_argument("--csv", action="store_true", help="a table, for spreadsheets")
+    parser.add_argument("--closed", action="store_true", help="answer the most probable class, with its probability")
+    parser.add_argument("--unsure-below", type=float, metavar="P", help='closed, and "unsure" below this probability')
+    parser.add_argument("--votes", type=int, help="written samples an image, for a vote; 1: one greedy answer")
     parser.add_argument("--seed", type=int, default=0, help="seed of the samples (0)")
     parser.add_argument("--kv-cache-gib", type=int, default=1, help="CPU only: memory of the KV cache, in GiB (1)")
     options = parser.parse_args(arguments)
     return exit_code(lambda: predict(options))
 
 
+@dataclass(frozen=True)
+class Way:
+    """How images are answered: whether the policy `writes` an answer, and whether classes get `probabilities`."""
+
+    writes: bool
+    probabilities: bool
+
+
+def way_of(options: argparse.Namespace, card: Card) -> Way:
+    """A question without reasoning needs no written answer to make the classes' probabilities, and gets them unasked if
+    it lists the classes: no other answer was ever right.
+
+    Raises:
+        UserError: votes are asked for, which have no use there.
+    """
+    thinks, closed = asks_for_thinking(card.prompt), options.closed or options.unsure_below is not None
+    if closed and not thinks and options.votes is not None:
+        raise UserError(
+            f"--votes is {options.votes}, but this policy writes no reasoning, so a class has the same probability in "
+            f"every sample: leave out --votes, or --closed and --unsure-below"
+        )
+    probabilities = closed or (card.template is not None and not thinks and options.votes is None)
+    return Way(thinks or not probabilities, probabilities)
+
+
 def predict(options: argparse.Namespace) -> int:
     """Classify every image under the given paths, and print each result as soon as it is there."""
-    check_range("--votes", options.votes, 1, 10_000)
+    check_range("--votes", 1 if options.votes is None else options.votes, 1, 10_000)
+    check_range("--unsure-below", options.unsure_below or 0, 0, 1)
     check_range("--seed", options.seed, 0, 2**32 - 1)
     check_range("--kv-cache-gib", options.kv_cache_gib, 1, MOST_GIB)
     export = find_export(options.checkpoint)
     card = read_card(export)
+    way = way_of(options, card)
     check_model_folder(export, card.max_prompt_tokens + card.max_tokens)
     left_out = LeftOut()
     files = list(image_files(options.paths, left_out))
@@ -80,35 +115,23 @@ def predict(options: argparse.Namespace) -> int:
         )
     for note in notes:
         print(note, file=sys.stderr)
-    reader = AnswerReader(card.classes, card.aliases)
     unreadable: list[str] = []
     labels: Counter[str] = Counter()
     if options.csv:
-        print(csv_line(COLUMNS), end="")
+        print(csv_line(COLUMNS_OF_P if way.probabilities else COLUMNS), end="")
+    line = json_line if options.json else table_line if options.csv else text_line
     with tqdm(total=len(files), unit="image", disable=len(files) < AT_ONCE) as bar:
-        for path, vote in _answers(export, card, files, options, reader, unreadable):
+        for one in _predictions(export, card, files, options, way, unreadable):
             with bar.external_write_mode(file=sys.stdout):
-                print(_line(path, vote, options), flush=True)
-            labels[NO_CLASS if vote.label is None else printable(vote.label)] += 1
+                print(line(one), flush=True)
+            labels[one.label] += 1
             bar.update()
         bar.update(len(unreadable))
     for problem in unreadable:
         print(f"not classified: {printable(problem)}", file=sys.stderr)
     if len(files) > 1:
-        print(_summary(labels, len(unreadable)), file=sys.stderr)
+        print(summary_line(labels, len(unreadable)), file=sys.stderr)
     return 1 if unreadable else 0
-
-
-def _summary(labels: Mapping[str, int], unreadable: int) -> str:
-    """`81 images: 41 bag, 38 shoe, 2 (no class)`, most frequent first, then the number of unreadable files."""
-    ranked = sorted(labels.items(), key=lambda item: (-item[1], item[0]))
-    counts = [f"{count} {label}" for label, count in ranked[:COUNTED]]
-    rest = ranked[COUNTED:]
-    if rest:
-        counts.append(f"{sum(count for _, count in rest)} of {len(rest)} other classes")
-    failed = [f"{unreadable} not classified"] if unreadable else []
-    total = sum(labels.values())
-    return "; ".join([f"{total} images: {', '.join(counts)}" if total else "0 images", *failed])
 
 
 def image_files(paths: list[Path], left_out: LeftOut) -> Iterator[Path]:
@@ -139,33 +162,39 @@ def image_files(paths: list[Path], left_out: LeftOut) -> Iterator[Path]:
             raise UserError(f"there is no file or folder {path}{near_path(path)}")
 
 
-def _answers(
-    export: Path, card: Card, files: list[Path], options: argparse.Namespace, reader: AnswerReader, bad: list[str]
-) -> Iterator[tuple[Path, Vote]]:
-    """Yield each readable file with its vote, in order. Messages about unreadable files are appended to `bad`."""
-    engine = None
-    images: dict[str, bytes] = {}  # those that are in the engine
+def _predictions(
+    export: Path, card: Card, files: list[Path], options: argparse.Namespace, way: Way, bad: list[str]
+) -> Iterator[Prediction]:
+    """Yield what is said of each readable file, in order. Messages about unreadable files are appended to `bad`."""
+    loaded = None
     limits = Limits(card.data_max_pixels, card.data_max_bytes, keys=False)
     side = read_family(export).side
     readable = _readable(files, bad, limits, card.levels, view_of(card.min_pixels, card.max_pixels, side))
     while chunk := list(islice(readable, AT_ONCE)):
-        if engine is None:  # start the engine only when there is an image to classify
-            print(f"loading the model and starting its engine for {len(files)} images ...", file=sys.stderr, flush=True)
-            started = time.monotonic()
-            engine = _start(export, card, options, images)
-            print(f"ready after {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
-        generator, sampling = engine
-        images.clear()
-        images.update({reference.sha256: image for _, reference, image in chunk})
-        examples = [Example(reference, label=UNKNOWN) for _, reference, _ in chunk]
-        prompts = make_prompts(examples, card.prompt, "predict", 0, options.seed)
-        for (path, _, _), group in zip(chunk, generator.generate(prompts, sampling, version=0), strict=True):
-            yield path, reader.vote([completion.text for completion in group.completions])
+        if loaded is None:  # only when there is an image to classify
+            loaded = _load(export, card, options, way, len(files))
+        write, score = loaded
+        groups = write(chunk) if write else [None] * len(chunk)
+        for (path, _, image), group in zip(chunk, groups, strict=True):
+            yield _prediction(card, options, path, image, group, score)
+
+
+def _prediction(
+    card: Card, options: argparse.Namespace, path: Path, image: bytes, group: Group | None, score: Score | None
+) -> Prediction:
+    texts = [completion.text for completion in group.completions] if group else []
+    vote = AnswerReader(card.classes, card.aliases).vote(texts) if group else None
+    if score is None:
+        return Prediction(str(path), vote, votes=options.votes)
+    befores = [before_answer(text) for text in texts] if group else [OPEN]
+    scores = score_classes(score, image, card.prompt, befores, card.classes)
+    answer = answer_of(scores, card.classes, card.calibration.temperature if card.calibration else 1.0)
+    return Prediction(str(path), vote, answer, options.votes, options.unsure_below or 0.0, bool(card.calibration))
 
 
 def _readable(
     files: list[Path], bad: list[str], limits: Limits, levels: tuple[int, int] | None, view: View
-) -> Iterator[tuple[Path, ImageRef, bytes]]:
+) -> Iterator[Readable]:
     """Yield each readable image, converted as in training. Messages about unreadable files are appended to `bad`."""
     for path in files:
         try:
@@ -184,20 +213,50 @@ def _readable(
             yield path, reference, image
 
 
-def _start(export: Path, card: Card, options: argparse.Namespace, images: Images) -> "tuple[Generator, Sampling]":
-    """Start an engine in this process, for prompts of these images. Returns it with the sampling parameters."""
+def _load(
+    export: Path, card: Card, options: argparse.Namespace, way: Way, images: int
+) -> tuple[Callable[[Sequence[Readable]], list[Group]] | None, Score | None]:
+    """Load what the way needs: a function that writes answers, and one that scores the classes."""
+    print(f"loading the model{' and starting its engine' * way.writes} for {images} images ...", file=sys.stderr)
+    started = time.monotonic()
+    score = _scorer(export, card) if way.probabilities else None
+    write = _writer(export, card, options, shares=score is not None) if way.writes else None
+    print(f"ready after {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+    if way.probabilities:
+        given = f", given its reasoning in {options.votes or 1} answers" if way.writes else ""
+        print(f"probabilities{given}: {card.calibration_note}", file=sys.stderr, flush=True)
+    return write, score
+
+
+def _model(export: Path, card: Card) -> ModelSection:
+    return ModelSection(path=str(export), min_pixels=card.min_pixels, max_pixels=card.max_pixels)
+
+
+def _scorer(export: Path, card: Card) -> Score:
+    """Load the policy in this process."""
+    from rft_cluster.generator.vllm_options import device_here
+    from rft_cluster.model.class_logprobs import ClassScorer
+
+    return ClassScorer(str(export), _model(export, card), device_here()).logprobs
+
+
+def _writer(
+    export: Path, card: Card, options: argparse.Namespace, shares: bool
+) -> Callable[[Sequence[Readable]], list[Group]]:
+    """Start an engine in this process. `shares`: the policy is on the same GPU."""
     from rft_cluster.generator.generator import Generator
     from rft_cluster.generator.vllm_options import EngineOptions, device_here
 
     # stdout gets results only; stderr gets messages about files, and of vLLM's output only errors.
     os.environ["VLLM_LOGGING_STREAM"] = "ext://sys.stderr"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    device = device_here()
+    device, images = device_here(), dict[str, bytes]()  # those that are in the engine
+    gpus, share = 1 if device == "cuda" else 0, {"gpu_memory": SHARED_GPU} if shares else {}
     generator = Generator(
         EngineOptions(
             str(export),
-            ModelSection(path=str(export), min_pixels=card.min_pixels, max_pixels=card.max_pixels),
-            GeneratorsSection(gpus=1 if device == "cuda" else 0, kv_cache_gib=options.kv_cache_gib),
+            _model(export, card),
+            GeneratorsSection(gpus=gpus, kv_cache_gib=options.kv_cache_gib, **share),
             max_tokens=card.max_prompt_tokens + card.max_tokens,
             hardware=hardware(device),
             seed=options.seed,
@@ -205,18 +264,17 @@ def _start(export: Path, card: Card, options: argparse.Namespace, images: Images
         images,
     )
     generator.serve_checkpoint(0)
-    return generator, Sampling(options.votes, card.temperature if options.votes > 1 else 0.0, card.max_tokens)
+    votes = options.votes or 1
+    sampling = Sampling(votes, card.temperature if votes > 1 else 0.0, card.max_tokens)
 
+    def write(chunk: Sequence[Readable]) -> list[Group]:
+        images.clear()
+        images.update({reference.sha256: image for _, reference, image in chunk})
+        examples = [Example(reference, label=UNKNOWN) for _, reference, _ in chunk]
+        prompts = make_prompts(examples, card.prompt, "predict", 0, options.seed)
+        return generator.generate(prompts, sampling, version=0)
 
-def _line(path: Path, vote: Vote, options: argparse.Namespace) -> str:
-    if options.json:
-        return json.dumps({"file": str(path), **asdict(vote)}, ensure_ascii=False)
-    if options.csv:
-        return csv_line([str(path), vote.label or "", round(vote.share, 4), printable(vote.reasoning)]).rstrip("\n")
-    label = printable(vote.label) if vote.label is not None else NO_CLASS
-    shown = printable(vote.reasoning)[:REASONING_SHOWN]
-    how = f"{100 * vote.share:.0f} %" if options.votes > 1 else "greedy"
-    return f"{printable(str(path))}\t{label}\t{how}\t{shown}"
+    return write
 
 
 def _begin_again_with_openmp() -> None:

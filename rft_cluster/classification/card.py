@@ -5,12 +5,13 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rft_cluster.classification.probabilities import FEWEST, TEMPERATURES
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.files import check_format, json_object
 from rft_cluster.common.lookup import near_path
 from rft_cluster.common.text import shown
 from rft_cluster.config import Config
-from rft_cluster.config.bounds import MOST_BYTES, MOST_DECODED, MOST_PIXELS, MOST_STEPS, MOST_TOKENS
+from rft_cluster.config.bounds import MOST_BYTES, MOST_DECODED, MOST_IMAGES, MOST_PIXELS, MOST_STEPS, MOST_TOKENS
 from rft_cluster.config.data import Level
 from rft_cluster.data.dataset import FewShotDataset, listing
 from rft_cluster.data.images import MAX_BYTES, MAX_PIXELS
@@ -19,6 +20,16 @@ from rft_cluster.prompts import Question, text_hash
 
 CARD_FILE = "classifier.json"
 MOST_CARD = 100_000_000  # bytes
+
+
+class Calibration(BaseModel):
+    """The temperature of the classes' probabilities (`probabilities.fit_temperature`), and on how many validation
+    images it was fitted."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    temperature: float = Field(ge=TEMPERATURES[0], le=TEMPERATURES[1])
+    images: int = Field(ge=FEWEST, le=MOST_IMAGES)
 
 
 class Card(BaseModel):
@@ -52,6 +63,8 @@ class Card(BaseModel):
     """Training steps."""
     validation: float | None = Field(None, ge=0, le=1)
     """Strict accuracy on the validation images, if measured."""
+    calibration: Calibration | None = None
+    """None: no temperature was fitted, and probabilities are as the policy has them."""
     levels: tuple[Level, Level] | None = None
     """The 16-bit values shown as black and white, if there were pictures with 16 bits a channel."""
     data_max_pixels: int = Field(MAX_PIXELS, ge=1, le=MOST_DECODED)
@@ -67,6 +80,13 @@ class Card(BaseModel):
         if self.template is None:
             return Question(self.prompt)
         return Question(self.prompt, self.template, self.subject, tuple(self.classes), tuple(self.unseen))
+
+    @property
+    def calibration_note(self) -> str:
+        if self.calibration is None:
+            return f"not calibrated (a run fits a temperature on {FEWEST} or more validation images, data.validation)"
+        fitted = self.calibration
+        return f"calibrated (temperature {fitted.temperature:g}, fitted on {fitted.images} validation images)"
 
 
 def make_card(config: Config, dataset: FewShotDataset, question: Question, pixels: tuple[int, int]) -> Card:

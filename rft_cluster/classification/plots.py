@@ -23,14 +23,14 @@ _ONE_AT_A_TIME = Lock()  # matplotlib's settings are the process's; each tracker
 
 def draw_evaluation(report: Mapping[str, Any], title: str, path: Path) -> None:
     """Draw the confusion matrix of a `report.report`, with accuracies and their 95 % intervals, into a PNG file."""
-    with _fonts_for([title, *report["confusion"]["columns"]]) as missing:
-        _save(evaluation_figure(report, title, missing), path)
+    with fonts_for([title, *report["confusion"]["columns"]]) as missing:
+        save_figure(evaluation_figure(report, title, missing), path)
 
 
 def evaluation_figure(report: Mapping[str, Any], title: str, missing: set[str]) -> "Figure":
     """The figure of `draw_evaluation`. Classes whose names contain `missing` characters are shown by number."""
     side = _side(report["confusion"])
-    figure = _figure(side + 3, side)
+    figure = new_figure(side + 3, side)
     left, right = figure.subplots(1, 2, width_ratios=[3, 1])
     _explain(figure, _named_confusion(left, report["confusion"], title, missing))
     bars = {
@@ -46,8 +46,8 @@ def evaluation_figure(report: Mapping[str, Any], title: str, missing: set[str]) 
 
 def draw_confusion(confusion: Mapping[str, Any], title: str, file: BinaryIO) -> None:
     """Draw a `report.confusion` alone, as a PNG."""
-    with _fonts_for([title, *confusion["columns"]]) as missing:
-        figure = _figure(_side(confusion) + 1, _side(confusion))
+    with fonts_for([title, *confusion["columns"]]) as missing:
+        figure = new_figure(_side(confusion) + 1, _side(confusion))
         _explain(figure, _named_confusion(figure.subplots(), confusion, title, missing))
         figure.savefig(file, format="png", dpi=90, metadata={"Software": None})
 
@@ -105,8 +105,8 @@ def draw_sweep(series: Mapping[str, Sequence[tuple[float | str, Mapping[str, Any
     """
     places = list(dict.fromkeys(value for points in series.values() for value, _ in points))
     paired = any(row["against"] for points in series.values() for _, row in points)
-    with _fonts_for([axis, *series, *map(str, places)]) as missing:
-        figure = _figure(max(7, 0.6 * len(places)), 7 if paired else 4.5)
+    with fonts_for([axis, *series, *map(str, places)]) as missing:
+        figure = new_figure(max(7, 0.6 * len(places)), 7 if paired else 4.5)
         upper, *lower = figure.subplots(2 if paired else 1, sharex=True, squeeze=False)[:, 0]
         for index, (name, points) in enumerate(series.items()):
             at = [places.index(value) + 0.12 * (index - (len(series) - 1) / 2) for value, _ in points]
@@ -130,7 +130,7 @@ def draw_sweep(series: Mapping[str, Sequence[tuple[float | str, Mapping[str, Any
         upper.set_ylabel(f"test accuracy, %\n{'median and range over seeds' if several else '95 % interval'}")
         upper.set_xlim(-0.5, len(places) - 0.5)
         figure.legend(loc="outside upper left", ncols=2, frameon=False)
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 def _seeds(axes: "Axes", place: float, rates: Sequence[float], color: str) -> None:
@@ -163,7 +163,7 @@ def _points(
 
 
 @contextmanager
-def _fonts_for(texts: Sequence[str]) -> Iterator[set[str]]:
+def fonts_for(texts: Sequence[str]) -> Iterator[set[str]]:
     """Within this context texts are drawn literally, in fonts that have them. Yields the characters no font has."""
     from matplotlib import rc_context  # takes a second to import
 
@@ -179,13 +179,13 @@ def _fonts_for(texts: Sequence[str]) -> Iterator[set[str]]:
             log.setLevel(before)
 
 
-def _figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure  # takes a second to import
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: "Figure", path: Path) -> None:
+def save_figure(figure: "Figure", path: Path) -> None:
     """Write the file under another name, then rename it. It contains no date or version: equal plots, equal bytes."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.unlink(missing_ok=True)  # do not write through a link of that name

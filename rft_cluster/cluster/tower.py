@@ -11,11 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import ray
 
-from rft_cluster.cluster.actors import ask_addresses, environment
+from rft_cluster.cluster.alone import alone
 from rft_cluster.cluster.handles import wait_for
-from rft_cluster.cluster.start import connect
 from rft_cluster.common.errors import ClusterError, UserError
 from rft_cluster.common.progress import with_progress
 from rft_cluster.config import Config
@@ -77,12 +75,6 @@ def look_at(
 @contextmanager
 def _tower(config: Config, model_path: str) -> Iterator[Look]:
     """Start the actor, and end it with the context."""
-    cpus, gpus, timeout = config.learners.cpus, config.learners.gpus, config.cluster.start_timeout
-    connect(config.cluster, cpus)
-    try:
-        options = {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": environment(config, cpus)}}
-        actor = ray.remote(VisionTower).options(**options).remote(model_path, config, max(1, int(cpus)))
-        wait_for(ask_addresses({NAME: actor}), timeout, "starting")
+    threads = max(1, int(config.learners.cpus))
+    with alone(config, NAME, VisionTower, model_path, config, threads) as actor:
         yield lambda image: wait_for({actor.features.remote(image): NAME}, config.cluster.step_timeout, "features")[0]
-    finally:
-        ray.shutdown()

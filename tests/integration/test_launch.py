@@ -29,7 +29,8 @@ from rft_cluster import compare, evaluate, launch
 from rft_cluster.algorithm import load_algorithm
 from rft_cluster.classification.answers import AnswerReader
 from rft_cluster.classification.baselines import BASELINES
-from rft_cluster.classification.card import read_card
+from rft_cluster.classification.calibration_plot import draw_calibration
+from rft_cluster.classification.card import CARD_FILE, read_card
 from rft_cluster.classification.plots import draw_evaluation
 from rft_cluster.common.hardware import hardware
 from rft_cluster.common.series import Series
@@ -41,6 +42,7 @@ from rft_cluster.learner.collate import collate
 from rft_cluster.learner.prompt_cache import PromptCache
 from rft_cluster.messages import Prompt, Sampling
 from rft_cluster.model.policy import load_reference
+from rft_cluster.prompts import make_question
 from rft_cluster.run.activity import Now, read_activity
 from rft_cluster.run.metrics import KEYS
 from rft_cluster.run.series import PHASE_SECONDS, STEP
@@ -349,6 +351,10 @@ def test_a_run_is_evaluated_again_without_a_config(run: Run, head: dict[str, str
     # The same weights, images and prompts as the run's own last evaluation.
     assert report["images"] == last["n"] == 30
     assert report["greedy"]["strict"]["rate"] == pytest.approx(last["accuracy_strict"], abs=1 / 30)
+    # What the learners' forward holds for the most probable is what the engine writes.
+    assert abs(report["probabilities"]["minus_greedy"]["difference"]) <= 1 / 30
+    draw_calibration(report["probabilities"], f"{report['data']}, test", tmp_path / "again.png")
+    assert (tmp_path / "one" / "calibration.png").read_bytes() == (tmp_path / "again.png").read_bytes()
     assert "greedy, strict" in result.stdout
     assert compare.main([str(tmp_path / "one"), str(tmp_path / "one")]) == 0
     assert "+0.0 points" in capsys.readouterr().out
@@ -370,15 +376,32 @@ def test_images_are_classified_by_the_export_alone(run: Run, dataset: FewShotDat
     for i, example in enumerate(dataset.test[:40]):
         (photos / f"{i:02d}.png").write_bytes(dataset.image(example))
     (photos / "bad.png").write_bytes(b"no image")
-    result = command("predict", "--checkpoint", model, photos, "--json", "--votes", "8")
+    result = command("predict", "--checkpoint", model, photos, "--json", "--votes", "8", "--closed")
     assert result.returncode == 1
     assert f"not classified: {photos}/bad.png: not an image" in result.stderr
+    assert "probabilities, given its reasoning in 8 answers: not calibrated" in result.stderr
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert [Path(line["file"]).name for line in lines] == [f"{i:02d}.png" for i in range(40)]
     for line in lines:
-        assert line["label"] is None or line["label"] in dataset.classes
-        assert sum(line["counts"].values()) <= 8
-        assert line["share"] == max(line["counts"].values(), default=0) / 8
+        assert sum(line["counts"].values()) <= 8 and line["counts"].keys() <= set(dataset.classes)
+        assert set(line["probabilities"]) == set(dataset.classes)
+        assert sum(line["probabilities"].values()) == pytest.approx(1.0)
+
+
+def test_a_question_without_reasoning_is_answered_without_an_engine(run: Run, dataset: FewShotDataset, tmp_path: Path):
+    """The policy was trained on another one, which does not matter here."""
+    model, photo = tmp_path / "closed", tmp_path / "photo.png"
+    shutil.copytree(run.folder / "model", model)
+    photo.write_bytes(dataset.image(dataset.test[0]))
+    card = json.loads((model / CARD_FILE).read_text())
+    asked = make_question("closed", "digit", card["classes"])
+    card |= {"prompt": asked.text, "prompt_sha256": asked.sha256, "template": asked.template, "subject": "digit"}
+    (model / CARD_FILE).write_text(json.dumps(card))
+    result = command("predict", "--checkpoint", model, photo, "--json", "--unsure-below", "1")
+    assert result.returncode == 0 and "engine" not in result.stderr
+    line = json.loads(result.stdout)
+    assert line["unsure"] and sum(line["probabilities"].values()) == pytest.approx(1.0)
+    assert line["label"] == max(line["probabilities"], key=line["probabilities"].get)
 
 
 def test_a_job_that_is_stopped_saves_and_its_actors_end(run: Run, head: dict[str, str], tiny_model: str):

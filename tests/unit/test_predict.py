@@ -1,17 +1,19 @@
-import csv
-import io
+import argparse
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from some_prompt import some_prompt
 
 from rft_cluster import evaluate, predict
-from rft_cluster.classification.answers import Vote
+from rft_cluster.classification.card import Card, read_card
 from rft_cluster.common.errors import UserError
 from rft_cluster.data.files import LeftOut
 from rft_cluster.data.images import Limits
 from rft_cluster.data.shown import WHOLE
+from rft_cluster.messages import Completion, Group
+from rft_cluster.prompts import Question, make_question
 
 
 def test_files_are_found_below_folders_in_order_and_hidden_ones_are_not(tmp_path):
@@ -43,45 +45,105 @@ def test_unreadable_files_are_kept_for_the_end(tmp_path):
     assert [Path(problem.split(":")[0]).name for problem in bad] == ["bad.png", "folder.png", "none.png"]
 
 
-def test_a_line_for_people_and_one_for_programs():
-    vote = Vote("rose", 0.75, {"rose": 6}, "red\x1b[2J\nthorns")
-    for votes, how in ((8, "75 %"), (1, "greedy")):
-        options = SimpleNamespace(votes=votes, json=False, csv=False)
-        assert predict._line(Path("a b.png"), vote, options) == f"a b.png\trose\t{how}\tred?[2J thorns"
-    line = json.loads(predict._line(Path("a b.png"), vote, SimpleNamespace(votes=8, json=True, csv=False)))
-    assert line == {"file": "a b.png", "label": "rose", "share": 0.75, "counts": {"rose": 6},
-                    "reasoning": "red\x1b[2J\nthorns"}  # fmt: skip
+CLOSED = make_question("closed", "flower", ["rose", "tulip"])
+OPEN = make_question("answer_only", "flower", ["rose", "tulip"])
+THINKING = make_question("think_answer", "flower", ["rose", "tulip"])
 
 
-@pytest.mark.parametrize("path", ["a.png", "=1+1.png", "a, b.png", 'a "b".png', "薔薇.png", "a\nb.png"])
-@pytest.mark.parametrize("label", ["rose", "=SUM(A1)", "-1", "5 mm, new", None])
-def test_a_row_for_spreadsheets(path, label):
-    vote = Vote(label, 1 / 3, {}, "red,\nthorns")
-    line = predict._line(Path(path), vote, SimpleNamespace(votes=8, json=False, csv=True))
-    (row,) = csv.reader(io.StringIO(line))
-    assert row[2:] == ["0.3333", "red, thorns"]
-    for cell, value in zip(row, (path, label or ""), strict=False):
-        assert cell in (value, f"'{value}")
-        assert not cell.startswith(("=", "-", "+", "@"))
+def way(question: Question, *words: str) -> tuple[bool, bool]:
+    """(an engine is started, probabilities are computed)."""
+    card = Card(
+        dataset="flowers", classes=["rose", "tulip"], aliases={}, prompt=question.text, prompt_sha256=question.sha256,
+        template=question.template, subject=question.subject, min_pixels=784, max_pixels=784, max_prompt_tokens=99,
+        max_tokens=9, temperature=1.0, steps=1,
+    )  # fmt: skip
+    found = predict.way_of(asked(*words), card)
+    return found.writes, found.probabilities
+
+
+def asked(*words: str) -> argparse.Namespace:
+    """The options of these words."""
+    kept: list[argparse.Namespace] = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(predict, "predict", lambda options: kept.append(options) or 0)
+        assert predict.main(["--checkpoint", "x", "y", *words]) == 0
+    return kept[0]
 
 
 @pytest.mark.parametrize(
-    ("labels", "unreadable", "text"),
+    ("question", "words", "expected"),
     [
-        ({"bag": 41, "shoe": 38, "(no class)": 2}, 0, "81 images: 41 bag, 38 shoe, 2 (no class)"),
-        ({"a": 1, "b": 1}, 3, "2 images: 1 a, 1 b; 3 not classified"),
-        ({}, 2, "0 images; 2 not classified"),
-        ({f"c{n:02d}": 1 for n in range(30)}, 0, "10 of 10 other classes"),
+        (CLOSED, [], (False, True)),
+        (CLOSED, ["--votes", "8"], (True, False)),
+        (CLOSED, ["--votes", "1"], (True, False)),
+        (OPEN, [], (True, False)),
+        (OPEN, ["--closed"], (False, True)),
+        (OPEN, ["--unsure-below", "0.8"], (False, True)),
+        (THINKING, [], (True, False)),
+        (THINKING, ["--votes", "8"], (True, False)),
+        (THINKING, ["--closed"], (True, True)),
+        (THINKING, ["--unsure-below", "0", "--votes", "8"], (True, True)),
     ],
 )
-def test_a_folder_s_summary(labels, unreadable, text):
-    assert text in predict._summary(labels, unreadable)
+def test_an_engine_starts_only_where_something_is_written(question, words, expected):
+    assert way(question, *words) == expected
 
 
-def test_answers_are_greedy_as_in_a_run_s_accuracy(monkeypatch):
-    monkeypatch.setattr(predict, "predict", lambda options: options.votes)
-    assert predict.main(["--checkpoint", "x", "y"]) == 1
-    assert predict.main(["--checkpoint", "x", "y", "--votes", "8"]) == 8
+@pytest.mark.parametrize("words", [["--closed"], ["--unsure-below", "0.5"]])
+def test_votes_without_reasoning_would_change_no_probability(words):
+    with pytest.raises(UserError, match="--votes is 8, but this policy writes no reasoning"):
+        way(CLOSED, *words, "--votes", "8")
+
+
+def test_a_threshold_is_a_probability(capsys):
+    assert predict.main(["--checkpoint", "x", "y", "--unsure-below", "80"]) == 2
+    assert "--unsure-below is 80" in capsys.readouterr().err
+
+
+def test_the_most_probable_class_is_at_the_temperature_of_the_card(tmp_path):
+    """With a threshold between the probabilities before and after."""
+    card = read_card(export_in(tmp_path, {"temperature": 2.0, "images": 60}))
+    seen = []
+
+    def score(image: bytes, question: str, before: str, answers: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        seen.append((image, question, before, answers))
+        return np.log([0.9, 0.1, 1e-9, 1e-9]), np.full(4, 3)
+
+    one = predict._prediction(card, asked("--unsure-below", "0.8"), Path("a.png"), b"image", None, score)
+    assert seen == [(b"image", card.prompt, "<answer>", ["rose</answer>", "tulip</answer>", " rose </answer>",
+                                                         " tulip </answer>"])]  # fmt: skip
+    assert one.answer.probability == pytest.approx(0.75, abs=1e-3) and one.unsure and one.calibrated
+    assert one.label == "unsure" and one.vote is None
+    unfitted = card.model_copy(update={"calibration": None})
+    one = predict._prediction(unfitted, asked("--unsure-below", "0.8"), Path("a.png"), b"image", None, score)
+    assert one.label == "rose" and not one.calibrated
+
+
+def test_after_reasoning_the_probability_is_the_mean_over_the_votes(tmp_path):
+    card = read_card(export_in(tmp_path, None))
+    texts = ["<think>a</think><answer>rose</answer>", "<think>b</think><answer>rose</answer>", "no answer"]
+    group = Group(some_prompt(), [1], [Completion([1], [0.0], text, "stop", 0) for text in texts])
+
+    def score(image: bytes, question: str, before: str, answers: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        assert before in ("<think>a</think><answer>", "<think>b</think><answer>")
+        rose = 0.9 if "a" in before[:8] else 0.6
+        return np.log([rose, 1 - rose, 1e-9, 1e-9]), np.full(4, 3)
+
+    one = predict._prediction(card, asked("--closed", "--votes", "3"), Path("a.png"), b"image", group, score)
+    assert one.answer.probability == pytest.approx((0.9 + 0.6 + 0.5) / 3, abs=1e-3)
+    assert one.answer.named == pytest.approx(2 / 3, abs=1e-3)
+    assert one.vote.counts == {"rose": 2}
+
+
+def export_in(folder: Path, calibration: dict | None) -> Path:
+    card = {
+        "dataset": "flowers", "classes": ["rose", "tulip"], "aliases": {}, "prompt": CLOSED.text,
+        "prompt_sha256": CLOSED.sha256, "template": CLOSED.template, "subject": "flower", "min_pixels": 784,
+        "max_pixels": 784, "max_prompt_tokens": 99, "max_tokens": 9, "temperature": 1.0, "steps": 1,
+        "calibration": calibration,
+    }  # fmt: skip
+    (folder / "classifier.json").write_text(json.dumps(card))
+    return folder
 
 
 def test_a_missing_model_is_a_users_mistake(tmp_path, capsys):
@@ -94,6 +156,13 @@ def test_a_table_holds_no_formula():
     assert text == 'id,share,text\n\'=HYPERLINK(1),-0.5,"a,\n""b"""\n'
 
 
+PROBABILITIES = {
+    "fitted_on": 60, "temperature": 1.5, "accuracy": {"rate": 0.5, "interval": [0.2, 0.8]},
+    "log_loss": {"value": 0.4, "interval": [0.3, 0.5]}, "calibration_error": {"value": 0.02, "interval": [0.01, 0.04]},
+    "coverage": {"accuracy": 0.95, "value": 0.75, "interval": [0.5, 0.8], "threshold": 0.83277},
+}  # fmt: skip
+
+
 def test_the_summary_of_an_evaluation_has_the_baselines():
     less = {"difference": -0.05, "interval": [-0.1, 0.01]}
     rate = {"right": 3, "n": 4, "rate": 0.75, "interval": [0.3, 0.95]}
@@ -104,13 +173,18 @@ def test_the_summary_of_an_evaluation_has_the_baselines():
         "format_failures": {"count": 0, "examples": []},
         "baselines": {"nearest_neighbour": 0.5, "tower_probe": 0.825},
         "greedy_minus_baselines": {"nearest_neighbour": less, "tower_probe": less},
-        "verdict": "verdict: use that",
+        "verdict": "verdict: use that", "probabilities": PROBABILITIES,
     }  # fmt: skip
     lines = evaluate._summary(figures).splitlines()
     assert "greedy, strict      75.0 %   30.0 to 95.0" in lines
     assert "1-nearest neighbour on pixels           50.0 %   greedy is -5.0 points (-10.0 to +1.0)" in lines
     assert "linear probe on vision features         82.5 %   greedy is -5.0 points (-10.0 to +1.0)" in lines
     assert "verdict: use that" in lines
+    assert (
+        "probabilities: log-loss 0.40 (0.30 to 0.50), calibration error 2.0 (1.0 to 4.0) %; temperature 1.5, fitted on "
+        "60 validation images"
+    ) in lines
+    assert any("predict --unsure-below 0.832, " in line for line in lines)
     skipped = {"baselines": {"nearest_neighbour": 0.5}, "baselines_skipped": "no room"}
     assert "none on vision features: no room" in evaluate._summary({**figures, **skipped}).splitlines()
     assert "on pixels" not in evaluate._summary({**figures, "baselines": {}})
@@ -127,7 +201,6 @@ def test_evaluating_without_a_config_needs_a_run(tmp_path, capsys):
 def test_pictures_of_16_bits_are_shown_as_in_training(tmp_path, levels):
     import io
 
-    import numpy as np
     from PIL import Image
 
     values = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)  # 0 to 4095

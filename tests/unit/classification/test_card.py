@@ -95,6 +95,29 @@ def test_only_what_was_trained_is_asked(export):
         check_card(card, DATASET, QUESTION, (3136, 6272))
 
 
+@pytest.mark.parametrize(
+    ("calibration", "wrong"),
+    [
+        ({"temperature": 0.4621, "images": 200}, None),
+        (None, None),
+        ({"temperature": 0.0, "images": 200}, "calibration.temperature"),
+        ({"temperature": 1e9, "images": 200}, "calibration.temperature"),
+        ({"temperature": "nan", "images": 200}, "calibration.temperature"),
+        ({"temperature": 1.0, "images": 12}, "calibration.images"),
+        ({"temperature": 1.0, "images": 200, "scale": 2}, "calibration.scale"),
+    ],
+)
+def test_a_stranger_s_temperature_lies_within_bounds(export, calibration, wrong):
+    carded(export, calibration=calibration)
+    if wrong:
+        with pytest.raises(UserError, match=f"classifier.json cannot be read.*\n.*{wrong}"):
+            read_card(export)
+    else:
+        note = read_card(export).calibration_note
+        assert ("temperature 0.4621, fitted on 200 validation images" in note) == bool(calibration)
+        assert note.startswith("not calibrated") != bool(calibration)
+
+
 def split_of(image: bytes) -> FewShotDataset:
     return FewShotDataset.of("photos", DATASET.classes, [], [], [LabelledImage("again", image, "tulip")], [])
 

@@ -14,7 +14,7 @@ from some_prompt import some_prompt
 
 from rft_cluster.classification.answers import AnswerReader, Vote
 from rft_cluster.classification.fonts import families_for
-from rft_cluster.classification.plots import _fonts_for, draw_evaluation, draw_sweep, evaluation_figure
+from rft_cluster.classification.plots import draw_evaluation, draw_sweep, evaluation_figure, fonts_for
 from rft_cluster.classification.report import judge, report
 from rft_cluster.messages import Completion, Group
 
@@ -189,11 +189,11 @@ def test_two_threads_that_draw_do_not_change_each_other_s_settings():
     seen = []
 
     def draw() -> None:
-        with _fonts_for(["b"]):
+        with fonts_for(["b"]):
             seen.append(rcParams["text.parse_math"])
 
     other = Thread(target=draw)
-    with _fonts_for(["a"]):
+    with fonts_for(["a"]):
         other.start()
         other.join(0.1)  # it waits, or would have seen this thread's settings and put them back
         assert seen == []

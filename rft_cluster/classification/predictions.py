@@ -1,0 +1,101 @@
+"""What `predict` says about an image: for people, for programs and for spreadsheets (pure)."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rft_cluster.classification.answers import Vote
+from rft_cluster.classification.probabilities import Answer
+from rft_cluster.common.text import csv_line, printable
+
+REASONING_SHOWN = 200
+TOP = 5
+COUNTED = 20  # classes listed in the summary
+NO_CLASS, UNSURE = "(no class)", "unsure"
+COLUMNS = ("file", "label", "share", "reasoning")  # of a table, of written answers
+COLUMNS_OF_P = ("file", "label", "probability", "second", "reasoning")  # of the most probable classes
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Of one image.
+
+    `vote`: of what the policy wrote; None if it wrote nothing.
+    `answer`: the probabilities of the classes; None if they were not asked for.
+    `votes`: number of samples; None of one greedy answer.
+    `unsure_below`: the least probability of an answer.
+    `calibrated`: whether the probabilities are at a fitted temperature.
+    """
+
+    file: str
+    vote: Vote | None
+    answer: Answer | None = None
+    votes: int | None = None
+    unsure_below: float = 0.0
+    calibrated: bool = False
+
+    @property
+    def unsure(self) -> bool:
+        return self.answer is not None and self.answer.probability < self.unsure_below
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        if self.unsure:
+            return UNSURE
+        label = self.answer.label if self.answer else self.vote.label if self.vote else None
+        return NO_CLASS if label is None else printable(label)
+
+    @property
+    def reasoning(self) -> str:
+        return self.vote.reasoning if self.vote else ""
+
+
+def text_line(one: Prediction) -> str:
+    """File, label, how, and the most probable classes or the reasoning, separated by tabs."""
+    shown = [printable(one.reasoning)[:REASONING_SHOWN]] if one.vote else []
+    if one.answer:
+        top = ", ".join(f"{printable(name)} {percent(share)}" for name, share in one.answer.top(TOP).items())
+        how, shown = percent(one.answer.probability), [top, *filter(None, shown)]
+    else:
+        how = f"{100 * one.vote.share:.0f} %" if one.vote and one.votes else "greedy"
+    return "\t".join([printable(one.file), one.label, how, *shown])
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def json_line(one: Prediction) -> str:
+    record: dict[str, Any] = {"file": one.file}
+    if one.answer:
+        record |= {**one.answer.record(), "unsure": one.unsure, "calibrated": one.calibrated}
+        record |= {"reasoning": one.reasoning, "counts": one.vote.counts} if one.vote else {}
+    elif one.vote:
+        record |= asdict(one.vote)
+    return json.dumps(record, ensure_ascii=False)
+
+
+def table_line(one: Prediction) -> str:
+    """A row of `COLUMNS`, or of `COLUMNS_OF_P`, without the end of the line."""
+    reasoning = printable(one.reasoning)
+    if one.answer:
+        second = list(one.answer.probabilities)[1]
+        own = [UNSURE if one.unsure else one.answer.label, round(one.answer.probability, 4), second, reasoning]
+    else:
+        label, share = (one.vote.label or "", one.vote.share) if one.vote else ("", 0.0)
+        own = [label, round(share, 4), reasoning]
+    return csv_line([one.file, *own]).rstrip("\n")
+
+
+def summary_line(labels: Mapping[str, int], unreadable: int) -> str:
+    """`81 images: 41 bag, 38 shoe, 2 (no class)`, most frequent first, then the number of unreadable files."""
+    ranked = sorted(labels.items(), key=lambda item: (-item[1], item[0]))
+    counts = [f"{count} {label}" for label, count in ranked[:COUNTED]]
+    rest = ranked[COUNTED:]
+    if rest:
+        counts.append(f"{sum(count for _, count in rest)} of {len(rest)} other classes")
+    failed = [f"{unreadable} not classified"] if unreadable else []
+    total = sum(labels.values())
+    return "; ".join([f"{total} images: {', '.join(counts)}" if total else "0 images", *failed])

@@ -1,0 +1,108 @@
+"""Log-probabilities of given answers, by the learner's packed forward: no engine, and no vocabulary-sized output.
+
+    row      [ image and question | what is written before | name 1 | name 2 | ... ]
+
+One row holds all that the answers share once, and each answer's own tokens. Attention is that of `shared_prefix.py`.
+"""
+
+from collections.abc import Sequence
+from itertools import takewhile
+
+import numpy as np
+import torch
+
+from rft_cluster.common.errors import UserError
+from rft_cluster.common.hardware import forget_openmp, hardware
+from rft_cluster.common.imports import light_imports
+from rft_cluster.config import ModelSection
+from rft_cluster.model.encoder import EncodedPrompt, PromptEncoder
+from rft_cluster.model.families.family import STOP_TOKENS
+from rft_cluster.model.packed_row import pack_row
+from rft_cluster.model.policy import PolicyModel, load_reference
+
+with light_imports():
+    from transformers.utils import logging as hf_logging
+
+
+class ClassScorer:
+    """A frozen policy that says how probable answers are. `cluster/` makes it a Ray actor; `predict` calls it here."""
+
+    def __init__(
+        self, path: str, model: ModelSection, device: str, dtype: str | None = None, threads: int | None = None
+    ) -> None:
+        """`dtype`: None for the device's own (`common.hardware`). `threads`: None for torch's own choice.
+
+        Raises UserError if the model cannot be loaded here.
+        """
+        hf_logging.disable_progress_bar()  # it would show what takes a second
+        chosen = hardware(device, dtype)
+        if threads:
+            torch.set_num_threads(threads)
+        forget_openmp()
+        torch.set_flush_denormal(True)
+        self._device = torch.device(chosen.device)
+        self._encoder = PromptEncoder(path, model)
+        forbidden = self._encoder.forbidden_token_ids
+        # An export is in BF16, so nothing is lost when it is loaded in BF16 and computed with in FP32.
+        self._policy = load_reference(path, model, chosen.attention, forbidden, temperature=1.0)
+        self._policy.to(self._device, getattr(torch, chosen.dtype))
+
+    def logprobs(
+        self, image: bytes, question: str, before: str, answers: Sequence[str]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """How probable each answer is as the rest of a completion that begins with `before`.
+
+        Args:
+            image: encoded.
+            question: the prompt's text.
+            before: what the completion has up to the answer.
+            answers: each with all that follows it, but the token that ends the completion, which is added.
+
+        Returns:
+            log-probabilities [answers] FP64 in nats, of all tokens of the answer and of the end, at temperature 1 and
+            without the tokens that a generator never samples; and the numbers of these tokens [answers].
+
+        Raises:
+            UserError: the GPU's memory is taken by others.
+        """
+        texts = [before.removeprefix(self._encoder.opening) + answer for answer in answers]
+        with torch.inference_mode():
+            try:
+                return answer_logprobs(self._policy, self._encoder, self._encoder.encode(question, image), texts)
+            except torch.OutOfMemoryError as error:
+                raise UserError(f"no memory for the answers' probabilities: {str(error).splitlines()[0]}") from error
+
+
+def answer_logprobs(
+    policy: PolicyModel, encoder: PromptEncoder, prompt: EncodedPrompt, texts: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """See `ClassScorer.logprobs`, for completions that are `texts`. What all begin with is in the row once."""
+    completions = [answer_tokens(encoder, text) for text in texts]
+    shared = shared_length(completions)
+    asked = EncodedPrompt([*prompt.token_ids, *completions[0][:shared]], prompt.pixel_values, prompt.image_grid_thw)
+    own = [completion[shared:] for completion in completions]
+    order = sorted(range(len(own)), key=lambda index: len(own[index]))  # attention computes equal lengths in one call
+    row = pack_row([(asked, policy.prompt_positions(asked))], [(0, own[index]) for index in order])
+    tokens, _ = policy(**row.to(next(policy.parameters()).device).inputs())
+    counts = np.array([len(tail) for tail in own])
+    sums = np.empty(len(own))
+    sums[order] = [float(part.double().sum()) for part in tokens.cpu().split([len(own[index]) for index in order])]
+    return sums, counts
+
+
+def answer_tokens(encoder: PromptEncoder, text: str) -> list[int]:
+    """The tokens of a completion of this text, with the one that ends it.
+
+    What looks like a special token is read as the characters that it is written with: nothing else was sampled.
+    """
+    written = encoder.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return [*written, encoder.tokenizer.convert_tokens_to_ids(STOP_TOKENS[0])]
+
+
+def shared_length(completions: Sequence[Sequence[int]]) -> int:
+    """Number of tokens that all completions begin with; each keeps at least one of its own.
+
+    Tokens are compared, not characters: a name's first letters may be in one token with the `>` before them.
+    """
+    columns = zip(*(completion[:-1] for completion in completions), strict=False)
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))

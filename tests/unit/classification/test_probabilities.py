@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+
+from rft_cluster.classification.probabilities import (
+    FORMS,
+    Scores,
+    answer_of,
+    at_temperature,
+    averaged,
+    before_answer,
+    fit_temperature,
+    score_classes,
+    softmax,
+    written_answers,
+)
+
+CLASSES = ["rose", "dog rose", "iris"]
+
+
+def scores(*shares: float, tokens: int = 3) -> Scores:
+    """Of classes with these probabilities, all in the first form."""
+    logprobs = np.log([shares, np.full(len(shares), 1e-12)])
+    return Scores(logprobs, np.full(logprobs.shape, tokens))
+
+
+def test_a_class_is_as_probable_as_all_its_forms_together():
+    one = Scores(np.log([[0.1, 0.3], [0.2, 0.05]]), np.array([[2, 3], [4, 5]]))
+    np.testing.assert_allclose(np.exp(one.joint), [0.3, 0.35])
+    assert one.named == pytest.approx(0.65)
+    np.testing.assert_allclose(one.per_token, [np.log(0.2) / 4, np.log(0.3) / 3])
+
+
+def test_a_longer_name_is_not_less_probable_for_its_length():
+    """The policy is as sure of either name; a mean per token would take the one with more tokens."""
+    one = Scores(np.log([[0.4, 0.4], [1e-12, 1e-12]]), np.array([[2, 7], [2, 7]]))
+    found = softmax(one.joint)
+    assert found[0] == pytest.approx(found[1])
+    assert one.per_token.argmax() == 1
+
+
+def test_reasonings_are_averaged_and_one_out_of_format_says_nothing():
+    found = averaged([scores(0.8, 0.1, 0.1), scores(0.2, 0.6, 0.2), None], 3)
+    np.testing.assert_allclose(found, np.mean([[0.8, 0.1, 0.1], [0.2, 0.6, 0.2], [1 / 3] * 3], axis=0), atol=1e-9)
+    np.testing.assert_allclose(averaged([None], 4), np.full(4, 0.25))
+
+
+def test_the_same_reasoning_is_scored_once():
+    asked = []
+
+    def score(image, question, before, answers):
+        asked.append((image, question, before, tuple(answers)))
+        return np.log(np.linspace(0.1, 0.6, len(answers))), np.arange(len(answers))
+
+    first, none, again = score_classes(score, b"image", "Which?", ["<answer>", None, "<answer>"], CLASSES)
+    assert asked == [(b"image", "Which?", "<answer>", tuple(written_answers(CLASSES)))]
+    assert none is None and again is first
+    assert first.logprobs.shape == (len(FORMS), 3)
+    assert np.exp(first.logprobs[1, 0]) == pytest.approx(0.1 + 3 * 0.1), "form by form"
+
+
+@pytest.mark.parametrize(
+    ("text", "before"),
+    [
+        ("<think>red</think><answer>rose</answer>", "<think>red</think><answer>"),
+        ("<answer> rose </answer>", "<answer>"),
+        ("rose", None),
+        ("<answer>rose</answer><answer>iris</answer>", None),
+    ],
+)
+def test_what_is_written_before_the_answer(text, before):
+    assert before_answer(text) == before
+
+
+def drawn(temperature: float, images: int = 3000) -> tuple[list, np.ndarray]:
+    """Scores of a policy whose probabilities would be right at this temperature, with labels drawn from those."""
+    draw = np.random.default_rng(5)
+    joint = draw.normal(0, 2, (images, 4)) * temperature
+    right = (softmax(joint, temperature).cumsum(axis=1) < draw.random((images, 1))).sum(axis=1)
+    return [[Scores(np.stack([row, np.full(4, -1e9)]), np.ones((2, 4)))] for row in joint], right
+
+
+@pytest.mark.parametrize("temperature", [0.5, 3.0])
+def test_the_temperature_at_which_the_labels_were_drawn_is_found(temperature):
+    after, right = drawn(temperature)
+    joint = np.array([own[0].joint for own in after])
+    found = fit_temperature(lambda t: softmax(joint, t), right)
+    assert found == pytest.approx(temperature, rel=0.06)
+    np.testing.assert_allclose(at_temperature(after, 4, found), softmax(joint, found))
+
+
+@pytest.mark.parametrize("images", [60, 600])
+def test_images_that_are_all_right_do_not_prove_that_the_policy_is_never_wrong(images):
+    after = [[scores(0.9, 0.05, 0.05)]] * images
+    found = fit_temperature(lambda t: at_temperature(after, 3, t), np.zeros(images, int))
+    surest = at_temperature(after[:1], 3, found).max()
+    assert 1 - surest == pytest.approx(1 / (images + 1), rel=0.01)
+
+
+def test_classes_are_ranked_and_equal_ones_keep_their_order():
+    found = answer_of([scores(0.2, 0.2, 0.5)], CLASSES, 1.0)
+    assert list(found.probabilities) == ["iris", "rose", "dog rose"]
+    assert (found.label, found.probability) == ("iris", pytest.approx(0.5 / 0.9))
+    assert found.named == pytest.approx(0.9)
+    assert sum(found.probabilities.values()) == pytest.approx(1.0)
