@@ -60,6 +60,11 @@ ROWS: dict[str, list[str]] = {
     "2 updates a step": ["algorithm.updates_per_step=2"],
     "temperature 0.7": ["sampling.temperature=0.7"],
     "temperature 1.3": ["sampling.temperature=1.3"],
+    "crop": ["data.augment={crop: 0.1}"],
+    "rotation": ["data.augment={rotation: 10}"],
+    "crop and rotation": ["data.augment={crop: 0.1, rotation: 10}"],
+    "colour": ["data.augment={colour: 0.2}"],
+    "flip": ["data.augment={flip: true}"],
 }
 
 
