@@ -123,9 +123,11 @@ def _check(config: Config, start: "Start", planned: bool = False) -> "Task":
         task = task_before_download(config) if planned and archive_is_missing(config.data) else read_task(start, config)
         dataset = task.dataset
         print(dataset.described(), flush=True)
-        red_team = check_rewards(
-            rewards, config.scoring, dataset.classes, task.examples, dataset.images, task.question, config.run.seed
-        )
+        red_team = ""
+        if config.algorithm.samples:
+            red_team = check_rewards(
+                rewards, config.scoring, dataset.classes, task.examples, dataset.images, task.question, config.run.seed
+            )
     plan = describe(config, len(dataset.train))
     for line in filter(None, [*dataset.notes(), *start.notes, plan, red_team]):
         print(line, flush=True)
@@ -177,10 +179,12 @@ def _train_through_losses(
     from rft_cluster.run.checkpoints import newest_step
     from rft_cluster.run.folder import RunFolder
     from rft_cluster.run.restarts import Restarts
+    from rft_cluster.run.targets import read_targets
     from rft_cluster.run.task import tiny_model_of
     from rft_cluster.train import train
 
     restarts, tiny_model = Restarts(config), tiny_model_of(config, model_path)
+    targets = read_targets(config, model_path, task.dataset.images)
     metrics = RunMetrics(config.run.name, restarts.lost)
     lost = False
     while True:
@@ -195,7 +199,7 @@ def _train_through_losses(
                         # The folder is opened last: until all actors are ready, it stays unchanged.
                         run = RunFolder(config, task, step, tiny_model, [metrics, *trackers])
                         with run.activity.reported(cluster.doing):
-                            return train(config, task, cluster, run)
+                            return train(config, task, cluster, run, targets)
                     except ClusterError as error:
                         cluster.restart_learners(error)
                         saved = newest_step(config.run_folder) or 0

@@ -117,7 +117,8 @@ class Completion:
     """
 
     token_ids: list[int]  # [R]; ends with the stop token unless `finish_reason` is "length"
-    generator_logprobs: list[float]  # [R] nats, under the sampled distribution: tempered, special tokens forbidden
+    generator_logprobs: list[float]  # [R] nats, under the sampled distribution: tempered, special tokens forbidden;
+    # empty for a target of SFT, which nobody has sampled
     text: str
     finish_reason: str
     policy_version: int  # of the weights that wrote the first token
@@ -159,7 +160,7 @@ class TrainingSample:
     prompt: Prompt
     prompt_token_ids: list[int]  # [P]
     token_ids: list[int]  # [R]
-    generator_logprobs: list[float]  # [R] nats
+    generator_logprobs: list[float]  # [R] nats; empty for a target of SFT
     advantage: float
     weight: float  # of each of the R tokens in the loss
     index: int  # of the completion in its group, from 0

@@ -1,8 +1,9 @@
-"""The loop: one GRPO step on one screen.
+"""The loop: one step of GRPO, or of SFT, on one screen.
 
 Each stage belongs to a role: generators write completions, the reward actor scores them, learners update the policy,
 and the generators get the new weights, version `step + 1`. With `schedule.max_staleness` above 0 the loop prefetches:
-it starts the completions of later steps before the learners have finished this one.
+it starts the completions of later steps before the learners have finished this one. With `algorithm.objective: sft` a
+step's completions are right answers, which nobody writes or scores: `run/targets.py`.
 """
 
 from collections import deque
@@ -22,11 +23,15 @@ from rft_cluster.run.journal import Recorded
 from rft_cluster.run.metrics import step_stats
 from rft_cluster.run.saving import Keeper
 from rft_cluster.run.stuck import GO_ON, Stuck
+from rft_cluster.run.targets import Targets
 from rft_cluster.run.task import Task, image_pixels
 
 
-def train(config: Config, task: Task, cluster: Cluster, run: RunFolder) -> None:
-    """Train from step `run.first_step`, whose policy the learners of `cluster` hold, to the last step."""
+def train(config: Config, task: Task, cluster: Cluster, run: RunFolder, targets: Targets | None = None) -> None:
+    """Train from step `run.first_step`, whose policy the learners of `cluster` hold, to the last step.
+
+    `targets`: of SFT, which learns from them in place of completions of the policy.
+    """
     schedule, seed, dataset = config.schedule, config.run.seed, task.dataset
     algorithm, sampling = load_algorithm(config), Sampling(**config.sampling.model_dump())
     card = make_card(config, dataset, task.question, image_pixels(config))
@@ -34,6 +39,7 @@ def train(config: Config, task: Task, cluster: Cluster, run: RunFolder) -> None:
     cluster.broadcast_weights(version=run.first_step)
     _evaluate_if_due(cluster, config, task, run.first_step, run, keeper)
 
+    start_rollout = targets.start if targets else cluster.start_rollout
     stuck = Stuck(schedule.stop_when_stuck, len(dataset.classes))
     rollouts: deque[Rollout | Recorded] = deque()  # in flight: this step and the next `max_staleness`
     for step in range(run.first_step, schedule.steps):
@@ -44,10 +50,10 @@ def train(config: Config, task: Task, cluster: Cluster, run: RunFolder) -> None:
                 examples = dataset.batch(seed, asked, schedule.prompts_per_step)
                 prompts = draw_prompts(examples, task.question, "train", asked, seed)
                 recorded = run.journal.recorded(asked, prompts)
-                rollouts.append(recorded or cluster.start_rollout(prompts, sampling, version=step))
+                rollouts.append(recorded or start_rollout(prompts, sampling, version=step))
             with stage("generate"):
                 groups, rewards = rollouts.popleft().wait()
-            check_failures(groups, rewards, len(groups) * sampling.group_size, config.scoring.failure_budget)
+            check_failures(groups, rewards, len(groups) * config.completions, config.scoring.failure_budget)
             advantages = algorithm.advantages(rewards)
             samples = algorithm.samples(groups, advantages)
             # A signal waits for the end of this block: a step is done and recorded, or not begun.

@@ -1,4 +1,4 @@
-"""GRPO as mathematics, from rewards to the loss: pure functions, three of which the configuration names.
+"""GRPO as mathematics, from rewards to the loss: pure functions, three of which the configuration names. And SFT.
 
     algorithm:
       total: weighted_sum               # totals.py: several rewards -> one number
@@ -29,6 +29,7 @@ ADVANTAGES: dict[str, Callable[..., Any]] = {
     "rloo": advantages.rloo,
     "gpg": advantages.gpg,
 }
+TARGET = "target"  # the advantage of SFT, which cannot be chosen for GRPO
 NORMALISERS: dict[str, Callable[..., Any]] = {
     "completion": normalisers.completion,
     "token": normalisers.token,
@@ -44,13 +45,15 @@ def load_algorithm(config: Config) -> Algorithm:
             takes other arguments, raises, or returns a wrong type or shape.
     """
     chosen = config.algorithm
+    total, advantage = (chosen.total, chosen.advantage) if chosen.samples else ("weighted_sum", TARGET)
+    known = ADVANTAGES if chosen.samples else {TARGET: advantages.target}
     algorithm = Algorithm(
-        total=_function("total", chosen.total, TOTALS, "total(rewards, weights) -> a number for each"),
-        advantage=_function("advantage", chosen.advantage, ADVANTAGES, "advantage(rewards) -> a list for each group"),
+        total=_function("total", total, TOTALS, "total(rewards, weights) -> a number for each"),
+        advantage=_function("advantage", advantage, known, "advantage(rewards) -> a list for each group"),
         normaliser=_function(
             "normaliser", chosen.normaliser, NORMALISERS, "normaliser(lengths, max_tokens) -> a weight for each length"
         ),
-        weights=config.rewards,
+        weights=config.scored,
         max_tokens=config.sampling.max_tokens,
         kl_beta=chosen.kl_beta,
     )

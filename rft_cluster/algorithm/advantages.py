@@ -50,6 +50,15 @@ def gpg(rewards: Step) -> list[list[float]]:
     return [[len(rewards) / max(1, live) * value for value in centred(group)] for group in rewards]
 
 
+def target(rewards: Step) -> list[list[float]]:
+    """A = 1 for each completion, which has no rewards: all are right answers, to be made likelier.
+
+    Supervised fine-tuning: the gradient of GRPO's loss at a policy ratio of 1 is then that of the negative
+    log-likelihood, which `loss.sft_loss` computes.
+    """
+    return [[1.0] * len(group) for group in rewards]
+
+
 def is_live(rewards: Sequence[float]) -> bool:
     """Return True if a group's rewards differ by more than rounding."""
     return len(rewards) > 1 and not math.isclose(min(rewards), max(rewards), rel_tol=1e-9, abs_tol=1e-12)

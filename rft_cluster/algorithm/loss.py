@@ -1,4 +1,4 @@
-"""The GRPO loss as a sum over tokens (pure torch).
+"""The losses as sums over tokens (pure torch): GRPO's, and that of supervised fine-tuning.
 
     token loss = importance * -min(ratio * A, clip(ratio) * A) + beta * k3        loss = sum(weight * token loss)
 
@@ -6,6 +6,8 @@ A: group advantage (GRPO, arXiv 2402.03300). ratio: new over old policy, both th
 1707.06347; separate bounds as in DAPO, arXiv 2503.14476). importance: old learner over generator, truncated from
 above, without gradient: the engine that sampled computes slightly other probabilities than the learner.
 k3: the KL estimator exp(d) - d - 1 with d = reference - learner (Schulman, "Approximating KL divergence", 2020).
+
+SFT:  token loss = -log p(token)
 
 The samples contain the weights, which define the mean over tokens (`normalisers.py`). Weights are computed over the
 whole step, so the loss is the same sum for any split into micro-batches and ranks.
@@ -28,7 +30,7 @@ class LossInputs(Protocol):
 
     @property
     def generator_logprobs(self) -> Tensor:
-        """Nats."""
+        """Nats. Only for `grpo_loss`: nobody has sampled a target of SFT."""
 
     @property
     def advantages(self) -> Tensor:
@@ -41,11 +43,11 @@ class LossInputs(Protocol):
 
 class LossTerms(NamedTuple):
     """`loss`: scalar with gradient. `sums`: figures to add up over micro-batches and ranks. `gaps`: [C] FP32, nats:
-    each token's |learner's log-probability - generator's|."""
+    each token's |learner's log-probability - generator's|; None where no generator has sampled them."""
 
     loss: Tensor
     sums: LossSums
-    gaps: Tensor
+    gaps: Tensor | None
 
 
 def importance_weights(old_logprobs: Tensor, generator_logprobs: Tensor, cap: float | None) -> Tensor:
@@ -105,3 +107,16 @@ def grpo_loss(
         clipped=int((is_clipped & counted).sum()),
     )
     return LossTerms(loss, sums, gaps)
+
+
+def sft_loss(learner_logprobs: Tensor, batch: LossInputs) -> LossTerms:
+    """The negative log-likelihood of one micro-batch of C target tokens, in nats: the weighted mean over tokens.
+
+    Nothing is clipped, however many updates a step makes: each is one of cross-entropy. Nor is there an importance
+    weight, because no generator has sampled the tokens.
+
+    Args:
+        learner_logprobs: [C] FP32 in nats, with gradient.
+    """
+    loss = -(learner_logprobs * batch.weights).sum()
+    return LossTerms(loss, LossSums(tokens=int((batch.weights > 0).sum()), loss=float(loss.detach())), None)

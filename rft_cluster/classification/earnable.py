@@ -38,16 +38,18 @@ def tags_shown(question: str) -> list[Tag]:
     return list(shown.values())
 
 
-def obedient(question: str, label: str) -> list[str]:
-    """Completions that follow the question and answer `label`, one for each way to read the question."""
+def obedient(question: str, label: str, reasoning: str = REASONING) -> list[str]:
+    """Completions that follow the question and answer `label`, one for each way to read the question. The first has all
+    blocks that the question shows, the second those of its example alone."""
     tags = tags_shown(question)
     example = _example(question, tags)
-    readings = [_filled(tags, question, label), _filled([tag for tag in tags if tag[0] in example], example, label)]
+    in_example = [tag for tag in tags if tag[0] in example]
+    readings = [_filled(tags, question, label, reasoning), _filled(in_example, example, label, reasoning)]
     return list(dict.fromkeys(readings[: 2 if example else 1]))
 
 
-def _filled(tags: Sequence[Tag], shown: str, label: str) -> str:
-    """A completion with reasoning in every block and the answer in its own block, or at the end if it has none.
+def _filled(tags: Sequence[Tag], shown: str, label: str, reasoning: str) -> str:
+    """A completion with `reasoning` in every block and the answer in its own block, or at the end if it has none.
 
     If the question shows a box or a JSON object in the answer block, the label goes inside it.
     """
@@ -56,7 +58,7 @@ def _filled(tags: Sequence[Tag], shown: str, label: str) -> str:
     answer = rf"\boxed{{{label}}}" if BOXED.search(inside) else label
     if JSON.match(inside):
         answer = BLANK.sub(lambda _: label, inside)
-    text = "".join(f"{tag[0]}{answer if tag == place else REASONING}{tag[1]}" for tag in tags)
+    text = "".join(f"{tag[0]}{answer if tag == place else reasoning}{tag[1]}" for tag in tags)
     return text if place else text + answer
 
 

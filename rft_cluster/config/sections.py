@@ -194,12 +194,27 @@ class Config(Section):
                 f"schedule.max_staleness is {self.schedule.max_staleness}, but generators and learners share GPUs and "
                 f"so take turns: set it to 0, or give each a GPU of its own"
             )
+        if self.schedule.max_staleness and not self.algorithm.samples:
+            raise ValueError(
+                f"schedule.max_staleness is {self.schedule.max_staleness}, but with algorithm.objective sft no "
+                f"completion is sampled that could be stale: set it to 0"
+            )
         if self.optimizer.warmup_steps >= self.schedule.steps:
             raise ValueError(
                 f"optimizer.warmup_steps ({self.optimizer.warmup_steps}) must be below schedule.steps "
                 f"({self.schedule.steps})"
             )
         return self
+
+    @property
+    def completions(self) -> int:
+        """Completions of each prompt in a step of training."""
+        return self.sampling.group_size if self.algorithm.samples else 1
+
+    @property
+    def scored(self) -> dict[str, float]:
+        """The weights of the rewards that completions of training get."""
+        return self.rewards if self.algorithm.samples else {}
 
     @property
     def shares_gpus(self) -> bool:

@@ -1,8 +1,8 @@
 """The sections of a training: what is sampled, what an update does, and how many there are."""
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rft_cluster.config.base import Section
 from rft_cluster.config.bounds import MOST_STEPS, MOST_TOKENS
@@ -21,6 +21,11 @@ class SamplingSection(Section):
 
 
 class AlgorithmSection(Section):
+    objective: Literal["grpo", "sft"] = "grpo"
+    """What an update does. `grpo`: completions that the policy has sampled become likelier or less likely, by their
+    rewards. `sft`: the right answer becomes likelier, in the layout that the question asks for and with an empty block
+    for reasoning (docs/sft.md): nothing is sampled or scored in a step. Of this section only `normaliser` and
+    `updates_per_step` count then, and `kl_beta` is 0."""
     total: str = "weighted_sum"
     """How a completion's rewards become the number that its advantage is computed from: `weighted_sum`,
     `normalised_sum` (each reward first brought to mean 0 and deviation 1 in its group), or a function's dotted path."""
@@ -33,13 +38,36 @@ class AlgorithmSection(Section):
     (over all tokens of the step), `constant` (the sum by `sampling.max_tokens`, then over completions), or a function's
     dotted path."""
     kl_beta: float = Field(0.04, ge=0, le=1000)
-    """Weight of the KL to the starting model. 0: no reference model is loaded."""
+    """Weight of the KL to the starting model. 0: no reference model is loaded. With `objective: sft` it is 0 if left
+    out, and must be."""
     clip_low: float = Field(0.2, gt=0, lt=1)
     clip_high: float = Field(0.2, gt=0, le=1000)
     importance_cap: float | None = Field(2.0, gt=0, le=1_000_000)
     """Cap of the learner-to-generator importance weight. null: no correction."""
     updates_per_step: int = Field(1, ge=1, le=10_000)
     """Optimizer updates on each step's completions. With 1 the policy ratio is 1, so clipping has no effect."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sft_has_no_kl(cls, values: Any) -> Any:
+        """The default of `kl_beta` is GRPO's. An estimate of the KL needs completions that the policy has sampled."""
+        if isinstance(values, dict) and values.get("objective") == "sft":
+            return {"kl_beta": 0.0, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _agrees_with_its_objective(self) -> "AlgorithmSection":
+        if self.objective == "sft" and self.kl_beta:
+            raise ValueError(
+                f"kl_beta is {self.kl_beta:g} but objective is sft, whose completions the policy has not sampled, so "
+                f"that they do not estimate a KL: set algorithm.kl_beta=0"
+            )
+        return self
+
+    @property
+    def samples(self) -> bool:
+        """Whether a step learns from completions that the policy has sampled, and from their rewards."""
+        return self.objective == "grpo"
 
 
 class OptimizerSection(Section):

@@ -17,7 +17,7 @@ from rft_cluster.model.packed_row import PackedRow, joined, pack_row
 class Batch(PackedRow):
     """One micro-batch: a row that predicts C completion tokens, and what the loss needs to know of each."""
 
-    generator_logprobs: Tensor  # [C] FP32, nats
+    generator_logprobs: Tensor  # [C] FP32, nats; [0] for targets of SFT
     advantages: Tensor  # [C] FP32
     weights: Tensor  # [C] FP32
     completions: tuple[TrainingSample, ...]  # whose tokens the C are, in their order

@@ -27,7 +27,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
-from rft_cluster.algorithm.loss import grpo_loss
+from rft_cluster.algorithm.loss import grpo_loss, sft_loss
 from rft_cluster.common.errors import RepeatedUpdate, UserError
 from rft_cluster.common.hardware import forget_openmp, hardware
 from rft_cluster.common.network import exactly, interface_to
@@ -119,7 +119,9 @@ class Learner:
         self._device = torch.device(self._hardware.device)
         model = config.model
         self._encoder = PromptEncoder(path, model)
-        how = (path, model, self._hardware.attention, self._encoder.forbidden_token_ids, config.sampling.temperature)
+        # SFT is plain cross-entropy. GRPO trains the distribution that the generators sample from.
+        sampled = (self._encoder.forbidden_token_ids, config.sampling.temperature)
+        how = (path, model, self._hardware.attention, *(sampled if config.algorithm.samples else ([], 1.0)))
         self._prompts = PromptCache(self._encoder, images, config.learners.prompt_cache_gib * GIB)
         self._collating = ThreadPoolExecutor(1, "collate")
         self._policy = load_policy(*how)
@@ -221,7 +223,7 @@ class Learner:
         # The old policy is the one at the start of the step. With one update it is the current one, so its
         # log-probabilities need no forward; with more, compute them ([C] a micro-batch) before the first update.
         old = None
-        if len(work) > 1:
+        if len(work) > 1 and self._config.algorithm.samples:
             old = [[self._logprobs(self._policy, batch) for batch in self._batches(update)] for update in work]
 
         parts, norms, skipped = [LearnerStats()], [0.0], 0
@@ -258,7 +260,10 @@ class Learner:
         settings = self._config.algorithm
         reference = self._reference_logprobs(batch) if settings.kl_beta else None
         logprobs, entropy = self._policy(**batch.inputs())  # [C] each
-        terms = grpo_loss(logprobs, batch, logprobs if old_logprobs is None else old_logprobs, reference, settings)
+        if settings.samples:
+            terms = grpo_loss(logprobs, batch, logprobs if old_logprobs is None else old_logprobs, reference, settings)
+        else:
+            terms = sft_loss(logprobs, batch)
         # A loss that is not finite may have a finite gradient: the derivative of a clamped infinity is 0. But the
         # gradient is all that the other ranks see of the loss.
         loss = terms.loss if math.isfinite(terms.sums.loss) else terms.loss * math.nan
@@ -266,7 +271,7 @@ class Learner:
         return LearnerStats(
             **asdict(terms.sums),
             entropy=float(entropy[batch.weights > 0].sum()),
-            logprob_gaps=completion_gaps(batch.completions, terms.gaps),
+            logprob_gaps=() if terms.gaps is None else completion_gaps(batch.completions, terms.gaps),
         )
 
     def _held_memory(self) -> int:

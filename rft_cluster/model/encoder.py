@@ -150,9 +150,16 @@ class PromptEncoder:
 
     def joined(self, text: list[int], image: EncodedImage) -> EncodedPrompt:
         """The prompt of an encoded text and an encoded image."""
-        place, tokens = text.index(self.image_token_id), int(image.image_grid_thw.prod()) // MERGE**2
-        expanded = [*text[:place], *[self.image_token_id] * tokens, *text[place + 1 :]]
-        return EncodedPrompt(expanded, image.pixel_values, image.image_grid_thw)
+        tokens = int(image.image_grid_thw.prod()) // MERGE**2
+        return EncodedPrompt(self._expanded(text, tokens), image.pixel_values, image.image_grid_thw)
+
+    def prompt_tokens(self, prompt: Prompt, images: Images) -> list[int]:
+        """The token ids of a prompt, with the image's tokens expanded. The image is not decoded, its size is read."""
+        return self._expanded(self.encode_text(prompt.text), self._image_tokens(prompt, images))
+
+    def _expanded(self, text: list[int], tokens: int) -> list[int]:
+        place = text.index(self.image_token_id)
+        return [*text[:place], *[self.image_token_id] * tokens, *text[place + 1 :]]
 
     def check_lengths(self, prompts: Sequence[Prompt], images: Images, max_prompt_tokens: int) -> list[PromptLength]:
         """Each prompt's number of tokens, by arithmetic: images are not decoded, their sizes are read.

@@ -88,7 +88,7 @@ def worst_row(config: Config, shapes: Shapes, prompts: Prompts) -> tuple[Row, in
     a_step, updates = config.schedule.prompts_per_step, config.algorithm.updates_per_step
     a_rank, times = -(-a_step // (config.learners.count * updates)), -(-a_step // prompts.count)
     longest = [prompt for prompt in prompts.longest[:a_rank] for _ in range(times)][:a_rank]
-    group, limit, length = config.sampling.group_size, config.learners.micro_batch_tokens, config.sampling.max_tokens
+    group, limit, length = config.completions, config.learners.micro_batch_tokens, config.sampling.max_tokens
     found: list[tuple[float, Row, int]] = []
     while not found or length >= SHORTEST:
         row = fullest_row(longest, group, length, limit)

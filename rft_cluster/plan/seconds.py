@@ -95,7 +95,9 @@ def step_seconds(shapes: Shapes, config: Config, card: Card, prompt: PromptLengt
     return Seconds(
         generate=generate_seconds(
             shapes, config, serving, prompt, prompts / generators, config.sampling.group_size, length
-        ),
+        )
+        if config.algorithm.samples
+        else 0.0,
         learning=learning(shapes, config, learner, learner_share(config, prompt, length)),
         transfer=transfer_seconds(shapes, config, card),
         driver=DRIVER + PER_GENERATOR * generators + PER_PROMPT * prompts + PER_LEARNER * learners,
@@ -116,7 +118,8 @@ def share(card: Card, config: Config, actors: int) -> Card:
 def learning(shapes: Shapes, config: Config, card: Card, part: Share) -> Learning:
     """A step's updates on one learner, which has `part` of the step's tokens."""
     row, count = part.row, part.micro_batches
-    forwards = bool(config.algorithm.kl_beta) + (config.algorithm.updates_per_step > 1)  # reference, old policy
+    old_policy = config.algorithm.samples and config.algorithm.updates_per_step > 1
+    forwards = bool(config.algorithm.kl_beta) + old_policy  # of the reference, and of the policy before the step
     flops = forwards * forward_flops(shapes, row) + training_flops(shapes, config, row)
     moved = traffic(shapes, config, row, forwards)
     units = shapes.layers + shapes.vision_layers

@@ -94,7 +94,7 @@ def learner_share(config: Config, prompt: PromptLength, length: float) -> Share:
     """A learner's part of a step with prompts of this length and completions of `length` tokens."""
     updates = config.algorithm.updates_per_step
     groups = config.schedule.prompts_per_step / config.learners.count / updates  # of an update
-    size, limit = config.sampling.group_size, config.learners.micro_batch_tokens
+    size, limit = config.completions, config.learners.micro_batch_tokens
     group = group_row(prompt, size, length)
     if group.tokens <= limit:
         a_row = limit // group.tokens  # groups in a micro-batch

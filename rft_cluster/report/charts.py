@@ -36,7 +36,8 @@ CHARTS = (
     Chart("Gradient norm", "L2 norm", ("grad_norm",), "Before clipping, the largest of a step's updates."),
     Chart("Clipped tokens", "share", ("clipped",), "Tokens whose policy ratio was clipped."),
     Chart("Importance weight", "ratio", ("importance",), "Learner over generator, truncated; 1 is on policy."),
-    Chart("Loss", "", ("loss",), "Its value says little in reinforcement learning; a jump does."),
+    Chart("Loss", "", ("loss",), "In reinforcement learning its value says little, and a "
+          "jump does. With SFT it is the negative log-likelihood of a target, in nats a token."),
     Chart("Learning rate", "", ("learning_rate",), "Warm-up, then a fall to 0 at the last step."),
     Chart("Staleness", "steps", ("staleness", "staleness_max"), "How far the policy was ahead of the weights that "
           "wrote a token: mean and largest."),

@@ -120,6 +120,8 @@ class Journal:
 def settings_digest(config: Config) -> str:
     """SHA-256 of the settings that a journalled step depends on."""
     settings = config.model_dump(mode="json", include=SETTINGS)
+    if settings["algorithm"]["objective"] == "grpo":
+        del settings["algorithm"]["objective"]  # likewise
     for key in ("family", "min_image_tokens", "max_image_tokens", "min_pixels", "max_pixels"):
         if settings["model"][key] is None:  # journals of versions without this key are as good
             del settings["model"][key]

@@ -216,12 +216,12 @@ def _check_groups(run: Run, problems: Problems) -> Account:
 def _check_rollouts(run: Run, step: steps.Step, file: Path, problems: Problems) -> tuple[steps.Step, bool]:
     """The step with its groups, and whether nothing is wrong with them."""
     schedule, sampling = run.config.schedule, run.config.sampling
-    rows, damaged = steps.read_rollouts(file, schedule.prompts_per_step, sampling.group_size)
+    rows, damaged = steps.read_rollouts(file, schedule.prompts_per_step, run.config.completions)
     step = replace(step, rows=rows)
     wrong = {
         "rollouts": damaged,
         "prompts": list(steps.order_problems(step)),
-        "rewards": list(steps.reward_problems(step, run.config.rewards)),
+        "rewards": list(steps.reward_problems(step, run.config.scored)),
         "staleness": list(steps.staleness_problems(step, schedule.max_staleness, sampling.max_tokens)),
     }
     for name, found in wrong.items():
@@ -304,7 +304,7 @@ def _proved(run: Run) -> dict[str, str]:
         "settings": "config.yaml and manifest.json are whole",
         "steps": f"{len(run.recorded)} of {schedule.steps} recorded, each once and in order",
         "evaluations": "each that was due once",
-        "rollouts": f"{schedule.prompts_per_step} groups of {run.config.sampling.group_size} completions a step",
+        "rollouts": f"{schedule.prompts_per_step} groups of {run.config.completions} completions a step",
         "prompts": f"{len(run.dataset.train)} examples, each once an epoch, in the order of seed {run.config.run.seed}",
         "rewards": "each total follows from its rewards, and the figures of each step from its completions",
         "staleness": f"at most {schedule.max_staleness} steps",

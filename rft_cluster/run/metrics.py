@@ -37,8 +37,8 @@ class StepStats:
 
     step: Annotated[int, "step"]
     """Number of the step, from 1, and version of the weights that it made."""
-    reward: Annotated[float, "reward"]
-    """Weighted sum of a completion's rewards, mean over completions that are not masked."""
+    reward: Annotated[float | None, "reward"]
+    """Weighted sum of a completion's rewards, mean over completions that are not masked. None with SFT."""
     reward_parts: Annotated[Mapping[str, float], "reward"]
     """The reward NAME, unweighted, mean over completions for which no reward failed."""
     reward_failures: Annotated[int, "completions"]
@@ -50,7 +50,8 @@ class StepStats:
     skipped_groups: Annotated[int, "groups"]
     """The other groups: nothing is learned from them."""
     logprob_gap: Annotated[float | None, "nats a token"]
-    """Log-prob gap: |learner's log-probability - generator's|, mean over trained tokens, as are the next four."""
+    """Log-prob gap: |learner's log-probability - generator's|, mean over trained tokens, as are the next four. Of
+    these five SFT has the entropy alone."""
     kl: Annotated[float | None, "nats a token"]
     """KL from the starting model, estimated (k3); 0 if `algorithm.kl_beta` is 0."""
     entropy: Annotated[float | None, "nats a token"]
@@ -60,7 +61,7 @@ class StepStats:
     clipped: Annotated[float | None, "share of tokens"]
     """Tokens whose policy ratio was clipped."""
     loss: Annotated[float | None, "loss"]
-    """Mean over the step's optimizer updates."""
+    """Mean over the step's optimizer updates; with SFT the negative log-likelihood of the targets, in nats a token."""
     grad_norm: Annotated[float | None, "L2 norm"]
     """Gradient before clipping, the largest of the step's updates."""
     learning_rate: Annotated[float | None, "1"]
@@ -82,7 +83,7 @@ class StepStats:
     staleness_max: Annotated[int, "steps"]
     """The same for the stalest token: at most `schedule.max_staleness`."""
     tokens: Annotated[int, "tokens"]
-    """Tokens sampled in this step."""
+    """Tokens sampled in this step; with SFT those of its targets."""
     tokens_trained: Annotated[int, "tokens"]
     """Tokens of completions that were trained on; 0 if there was no update."""
     tokens_per_second: Annotated[float | None, "tokens/s"]
@@ -152,13 +153,13 @@ def step_stats(
     oldest = min(version for version, _ in spans)
     return StepStats(
         step=step,
-        reward=fmean(reward.total for reward in every if reward.total is not None),
+        reward=fmean(reward.total for reward in every if reward.total is not None) if valid[0] else None,
         reward_parts={name: fmean(parts[name] for parts in valid) for name in valid[0]},
         reward_failures=len(every) - len(valid),
         failures=Counter(name for reward in every for name in reward.failures),
         live_groups=fmean(any(group) for group in advantages),
         skipped_groups=sum(not any(group) for group in advantages),
-        **_learner_figures(learned),
+        **_learner_figures(learned, any(completion.generator_logprobs for completion in completions)),
         completion_tokens=tokens / len(completions),
         cut_short=fmean(completion.finish_reason == "length" for completion in completions),
         oldest_version=oldest,
@@ -172,16 +173,18 @@ def step_stats(
     )
 
 
-def _learner_figures(learned: LearnerStats | None) -> dict[str, Any]:
-    """Divide sums over tokens by the tokens; keep the other figures. All are None if there was no update.
+def _learner_figures(learned: LearnerStats | None, sampled: bool) -> dict[str, Any]:
+    """Divide sums over tokens by the tokens; keep the other figures. All are None if there was no update. Those that
+    compare the policy with another one are None for completions that were not `sampled`.
 
     A figure that is not finite is None, too: JSON has no such number.
     """
-    means = ("logprob_gap", "kl", "entropy", "importance", "clipped")
+    compared, means = ("logprob_gap", "kl", "importance", "clipped"), ("entropy",)
     others = ("loss", "grad_norm", "learning_rate", "skipped", "memory_gib", "activation_gib")
     if learned is None:
-        return dict.fromkeys((*means, *others))
+        return dict.fromkeys((*compared, *means, *others))
     figures = {
+        **{name: getattr(learned, name) / max(1, learned.tokens) if sampled else None for name in compared},
         **{name: getattr(learned, name) / max(1, learned.tokens) for name in means},
         **{name: getattr(learned, name) for name in others},
     }
@@ -225,6 +228,15 @@ def step_line(steps: int, stats: StepStats, seconds_left: float | None) -> str:
     """The console's line for a step. `seconds_left`: None if they are not known."""
     total = sum(stats.seconds.values())
     shares = " ".join(f"{stage} {100 * value / total:.0f}%" for stage, value in stats.seconds.items())
+    rate = "from the journal" if stats.tokens_per_second is None else f"{stats.tokens_per_second:.0f} tok/s"
+    left = "" if seconds_left is None else f"  {clock(seconds_left)} left"
+    return f"step {stats.step:>{len(str(steps))}}/{steps}  {_learned(stats)}  {rate}  [{shares}]{left}"
+
+
+def _learned(stats: StepStats) -> str:
+    """What the step learned from, for people: rewards, or with SFT its loss."""
+    if stats.reward is None:
+        return "loss not finite" if stats.loss is None else f"loss {stats.loss:.4f} nats a token"
     parts = " ".join(f"{name} {value:.2f}" for name, value in stats.reward_parts.items())
     if stats.reward_failures:
         failed = " ".join(f"{name} {count}" for name, count in stats.failures.items())
@@ -233,12 +245,7 @@ def step_line(steps: int, stats: StepStats, seconds_left: float | None) -> str:
     gap = "log-prob gap not finite" if stats.tokens_trained else "no live group: no update"
     if stats.logprob_gap is not None:
         gap = f"log-prob gap {stats.logprob_gap:.4f}"
-    rate = "from the journal" if stats.tokens_per_second is None else f"{stats.tokens_per_second:.0f} tok/s"
-    left = "" if seconds_left is None else f"  {clock(seconds_left)} left"
-    return (
-        f"step {stats.step:>{len(str(steps))}}/{steps}  reward {stats.reward:.2f} ({parts})  "
-        f"live {stats.live_groups:.2f}  {cut}{gap}  {rate}  [{shares}]{left}"
-    )
+    return f"reward {stats.reward:.2f} ({parts})  live {stats.live_groups:.2f}  {cut}{gap}"
 
 
 def clock(seconds: float) -> str:

@@ -23,5 +23,5 @@ def journal_bytes(config: Config) -> int:
     schedule, sampling = config.schedule, config.sampling
     apart = schedule.save_every or math.ceil(60 * schedule.save_minutes)  # by time: at most one step a second
     steps = min(schedule.steps, apart * (schedule.keep_checkpoints + 1))
-    tokens = sampling.group_size * sampling.max_tokens + config.model.max_prompt_tokens
+    tokens = config.completions * sampling.max_tokens + config.model.max_prompt_tokens
     return JOURNALLED * steps * schedule.prompts_per_step * tokens

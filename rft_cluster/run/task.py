@@ -21,6 +21,7 @@ from rft_cluster.model.families.known import FAMILIES
 from rft_cluster.model.folder import read_family
 from rft_cluster.model.image_size import PromptLength, view_of
 from rft_cluster.prompts import PROBLEM, Question, asks_for_thinking, make_prompts, make_question
+from rft_cluster.run.targets import check_targets
 
 TINY_CACHE = Path("~/.cache/rft_cluster/tiny")
 MAX_POOL = 2000  # images for the tiny model; the graph's eigenvectors cost the cube of this (2 s at 2000)
@@ -235,5 +236,7 @@ def ask_model(config: Config, task: Task, folder: str, examples: list[Example]) 
     prompts = make_prompts(examples, longest_text, "check", 0, config.run.seed)
     lengths = encoder.check_lengths(prompts, task.dataset.images, model.max_prompt_tokens)
     longest = max(length.tokens for length in lengths)
+    if not config.algorithm.samples:
+        notes.append(check_targets(config, encoder, task.text, task.dataset.classes))
     pixels = [f"note        {note}"] if (note := model.pixels_note(encoder.side)) else []
     return Asked(lengths, [f"prompts     {longest} tokens at most, of {model.max_prompt_tokens}", *pixels, *notes])

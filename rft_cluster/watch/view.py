@@ -105,8 +105,9 @@ class View:
         """Reward, accuracy and log-prob gap beside each other, as many as have room."""
         evaluations = self._history.evaluations
         split = "validation" if any(row["split"] == "validation" for row in evaluations) else "test"
+        first = "reward" if any("reward" in row for row in self._history.steps) else "loss"  # SFT has no rewards
         curves = [
-            _curve("reward", self._history.steps, "reward"),
+            _curve(first, self._history.steps, first),
             _curve(f"{split} accuracy", [row for row in evaluations if row["split"] == split], "accuracy_strict"),
             _curve("log-prob gap", self._history.steps, "logprob_gap"),
         ]

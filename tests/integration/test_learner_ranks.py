@@ -17,14 +17,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.models import TRANSFER_QUESTION, family_model
+from rft_cluster.algorithm import load_algorithm
 from rft_cluster.config import Config, ModelSection, load_config
 from rft_cluster.data import FewShotDataset
 from rft_cluster.learner.learner import Learner
 from rft_cluster.learner.packing import split_work
-from rft_cluster.messages import Images, Prompt, TrainingSample
+from rft_cluster.messages import Images, Prompt, Sampling, TrainingSample
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.families.known import FAMILIES
 from rft_cluster.model.policy import load_policy
+from rft_cluster.run.targets import Targets
 from tests.integration.conftest import some_samples
 
 BETA, CAP = 0.1, 2.0
@@ -52,9 +54,8 @@ def rank_gradients(folder: str, path: str, config: Config, images: Images, rank:
     module.MixedPrecisionPolicy = lambda **_: MixedPrecisionPolicy(torch.float32, torch.float32)
     learner = Learner(path, config, rank, threads=1, images=images)
     learner.join(f"file://{folder}/rendezvous", ["127.0.0.1"] * ranks)
-    reference = learner._reference
-    assert reference is not None
-    reference.float()
+    if learner._reference:
+        learner._reference.float()
     taken: Gradients = {}
 
     def take() -> torch.Tensor:
@@ -176,6 +177,38 @@ def test_gradients_of_the_other_families_do_not_depend_on_the_split(
     path, config, samples, plain = other
     gradients, sums = gradients_of(tmp_path, path, config, dataset.images, samples, ranks, tokens)
     check_equal(tmp_path, ranks, samples, plain, gradients, sums)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_an_update_of_sft_is_one_of_transformers_own_cross_entropy(
+    ranks: int, tmp_path: Path, tiny_model: str, config: Config, dataset: FewShotDataset, prompts: list[Prompt]
+):
+    """Both compute in FP32. Theirs: one target at a time, with `labels`, then the mean over targets."""
+    from transformers import Qwen2VLForConditionalGeneration
+
+    sft = load_config("digits", ["algorithm.objective=sft", "algorithm.kl_beta=0", "optimizer.max_grad_norm=1000"])
+    encoder = PromptEncoder(tiny_model, config.model)
+    groups, rewards = Targets(encoder, dataset.images).start(prompts, Sampling(1, 1.0, 16), 0).wait()
+    algorithm = load_algorithm(sft)
+    samples = algorithm.samples(groups, algorithm.advantages(rewards))
+    gradients, (loss, tokens, _) = gradients_of(tmp_path, tiny_model, sft, dataset.images, samples, ranks, tokens=60)
+
+    model = Qwen2VLForConditionalGeneration.from_pretrained(tiny_model, dtype=torch.float32)
+    losses = []
+    for prompt in prompts:
+        encoded = encoder.encode(prompt.text, dataset.image(prompt.example))
+        answer = encoder.tokenizer(f"<think></think><answer>{prompt.label}</answer><|im_end|>")["input_ids"]
+        ids = torch.tensor([encoded.token_ids + answer])
+        labels = torch.tensor([[-100] * len(encoded.token_ids) + answer])
+        kinds = (ids == encoder.image_token_id).long()
+        inputs = {"pixel_values": encoded.pixel_values, "image_grid_thw": encoded.image_grid_thw}
+        losses.append(model(input_ids=ids, labels=labels, mm_token_type_ids=kinds, **inputs).loss)
+    mean = torch.stack(losses).mean()
+    mean.backward()
+    assert (loss, tokens) == (pytest.approx(float(mean.detach()), rel=1e-4), 6 * len(prompts))
+    for name, parameter in model.named_parameters():
+        distance = (gradients[name] - parameter.grad).norm() / (parameter.grad.norm() + 1e-12)
+        assert distance < 1e-4, name
 
 
 def poisoned(folder: str, path: str, config: Config, images: Images, rank: int, work: list) -> None:

@@ -28,6 +28,7 @@ from rft_cluster.run.folder import RunFolder
 from rft_cluster.run.lock import locked
 from rft_cluster.run.records import read_rows
 from rft_cluster.run.resume import Start, find_start, is_run, raise_with_cure
+from rft_cluster.run.targets import Targets
 from rft_cluster.run.task import Task
 from rft_cluster.run.tracker import Tracker
 from rft_cluster.train import train
@@ -128,6 +129,7 @@ def run(
     seconds=0.0,
     roles: Roles | None = None,
     task: Task = TASK,
+    targets: Targets | None = None,
 ) -> tuple[int, Roles]:
     """One launch, without its checks; its exit code."""
     roles = roles or Roles(stop_at, number, seconds)
@@ -137,12 +139,58 @@ def run(
             try:
                 start = find_start(settings, resume) if is_run(settings.run_folder) else Start()
                 roles.steps = start.step
-                train(settings, task, roles, RunFolder(settings, task, start.step, "nothing"))
+                train(settings, task, roles, RunFolder(settings, task, start.step, "nothing"), targets)
             except BaseException as error:
                 raise_with_cure(error, settings.run_folder, ["launch"])
                 raise
 
     return exit_code(work), roles
+
+
+SFT_SETTINGS = (*SETTINGS, "algorithm.objective=sft", "algorithm.kl_beta=0", "schedule.save_every=2")
+TARGETS = Targets(
+    SimpleNamespace(
+        prompt_tokens=lambda prompt, images: [1, len(images[prompt.example.image.sha256])],
+        tokenizer=lambda text: {"input_ids": list(text.encode())[:3]},
+        opening="",
+        stop_token_ids=[9],
+    ),
+    TASK.dataset.images,
+)
+
+
+def test_sft_learns_from_targets_and_asks_no_generator_but_in_evaluations(tmp_path):
+    learned = []
+
+    class Watching(Roles):
+        def start_update(self, samples, step):
+            learned.extend(samples)
+            return super().start_update(samples, step)
+
+    code, roles = run(config(tmp_path, *SFT_SETTINGS), roles=Watching(None, 0, 0.0), targets=TARGETS)
+    assert (code, roles.calls.count("asking"), roles.calls.count("evaluating")) == (0, 0, 5)
+    assert len(learned) == 2 * STEPS
+    for sample in learned:
+        # The question shows no tags, so the label is the whole answer.
+        assert sample.token_ids == [*sample.prompt.label.encode()[:3], 9]
+        assert (sample.advantage, sample.generator_logprobs) == (1.0, [])
+        assert sample.weight == pytest.approx(1 / (2 * 4))  # the mean over 4 tokens, then over 2 targets
+
+
+@pytest.mark.parametrize("stop_at", [("learning", 4), ("transferring", 4), ("evaluating", 3)])
+def test_sft_stopped_anywhere_ends_as_if_it_had_not_been(tmp_path, stop_at):
+    records = {}
+    for name, stops in (("whole", [None]), ("stopped", [stop_at, None])):
+        for stop in stops:
+            code, _ = run(config(tmp_path / name, *SFT_SETTINGS), stop_at=stop, number=signal.SIGTERM, targets=TARGETS)
+            assert code == (143 if stop else 0)
+        folder = tmp_path / name / "mine"
+        records[name] = {file.name: file.read_text() for file in sorted((folder / "rollouts").iterdir())}
+        records[name] |= {
+            "evaluations": read_rows(folder / "eval.jsonl"),
+            "end": (folder / "model/weights").read_text(),
+        }
+    assert records["stopped"] == records["whole"]
 
 
 def test_training_lists_the_classes_in_drawn_orders_and_evaluations_in_their_own(tmp_path):

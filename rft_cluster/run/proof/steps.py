@@ -76,7 +76,7 @@ def read_rollouts(file: Path, prompts: int, group_size: int) -> tuple[list[Row],
         rows.append(row)
         if (lengths := row.lengths()) != {group_size}:
             found = " or ".join(map(str, sorted(lengths)))
-            problems.append(f"{where}, line {number} has {found} completions, and sampling.group_size is {group_size}")
+            problems.append(f"{where}, line {number} has {found} completions, and {group_size} were due")
     if not problems and len(rows) != prompts:
         problems.append(f"{where} has {len(rows)} groups, and schedule.prompts_per_step is {prompts}")
     return rows, problems
@@ -188,7 +188,8 @@ def _completion(text: str, spans: list[tuple[int, int]]) -> Completion:
 def is_built_in(config: Config) -> bool:
     """Return True if the run's advantages can be computed here. A function of the user's own is not run: it may be a
     stranger's."""
-    return config.algorithm.total in TOTALS and config.algorithm.advantage in ADVANTAGES
+    chosen = config.algorithm
+    return not chosen.samples or (chosen.total in TOTALS and chosen.advantage in ADVANTAGES)
 
 
 def advantages_of(config: Config) -> Advantages:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from rft_cluster.algorithm.loss import grpo_loss, importance_weights, k3_divergence
+from rft_cluster.algorithm.loss import grpo_loss, importance_weights, k3_divergence, sft_loss
 from rft_cluster.config import AlgorithmSection
 
 SETTINGS = AlgorithmSection(clip_low=0.2, clip_high=0.3, importance_cap=2.0, kl_beta=0.0)
@@ -115,3 +115,21 @@ def test_gradients_equal_a_plain_implementation():
     (expected,) = torch.autograd.grad(total / rows, plain)
     assert float(terms.loss) == pytest.approx(float(total) / rows, rel=1e-12)
     torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_the_loss_of_sft_by_hand():
+    """Two targets, of one and of two tokens, and a padding token: (-log 0.5 + (-log 0.25 - log 0.125) / 2) / 2."""
+    batch = Batch(torch.empty(0), torch.ones(4), torch.tensor([0.5, 0.25, 0.25, 0.0]))
+    terms = sft_loss(logs(0.5, 0.25, 0.125, 0.9), batch)
+    expected = (math.log(2) + (math.log(4) + math.log(8)) / 2) / 2
+    assert (float(terms.loss), terms.sums.loss) == (pytest.approx(expected), pytest.approx(expected))
+    assert (terms.sums.tokens, terms.sums.logprob_gap, terms.sums.importance, terms.gaps) == (3, 0.0, 0.0, None)
+
+
+def test_the_gradient_of_sft_is_that_of_grpo_at_a_ratio_and_an_advantage_of_1():
+    weights = torch.tensor([0.5, 0.25, 0.25])
+    ours, theirs = (logs(0.5, 0.25, 0.125).requires_grad_() for _ in range(2))
+    sft_loss(ours, Batch(torch.empty(0), torch.ones(3), weights)).loss.backward()
+    settings = SETTINGS.model_copy(update={"importance_cap": None})
+    grpo_loss(theirs, Batch(torch.zeros(3), torch.ones(3), weights), theirs, None, settings).loss.backward()
+    assert ours.grad.tolist() == theirs.grad.tolist() == (-weights).tolist()

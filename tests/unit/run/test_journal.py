@@ -132,15 +132,17 @@ def test_the_order_of_settings_does_not_matter(tmp_path):
 
 
 def test_a_journal_of_a_version_without_families_is_as_good(tmp_path):
-    """It limited images in pixels, too."""
+    """It limited images in pixels, too, and had no SFT."""
     nothing = ("model.min_image_tokens=null", "model.max_image_tokens=null")
     pixels = (*nothing, "model.min_pixels=3136", "model.max_pixels=3136")
     settings = config(tmp_path, *pixels).model_dump(mode="json", include=SETTINGS)
     for key in ("family", "min_image_tokens", "max_image_tokens"):
         del settings["model"][key]
+    del settings["algorithm"]["objective"]
     then = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     assert settings_digest(config(tmp_path, *pixels)) == then
-    assert settings_digest(config(tmp_path, *pixels, "model.family=qwen3_vl")) != then
+    for other in (["model.family=qwen3_vl"], ["algorithm.objective=sft", "algorithm.kl_beta=0"]):
+        assert settings_digest(config(tmp_path, *pixels, *other)) != then
 
 
 def test_fewer_or_more_prompts_than_recorded_are_others(tmp_path):

@@ -19,7 +19,7 @@ from rft_cluster.run.ledger import check_run, make_ledger
 from rft_cluster.run.lock import locked
 from rft_cluster.run.task import Task
 from tests.unit.run.begun import config, rewrite_state
-from tests.unit.test_train import SETTINGS, TASK, Roles, run
+from tests.unit.test_train import SETTINGS, SFT_SETTINGS, TARGETS, TASK, Roles, run
 
 SMALL = (*SETTINGS, "sampling.group_size=2", "schedule.save_every=2")
 
@@ -85,6 +85,16 @@ def test_a_whole_run_is_proved(whole):
     assert ledger.fates == {"trained": 5, "equal rewards": 5, "masked": 1, "update left out": 1}
     assert ledger.masked == {f"accuracy: {FAILED.failures['accuracy']}": 2}
     assert (ledger.redone, ledger.replayed) == ((), 0)
+
+
+def test_a_run_of_sft_is_proved(tmp_path):
+    code, _ = run(config(tmp_path, *SFT_SETTINGS), targets=TARGETS)
+    assert code == 0
+    ledger = check_run(tmp_path / "mine")
+    assert (ledger.problems, ledger.state, ledger.fates) == ((), "done", {"trained": 12})
+    file = tmp_path / "mine" / "rollouts" / "step-000003.jsonl"
+    file.write_bytes(file.read_bytes().replace(b'"total": 0.0', b'"total": 1.0', 1))
+    assert any(problem.startswith("rewards: step 3") for problem in check_run(tmp_path / "mine").problems)
 
 
 # Damage: what is done to the lines of a file
@@ -225,15 +235,15 @@ DAMAGE = {
     ),
     "a completion is missing": (
         *(ROLLOUTS, changed(1, lambda row: [entries.pop() for entries in row.values() if isinstance(entries, list)])),
-        "rollouts: rollouts/step-000003.jsonl, line 1 has 1 completions, and sampling.group_size is 2",
+        "rollouts: rollouts/step-000003.jsonl, line 1 has 1 completions, and 2 were due",
     ),
     "a reward is missing": (
         *(ROLLOUTS, changed(1, lambda row: row["rewards"].pop())),
-        "rollouts: rollouts/step-000003.jsonl, line 1 has 1 or 2 completions, and sampling.group_size is 2",
+        "rollouts: rollouts/step-000003.jsonl, line 1 has 1 or 2 completions, and 2 were due",
     ),
     "an advantage is missing": (
         *(ROLLOUTS, changed(1, lambda row: row["advantages"].pop())),
-        "rollouts: rollouts/step-000003.jsonl, line 1 has 1 or 2 completions, and sampling.group_size is 2",
+        "rollouts: rollouts/step-000003.jsonl, line 1 has 1 or 2 completions, and 2 were due",
     ),
     "another advantage": (
         *(ROLLOUTS, changed(1, lambda row: row["advantages"].__setitem__(1, 0.5))),

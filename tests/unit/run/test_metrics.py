@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 from rft_cluster.common.errors import UserError
-from rft_cluster.messages import LearnerStats, Reward
+from rft_cluster.messages import Completion, LearnerStats, Reward
 from rft_cluster.run.metrics import Stopwatch, clock, console, own_sinks, step_line
 from rft_cluster.run.reference import page, step_fields
 from tests.unit.run.begun import config
@@ -51,6 +51,23 @@ ROW = {
 
 def test_a_step_by_hand():
     assert stats().row() == pytest.approx(ROW)
+
+
+def test_a_step_of_sft_by_hand():
+    """What compares the policy with another one, and what rewards say, has no figure."""
+    target = Completion([5] * 4, [], "<answer>seven</answer>", "stop", 7)
+    learned = LearnerStats(tokens=8, entropy=16.0, loss=0.25, grad_norm=1.5, learning_rate=1e-4, memory_gib=0.5)
+    unscored = [[Reward(0.0, {})], [Reward(0.0, {})]]
+    found = stats(groups=[group(0, target), group(1, target)], rewards=unscored, advantages=[[1.0], [1.0]],
+                  learned=learned, seconds={"generate": 0.5, "learn": 1.5})  # fmt: skip
+    absent = {"reward", "reward/format", "reward/accuracy", "logprob_gap", "kl", "importance", "clipped",
+              "seconds/score", "seconds/transfer"}  # fmt: skip
+    changed = {"live_groups": 1.0, "skipped_groups": 0, "loss": 0.25, "cut_short": 0.0, "oldest_version": 7,
+               "staleness": 0.0, "staleness_max": 0, "tokens": 8, "seconds/generate": 0.5}  # fmt: skip
+    assert found.row() == pytest.approx({key: one for key, one in ROW.items() if key not in absent} | changed)
+    expected = "step  8/80  loss 0.2500 nats a token  4 tok/s  [generate 25% learn 75%]"
+    assert step_line(80, found, None) == expected
+    assert "loss not finite" in step_line(80, replace(found, loss=None), None)
 
 
 def test_staleness_counts_the_tokens_of_each_version():
