@@ -18,13 +18,15 @@ from tqdm import tqdm
 from rft_cluster.classification.answers import AnswerReader
 from rft_cluster.classification.apart import NOTE, apart, parted
 from rft_cluster.classification.baselines import (
-    BASELINES,
+    ASKED,
+    NAMES,
     TOWER,
     Baselines,
     compared,
     measure,
     minus_baselines,
     on_pixels,
+    to_ask,
     verdict,
 )
 from rft_cluster.classification.calibration import probability_lines
@@ -55,7 +57,7 @@ ORDERS = 4  # unless --orders is given
 # Sections of a run's configuration that an evaluation does not use, and unused keys that may name a user's functions.
 UNUSED = (
     *("rewards", "scoring", "algorithm.total", "algorithm.advantage", "algorithm.normaliser"),
-    *("run.sinks", "tracking"),
+    *("run.sinks", "tracking", "baselines", "evaluation.encoder"),
 )
 
 
@@ -130,7 +132,7 @@ def evaluate(options: argparse.Namespace) -> None:
     title = f"{task.dataset.name}, {options.split}"
     draw_evaluation(figures, title, output / "evaluation.png")
     draw_calibration(figures["probabilities"], title, output / "calibration.png")
-    print(_summary(figures), flush=True)
+    print("\n".join(filter(None, [_summary(figures), _to_ask(export, figures)])), flush=True)
     print(f"written: {output}/evaluation.json, predictions.csv, evaluation.png, calibration.png")
 
 
@@ -234,20 +236,31 @@ def _compared(
         figures["baselines_skipped"] = found.skipped
     if export:
         small = config.model.path == "tiny"
-        figures["verdict"] = verdict(right, before, found.right, len(task.dataset.train), small)
+        images, objective = len(task.dataset.train), config.algorithm.objective
+        figures["verdict"] = verdict(right, before, found.right, images, small, objective)
     return figures
 
 
 def _recorded(task: Task, run: Path) -> tuple[Baselines, list[bool]]:
-    """Baselines with those on vision features as a run recorded them, and what it was right on before training."""
+    """Baselines, those that need a model as a run recorded them, and what it was right on before training."""
     history, pixels = read_history(run) if is_run(run) else None, on_pixels(task.dataset)
     ours = manifest(task.dataset, 0)["splits"]
     theirs = history.manifest["splits"] if history and history.manifest else {}
     if not history or any(ours[split] != theirs.get(split) for split in ("train", "test")):
         return Baselines(pixels, f"no run is recorded in {run} with the same images"), []
-    tower = {name: flags for name, flags in history.right.items() if name.startswith(TOWER)}
-    skipped = "" if tower else f"{run / BASELINES_FILE} has none: a run records them when it is done"
-    return Baselines(pixels | tower, skipped), history.answered_right(0)
+    others = {name: flags for name, flags in history.right.items() if name not in pixels}
+    is_seen = any(name.startswith(TOWER) for name in others)
+    skipped = "" if is_seen else f"{run / BASELINES_FILE} has none: a run records them when it is done"
+    return Baselines(pixels | others, skipped), history.answered_right(0)
+
+
+def _to_ask(export: Path | None, figures: dict[str, Any]) -> str:
+    """A line with the command that measures further baselines; empty if the run has some, or if there is no run."""
+    if "verdict" not in figures or export is None or not is_run(export.parent):
+        return ""
+    has_some = figures["baselines"].keys() & {name for names in ASKED.values() for name in names}
+    launched = ["python", "-m", "rft_cluster.launch", "--config", str(export.parent / "config.yaml")]
+    return "" if has_some else to_ask(launched)
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:
@@ -297,7 +310,7 @@ def _baseline_lines(figures: dict[str, Any]) -> list[str]:
         less = figures["greedy_minus_baselines"][name]
         low, high = (f"{100 * end:+.1f}" for end in less["interval"])
         points = f"greedy is {100 * less['difference']:+.1f} points ({low} to {high})"
-        lines.append(f"{BASELINES[name]:<39}{100 * rate:5.1f} %   {points}")
+        lines.append(f"{NAMES[name]:<42}{100 * rate:5.1f} %   {points}")
     if skipped := figures.get("baselines_skipped"):
         lines.append(f"none on vision features: {printable(skipped)}")
     return lines

@@ -4,19 +4,16 @@ import argparse
 import shlex
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Literal
 
-from rft_cluster.common.errors import ClusterError, NoRoom, UserError, exit_code
+from rft_cluster.common.errors import UserError, exit_code
 from rft_cluster.config import Config, load_config
 
 if TYPE_CHECKING:
-    from rft_cluster.cluster.cluster import Cluster
     from rft_cluster.run.log import Log
     from rft_cluster.run.resume import Start
     from rft_cluster.run.task import Task
-    from rft_cluster.run.tracker import Tracker
 
 AUTO = "--resume=auto"
 Resume = Literal["no", "yes", "auto"]
@@ -72,7 +69,7 @@ def launch(config: Config, dry_run: bool, resume: Resume, command: list[str]) ->
                 )
                 return
             task = _check(config, start)
-            _run(config, task, start, log)
+            _run(config, task, start, log, command)
         except BaseException as error:
             raise_with_cure(error, config.run_folder, command)
             raise
@@ -109,7 +106,7 @@ def _check(config: Config, start: "Start", planned: bool = False) -> "Task":
     from rft_cluster.rewards.scorer import WeightedRewards
     from rft_cluster.run.metrics import own_sinks
     from rft_cluster.run.planned import archive_is_missing, task_before_download
-    from rft_cluster.run.preflight import check_disk, check_paths, check_task
+    from rft_cluster.run.preflight import check_baselines, check_disk, check_paths, check_task
     from rft_cluster.run.resume import read_task
     from rft_cluster.tracking.start import check_tracking
 
@@ -135,6 +132,7 @@ def _check(config: Config, start: "Start", planned: bool = False) -> "Task":
         print(note, flush=True)
     print("trying the longest prompt and the longest answer with the model's own tokenizer", flush=True)
     checked = check_task(config, task, model)
+    check_baselines(config, task, model)
     print("\n".join([*checked.notes, check_disk(config, checked.parameters)]), flush=True)
     if planned:
         from rft_cluster.plan.cards import card_here
@@ -147,13 +145,16 @@ def _check(config: Config, start: "Start", planned: bool = False) -> "Task":
     return task
 
 
-def _run(config: Config, task: "Task", start: "Start", log: "Log") -> None:
+def _run(config: Config, task: "Task", start: "Start", log: "Log", command: list[str]) -> None:
     """Start the actors, load the checkpoint into the learners if the run resumes, train, and print the result."""
+    from rft_cluster.comparison import compare
     from rft_cluster.run.metrics import clock
     from rft_cluster.run.reporting import Reports
-    from rft_cluster.run.task import base_model_path
+    from rft_cluster.run.saving import is_trained
+    from rft_cluster.run.task import base_model_path, tiny_model_of
     from rft_cluster.run.thumbnails import keep_thumbnails
     from rft_cluster.tracking.start import tracked
+    from rft_cluster.training import train_through_losses
 
     began = time.monotonic()
     if config.cluster.joins:  # before the small model is built, which takes minutes
@@ -163,101 +164,13 @@ def _run(config: Config, task: "Task", start: "Start", log: "Log") -> None:
     print(f"starting the actors (model ready after {clock(time.monotonic() - began)})", flush=True)
     keep_thumbnails(config.run_folder, task.dataset)
     with Reports(config.run_folder) as reports, tracked(config, task.dataset) as trackers:
-        _train_through_losses(config, task, start, model_path, [reports, *trackers])
+        if not is_trained(config):  # else it goes on for baselines alone
+            tiny_model = tiny_model_of(config, model_path)
+            train_through_losses(config, task, start, model_path, tiny_model, [reports, *trackers])
         if task.dataset.test:
-            _compare(config, task, model_path)
+            compare(config, task, model_path, command)
         reports.finish()
     print(f"done in {clock(time.monotonic() - began)}; {_models(config)}", flush=True)
-
-
-def _train_through_losses(
-    config: Config, task: "Task", start: "Start", model_path: str, trackers: Sequence["Tracker"]
-) -> None:
-    """Train to the last step, in as many parts as losses make of it."""
-    from rft_cluster.cluster.metrics import RunMetrics
-    from rft_cluster.cluster.start import start_cluster
-    from rft_cluster.run.checkpoints import newest_step
-    from rft_cluster.run.folder import RunFolder
-    from rft_cluster.run.restarts import Restarts
-    from rft_cluster.run.targets import read_targets
-    from rft_cluster.run.task import tiny_model_of
-    from rft_cluster.train import train
-
-    restarts, tiny_model = Restarts(config), tiny_model_of(config, model_path)
-    targets = read_targets(config, model_path, task.dataset.images)
-    metrics = RunMetrics(config.run.name, restarts.lost)
-    lost = False
-    while True:
-        try:
-            with (
-                start_cluster(config, model_path, task.dataset.images, restarts.again) as cluster,
-                metrics.exported(cluster),
-            ):
-                step = _restore(cluster, start)
-                while True:
-                    try:
-                        # The folder is opened last: until all actors are ready, it stays unchanged.
-                        run = RunFolder(config, task, step, tiny_model, [metrics, *trackers])
-                        with run.activity.reported(cluster.doing):
-                            return train(config, task, cluster, run, targets)
-                    except ClusterError as error:
-                        cluster.restart_learners(error)
-                        saved = newest_step(config.run_folder) or 0
-                        step = cluster.restore_snapshot(saved) or _restore(cluster, _next_part(config))
-        except ClusterError as error:
-            if not restarts.again(error, "all actors start afresh"):
-                raise
-            start, lost = _next_part(config), True
-        except NoRoom as error:
-            if not lost:
-                raise
-            raise ClusterError(f"what was lost finds no room: {error}") from error
-
-
-def _restore(cluster: "Cluster", start: "Start") -> int:
-    """Bring the learners to the checkpoint of `start`, if it has one. Returns the number of steps they have done."""
-    if start.checkpoint:
-        updates = start.checkpoint.state.optimizer_updates
-        cluster.learners.restore_checkpoint(start.checkpoint.path, updates, start.step)
-    return start.step
-
-
-def _next_part(config: Config) -> "Start":
-    """Where the run goes on after a loss."""
-    from rft_cluster.run.resume import find_start
-
-    start = find_start(config, resume=True)
-    for note in start.notes:
-        print(note, flush=True)
-    return start
-
-
-def _compare(config: Config, task: "Task", model_path: str) -> None:
-    """Print and record the accuracies without a language model on the same images, and a verdict.
-
-    `model_path`: the model that the run started from.
-    """
-    from rft_cluster.classification.apart import apart_lines, parted
-    from rft_cluster.classification.baselines import BASELINES, compared, measure, verdict
-    from rft_cluster.cluster.tower import features_of
-    from rft_cluster.common.files import write_json
-    from rft_cluster.run.answers import read_answers
-    from rft_cluster.run.saving import BASELINES_FILE
-
-    found = measure(task.dataset, *features_of(config, model_path, compared(task.dataset)))
-    images, unseen = len(task.dataset.train), task.dataset.unseen
-    write_json(config.run_folder / BASELINES_FILE, found.record())
-    for name, rate in found.rates.items():
-        tested = f"test accuracy{' on the seen classes' if unseen else ''} {100 * rate:.1f} %"
-        print(f"for comparison, {BASELINES[name]} of the same {images} images: {tested}")
-    if found.skipped:
-        print(f"no baselines on vision features: {found.skipped}")
-    before, after = (read_answers(config.run_folder, step, "test") for step in (0, config.schedule.steps))
-    if after:  # earlier versions recorded no answers
-        seen_after, seen_before = (parted(judged, unseen)["seen"] for judged in (after, before))
-        print(verdict(seen_after, seen_before, found.right, images, config.model.path == "tiny"), flush=True)
-        for line in apart_lines(before, after, unseen):
-            print(line, flush=True)
 
 
 def _models(config: Config) -> str:

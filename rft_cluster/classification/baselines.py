@@ -1,12 +1,15 @@
-"""Baselines without a language model on the same few images: the accuracies to beat, and whether the policy does.
+"""Baselines on the same few images: the accuracies to beat, and whether the policy does.
 
 Three see an image as 32x32 RGB pixels from 0 to 1, two as one vector: the mean of its tokens from the vision tower of
-the model that the run started from (`model/tower.py`). The tower is not trained for them.
+the model that the run started from (`model/tower.py`). The tower is not trained for them. Others are measured where
+`baselines` of the configuration asks for them, two of which see an image as an encoder's vector
+(`model/image_encoder.py`), and three of which are language models.
 """
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,7 +29,19 @@ BASELINES = {
     "tower_neighbour": "1-nearest neighbour on vision features",
     "tower_probe": "linear probe on vision features",
 }
-TOWER = "tower_"
+# Those that are measured where asked for.
+BASE, BASE_CLOSED, SFT = "base", "base_closed", "sft"
+NAMES = BASELINES | {
+    "encoder_neighbour": "1-nearest neighbour on the encoder's features",
+    "encoder_probe": "linear probe on the encoder's features",
+    BASE: "the untouched model",
+    BASE_CLOSED: "the untouched model with the classes listed",
+    SFT: "supervised fine-tuning",
+}
+ASKED = {"encoder": ("encoder_neighbour", "encoder_probe"), BASE: (BASE,), BASE_CLOSED: (BASE_CLOSED,), SFT: (SFT,)}
+"""By the name in the configuration."""
+UNTAUGHT = {BASE, BASE_CLOSED}  # see no labelled image
+TOWER, ENCODER = "tower", "encoder"
 STRENGTHS = np.logspace(-4, 4, 9)  # inverse L2 penalties that the probe tries
 MOST_FOLDS = 5
 # What the SVM tries: penalties, and widths of its kernel in units of scikit-learn's "scale". Of equally good pairs the
@@ -34,7 +49,7 @@ MOST_FOLDS = 5
 PENALTIES, WIDTHS = (10.0, 1.0, 100.0), (1.0, 0.5, 2.0, 0.25, 4.0)
 MOST_FOR_SVM = 2000  # training images: with 1,632 of 102 classes it takes 17 s, and its time grows with their square
 RIGHT = "right"  # key of the flags in a record
-SKIPPED = "skipped"
+SKIPPED, MISSING = "skipped", "missing"
 
 Fit = Callable[[np.ndarray, list[str]], Any]  # (vectors [n, values], labels) -> a fitted classifier of scikit-learn
 Flags = tuple[bool, ...]
@@ -42,11 +57,13 @@ Flags = tuple[bool, ...]
 
 @dataclass(frozen=True)
 class Baselines:
-    """`right`: by the names of `BASELINES`, whether each of `FewShotDataset.seen_test` gets its label, in order.
-    `skipped`: why there are none on vision features; empty if there are."""
+    """`right`: by `NAMES`, whether each of `FewShotDataset.seen_test` gets its label, in order. `skipped`: why there
+    are none on vision features; empty if there are. `missing`: by the name in the configuration, why one that was asked
+    for was not measured."""
 
     right: Mapping[str, Flags]
     skipped: str = ""
+    missing: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def rates(self) -> dict[str, float]:
@@ -56,7 +73,8 @@ class Baselines:
     def record(self) -> dict[str, Any]:
         """The content of `baselines.json`: rates by name, and the flags as text, `1` for right."""
         flags = {name: "".join("01"[one] for one in own) for name, own in self.right.items()}
-        return {**self.rates, RIGHT: flags} | ({SKIPPED: self.skipped} if self.skipped else {})
+        reasons = {SKIPPED: self.skipped, MISSING: dict(self.missing)}
+        return {**self.rates, RIGHT: flags, **{key: reason for key, reason in reasons.items() if reason}}
 
 
 def recorded_flags(record: Mapping[str, Any], images: int) -> dict[str, Flags]:
@@ -65,7 +83,7 @@ def recorded_flags(record: Mapping[str, Any], images: int) -> dict[str, Flags]:
     return {
         name: tuple(one == "1" for one in flags)
         for name, flags in (found.items() if isinstance(found, dict) else ())
-        if name in BASELINES and isinstance(flags, str) and len(flags) == images and set(flags) <= {"0", "1"}
+        if name in NAMES and isinstance(flags, str) and len(flags) == images and set(flags) <= {"0", "1"}
     }
 
 
@@ -78,6 +96,12 @@ def measure(dataset: FewShotDataset, features: Mapping[str, np.ndarray] | None, 
     """All baselines. `features`: see `on_features`; None if there are none, for the reason `skipped`."""
     right = on_pixels(dataset)
     return Baselines(right if features is None else right | on_features(dataset, features), skipped)
+
+
+def named(name: str, images: int) -> str:
+    """A baseline, for people. `images`: number of labelled training images."""
+    seen = "" if name in UNTAUGHT else f" {'with' if name == SFT else 'of'} the same {images} images"
+    return NAMES[name] + seen
 
 
 def on_pixels(dataset: FewShotDataset) -> dict[str, Flags]:
@@ -94,8 +118,8 @@ def on_pixels(dataset: FewShotDataset) -> dict[str, Flags]:
     return _right(dataset, _pixels(dataset, dataset.train), _pixels(dataset, dataset.seen_test), fits)
 
 
-def on_features(dataset: FewShotDataset, features: Mapping[str, np.ndarray]) -> dict[str, Flags]:
-    """The same on vision features, [hidden size] for each image by its SHA-256.
+def on_features(dataset: FewShotDataset, features: Mapping[str, np.ndarray], whose: str = TOWER) -> dict[str, Flags]:
+    """The same on features, [values] for each image by its SHA-256. `whose`: the tower's, or an encoder's.
 
     Each value is first brought to mean 0 and deviation 1 over the training images. `tower_neighbour` takes the training
     image at the smallest angle. `tower_probe` is logistic regression, the usual linear probe; its L2 penalty is the one
@@ -108,7 +132,7 @@ def on_features(dataset: FewShotDataset, features: Mapping[str, np.ndarray]) -> 
     centre, scale = train.mean(0), train.std(0)
     scale = np.where(scale > 1e-6, scale, 1.0)  # of a value that is the same in all
     train, test = (train - centre) / scale, (test - centre) / scale
-    return _right(dataset, train, test, {"tower_neighbour": _nearest_angle, "tower_probe": _probe})
+    return _right(dataset, train, test, {f"{whose}_neighbour": _nearest_angle, f"{whose}_probe": _probe})
 
 
 def _right(dataset: FewShotDataset, train: np.ndarray, test: np.ndarray, fits: Mapping[str, Fit]) -> dict[str, Flags]:
@@ -187,7 +211,12 @@ def minus_baselines(policy: Sequence[bool], right: Mapping[str, Flags]) -> dict[
 
 
 def verdict(
-    policy: Sequence[bool], before: Sequence[bool], right: Mapping[str, Flags], images: int, small_model: bool
+    policy: Sequence[bool],
+    before: Sequence[bool],
+    right: Mapping[str, Flags],
+    images: int,
+    small_model: bool,
+    objective: str = "grpo",
 ) -> str:
     """Is the trained policy or the best baseline better, image by image? If a baseline is as good: what GRPO adds.
 
@@ -197,6 +226,7 @@ def verdict(
         right: of the baselines, at least one.
         images: number of labelled training images, the same for all.
         small_model: True for the model of `model.path: tiny`.
+        objective: what the policy was trained by, as `algorithm.objective` names it.
     """
     name = max(right, key=lambda one: sum(right[one]))
     best = sum(right[name]) / len(right[name])
@@ -204,7 +234,7 @@ def verdict(
     low, high = less["interval"]
     ends = " to ".join(f"{100 * end:.1f}" for end in wilson(sum(policy), len(policy)))
     ours = f"the trained model ({100 * sum(policy) / len(policy):.1f} %, interval {ends})"
-    other = f"the best baseline, {BASELINES[name]} of the same {images} images ({100 * best:.1f} %)"
+    other = f"the best baseline, {named(name, images)} ({100 * best:.1f} %)"
     by = f"image by image {_points(less)}"
     if low > 0:
         return f"verdict: {ours} beats {other}: {by}"
@@ -213,13 +243,17 @@ def verdict(
     tries = ["more labelled images (data.shots)", "more steps (schedule.steps)"]
     if small_model:
         tries.append("a model that has seen photographs, on a GPU (model.path=Qwen/Qwen2-VL-2B-Instruct)")
-    label = f"If you need only the label, {use}. {_adds(policy, before)}"
+    label = f"If you need only the label, {use}. {_adds(policy, before, name, objective.upper())}"
     return f"verdict: {ours} {said}: {by}. {label}. What to try: {', '.join(tries)}"
 
 
-def _adds(policy: Sequence[bool], before: Sequence[bool]) -> str:
-    words = "What GRPO adds here is an answer in words from the model itself"
-    return f"{words}, {_points(paired_difference(before, policy))} over the untrained model" if before else words
+def _adds(policy: Sequence[bool], before: Sequence[bool], name: str, trained: str) -> str:
+    """What training (GRPO or SFT) adds to the baseline `name`, which is as good."""
+    over = f"{_points(paired_difference(before, policy))} over the untrained model" if before else ""
+    if name in ASKED:  # a language model
+        return "It answers in words, too" + (f", and {trained} adds {over}" if over else "")
+    words = f"What {trained} adds here is an answer in words from the model itself"
+    return f"{words}, {over}" if over else words
 
 
 def _points(difference: Mapping[str, Any]) -> str:
@@ -234,3 +268,9 @@ def _pixels(dataset: FewShotDataset, examples: list[Example]) -> np.ndarray:  # 
 
 def _labels(examples: list[Example]) -> list[str]:
     return [example.label for example in examples]
+
+
+def to_ask(command: list[str]) -> str:
+    """A line with what adds baselines to the run that `command` has launched."""
+    words = [*(word for word in command if not word.startswith("--resume")), "--resume", "baselines=[base_closed,sft]"]
+    return f"to compare with the untouched model, given the classes, and with SFT, too: {shlex.join(words)}"

@@ -1,4 +1,4 @@
-"""Features of the starting model's vision tower, for the baselines on a run's images.
+"""Features of the starting model's vision tower, or of an image encoder, for the baselines on a run's images.
 
 An actor of its own computes them from the model's files, with the device of one learner, when the run's actors have
 ended: no step waits for it, it takes no memory from them, the weights in the learners have changed by then, and the
@@ -17,55 +17,65 @@ from rft_cluster.cluster.handles import wait_for
 from rft_cluster.common.errors import ClusterError, UserError
 from rft_cluster.common.progress import with_progress
 from rft_cluster.config import Config
-from rft_cluster.model.feature_cache import cache_file, read_rows, write_rows
+from rft_cluster.model.feature_cache import cache_file, encoder_cache_file, read_rows, write_rows
+from rft_cluster.model.image_encoder import ImageEncoder
 from rft_cluster.model.tower import VisionTower
 
 CACHE = Path("~/.cache/rft_cluster/features")
-NAME = "vision-tower"
 MOST_SECONDS = 15 * 60  # a baseline is worth no more; a 2B model on a few CPU cores needs seconds an image
 TRIED_SECONDS = 20.0  # after which the rest is estimated
 
 Look = Callable[[bytes], np.ndarray]
 
 
+Seeing = type[VisionTower] | type[ImageEncoder]
+NAMES: dict[Seeing, str] = {VisionTower: "the vision tower", ImageEncoder: "the image encoder"}
+
+
 def features_of(
-    config: Config, model_path: str, images: Mapping[str, bytes]
+    config: Config, path: str, images: Mapping[str, bytes], seeing: Seeing = VisionTower
 ) -> tuple[Mapping[str, np.ndarray] | None, str]:
-    """A vector [hidden size] FP32 for each image by its SHA-256, from the vision tower of the model in `model_path`.
+    """A vector [values] FP32 for each image by its SHA-256, from the vision tower of the model in `path`, or from the
+    image encoder there.
 
     Returns (None, the reason) if there is none: a finished run does not fail for its baselines.
     """
     try:
-        return _features(config, model_path, images), ""
+        return _features(config, path, images, seeing), ""
     except (UserError, ClusterError) as error:
         return None, str(error)
 
 
-def _features(config: Config, model_path: str, images: Mapping[str, bytes]) -> dict[str, np.ndarray]:
-    file = cache_file(CACHE.expanduser(), model_path, config)
+def _features(config: Config, path: str, images: Mapping[str, bytes], seeing: Seeing) -> dict[str, np.ndarray]:
+    named = cache_file if seeing is VisionTower else encoder_cache_file
+    file = named(CACHE.expanduser(), path, config)
     rows = read_rows(file)
     if missing := sorted(images.keys() - rows.keys()):
-        print(f"for comparison, the vision tower looks at {len(missing)} images", flush=True)
-        with _tower(config, model_path) as look:
-            rows |= look_at(missing, images, look)
+        print(f"for comparison, {NAMES[seeing]} looks at {len(missing)} images", flush=True)
+        with _started(config, path, seeing) as look:
+            rows |= look_at(missing, images, look, NAMES[seeing])
         write_rows(file, rows)
     return {sha256: rows[sha256] for sha256 in images}
 
 
 def look_at(
-    wanted: Sequence[str], images: Mapping[str, bytes], look: Look, clock: Callable[[], float] = time.monotonic
+    wanted: Sequence[str],
+    images: Mapping[str, bytes],
+    look: Look,
+    who: str = NAMES[VisionTower],
+    clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, np.ndarray]:
-    """The vectors of the images `wanted`, by SHA-256; prints how far it is.
+    """The vectors of the images `wanted`, by SHA-256; prints how far it is. `who`: looks, for people.
 
     Raises:
         UserError: it would take more than `MOST_SECONDS`.
     """
     rows, started = dict[str, np.ndarray](), clock()
-    for done, sha256 in enumerate(with_progress(wanted, "images seen by the vision tower")):
+    for done, sha256 in enumerate(with_progress(wanted, f"images seen by {who}")):
         seconds = clock() - started
         if done and seconds > TRIED_SECONDS and (whole := seconds / done * len(wanted)) > MOST_SECONDS:
             raise UserError(
-                f"the vision tower would need {whole / 60:.0f} minutes for {len(wanted)} images on this device, and "
+                f"{who} would need {whole / 60:.0f} minutes for {len(wanted)} images on this device, and "
                 f"gets {MOST_SECONDS // 60}: use fewer (data.test), or a GPU"
             )
         rows[sha256] = look(images[sha256])
@@ -73,8 +83,8 @@ def look_at(
 
 
 @contextmanager
-def _tower(config: Config, model_path: str) -> Iterator[Look]:
+def _started(config: Config, path: str, seeing: Seeing) -> Iterator[Look]:
     """Start the actor, and end it with the context."""
-    threads = max(1, int(config.learners.cpus))
-    with alone(config, NAME, VisionTower, model_path, config, threads) as actor:
-        yield lambda image: wait_for({actor.features.remote(image): NAME}, config.cluster.step_timeout, "features")[0]
+    threads, name = max(1, int(config.learners.cpus)), NAMES[seeing].removeprefix("the ").replace(" ", "-")
+    with alone(config, name, seeing, path, config, threads) as actor:
+        yield lambda image: wait_for({actor.features.remote(image): name}, config.cluster.step_timeout, "features")[0]

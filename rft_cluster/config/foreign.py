@@ -43,6 +43,7 @@ CAUTIONS: dict[str, tuple[Callable[[Any], bool], str, str]] = {
         f"algorithm.{key}": (_is_own_code, "runs a function that is not built in", built_in)
         for key, built_in in (("total", "weighted_sum"), ("advantage", "grpo"), ("normaliser", "completion"))
     },
+    "evaluation.encoder": (_is_given, "reads files elsewhere", "null"),
     "prompt.template": (lambda name: name not in TEMPLATES, "reads the question from a file elsewhere", "think_answer"),
     "cluster.address": (_is_given, "connects there", "null"),
     "cluster.interface": (_is_given, "listens there", "null"),

@@ -58,6 +58,12 @@ class ScoringSection(Section):
     low number means that fewer classes are tried."""
 
 
+class EvaluationSection(Section):
+    encoder: FilePath | None = None
+    """The folder of an image encoder (SigLIP2, DINOv3, ...), as transformers saves it, for `baselines: [encoder]`: the
+    nearest image and a linear probe on its vectors. May change when a run is resumed."""
+
+
 class GeneratorsSection(Section):
     count: int = Field(1, ge=1, le=MOST_ACTORS)
     min: int | None = Field(None, ge=1, le=MOST_ACTORS)
@@ -148,6 +154,12 @@ class Config(Section):
     tracking: list[Literal["tensorboard", "wandb"]] = Field(["tensorboard"])
     """Who shows the run: `tensorboard` (`tensorboard --logdir runs`; docs/watching.md), and `wandb`, which sends
     figures, settings and some images to Weights & Biases. `[]`: nobody. It may change when a run is resumed."""
+    baselines: list[Literal["base", "base_closed", "sft", "encoder"]] = Field([])
+    """What else to compare the trained policy with at the end, beside what needs no language model: `base` (the
+    untouched model, same question), `base_closed` (the untouched model, with the classes listed), `sft` (supervised
+    fine-tuning on the same images, as many steps: docs/sft.md), `encoder` (`evaluation.encoder`). More may be asked for
+    when a run is resumed, even one that is done."""
+    evaluation: EvaluationSection = EvaluationSection()
     scoring: ScoringSection = ScoringSection()
     algorithm: AlgorithmSection = AlgorithmSection()
     optimizer: OptimizerSection = OptimizerSection()
@@ -166,6 +178,8 @@ class Config(Section):
                 raise ValueError(f"{name}.gpus is {role.gpus:g}: below 1 a GPU is shared, above 1 it counts whole GPUs")
             if self.cluster.device == "cpu" and role.gpus:
                 raise ValueError(f"{name}.gpus is {role.gpus:g} but cluster.device is cpu: set it to 0")
+        if "encoder" in self.baselines and self.evaluation.encoder is None:
+            raise ValueError("baselines has encoder, but no folder of one is named: set evaluation.encoder to it")
         if self.sampling.top_k and self.algorithm.importance_cap is not None:
             raise ValueError(
                 f"sampling.top_k is {self.sampling.top_k} but algorithm.importance_cap is "

@@ -72,6 +72,9 @@ class AlgorithmSection(Section):
 
 class OptimizerSection(Section):
     learning_rate: float = Field(1e-6, gt=0, le=10)
+    sft_learning_rate: float | None = Field(None, gt=0, le=10)
+    """Learning rate of `baselines: [sft]`; left out: `learning_rate`. Full models usually take 1e-5 in SFT, and a tenth
+    of that in reinforcement learning."""
     warmup_steps: int = Field(0, ge=0, le=MOST_STEPS)
     """Steps of linear warm-up, followed by linear decay that would reach 0 one step after the last."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)

@@ -30,10 +30,20 @@ def cache_file(folder: Path, path: str, config: Config) -> Path:
     Raises:
         UserError: the model cannot be found, or is of no known family.
     """
-    model, device = find_model(path), config.cluster.device
+    model = find_model(path)
     limits = config.model.pixels(read_family(model.folder).side)
+    return _file(folder, config, _digest(model), *limits)
+
+
+def encoder_cache_file(folder: Path, path: str, config: Config) -> Path:
+    """As `cache_file`, for the image encoder in `path`, which chooses the size of images itself."""
+    return _file(folder, config, _digest(Model(Path(path))))
+
+
+def _file(folder: Path, config: Config, digest: str, *limits: int) -> Path:
+    device = config.cluster.device
     looks = [RECIPE, *limits, device, config.cluster.dtype or native_dtype(device)]
-    name = hashlib.sha256(json.dumps([_digest(model), *looks]).encode()).hexdigest()[:16]
+    name = hashlib.sha256(json.dumps([digest, *looks]).encode()).hexdigest()[:16]
     return folder / f"{name}.safetensors"
 
 

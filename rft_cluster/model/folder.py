@@ -199,3 +199,17 @@ def _check_complete(folder: Path, family: Family, config: dict[str, Any], shapes
 def _incomplete(folder: Path, missing: list[str]) -> UserError:
     more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
     return UserError(f"model.path: {folder} lacks weights: {', '.join(missing[:3])}{more}; {CURE}")
+
+
+def check_encoder(folder: Path) -> None:
+    """Check in a moment, before a run, that a folder may hold an image encoder.
+
+    Raises:
+        UserError: it has no configuration, no processor or no safetensors.
+    """
+    for needed in ("config.json", "*processor_config.json", "*.safetensors"):
+        if not list(folder.glob(needed)):
+            raise UserError(
+                f"evaluation.encoder: {folder} has no {needed}: name the folder of an image encoder as transformers "
+                f"saves it, e.g. of SigLIP2 or DINOv3"
+            )

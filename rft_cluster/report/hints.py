@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rft_cluster.classification.baselines import BASELINES
+from rft_cluster.classification.baselines import NAMES
 from rft_cluster.classification.intervals import wilson
 from rft_cluster.common.text import printable
 from rft_cluster.report.lately import (
@@ -173,7 +173,7 @@ def beaten(history: History) -> Hint | None:
     name, best = max(history.baselines.items(), key=lambda item: item[1], default=("", 0.0))
     if history.unseen or not rows or not rows[-1]["step"] or best <= rows[-1]["interval"][1]:
         return None  # with unseen classes the verdict alone compares on the same images
-    baseline = BASELINES.get(name, printable(name))
+    baseline = NAMES.get(name, printable(name))
     return Hint(
         "warning",
         f"{baseline[:1].upper()}{baseline[1:]} is right on {_percent(best)} of the test images, the trained model on "

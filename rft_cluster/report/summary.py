@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from rft_cluster.classification.apart import NOTE, apart
-from rft_cluster.classification.baselines import BASELINES, verdict
+from rft_cluster.classification.baselines import ASKED, NAMES, UNTAUGHT, verdict
 from rft_cluster.classification.intervals import paired_difference, wilson
 from rft_cluster.classification.report import Judged
 from rft_cluster.report.lately import evaluations
@@ -44,8 +44,10 @@ def accuracies(history: History, classes: int) -> list[dict[str, Any]]:
 def _baseline(name: str, rate: float, right: Sequence[bool]) -> dict[str, Any]:
     """`right`: on each test image; empty in runs of earlier versions."""
     interval = wilson(sum(right), len(right)) if right else None
-    what = "no language model, same images"
-    return {"kind": "baseline", "name": BASELINES.get(name, name), "what": what, "rate": rate, "interval": interval}
+    what = "no labelled image seen" if name in UNTAUGHT else "same images"
+    if name not in ASKED:
+        what = f"no language model, {what}"
+    return {"kind": "baseline", "name": NAMES.get(name, name), "what": what, "rate": rate, "interval": interval}
 
 
 def _ends(rows: Sequence[Row]) -> list[Row]:
@@ -82,7 +84,8 @@ def sentence(history: History) -> str:
     before, after = (history.answered_right(step) for step in (0, history.last))
     if history.right and after and history.manifest:
         images, small = len(history.manifest["splits"]["train"]), history.config.get("model", {}).get("path") == "tiny"
-        said = verdict(after, before, history.right, images, small)
+        objective = history.config.get("algorithm", {}).get("objective", "grpo")
+        said = verdict(after, before, history.right, images, small, objective)
         said = said.removeprefix("verdict: ").replace("1-nearest", "1\u2011nearest")  # no line ends there
         note = f" {NOTE.capitalize()}." if history.unseen else ""
         return said[0].upper() + said[1:] + "." + note

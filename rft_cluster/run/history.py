@@ -30,7 +30,7 @@ from rft_cluster.run.journal import step_of
 from rft_cluster.run.lock import holder
 from rft_cluster.run.proof.kept import read_lines
 from rft_cluster.run.resume import check_kinds, is_run, read_saved_config
-from rft_cluster.run.saving import BASELINES_FILE, MODEL, exported
+from rft_cluster.run.saving import BASELINES_FILE, MODEL, exported, read_baselines
 
 Row = dict[str, Any]
 # A line of log.txt: its time, two spaces, its text. After a loss two of them say what was lost, and what was done.
@@ -152,7 +152,7 @@ def read_history(run: Path) -> History:
         rows[name] = [row for row in found if row["step"] in STEPS]
         problems += damaged
     config, manifest = _config(run, problems), _manifest(run / "manifest.json", problems)
-    record = _baselines(run / BASELINES_FILE)
+    record = read_baselines(run)
     steps = tuple({key: value for key, value in row.items() if _is_number(value)} for row in rows["metrics.jsonl"])
     return History(
         folder=run,
@@ -224,10 +224,6 @@ def _seen_images(manifest: dict[str, Any]) -> int:
     """The number of test images of classes that are trained."""
     unseen = unseen_in(manifest)
     return sum(entry["label"] not in unseen for entry in manifest["splits"]["test"])
-
-
-def _baselines(file: Path) -> dict[str, Any]:
-    return (json_object(file.read_bytes()) if file.is_file() else None) or {}
 
 
 def _state(run: Path, config: dict[str, Any], steps: tuple[Row, ...]) -> Literal["in progress", "stopped", "done"]:

@@ -120,6 +120,7 @@ class Journal:
 def settings_digest(config: Config) -> str:
     """SHA-256 of the settings that a journalled step depends on."""
     settings = config.model_dump(mode="json", include=SETTINGS)
+    del settings["optimizer"]["sft_learning_rate"]  # of runs inside this one
     if settings["algorithm"]["objective"] == "grpo":
         del settings["algorithm"]["objective"]  # likewise
     for key in ("family", "min_image_tokens", "max_image_tokens", "min_pixels", "max_pixels"):

@@ -16,7 +16,7 @@ from rft_cluster.config import Config
 from rft_cluster.data.flower102 import takes_official
 from rft_cluster.data.manifest import read_manifest
 from rft_cluster.data.official import bytes_to_download
-from rft_cluster.model.folder import check_model_config, check_parallel, check_window, read_shapes
+from rft_cluster.model.folder import check_encoder, check_model_config, check_parallel, check_window, read_shapes
 from rft_cluster.model.hub import Model, check_files, find_model
 from rft_cluster.model.image_size import PromptLength
 from rft_cluster.model.shapes import Shapes
@@ -24,7 +24,7 @@ from rft_cluster.model.tiny.conditions import check_conditions
 from rft_cluster.prompts import PROBLEM, find_template
 from rft_cluster.run.saving import BEST, MODEL
 from rft_cluster.run.space import disk_bytes
-from rft_cluster.run.task import TINY_CACHE, Asked, Task, ask_model, pool_note, tiny_family
+from rft_cluster.run.task import TINY_CACHE, Asked, Task, ask_model, pool_note, tiny_family, with_classes_listed
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,26 @@ def check_task(config: Config, task: Task, model: Model | None) -> Checked:
         origin = model.note
     notes = [*filter(None, [origin]), *asked.notes, *pool_note(config, task)]
     return Checked(parameters, shapes, _by_split(task, asked.lengths), notes)
+
+
+def check_baselines(config: Config, task: Task, model: Model | None) -> None:
+    """Check that the baselines that the configuration asks for can be measured at the run's end.
+
+    Raises:
+        UserError: one of them cannot.
+    """
+    if not config.baselines:
+        return
+    if not task.dataset.test:
+        raise UserError("baselines are compared on test images, and there are none: set data.test, or baselines=[]")
+    if "encoder" in config.baselines:
+        assert config.evaluation.encoder is not None, "the configuration's own rule"
+        check_encoder(config.evaluation.encoder)
+    if "base_closed" in config.baselines:
+        try:
+            check_task(*with_classes_listed(config, task), model)
+        except UserError as error:
+            raise UserError(f"baselines: base_closed: {error}") from error
 
 
 def _by_split(task: Task, lengths: list[PromptLength]) -> dict[str, list[PromptLength]]:

@@ -26,6 +26,7 @@ from rft_cluster.run.task import Task, family_of_model, prepare
 # manifest has the hash of each image.
 MAY_CHANGE = {
     *("cluster", "generators", "learners", "scoring", "debug", "run.name", "run.folder", "run.sinks", "tracking"),
+    *("baselines", "evaluation.encoder", "optimizer.sft_learning_rate"),
     *("data.path", "data.images", "data.held_out", "data.download", "data.manifest"),
     *(f"schedule.{key}" for key in ("steps", "evaluate_every", "save_every", "save_minutes", "keep_checkpoints")),
     "schedule.stop_when_stuck",
@@ -33,7 +34,10 @@ MAY_CHANGE = {
 # A folder with any of these is the folder of a run. (Evaluations of the untouched model may be there before.)
 RECORDS = ("config.yaml", "metrics.jsonl", "eval.jsonl", "checkpoints", "model")
 IMAGE_LIMITS = {f"model.{edge}_{unit}" for edge in ("min", "max") for unit in ("image_tokens", "pixels")}
-FOLDERS = ("checkpoints", "model", "model-best", "rollouts", "evaluations", "journal", "tensorboard", "wandb")
+FOLDERS = (
+    *("checkpoints", "model", "model-best", "rollouts", "evaluations", "journal", "tensorboard", "wandb"),
+    *("baselines",),
+)
 RECORD_FILES = ("config.yaml", "manifest.json", "metrics.jsonl", "eval.jsonl", "parts.jsonl")
 FILES = (*RECORD_FILES, "log.txt", ACTIVITY_FILE, LOCK_FILE)
 

@@ -6,11 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from rft_cluster.classification.baselines import ASKED
 from rft_cluster.classification.card import CARD_FILE, Card, read_card
 from rft_cluster.classification.report import Evaluation
 from rft_cluster.common import stopping
 from rft_cluster.common.errors import ClusterError, described
-from rft_cluster.common.files import FORMAT, ROOM, DiskFull, bytes_in, check_space
+from rft_cluster.common.files import FORMAT, ROOM, DiskFull, bytes_in, check_space, json_object
 from rft_cluster.config import Config
 from rft_cluster.run.checkpoints import (
     NewCheckpoint,
@@ -181,11 +182,24 @@ class Keeper:
             self._learners.export(self._config.run_folder / name, {CARD_FILE: {"format": FORMAT, **card.model_dump()}})
 
 
-def is_complete(config: Config) -> bool:
-    """Return True if the run's last step has been exported and compared with the baselines."""
+def is_trained(config: Config) -> bool:
+    """Return True if the run's last step has been exported."""
     last = exported(config.run_folder / MODEL)
-    compared = not config.data.test or (config.run_folder / BASELINES_FILE).is_file()
-    return last is not None and last.steps == config.schedule.steps and compared
+    return last is not None and last.steps == config.schedule.steps
+
+
+def is_complete(config: Config) -> bool:
+    """Return True if the run's last step has been exported and compared with all baselines that are asked for."""
+    asked = {name for one in config.baselines for name in ASKED[one]}
+    is_compared = (config.run_folder / BASELINES_FILE).is_file() and asked <= read_baselines(config.run_folder).keys()
+    return is_trained(config) and (not config.data.test or is_compared)
+
+
+def read_baselines(run: Path) -> dict[str, Any]:
+    """What `baselines.json` has (see `classification.baselines.Baselines.record`); empty without it, or if it is
+    damaged."""
+    file = run / BASELINES_FILE
+    return (json_object(file.read_bytes()) or {}) if file.is_file() else {}
 
 
 def exported(folder: Path) -> Card | None:

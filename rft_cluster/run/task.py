@@ -67,6 +67,12 @@ def question(config: Config, dataset: FewShotDataset) -> Question:
     return make_question(config.prompt.template, config.prompt.subject, dataset.classes, problem, dataset.unseen)
 
 
+def with_classes_listed(config: Config, task: Task) -> tuple[Config, Task]:
+    """The configuration and the task with the question that lists the classes and asks for the answer alone."""
+    closed = config.model_copy(update={"prompt": config.prompt.model_copy(update={"template": "closed"})})
+    return closed, Task(task.dataset, question(closed, task.dataset))
+
+
 def tiny_model_of(config: Config, model_path: str) -> str | None:
     """The cache name of the tiny model in `model_path`; None for other models."""
     return Path(model_path).name if config.model.path == "tiny" else None

@@ -16,6 +16,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 # A module imports from its own folder and from those named here. `common`, `messages` and `config` are for all.
 BASE = {"common", "messages", "config"}
 MAY_IMPORT: dict[str, set[str]] = {
+    "comparison": {"training", "data", "prompts", "classification", "run", "cluster", "model"},
+    "training": {"train", "run", "cluster"},
     "train": {"data", "prompts", "algorithm", "rewards", "classification", "run", "cluster"},
     "doctor": {"plan", "cluster", "run", "model", "data", "tracking"},
     "plan": {"cluster", "run", "model"},

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rft_cluster import evaluate, launch
+from rft_cluster import comparison, evaluate
 from rft_cluster.classification import baselines
 from rft_cluster.classification.baselines import BASELINES, compared
 from rft_cluster.cluster import tower
@@ -20,6 +20,7 @@ from tests.unit.report.whole import SETTINGS, dataset, written
 from tests.unit.run.begun import config
 
 DATA = dataset("")
+COMMAND = ["launch", "--config", "mine", "--resume"]
 TASK = Task(DATA, Question("Which flower?"))
 FEATURES = {sha256: np.array([number % 2, 1.0]) for number, sha256 in enumerate(compared(DATA))}
 
@@ -29,9 +30,9 @@ def done(tmp_path, monkeypatch, capsys) -> Path:
     """A run's folder after its comparison: right on all test images, and on half of them before."""
     run = written(tmp_path)
     asked = []
-    monkeypatch.setattr(tower, "features_of", lambda *arguments: (asked.append(arguments), (FEATURES, ""))[1])
+    monkeypatch.setattr(comparison, "features_of", lambda *arguments: (asked.append(arguments), (FEATURES, ""))[1])
     settings = config(tmp_path, *SETTINGS)
-    launch._compare(settings, TASK, "started/from")
+    comparison.compare(settings, TASK, "started/from", COMMAND)
     assert [(path, images) for _, path, images in asked] == [("started/from", compared(DATA))]
     return run
 
@@ -50,8 +51,8 @@ def test_a_run_records_its_baselines_and_the_verdict(done, capsys):
 
 def test_without_a_tower_the_reason_is_said_and_recorded(tmp_path, monkeypatch, capsys):
     run = written(tmp_path)
-    monkeypatch.setattr(tower, "features_of", lambda *_: (None, "it is gone"))
-    launch._compare(config(tmp_path, *SETTINGS), TASK, "gone")
+    monkeypatch.setattr(comparison, "features_of", lambda *_: (None, "it is gone"))
+    comparison.compare(config(tmp_path, *SETTINGS), TASK, "gone", COMMAND)
     assert "no baselines on vision features: it is gone" in capsys.readouterr().out
     record = json.loads((run / "baselines.json").read_text())
     assert list(record) == ["nearest_neighbour", "logistic_regression", "rbf_svm", "right", "skipped"]
@@ -96,9 +97,9 @@ def test_unseen_classes_are_told_apart_and_are_not_the_baselines_business(comman
     for module in (baselines, evaluate):
         monkeypatch.setattr(module, "on_pixels", lambda _: {"nearest_neighbour": (True, False)})
     monkeypatch.setattr(baselines, "on_features", lambda *_: {"tower_probe": (True, True)})
-    monkeypatch.setattr(tower, "features_of", lambda *_: (FEATURES, ""))
+    monkeypatch.setattr(comparison, "features_of", lambda *_: (FEATURES, ""))
     settings, task = config(tmp_path, *SETTINGS), Task(part, TASK.question)
-    launch._compare(settings, task, "started/from")
+    comparison.compare(settings, task, "started/from", COMMAND)
     said = capsys.readouterr().out
     history = read_history(run)
     assert history.unseen == unseen and history.right["tower_probe"] == (True, True)

@@ -444,15 +444,15 @@ def launched(settings: Config, monkeypatch, failures: dict[int, Exception], room
         started.append(Failing(failures))
         yield started[-1]
 
-    monkeypatch.setattr("rft_cluster.cluster.start.start_cluster", start_cluster)
+    monkeypatch.setattr("rft_cluster.training.start_cluster", start_cluster)
     monkeypatch.setattr("rft_cluster.run.task.base_model_path", lambda *_: "nothing")
     monkeypatch.setattr("rft_cluster.run.restarts.time.sleep", lambda _: None)
-    monkeypatch.setattr(launch, "_compare", lambda *_: None)
+    monkeypatch.setattr("rft_cluster.comparison.compare", lambda *_: None)
     monkeypatch.setattr("rft_cluster.cluster.metrics.RunMetrics.exported", lambda *_: nullcontext())
     beside = Reporting()
     monkeypatch.setattr("rft_cluster.run.reporting.Reports", lambda _: nullcontext(beside))
     monkeypatch.setattr("rft_cluster.run.thumbnails.keep_thumbnails", lambda *_: None)
-    launch._run(settings, TASK, Start(), SimpleNamespace(write_to=lambda _: None))
+    launch._run(settings, TASK, Start(), SimpleNamespace(write_to=lambda _: None), ["launch"])
     return started
 
 

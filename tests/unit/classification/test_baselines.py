@@ -184,6 +184,26 @@ def test_the_verdict_names_the_best_baseline_and_what_grpo_adds(best, right, wor
     assert ("Qwen2-VL-2B" in said) == (lost and small)
 
 
+@pytest.mark.parametrize(
+    ("best", "words"),
+    [
+        ("sft", "supervised fine-tuning with the same 40 images (70.0 %)"),
+        ("base_closed", "the untouched model with the classes listed (70.0 %)"),
+        ("encoder_probe", "linear probe on the encoder's features of the same 40 images (70.0 %)"),
+    ],
+)
+def test_the_verdict_on_a_baseline_that_was_asked_for(best, words):
+    said = verdict(flags(65), flags(10), {name: flags(30) for name in BASELINES} | {best: flags(70)}, 40, False)
+    assert words in said and "image by image -5.0 points" in said
+    answers = "It answers in words, too, and GRPO adds +55.0 points" in said
+    assert answers == (best != "encoder_probe") == ("What GRPO adds here" not in said)
+
+
+def test_the_verdict_on_sft_itself_says_what_sft_adds():
+    said = verdict(flags(65), flags(10), {"tower_probe": flags(70)}, 40, False, "sft")
+    assert "What SFT adds here is an answer in words" in said and "GRPO" not in said
+
+
 def test_a_verdict_without_answers_from_before_names_no_gain():
     said = verdict(flags(5), (), {"tower_probe": flags(9)}, 4, False)
     assert "from the model itself. What to try" in said

@@ -32,9 +32,9 @@ class Tower:
     def __init__(self, monkeypatch, error: Exception | None = None) -> None:
         self.seen: list[bytes] = []
         self._error = error
-        monkeypatch.setattr(tower, "_tower", self)
+        monkeypatch.setattr(tower, "_started", self)
 
-    def __call__(self, config, model_path):
+    def __call__(self, config, path, seeing):
         return self
 
     def __enter__(self):

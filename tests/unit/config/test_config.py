@@ -326,7 +326,12 @@ def test_a_mistyped_path_is_told_its_neighbour(tmp_path, monkeypatch, folder, su
 
 
 LISTS = {"data.classes": "rose{}tulip", "data.only": "rose{}tulip", "data.aliases.rose": "red{}pink"}
-LISTS |= {"data.aliases.tulip": "a tulip", "tracking": "tensorboard{}wandb", "optimizer.betas": "0.9{}0.95"}
+LISTS |= {
+    "data.aliases.tulip": "a tulip",
+    "tracking": "tensorboard{}wandb",
+    "baselines": "base{}sft",
+    "optimizer.betas": "0.9{}0.95",
+}
 
 
 @pytest.mark.parametrize("key", LISTS)
@@ -341,7 +346,9 @@ def test_of_a_word_in_a_lists_place_the_list_that_is_named_works(tmp_path, key, 
 
 
 @pytest.mark.parametrize("word", ["yes", "true", "16", "''", "~x"])
-@pytest.mark.parametrize("section", [*(name for name in Config.model_fields if name != "tracking"), "model.lora"])
+@pytest.mark.parametrize(
+    "section", [*(name for name in Config.model_fields if name not in ("tracking", "baselines")), "model.lora"]
+)
 def test_of_a_word_in_a_sections_place_its_keys_are_named(tmp_path, section, word):
     name, _, inner = section.partition(".")
     text = MINIMAL.replace("{path: tiny}", f"{{path: tiny, lora: {word}}}") if inner else f"{name}: {word}\n"

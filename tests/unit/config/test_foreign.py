@@ -31,6 +31,7 @@ HOSTILE = {
     "data.held_out": "/etc",
     "data.manifest": "../secret.json",
     "prompt.template": "../secret.txt",
+    "evaluation.encoder": "/somewhere/else",
     "cluster.address": "203.0.113.7:6379",
     "cluster.interface": "eth0",
     "tracking": ["tensorboard", "wandb"],

@@ -1,0 +1,139 @@
+"""Compare a trained policy with simpler ways to the same labels, on a run's own images, when its actors have ended."""
+
+from collections.abc import Callable, Mapping
+
+from rft_cluster.classification.answers import AnswerReader
+from rft_cluster.classification.apart import apart_lines, parted
+from rft_cluster.classification.baselines import (
+    BASE,
+    BASE_CLOSED,
+    BASELINES,
+    ENCODER,
+    SFT,
+    Baselines,
+    Flags,
+    compared,
+    measure,
+    named,
+    on_features,
+    recorded_flags,
+    to_ask,
+    verdict,
+)
+from rft_cluster.classification.report import judge
+from rft_cluster.cluster.start import start_generators
+from rft_cluster.cluster.tower import features_of
+from rft_cluster.common.errors import ClusterError, UserError
+from rft_cluster.common.files import write_json
+from rft_cluster.config import Config
+from rft_cluster.messages import Sampling
+from rft_cluster.model.image_encoder import ImageEncoder
+from rft_cluster.prompts import make_prompts
+from rft_cluster.run.answers import read_answers
+from rft_cluster.run.inside import sft_baseline
+from rft_cluster.run.saving import BASELINES_FILE, read_baselines
+from rft_cluster.run.task import Task, base_model_path, with_classes_listed
+from rft_cluster.training import train_inside
+
+
+def compare(config: Config, task: Task, model_path: str, command: list[str]) -> None:
+    """Print and record the accuracies of the baselines, and a verdict.
+
+    `model_path`: the model that the run started from. `command`: that launched the run.
+    """
+    images = len(task.dataset.train)
+    found = with_asked(
+        config, task, model_path, measure(task.dataset, *features_of(config, model_path, compared(task.dataset)))
+    )
+    write_json(config.run_folder / BASELINES_FILE, found.record())
+    for name, rate in found.rates.items():
+        tested = f"test accuracy{' on the seen classes' if task.dataset.unseen else ''} {100 * rate:.1f} %"
+        print(f"for comparison, {named(name, images)}: {tested}")
+    if found.skipped:
+        print(f"no baselines on vision features: {found.skipped}")
+    for name, reason in found.missing.items():
+        print(f"no baseline {name}: {reason}")
+    if not config.baselines:
+        print(to_ask(command))
+    before, after = (_right(config, task, step) for step in (0, config.schedule.steps))
+    if after:  # earlier versions recorded no answers
+        small, objective = config.model.path == "tiny", config.algorithm.objective
+        print(verdict(after, before, found.right, images, small, objective), flush=True)
+        for line in _apart(config, task):
+            print(line, flush=True)
+
+
+def with_asked(config: Config, task: Task, model_path: str, found: Baselines) -> Baselines:
+    """The baselines with those that the configuration asks for, and those that were asked for earlier.
+
+    One that cannot be measured does not end a run that is done: the reason is said, and it is tried again when the run
+    is resumed.
+    """
+    ways: Mapping[str, Callable[[], Mapping[str, Flags]]] = {
+        BASE: lambda: {BASE: _base(config, task)},
+        BASE_CLOSED: lambda: {BASE_CLOSED: _base_closed(config, task)},
+        SFT: lambda: {SFT: _sft(config, task, model_path)},
+        ENCODER: lambda: _encoder(config, task),
+    }
+    known = recorded_flags(read_baselines(config.run_folder), len(task.dataset.seen_test))
+    # SFT goes on if the run has more steps now, and the encoder may be another; its vectors are kept.
+    kept = {name: flags for name, flags in known.items() if name not in (*BASELINES, SFT)}
+    asked: dict[str, Flags] = {}
+    missing: dict[str, str] = {}
+    for name in dict.fromkeys(config.baselines):
+        if name == BASE_CLOSED and name in kept:
+            continue
+        try:
+            asked |= ways[name]()
+        except (UserError, ClusterError) as error:
+            missing[name] = str(error).splitlines()[0]
+    return Baselines({**found.right, **kept, **asked}, found.skipped, missing)
+
+
+def _right(config: Config, task: Task, step: int) -> Flags:
+    """Whether the answer to each of `FewShotDataset.seen_test` after `step` steps is right; empty without a record."""
+    return tuple(parted(read_answers(config.run_folder, step, "test"), task.dataset.unseen)["seen"])
+
+
+def _apart(config: Config, task: Task) -> list[str]:
+    """The accuracies of a run on seen and unseen classes, for people; empty if there are no unseen ones."""
+    before, after = (read_answers(config.run_folder, step, "test") for step in (0, config.schedule.steps))
+    return apart_lines(before, after, task.dataset.unseen)
+
+
+def _base(config: Config, task: Task) -> Flags:
+    """The evaluation before the first step."""
+    if not (right := _right(config, task, 0)):
+        raise UserError("the run has no record of the answers before training")
+    return right
+
+
+def _sft(config: Config, task: Task, model_path: str) -> Flags:
+    own = sft_baseline(config)
+    print(f"for comparison, SFT on the same images, {own.schedule.steps} steps, in {own.run_folder}", flush=True)
+    train_inside(own, task, model_path)
+    for line in _apart(own, task)[:-1]:
+        print(f"SFT, {line}")
+    return _right(own, task, own.schedule.steps)
+
+
+def _base_closed(config: Config, task: Task) -> Flags:
+    """The untouched model's greedy answers to the question that lists the classes, in the data set's order."""
+    closed, own = with_classes_listed(config, task)
+    if own.question == task.question:
+        return _base(config, task)
+    print("for comparison, the untouched model is given the classes", flush=True)
+    examples = task.dataset.seen_test
+    images = {example.image.sha256: task.dataset.image(example) for example in examples}
+    prompts = make_prompts(examples, own.text, "test", 0, config.run.seed)
+    with start_generators(closed, base_model_path(closed, own), images) as generators:
+        groups = generators.generate(prompts, Sampling(1, 0.0, config.sampling.max_tokens), version=0)
+    reader = AnswerReader(task.dataset.classes, {one.label: one.aliases for one in examples if one.aliases})
+    return tuple(judge(group, reader).strict for group in groups)
+
+
+def _encoder(config: Config, task: Task) -> dict[str, Flags]:
+    features, reason = features_of(config, str(config.evaluation.encoder), compared(task.dataset), ImageEncoder)
+    if features is None:
+        raise UserError(reason)
+    return on_features(task.dataset, features, ENCODER)

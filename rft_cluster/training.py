@@ -1,0 +1,88 @@
+"""A whole training: `train.py`'s loop, in as many parts as losses make of it, from the actors' start to their end.
+
+A run may have another one in its folder, such as SFT on the same images, which is trained in the same way.
+"""
+
+from collections.abc import Sequence
+
+from rft_cluster.cluster.cluster import Cluster
+from rft_cluster.cluster.metrics import RunMetrics
+from rft_cluster.cluster.start import start_cluster
+from rft_cluster.common.errors import ClusterError, NoRoom
+from rft_cluster.config import Config
+from rft_cluster.run.checkpoints import newest_step
+from rft_cluster.run.folder import RunFolder
+from rft_cluster.run.lock import locked
+from rft_cluster.run.restarts import Restarts
+from rft_cluster.run.resume import Start, find_start
+from rft_cluster.run.saving import MODEL, exported
+from rft_cluster.run.targets import read_targets
+from rft_cluster.run.task import Task
+from rft_cluster.run.tracker import Tracker
+from rft_cluster.train import train
+
+
+def train_inside(config: Config, task: Task, model_path: str) -> None:
+    """Train a run whose folder is inside another's, from where it was stopped; nothing if it is done.
+
+    `task`: of the run around it, whose images it has, too.
+    """
+    with locked(config.run_folder):
+        start = _goes_on(config)
+        card = exported(config.run_folder / MODEL)
+        if card is None or card.steps != config.schedule.steps:
+            train_through_losses(config, task, start, model_path, None, [])
+
+
+def train_through_losses(
+    config: Config, task: Task, start: Start, model_path: str, tiny_model: str | None, trackers: Sequence[Tracker]
+) -> None:
+    """Train to the last step, in as many parts as losses make of it.
+
+    `model_path`: the model to start from. `tiny_model`: see `run.checkpoints.State`.
+    """
+    restarts = Restarts(config)
+    targets = read_targets(config, model_path, task.dataset.images)
+    metrics = RunMetrics(config.run.name, restarts.lost)
+    lost = False
+    while True:
+        try:
+            with (
+                start_cluster(config, model_path, task.dataset.images, restarts.again) as cluster,
+                metrics.exported(cluster),
+            ):
+                step = _restore(cluster, start)
+                while True:
+                    try:
+                        # The folder is opened last: until all actors are ready, it stays unchanged.
+                        run = RunFolder(config, task, step, tiny_model, [metrics, *trackers])
+                        with run.activity.reported(cluster.doing):
+                            return train(config, task, cluster, run, targets)
+                    except ClusterError as error:
+                        cluster.restart_learners(error)
+                        saved = newest_step(config.run_folder) or 0
+                        step = cluster.restore_snapshot(saved) or _restore(cluster, _goes_on(config))
+        except ClusterError as error:
+            if not restarts.again(error, "all actors start afresh"):
+                raise
+            start, lost = _goes_on(config), True
+        except NoRoom as error:
+            if not lost:
+                raise
+            raise ClusterError(f"what was lost finds no room: {error}") from error
+
+
+def _restore(cluster: Cluster, start: Start) -> int:
+    """Bring the learners to the checkpoint of `start`, if it has one. Returns the number of steps they have done."""
+    if start.checkpoint:
+        updates = start.checkpoint.state.optimizer_updates
+        cluster.learners.restore_checkpoint(start.checkpoint.path, updates, start.step)
+    return start.step
+
+
+def _goes_on(config: Config) -> Start:
+    """Where the run goes on, after a loss or inside another one."""
+    start = find_start(config, resume=True)
+    for note in start.notes:
+        print(note, flush=True)
+    return start

@@ -1,0 +1,158 @@
+"""The baselines that a configuration asks for, without actors: what each is, what is kept, and what is done again."""
+
+import json
+import shlex
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from rft_cluster import comparison
+from rft_cluster.classification.baselines import BASELINES, compared
+from rft_cluster.classification.report import summarise
+from rft_cluster.common.errors import ClusterError, UserError
+from rft_cluster.config import Config
+from rft_cluster.model.image_encoder import ImageEncoder
+from rft_cluster.prompts import make_prompts, make_question
+from rft_cluster.run.folder import RunFolder
+from rft_cluster.run.history import read_history
+from rft_cluster.run.preflight import check_baselines
+from rft_cluster.run.saving import is_complete
+from rft_cluster.run.task import Task
+from tests.unit.report.whole import SETTINGS, answered, dataset, written
+from tests.unit.run.begun import config
+
+DATA = dataset("")
+TASK = Task(DATA, make_question("think_answer", "flower", DATA.classes))
+COMMAND = ["python", "-m", "rft_cluster.launch", "--config", "my photos.yaml", "--resume"]
+FEATURES = {sha256: np.array([number % 2, 1.0]) for number, sha256 in enumerate(compared(DATA))}
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch) -> SimpleNamespace:
+    """In place of all that needs Ray. `asked`: what was started. The untouched model is right on 3 of 4 images when it
+    is given the classes, and SFT on the first."""
+    written(tmp_path)
+    asked: list[tuple] = []
+
+    def features_of(settings, path, images, seeing=None):
+        asked.append(("features", path, seeing))
+        return FEATURES, ""
+
+    def train_inside(settings: Config, task: Task, model_path: str) -> None:
+        asked.append(("sft", settings, model_path))
+        prompts = make_prompts(DATA.test, "Which flower?", "test", settings.schedule.steps, 0)
+        groups = [answered([p], [p.label if i == 0 else "none"], "")[0] for i, p in enumerate(prompts)]
+        RunFolder(settings, task).log_evaluation(summarise(settings.schedule.steps, "test", groups), groups)
+
+    @contextmanager
+    def start_generators(settings, path, images):
+        def generate(prompts, sampling, version):
+            asked.append(("closed", prompts[0].text, sampling.temperature))
+            return [answered([p], [p.label if i < 3 else "none"], "")[0] for i, p in enumerate(prompts)]
+
+        yield SimpleNamespace(generate=generate)
+
+    for name, one in {"features_of": features_of, "train_inside": train_inside, "start_generators": start_generators,
+                      "base_model_path": lambda *_: "base"}.items():  # fmt: skip
+        monkeypatch.setattr(comparison, name, one)
+    return SimpleNamespace(asked=asked, started=lambda: [kind for kind, *_ in asked])
+
+
+def settings_of(folder: Path, *asked: str) -> Config:
+    words = [f"baselines=[{','.join(asked)}]", *(["evaluation.encoder=enc"] if "encoder" in asked else [])]
+    return config(folder, *SETTINGS, *words)
+
+
+def record_of(folder: Path) -> dict:
+    return json.loads((folder / "mine" / "baselines.json").read_text())
+
+
+def test_each_baseline_that_is_asked_for_is_measured_and_enters_verdict_and_record(tmp_path, cluster, capsys):
+    settings = settings_of(tmp_path, "base", "base_closed", "sft", "encoder")
+    comparison.compare(settings, TASK, "started/from", COMMAND)
+    record = record_of(tmp_path)
+    assert list(record["right"]) == [*BASELINES, "base", "base_closed", "sft", "encoder_neighbour", "encoder_probe"]
+    assert [record["right"][name] for name in ("base", "base_closed", "sft")] == ["1010", "1110", "1000"]
+    assert record["encoder_probe"] == record["tower_probe"] == 1.0  # the same features
+    assert cluster.started() == ["features", "closed", "sft", "features"]
+    assert cluster.asked[-1][1:] == ("enc", ImageEncoder)
+    (_, text, temperature), (_, sft, model_path) = cluster.asked[1:3]
+    assert "It is one of these:\nrose\ntulip\n" in text and temperature == 0.0
+    assert (sft.algorithm.objective, sft.algorithm.kl_beta, model_path) == ("sft", 0.0, "started/from")
+    assert (sft.schedule.steps, sft.schedule.prompts_per_step, sft.run.seed) == (2, 2, settings.run.seed)
+    assert (sft.run_folder, sft.baselines) == (tmp_path / "mine" / "baselines" / "sft", [])
+    said = capsys.readouterr().out
+    assert "for comparison, the untouched model with the classes listed: test accuracy 75.0 %" in said
+    assert "for comparison, supervised fine-tuning with the same 2 images: test accuracy 25.0 %" in said
+    assert "linear probe on the encoder's features of the same 2 images" in said and "to compare with" not in said
+    assert list(read_history(tmp_path / "mine").right) == list(record["right"])
+
+
+def test_without_any_a_line_has_the_command_that_measures_them(tmp_path, cluster, capsys):
+    comparison.compare(settings_of(tmp_path), TASK, "started/from", COMMAND)
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("to compare"))
+    words = shlex.split(line.partition("too: ")[2])
+    assert words == [*COMMAND[:-1], "--resume", "baselines=[base_closed,sft]"]
+    assert cluster.started() == ["features"]
+
+
+def test_one_that_cannot_be_measured_is_said_and_tried_again(tmp_path, cluster, monkeypatch, capsys):
+    def fails(*_):
+        raise ClusterError("a learner died\nmore")
+
+    settings, works = settings_of(tmp_path, "base_closed", "sft"), comparison.train_inside
+    (tmp_path / "mine" / "model").mkdir()
+    monkeypatch.setattr("rft_cluster.run.saving.exported", lambda _: SimpleNamespace(steps=2))
+    monkeypatch.setattr(comparison, "train_inside", fails)
+    comparison.compare(settings, TASK, "", COMMAND)
+    assert "no baseline sft: a learner died\n" in capsys.readouterr().out
+    assert (record_of(tmp_path)["missing"], is_complete(settings)) == ({"sft": "a learner died"}, False)
+    monkeypatch.setattr(comparison, "train_inside", works)
+    comparison.compare(settings, TASK, "", COMMAND)
+    assert "missing" not in record_of(tmp_path) and is_complete(settings)
+    assert cluster.started().count("closed") == 1, "what is known is not asked again"
+
+
+def test_more_steps_measure_sft_anew_and_keep_what_they_do_not_change(tmp_path, cluster):
+    comparison.compare(settings_of(tmp_path, "base_closed", "sft"), TASK, "", COMMAND)
+    comparison.compare(settings_of(tmp_path), TASK, "", COMMAND)
+    assert list(record_of(tmp_path)["right"]) == [*BASELINES, "base_closed"]
+
+
+def test_a_run_whose_own_question_lists_the_classes_has_answered_already(tmp_path, cluster):
+    task = Task(DATA, make_question("closed", "digit", DATA.classes))  # as the configuration's subject is
+    comparison.compare(settings_of(tmp_path, "base_closed"), task, "", COMMAND)
+    assert record_of(tmp_path)["right"]["base_closed"] == "1010" and cluster.started() == ["features"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("encoder", r"^evaluation.encoder: enc has no config.json: name the folder of an image encoder"),
+        ("base_closed", r"^baselines: base_closed: .*max_prompt_tokens = 16"),
+    ],
+)
+def test_what_cannot_be_measured_at_the_end_is_refused_at_the_start(tmp_path, asked, message):
+    settings = settings_of(tmp_path, asked)
+    settings = settings.model_copy(update={"model": settings.model.model_copy(update={"max_prompt_tokens": 16})})
+    pool = [*DATA.images.values()] * 10
+    task = Task(replace(DATA, pool=pool), TASK.question)
+    with pytest.raises(UserError, match=message):
+        check_baselines(settings, task, None)
+
+
+def test_without_test_images_there_is_nothing_to_compare(tmp_path):
+    task = Task(replace(DATA, test=[]), TASK.question)
+    with pytest.raises(UserError, match=r"there are none: set data.test, or baselines=\[\]$"):
+        check_baselines(settings_of(tmp_path, "base"), task, None)
+
+
+def test_an_encoder_needs_its_folder_named():
+    from rft_cluster.config import load_config
+
+    with pytest.raises(UserError, match=r"baselines has encoder, .*: set evaluation.encoder to it"):
+        load_config("digits", ["baselines=[encoder]"])
