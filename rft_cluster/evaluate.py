@@ -310,7 +310,7 @@ def _baseline_lines(figures: dict[str, Any]) -> list[str]:
         less = figures["greedy_minus_baselines"][name]
         low, high = (f"{100 * end:+.1f}" for end in less["interval"])
         points = f"greedy is {100 * less['difference']:+.1f} points ({low} to {high})"
-        lines.append(f"{NAMES[name]:<42}{100 * rate:5.1f} %   {points}")
+        lines.append(f"{NAMES[name]:<39}{100 * rate:5.1f} %   {points}")
     if skipped := figures.get("baselines_skipped"):
         lines.append(f"none on vision features: {printable(skipped)}")
     return lines
