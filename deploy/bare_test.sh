@@ -95,10 +95,10 @@ timed() {
 # Set-up names what is missing and the command that brings it: it is typed, as the machine's owner would.
 while ! told=$(as_user "make setup" 2>&1); do
   echo "$told"
-  cure=$(sed -n 's/^\[setup\] this machine lacks .*: sudo \(apt-get .*\)/\1/p' <<<"$told")
+  cure=$(sed -nE 's/^\[setup\] this machine lacks .*: (sudo )?(apt-get .*)/\2/p' <<<"$told")
   [ -n "$cure" ] && [ "$cure" != "${cured:-}" ] || { say "set-up failed and named no cure"; exit 1; }
   cured=$cure
-  say "as set-up says: sudo $cure"
+  say "as set-up says: $cure"
   chroot "$root" /usr/bin/env DEBIAN_FRONTEND=noninteractive bash -c "${cure//sudo /}" >/dev/null
 done
 echo "$told"
