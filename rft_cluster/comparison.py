@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+from rft_cluster.classification.also import change
 from rft_cluster.classification.answers import AnswerReader
 from rft_cluster.classification.apart import apart_lines, parted
 from rft_cluster.classification.baselines import (
@@ -29,7 +30,7 @@ from rft_cluster.config import Config
 from rft_cluster.messages import Sampling
 from rft_cluster.model.image_encoder import ImageEncoder
 from rft_cluster.prompts import make_prompts
-from rft_cluster.run.answers import read_answers
+from rft_cluster.run.answers import ALSO, read_answers
 from rft_cluster.run.inside import sft_baseline
 from rft_cluster.run.saving import BASELINES_FILE, read_baselines
 from rft_cluster.run.task import Task, base_model_path, with_classes_listed
@@ -101,6 +102,11 @@ def _apart(config: Config, task: Task) -> list[str]:
     return apart_lines(before, after, task.dataset.unseen)
 
 
+def elsewhere(config: Config) -> str:
+    """What training did to the answers about `evaluation.also`."""
+    return change(*(read_answers(config.run_folder, step, ALSO) for step in (0, config.schedule.steps)))
+
+
 def _base(config: Config, task: Task) -> Flags:
     """The evaluation before the first step."""
     if not (right := _right(config, task, 0)):
@@ -112,7 +118,7 @@ def _sft(config: Config, task: Task, model_path: str) -> Flags:
     own = sft_baseline(config)
     print(f"for comparison, SFT on the same images, {own.schedule.steps} steps, in {own.run_folder}", flush=True)
     train_inside(own, task, model_path)
-    for line in _apart(own, task)[:-1]:
+    for line in [*_apart(own, task)[:-1], *([elsewhere(own)] if task.also else [])]:
         print(f"SFT, {line}")
     return _right(own, task, own.schedule.steps)
 

@@ -57,7 +57,7 @@ ORDERS = 4  # unless --orders is given
 # Sections of a run's configuration that an evaluation does not use, and unused keys that may name a user's functions.
 UNUSED = (
     *("rewards", "scoring", "algorithm.total", "algorithm.advantage", "algorithm.normaliser"),
-    *("run.sinks", "tracking", "baselines", "evaluation.encoder"),
+    *("run.sinks", "tracking", "baselines", "evaluation"),
 )
 
 

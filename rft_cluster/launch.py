@@ -120,6 +120,8 @@ def _check(config: Config, start: "Start", planned: bool = False) -> "Task":
         task = task_before_download(config) if planned and archive_is_missing(config.data) else read_task(start, config)
         dataset = task.dataset
         print(dataset.described(), flush=True)
+        if task.also:
+            print(f"also tested before and after: {task.also.dataset.described()}", flush=True)
         red_team = ""
         if config.algorithm.samples:
             red_team = check_rewards(
@@ -147,7 +149,7 @@ def _check(config: Config, start: "Start", planned: bool = False) -> "Task":
 
 def _run(config: Config, task: "Task", start: "Start", log: "Log", command: list[str]) -> None:
     """Start the actors, load the checkpoint into the learners if the run resumes, train, and print the result."""
-    from rft_cluster.comparison import compare
+    from rft_cluster.comparison import compare, elsewhere
     from rft_cluster.run.metrics import clock
     from rft_cluster.run.reporting import Reports
     from rft_cluster.run.saving import is_trained
@@ -169,6 +171,8 @@ def _run(config: Config, task: "Task", start: "Start", log: "Log", command: list
             train_through_losses(config, task, start, model_path, tiny_model, [reports, *trackers])
         if task.dataset.test:
             compare(config, task, model_path, command)
+        if task.also:
+            print(elsewhere(config), flush=True)
         reports.finish()
     print(f"done in {clock(time.monotonic() - began)}; {_models(config)}", flush=True)
 

@@ -15,9 +15,10 @@ from rft_cluster.cluster.cluster import Cluster
 from rft_cluster.cluster.rollouts import Rollout
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import Config
-from rft_cluster.messages import Sampling
+from rft_cluster.messages import Example, Group, Sampling
 from rft_cluster.prompts import draw_prompts, make_prompts
 from rft_cluster.rewards.scorer import check_failures
+from rft_cluster.run.answers import ALSO
 from rft_cluster.run.folder import RunFolder
 from rft_cluster.run.journal import Recorded
 from rft_cluster.run.metrics import step_stats
@@ -78,23 +79,31 @@ def train(config: Config, task: Task, cluster: Cluster, run: RunFolder, targets:
 
 def _evaluate_if_due(cluster: Cluster, config: Config, task: Task, step: int, run: RunFolder, keeper: Keeper) -> None:
     """Evaluate after `step` steps, if due: on validation images every `schedule.evaluate_every` steps and at the end,
-    on test images before the first step and at the end."""
+    on test images, and on those of `evaluation.also`, before the first step and at the end."""
     schedule, last = config.schedule, step == config.schedule.steps
     every = schedule.evaluate_every
     if task.dataset.validation and step and every and (step % every == 0 or last):
         keeper.keep_if_best(_evaluate(cluster, config, task, "validation", step, run))
     if task.dataset.test and (step == 0 or last):
         _evaluate(cluster, config, task, "test", step, run)
+    if task.also and (step == 0 or last) and not run.has_also(step):
+        run.log_also(step, _answers(cluster, config, task.also.dataset.test, task.also.text, ALSO, step, run))
 
 
 def _evaluate(cluster: Cluster, config: Config, task: Task, split: str, step: int, run: RunFolder) -> Evaluation:
     """Evaluate greedy answers of the current policy, unless a stopped run has already recorded this evaluation."""
     evaluation = run.evaluation(step, split)
     if evaluation is None:
-        prompts = make_prompts(task.dataset.splits[split], task.text, split, step, config.run.seed)
-        greedy = Sampling(1, 0.0, config.sampling.max_tokens)
-        with run.stopwatch(step)("evaluate"):
-            groups = cluster.generators.generate(prompts, greedy, version=step)
+        groups = _answers(cluster, config, task.dataset.splits[split], task.text, split, step, run)
         evaluation = summarise(step, split, groups)
         run.log_evaluation(evaluation, groups)
     return evaluation
+
+
+def _answers(
+    cluster: Cluster, config: Config, examples: list[Example], text: str, split: str, step: int, run: RunFolder
+) -> list[Group]:
+    """The greedy answers of the current policy."""
+    prompts = make_prompts(examples, text, split, step, config.run.seed)
+    with run.stopwatch(step)("evaluate"):
+        return cluster.generators.generate(prompts, Sampling(1, 0.0, config.sampling.max_tokens), version=step)

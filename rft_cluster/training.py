@@ -48,7 +48,7 @@ def train_through_losses(
     while True:
         try:
             with (
-                start_cluster(config, model_path, task.dataset.images, restarts.again) as cluster,
+                start_cluster(config, model_path, task.images, restarts.again) as cluster,
                 metrics.exported(cluster),
             ):
                 step = _restore(cluster, start)

@@ -116,3 +116,23 @@ class DataSection(Section):
         if isinstance(self.sixteen_bit, tuple) and self.sixteen_bit[0] >= self.sixteen_bit[1]:
             raise ValueError(f"sixteen_bit is {list(self.sixteen_bit)}: black must be below white")
         return self
+
+
+class AlsoSection(DataSection):
+    """Another data set, with the keys of `data`."""
+
+    subject: str = "object"
+    """What its images show. They are asked about by `prompt.template`, with this subject and their own classes."""
+    test: int = Field(200, ge=1, le=MOST_IMAGES)
+    """How many of its images are asked about, drawn by `run.seed`."""
+    validation: int = Field(0, ge=0, le=0)
+    """Nothing is chosen by this data set."""
+    shots: int = Field(1, ge=1, le=1)
+    """Nothing is learned from this data set. One image of each class is set apart all the same."""
+
+    @model_validator(mode="after")
+    def _only_tested(self) -> "AlsoSection":
+        for key in ("folds", "fold", "unseen_classes", "augment"):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} is about training, and this data set is only tested: leave it out")
+        return self

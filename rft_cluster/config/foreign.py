@@ -36,9 +36,15 @@ def _is_given(value: Any) -> bool:
 CAUTIONS: dict[str, tuple[Callable[[Any], bool], str, str]] = {
     "run.sinks": (bool, "runs functions that are not built in", "[]"),
     "model.trust_remote_code": (bool, "runs code of the model's folder", "false"),
-    "data.source": (_is_own_code, "runs a function that is not built in", "folder"),
-    "data.held_out": (_is_given, "reads files elsewhere", "null"),
-    "data.manifest": (_is_given, "reads a file elsewhere", "null"),
+    **{
+        f"{data}.{key}": caution
+        for data in ("data", "evaluation.also")
+        for key, caution in {
+            "source": (_is_own_code, "runs a function that is not built in", "folder"),
+            "held_out": (_is_given, "reads files elsewhere", "null"),
+            "manifest": (_is_given, "reads a file elsewhere", "null"),
+        }.items()
+    },
     **{
         f"algorithm.{key}": (_is_own_code, "runs a function that is not built in", built_in)
         for key, built_in in (("total", "weighted_sum"), ("advantage", "grpo"), ("normaliser", "completion"))
@@ -49,7 +55,7 @@ CAUTIONS: dict[str, tuple[Callable[[Any], bool], str, str]] = {
     "cluster.interface": (_is_given, "listens there", "null"),
     "tracking": (lambda names: "wandb" in names, "sends figures and images to W&B", "[tensorboard]"),
 }
-HONOURED = ("model.path", "data.path", "data.images")
+HONOURED = ("model.path", "data.path", "data.images", "evaluation.also.path", "evaluation.also.images")
 
 
 def run_folder_of(file: Path) -> Path | None:
@@ -78,8 +84,8 @@ def refuse_unsaid(config: Config, typed: set[str], file: Path) -> None:
     """
     problems = []
     for key, (is_cautioned, does, instead) in CAUTIONS.items():
-        value = reduce(getattr, key.split("."), config)
-        if key not in typed and is_cautioned(value):
+        value = _value(config, key)
+        if value is not None and key not in typed and is_cautioned(value):
             words = f"{key}={str(value).lower() if value is True else value}"
             problems.append(f"{_typed(words)}  {does}; without it: {key}={instead}")
     for name, weight in config.rewards.items():
@@ -91,6 +97,11 @@ def refuse_unsaid(config: Config, typed: set[str], file: Path) -> None:
             f"{file} lies in a run's folder, which may be a stranger's. These values of it count only if the command "
             f"repeats them. If you trust it, add to the command:\n  {lines}"
         )
+
+
+def _value(config: Config, key: str) -> Any:
+    """The value of a key; None if a section that it lies in is left out."""
+    return reduce(lambda section, name: None if section is None else getattr(section, name), key.split("."), config)
 
 
 def _typed(words: str) -> str:

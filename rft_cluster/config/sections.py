@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from rft_cluster.common.hardware import native_dtype
 from rft_cluster.config.base import FilePath, PathText, Section
 from rft_cluster.config.bounds import MOST_ACTORS, MOST_GIB, MOST_IMAGES, MOST_SECONDS, MOST_STEPS
-from rft_cluster.config.data import DataSection
+from rft_cluster.config.data import AlsoSection, DataSection
 from rft_cluster.config.model import ModelSection
 from rft_cluster.config.training import AlgorithmSection, OptimizerSection, SamplingSection, ScheduleSection
 
@@ -62,6 +62,9 @@ class EvaluationSection(Section):
     encoder: FilePath | None = None
     """The folder of an image encoder (SigLIP2, DINOv3, ...), as transformers saves it, for `baselines: [encoder]`: the
     nearest image and a linear probe on its vectors. May change when a run is resumed."""
+    also: AlsoSection | None = None
+    """Another data set whose test images are asked about before and after training: what was forgotten, or carried
+    over. E.g. `evaluation.also.source=folder evaluation.also.path=birds evaluation.also.subject=bird`."""
 
 
 class GeneratorsSection(Section):

@@ -10,6 +10,7 @@ from rft_cluster.plan.memory import GIB, activations, key_value_bytes
 from rft_cluster.plan.places import Place, engine, places
 from rft_cluster.plan.seconds import Seconds, evaluation_seconds, step_seconds
 from rft_cluster.plan.work import Prompts, Row, fullest_row, learner_share
+from rft_cluster.run.answers import ALSO
 
 SHORT = 4  # the shorter completions have a quarter of `sampling.max_tokens`
 SHORTEST = 16  # tokens: a completion with the four tags of the format and a word has about as many
@@ -100,9 +101,10 @@ def worst_row(config: Config, shapes: Shapes, prompts: Prompts) -> tuple[Row, in
 
 
 def evaluated(config: Config, prompts: Mapping[str, Prompts]) -> list[tuple[str, int]]:
-    """Which splits are evaluated how often: validation images every so many steps and at the end, test images twice."""
+    """Which splits are evaluated how often: validation images every so many steps and at the end, test images and those
+    of `evaluation.also` twice."""
     schedule = config.schedule
     every = schedule.evaluate_every
     validations = -(-schedule.steps // every) if every else 0
-    often = {"validation": validations, "test": 2}
-    return [(split, times) for split, times in often.items() if prompts[split].count * times]
+    often = {"validation": validations, "test": 2, ALSO: 2}
+    return [(split, times) for split, times in often.items() if split in prompts and prompts[split].count * times]

@@ -96,6 +96,7 @@ def _head(history: History, manifest: Mapping[str, Any]) -> dict[str, Any]:
         "accuracies": summary.accuracies(history, classes),
         "verdict": summary.sentence(history),
         "no_features": history.no_features,
+        "also": summary.elsewhere(history),
         "hints": hints(history),
     }
 

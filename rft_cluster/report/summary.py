@@ -7,11 +7,14 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
+from rft_cluster.classification.also import change
 from rft_cluster.classification.apart import NOTE, apart
 from rft_cluster.classification.baselines import ASKED, NAMES, UNTAUGHT, verdict
 from rft_cluster.classification.intervals import paired_difference, wilson
 from rft_cluster.classification.report import Judged
+from rft_cluster.common.errors import UserError
 from rft_cluster.report.lately import evaluations
+from rft_cluster.run.answers import ALSO, read_answers
 from rft_cluster.run.history import History, Row
 
 STAGES = ("generate", "learn", "transfer")
@@ -96,6 +99,16 @@ def sentence(history: History) -> str:
         "stopped": "The run was stopped before its end, so the trained model was not compared with the baselines.",
         "done": "Without test images (data.test) there is nothing to compare.",
     }[history.state]
+
+
+def elsewhere(history: History) -> str:
+    """What training did to the answers about another data set, without a stop; empty if none was asked about."""
+    try:
+        before, after = (read_answers(history.folder, step, ALSO) for step in (0, history.last))
+    except UserError:  # damaged
+        return ""
+    said = change(before, after)
+    return said[:1].upper() + said[1:]
 
 
 def times(history: History) -> dict[str, Any]:

@@ -3,7 +3,8 @@
     {"example_id": "rose/a.jpg", "label": "rose", "text": "<think>...</think><answer>tulip</answer>",
      "predicted": "tulip", "strict": false, "lenient": false, "formatted": true}
 
-From these come the confusion matrix, the table by class, and the comparison of two runs image by image.
+From these come the confusion matrix, the table by class, and the comparison of two runs image by image. The answers to
+the images of `evaluation.also` stand here alone, in `step-000080-also.jsonl`.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ from rft_cluster.common.errors import UserError
 from rft_cluster.common.files import write_text
 from rft_cluster.run.records import json_lines
 
-SPLITS = ("validation", "test")  # that are evaluated
+ALSO = "also"  # the images of `evaluation.also`
+SPLITS = ("validation", "test", ALSO)  # that are evaluated
 _ROW = TypeAdapter(Judged)
 
 

@@ -3,6 +3,7 @@
 runs/NAME/  config.yaml      the resolved configuration
             config-to-000040.yaml    the one of the steps up to 40, if the run went on from there with another
             manifest.json    which images were chosen, with their SHA-256 (see data/manifest.py)
+            manifest-also.json    the same of `evaluation.also`
             metrics.jsonl    an object a step (see docs/metrics.md)
             eval.jsonl       an object an evaluation
             baselines.json   accuracies without a language model on the same images, and which of them are right
@@ -30,6 +31,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+from rft_cluster.classification.also import rate_line
 from rft_cluster.classification.answers import AnswerReader
 from rft_cluster.classification.report import Evaluation, judge
 from rft_cluster.common.files import FORMAT, write_json, write_text
@@ -37,7 +39,7 @@ from rft_cluster.config import Config, config_text
 from rft_cluster.data.manifest import manifest
 from rft_cluster.messages import Group, LearnerStats, Reward
 from rft_cluster.run.activity import Activity
-from rft_cluster.run.answers import evaluated_step, write_answers
+from rft_cluster.run.answers import ALSO, evaluated_step, read_answers, write_answers
 from rft_cluster.run.checkpoints import clear_unfinished
 from rft_cluster.run.debug import chosen, debug_lines
 from rft_cluster.run.journal import Journal
@@ -49,6 +51,7 @@ from rft_cluster.run.task import Task
 from rft_cluster.run.tracker import Tracker
 
 CONFIG_END = "# end\n"
+ALSO_MANIFEST = "manifest-also.json"
 FIGURES = [field.name for field in fields(Evaluation)]
 
 
@@ -80,7 +83,7 @@ class RunFolder:
         self._config, self.activity = config, Activity(config.run_folder)
         self._sinks = [metrics_file(self.path / "metrics.jsonl"), console(config.schedule.steps)]
         self._own_sinks, self._trackers = own_sinks(config), trackers
-        self._reader = AnswerReader(task.dataset.classes, {e.label: e.aliases for e in task.examples if e.aliases})
+        self._reader, self._also = _reader(task), task.also
         (self.path / "rollouts").mkdir(parents=True, exist_ok=True)
         clear_unfinished(self.path)
         self._move_aside(first_step)
@@ -89,9 +92,9 @@ class RunFolder:
         self._keep_former(config)
         write_record(self.path, config)
         add_part(self.path, first_step, task.question)
-        if not (self.path / "manifest.json").exists():
-            found = manifest(task.dataset, config.run.seed)
-            write_json(self.path / "manifest.json", {"format": FORMAT, **found})
+        for name, its in (("manifest.json", task), (ALSO_MANIFEST, task.also)):
+            if its and not (self.path / name).exists():
+                write_json(self.path / name, {"format": FORMAT, **manifest(its.dataset, config.run.seed)})
         for tracker in trackers:
             tracker.begin(first_step)
 
@@ -174,6 +177,22 @@ class RunFolder:
             f"format {100 * evaluation.format_rate:.1f} %, after {evaluation.step} steps",
             flush=True,
         )
+
+    def has_also(self, step: int) -> bool:
+        """Whether the answers to the images of `evaluation.also` after this step are recorded."""
+        return bool(read_answers(self.path, step, ALSO))
+
+    def log_also(self, step: int, groups: Sequence[Group]) -> None:
+        """Record and print the answers to the images of `evaluation.also`."""
+        assert self._also is not None
+        reader = _reader(self._also)
+        judged = [judge(group, reader) for group in groups]
+        write_answers(self.path, step, ALSO, judged)
+        print(f"{rate_line(f'also {self._also.dataset.name}', judged)}, after {step} steps", flush=True)
+
+
+def _reader(task: Task) -> AnswerReader:
+    return AnswerReader(task.dataset.classes, {e.label: e.aliases for e in task.examples if e.aliases})
 
 
 def _free(path: Path) -> Path:

@@ -22,9 +22,19 @@ from rft_cluster.model.image_size import PromptLength
 from rft_cluster.model.shapes import Shapes
 from rft_cluster.model.tiny.conditions import check_conditions
 from rft_cluster.prompts import PROBLEM, find_template
+from rft_cluster.run.answers import ALSO
 from rft_cluster.run.saving import BEST, MODEL
 from rft_cluster.run.space import disk_bytes
-from rft_cluster.run.task import TINY_CACHE, Asked, Task, ask_model, pool_note, tiny_family, with_classes_listed
+from rft_cluster.run.task import (
+    TINY_CACHE,
+    Asked,
+    Task,
+    ask_model,
+    check_words,
+    pool_note,
+    tiny_family,
+    with_classes_listed,
+)
 
 
 @dataclass(frozen=True)
@@ -111,7 +121,7 @@ def check_task(config: Config, task: Task, model: Model | None) -> Checked:
     else:
         parameters = check_files(model, config.max_model_tokens)
         shapes = read_shapes(model.folder)
-        asked = ask_model(config, task, str(model.folder), task.examples)
+        asked = _asked(config, task, str(model.folder))
         origin = model.note
     notes = [*filter(None, [origin]), *asked.notes, *pool_note(config, task)]
     return Checked(parameters, shapes, _by_split(task, asked.lengths), notes)
@@ -137,10 +147,20 @@ def check_baselines(config: Config, task: Task, model: Model | None) -> None:
             raise UserError(f"baselines: base_closed: {error}") from error
 
 
+def _asked(config: Config, task: Task, folder: str) -> Asked:
+    """What the tokenizer says about all examples of the task, followed by those of `task.also`."""
+    asked = ask_model(config, task, folder, task.examples)
+    if task.also is None:
+        return asked
+    also = ask_model(config, task.also, folder, task.also.dataset.test)
+    return Asked([*asked.lengths, *also.lengths], [*asked.notes, *(f"also        {note}" for note in also.notes)])
+
+
 def _by_split(task: Task, lengths: list[PromptLength]) -> dict[str, list[PromptLength]]:
-    """Divide the lengths of all examples' prompts, which are in the order of the splits."""
+    """Divide the lengths of all examples' prompts, which are in the order of the splits. Those left are of `also`."""
     ordered = iter(lengths)
-    return {split: list(islice(ordered, len(examples))) for split, examples in task.dataset.splits.items()}
+    splits = {split: list(islice(ordered, len(examples))) for split, examples in task.dataset.splits.items()}
+    return splits | ({ALSO: list(ordered)} if task.also else {})
 
 
 def check_disk(config: Config, parameters: int) -> str:
@@ -166,6 +186,7 @@ def _check_tiny(config: Config, task: Task) -> tuple[int, Shapes, Asked]:
     """Check the tiny model before it is built. Returns its number of parameters and sizes, and what it was asked."""
     dataset = task.dataset
     check_conditions(len(dataset.pool), dataset.classes)
+    check_words(task)
     from rft_cluster.model.tiny.build import untrained
 
     family = tiny_family(config)
@@ -176,4 +197,4 @@ def _check_tiny(config: Config, task: Task) -> tuple[int, Shapes, Asked]:
         processor.save_pretrained(folder)
         model.config.save_pretrained(folder)
         shapes = Shapes.of(model.config.to_dict(), Path(folder))
-        return model.num_parameters(), shapes, ask_model(config, task, folder, task.examples)
+        return model.num_parameters(), shapes, _asked(config, task, folder)

@@ -3,7 +3,7 @@
 import json
 import os
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from rft_cluster.config.load import read_file, validated
 from rft_cluster.data.manifest import OtherData, read_manifest
 from rft_cluster.run.activity import ACTIVITY_FILE
 from rft_cluster.run.checkpoints import Checkpoint, latest_checkpoint, newest_step
-from rft_cluster.run.folder import CONFIG_END
+from rft_cluster.run.folder import ALSO_MANIFEST, CONFIG_END
 from rft_cluster.run.lock import LOCK_FILE
 from rft_cluster.run.records import check_rows
-from rft_cluster.run.task import Task, family_of_model, prepare
+from rft_cluster.run.task import Task, family_of_model, prepare, prepare_also
 
 # These keys do not change what a step computes, so they may differ when a run is resumed. The data may have moved: the
 # manifest has the hash of each image.
@@ -39,7 +39,7 @@ FOLDERS = (
     *("baselines",),
 )
 RECORD_FILES = ("config.yaml", "manifest.json", "metrics.jsonl", "eval.jsonl", "parts.jsonl")
-FILES = (*RECORD_FILES, "log.txt", ACTIVITY_FILE, LOCK_FILE)
+FILES = (*RECORD_FILES, ALSO_MANIFEST, "log.txt", ACTIVITY_FILE, LOCK_FILE)
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,12 @@ class Start:
         """The configuration for reading the data. A resumed run reads its own images only, by its manifest."""
         if self.manifest is None:
             return config
-        return config.model_copy(update={"data": config.data.model_copy(update={"manifest": self.manifest})})
+        update: dict[str, Any] = {"data": config.data.model_copy(update={"manifest": self.manifest})}
+        also, manifest = config.evaluation.also, self.manifest.with_name(ALSO_MANIFEST)
+        if also and manifest.is_file():
+            own = also.model_copy(update={"manifest": manifest})
+            update["evaluation"] = config.evaluation.model_copy(update={"also": own})
+        return config.model_copy(update=update)
 
 
 def is_run(folder: Path) -> bool:
@@ -126,7 +131,8 @@ def read_task(start: Start, config: Config) -> Task:
         UserError: the data or the template are unusable, or differ from those that the run started with.
     """
     try:
-        task = prepare(start.own_images(config))
+        own = start.own_images(config)
+        task = replace(prepare(own), also=prepare_also(own))
     except OtherData as error:
         if start.manifest is None:
             raise

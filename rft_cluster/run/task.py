@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from rft_cluster.common.progress import with_progress
 from rft_cluster.config import Config
 from rft_cluster.data import FewShotDataset, load_dataset
 from rft_cluster.data.images import DECODE_ERRORS, open_image
+from rft_cluster.data.manifest import OtherData
 from rft_cluster.messages import Example
 from rft_cluster.model.families.family import Family
 from rft_cluster.model.families.known import FAMILIES
@@ -31,10 +32,11 @@ POOL_OF_A_CLASS = 20  # with fewer images a class the look-alike groups mean lit
 
 @dataclass(frozen=True)
 class Task:
-    """The few-shot data set, and the question about each image."""
+    """The few-shot data set, and the question about each image. `also`: those of `evaluation.also`."""
 
     dataset: FewShotDataset
     question: Question
+    also: "Task | None" = None
 
     @property
     def text(self) -> str:
@@ -45,6 +47,11 @@ class Task:
     def examples(self) -> list[Example]:
         """All labelled images, of every split."""
         return [example for split in self.dataset.splits.values() for example in split]
+
+    @property
+    def images(self) -> Mapping[str, bytes]:
+        """The encoded images of both data sets, by SHA-256."""
+        return {**self.also.dataset.images, **self.dataset.images} if self.also else self.dataset.images
 
 
 def prepare(config: Config, export: Path | None = None) -> Task:
@@ -59,6 +66,22 @@ def prepare(config: Config, export: Path | None = None) -> Task:
     view = view_of(*config.model.pixels(family.side), family.side)
     dataset = load_dataset(config.data, config.run.seed, view)
     return Task(dataset, question(config, dataset))
+
+
+def prepare_also(config: Config) -> Task | None:
+    """Read `evaluation.also`, and render its question; None if there is none. Raises as `prepare`."""
+    section = config.evaluation.also
+    if section is None:
+        return None
+    side = family_of_model(config).side
+    try:
+        dataset = load_dataset(section, config.run.seed, view_of(*config.model.pixels(side), side))
+        problem = dataset.problem if config.prompt.template == PROBLEM else None
+        return Task(dataset, make_question(config.prompt.template, section.subject, dataset.classes, problem))
+    except OtherData:
+        raise
+    except UserError as error:
+        raise UserError(f"evaluation.also: {error}") from error
 
 
 def question(config: Config, dataset: FewShotDataset) -> Question:
@@ -189,6 +212,26 @@ def _own_model(config: Config) -> str:
     from rft_cluster.model.hub import whole_model
 
     return config.model.path if config.cluster.joins else str(whole_model(config.model.path))
+
+
+def check_words(task: Task) -> None:
+    """Check that the tiny model knows the words of `task.also`.
+
+    Raises:
+        UserError: it does not: any figure would be 0, before and after.
+    """
+    if task.also is None:
+        return
+    known, also = task.dataset.classes, task.also
+    unknown = [label for label in also.dataset.classes if label not in known]
+    if unknown or task.question.listing(also.dataset.classes) != also.text:
+        what = (
+            f"the class {unknown[0]!r}" if unknown else "the question (set evaluation.also.subject as prompt.subject)"
+        )
+        raise UserError(
+            f"model.path is tiny, which knows the words of its own question and classes alone, and {what} of "
+            f"evaluation.also is none of them: leave it out, or set model.path to a trained Qwen2-VL"
+        )
 
 
 def check_model(config: Config, task: Task, model_path: str, examples: list[Example]) -> None:

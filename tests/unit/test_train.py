@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from rft_cluster import launch
+from rft_cluster.classification.also import change
 from rft_cluster.cluster import handles
 from rft_cluster.cluster.handles import Update
 from rft_cluster.common import stopping
@@ -22,9 +23,13 @@ from rft_cluster.common.errors import ClusterError, NoRoom, UserError, WeightTra
 from rft_cluster.common.files import unfinished, write_json
 from rft_cluster.config import Config
 from rft_cluster.data.dataset import FewShotDataset, LabelledImage
+from rft_cluster.data.manifest import read_manifest
 from rft_cluster.messages import Completion, CompletionGap, Group, LearnerStats, Prompt, Reward, TrainingSample
 from rft_cluster.prompts import Question, make_question
+from rft_cluster.report.summary import elsewhere
+from rft_cluster.run.answers import read_answers
 from rft_cluster.run.folder import RunFolder
+from rft_cluster.run.history import read_history
 from rft_cluster.run.lock import locked
 from rft_cluster.run.records import read_rows
 from rft_cluster.run.resume import Start, find_start, is_run, raise_with_cure
@@ -221,6 +226,26 @@ def test_a_run_that_resumes_asks_about_each_image_with_the_same_order_of_classes
         code, _ = run(config(tmp_path / name, *SETTINGS), roles=one, task=task)
         assert (code == 0) == (stop_at is None)
     assert asked["whole"] == asked["stopped"] and len(set(asked["whole"].values())) == 2
+
+
+def test_another_data_set_is_asked_about_before_and_after_and_not_twice(tmp_path, capsys):
+    others = [LabelledImage(f"bird {colour}", picture(colour), "wren") for colour in COLOURS[:3]]
+    birds = FewShotDataset.of("birds", ["wren", "finch"], others[:1], [], others[1:], [])
+    task = replace(TASK, also=Task(birds, Question("Which bird?")))
+    settings = config(tmp_path, *SETTINGS)
+    code, _ = run(settings, task=task, stop_at=("generating", 2), number=signal.SIGTERM)
+    assert code == 128 + signal.SIGTERM and run(settings, task=task)[0] == 0
+    for step in (0, STEPS):
+        found = read_answers(settings.run_folder, step, "also")
+        assert [one.example_id for one in found] == ["bird yellow", "bird blue"]
+        assert [one.strict for one in found] == [i < RIGHT[step] for i in range(2)]
+    asked = [step for step in range(STEPS + 1) if read_answers(settings.run_folder, step, "also")]
+    assert asked == [0, STEPS] and capsys.readouterr().out.count("also birds: accuracy 0.0 % (95 %") == 1
+    assert "also" not in (settings.run_folder / "eval.jsonl").read_text()
+    assert read_manifest(settings.run_folder / "manifest-also.json")["classes"] == ["wren", "finch"]
+    said = change(*(read_answers(settings.run_folder, step, "also") for step in (0, STEPS)))
+    assert said == elsewhere(read_history(settings.run_folder)).replace("On", "on", 1)
+    assert "was 0.0 % before training and is 50.0 % after" in said and "+50.0 points" in said
 
 
 def finished(folder: Path) -> Path:

@@ -30,6 +30,9 @@ HOSTILE = {
     "data.source": "canary:steal",
     "data.held_out": "/etc",
     "data.manifest": "../secret.json",
+    "evaluation.also.source": "canary:steal",
+    "evaluation.also.held_out": "/etc",
+    "evaluation.also.manifest": "../secret.json",
     "prompt.template": "../secret.txt",
     "evaluation.encoder": "/somewhere/else",
     "cluster.address": "203.0.113.7:6379",
@@ -42,14 +45,21 @@ TEMPLATES = ["../secret.txt", "/etc/passwd", "./think_answer", "prompts/../../x.
 
 def with_key(key: str, value: Any) -> dict[str, Any]:
     config: dict[str, Any] = {name: dict(section) for name, section in SAFE.items()}
-    section, _, name = key.partition(".")
-    if name:
-        config.setdefault(section, {})[name] = value
-    else:
-        config[section] = value
-    if key == "data.held_out":
-        config["data"]["source"] = "huggingface"
+    if key.startswith("evaluation.also."):
+        config["evaluation"] = {"also": dict(SAFE["data"])}
+    *above, name = parts_of(key)
+    section = config
+    for part in above:
+        section = section.setdefault(part, {})
+    section[name] = value
+    if name == "held_out":
+        section["source"] = "huggingface"
     return config
+
+
+def parts_of(key: str) -> list[str]:
+    """The name of a reward is one part, even with dots in it."""
+    return key.split(".", 1) if key.startswith("rewards.") else key.split(".")
 
 
 def run_with(folder: Path, config: dict[str, Any], mark: str = "manifest.json") -> Path:
@@ -83,10 +93,9 @@ def test_what_a_run_says_alone_is_refused_and_the_cure_works(tmp_path, key):
     assert f"{file} lies in a run's folder" in message and key in message
     line = message.splitlines()[-1]
     (said,) = shlex.split(line.split("  ")[1])
-    section, _, name = key.partition(".")
-    value = getattr(load_config(str(file), [said]), section)
-    if name:
-        value = value[name] if isinstance(value, dict) else getattr(value, name)
+    value: Any = load_config(str(file), [said])
+    for part in parts_of(key):
+        value = value[part] if isinstance(value, dict) else getattr(value, part)
     assert value == (Path(HOSTILE[key]) if isinstance(value, Path) else HOSTILE[key])
     if without := re.search(r"; without it: (\S+)$", line):
         assert load_config(str(file), [without.group(1)])

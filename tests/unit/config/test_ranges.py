@@ -13,10 +13,11 @@ BASE: dict[str, dict[str, Any]] = {
     "run": {"name": "mine"},
     "model": {"path": "tiny"},
     "data": {"source": "my_data:load"},
+    "evaluation": {"also": {"source": "my_data:load"}},
     "schedule": {"steps": 4, "prompts_per_step": 2},
     "cluster": {"device": "cpu"},
 }
-SIGNED = ("rewards.accuracy", "data.sixteen_bit")  # a penalty; a scanner's units
+SIGNED = ("rewards.accuracy", "data.sixteen_bit", "evaluation.also.sixteen_bit")  # a penalty; a scanner's units
 WORDS = {"-1": SIGNED, str(10**12): (), "1e300": (), "nan": (), "inf": (), "-inf": (), "9" * 5000: (), "1e99999": ()}
 
 
@@ -66,4 +67,4 @@ def test_a_number_out_of_range_is_refused_at_once(tmp_path, key, form):
 def test_a_number_that_may_be_negative_is_taken(tmp_path, key):
     file = tmp_path / "mine.yaml"
     file.write_text(json.dumps(BASE))
-    load_config(str(file), [f"{key}={'[-1000, 3000]' if key == 'data.sixteen_bit' else -1}"])
+    load_config(str(file), [f"{key}={'[-1000, 3000]' if key.endswith('sixteen_bit') else -1}"])

@@ -4,6 +4,7 @@ import json
 import os
 import random
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -15,10 +16,11 @@ from rft_cluster.config import Config, Section, config_text, load_config
 from rft_cluster.config.yaml_text import read_yaml
 
 HOME = "/home/me"
-BASE: dict[str, dict[str, str]] = {
+BASE: dict[str, dict[str, Any]] = {
     "run": {"name": "mine"},
     "model": {"path": "tiny"},
     "data": {"source": "my_data:load"},
+    "evaluation": {"also": {"source": "my_data:load"}},
     "schedule": {"steps": "4", "prompts_per_step": "2"},
     "cluster": {"device": "cpu"},
 }
@@ -57,6 +59,7 @@ def kinds(annotation: Any) -> set[Any]:
 # What a run is called has a pattern, so not every text will do.
 TEXTS = {key: kinds(annotation) for key, annotation in fields() if kinds(annotation) & {str, Path}}
 TEXTS.pop(("run", "name"))
+TEXTS.pop(("evaluation", "also", "unseen_classes"))  # refused: nothing is trained on that data set
 PATH_KEYS = {key for key, kind in TEXTS.items() if Path in kind} | {("model", "path"), ("prompt", "template")}
 COLLECTIONS = {list, dict}
 
@@ -106,11 +109,16 @@ def found(config: Config) -> dict[tuple[str, ...], Any]:
 
 def filled(scalar: str) -> dict[str, Any]:
     """A configuration in which every field of text holds `scalar`."""
-    values: dict[str, Any] = {name: dict(section) for name, section in BASE.items()}
+    values: dict[str, Any] = deepcopy(BASE)
     for key, kind in TEXTS.items():
-        section = values if len(key) == 1 else values.setdefault(key[0], {})
-        section[key[-1]] = nested(kind, scalar)
+        put(values, key, nested(kind, scalar))
     return values
+
+
+def put(values: dict[str, Any], key: tuple[str, ...], value: Any) -> None:
+    for part in key[:-1]:
+        values = values.setdefault(part, {})
+    values[key[-1]] = value
 
 
 def block(value: Any, write: Callable[[str], str], indent: str = "") -> list[str]:
@@ -147,8 +155,8 @@ def test_without_quotes_it_arrives_or_is_refused_with_its_line(tmp_path, key):
     file = tmp_path / "mine.yaml"
     arrived = 0
     for scalar in (scalar for scalar in SCALARS if " # " not in scalar):  # a comment, in YAML as in Python
-        values: dict[str, Any] = {name: dict(section) for name, section in BASE.items()}
-        (values if len(key) == 1 else values.setdefault(key[0], {}))[key[-1]] = nested(TEXTS[key], scalar)
+        values: dict[str, Any] = deepcopy(BASE)
+        put(values, key, nested(TEXTS[key], scalar))
         file.write_text("\n".join(block(values, str)), encoding="utf-8")
         try:
             value = found(load_config(str(file), []))[key]
@@ -209,12 +217,11 @@ def test_what_a_run_saves_is_read_as_the_same_configuration(tmp_path, seed):
     rng = random.Random(seed)
     texts = [text for text in [*SCALARS, *random_texts(rng, 60)] if "://" not in text]
     for _ in range(20):
-        values: dict[str, Any] = {name: dict(section) for name, section in BASE.items()}
+        values: dict[str, Any] = deepcopy(BASE)
         for key, kind in TEXTS.items():
-            section = values if len(key) == 1 else values.setdefault(key[0], {})
             text = rng.choice(texts)
             # A name of a file need not be UTF-8.
-            section[key[-1]] = nested(kind, text + "\udce9" if Path in kind and rng.random() < 0.3 else text)
+            put(values, key, nested(kind, text + "\udce9" if Path in kind and rng.random() < 0.3 else text))
         config = Config.model_validate(values)
         (tmp_path / "saved.yaml").write_text(config_text(config))
         assert load_config(str(tmp_path / "saved.yaml"), []) == config

@@ -1,17 +1,19 @@
 """The unlabelled pool of the small model: which images, how large, and what is said of it."""
 
 import io
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from rft_cluster.common.errors import UserError
 from rft_cluster.config import Config, load_config
 from rft_cluster.data.dataset import FewShotDataset, LabelledImage
 from rft_cluster.data.lazy import Pool
 from rft_cluster.prompts import Question
-from rft_cluster.run.task import MAX_POOL, Task, choose_pool, pool_images, pool_note
+from rft_cluster.run.task import MAX_POOL, Task, check_words, choose_pool, pool_images, pool_note, prepare, prepare_also
 
 
 def encoded(side: int, number: int = 0, file_format: str = "JPEG") -> bytes:
@@ -60,3 +62,40 @@ def test_the_size_of_the_pool_is_said_and_a_small_one_warned_of(pool, held_out):
     assert (f"which hold out {held_out}" in note) == (pool < 40 and held_out > 0)
     other = config.model_copy(update={"model": config.model.model_copy(update={"path": "Qwen/Qwen2-VL-2B-Instruct"})})
     assert pool_note(other, Task(replace(dataset), Question(""))) == []
+
+
+ALSO = ["evaluation.also.source=digits", "evaluation.also.subject=digit", "evaluation.also.test=30"]
+
+
+def test_the_other_data_set_has_its_own_images_and_its_own_question():
+    config = load_config("digits", [*ALSO, "evaluation.also.only=[one,two]", "prompt.template=closed", "data.test=10"])
+    also = prepare_also(config)
+    assert also is not None and also.dataset.classes == ["one", "two"] and len(also.dataset.test) == 30
+    assert also.dataset.test == prepare_also(config).dataset.test  # the same are drawn
+    assert "one\ntwo\n" in also.text and "zero" not in also.text
+    task = replace(prepare(config), also=also)
+    assert task.images.keys() >= {one.image.sha256 for one in (*task.examples, *also.dataset.test)}
+    check_words(task)  # the small model knows these words
+    assert prepare_also(load_config("digits", [])) is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["evaluation.also.subject=bird"], "the question (set evaluation.also.subject as prompt.subject)"),
+        (["data.only=[one,two]", "evaluation.also.only=[one,nine]"], "the class 'nine'"),
+    ],
+)
+def test_words_that_the_small_model_does_not_know_are_refused_rather_than_measured(overrides, said):
+    config = load_config("digits", [*ALSO, *overrides, "data.validation=0", "data.test=10"])
+    with pytest.raises(
+        UserError, match=re.escape(f"of its own question and classes alone, and {said} of evaluation.also")
+    ):
+        check_words(replace(prepare(config), also=prepare_also(config)))
+
+
+def test_what_is_wrong_with_it_says_which_data_set_is_meant():
+    with pytest.raises(UserError, match=r"^evaluation\.also: data\.only: 'elven' is none of the classes; .*'seven'"):
+        prepare_also(load_config("digits", [*ALSO, "evaluation.also.only=[elven]"]))
+    with pytest.raises(UserError, match=r"evaluation\.also: folds is about training"):
+        load_config("digits", [*ALSO, "evaluation.also.folds=3"])
