@@ -280,6 +280,22 @@ def test_what_lies_beside_a_run_s_images_does_not_matter(tmp_path, run_of_photos
     assert go_on(tmp_path, *([f"data.manifest={run / 'manifest.json'}"] if given else [])) == used
 
 
+def test_the_other_data_set_keeps_its_images_when_pictures_come_and_says_what_is_gone(tmp_path):
+    photos(tmp_path / "photos", rose=8, tulip=8)
+    photos(tmp_path / "birds", wren=8, finch=8)
+    also = ("source=folder", f"path={tmp_path / 'birds'}", "test=4")
+    settings = of_folder(tmp_path, *(f"evaluation.also.{one}" for one in also))
+    task = read_task(Start(), settings)
+    assert task.also is not None and RunFolder(settings, task, 0).path.is_dir()
+    photos(tmp_path / "birds", robin=8)
+    (tmp_path / "birds" / "wren" / "0-new.png").write_bytes(picture("white"))
+    again = read_task(find_start(settings, resume=True), settings).also
+    assert again is not None and again.dataset.splits == task.also.dataset.splits
+    (tmp_path / "birds" / task.also.dataset.test[0].example_id).unlink()
+    with pytest.raises(UserError, match=f"test: {task.also.dataset.test[0].example_id}: missing"):
+        read_task(find_start(settings, resume=True), settings)
+
+
 def test_a_folder_of_images_may_have_moved(tmp_path, run_of_photos):
     _, used, _ = run_of_photos
     (tmp_path / "photos").rename(tmp_path / "moved")
