@@ -149,10 +149,12 @@ def _check(config: Config, start: "Start", planned: bool = False) -> "Task":
 
 def _run(config: Config, task: "Task", start: "Start", log: "Log", command: list[str]) -> None:
     """Start the actors, load the checkpoint into the learners if the run resumes, train, and print the result."""
+    from rft_cluster.cluster.class_scorer import scorer_of
     from rft_cluster.comparison import compare, elsewhere
     from rft_cluster.run.metrics import clock
+    from rft_cluster.run.probabilities import calibrate
     from rft_cluster.run.reporting import Reports
-    from rft_cluster.run.saving import is_trained
+    from rft_cluster.run.saving import is_calibrated, is_trained
     from rft_cluster.run.task import base_model_path, tiny_model_of
     from rft_cluster.run.thumbnails import keep_thumbnails
     from rft_cluster.tracking.start import tracked
@@ -166,9 +168,13 @@ def _run(config: Config, task: "Task", start: "Start", log: "Log", command: list
     print(f"starting the actors (model ready after {clock(time.monotonic() - began)})", flush=True)
     keep_thumbnails(config.run_folder, task.dataset)
     with Reports(config.run_folder) as reports, tracked(config, task.dataset) as trackers:
-        if not is_trained(config):  # else it goes on for baselines alone
+        trained = is_trained(config)  # then it goes on for baselines or for the calibration alone
+        if not trained:
             tiny_model = tiny_model_of(config, model_path)
             train_through_losses(config, task, start, model_path, tiny_model, [reports, *trackers])
+        if not (trained and is_calibrated(config)):
+            for line in calibrate(config, task, scorer_of):
+                print(line, flush=True)
         if task.dataset.test:
             compare(config, task, model_path, command)
         if task.also:

@@ -206,6 +206,17 @@ def probability_lines(figures: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def calibration_line(name: str, record: Mapping[str, Any]) -> str:
+    """For people: a model of `calibration.json`."""
+    before, after = record["unfitted"], record["fitted"]
+    errors = " to ".join(f"{100 * one['calibration_error']['value']:.1f}" for one in (before, after))
+    losses = " to ".join(f"{one['log_loss']['value']:.2f}" for one in (before, after))
+    return (
+        f"probabilities of {name} are calibrated on {record['images']} validation images: temperature "
+        f"{record['temperature']:g} brings the calibration error from {errors} %, the log-loss from {losses}"
+    )
+
+
 def _floor(threshold: float) -> str:
     """To 3 decimals, so that the last image that reached it still does."""
     return f"{int(threshold * 1000) / 1000:g}"

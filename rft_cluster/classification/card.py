@@ -2,12 +2,13 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rft_cluster.classification.probabilities import FEWEST, TEMPERATURES
 from rft_cluster.common.errors import UserError
-from rft_cluster.common.files import check_format, json_object
+from rft_cluster.common.files import FORMAT, check_format, json_object
 from rft_cluster.common.lookup import near_path
 from rft_cluster.common.text import shown
 from rft_cluster.config import Config
@@ -80,6 +81,10 @@ class Card(BaseModel):
         if self.template is None:
             return Question(self.prompt)
         return Question(self.prompt, self.template, self.subject, tuple(self.classes), tuple(self.unseen))
+
+    def record(self) -> dict[str, Any]:
+        """The content of `classifier.json`."""
+        return {"format": FORMAT, **self.model_dump()}
 
     @property
     def calibration_note(self) -> str:

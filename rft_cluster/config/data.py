@@ -76,7 +76,7 @@ class DataSection(Section):
     """Random changes of training images. All completions of a prompt are about the same changed image, and learners
     train on that. Images of validation and test are never changed."""
     validation: int = Field(200, ge=0, le=MOST_IMAGES)
-    """Images for evaluations during training, drawn from the rest."""
+    """Images for evaluations during training, drawn from the rest. On 50 or more, probabilities are calibrated."""
     test: int = Field(500, ge=0, le=MOST_IMAGES)
     """Images for the evaluations before and after training, and for nothing else. 0: none are made."""
     folds: int = Field(0, ge=0, le=100)

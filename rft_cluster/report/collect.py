@@ -12,6 +12,7 @@ from rft_cluster.common.errors import UserError
 from rft_cluster.prompts import FOLDER as TEMPLATES
 from rft_cluster.prompts import render_template
 from rft_cluster.report import evaluations, summary
+from rft_cluster.report.calibration import probabilities_of, why_not_calibrated
 from rft_cluster.report.charts import curves
 from rft_cluster.report.completions import MOST_BYTES, read_columns, steps_that_fit
 from rft_cluster.report.hints import hints
@@ -61,6 +62,8 @@ def collect(
         "difference": summary.difference(first, last),
         "by_class": evaluations.by_class(first, last, classes),
         "has_answers": bool(found),
+        "probabilities": probabilities_of(history.folder, problems),
+        "not_calibrated": why_not_calibrated(history.folder),
         "ledger": ledger,
         "missing": missing,
         "steps_shown": len(steps),

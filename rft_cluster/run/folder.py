@@ -7,6 +7,7 @@ runs/NAME/  config.yaml      the resolved configuration
             metrics.jsonl    an object a step (see docs/metrics.md)
             eval.jsonl       an object an evaluation
             baselines.json   accuracies without a language model on the same images, and which of them are right
+            calibration.json temperatures of the exported models (see probabilities.py)
             evaluations/     step-000080-test.jsonl: an object an image: label, answer, judgement (see answers.py)
             parts.jsonl      machine and versions, an object for each part of the run (see parts.py)
             thumbnails.zip   a small copy of each image (see thumbnails.py)

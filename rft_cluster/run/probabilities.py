@@ -1,22 +1,42 @@
-"""P(class | image) of a run's policies: scored after what they wrote, and its temperature fitted at the end."""
+"""P(class | image) of a run's policies: scored after what they wrote, and its temperature fitted at the end of the run.
+
+calibration.json    {"models": {"model": {"steps", "temperature", "images", "unfitted": {...}, "fitted": {...}}}}
+                    with figures of the validation images that the temperature was fitted on, or {"skipped": why}
+"""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from rft_cluster.classification.calibration import probability_report
-from rft_cluster.classification.card import Calibration
+from rft_cluster.classification.calibration import calibration_figures, calibration_line, probability_report
+from rft_cluster.classification.card import CARD_FILE, Calibration
 from rft_cluster.classification.intervals import paired_difference
-from rft_cluster.classification.probabilities import OPEN, Score, Scores, answer_of, before_answer, score_classes
+from rft_cluster.classification.probabilities import (
+    FEWEST,
+    OPEN,
+    Score,
+    Scores,
+    answer_of,
+    at_temperature,
+    before_answer,
+    fit_temperature,
+    score_classes,
+)
+from rft_cluster.common.errors import ClusterError, UserError
+from rft_cluster.common.files import FORMAT, write_json
 from rft_cluster.common.progress import with_progress
 from rft_cluster.config import Config
 from rft_cluster.messages import Example, Group
 from rft_cluster.prompts import asks_for_thinking
+from rft_cluster.run.answers import read_answers
+from rft_cluster.run.saving import BEST, CALIBRATION_FILE, MODEL, exported
 from rft_cluster.run.task import Task
 
 GREY = 224  # pixels of a side
@@ -76,6 +96,59 @@ def with_probabilities(
     report["fitted_on"] = calibration.images if calibration else None
     report["minus_greedy"] = paired_difference([row["strict"] for row in rows], hits)
     return {**figures, "probabilities": report, "predictions": rows}
+
+
+def calibrate(config: Config, task: Task, opened: OpenScorer) -> list[str]:
+    """Fit the temperature of each exported model on the validation images, and write it into the model's card.
+
+    Returns lines for people. A finished run does not fail for it: what keeps it from being fitted is recorded.
+    """
+    examples, run = task.dataset.validation, config.run_folder
+    if len(examples) < FEWEST:
+        return [f"probabilities are not calibrated: data.validation is {len(examples)}, and that needs {FEWEST} images"]
+    head = {"format": FORMAT, "steps": config.schedule.steps}
+    cards = {name: card for name in (MODEL, BEST) if (card := exported(run / name))}
+    found: dict[int, dict[str, Any]] = {}  # by step: the last policy may also be the best
+    try:
+        for name, card in cards.items():
+            found[card.steps] = found.get(card.steps) or _fitted(config, task, run / name, card.steps, opened)
+            own = Calibration(temperature=found[card.steps]["temperature"], images=len(examples))
+            write_json(run / name / CARD_FILE, card.model_copy(update={"calibration": own}).record())
+    except (UserError, ClusterError) as error:
+        write_json(run / CALIBRATION_FILE, head | {"skipped": str(error)})
+        return [f"probabilities are not calibrated: {error}"]
+    models = {name: {"steps": card.steps, **found[card.steps]} for name, card in cards.items()}
+    write_json(run / CALIBRATION_FILE, head | {"models": models})
+    return [calibration_line(name, models[name]) for name in models]
+
+
+def _fitted(config: Config, task: Task, model: Path, steps: int, opened: OpenScorer) -> dict[str, Any]:
+    examples, classes = task.dataset.validation, task.dataset.classes
+    befores = _befores(config, task, steps)
+    with opened(config, str(model)) as score:
+        scores = [
+            score_classes(score, task.dataset.image(example), task.text, [before], classes)
+            for example, before in zip(with_progress(examples, "validation images scored"), befores, strict=True)
+        ]
+    right, at = labels_of(examples, classes), partial(at_temperature, scores, len(classes))
+    temperature = fit_temperature(at, right)
+    return {"temperature": temperature, "images": len(examples), "unfitted": calibration_figures(at(1.0), right),
+            "fitted": calibration_figures(at(temperature), right)}  # fmt: skip
+
+
+def _befores(config: Config, task: Task, steps: int) -> list[str | None]:
+    """What comes before the answers to the validation images: with reasoning, that of the greedy answers after `steps`
+    steps, as they are recorded."""
+    examples = task.dataset.validation
+    if not asks_for_thinking(task.text):
+        return [OPEN] * len(examples)
+    texts = {one.example_id: one.text for one in read_answers(config.run_folder, steps, "validation")}
+    if missing := [example.example_id for example in examples if example.example_id not in texts]:
+        raise UserError(
+            f"no answer to {missing[0]} after step {steps} is recorded, whose reasoning comes before the classes: set "
+            f"schedule.evaluate_every"
+        )
+    return [before_answer(texts[example.example_id]) for example in examples]
 
 
 def labels_of(examples: Sequence[Example], classes: Sequence[str]) -> np.ndarray:

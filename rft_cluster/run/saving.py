@@ -8,10 +8,11 @@ from typing import Any, Protocol
 
 from rft_cluster.classification.baselines import ASKED
 from rft_cluster.classification.card import CARD_FILE, Card, read_card
+from rft_cluster.classification.probabilities import FEWEST
 from rft_cluster.classification.report import Evaluation
 from rft_cluster.common import stopping
 from rft_cluster.common.errors import ClusterError, described
-from rft_cluster.common.files import FORMAT, ROOM, DiskFull, bytes_in, check_space, json_object
+from rft_cluster.common.files import ROOM, DiskFull, bytes_in, check_space, json_object
 from rft_cluster.config import Config
 from rft_cluster.run.checkpoints import (
     NewCheckpoint,
@@ -28,6 +29,7 @@ from rft_cluster.run.space import journal_bytes
 
 MODEL, BEST = "model", "model-best"
 BASELINES_FILE = "baselines.json"
+CALIBRATION_FILE = "calibration.json"
 
 
 class Learners(Protocol):
@@ -179,7 +181,7 @@ class Keeper:
         card = self._card.model_copy(update=own)
         with stopping.whole():
             self._finish()  # not two large writes at once
-            self._learners.export(self._config.run_folder / name, {CARD_FILE: {"format": FORMAT, **card.model_dump()}})
+            self._learners.export(self._config.run_folder / name, {CARD_FILE: card.record()})
 
 
 def is_trained(config: Config) -> bool:
@@ -188,11 +190,19 @@ def is_trained(config: Config) -> bool:
     return last is not None and last.steps == config.schedule.steps
 
 
+def is_calibrated(config: Config) -> bool:
+    """Return True if a temperature was fitted after the run's last step, could not be, or needs more images."""
+    file = config.run_folder / CALIBRATION_FILE
+    record = (json_object(file.read_bytes()) or {}) if file.is_file() else {}
+    return config.data.validation < FEWEST or record.get("steps") == config.schedule.steps
+
+
 def is_complete(config: Config) -> bool:
-    """Return True if the run's last step has been exported and compared with all baselines that are asked for."""
+    """Return True if the run's last step has been exported, calibrated, and compared with all baselines that are asked
+    for."""
     asked = {name for one in config.baselines for name in ASKED[one]}
     is_compared = (config.run_folder / BASELINES_FILE).is_file() and asked <= read_baselines(config.run_folder).keys()
-    return is_trained(config) and (not config.data.test or is_compared)
+    return is_trained(config) and is_calibrated(config) and (not config.data.test or is_compared)
 
 
 def read_baselines(run: Path) -> dict[str, Any]:

@@ -1,17 +1,22 @@
 """What is scored for an evaluation, and what comes of it. The scores themselves are tested with a model."""
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from rft_cluster.classification.card import Calibration
+from rft_cluster.classification.card import CARD_FILE, Calibration, make_card, read_card
+from rft_cluster.classification.report import Judged
+from rft_cluster.common.errors import ClusterError
 from rft_cluster.config import Config
 from rft_cluster.data.dataset import FewShotDataset, LabelledImage
 from rft_cluster.messages import Completion, Group
 from rft_cluster.prompts import make_prompts, make_question
-from rft_cluster.run.probabilities import Scored, score_groups, with_probabilities
+from rft_cluster.run.answers import write_answers
+from rft_cluster.run.probabilities import Scored, calibrate, score_groups, with_probabilities
 from rft_cluster.run.task import Task
 from tests.unit.run.begun import config, picture
 
@@ -88,3 +93,87 @@ def test_an_evaluation_gets_the_probabilities(tmp_path, calibration):
     report = figures["probabilities"]
     assert report["accuracy"]["right"] == 1 and report["minus_greedy"]["difference"] == 0.0
     assert report["fitted_on"] == (60 if calibration else None)
+
+
+# The temperature
+
+
+def finished(folder: Path, template: str, images: int = 60, steps: tuple[int, int] = (40, 20)) -> tuple[Config, Task]:
+    """A run whose last and best policies are exported, with validation images: of six, five are roses."""
+    validation = [LabelledImage(f"v{i}", picture((i, 0, 0)), "tulip" if i % 6 == 0 else "rose") for i in range(images)]
+    train = [LabelledImage(f"t{i}", picture((0, i, 9)), label) for i, label in enumerate(CLASSES)]
+    dataset = FewShotDataset.of("photos", CLASSES, train, validation, TEST, [])
+    asked = Task(dataset, make_question(template, "flower", CLASSES))
+    own = config(folder, "schedule.steps=40", "data.validation=60")
+    for name, step in zip(("model", "model-best"), steps, strict=True):
+        (own.run_folder / name).mkdir(parents=True)
+        card = make_card(own, dataset, asked.question, (3136, 3136)).model_copy(update={"steps": step})
+        (own.run_folder / name / CARD_FILE).write_text(json.dumps(card.record()))
+    return own, asked
+
+
+def test_the_temperature_is_in_the_card_of_each_exported_model(tmp_path):
+    """The policy says rose with 60 %, and 50 of 60 are roses, of 61 by its rule: (0.6 / 0.4)^(1/T) = 50 / 11."""
+    own, asked = finished(tmp_path, "closed")
+    policy = Policy()
+    lines = calibrate(own, asked, policy)
+    assert policy.opened == [str(own.run_folder / name) for name in ("model", "model-best")]
+    wanted = np.log(0.6 / 0.4) / np.log(50 / 11)
+    for name in ("model", "model-best"):
+        found = read_card(own.run_folder / name).calibration
+        assert found is not None
+        assert (found.temperature, found.images) == (pytest.approx(wanted, rel=0.001), 60)
+    record = json.loads((own.run_folder / "calibration.json").read_text())["models"]
+    assert {name: model["steps"] for name, model in record.items()} == {"model": 40, "model-best": 20}
+    for model in record.values():
+        assert model["fitted"]["log_loss"]["value"] < model["unfitted"]["log_loss"]["value"]
+    assert lines[0].startswith("probabilities of model are calibrated on 60 validation images: temperature 0.2")
+    assert "the calibration error from 23.3 to " in lines[0]
+
+
+def test_a_last_policy_that_is_the_best_is_scored_once(tmp_path):
+    own, asked = finished(tmp_path, "closed", steps=(40, 40))
+    policy = Policy()
+    calibrate(own, asked, policy)
+    assert policy.opened == [str(own.run_folder / "model")]
+    assert read_card(own.run_folder / "model").calibration == read_card(own.run_folder / "model-best").calibration
+
+
+def test_with_fewer_than_50_images_nothing_is_fitted_or_started(tmp_path):
+    own, asked = finished(tmp_path, "closed", images=49)
+    policy = Policy()
+    (line,) = calibrate(own, asked, policy)
+    assert "not calibrated: data.validation is 49, and that needs 50 images" in line
+    assert policy.opened == [] and read_card(own.run_folder / "model").calibration is None
+
+
+def test_a_policy_that_thinks_is_scored_after_its_recorded_reasoning(tmp_path):
+    own, asked = finished(tmp_path, "think_answer")
+    examples = asked.dataset.validation
+    for step in (20, 40):
+        texts = [f"<think>{step}</think><answer>rose</answer>", *["nothing"] * (len(examples) - 1)]
+        judged = [
+            Judged(one.example_id, one.label, text, "rose", True, True, True)
+            for one, text in zip(examples, texts, strict=True)
+        ]
+        write_answers(own.run_folder, step, "validation", judged)
+    policy = Policy()
+    calibrate(own, asked, policy)
+    first = examples[0].image.sha256
+    image = asked.dataset.images[first]
+    assert policy.asked == [(image, asked.text, f"<think>{step}</think><answer>") for step in (40, 20)]
+
+
+@pytest.mark.parametrize("mishap", ["no answers", "loss"])
+def test_what_keeps_a_temperature_from_being_fitted_is_recorded_and_the_run_ends_well(tmp_path, mishap):
+    own, asked = finished(tmp_path, "think_answer" if mishap == "no answers" else "closed")
+
+    class Lost(Policy):
+        def score(self, *_):
+            raise ClusterError("class-scorer died", ["class-scorer"])
+
+    (line,) = calibrate(own, asked, Policy() if mishap == "no answers" else Lost())
+    reason = "no answer to v0 after step 40 is recorded" if mishap == "no answers" else "class-scorer died"
+    assert reason in line
+    assert reason in json.loads((own.run_folder / "calibration.json").read_text())["skipped"]
+    assert read_card(own.run_folder / "model").calibration is None
