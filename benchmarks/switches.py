@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.common import CACHE, ROOT, machine, parsed, read_result, write_result
 from benchmarks.report import fill, table
-from rft_cluster.classification.baselines import BASELINES
+from rft_cluster.classification.baselines import NAMES
 from rft_cluster.classification.intervals import sign_flip
 from rft_cluster.classification.plots import draw_sweep
 from rft_cluster.classification.repeats import Repeat, Row, against, summary
@@ -65,6 +65,7 @@ ROWS: dict[str, list[str]] = {
     "crop and rotation": ["data.augment={crop: 0.1, rotation: 10}"],
     "colour": ["data.augment={colour: 0.2}"],
     "flip": ["data.augment={flip: true}"],
+    "SFT": ["algorithm.objective=sft", "algorithm.kl_beta=0"],
 }
 
 
@@ -305,10 +306,10 @@ def ours_table(records: Sequence[Mapping[str, Any]]) -> str:
 
 def baselines_table(repeats: Sequence[Repeat]) -> str:
     """The default and the baselines on the same images, seed by seed, and the default less each (`sign_flip`)."""
-    names = [name for name in BASELINES if all(name in one.baselines for one in repeats)]
+    names = [name for name in NAMES if all(name in one.baselines for one in repeats)]
     head = ["test accuracy, %", *(f"seed {one.seed}" for one in repeats), "median", "policy less it, points", "p"]
     others = {"the policy before": [one.before for one in repeats]}
-    others |= {BASELINES[name]: [one.baselines[name] for one in repeats] for name in names}
+    others |= {NAMES[name]: [one.baselines[name] for one in repeats] for name in names}
     lines = [["**the policy**", *shown([one.after for one in repeats]), "", ""]]
     lines += [[name, *shown(rates), *less(repeats, rates)] for name, rates in others.items()]
     return table(head, lines)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from rft_cluster.classification.baselines import BASELINES, Flags
+from rft_cluster.classification.baselines import NAMES, Flags
 from rft_cluster.classification.intervals import paired_difference, sign_flip, wilson
 
 NONE = "-"  # a cell for what was not measured
@@ -59,7 +59,7 @@ def summary(row: Row, reference: Row) -> dict[str, Any]:
         return found
     rates, first = [one.after for one in repeats], repeats[0]
     alone = len(repeats) == 1 and not row.missing
-    shared = [name for name in BASELINES if all(name in one.baselines for one in repeats)]
+    shared = [name for name in NAMES if all(name in one.baselines for one in repeats)]
     return found | {
         "n": min(one.n for one in repeats),
         "before": median(one.before for one in repeats),
@@ -111,8 +111,8 @@ def table(rows: Sequence[Mapping[str, Any]], reference: str) -> str:
     several = any(len(row["seeds"]) + len(row["missing"]) > 1 for row in rows)
     spread = "range over seeds" if several else "95 % interval"
     pairs = [f"less {_cell(reference)}, by seed", "p", "the same, image by image"] if len(rows) > 1 else []
-    names = [name for name in BASELINES if any(name in row["baselines"] for row in rows if row["seeds"])]
-    baselines = [BASELINES[name] for name in names]
+    names = [name for name in NAMES if any(name in row["baselines"] for row in rows if row["seeds"])]
+    baselines = [NAMES[name] for name in names]
     head = [*rows[0]["values"], "before", "after", spread, "seeds", *pairs, "format", *baselines, "images"]
     lines = [f"| {' | '.join(map(_cell, head))} |", "|" + "---|" * len(head)]
     lines += [f"| {' | '.join(_cells(row, bool(pairs), names))} |" for row in rows]

@@ -11,7 +11,7 @@ from rft_cluster.classification.repeats import Repeat, Row, against, least_p, su
 def repeat(seed: int, right: str, images: str = "") -> Repeat:
     """A run that answered right where `right` has a 1. The test images are those of the seed, if not told otherwise."""
     flags = tuple(one == "1" for one in right)
-    baselines = {"nearest_neighbour": seed / 100}
+    baselines = {"nearest_neighbour": seed / 100, "sft": 0.5}  # SFT is measured where asked
     return Repeat(seed, len(flags), 0.1, sum(flags) / len(flags), 1.0, baselines, images or f"of {seed}", flags)
 
 
@@ -79,7 +79,7 @@ def test_without_recorded_answers_only_the_seeds_are_compared():
 def test_a_row_has_the_median_and_the_range_of_its_seeds():
     found = summary(DEFAULT, DEFAULT)
     assert (found["rate"], found["range"], found["interval"]) == (0.5, [0.25, 0.75], None)
-    assert found["baselines"] == {"nearest_neighbour": 0.42} and found["against"] is None
+    assert found["baselines"] == {"nearest_neighbour": 0.42, "sft": 0.5} and found["against"] is None
     one = summary(row("one", repeat(41, "1100")), DEFAULT)
     assert one["interval"] == pytest.approx([0.1500, 0.8500], abs=1e-4)  # Wilson's of 2 of 4
 
@@ -90,7 +90,7 @@ def test_the_table():
     head, rule, *lines = table(json.loads(json.dumps(rows)), "default").splitlines()
     assert head == (
         "| row | before | after | range over seeds | seeds | less default, by seed | p | the same, image by image "
-        "| format | 1-nearest neighbour on pixels | images |"
+        "| format | 1-nearest neighbour on pixels | supervised fine-tuning | images |"
     )
     cells = [line.count(" | ") for line in (head, *lines[:4])]
     assert cells == [cells[0]] * 5 and rule.count("---|") == cells[0] + 1
