@@ -27,7 +27,8 @@ READY := .venv/ready-$(subst $(comma),-,$(EXTRAS))
 BENCHMARKS := bench-trl bench-digits bench-generation bench-forward bench-transfer bench-overlap bench-controller \
 	bench-checkpoints bench-losses bench-report-page bench-watching
 # Intel's OpenMP runtime comes with the CPU build of vLLM; without it the same batch took 1 to 20 times as long.
-OPENMP = $$(ls $(CURDIR)/.venv/lib/libiomp5.so 2>/dev/null)
+# By its name: the loader takes a space in LD_PRELOAD, as in the name of this folder, for the next path.
+OPENMP = $$(cd .venv/lib && ls libiomp5.so 2>/dev/null) LD_LIBRARY_PATH="$(CURDIR)/.venv/lib$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH}"
 
 # Bytecode is kept, or each process of a test would compile the package anew.
 export PYTHONDONTWRITEBYTECODE :=

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import re
+import shlex
 import signal
 import sys
 import tempfile
@@ -76,6 +77,9 @@ def connect(config: ClusterSection, cpus: float) -> str:
     available = max(os.cpu_count() or 1, math.ceil(cpus))
     # "local": do not join another cluster that happens to run on this machine.
     local: dict[str, Any] = {"address": "local", "include_dashboard": True, "dashboard_host": "127.0.0.1"}
+    # Ray hands the path of Python to a shell without quotes: in a folder with a space no actor would start.
+    if (python := shlex.quote(sys.executable)) != sys.executable:
+        local["runtime_env"] = {"py_executable": python}
     try:
         with without_leftovers():
             url = _init(num_cpus=available, **local, **quiet)

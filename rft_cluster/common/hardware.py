@@ -64,7 +64,19 @@ def openmp_environment(device: str) -> dict[str, str]:
     Without that runtime, vLLM's CPU build took between 1.7 and 52 s for the same batch.
     """
     runtime = Path(sys.prefix) / "lib" / "libiomp5.so"
-    return {"LD_PRELOAD": str(runtime), "KMP_BLOCKTIME": "0"} if device == "cpu" and runtime.is_file() else {}
+    return {**preloaded(runtime), "KMP_BLOCKTIME": "0"} if device == "cpu" and runtime.is_file() else {}
+
+
+def preloaded(library: Path) -> dict[str, str]:
+    """Environment variables with which a process loads a library before all others.
+
+    The loader takes a space in LD_PRELOAD for the next path. A name alone is searched in LD_LIBRARY_PATH, where only
+    colons and semicolons divide.
+    """
+    if " " not in str(library):
+        return {"LD_PRELOAD": str(library)}
+    folders = filter(None, (str(library.parent), os.environ.get("LD_LIBRARY_PATH")))
+    return {"LD_PRELOAD": library.name, "LD_LIBRARY_PATH": ":".join(folders)}
 
 
 def forget_openmp() -> None:

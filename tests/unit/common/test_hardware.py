@@ -1,11 +1,13 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from rft_cluster.common import hardware as module
 from rft_cluster.common.errors import UserError
-from rft_cluster.common.hardware import forget_openmp, hardware, malloc_environment, native_dtype
+from rft_cluster.common.hardware import forget_openmp, hardware, malloc_environment, native_dtype, preloaded
 from rft_cluster.config import load_config
 
 CPUS = {
@@ -65,6 +67,18 @@ def test_processes_on_cpus_keep_freed_memory():
     kept = malloc_environment("cpu")
     assert kept["MALLOC_MMAP_MAX_"] == "0" and int(kept["MALLOC_TRIM_THRESHOLD_"]) > 2**60
     assert malloc_environment("cuda") == {}
+
+
+@pytest.mark.parametrize("folder", ["plain", "with a space"])
+def test_a_library_is_loaded_before_all_others(folder, tmp_path):
+    library = tmp_path / folder / "libiomp5.so"
+    library.parent.mkdir()
+    library.symlink_to(Path(sys.prefix) / "lib" / "libiomp5.so")
+    loaded = "print(any('libiomp5' in line for line in open('/proc/self/maps')))"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", loaded], env=preloaded(library), capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("True\n", "")
 
 
 def test_the_note_of_the_openmp_runtime_is_removed():
