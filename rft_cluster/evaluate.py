@@ -10,6 +10,7 @@ To compare two: python -m rft_cluster.compare A B
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ from rft_cluster.classification.calibration_plot import draw_calibration
 from rft_cluster.classification.card import check_card, find_export, read_card
 from rft_cluster.classification.orders import order_lines, over_orders
 from rft_cluster.classification.plots import draw_evaluation
-from rft_cluster.classification.report import judge, report
+from rft_cluster.classification.report import Judged, judge, report
+from rft_cluster.classification.second_look import OPTIONS, Again, second_look_lines, second_look_report
 from rft_cluster.cluster.machine import check_machine, check_ray_folder
 from rft_cluster.common.errors import UserError, check_range, exit_code
 from rft_cluster.common.files import check_writable, write_json, write_text
@@ -43,12 +45,13 @@ from rft_cluster.config import Config, find_config, load_config, load_run_config
 from rft_cluster.data.manifest import manifest
 from rft_cluster.messages import Example, Group, Sampling
 from rft_cluster.model.folder import read_family
-from rft_cluster.prompts import make_prompts
+from rft_cluster.prompts import asks_for_thinking, longest, make_prompts, narrowed
 from rft_cluster.run.history import read_history
 from rft_cluster.run.preflight import check_paths
 from rft_cluster.run.probabilities import Scored, score_groups, with_probabilities
 from rft_cluster.run.resume import is_run
 from rft_cluster.run.saving import BASELINES_FILE, BEST
+from rft_cluster.run.second_look import options_at_second_look, with_room, written_again
 from rft_cluster.run.task import Task, base_model_path, check_model, prepare
 
 BASE = "base"
@@ -71,6 +74,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--split", choices=("test", "validation"), default="test")
     parser.add_argument("--votes", type=int, default=8, help="samples an image for the vote (8)")
     parser.add_argument("--orders", type=int, help=f"other orders of the listed classes to ask in, greedily ({ORDERS})")
+    parser.add_argument(
+        "--second-look", type=int, default=OPTIONS, metavar="K",
+        help=f"ask again with the policy's own K most probable answers as options; 0: do not ({OPTIONS})",
+    )  # fmt: skip
     parser.add_argument("--output", type=Path, help="the folder to write to (evaluation-SPLIT beside the model)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     options = parser.parse_intermixed_args(arguments)
@@ -80,6 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
 def evaluate(options: argparse.Namespace) -> None:
     """Check the options, generate and judge the answers, write the files, and print the figures."""
     check_range("--votes", options.votes, 1, 10_000)
+    check_range("--second-look", options.second_look, 0, 1000)
     check_range("--orders", ORDERS if options.orders is None else options.orders, 0, 1000)
     export = None if options.checkpoint == BASE else find_export(Path(options.checkpoint))
     config = _config(options, export)
@@ -98,11 +106,12 @@ def evaluate(options: argparse.Namespace) -> None:
     model_path = str(export) if export else base_model_path(config, task)
     check_model(config, task, model_path, examples)
 
-    greedy, sampled, reordered = _ask(config, task, model_path, examples, options, orders)
-    scored = _score(config, task, model_path, greedy, sampled)
     reader = AnswerReader(
         task.dataset.classes, {example.label: example.aliases for example in examples if example.aliases}
     )
+    looks = options_at_second_look(options.second_look, task.question, task.dataset.classes)
+    greedy, sampled, reordered, again = _ask(config, task, model_path, examples, options, orders, reader, looks)
+    scored = _score(config, task, model_path, greedy, sampled, looks)
     judged = [judge(group, reader) for group in greedy]
     figures = {
         "checkpoint": options.checkpoint,
@@ -120,6 +129,7 @@ def evaluate(options: argparse.Namespace) -> None:
         ),
         **_over_orders(orders, reordered, reader),
         **apart(judged, task.dataset.unseen),
+        **_second_look(again or scored.again, judged),
         "baselines": {},
     }
     calibration = read_card(export).calibration if export else None
@@ -187,8 +197,11 @@ def _ask(
     examples: list[Example],
     options: argparse.Namespace,
     orders: list[list[str]],
-) -> tuple[list[Group], list[Group], list[list[Group]]]:
-    """Greedy and sampled completions for every example, and greedy ones for each of the other orders."""
+    reader: AnswerReader,
+    looks: int,
+) -> tuple[list[Group], list[Group], list[list[Group]], list[Again]]:
+    """Greedy and sampled completions for every example, greedy ones for each of the other orders, and, if the policy
+    thinks, the second answers among `looks` options."""
     from rft_cluster.cluster.start import start_generators  # imports Ray, which takes seconds
 
     images = {example.image.sha256: task.dataset.image(example) for example in examples}
@@ -199,22 +212,39 @@ def _ask(
     answers: list[Group] = []
     samples: list[Group] = []
     reordered: list[list[Group]] = [[] for _ in others]
+    again: list[Again] = []
+    second = partial(narrowed, task.question, config.prompt.subject)
+    writes_again = looks and asks_for_thinking(task.text)
+    if writes_again:
+        config = with_room(config, second(longest(task.dataset.classes, looks)))
     with start_generators(config, model_path, images) as generators, tqdm(total=len(prompts), unit="image") as bar:
-        size = AT_ONCE * len(generators)
+        size, write = AT_ONCE * len(generators), partial(generators.generate, sampling=greedy, version=0)
         for first in range(0, len(prompts), size):
             chunk = prompts[first : first + size]
-            answers += generators.generate(chunk, greedy, version=0)
+            answers += write(chunk)
             samples += generators.generate(chunk, sampling, version=0)
+            if writes_again:
+                own = answers[first:], samples[first:]
+                again += written_again(*own, reader, task.dataset.classes, looks, second, write)
             for found, prompts_in_order in zip(reordered, others, strict=True):
-                found += generators.generate(prompts_in_order[first : first + size], greedy, version=0)
+                found += write(prompts_in_order[first : first + size])
             bar.update(len(chunk))
-    return answers, samples, reordered
+    return answers, samples, reordered, again
 
 
-def _score(config: Config, task: Task, model_path: str, greedy: list[Group], sampled: list[Group]) -> Scored:
-    from rft_cluster.cluster.class_scorer import scorer_of  # imports Ray, which takes seconds
+def _score(
+    config: Config, task: Task, model_path: str, greedy: list[Group], sampled: list[Group], looks: int
+) -> Scored:
+    from rft_cluster.cluster.class_scorer import scorers  # imports Ray, which takes seconds
 
-    return score_groups(config, task, model_path, greedy, sampled, scorer_of)
+    return score_groups(config, task, model_path, greedy, sampled, scorers, looks)
+
+
+def _second_look(again: Sequence[Again], judged: Sequence[Judged]) -> dict[str, Any]:
+    if not again:
+        return {}
+    right, labels = [one.strict for one in judged], [one.label for one in judged]
+    return {"second_look": second_look_report(again, right, labels)}
 
 
 def _compared(
@@ -281,6 +311,7 @@ def _summary(figures: dict[str, Any]) -> str:
         *(line(f"{name} classes", figures[name]) for name in ("seen", "unseen") if name in figures),
         *(order_lines(figures["orders"]) if "orders" in figures else []),
         line(f"vote of {votes}, strict", figures["vote"]["strict"]),
+        *(second_look_lines(figures["second_look"]) if "second_look" in figures else []),
         *probability_lines(figures["probabilities"]),
         line("greedy, lenient", greedy["lenient"]) + "   (the published rule, but for empty answers: it forgives much)",
         line("format", greedy["format"]),

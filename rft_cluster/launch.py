@@ -149,7 +149,7 @@ def _check(config: Config, start: "Start", planned: bool = False) -> "Task":
 
 def _run(config: Config, task: "Task", start: "Start", log: "Log", command: list[str]) -> None:
     """Start the actors, load the checkpoint into the learners if the run resumes, train, and print the result."""
-    from rft_cluster.cluster.class_scorer import scorer_of
+    from rft_cluster.cluster.class_scorer import scorers
     from rft_cluster.comparison import compare, elsewhere
     from rft_cluster.run.metrics import clock
     from rft_cluster.run.probabilities import calibrate
@@ -173,7 +173,7 @@ def _run(config: Config, task: "Task", start: "Start", log: "Log", command: list
             tiny_model = tiny_model_of(config, model_path)
             train_through_losses(config, task, start, model_path, tiny_model, [reports, *trackers])
         if not (trained and is_calibrated(config)):
-            for line in calibrate(config, task, scorer_of):
+            for line in calibrate(config, task, scorers):
                 print(line, flush=True)
         if task.dataset.test:
             compare(config, task, model_path, command)

@@ -4,7 +4,8 @@ The exported model contains its classes, question and pixel limits. A question t
 answer alone needs no engine: the probabilities of all classes are computed, and the most probable is the answer. Any
 other question is answered in writing, greedily, like those that accuracy is measured on; --closed answers the most
 probable class, given the reasoning if there is one, and --unsure-below 0.8 answers "unsure" below that probability.
-With --votes several written samples an image vote. Exit code 1: some files could not be read.
+With --votes several written samples an image vote. --second-look 5 asks again, with the policy's own five most probable
+answers as the only options. Exit code 1: some files could not be read.
 """
 
 import argparse
@@ -13,7 +14,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -31,6 +33,7 @@ from rft_cluster.classification.predictions import (
     text_line,
 )
 from rft_cluster.classification.probabilities import OPEN, Score, answer_of, before_answer, score_classes
+from rft_cluster.classification.second_look import Again, looked_again
 from rft_cluster.common.errors import UserError, check_range, exit_code
 from rft_cluster.common.hardware import hardware, openmp_environment
 from rft_cluster.common.lookup import near_path
@@ -43,13 +46,18 @@ from rft_cluster.data.shown import View, fitted, shown_bytes
 from rft_cluster.messages import Example, Group, ImageRef, Sampling
 from rft_cluster.model.folder import check_model_folder, read_family
 from rft_cluster.model.image_size import view_of
-from rft_cluster.prompts import asks_for_thinking, make_prompts
+from rft_cluster.prompts import asks_for_thinking, longest, make_prompts, narrowed
+from rft_cluster.run.probabilities import score_again
+from rft_cluster.run.second_look import Ask, options_at_second_look, written_again
 
 AT_ONCE = 32  # images in the engine at a time, so that results stream and memory is bounded
 UNKNOWN = "(unknown)"  # the label of an image that is to be classified
 SHARED_GPU = 0.6  # of a GPU's memory for the engine, if the policy is also loaded to compute probabilities
 
+VOTES = 8  # samples whose answers are the options of a second look, unless --votes is given
+
 Readable = tuple[Path, ImageRef, bytes]  # an image as the model sees it
+Write = Callable[[Sequence[Readable]], list[tuple[Group, Again | None]]]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -65,6 +73,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--closed", action="store_true", help="answer the most probable class, with its probability")
     parser.add_argument("--unsure-below", type=float, metavar="P", help='closed, and "unsure" below this probability')
     parser.add_argument("--votes", type=int, help="written samples an image, for a vote; 1: one greedy answer")
+    parser.add_argument(
+        "--second-look", type=int, default=0, metavar="K", help="ask again with the policy's K most probable answers"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the samples (0)")
     parser.add_argument("--kv-cache-gib", type=int, default=1, help="CPU only: memory of the KV cache, in GiB (1)")
     options = parser.parse_args(arguments)
@@ -73,10 +84,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 @dataclass(frozen=True)
 class Way:
-    """How images are answered: whether the policy `writes` an answer, and whether classes get `probabilities`."""
+    """How images are answered: whether the policy `writes` an answer, whether classes get `probabilities`, and how many
+    `options` a second look has (0: there is none)."""
 
     writes: bool
     probabilities: bool
+    options: int = 0
 
 
 def way_of(options: argparse.Namespace, card: Card) -> Way:
@@ -84,21 +97,30 @@ def way_of(options: argparse.Namespace, card: Card) -> Way:
     it lists the classes: no other answer was ever right.
 
     Raises:
-        UserError: votes are asked for, which have no use there.
+        UserError: votes are asked for, which have no use there; or a second look, which is written after reasoning, and
+            probabilities of it.
     """
     thinks, closed = asks_for_thinking(card.prompt), options.closed or options.unsure_below is not None
+    looks = options_at_second_look(options.second_look, card.question, card.classes)
+    if looks and closed and thinks:
+        raise UserError(
+            "after reasoning, the answer of --second-look is in writing and has no probability: leave that out, or "
+            "--closed and --unsure-below"
+        )
+    closed = closed or bool(looks and not thinks)
     if closed and not thinks and options.votes is not None:
         raise UserError(
             f"--votes is {options.votes}, but this policy writes no reasoning, so a class has the same probability in "
-            f"every sample: leave out --votes, or --closed and --unsure-below"
+            f"every sample: leave out --votes, or --closed, --unsure-below and --second-look"
         )
     probabilities = closed or (card.template is not None and not thinks and options.votes is None)
-    return Way(thinks or not probabilities, probabilities)
+    return Way(thinks or not probabilities, probabilities, looks)
 
 
 def predict(options: argparse.Namespace) -> int:
     """Classify every image under the given paths, and print each result as soon as it is there."""
     check_range("--votes", 1 if options.votes is None else options.votes, 1, 10_000)
+    check_range("--second-look", options.second_look, 0, 1000)
     check_range("--unsure-below", options.unsure_below or 0, 0, 1)
     check_range("--seed", options.seed, 0, 2**32 - 1)
     check_range("--kv-cache-gib", options.kv_cache_gib, 1, MOST_GIB)
@@ -174,13 +196,20 @@ def _predictions(
         if loaded is None:  # only when there is an image to classify
             loaded = _load(export, card, options, way, len(files))
         write, score = loaded
-        groups = write(chunk) if write else [None] * len(chunk)
-        for (path, _, image), group in zip(chunk, groups, strict=True):
-            yield _prediction(card, options, path, image, group, score)
+        written = write(chunk) if write else [(None, None)] * len(chunk)
+        for (path, _, image), (group, again) in zip(chunk, written, strict=True):
+            one = _prediction(card, options, path, image, group, score, way.options)
+            yield replace(one, again=again) if again else one
 
 
 def _prediction(
-    card: Card, options: argparse.Namespace, path: Path, image: bytes, group: Group | None, score: Score | None
+    card: Card,
+    options: argparse.Namespace,
+    path: Path,
+    image: bytes,
+    group: Group | None,
+    score: Score | None,
+    looks: int = 0,
 ) -> Prediction:
     texts = [completion.text for completion in group.completions] if group else []
     vote = AnswerReader(card.classes, card.aliases).vote(texts) if group else None
@@ -188,8 +217,16 @@ def _prediction(
         return Prediction(str(path), vote, votes=options.votes)
     befores = [before_answer(text) for text in texts] if group else [OPEN]
     scores = score_classes(score, image, card.prompt, befores, card.classes)
-    answer = answer_of(scores, card.classes, card.calibration.temperature if card.calibration else 1.0)
-    return Prediction(str(path), vote, answer, options.votes, options.unsure_below or 0.0, bool(card.calibration))
+    temperature, again = card.calibration.temperature if card.calibration else 1.0, None
+    answer, calibrated = answer_of(scores, card.classes, temperature), card.calibration is not None
+    if looks and group is None:  # no temperature is fitted for it
+        again, calibrated = score_again(score, image, _asked_again(card), card.classes, scores, looks), False
+        answer = looked_again(answer, again, temperature)
+    return Prediction(str(path), vote, answer, options.votes, options.unsure_below or 0.0, calibrated, again)
+
+
+def _asked_again(card: Card) -> Ask:
+    return partial(narrowed, card.question, card.subject)
 
 
 def _readable(
@@ -215,16 +252,17 @@ def _readable(
 
 def _load(
     export: Path, card: Card, options: argparse.Namespace, way: Way, images: int
-) -> tuple[Callable[[Sequence[Readable]], list[Group]] | None, Score | None]:
+) -> tuple[Write | None, Score | None]:
     """Load what the way needs: a function that writes answers, and one that scores the classes."""
     print(f"loading the model{' and starting its engine' * way.writes} for {images} images ...", file=sys.stderr)
     started = time.monotonic()
     score = _scorer(export, card) if way.probabilities else None
-    write = _writer(export, card, options, shares=score is not None) if way.writes else None
+    write = _writer(export, card, options, way) if way.writes else None
     print(f"ready after {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     if way.probabilities:
         given = f", given its reasoning in {options.votes or 1} answers" if way.writes else ""
-        print(f"probabilities{given}: {card.calibration_note}", file=sys.stderr, flush=True)
+        note = "not calibrated, after a second look" if way.options else card.calibration_note
+        print(f"probabilities{given}: {note}", file=sys.stderr, flush=True)
     return write, score
 
 
@@ -237,13 +275,13 @@ def _scorer(export: Path, card: Card) -> Score:
     from rft_cluster.generator.vllm_options import device_here
     from rft_cluster.model.class_logprobs import ClassScorer
 
-    return ClassScorer(str(export), _model(export, card), device_here()).logprobs
+    scorer = ClassScorer(_model(export, card), device_here())
+    scorer.load(str(export))
+    return scorer.logprobs
 
 
-def _writer(
-    export: Path, card: Card, options: argparse.Namespace, shares: bool
-) -> Callable[[Sequence[Readable]], list[Group]]:
-    """Start an engine in this process. `shares`: the policy is on the same GPU."""
+def _writer(export: Path, card: Card, options: argparse.Namespace, way: Way) -> Write:
+    """Start an engine in this process."""
     from rft_cluster.generator.generator import Generator
     from rft_cluster.generator.vllm_options import EngineOptions, device_here
 
@@ -251,28 +289,36 @@ def _writer(
     os.environ["VLLM_LOGGING_STREAM"] = "ext://sys.stderr"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     device, images = device_here(), dict[str, bytes]()  # those that are in the engine
-    gpus, share = 1 if device == "cuda" else 0, {"gpu_memory": SHARED_GPU} if shares else {}
+    gpus, share = 1 if device == "cuda" else 0, {"gpu_memory": SHARED_GPU} if way.probabilities else {}
+    ask = _asked_again(card)
+    room = len(ask(longest(card.classes, way.options)).encode()) if way.options else 0  # a token has a byte or more
     generator = Generator(
         EngineOptions(
             str(export),
             _model(export, card),
             GeneratorsSection(gpus=gpus, kv_cache_gib=options.kv_cache_gib, **share),
-            max_tokens=card.max_prompt_tokens + card.max_tokens,
+            max_tokens=card.max_prompt_tokens + room + card.max_tokens,
             hardware=hardware(device),
             seed=options.seed,
         ),
         images,
     )
     generator.serve_checkpoint(0)
-    votes = options.votes or 1
-    sampling = Sampling(votes, card.temperature if votes > 1 else 0.0, card.max_tokens)
+    greedy, votes = Sampling(1, 0.0, card.max_tokens), options.votes or (VOTES if way.options else 1)
+    sampling = Sampling(votes, card.temperature, card.max_tokens) if votes > 1 else greedy
 
-    def write(chunk: Sequence[Readable]) -> list[Group]:
+    def write(chunk: Sequence[Readable]) -> list[tuple[Group, Again | None]]:
         images.clear()
         images.update({reference.sha256: image for _, reference, image in chunk})
         examples = [Example(reference, label=UNKNOWN) for _, reference, _ in chunk]
         prompts = make_prompts(examples, card.prompt, "predict", 0, options.seed)
-        return generator.generate(prompts, sampling, version=0)
+        groups = generator.generate(prompts, sampling, version=0)
+        if not way.options:
+            return [(group, None) for group in groups]
+        generate = partial(generator.generate, sampling=greedy, version=0)
+        reader = AnswerReader(card.classes, card.aliases)
+        again = written_again(generate(prompts), groups, reader, card.classes, way.options, ask, generate)
+        return list(zip(groups, again, strict=True))
 
     return write
 

@@ -49,13 +49,14 @@ def probability_report(
         "methods": _methods(after_greedy, right, classes, grey),
     }
     if temperature is not None:
-        report["unfitted"] = _short(at_temperature(alone, classes, 1.0), right)
+        report["unfitted"] = short_figures(at_temperature(alone, classes, 1.0), right)
     if after_votes:
-        report["votes"] = _short(at_temperature(after_votes, classes, temperature or 1.0), right)
+        report["votes"] = short_figures(at_temperature(after_votes, classes, temperature or 1.0), right)
     return report
 
 
-def _short(probabilities: np.ndarray, right: np.ndarray) -> dict[str, Any]:
+def short_figures(probabilities: np.ndarray, right: np.ndarray) -> dict[str, Any]:
+    """Three of the `calibration_figures`."""
     figures = calibration_figures(probabilities, right)
     return {name: figures[name] for name in ("accuracy", "log_loss", "calibration_error")}
 
@@ -196,6 +197,8 @@ def probability_lines(figures: Mapping[str, Any]) -> list[str]:
         lines.append(f"  without that temperature: {both(figures['unfitted'])}")
     if "votes" in figures:
         lines.append(f"  averaged over the reasonings of the votes: {both(figures['votes'])}")
+    if "second_look" in figures:
+        lines.append(f"  after a second look: {both(figures['second_look'])}")
     coverage, threshold = figures["coverage"], figures["coverage"]["threshold"]
     wanted = f"{100 * coverage['accuracy']:.0f} % of the answers right"
     if threshold is None:

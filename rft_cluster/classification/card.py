@@ -54,7 +54,7 @@ class Card(BaseModel):
     """Source of a template that lists the classes. Each training prompt listed them in an order drawn from (`run.seed`,
     step, index). None: each was `prompt`, as in cards of versions without this key."""
     subject: str = ""
-    """What `template` calls the images."""
+    """What the question, or a second look's, calls the images."""
     min_pixels: int = Field(ge=28 * 28, le=MOST_PIXELS)
     max_pixels: int = Field(ge=28 * 28, le=MOST_PIXELS)
     max_prompt_tokens: int = Field(ge=16, le=MOST_TOKENS)
@@ -104,7 +104,7 @@ def make_card(config: Config, dataset: FewShotDataset, question: Question, pixel
         prompt=question.text,
         prompt_sha256=question.sha256,
         template=question.template,
-        subject=question.subject,
+        subject=question.subject or config.prompt.subject,
         min_pixels=pixels[0],
         max_pixels=pixels[1],
         max_prompt_tokens=config.model.max_prompt_tokens,

@@ -7,6 +7,7 @@ from typing import Any
 
 from rft_cluster.classification.answers import Vote
 from rft_cluster.classification.probabilities import Answer
+from rft_cluster.classification.second_look import Again
 from rft_cluster.common.text import csv_line, printable
 
 REASONING_SHOWN = 200
@@ -26,6 +27,7 @@ class Prediction:
     `votes`: number of samples; None of one greedy answer.
     `unsure_below`: the least probability of an answer.
     `calibrated`: whether the probabilities are at a fitted temperature.
+    `again`: what came of a second look; `answer`, if there is one, has it.
     """
 
     file: str
@@ -34,6 +36,7 @@ class Prediction:
     votes: int | None = None
     unsure_below: float = 0.0
     calibrated: bool = False
+    again: Again | None = None
 
     @property
     def unsure(self) -> bool:
@@ -44,8 +47,14 @@ class Prediction:
         """For people."""
         if self.unsure:
             return UNSURE
-        label = self.answer.label if self.answer else self.vote.label if self.vote else None
-        return NO_CLASS if label is None else printable(label)
+        return NO_CLASS if self.chosen is None else printable(self.chosen)
+
+    @property
+    def chosen(self) -> str | None:
+        """The class of the answer, sure or not; None if the answer is none."""
+        if self.answer:
+            return self.answer.label
+        return self.again.label if self.again else self.vote.label if self.vote else None
 
     @property
     def reasoning(self) -> str:
@@ -59,7 +68,8 @@ def text_line(one: Prediction) -> str:
         top = ", ".join(f"{printable(name)} {percent(share)}" for name, share in one.answer.top(TOP).items())
         how, shown = percent(one.answer.probability), [top, *filter(None, shown)]
     else:
-        how = f"{100 * one.vote.share:.0f} %" if one.vote and one.votes else "greedy"
+        share = f"{100 * one.vote.share:.0f} %" if one.vote and one.votes else "greedy"
+        how = f"second look at {len(one.again.options)}" if one.again else share
     return "\t".join([printable(one.file), one.label, how, *shown])
 
 
@@ -74,6 +84,8 @@ def json_line(one: Prediction) -> str:
         record |= {"reasoning": one.reasoning, "counts": one.vote.counts} if one.vote else {}
     elif one.vote:
         record |= asdict(one.vote)
+    if one.again:
+        record |= {"label": one.again.label, "options": list(one.again.options)}
     return json.dumps(record, ensure_ascii=False)
 
 
@@ -84,8 +96,7 @@ def table_line(one: Prediction) -> str:
         second = list(one.answer.probabilities)[1]
         own = [UNSURE if one.unsure else one.answer.label, round(one.answer.probability, 4), second, reasoning]
     else:
-        label, share = (one.vote.label or "", one.vote.share) if one.vote else ("", 0.0)
-        own = [label, round(share, 4), reasoning]
+        own = [one.chosen or "", round(one.vote.share, 4) if one.vote else 0.0, reasoning]
     return csv_line([one.file, *own]).rstrip("\n")
 
 

@@ -19,14 +19,20 @@ Score = Callable[[bytes, str, str, Sequence[str]], tuple[np.ndarray, np.ndarray]
 
 
 @contextmanager
-def scorer_of(config: Config, model_path: str) -> Iterator[Score]:
-    """`ClassScorer.logprobs` of the model in `model_path`, for this context. Raises as `alone`."""
+def scorers(config: Config) -> Iterator[Callable[[str], Score]]:
+    """For this context: the folder of a model -> its `ClassScorer.logprobs`, until the next one is asked for.
+
+    Raises as `alone`, and UserError if a model cannot be loaded.
+    """
     cluster, threads = config.cluster, max(1, int(config.learners.cpus))
-    arguments = (model_path, config.model, cluster.device, cluster.dtype, threads)
+    with alone(config, NAME, ClassScorer, config.model, cluster.device, cluster.dtype, threads) as actor:
 
-    def score(image: bytes, question: str, before: str, answers: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        found = actor.logprobs.remote(image, question, before, list(answers))
-        return wait_for({found: NAME}, cluster.step_timeout, "probabilities")[0]
+        def score(image: bytes, question: str, before: str, answers: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+            found = actor.logprobs.remote(image, question, before, list(answers))
+            return wait_for({found: NAME}, cluster.step_timeout, "probabilities")[0]
 
-    with alone(config, NAME, ClassScorer, *arguments) as actor:
-        yield score
+        def scorer_of(path: str) -> Score:
+            wait_for({actor.load.remote(path): NAME}, cluster.start_timeout, "loading a model")
+            return score
+
+        yield scorer_of

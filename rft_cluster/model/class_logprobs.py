@@ -27,25 +27,29 @@ with light_imports():
 class ClassScorer:
     """A frozen policy that says how probable answers are. `cluster/` makes it a Ray actor; `predict` calls it here."""
 
-    def __init__(
-        self, path: str, model: ModelSection, device: str, dtype: str | None = None, threads: int | None = None
-    ) -> None:
-        """`dtype`: None for the device's own (`common.hardware`). `threads`: None for torch's own choice.
-
-        Raises UserError if the model cannot be loaded here.
-        """
-        hf_logging.disable_progress_bar()  # it would show what takes a second
-        chosen = hardware(device, dtype)
+    def __init__(self, model: ModelSection, device: str, dtype: str | None = None, threads: int | None = None) -> None:
+        """`dtype`: None for the device's own (`common.hardware`). `threads`: None for torch's own choice."""
         if threads:
             torch.set_num_threads(threads)
         forget_openmp()
         torch.set_flush_denormal(True)
-        self._device = torch.device(chosen.device)
-        self._encoder = PromptEncoder(path, model)
-        forbidden = self._encoder.forbidden_token_ids
+        hf_logging.disable_progress_bar()  # it would show what takes a second
+        self._model, self._hardware = model, hardware(device, dtype)
+        self._loaded: tuple[PromptEncoder, PolicyModel] | None = None
+
+    def load(self, path: str) -> None:
+        """Load the policy in this folder, in place of the one before.
+
+        Raises:
+            UserError: it cannot be loaded here.
+        """
+        self._loaded = None  # not two at a time in the device's memory
+        encoder = PromptEncoder(path, self._model)
+        attention, forbidden = self._hardware.attention, encoder.forbidden_token_ids
         # An export is in BF16, so nothing is lost when it is loaded in BF16 and computed with in FP32.
-        self._policy = load_reference(path, model, chosen.attention, forbidden, temperature=1.0)
-        self._policy.to(self._device, getattr(torch, chosen.dtype))
+        policy = load_reference(path, self._model, attention, forbidden, temperature=1.0)
+        policy.to(torch.device(self._hardware.device), getattr(torch, self._hardware.dtype))
+        self._loaded = encoder, policy
 
     def logprobs(
         self, image: bytes, question: str, before: str, answers: Sequence[str]
@@ -65,10 +69,12 @@ class ClassScorer:
         Raises:
             UserError: the GPU's memory is taken by others.
         """
-        texts = [before.removeprefix(self._encoder.opening) + answer for answer in answers]
+        assert self._loaded, "load a policy first"
+        encoder, policy = self._loaded
+        texts = [before.removeprefix(encoder.opening) + answer for answer in answers]
         with torch.inference_mode():
             try:
-                return answer_logprobs(self._policy, self._encoder, self._encoder.encode(question, image), texts)
+                return answer_logprobs(policy, encoder, encoder.encode(question, image), texts)
             except torch.OutOfMemoryError as error:
                 raise UserError(f"no memory for the answers' probabilities: {str(error).splitlines()[0]}") from error
 

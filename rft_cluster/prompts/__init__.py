@@ -144,6 +144,25 @@ def render_template(name_or_path: str, subject: str, classes: list[str], problem
     return _checked(text, f"prompt.template: {path}")
 
 
+def narrowed(question: Question, subject: str, options: Sequence[str]) -> str:
+    """The question with these options alone listed.
+
+    One that does not list the classes is asked by the template `closed`, or by `with_labels` if it asks for reasoning.
+
+    Raises:
+        UserError: a class name holds a special token.
+    """
+    if question.template is not None:
+        return question.listing(options)
+    template = "with_labels" if asks_for_thinking(question.text) else "closed"
+    return render_template(template, subject or "object", list(options))
+
+
+def longest(classes: Sequence[str], count: int) -> list[str]:
+    """The `count` longest names, by their bytes in UTF-8."""
+    return sorted(classes, key=lambda name: -len(name.encode()))[:count]
+
+
 def _check_subject(subject: str, path: Path) -> None:
     """Refuse a subject that is empty or has template syntax: it is inserted as plain text."""
     if not subject.strip():

@@ -9,13 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from rft_cluster.classification.calibration import calibration_figures, calibration_line, probability_report
+from rft_cluster.classification.calibration import (
+    calibration_figures,
+    calibration_line,
+    probability_report,
+    short_figures,
+)
 from rft_cluster.classification.card import CARD_FILE, Calibration
 from rft_cluster.classification.intervals import paired_difference
 from rft_cluster.classification.probabilities import (
@@ -29,51 +33,76 @@ from rft_cluster.classification.probabilities import (
     fit_temperature,
     score_classes,
 )
+from rft_cluster.classification.second_look import Again, looked_again, most_probable
 from rft_cluster.common.errors import ClusterError, UserError
 from rft_cluster.common.files import FORMAT, write_json
 from rft_cluster.common.progress import with_progress
 from rft_cluster.config import Config
 from rft_cluster.messages import Example, Group
-from rft_cluster.prompts import asks_for_thinking
+from rft_cluster.prompts import asks_for_thinking, narrowed
 from rft_cluster.run.answers import read_answers
 from rft_cluster.run.saving import BEST, CALIBRATION_FILE, MODEL, exported
+from rft_cluster.run.second_look import Ask
 from rft_cluster.run.task import Task
 
 GREY = 224  # pixels of a side
 
-OpenScorer = Callable[[Config, str], AbstractContextManager[Score]]
-"""(configuration, folder of a model) -> its `Score`, e.g. `cluster.class_scorer.scorer_of`."""
+OpenScorers = Callable[[Config], AbstractContextManager[Callable[[str], Score]]]
+"""`cluster.class_scorer.scorers`: folder of a model -> its `Score`, until the next one is asked for."""
 
 
 @dataclass(frozen=True)
 class Scored:
     """What a policy says of the classes: of each image after its greedy answer's reasoning, and after each of the
-    votes' (none without reasoning); and of a grey image (None with reasoning, which it has none of)."""
+    votes' (none without reasoning); and of a grey image (None with reasoning, which it has none of). `again`: without
+    reasoning, if asked for, of the options at a second look."""
 
     after_greedy: list[Scores | None]
     after_votes: list[list[Scores | None]]
     grey: Scores | None
+    again: list[Again]
 
 
 def score_groups(
-    config: Config, task: Task, model_path: str, greedy: Sequence[Group], votes: Sequence[Group], opened: OpenScorer
+    config: Config,
+    task: Task,
+    model_path: str,
+    greedy: Sequence[Group],
+    votes: Sequence[Group],
+    opened: OpenScorers,
+    options: int = 0,
 ) -> Scored:
-    """Score all classes for each image, after what was written about it. Prints how far it is."""
+    """Score all classes for each image, after what was written about it. Prints how far it is.
+
+    `options`: of a second look, 0 for none. A policy that thinks takes its own in writing (`run/second_look.py`).
+    """
     classes, thinks = task.dataset.classes, asks_for_thinking(task.text)
-    with opened(config, model_path) as score:
-
-        def scored(groups: Sequence[Group], image: bytes) -> list[Scores | None]:
-            texts = [completion.text for group in groups for completion in group.completions]
+    after, again = list[list[Scores | None]](), list[Again]()
+    with opened(config) as scorer_of:
+        score = scorer_of(model_path)
+        for pair in with_progress(list(zip(greedy, votes, strict=True)), "images whose classes are scored"):
+            image = task.dataset.image(pair[0].prompt.example)
+            texts = [completion.text for group in pair for completion in group.completions]
             befores = [before_answer(text) for text in texts] if thinks else [OPEN]
-            return score_classes(score, image, task.text, befores, classes)
+            after.append(score_classes(score, image, task.text, befores, classes))
+            if options and not thinks:
+                ask = partial(narrowed, task.question, config.prompt.subject)
+                again.append(score_again(score, image, ask, classes, after[-1], options))
+        grey = None if thinks else score_classes(score, _grey(), task.text, [OPEN], classes)[0]
+    return Scored([own[0] for own in after], [own[1:] for own in after] if thinks else [], grey, again)
 
-        grey = None if thinks else scored([], _grey())[0]
-        pairs = list(zip(greedy, votes, strict=True))
-        found = [
-            scored(pair if thinks else [], task.dataset.image(pair[0].prompt.example))
-            for pair in with_progress(pairs, "images whose classes are scored")
-        ]
-    return Scored([own[0] for own in found], [own[1:] for own in found] if thinks else [], grey)
+
+def score_again(
+    score: Score, image: bytes, ask: Ask, classes: Sequence[str], scores: Sequence[Scores | None], count: int
+) -> Again:
+    """A second look by a policy that does not think: the `count` most probable classes by its one `scores`, scored
+    again as the only ones listed."""
+    (first,) = scores
+    assert first is not None, "without reasoning nothing is out of format"
+    options = most_probable(first, classes, count)
+    (second,) = score_classes(score, image, ask(options), [OPEN], options)
+    assert second is not None
+    return Again(tuple(options), options[int(second.joint.argmax())], second)
 
 
 def with_probabilities(
@@ -93,12 +122,19 @@ def with_probabilities(
         row | {"most_probable": answer.label, "probability": answer.probability}
         for row, answer in zip(figures["predictions"], answers, strict=True)
     ]
+    if scored.again:
+        looked = [
+            looked_again(answer, one, temperature or 1.0) for answer, one in zip(answers, scored.again, strict=True)
+        ]
+        report["second_look"] = short_figures(
+            np.array([[one.probabilities[c] for c in classes] for one in looked]), right
+        )
     report["fitted_on"] = calibration.images if calibration else None
     report["minus_greedy"] = paired_difference([row["strict"] for row in rows], hits)
     return {**figures, "probabilities": report, "predictions": rows}
 
 
-def calibrate(config: Config, task: Task, opened: OpenScorer) -> list[str]:
+def calibrate(config: Config, task: Task, opened: OpenScorers) -> list[str]:
     """Fit the temperature of each exported model on the validation images, and write it into the model's card.
 
     Returns lines for people. A finished run does not fail for it: what keeps it from being fitted is recorded.
@@ -110,10 +146,13 @@ def calibrate(config: Config, task: Task, opened: OpenScorer) -> list[str]:
     cards = {name: card for name in (MODEL, BEST) if (card := exported(run / name))}
     found: dict[int, dict[str, Any]] = {}  # by step: the last policy may also be the best
     try:
-        for name, card in cards.items():
-            found[card.steps] = found.get(card.steps) or _fitted(config, task, run / name, card.steps, opened)
-            own = Calibration(temperature=found[card.steps]["temperature"], images=len(examples))
-            write_json(run / name / CARD_FILE, card.model_copy(update={"calibration": own}).record())
+        befores = {card.steps: _befores(config, task, card.steps) for card in cards.values()}
+        with opened(config) as scorer_of:
+            for name, card in cards.items():
+                if card.steps not in found:
+                    found[card.steps] = _fitted(task, scorer_of(str(run / name)), befores[card.steps])
+                own = Calibration(temperature=found[card.steps]["temperature"], images=len(examples))
+                write_json(run / name / CARD_FILE, card.model_copy(update={"calibration": own}).record())
     except (UserError, ClusterError) as error:
         write_json(run / CALIBRATION_FILE, head | {"skipped": str(error)})
         return [f"probabilities are not calibrated: {error}"]
@@ -122,14 +161,13 @@ def calibrate(config: Config, task: Task, opened: OpenScorer) -> list[str]:
     return [calibration_line(name, models[name]) for name in models]
 
 
-def _fitted(config: Config, task: Task, model: Path, steps: int, opened: OpenScorer) -> dict[str, Any]:
+def _fitted(task: Task, score: Score, befores: Sequence[str | None]) -> dict[str, Any]:
+    """The record of one model. `befores`: what comes before the answer to each validation image."""
     examples, classes = task.dataset.validation, task.dataset.classes
-    befores = _befores(config, task, steps)
-    with opened(config, str(model)) as score:
-        scores = [
-            score_classes(score, task.dataset.image(example), task.text, [before], classes)
-            for example, before in zip(with_progress(examples, "validation images scored"), befores, strict=True)
-        ]
+    scores = [
+        score_classes(score, task.dataset.image(example), task.text, [before], classes)
+        for example, before in zip(with_progress(examples, "validation images scored"), befores, strict=True)
+    ]
     right, at = labels_of(examples, classes), partial(at_temperature, scores, len(classes))
     temperature = fit_temperature(at, right)
     return {"temperature": temperature, "images": len(examples), "unfitted": calibration_figures(at(1.0), right),

@@ -10,6 +10,7 @@ import pytest
 
 from rft_cluster import evaluate
 from rft_cluster.classification.answers import AnswerReader
+from rft_cluster.classification.report import judge
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import Config, config_text, load_config
 from rft_cluster.data.dataset import FewShotDataset, LabelledImage
@@ -109,13 +110,49 @@ def test_every_image_is_asked_about_in_each_of_the_other_orders(task):
     config, images = load_config("digits", []), task.dataset.test
     orders = evaluate._orders(options(3), config, task)
     assert len(orders) == 3 and all(sorted(order) == sorted(ASKED.classes) for order in orders)
-    greedy, _, reordered = evaluate._ask(config, task, "model", images, options(3), orders)
+    reader = AnswerReader(list(ASKED.classes), {})
+    greedy, _, reordered, again = evaluate._ask(config, task, "model", images, options(3), orders, reader, 2)
+    assert again == [], "without reasoning the second look is not taken in writing"
     assert {group.prompt.text for group in greedy} == {ASKED.text}
     for order, groups in zip(orders, reordered, strict=True):
         assert [group.prompt.example for group in groups] == images
         assert {group.prompt.text for group in groups} == {ASKED.listing(order)}
-    reader = AnswerReader(list(ASKED.classes), {})
     assert evaluate._over_orders(orders, reordered, reader)["orders"]["first"]["answers"] == 1.0
+
+
+class Thinking(Engine):
+    """Says rose, and among its samples each class; asked again, the second option."""
+
+    def generate(self, prompts, sampling, version):
+        def said(prompt) -> list[str]:
+            again = "It is one of these: rose, tulip." in prompt.text
+            return ["tulip"] if again else ["rose", "tulip"][: sampling.group_size]
+
+        return [
+            Group(p, [1], [Completion([1], [0.0], f"<answer>{label}</answer>", "stop", 0) for label in said(p)])
+            for p in prompts
+        ]
+
+
+def test_a_policy_that_thinks_is_asked_again_by_the_same_engines_with_room_for_the_options(task, monkeypatch):
+    limits = []
+
+    @contextmanager
+    def started(config, *_):
+        limits.append(config.model.max_prompt_tokens)
+        yield Thinking()
+
+    monkeypatch.setattr("rft_cluster.cluster.start.start_generators", started)
+    config, images = load_config("digits", []), task.dataset.test
+    thinks = replace(task, question=make_question("think_answer", "flower", list(ASKED.classes)))
+    reader = AnswerReader(list(ASKED.classes), {})
+    greedy, sampled, _, again = evaluate._ask(config, thinks, "model", images, options(0), [], reader, 2)
+    assert len(greedy) == len(sampled) == len(again) == len(images)
+    assert {(one.options, one.label) for one in again} == {(("rose", "tulip"), "tulip")}
+    assert limits[0] > config.model.max_prompt_tokens
+    judged = [judge(group, reader) for group in greedy]
+    assert evaluate._second_look(again, judged)["second_look"]["strict"]["right"] == len(images) // 2
+    assert evaluate._second_look([], judged) == {}
 
 
 @pytest.mark.parametrize(("given", "number"), [(None, evaluate.ORDERS), (0, 0), (7, 7)])

@@ -1,5 +1,6 @@
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -7,13 +8,13 @@ import pytest
 from some_prompt import some_prompt
 
 from rft_cluster import evaluate, predict
-from rft_cluster.classification.card import Card, read_card
+from rft_cluster.classification.card import Calibration, Card, read_card
 from rft_cluster.common.errors import UserError
 from rft_cluster.data.files import LeftOut
 from rft_cluster.data.images import Limits
 from rft_cluster.data.shown import WHOLE
 from rft_cluster.messages import Completion, Group
-from rft_cluster.prompts import Question, make_question
+from rft_cluster.prompts import Question, make_question, narrowed
 
 
 def test_files_are_found_below_folders_in_order_and_hidden_ones_are_not(tmp_path):
@@ -52,13 +53,18 @@ THINKING = make_question("think_answer", "flower", ["rose", "tulip"])
 
 def way(question: Question, *words: str) -> tuple[bool, bool]:
     """(an engine is started, probabilities are computed)."""
-    card = Card(
-        dataset="flowers", classes=["rose", "tulip"], aliases={}, prompt=question.text, prompt_sha256=question.sha256,
-        template=question.template, subject=question.subject, min_pixels=784, max_pixels=784, max_prompt_tokens=99,
-        max_tokens=9, temperature=1.0, steps=1,
-    )  # fmt: skip
-    found = predict.way_of(asked(*words), card)
+    found = predict.way_of(asked(*words), card_of(question))
     return found.writes, found.probabilities
+
+
+def card_of(
+    question: Question, classes: Sequence[str] = ("rose", "tulip"), calibration: Calibration | None = None
+) -> Card:
+    return Card(
+        dataset="flowers", classes=list(classes), aliases={}, prompt=question.text, prompt_sha256=question.sha256,
+        template=question.template, subject="flower", min_pixels=784, max_pixels=784, max_prompt_tokens=99,
+        max_tokens=9, temperature=1.0, steps=1, calibration=calibration,
+    )  # fmt: skip
 
 
 def asked(*words: str) -> argparse.Namespace:
@@ -87,6 +93,43 @@ def asked(*words: str) -> argparse.Namespace:
 )
 def test_an_engine_starts_only_where_something_is_written(question, words, expected):
     assert way(question, *words) == expected
+
+
+@pytest.mark.parametrize(
+    ("question", "words", "expected"),
+    [
+        (OPEN, ["--second-look", "2"], (False, True, 2)),
+        (THINKING, ["--second-look", "2"], (True, False, 2)),
+        (THINKING, ["--second-look", "2", "--votes", "4"], (True, False, 2)),
+        (CLOSED, ["--second-look", "2"], (False, True, 0)),  # all classes are listed already
+    ],
+)
+def test_a_second_look_is_taken_in_writing_after_reasoning_alone(question, words, expected):
+    found = predict.way_of(asked(*words), card_of(question))
+    assert (found.writes, found.probabilities, found.options) == expected
+
+
+def test_a_second_look_in_writing_has_no_probability():
+    with pytest.raises(UserError, match="after reasoning, the answer of --second-look is in writing"):
+        way(THINKING, "--second-look", "2", "--closed")
+    with pytest.raises(UserError, match="--second-look is 1: give it 2 or more options"):
+        way(OPEN, "--second-look", "1")
+
+
+def test_a_second_look_divides_the_probability_of_its_options_anew(tmp_path):
+    classes = ["rose", "tulip", "iris"]
+    card = card_of(make_question("answer_only", "flower", classes), classes, Calibration(temperature=1.0, images=60))
+    asked_again = []
+
+    def score(image: bytes, question: str, before: str, answers: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        shares = [0.5, 0.1, 0.4] if question == card.prompt else [0.2, 0.8]
+        asked_again.append(question)
+        return np.log([*shares, *[1e-12] * len(shares)]), np.full(2 * len(shares), 3)
+
+    one = predict._prediction(card, asked("--second-look", "2"), Path("a.png"), b"image", None, score, 2)
+    assert asked_again == [card.prompt, narrowed(card.question, "flower", ["rose", "iris"])]
+    assert dict(one.answer.probabilities) == pytest.approx({"iris": 0.72, "rose": 0.18, "tulip": 0.1})
+    assert (one.label, one.again.options, one.calibrated) == ("iris", ("rose", "iris"), False)
 
 
 @pytest.mark.parametrize("words", [["--closed"], ["--unsure-below", "0.5"]])

@@ -15,6 +15,7 @@ from rft_cluster.classification.predictions import (
     text_line,
 )
 from rft_cluster.classification.probabilities import Answer
+from rft_cluster.classification.second_look import Again
 
 VOTE = Vote("rose", 0.75, {"rose": 6}, "red\x1b[2J\nthorns")
 ANSWER = Answer({"tulip": 0.6, "rose": 0.3, "a\x1b": 0.06, "b": 0.03, "c": 0.007, "d": 0.003}, named=0.98)
@@ -47,6 +48,14 @@ def test_reasoning_and_probabilities_stand_together():
     assert text_line(one) == f"a.png\ttulip\t60.0 %\t{TOP}\tred?[2J thorns"
     record = json.loads(json_line(one))
     assert (record["label"], record["counts"], record["reasoning"]) == ("tulip", {"rose": 6}, VOTE.reasoning)
+
+
+def test_the_answer_to_a_second_look_is_the_answer():
+    one = Prediction("a.png", VOTE, votes=8, again=Again(("rose", "tulip"), "tulip"))
+    assert text_line(one) == "a.png\ttulip\tsecond look at 2\tred?[2J thorns"
+    assert table_line(one) == "a.png,tulip,0.75,red?[2J thorns"
+    record = json.loads(json_line(one))
+    assert (record["label"], record["options"], record["counts"]) == ("tulip", ["rose", "tulip"], {"rose": 6})
 
 
 @pytest.mark.parametrize("path", ["a.png", "=1+1.png", "a, b.png", 'a "b".png', "薔薇.png", "a\nb.png"])

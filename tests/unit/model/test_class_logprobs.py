@@ -46,7 +46,13 @@ def plain(folder):
 
 @pytest.fixture
 def scorer(folder) -> ClassScorer:
-    return ClassScorer(str(folder), ModelSection(path=str(folder), **LIMITS), "cpu", "float32", threads=1)
+    return scorer_in(folder, "float32")
+
+
+def scorer_in(folder, dtype: str) -> ClassScorer:
+    scorer = ClassScorer(ModelSection(path=str(folder), **LIMITS), "cpu", dtype, threads=1)
+    scorer.load(str(folder))
+    return scorer
 
 
 def picture(width: int = 70, height: int = 60) -> bytes:
@@ -86,6 +92,15 @@ def test_each_name_has_the_probability_that_it_has_alone(scorer, plain, encoder,
     assert (counts - closed).tolist() == sizes
 
 
+def test_in_bf16_as_on_gpus_little_changes(folder, scorer):
+    other = scorer_in(folder, "bfloat16")
+    endings = [f"{name}</answer>" for name in NAMES]
+    exact, found = (one.logprobs(picture(), "Which?", BEFORE, endings)[0] for one in (scorer, other))
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, exact, rtol=0.03, atol=0.3)
+    assert np.abs(found - exact).max() > 1e-4, "it computed in FP32"
+
+
 def test_names_in_any_order_have_the_same_probabilities(scorer):
     endings = [f"{name}</answer>" for name in NAMES]
     found, _ = scorer.logprobs(picture(), "Which?", BEFORE, endings)
@@ -117,7 +132,7 @@ def test_what_looks_like_a_special_token_is_read_as_characters(scorer, encoder):
 def test_what_the_chat_template_writes_is_not_written_twice(scorer, encoder, monkeypatch):
     endings = ["zero</answer>", "ab</answer>"]
     found, _ = scorer.logprobs(picture(), "Which?", "group-00</think><answer>", endings)
-    monkeypatch.setattr(scorer._encoder, "opening", "<think>")
+    monkeypatch.setattr(scorer._loaded[0], "opening", "<think>")
     again, _ = scorer.logprobs(picture(), "Which?", "<think>group-00</think><answer>", endings)
     np.testing.assert_array_equal(found, again)
 

@@ -2,7 +2,16 @@ import pytest
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.messages import Example, ImageRef
-from rft_cluster.prompts import Question, draw_prompts, make_prompts, make_question, render_template, text_hash
+from rft_cluster.prompts import (
+    Question,
+    draw_prompts,
+    longest,
+    make_prompts,
+    make_question,
+    narrowed,
+    render_template,
+    text_hash,
+)
 from rft_cluster.rewards.format import THINK_ANSWER
 
 EXAMPLES = [
@@ -249,3 +258,27 @@ def test_unseen_classes_stay_out_of_training_whatever_lists_them(tmp_path):
     with pytest.raises(UserError, match=r"names 'rose', which data\.unseen_classes keeps out of training"):
         make_question("problem", "flower", classes, "A rose, a lily or a tulip?", unseen=("rose",))
     assert make_question("problem", "flower", classes, "Which primrose?", unseen=("rose",)).text == "Which primrose?"
+
+
+@pytest.mark.parametrize(
+    ("template", "subject", "expected"),
+    [
+        ("closed", "flower", render_template("closed", "flower", ["iris", "rose"])),
+        ("with_labels", "flower", render_template("with_labels", "flower", ["iris", "rose"])),
+        ("answer_only", "flower", render_template("closed", "flower", ["iris", "rose"])),
+        ("think_answer", "flower", render_template("with_labels", "flower", ["iris", "rose"])),
+        ("think_answer", "", render_template("with_labels", "object", ["iris", "rose"])),  # cards of earlier versions
+    ],
+)
+def test_a_question_is_narrowed_to_some_options(template, subject, expected):
+    asked = make_question(template, "flower", ["rose", "tulip", "iris"])
+    assert narrowed(asked, subject, ["iris", "rose"]) == expected
+
+
+def test_a_name_that_holds_a_special_token_is_not_listed():
+    with pytest.raises(UserError, match="holds a special token"):
+        narrowed(make_question("answer_only", "flower", ["<|x", "b"]), "flower", ["<|x", "b"])
+
+
+def test_the_longest_names_are_those_with_the_most_bytes():
+    assert longest(["abcd", "éèê", "a"], 2) == ["éèê", "abcd"]

@@ -1,7 +1,7 @@
 """What is scored for an evaluation, and what comes of it. The scores themselves are tested with a model."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from rft_cluster.classification.card import CARD_FILE, Calibration, make_card, read_card
+from rft_cluster.classification.probabilities import Score
 from rft_cluster.classification.report import Judged
 from rft_cluster.common.errors import ClusterError
 from rft_cluster.config import Config
 from rft_cluster.data.dataset import FewShotDataset, LabelledImage
 from rft_cluster.messages import Completion, Group
-from rft_cluster.prompts import make_prompts, make_question
+from rft_cluster.prompts import make_prompts, make_question, narrowed
 from rft_cluster.run.answers import write_answers
 from rft_cluster.run.probabilities import Scored, calibrate, score_groups, with_probabilities
 from rft_cluster.run.task import Task
@@ -40,11 +41,12 @@ class Policy:
     def __init__(self) -> None:
         self.asked: list[tuple[bytes, str, str]] = []
         self.opened: list[str] = []
+        self.started = 0
 
     @contextmanager
-    def __call__(self, config: Config, model_path: str) -> Iterator["Policy"]:
-        self.opened.append(model_path)
-        yield self.score
+    def __call__(self, config: Config) -> Iterator[Callable[[str], Score]]:
+        self.started += 1
+        yield lambda path: self.opened.append(path) or self.score
 
     def score(self, image: bytes, question: str, before: str, answers: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         self.asked.append((image, question, before))
@@ -61,7 +63,7 @@ def scored(template: str, tmp_path, votes: Sequence[str]) -> tuple[Scored, Polic
 def test_without_reasoning_every_image_is_scored_once_and_so_is_a_grey_one(tmp_path):
     found, policy = scored("closed", tmp_path, ["<answer>rose</answer>"] * 3)
     assert policy.opened == ["model"]
-    grey, *images = policy.asked
+    *images, grey = policy.asked
     assert [image for image, _, _ in images] == [picture("red"), picture("yellow")] and grey[0] not in images
     assert {before for _, _, before in policy.asked} == {"<answer>"}
     assert {question for _, question, _ in policy.asked} == {task("closed").text}
@@ -79,6 +81,19 @@ def test_with_reasoning_each_is_scored_after_it(tmp_path):
     for greedy, (same, other, none) in zip(found.after_greedy, found.after_votes, strict=True):
         assert greedy is same and none is None
         assert other.named == pytest.approx(1.0)
+
+
+def test_a_second_look_scores_the_most_probable_classes_alone(tmp_path):
+    asked, policy = task("answer_only"), Policy()
+    written = groups(asked, "<answer>rose</answer>")
+    own = config(tmp_path, "prompt.subject=flower")
+    found = score_groups(own, asked, "model", written, written, policy, options=2)
+    again = narrowed(asked.question, "flower", CLASSES)
+    assert [question for _, question, _ in policy.asked] == [asked.text, again, asked.text, again, asked.text]
+    assert [(one.options, one.label) for one in found.again] == [(("rose", "tulip"), "rose")] * 2
+    rows = [{"id": "a", "strict": True}, {"id": "b", "strict": False}]
+    figures = with_probabilities({"predictions": rows}, found, DATASET.test, CLASSES, None)
+    assert figures["probabilities"]["second_look"]["accuracy"]["right"] == 1
 
 
 @pytest.mark.parametrize("calibration", [None, Calibration(temperature=2.0, images=60)])
@@ -117,7 +132,7 @@ def test_the_temperature_is_in_the_card_of_each_exported_model(tmp_path):
     own, asked = finished(tmp_path, "closed")
     policy = Policy()
     lines = calibrate(own, asked, policy)
-    assert policy.opened == [str(own.run_folder / name) for name in ("model", "model-best")]
+    assert policy.opened == [str(own.run_folder / name) for name in ("model", "model-best")] and policy.started == 1
     wanted = np.log(0.6 / 0.4) / np.log(50 / 11)
     for name in ("model", "model-best"):
         found = read_card(own.run_folder / name).calibration
@@ -144,7 +159,7 @@ def test_with_fewer_than_50_images_nothing_is_fitted_or_started(tmp_path):
     policy = Policy()
     (line,) = calibrate(own, asked, policy)
     assert "not calibrated: data.validation is 49, and that needs 50 images" in line
-    assert policy.opened == [] and read_card(own.run_folder / "model").calibration is None
+    assert policy.started == 0 and read_card(own.run_folder / "model").calibration is None
 
 
 def test_a_policy_that_thinks_is_scored_after_its_recorded_reasoning(tmp_path):
