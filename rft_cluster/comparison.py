@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 
 from rft_cluster.classification.also import change
-from rft_cluster.classification.answers import AnswerReader
 from rft_cluster.classification.apart import apart_lines, parted
 from rft_cluster.classification.baselines import (
     BASE,
@@ -21,20 +20,16 @@ from rft_cluster.classification.baselines import (
     to_ask,
     verdict,
 )
-from rft_cluster.classification.report import judge
-from rft_cluster.cluster.start import start_generators
 from rft_cluster.cluster.tower import features_of
 from rft_cluster.common.errors import ClusterError, UserError
 from rft_cluster.common.files import write_json
 from rft_cluster.config import Config
-from rft_cluster.messages import Sampling
 from rft_cluster.model.image_encoder import ImageEncoder
-from rft_cluster.prompts import make_prompts
 from rft_cluster.run.answers import ALSO, read_answers
-from rft_cluster.run.inside import sft_baseline
+from rft_cluster.run.inside import keeps_warm_start, sft_baseline, warm_start_run
 from rft_cluster.run.saving import BASELINES_FILE, read_baselines
 from rft_cluster.run.task import Task, base_model_path, with_classes_listed
-from rft_cluster.training import train_inside
+from rft_cluster.training import greedy_answers, train_inside
 
 
 def compare(config: Config, task: Task, model_path: str, command: list[str]) -> None:
@@ -59,7 +54,8 @@ def compare(config: Config, task: Task, model_path: str, command: list[str]) -> 
     before, after = (_right(config, task, step) for step in (0, config.schedule.steps))
     if after:  # earlier versions recorded no answers
         small, objective = config.model.path == "tiny", config.algorithm.objective
-        print(verdict(after, before, found.right, images, small, objective), flush=True)
+        warm = keeps_warm_start(config.run_folder)
+        print(verdict(after, before, found.right, images, small, objective, warm), flush=True)
         for line in _apart(config, task):
             print(line, flush=True)
 
@@ -108,7 +104,9 @@ def elsewhere(config: Config) -> str:
 
 
 def _base(config: Config, task: Task) -> Flags:
-    """The evaluation before the first step."""
+    """The evaluation before the first step, or before the first of a warm start."""
+    if keeps_warm_start(config.run_folder):
+        config = warm_start_run(config)
     if not (right := _right(config, task, 0)):
         raise UserError("the run has no record of the answers before training")
     return right
@@ -129,13 +127,8 @@ def _base_closed(config: Config, task: Task) -> Flags:
     if own.question == task.question:
         return _base(config, task)
     print("for comparison, the untouched model is given the classes", flush=True)
-    examples = task.dataset.seen_test
-    images = {example.image.sha256: task.dataset.image(example) for example in examples}
-    prompts = make_prompts(examples, own.text, "test", 0, config.run.seed)
-    with start_generators(closed, base_model_path(closed, own), images) as generators:
-        groups = generators.generate(prompts, Sampling(1, 0.0, config.sampling.max_tokens), version=0)
-    reader = AnswerReader(task.dataset.classes, {one.label: one.aliases for one in examples if one.aliases})
-    return tuple(judge(group, reader).strict for group in groups)
+    judged = greedy_answers(closed, own, base_model_path(closed, own), task.dataset.seen_test, "test")
+    return tuple(one.strict for one in judged)
 
 
 def _encoder(config: Config, task: Task) -> dict[str, Flags]:

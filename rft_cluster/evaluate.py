@@ -47,6 +47,7 @@ from rft_cluster.messages import Example, Group, Sampling
 from rft_cluster.model.folder import read_family
 from rft_cluster.prompts import asks_for_thinking, longest, make_prompts, narrowed
 from rft_cluster.run.history import read_history
+from rft_cluster.run.inside import read_warm_start
 from rft_cluster.run.preflight import check_paths
 from rft_cluster.run.probabilities import Scored, score_groups, with_probabilities
 from rft_cluster.run.resume import is_run
@@ -267,7 +268,12 @@ def _compared(
     if export:
         small = config.model.path == "tiny"
         images, objective = len(task.dataset.train), config.algorithm.objective
-        figures["verdict"] = verdict(right, before, found.right, images, small, objective)
+        warm = read_warm_start(export.parent)
+        kept = warm is not None and warm.kept
+        figures["verdict"] = verdict(right, before, found.right, images, small, objective, kept)
+        if warm:
+            figures["warm_start"] = warm.model_dump(mode="json")
+            print(warm.described())
     return figures
 
 

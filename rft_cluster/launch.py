@@ -106,7 +106,13 @@ def _check(config: Config, start: "Start", planned: bool = False) -> "Task":
     from rft_cluster.rewards.scorer import WeightedRewards
     from rft_cluster.run.metrics import own_sinks
     from rft_cluster.run.planned import archive_is_missing, task_before_download
-    from rft_cluster.run.preflight import check_baselines, check_disk, check_paths, check_task
+    from rft_cluster.run.preflight import (
+        check_baselines,
+        check_disk,
+        check_paths,
+        check_task,
+        check_warm_start,
+    )
     from rft_cluster.run.resume import read_task
     from rft_cluster.tracking.start import check_tracking
 
@@ -134,6 +140,7 @@ def _check(config: Config, start: "Start", planned: bool = False) -> "Task":
         print(note, flush=True)
     print("trying the longest prompt and the longest answer with the model's own tokenizer", flush=True)
     checked = check_task(config, task, model)
+    check_warm_start(config, task)
     check_baselines(config, task, model)
     print("\n".join([*checked.notes, check_disk(config, checked.parameters)]), flush=True)
     if planned:
@@ -159,6 +166,7 @@ def _run(config: Config, task: "Task", start: "Start", log: "Log", command: list
     from rft_cluster.run.thumbnails import keep_thumbnails
     from rft_cluster.tracking.start import tracked
     from rft_cluster.training import train_through_losses
+    from rft_cluster.warm_start import warm_started
 
     began = time.monotonic()
     if config.cluster.joins:  # before the small model is built, which takes minutes
@@ -171,7 +179,8 @@ def _run(config: Config, task: "Task", start: "Start", log: "Log", command: list
         trained = is_trained(config)  # then it goes on for baselines or for the calibration alone
         if not trained:
             tiny_model = tiny_model_of(config, model_path)
-            train_through_losses(config, task, start, model_path, tiny_model, [reports, *trackers])
+            start_from = warm_started(config, task, model_path, tiny_model)
+            train_through_losses(config, task, start, start_from, tiny_model, [reports, *trackers])
         if not (trained and is_calibrated(config)):
             for line in calibrate(config, task, scorers):
                 print(line, flush=True)

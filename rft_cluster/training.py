@@ -5,17 +5,21 @@ A run may have another one in its folder, such as SFT on the same images, which 
 
 from collections.abc import Sequence
 
+from rft_cluster.classification.answers import AnswerReader
+from rft_cluster.classification.report import Judged, judge
 from rft_cluster.cluster.cluster import Cluster
 from rft_cluster.cluster.metrics import RunMetrics
-from rft_cluster.cluster.start import start_cluster
+from rft_cluster.cluster.start import start_cluster, start_generators
 from rft_cluster.common.errors import ClusterError, NoRoom
 from rft_cluster.config import Config
+from rft_cluster.messages import Example, Sampling
+from rft_cluster.prompts import make_prompts
 from rft_cluster.run.checkpoints import newest_step
 from rft_cluster.run.folder import RunFolder
 from rft_cluster.run.lock import locked
 from rft_cluster.run.restarts import Restarts
 from rft_cluster.run.resume import Start, find_start
-from rft_cluster.run.saving import MODEL, exported
+from rft_cluster.run.saving import is_trained
 from rft_cluster.run.targets import read_targets
 from rft_cluster.run.task import Task
 from rft_cluster.run.tracker import Tracker
@@ -28,10 +32,20 @@ def train_inside(config: Config, task: Task, model_path: str) -> None:
     `task`: of the run around it, whose images it has, too.
     """
     with locked(config.run_folder):
-        start = _goes_on(config)
-        card = exported(config.run_folder / MODEL)
-        if card is None or card.steps != config.schedule.steps:
-            train_through_losses(config, task, start, model_path, None, [])
+        if not is_trained(config):
+            train_through_losses(config, task, _goes_on(config), model_path, None, [])
+
+
+def greedy_answers(
+    config: Config, task: Task, model_path: str, examples: Sequence[Example], split: str
+) -> list[Judged]:
+    """The greedy answers of an untrained model to the task's question about each example, judged."""
+    images = {example.image.sha256: task.dataset.image(example) for example in examples}
+    prompts = make_prompts(list(examples), task.text, split, 0, config.run.seed)
+    with start_generators(config, model_path, images) as generators:
+        groups = generators.generate(prompts, Sampling(1, 0.0, config.sampling.max_tokens), version=0)
+    reader = AnswerReader(task.dataset.classes, {one.label: one.aliases for one in examples if one.aliases})
+    return [judge(group, reader) for group in groups]
 
 
 def train_through_losses(

@@ -217,6 +217,7 @@ def verdict(
     images: int,
     small_model: bool,
     objective: str = "grpo",
+    warm: bool = False,
 ) -> str:
     """Is the trained policy or the best baseline better, image by image? If a baseline is as good: what GRPO adds.
 
@@ -227,6 +228,7 @@ def verdict(
         images: number of labelled training images, the same for all.
         small_model: True for the model of `model.path: tiny`.
         objective: what the policy was trained by, as `algorithm.objective` names it.
+        warm: True if `before` is of the warm-started policy.
     """
     name = max(right, key=lambda one: sum(right[one]))
     best = sum(right[name]) / len(right[name])
@@ -243,13 +245,14 @@ def verdict(
     tries = ["more labelled images (data.shots)", "more steps (schedule.steps)"]
     if small_model:
         tries.append("a model that has seen photographs, on a GPU (model.path=Qwen/Qwen2-VL-2B-Instruct)")
-    label = f"If you need only the label, {use}. {_adds(policy, before, name, objective.upper())}"
+    label = f"If you need only the label, {use}. {_adds(policy, before, name, objective.upper(), warm)}"
     return f"verdict: {ours} {said}: {by}. {label}. What to try: {', '.join(tries)}"
 
 
-def _adds(policy: Sequence[bool], before: Sequence[bool], name: str, trained: str) -> str:
+def _adds(policy: Sequence[bool], before: Sequence[bool], name: str, trained: str, warm: bool) -> str:
     """What training (GRPO or SFT) adds to the baseline `name`, which is as good."""
-    over = f"{_points(paired_difference(before, policy))} over the untrained model" if before else ""
+    start = "the warm-started model" if warm else "the untrained model"
+    over = f"{_points(paired_difference(before, policy))} over {start}" if before else ""
     if name in ASKED:  # a language model
         return "It answers in words, too" + (f", and {trained} adds {over}" if over else "")
     words = f"What {trained} adds here is an answer in words from the model itself"

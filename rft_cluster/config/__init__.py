@@ -25,7 +25,13 @@ from rft_cluster.config.sections import (
     RunSection,
     ScoringSection,
 )
-from rft_cluster.config.training import AlgorithmSection, OptimizerSection, SamplingSection, ScheduleSection
+from rft_cluster.config.training import (
+    AlgorithmSection,
+    OptimizerSection,
+    SamplingSection,
+    ScheduleSection,
+    WarmStartSection,
+)
 
 __all__ = [
     "CONFIG_FOLDERS",
@@ -48,6 +54,7 @@ __all__ = [
     "ScheduleSection",
     "ScoringSection",
     "Section",
+    "WarmStartSection",
     "config_text",
     "find_config",
     "load_config",

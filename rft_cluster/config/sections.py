@@ -216,6 +216,10 @@ class Config(Section):
                 f"schedule.max_staleness is {self.schedule.max_staleness}, but with algorithm.objective sft no "
                 f"completion is sampled that could be stale: set it to 0"
             )
+        if self.schedule.warm_start and not self.algorithm.samples:
+            raise ValueError(
+                "schedule.warm_start is SFT before GRPO, but algorithm.objective is sft: leave one of them out"
+            )
         if self.optimizer.warmup_steps >= self.schedule.steps:
             raise ValueError(
                 f"optimizer.warmup_steps ({self.optimizer.warmup_steps}) must be below schedule.steps "

@@ -73,13 +73,20 @@ class AlgorithmSection(Section):
 class OptimizerSection(Section):
     learning_rate: float = Field(1e-6, gt=0, le=10)
     sft_learning_rate: float | None = Field(None, gt=0, le=10)
-    """Learning rate of `baselines: [sft]`; left out: `learning_rate`. Full models usually take 1e-5 in SFT, and a tenth
-    of that in reinforcement learning."""
+    """Learning rate of `baselines: [sft]` and of `schedule.warm_start`; left out: `learning_rate`. Full models usually
+    take 1e-5 in SFT, and a tenth of that in reinforcement learning."""
     warmup_steps: int = Field(0, ge=0, le=MOST_STEPS)
     """Steps of linear warm-up, followed by linear decay that would reach 0 one step after the last."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     weight_decay: float = Field(0.0, ge=0, le=1000)
     max_grad_norm: float = Field(1.0, gt=0, le=1e9)
+
+
+class WarmStartSection(Section):
+    """Supervised fine-tuning on the same images before GRPO (docs/sft.md)."""
+
+    steps: int = Field(ge=1, le=MOST_STEPS)
+    """Steps of SFT, each of `prompts_per_step` images, at `optimizer.sft_learning_rate`."""
 
 
 class ScheduleSection(Section):
@@ -90,6 +97,9 @@ class ScheduleSection(Section):
     `algorithm.updates_per_step` U, times U updates. 0: generators and learners take turns. 1: generators write the next
     step's completions while the learners train on this step's. Higher values even out steps of different lengths. Above
     0 weights may change within a completion, so a run is not reproducible bit for bit."""
+    warm_start: WarmStartSection | None = None
+    """`{steps: 40}`: so many steps of SFT come first. GRPO, and its KL, start from that policy if it answers more
+    validation images right than the untouched model, and else from the untouched model."""
     evaluate_every: int = Field(0, ge=0, le=MOST_STEPS)
     """Steps between evaluations on the validation images; the last step has one, too. 0: none."""
     save_every: int = Field(0, ge=0, le=MOST_STEPS)

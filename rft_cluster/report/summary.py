@@ -16,6 +16,7 @@ from rft_cluster.common.errors import UserError
 from rft_cluster.report.lately import evaluations
 from rft_cluster.run.answers import ALSO, read_answers
 from rft_cluster.run.history import History, Row
+from rft_cluster.run.inside import keeps_warm_start, read_warm_start
 
 STAGES = ("generate", "learn", "transfer")
 PAUSE = 6 * 3600  # seconds without a line in the log: the run stood still
@@ -34,6 +35,10 @@ def accuracies(history: History, classes: int) -> list[dict[str, Any]]:
             rows += [
                 _measured("before" if row is found[0] and row["step"] == 0 else "after", row) for row in _ends(found)
             ]
+            if rows[0]["kind"] == "before" and (warm := read_warm_start(history.folder)) and warm.kept:
+                said = " to ".join(f"{100 * rate:.1f} %" for rate in warm.validation)
+                rows[0] |= {"name": f"After the warm start, {warm.steps} steps of SFT"}
+                rows[0]["what"] += f", before GRPO; of the validation images the warm start went from {said}"
             if split == "test":
                 rows += [_part(name, own) for name, own in apart(history.tested(history.last), history.unseen).items()]
             break
@@ -88,7 +93,8 @@ def sentence(history: History) -> str:
     if history.right and after and history.manifest:
         images, small = len(history.manifest["splits"]["train"]), history.config.get("model", {}).get("path") == "tiny"
         objective = history.config.get("algorithm", {}).get("objective", "grpo")
-        said = verdict(after, before, history.right, images, small, objective)
+        warm = keeps_warm_start(history.folder)
+        said = verdict(after, before, history.right, images, small, objective, warm)
         said = said.removeprefix("verdict: ").replace("1-nearest", "1\u2011nearest")  # no line ends there
         note = f" {NOTE.capitalize()}." if history.unseen else ""
         return said[0].upper() + said[1:] + "." + note

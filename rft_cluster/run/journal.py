@@ -28,7 +28,7 @@ FOLDER = "journal"
 # What policies depend on, but for rounding. `steps` decides the learning rates.
 SETTINGS: dict[str, Any] = dict.fromkeys(("model", "algorithm", "optimizer", "sampling", "rewards", "prompt"), True) | {
     "run": {"seed"},
-    "schedule": {"steps", "prompts_per_step", "max_staleness"},
+    "schedule": {"steps", "prompts_per_step", "max_staleness", "warm_start"},
 }
 Rewards = Sequence[Sequence[Reward]]
 
@@ -121,6 +121,8 @@ def settings_digest(config: Config) -> str:
     """SHA-256 of the settings that a journalled step depends on."""
     settings = config.model_dump(mode="json", include=SETTINGS)
     del settings["optimizer"]["sft_learning_rate"]  # of runs inside this one
+    if settings["schedule"]["warm_start"] is None:
+        del settings["schedule"]["warm_start"]
     if settings["algorithm"]["objective"] == "grpo":
         del settings["algorithm"]["objective"]  # likewise
     for key in ("family", "min_image_tokens", "max_image_tokens", "min_pixels", "max_pixels"):

@@ -23,6 +23,7 @@ from rft_cluster.model.shapes import Shapes
 from rft_cluster.model.tiny.conditions import check_conditions
 from rft_cluster.prompts import PROBLEM, find_template
 from rft_cluster.run.answers import ALSO
+from rft_cluster.run.inside import runs_inside
 from rft_cluster.run.saving import BEST, MODEL
 from rft_cluster.run.space import disk_bytes
 from rft_cluster.run.task import (
@@ -127,6 +128,15 @@ def check_task(config: Config, task: Task, model: Model | None) -> Checked:
     return Checked(parameters, shapes, _by_split(task, asked.lengths), notes)
 
 
+def check_warm_start(config: Config, task: Task) -> None:
+    """Raise UserError if nothing could say whether a warm start is to be kept."""
+    if config.schedule.warm_start and not task.dataset.validation:
+        raise UserError(
+            "schedule.warm_start is kept only if more validation images are answered right after it, and there are "
+            "none: set data.validation, or leave schedule.warm_start out"
+        )
+
+
 def check_baselines(config: Config, task: Task, model: Model | None) -> None:
     """Check that the baselines that the configuration asks for can be measured at the run's end.
 
@@ -171,7 +181,7 @@ def check_disk(config: Config, parameters: int) -> str:
     Raises:
         UserError: there is not enough room.
     """
-    needed = disk_bytes(config, parameters)
+    needed = sum(disk_bytes(one, parameters) for one in (config, *runs_inside(config)))
     held = sum(bytes_in(config.run_folder / part) for part in ("checkpoints", "journal", MODEL, BEST))
     check_space(
         config.run_folder,

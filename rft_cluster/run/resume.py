@@ -36,7 +36,7 @@ RECORDS = ("config.yaml", "metrics.jsonl", "eval.jsonl", "checkpoints", "model")
 IMAGE_LIMITS = {f"model.{edge}_{unit}" for edge in ("min", "max") for unit in ("image_tokens", "pixels")}
 FOLDERS = (
     *("checkpoints", "model", "model-best", "rollouts", "evaluations", "journal", "tensorboard", "wandb"),
-    *("baselines",),
+    *("baselines", "warm_start"),
 )
 RECORD_FILES = ("config.yaml", "manifest.json", "metrics.jsonl", "eval.jsonl", "parts.jsonl")
 FILES = (*RECORD_FILES, ALSO_MANIFEST, "log.txt", ACTIVITY_FILE, LOCK_FILE)

@@ -17,7 +17,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 BASE = {"common", "messages", "config"}
 MAY_IMPORT: dict[str, set[str]] = {
     "comparison": {"training", "data", "prompts", "classification", "run", "cluster", "model"},
-    "training": {"train", "run", "cluster"},
+    "warm_start": {"training", "classification", "run"},
+    "training": {"train", "classification", "run", "cluster", "prompts"},
     "train": {"data", "prompts", "algorithm", "rewards", "classification", "run", "cluster"},
     "doctor": {"plan", "cluster", "run", "model", "data", "tracking"},
     "plan": {"cluster", "run", "model"},

@@ -17,8 +17,10 @@ from rft_cluster.common.errors import ClusterError, UserError
 from rft_cluster.config import Config
 from rft_cluster.model.image_encoder import ImageEncoder
 from rft_cluster.prompts import make_prompts, make_question
+from rft_cluster.report import summary
 from rft_cluster.run.folder import RunFolder
 from rft_cluster.run.history import read_history
+from rft_cluster.run.inside import WARM_START_FILE, WarmStart, warm_start_run
 from rft_cluster.run.preflight import check_baselines
 from rft_cluster.run.saving import is_complete
 from rft_cluster.run.task import Task
@@ -56,7 +58,8 @@ def cluster(tmp_path, monkeypatch) -> SimpleNamespace:
 
         yield SimpleNamespace(generate=generate)
 
-    for name, one in {"features_of": features_of, "train_inside": train_inside, "start_generators": start_generators,
+    monkeypatch.setattr("rft_cluster.training.start_generators", start_generators)
+    for name, one in {"features_of": features_of, "train_inside": train_inside,
                       "base_model_path": lambda *_: "base"}.items():  # fmt: skip
         monkeypatch.setattr(comparison, name, one)
     return SimpleNamespace(asked=asked, started=lambda: [kind for kind, *_ in asked])
@@ -156,3 +159,21 @@ def test_an_encoder_needs_its_folder_named():
 
     with pytest.raises(UserError, match=r"baselines has encoder, .*: set evaluation.encoder to it"):
         load_config("digits", ["baselines=[encoder]"])
+
+
+def test_after_a_warm_start_the_untouched_model_is_the_one_before_it(tmp_path, cluster, capsys):
+    settings = config(tmp_path, *SETTINGS, "baselines=[base]", "schedule.warm_start={steps: 2}")
+    record = WarmStart(steps=2, kept=True, validation=(0.1, 0.5), images=10)
+    (settings.run_folder / WARM_START_FILE).write_text(record.model_dump_json())
+    comparison.compare(settings, TASK, "", COMMAND)
+    assert "no baseline base: the run has no record of the answers before training" in capsys.readouterr().out
+    own = warm_start_run(settings)
+    prompts = make_prompts(DATA.test, "Which flower?", "test", 0, 0)
+    groups = [answered([prompt], [prompt.label if i == 2 else "none"], "")[0] for i, prompt in enumerate(prompts)]
+    RunFolder(own, TASK).log_evaluation(summarise(0, "test", groups), groups)
+    comparison.compare(settings, TASK, "", COMMAND)
+    assert record_of(tmp_path)["right"]["base"] == "0010"
+    said = capsys.readouterr().out
+    assert "+50.0 points (" in said and "over the warm-started model" in said
+    (row, *_) = summary.accuracies(read_history(settings.run_folder), 2)
+    assert row["name"] == "After the warm start, 2 steps of SFT" and "from 10.0 % to 50.0 %" in row["what"]
