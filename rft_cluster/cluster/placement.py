@@ -61,11 +61,11 @@ def describe(config: Config, train_images: int) -> str:
         lines.append(f"{label:<12}{actors.cpus:>12g}{actors.gpus:>7g}")
     cpus, gpus = needed(config)
     schedule = config.schedule
-    completions = schedule.prompts_per_step * config.sampling.group_size
+    completions = schedule.prompts_per_step * config.completions
     lines += [
         f"{'in all':<12}{cpus:>12g}{gpus:>7g}",
         f"placement   {placement_line(config)}",
-        f"each step   {schedule.prompts_per_step} prompts x {config.sampling.group_size} completions = "
+        f"each step   {schedule.prompts_per_step} prompts x {config.completions} completions = "
         f"{completions} completions, {-(-completions // config.learners.count)} a learner in micro-batches of "
         f"{config.learners.micro_batch_tokens} tokens at most",
         f"schedule    {schedule.steps} steps; an epoch of {train_images} images is "

@@ -12,6 +12,7 @@ from rft_cluster.plan.estimate import TIGHT, Plan, evaluated, make_plan
 from rft_cluster.plan.memory import GIB, PHASES, snapshot, snapshots
 from rft_cluster.plan.places import Place, host_memory
 from rft_cluster.plan.work import Prompts
+from rft_cluster.run.inside import runs_inside
 from rft_cluster.run.preflight import Checked
 
 SHOWN = 0.05  # GiB; smaller parts are only in the sum
@@ -28,6 +29,8 @@ def plan_lines(config: Config, shapes: Shapes, prompts: Mapping[str, Prompts], c
     plan_of = partial(make_plan, shapes=shapes, prompts=prompts, card=card)
     plan = plan_of(config)
     lines = describe(config, shapes, plan, prompts, card)
+    lines += [f"and SFT     {_between(plan_of(own).hours.values())} for {own.schedule.steps} steps in {own.run_folder}"
+              for own in runs_inside(config)]  # fmt: skip
     return lines if plan.fits else [*lines, *advice_lines(config, plan_of)]
 
 

@@ -43,7 +43,8 @@ class Hint:
 
 def hints(history: History) -> list[Hint]:
     """The hints about a run, done or in progress, warnings first."""
-    found = [hint for check in CHECKS if (hint := check(history))]
+    is_sft = history.config.get("algorithm", {}).get("objective") == "sft"
+    found = [hint for check in CHECKS if not (is_sft and check in OF_SAMPLING) and (hint := check(history))]
     return sorted(found, key=lambda hint: hint.severity != "warning")
 
 
@@ -341,6 +342,8 @@ CHECKS: Sequence[Callable[[History], Hint | None]] = (
     *(beaten, by_chance, accuracy_fell, overfitted, one_answer, never_answered, format_lost, skipped_updates),
     *(failed_rewards, high_gap, high_kl, entropy_gone, cut_short, dead_groups, idle, too_few_images),
 )
+# No faults of SFT: its steps sample nothing, so generators wait, and its entropy falls as targets are learned.
+OF_SAMPLING = (entropy_gone, idle)
 
 
 def _quoted(label: str | None) -> str:

@@ -45,6 +45,15 @@ def test_parts_add_up_to_the_last_line():
         assert sum(values) == pytest.approx(whole, abs=0.4)
 
 
+def test_runs_inside_the_run_have_a_line_each():
+    config = load_config("flower102_1gpu", ["data.test=100", "baselines=[sft]", "schedule.warm_start={steps: 20}"])
+    splits = {**plan_table.SPLITS, "test": plan_table.FLOWERS}
+    said = plan_lines(config, planned.shapes_of("Qwen2-VL-2B"), splits, CARDS["h100"])
+    warm, sft = (line for line in said if line.startswith("and SFT"))
+    assert warm.endswith("for 20 steps in runs/flower102_1gpu/warm_start")
+    assert sft.endswith(f"for {config.schedule.steps} steps in runs/flower102_1gpu/baselines/sft")
+
+
 def test_a_card_is_measured_if_and_only_if_there_is_a_record():
     records = {file.name: json.loads(file.read_text()) for file in (ROOT / "benchmarks" / "results").glob("gpu_*.json")}
     cards_of = {

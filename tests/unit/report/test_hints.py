@@ -235,6 +235,14 @@ def test_real_runs_of_the_digits_have_no_hint_at_any_step(tmp_path, seed):
         assert hints(replace(history, steps=tuple(steps), evaluations=tuple(evaluations))) == [], f"after step {step}"
 
 
+def test_what_is_as_it_should_be_in_sft_is_no_hint(tmp_path):
+    figures = {"entropy": after(20, 0.01, 0.5), "seconds/learn": 9.0, "reward": None, "reward/accuracy": None}
+    history = read_history(run_folder(tmp_path, figures=figures))
+    assert len(hints(history)) == 2
+    algorithm = {**history.config["algorithm"], "objective": "sft"}
+    assert hints(replace(history, config={**history.config, "algorithm": algorithm})) == []
+
+
 def test_every_check_has_a_case():
     assert {check.__name__ for check in CHECKS} == CASES.keys()
 
