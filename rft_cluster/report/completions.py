@@ -56,6 +56,11 @@ class Rewarded(BaseModel):
     parts: dict[str, float] = {}
     failures: dict[str, str] = {}
 
+    @property
+    def is_scored(self) -> bool:
+        """False for a target of SFT."""
+        return self.total is None or bool(self.parts)
+
 
 class Recorded(BaseModel):
     """A group in `rollouts/`. Older versions wrote fewer keys (see `run/rollouts.py`)."""
@@ -98,7 +103,7 @@ class Columns:
             self.groups[name].append(value)
         columns: dict[str, Sequence[Any]] = {
             "text": group.completions,
-            "total": [rounded(reward.total, DIGITS) for reward in group.rewards],
+            "total": [rounded(reward.total, DIGITS) if reward.is_scored else None for reward in group.rewards],
             "advantage": [rounded(value, DIGITS) for value in group.advantages],
             "tokens": group.tokens or [sum(tokens for _, tokens in spans) for spans in group.version_spans],
             "finish": group.finish_reasons,

@@ -44,7 +44,8 @@ def completion_line(row: Row, index: int) -> str:
     reward, advantage, gap = row["rewards"][index], row["advantages"][index], row["logprob_gaps"][index]
     parts = ", ".join(f"{printable(name)} {value:g}" for name, value in reward["parts"].items())
     total = "masked" if reward["total"] is None else f"reward {reward['total']:.2f}"
-    words = [f"{total} ({parts})", "no advantage" if advantage is None else f"advantage {advantage:+.2f}"]
+    earned = f"{total} ({parts})" if parts or reward["total"] is None else "a target of SFT"
+    words = [earned, "no advantage" if advantage is None else f"advantage {advantage:+.2f}"]
     words += [f"{row['tokens'][index]} tokens"] + ([] if gap is None else [f"log-prob gap {gap:.4f}"])
     return "  ".join([*words, printable(row["why"][index])])
 

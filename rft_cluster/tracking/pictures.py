@@ -51,12 +51,15 @@ def _lines(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines = []
     for completion, reward, advantage in zip(*(row[key][:drawn] for key in KEYS), strict=True):
         colour = GOOD if advantage and advantage > 0 else BAD if advantage else FAINT
-        lines.append((f"{worth(reward['total'], advantage)}   {shortened(printable(completion))}", colour))
+        lines.append((f"{worth(reward, advantage)}   {shortened(printable(completion))}", colour))
     return [*lines, (f"and {more + 1} more", FAINT)] if more > 0 else lines
 
 
-def worth(total: float | None, advantage: float | None) -> str:
-    """A completion's reward and advantage; it has neither if it is masked."""
+def worth(reward: Mapping[str, Any], advantage: float | None) -> str:
+    """A completion's reward and advantage; it has neither if it is masked, or a target of SFT."""
+    total = reward["total"]
+    if total is not None and reward.get("parts") == {}:
+        return "target"
     return "masked" if total is None or advantage is None else f"{total:.2f} {advantage:+.2f}"
 
 

@@ -129,7 +129,7 @@ def completions_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The completions of groups as a table in Markdown, `MOST_LINES` of each, with every text literal."""
     head = "| image | label | reward, advantage | completion | why |\n|---|---|---|---|---|\n"
     return head + "".join(
-        f"| {literal(row['example_id'])} | {literal(row['label'])} | {literal(worth(reward['total'], advantage))} "
+        f"| {literal(row['example_id'])} | {literal(row['label'])} | {literal(worth(reward, advantage))} "
         f"| {literal(text)} | {literal(why)} |\n"
         for row in rows
         for text, reward, advantage, why in zip(*(row[key][:MOST_LINES] for key in (*KEYS, "why")), strict=True)

@@ -14,6 +14,7 @@ from rft_cluster.run.history import History
 
 class Earned(BaseModel):
     total: float | None = None
+    parts: object = None
 
 
 class Group(BaseModel):
@@ -56,6 +57,8 @@ def answer_table(groups: list[Group]) -> Table:
         table.add_row("reward", "adv.", about, style="bold")
         for text, earned, advantage, why in _entries(group):
             reward = "" if not earned else "masked" if earned.total is None else f"{earned.total:.2f}"
+            if earned and earned.total is not None and earned.parts == {}:
+                reward = "target"  # of SFT
             better = "" if advantage is None else f"{advantage:+.2f}"
             style = "" if not advantage else "green" if advantage > 0 else "red"
             words = Text.assemble(printable(why), (f"  {printable(text)}", "dim"))
