@@ -110,6 +110,7 @@ def test_one_that_cannot_be_measured_is_said_and_tried_again(tmp_path, cluster, 
     settings, works = settings_of(tmp_path, "base_closed", "sft"), comparison.train_inside
     (tmp_path / "mine" / "model").mkdir()
     monkeypatch.setattr("rft_cluster.run.saving.exported", lambda _: SimpleNamespace(steps=2))
+    monkeypatch.setattr("rft_cluster.run.saving.is_calibrated", lambda _: True)
     monkeypatch.setattr(comparison, "train_inside", fails)
     comparison.compare(settings, TASK, "", COMMAND)
     assert "no baseline sft: a learner died\n" in capsys.readouterr().out
