@@ -48,7 +48,9 @@ def test_sft_and_the_untouched_model_are_baselines(run):
                       for folder, step in ((run / "warm_start", 0), (run / "baselines/sft", STEPS)))  # fmt: skip
     for name, judged in (("base", untouched), ("sft", sft)):
         assert record["right"][name] == "".join("01"[one.strict] for one in judged)
-    assert len(sft) == 500 and record["base"] < record["sft"]
+    # So few steps teach the layout and no class.
+    begun = [sum(one.text.startswith("<think></think>") for one in judged) for judged in (untouched, sft)]
+    assert begun[0] == 0 and begun[1] > 250
 
 
 @pytest.mark.slow
