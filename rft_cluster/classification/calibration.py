@@ -1,7 +1,7 @@
 """Do probabilities mean what they say? Figures with 95 % intervals, from P(class | image) and the labels (pure).
 
-    probability_report(asked, right, classes, temperature)        all of it, for evaluation.json
-    calibration_figures(probabilities, right)                     of one P
+    probability_report(after, votes, right, ...)    all of it, for evaluation.json
+    calibration_figures(probabilities, right)       of one P
 
 Intervals are percentiles of `RESAMPLES` bootstrap samples of the images (Efron and Tibshirani 1993, chapter 13), drawn
 from a fixed seed: the same images give the same intervals. Those of rates are Wilson's.
@@ -29,6 +29,7 @@ def probability_report(
     after_greedy: Sequence[Scores | None],
     after_votes: Sequence[Sequence[Scores | None]],
     right: np.ndarray,
+    classes: int,
     temperature: float | None,
     grey: Scores | None = None,
 ) -> dict[str, Any]:
@@ -38,11 +39,11 @@ def probability_report(
         after_greedy: of each of n images, after its greedy reasoning, or of a question without reasoning.
         after_votes: the same after several sampled reasonings; empty without reasoning.
         right: the labels' indices [n].
+        classes: how many there are.
         temperature: that of the card; None if none was fitted.
         grey: of an image without content, to compare `METHODS`; None to leave that one out.
     """
     alone = [[scores] for scores in after_greedy]
-    classes = next(len(one.joint) for one in after_greedy if one)
     report = {
         "temperature": temperature,
         **calibration_figures(at_temperature(alone, classes, temperature or 1.0), right),

@@ -115,7 +115,7 @@ def with_probabilities(
     """An evaluation's figures, with those of the probabilities. Each prediction also gets the most probable class and
     its probability."""
     right, temperature = labels_of(examples, classes), calibration.temperature if calibration else None
-    report = probability_report(scored.after_greedy, scored.after_votes, right, temperature, scored.grey)
+    report = probability_report(scored.after_greedy, scored.after_votes, right, len(classes), temperature, scored.grey)
     answers = [answer_of([scores], classes, temperature or 1.0) for scores in scored.after_greedy]
     hits = [answer.label == example.label for answer, example in zip(answers, examples, strict=True)]
     rows = [

@@ -79,7 +79,7 @@ def report() -> dict:
     found, right = honest(400)
     after = scored(softmax(3 * np.log(found)))
     votes = [[one, None] for one in after]
-    return probability_report(after, votes, right, 3.0, grey=after[0]) | {"fitted_on": 200}
+    return probability_report(after, votes, right, 8, 3.0, grey=after[0]) | {"fitted_on": 200}
 
 
 def test_a_report_says_what_the_temperature_does_and_compares_the_methods(report):
@@ -93,9 +93,15 @@ def test_a_report_says_what_the_temperature_does_and_compares_the_methods(report
 
 def test_a_report_without_temperature_votes_and_grey_image():
     found, right = honest(60)
-    report = probability_report([None, *scored(found)[1:]], [], right, None) | {"fitted_on": None}
+    report = probability_report([None, *scored(found)[1:]], [], right, 8, None) | {"fitted_on": None}
     assert not report.keys() & {"unfitted", "votes"} and report["methods"].keys() == {"joint", "per_token"}
     assert any(line.endswith("; not calibrated") for line in probability_lines(report))
+
+
+def test_a_policy_whose_answers_are_all_out_of_format_has_equal_probabilities():
+    report = probability_report([None] * 60, [[None]] * 60, np.zeros(60, int), 4, None)
+    assert report["log_loss"]["value"] == pytest.approx(np.log(4))
+    assert report["methods"]["joint"]["log_loss"] == pytest.approx(np.log(4))
 
 
 def test_the_lines_say_what_can_be_answered(report):
