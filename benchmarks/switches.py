@@ -66,6 +66,7 @@ ROWS: dict[str, list[str]] = {
     "colour": ["data.augment={colour: 0.2}"],
     "flip": ["data.augment={flip: true}"],
     "SFT": ["algorithm.objective=sft", "algorithm.kl_beta=0"],
+    "warm start by SFT": ["schedule.warm_start={steps: 20}"],
 }
 
 

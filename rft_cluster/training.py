@@ -11,6 +11,7 @@ from rft_cluster.cluster.cluster import Cluster
 from rft_cluster.cluster.metrics import RunMetrics
 from rft_cluster.cluster.start import start_cluster, start_generators
 from rft_cluster.common.errors import ClusterError, NoRoom
+from rft_cluster.common.files import write_json
 from rft_cluster.config import Config
 from rft_cluster.messages import Example, Sampling
 from rft_cluster.prompts import make_prompts
@@ -19,7 +20,7 @@ from rft_cluster.run.folder import RunFolder
 from rft_cluster.run.lock import locked
 from rft_cluster.run.restarts import Restarts
 from rft_cluster.run.resume import Start, find_start
-from rft_cluster.run.saving import is_trained
+from rft_cluster.run.saving import BASELINES_FILE, is_trained
 from rft_cluster.run.targets import read_targets
 from rft_cluster.run.task import Task
 from rft_cluster.run.tracker import Tracker
@@ -34,6 +35,7 @@ def train_inside(config: Config, task: Task, model_path: str) -> None:
     with locked(config.run_folder):
         if not is_trained(config):
             train_through_losses(config, task, _goes_on(config), model_path, None, [])
+            write_json(config.run_folder / BASELINES_FILE, {})  # it is done: the run around it has the baselines
 
 
 def greedy_answers(

@@ -103,7 +103,8 @@ def sentence(history: History) -> str:
     return {
         "in progress": "The run is in progress: the test images and the baselines are measured at its end.",
         "stopped": "The run was stopped before its end, so the trained model was not compared with the baselines.",
-        "done": "Without test images (data.test) there is nothing to compare.",
+        "done": "Without test images (data.test), or inside another run, which has the baselines, there is nothing to "
+        "compare.",
     }[history.state]
 
 

@@ -10,7 +10,9 @@ from rft_cluster import launch, warm_start
 from rft_cluster.classification.report import Judged
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import Config, load_config
+from rft_cluster.report import summary
 from rft_cluster.run.answers import write_answers
+from rft_cluster.run.history import read_history
 from rft_cluster.run.inside import WARM_START_FILE, keeps_warm_start, read_warm_start, runs_inside, warm_start_run
 from rft_cluster.run.journal import settings_digest
 from rft_cluster.run.preflight import check_warm_start
@@ -124,5 +126,7 @@ def test_a_run_that_dies_in_its_warm_start_goes_on_there(tmp_path, monkeypatch):
     ]  # fmt: skip
     assert [roles.calls.count("learning") for *_, roles in started] == [2, 2, 6], "2 of 4 were saved"
     assert started[1][2].calls.count("asking") == 0 and started[2][2].calls.count("asking") == 6
+    warm = read_history(settings.run_folder / "warm_start")
+    assert warm.state == "done" and "inside another run" in summary.sentence(warm)
     for folder, steps in ((settings.run_folder, 6), (settings.run_folder / "warm_start", 4)):
         assert [row["step"] for row in read_rows(folder / "metrics.jsonl")] == list(range(1, steps + 1))
