@@ -108,6 +108,19 @@ def test_names_in_any_order_have_the_same_probabilities(scorer):
     np.testing.assert_allclose(found[::-1], turned, rtol=0, atol=1e-5)
 
 
+def test_more_names_than_a_row_holds_are_in_several_rows(scorer, monkeypatch):
+    endings = [f"{name}</answer>" for name in NAMES]
+    whole, counts = scorer.logprobs(picture(), "Which?", BEFORE, endings)
+    monkeypatch.setattr(class_logprobs, "MOST_KEYS", 40)  # the prompt has more than 13 tokens: two names, or one
+    rows = []
+    packed = class_logprobs.pack_row
+    monkeypatch.setattr(class_logprobs, "pack_row", lambda *some: rows.append(len(some[1])) or packed(*some))
+    found, same = scorer.logprobs(picture(), "Which?", BEFORE, endings)
+    assert len(rows) > 2 and sum(rows) == len(NAMES)
+    np.testing.assert_allclose(found, whole, rtol=0, atol=1e-5)
+    assert counts.tolist() == same.tolist()
+
+
 def test_the_image_and_what_is_shared_are_in_the_row_once(scorer, encoder, monkeypatch):
     rows = []
     packed = class_logprobs.pack_row
