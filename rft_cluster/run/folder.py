@@ -3,6 +3,7 @@
 runs/NAME/  config.yaml      the resolved configuration
             config-to-000040.yaml    the one of the steps up to 40, if the run went on from there with another
             manifest.json    which images were chosen, with their SHA-256 (see data/manifest.py)
+            warm_start/, warm_start.json, baselines/sft/    runs inside this one (see run/inside.py)
             manifest-also.json    the same of `evaluation.also`
             metrics.jsonl    an object a step (see docs/metrics.md)
             eval.jsonl       an object an evaluation
