@@ -16,9 +16,10 @@ from rft_cluster.cluster.rollouts import Rollout
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import Config
 from rft_cluster.messages import Example, Group, Sampling
-from rft_cluster.prompts import draw_prompts, make_prompts
+from rft_cluster.prompts import make_prompts
 from rft_cluster.rewards.scorer import check_failures
 from rft_cluster.run.answers import ALSO
+from rft_cluster.run.asking import further_rounds, prompts_of, wants_more
 from rft_cluster.run.folder import RunFolder
 from rft_cluster.run.journal import Recorded
 from rft_cluster.run.metrics import step_stats
@@ -33,7 +34,7 @@ def train(config: Config, task: Task, cluster: Cluster, run: RunFolder, targets:
 
     `targets`: of SFT, which learns from them in place of completions of the policy.
     """
-    schedule, seed, dataset = config.schedule, config.run.seed, task.dataset
+    schedule, dataset = config.schedule, task.dataset
     algorithm, sampling = load_algorithm(config), Sampling(**config.sampling.model_dump())
     card = make_card(config, dataset, task.question, image_pixels(config))
     keeper = Keeper(config, card, cluster, run.first_step, run.tiny_model)
@@ -48,12 +49,15 @@ def train(config: Config, task: Task, cluster: Cluster, run: RunFolder, targets:
             stage = run.stopwatch(step + 1)
             # Generators have version `step` now, so a rollout for step `asked` is at most `max_staleness` steps stale.
             for asked in range(step + len(rollouts), min(step + schedule.max_staleness + 1, schedule.steps)):
-                examples = dataset.batch(seed, asked, schedule.prompts_per_step)
-                prompts = draw_prompts(examples, task.question, "train", asked, seed)
-                recorded = run.journal.recorded(asked, prompts)
+                prompts = prompts_of(config, task, asked)
+                recorded = run.journal.recorded(asked, prompts, further_rounds(config, task, asked))
                 rollouts.append(recorded or start_rollout(prompts, sampling, version=step))
             with stage("generate"):
                 groups, rewards = rollouts.popleft().wait()
+                while wants_more(rewards, algorithm.advantages, schedule):
+                    prompts = prompts_of(config, task, step, further=len(groups) // schedule.prompts_per_step)
+                    more, their_rewards = start_rollout(prompts, sampling, version=step).wait()
+                    groups, rewards = [*groups, *more], [*rewards, *their_rewards]
             check_failures(groups, rewards, len(groups) * config.completions, config.scoring.failure_budget)
             advantages = algorithm.advantages(rewards)
             samples = algorithm.samples(groups, advantages)

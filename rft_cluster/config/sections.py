@@ -220,6 +220,11 @@ class Config(Section):
             raise ValueError(
                 "schedule.warm_start is SFT before GRPO, but algorithm.objective is sft: leave one of them out"
             )
+        if self.schedule.min_live and not self.algorithm.samples:
+            raise ValueError(
+                f"schedule.min_live is {self.schedule.min_live:g}, but with algorithm.objective sft no "
+                f"completions are sampled: set it to 0"
+            )
         if self.optimizer.warmup_steps >= self.schedule.steps:
             raise ValueError(
                 f"optimizer.warmup_steps ({self.optimizer.warmup_steps}) must be below schedule.steps "

@@ -100,6 +100,10 @@ class ScheduleSection(Section):
     warm_start: WarmStartSection | None = None
     """`{steps: 40}`: so many steps of SFT come first. GRPO, and its KL, start from that policy if it answers more
     validation images right than the untouched model, and else from the untouched model."""
+    min_live: float = Field(0, ge=0, le=1)
+    """Live groups that a step is to have, as a share of `prompts_per_step`. While it has fewer, as many further prompts
+    are drawn and asked about, at most three times: a step may take four times the completions. Groups that are not live
+    still count in the loss's means. 0: no further prompts."""
     evaluate_every: int = Field(0, ge=0, le=MOST_STEPS)
     """Steps between evaluations on the validation images; the last step has one, too. 0: none."""
     save_every: int = Field(0, ge=0, le=MOST_STEPS)

@@ -178,20 +178,24 @@ class FewShotDataset:
             notes.append(f"skipped {images} that cannot be used:\n{lines}")
         return notes
 
-    def batch(self, seed: int, step: int, size: int) -> list[Example]:
-        """The `size` training examples of a step. Equal arguments give equal batches, so resuming needs no state.
+    def batch(self, seed: int, step: int, size: int, further: int = 0) -> list[Example]:
+        """The `size` training examples of a step, or those of its first, second, ... `further` round of prompts.
+
+        Equal arguments give equal batches, so resuming needs no state.
 
         Batches run through seeded permutations of `train`, one an epoch: an epoch has each image once, a batch may
-        cross the end of an epoch and may be larger than `train`. Each image is to be changed as `augment` says, in a
+        cross the end of an epoch and may be larger than `train`. Further rounds have permutations of their own, so that
+        epochs do not depend on how many there were. Each image is to be changed as `augment` says, in a
         way drawn from (seed, step, index in the step).
         """
+        of_what, start = (("further", step, further), 0) if further else (("epoch",), step * size)
         orders: dict[int, np.ndarray] = {}
         batch = []
         for place in range(size):
-            epoch, index = divmod(step * size + place, len(self.train))
+            epoch, index = divmod(start + place, len(self.train))
             if epoch not in orders:
-                orders[epoch] = seeded_generator(seed, "epoch", epoch).permutation(len(self.train))
-            how = draw(self.augment, seeded_generator(seed, "augment", step, place))
+                orders[epoch] = seeded_generator(seed, *of_what, epoch).permutation(len(self.train))
+            how = draw(self.augment, seeded_generator(seed, "augment", step, further * size + place))
             batch.append(self.train[orders[epoch][index]].changed(how))
         return batch
 

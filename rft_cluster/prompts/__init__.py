@@ -220,20 +220,25 @@ def text_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def make_prompts(examples: list[Example], text: str, split: str, step: int, seed: int) -> list[Prompt]:
-    """Make one prompt for each example, all of one text. Ids and seeds depend only on (seed, split, step, index)."""
+def make_prompts(examples: list[Example], text: str, split: str, step: int, seed: int, first: int = 0) -> list[Prompt]:
+    """Make one prompt for each example, all of one text. Ids and seeds depend only on (seed, split, step, index).
+
+    `first`: the index of the first one.
+    """
     return [
         Prompt(f"{split}/{step}/{index}", example, text, _prompt_seed(seed, split, step, index))
-        for index, example in enumerate(examples)
+        for index, example in enumerate(examples, first)
     ]
 
 
-def draw_prompts(examples: list[Example], question: Question, split: str, step: int, seed: int) -> list[Prompt]:
+def draw_prompts(
+    examples: list[Example], question: Question, split: str, step: int, seed: int, first: int = 0
+) -> list[Prompt]:
     """As `make_prompts`, each with the classes listed in an order of its own, if the question lists them.
 
     The order depends only on (seed, split, step, index), too: a run that resumes asks the same.
     """
-    prompts = make_prompts(examples, question.text, split, step, seed)
+    prompts = make_prompts(examples, question.text, split, step, seed, first)
     if question.template is None:
         return prompts
     orders = (drawn_order(question.trained, f"{seed}/{prompt.prompt_id}") for prompt in prompts)

@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ FOLDER = "journal"
 # What policies depend on, but for rounding. `steps` decides the learning rates.
 SETTINGS: dict[str, Any] = dict.fromkeys(("model", "algorithm", "optimizer", "sampling", "rewards", "prompt"), True) | {
     "run": {"seed"},
-    "schedule": {"steps", "prompts_per_step", "max_staleness", "warm_start"},
+    "schedule": {"steps", "prompts_per_step", "max_staleness", "min_live", "warm_start"},
 }
 Rewards = Sequence[Sequence[Reward]]
 
@@ -61,13 +61,20 @@ class Journal:
         if self._end > first_step:
             print(f"steps {first_step + 1} to {self._end} are in the journal: their completions are not written again")
 
-    def recorded(self, step: int, prompts: Sequence[Prompt]) -> Recorded | None:
-        """The scored groups of a step, if an earlier part of the run journalled them for the same prompts."""
+    def recorded(
+        self, step: int, prompts: Sequence[Prompt], further: Iterable[Sequence[Prompt]] = ()
+    ) -> Recorded | None:
+        """The scored groups of a step, if an earlier part of the run journalled them for the same prompts, and for as
+        many of the `further` rounds of prompts as it had."""
         if step >= self._end:
             return None
         try:
-            lines = zip((self._body(step) or b"").splitlines(), prompts, strict=True)
-            pairs = [_from_row(json_object(line) or {}, prompt) for line, prompt in lines]
+            lines, asked = (self._body(step) or b"").splitlines(), [*prompts]
+            for round_of_prompts in further:
+                if len(asked) >= len(lines):
+                    break
+                asked += round_of_prompts
+            pairs = [_from_row(json_object(line) or {}, prompt) for line, prompt in zip(lines, asked, strict=True)]
         except (LookupError, TypeError, ValueError):  # of other prompts, or not what `commit` writes
             self._end = step  # a policy that this run will not have wrote the later ones
             self._drop_the_rest()
@@ -125,6 +132,8 @@ def settings_digest(config: Config) -> str:
         del settings["schedule"]["warm_start"]
     if settings["algorithm"]["objective"] == "grpo":
         del settings["algorithm"]["objective"]  # likewise
+    if not settings["schedule"]["min_live"]:
+        del settings["schedule"]["min_live"]  # likewise
     for key in ("family", "min_image_tokens", "max_image_tokens", "min_pixels", "max_pixels"):
         if settings["model"][key] is None:  # journals of versions without this key are as good
             del settings["model"][key]

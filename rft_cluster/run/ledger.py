@@ -8,6 +8,7 @@ Nothing is written, no function of the user's is run, and no text of a record is
 while it is written.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,6 +23,7 @@ from rft_cluster.data.dataset import FewShotDataset
 from rft_cluster.data.manifest import read_manifest
 from rft_cluster.messages import Example, ImageRef, Prompt
 from rft_cluster.prompts import make_prompts
+from rft_cluster.run.asking import most_rounds
 from rft_cluster.run.checkpoints import State
 from rft_cluster.run.history import check_is_run
 from rft_cluster.run.journal import FOLDER, settings_digest, step_of
@@ -125,10 +127,18 @@ class Run:
         """Number of images of the splits that are evaluated."""
         return {split: len(examples) for split, examples in self.dataset.splits.items() if split != "train"}
 
-    def prompts(self, step: int) -> list[Prompt]:
-        """The prompts that are due in a step, from 1. Their question is not known here, and left empty."""
+    def prompts(self, step: int, groups: int) -> list[Prompt]:
+        """The prompts that are due in a step, from 1, and those of as many further rounds as `groups` have. Their
+        question is not known here, and left empty."""
         size, seed = self.config.schedule.prompts_per_step, self.config.run.seed
-        return make_prompts(self.dataset.batch(seed, step - 1, size), "", "train", step - 1, seed)
+        rounds = min(max(1, math.ceil(groups / size)), most_rounds(self.config.schedule))
+        return [
+            prompt
+            for number in range(rounds)
+            for prompt in make_prompts(
+                self.dataset.batch(seed, step - 1, size, number), "", "train", step - 1, seed, number * size
+            )
+        ]
 
 
 def make_ledger(folder: Path) -> Ledger:
@@ -193,13 +203,14 @@ def _check_groups(run: Run, problems: Problems) -> Account:
             f"rollouts/: {kept.steps_are(first, last)} there, and not recorded in metrics.jsonl"
         )
     for number in sorted(rollouts.keys() | journal.keys()):
-        step = steps.Step(number, [], run.prompts(number))
+        step = steps.Step(number, [], run.prompts(number, steps.groups_in(journal[number]) if number in journal else 0))
         if number in rollouts.keys() - beyond:
             step, is_whole = _check_rollouts(run, step, rollouts[number], problems)
             found = None
             if is_whole and number in metrics:
                 found = advantages([row.rewards for row in step.rows])
                 problems["rewards"] += steps.figure_problems(step, metrics[number], found, run.config)
+                problems["prompts"] += steps.further_problems(step, advantages, run.config)
             if number != in_flight:
                 _enter(run, step, metrics.get(number, {}), found, account)
         if number in journal:
@@ -216,8 +227,8 @@ def _check_groups(run: Run, problems: Problems) -> Account:
 def _check_rollouts(run: Run, step: steps.Step, file: Path, problems: Problems) -> tuple[steps.Step, bool]:
     """The step with its groups, and whether nothing is wrong with them."""
     schedule, sampling = run.config.schedule, run.config.sampling
-    rows, damaged = steps.read_rollouts(file, schedule.prompts_per_step, run.config.completions)
-    step = replace(step, rows=rows)
+    rows, damaged = steps.read_rollouts(file, schedule, run.config.completions)
+    step = replace(step, rows=rows, prompts=run.prompts(step.number, len(rows)))
     wrong = {
         "rollouts": damaged,
         "prompts": list(steps.order_problems(step)),
@@ -238,9 +249,10 @@ def _enter(
 ) -> None:
     """Enter a step's groups. `advantages`: None if the step is damaged, so that their fate is not known."""
     places = {prompt.prompt_id: index for index, prompt in enumerate(step.prompts)}
-    start = (step.number - 1) * len(step.prompts)
+    size = run.config.schedule.prompts_per_step
+    start = (step.number - 1) * size
     for number, row in enumerate(step.rows):
-        if row.prompt_id in places:
+        if places.get(row.prompt_id, size) < size:  # those of further rounds are in no epoch
             updates = run.config.algorithm.updates_per_step
             became = fate(advantages[number], metrics, updates) if advantages else UNKNOWN
             account.add(start + places[row.prompt_id], row.example_id, became, row.rewards)
@@ -299,12 +311,13 @@ def _state(run: Run) -> str:
 def _proved(run: Run) -> dict[str, str]:
     """What each check has compared, for people."""
     schedule, files = run.config.schedule, _files(run.folder / FOLDER)
+    sizes = " or ".join(str(number * schedule.prompts_per_step) for number in range(1, 1 + most_rounds(schedule)))
     journal = ", ".join(f"{first} to {last}" for first, last in kept.spans_of(files))
     return {
         "settings": "config.yaml and manifest.json are whole",
         "steps": f"{len(run.recorded)} of {schedule.steps} recorded, each once and in order",
         "evaluations": "each that was due once",
-        "rollouts": f"{schedule.prompts_per_step} groups of {run.config.completions} completions a step",
+        "rollouts": f"{sizes} groups of {run.config.completions} completions a step",
         "prompts": f"{len(run.dataset.train)} examples, each once an epoch, in the order of seed {run.config.run.seed}",
         "rewards": "each total follows from its rewards, and the figures of each step from its completions",
         "staleness": f"at most {schedule.max_staleness} steps",

@@ -3,6 +3,7 @@
 import math
 
 from rft_cluster.config import Config
+from rft_cluster.run.asking import most_rounds
 
 EXPORT, MASTER, MOMENTS = 2, 4, 8  # bytes a parameter on disk: BF16, FP32, two in FP32
 JOURNALLED = 32  # bytes a token in the journal, with its log-probability and its text
@@ -24,4 +25,4 @@ def journal_bytes(config: Config) -> int:
     apart = schedule.save_every or math.ceil(60 * schedule.save_minutes)  # by time: at most one step a second
     steps = min(schedule.steps, apart * (schedule.keep_checkpoints + 1))
     tokens = config.completions * sampling.max_tokens + config.model.max_prompt_tokens
-    return JOURNALLED * steps * schedule.prompts_per_step * tokens
+    return JOURNALLED * steps * most_rounds(schedule) * schedule.prompts_per_step * tokens

@@ -30,6 +30,7 @@ from rft_cluster.report.summary import elsewhere
 from rft_cluster.run.answers import read_answers
 from rft_cluster.run.folder import RunFolder
 from rft_cluster.run.history import read_history
+from rft_cluster.run.ledger import make_ledger
 from rft_cluster.run.lock import locked
 from rft_cluster.run.records import read_rows
 from rft_cluster.run.resume import Start, find_start, is_run, raise_with_cure
@@ -246,6 +247,50 @@ def test_another_data_set_is_asked_about_before_and_after_and_not_twice(tmp_path
     said = change(*(read_answers(settings.run_folder, step, "also") for step in (0, STEPS)))
     assert said == elsewhere(read_history(settings.run_folder)).replace("On", "on", 1)
     assert "was 0.0 % before training and is 50.0 % after" in said and "+50.0 points" in said
+
+
+class Scarce(Roles):
+    """The first of a step's two groups is live, none of its first further round, and the first of the second. `dies`:
+    the step in whose update the process ends."""
+
+    dies: int | None = None
+
+    def _rollout(self, prompts):
+        groups, _ = super()._rollout(prompts)
+        right, wrong = (Reward(1 + one, {"format": 1.0, "accuracy": one}, {}) for one in (1.0, 0.0))
+        live = [group.prompt.prompt_id.rpartition("/")[2] in ("0", "4") for group in groups]
+        return groups, [[right, wrong if one else right] for one in live]
+
+    def _learn(self, at):
+        if at + 1 == self.dies:
+            raise RuntimeError("an actor died")
+        return super()._learn(at)
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_further_prompts_are_asked_while_few_groups_are_live_and_not_again_after_a_crash(tmp_path, staleness):
+    few = ("schedule.min_live=1", f"schedule.max_staleness={staleness}", "sampling.group_size=2")
+    settings, roles = config(tmp_path, *SETTINGS, *few), Scarce(None, 0, 0.0)
+    roles.dies = 4
+    with pytest.raises(RuntimeError, match="an actor died"):
+        run(settings, roles=roles)
+    code, roles = run(settings, roles=Scarce(None, 0, 0.0))
+    assert code == 0 and roles.calls.count("generating") == 3 * (STEPS - 4)  # three rounds a step
+    for step in range(STEPS):
+        rows = read_history(settings.run_folder).rollouts(step + 1)
+        assert [row["prompt_id"] for row in rows] == [f"train/{step}/{index}" for index in range(6)]
+        assert [any(row["advantages"]) for row in rows] == [True, False, False, False, True, False]
+
+    def said() -> dict[str, tuple[str, ...]]:
+        ledger = make_ledger(settings.run_folder)
+        return {check.name: check.problems for check in ledger.checks if check.name in ("prompts", "rollouts")}
+
+    assert said() == {"prompts": (), "rollouts": ()}
+    record = settings.run_folder / "config.yaml"
+    record.write_text(record.read_text().replace("min_live: 1.0", "min_live: 0.5"))
+    assert said()["prompts"][0] == "step 1: further prompts were asked after 2 groups, which had enough live ones"
+    record.write_text(record.read_text().replace("min_live: 0.5", "min_live: 0.0"))
+    assert said()["rollouts"][0].endswith("has 6 groups, and schedule.prompts_per_step is 2")
 
 
 def finished(folder: Path) -> Path:

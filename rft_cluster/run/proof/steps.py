@@ -18,7 +18,9 @@ from rft_cluster.algorithm.advantages import is_live
 from rft_cluster.common.files import json_object
 from rft_cluster.common.text import shown
 from rft_cluster.config import Config
+from rft_cluster.config.training import ScheduleSection
 from rft_cluster.messages import Completion, Group, Prompt, Reward
+from rft_cluster.run.asking import most_rounds, wants_more
 from rft_cluster.run.journal import identity, read_sealed, scored
 from rft_cluster.run.metrics import step_stats, version_spans
 
@@ -58,7 +60,12 @@ class Step:
     prompts: list[Prompt]
 
 
-def read_rollouts(file: Path, prompts: int, group_size: int) -> tuple[list[Row], list[str]]:
+def groups_in(journalled: Path) -> int:
+    """The number of groups in a step's file of the journal; 0 of what is no file."""
+    return len(journalled.read_bytes().splitlines()) - 1 if journalled.is_file() else 0
+
+
+def read_rollouts(file: Path, schedule: ScheduleSection, group_size: int) -> tuple[list[Row], list[str]]:
     """The groups of a step, and what is wrong with the file."""
     rows: list[Row] = []
     problems: list[str] = []
@@ -77,9 +84,23 @@ def read_rollouts(file: Path, prompts: int, group_size: int) -> tuple[list[Row],
         if (lengths := row.lengths()) != {group_size}:
             found = " or ".join(map(str, sorted(lengths)))
             problems.append(f"{where}, line {number} has {found} completions, and {group_size} were due")
-    if not problems and len(rows) != prompts:
-        problems.append(f"{where} has {len(rows)} groups, and schedule.prompts_per_step is {prompts}")
+    size = schedule.prompts_per_step
+    if not problems and len(rows) not in range(size, most_rounds(schedule) * size + 1, size):
+        problems.append(f"{where} has {len(rows)} groups, and schedule.prompts_per_step is {size}")
     return rows, problems
+
+
+def further_problems(step: Step, advantages: Advantages, config: Config) -> Iterator[str]:
+    """Compare the further rounds of prompts with those that `schedule.min_live` asks for. Advantages of a function of
+    the user's own are not known here, so those steps are not judged."""
+    if not is_built_in(config):
+        return
+    size, rewards = config.schedule.prompts_per_step, [row.rewards for row in step.rows]
+    for groups in range(size, len(rewards), size):
+        if not wants_more(rewards[:groups], advantages, config.schedule):
+            yield f"step {step.number}: further prompts were asked after {groups} groups, which had enough live ones"
+    if wants_more(rewards, advantages, config.schedule):
+        yield f"step {step.number}: too few of its {len(rewards)} groups are live, and no further prompts were asked"
 
 
 def order_problems(step: Step) -> Iterator[str]:

@@ -140,10 +140,26 @@ def test_a_journal_of_a_version_without_families_is_as_good(tmp_path):
         del settings["model"][key]
     del settings["algorithm"]["objective"], settings["optimizer"]["sft_learning_rate"]
     del settings["schedule"]["warm_start"]
+    del settings["schedule"]["min_live"]
     then = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     assert settings_digest(config(tmp_path, *pixels)) == then
-    for other in (["model.family=qwen3_vl"], ["algorithm.objective=sft", "algorithm.kl_beta=0"]):
+    for other in (
+        ["model.family=qwen3_vl"],
+        ["schedule.min_live=0.5"],
+        ["algorithm.objective=sft", "algorithm.kl_beta=0"],
+    ):
         assert settings_digest(config(tmp_path, *pixels, *other)) != then
+
+
+def test_further_rounds_are_given_back_as_many_as_there_were(tmp_path):
+    """Here the prompts of the next step stand for those of a further round."""
+    groups, rewards = (both for both in zip(scored(0), scored(1), strict=True))
+    opened(tmp_path).commit(0, [*groups[0], *groups[1]], [*rewards[0], *rewards[1]])
+    found = opened(tmp_path).recorded(0, prompts(0), iter([prompts(1), prompts(2), prompts(3)]))
+    assert found is not None and [group.prompt for group in found.groups] == [*prompts(0), *prompts(1)]
+    assert opened(tmp_path).recorded(0, prompts(0), iter([prompts(2)])) is None
+    opened(tmp_path).commit(0, *scored(0))
+    assert len(opened(tmp_path).recorded(0, prompts(0), iter([prompts(1)])).groups) == 2
 
 
 def test_fewer_or_more_prompts_than_recorded_are_others(tmp_path):
