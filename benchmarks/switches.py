@@ -65,6 +65,7 @@ ROWS: dict[str, list[str]] = {
     "crop and rotation": ["data.augment={crop: 0.1, rotation: 10}"],
     "colour": ["data.augment={colour: 0.2}"],
     "flip": ["data.augment={flip: true}"],
+    "further prompts": ["schedule.min_live=0.9"],
     "SFT": ["algorithm.objective=sft", "algorithm.kl_beta=0"],
     "warm start by SFT": ["schedule.warm_start={steps: 20}"],
 }

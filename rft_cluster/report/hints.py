@@ -62,7 +62,7 @@ def dead_groups(history: History) -> Hint | None:
         "all right": "There is little left to learn from these images: stop, or add harder ones",
         "all wrong": "Look at rollouts/. If no answer earns anything, ask more easily: prompt.template=closed",
     }
-    cure = cures.get(which, "Sample more per image (sampling.group_size), so that a group is less often of one kind")
+    cure = cures.get(which, "Sample more per image (sampling.group_size), or ask further (schedule.min_live)")
     return Hint(
         "note",
         f"{_percent(1 - live)} of groups teach nothing: {which}{known}, {when(history)}",
