@@ -234,7 +234,7 @@ def test_another_data_set_is_asked_about_before_and_after_and_not_twice(tmp_path
     birds = FewShotDataset.of("birds", ["wren", "finch"], others[:1], [], others[1:], [])
     task = replace(TASK, also=Task(birds, Question("Which bird?")))
     settings = config(tmp_path, *SETTINGS)
-    code, _ = run(settings, task=task, stop_at=("generating", 2), number=signal.SIGTERM)
+    code, _ = run(settings, task=task, stop_at=("generating", 1), number=signal.SIGTERM)
     assert code == 128 + signal.SIGTERM and run(settings, task=task)[0] == 0
     for step in (0, STEPS):
         found = read_answers(settings.run_folder, step, "also")
