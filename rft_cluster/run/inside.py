@@ -78,7 +78,7 @@ def _sft(config: Config, folder: Path, name: str, steps: int, evaluate_every: in
         algorithm=_changed(config.algorithm, objective="sft", kl_beta=0.0),
         optimizer=_changed(config.optimizer, learning_rate=rate, warmup_steps=min(warmup, steps - 1)),
         schedule=_changed(
-            config.schedule, steps=steps, max_staleness=0, evaluate_every=evaluate_every, warm_start=None
+            config.schedule, steps=steps, max_staleness=0, min_live=0.0, evaluate_every=evaluate_every, warm_start=None
         ),
         baselines=[],
         tracking=[],

@@ -70,7 +70,7 @@ def test_it_is_kept_if_more_validation_images_are_right(tmp_path, done, capsys, 
 
 
 def test_it_is_sft_with_its_own_steps_and_learning_rate(tmp_path):
-    settings = config(tmp_path, *WARM)
+    settings = config(tmp_path, *WARM, "schedule.min_live=0.5")
     own = warm_start_run(settings)
     assert runs_inside(settings) == [own]
     assert (own.run_folder, own.run.seed) == (tmp_path / "mine" / "warm_start", settings.run.seed)
