@@ -153,9 +153,9 @@ class TurnTaking(FewShotDataset):
 
     step_begins: Callable[[int], None] = lambda step: None
 
-    def batch(self, seed: int, step: int, size: int) -> list[Example]:
+    def batch(self, seed: int, step: int, size: int, further: int = 0) -> list[Example]:
         self.step_begins(step)
-        return FewShotDataset.batch(self, seed, step, size)
+        return FewShotDataset.batch(self, seed, step, size, further)
 
 
 def run_rounds(config: Config, task: Task, model_path: str, others: dict[str, Arm], count: int, warm: int) -> Rounds:
