@@ -184,6 +184,9 @@ def probability_lines(figures: Mapping[str, Any]) -> list[str]:
     def both(figure: Mapping[str, Any]) -> str:
         return f"log-loss {ends(figure['log_loss'])}, calibration error {ends(figure['calibration_error'], 100, 1)} %"
 
+    def right(figures: Mapping[str, Any]) -> str:
+        return f"{100 * figures['accuracy']['rate']:.1f} % right"
+
     def line(name: str, rate: Mapping[str, Any], note: str = "") -> str:
         low, high = rate["interval"]
         return f"{name:<18}{100 * rate['rate']:6.1f} %   {100 * low:.1f} to {100 * high:.1f}{note}"
@@ -197,9 +200,12 @@ def probability_lines(figures: Mapping[str, Any]) -> list[str]:
     if "unfitted" in figures:
         lines.append(f"  without that temperature: {both(figures['unfitted'])}")
     if "votes" in figures:
-        lines.append(f"  averaged over the reasonings of the votes: {both(figures['votes'])}")
+        lines.append(
+            f"  averaged over the reasonings of the votes: {right(figures['votes'])}, {both(figures['votes'])}"
+        )
     if "second_look" in figures:
-        lines.append(f"  after a second look: {both(figures['second_look'])}")
+        second = figures["second_look"]
+        lines.append(f"  after a second look: {right(second)}, {both(second)}")
     coverage, threshold = figures["coverage"], figures["coverage"]["threshold"]
     wanted = f"{100 * coverage['accuracy']:.0f} % of the answers right"
     if threshold is None:

@@ -107,6 +107,12 @@ def test_a_policy_whose_answers_are_all_out_of_format_has_equal_probabilities():
 def test_the_lines_say_what_can_be_answered(report):
     lines = probability_lines(report)
     assert any("temperature 3, fitted on 200 validation images" in line for line in lines)
+    rate = report["votes"]["accuracy"]["rate"]
+    assert any(
+        line.startswith(f"  averaged over the reasonings of the votes: {100 * rate:.1f} % right,") for line in lines
+    )
+    again = probability_lines({**report, "second_look": report["unfitted"]})
+    assert any(line.startswith("  after a second look: ") for line in again)
     nothing = {**report, "coverage": {**report["coverage"], "threshold": None, "value": 0.0}}
     assert "  no share of the images can be answered with 95 % of the answers right" in probability_lines(nothing)
 
