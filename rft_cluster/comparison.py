@@ -26,7 +26,7 @@ from rft_cluster.common.files import write_json
 from rft_cluster.config import Config
 from rft_cluster.model.image_encoder import ImageEncoder
 from rft_cluster.run.answers import ALSO, read_answers
-from rft_cluster.run.inside import keeps_warm_start, sft_baseline, warm_start_run
+from rft_cluster.run.inside import keeps_warm_start, sft_baseline, untouched, warm_start_run
 from rft_cluster.run.saving import BASELINES_FILE, read_baselines
 from rft_cluster.run.task import Task, base_model_path, with_classes_listed
 from rft_cluster.training import greedy_answers, train_inside
@@ -100,7 +100,8 @@ def _apart(config: Config, task: Task) -> list[str]:
 
 def elsewhere(config: Config) -> str:
     """What training did to the answers about `evaluation.also`."""
-    return change(*(read_answers(config.run_folder, step, ALSO) for step in (0, config.schedule.steps)))
+    run = config.run_folder
+    return change(read_answers(untouched(run), 0, ALSO), read_answers(run, config.schedule.steps, ALSO))
 
 
 def _base(config: Config, task: Task) -> Flags:

@@ -16,7 +16,7 @@ from rft_cluster.common.errors import UserError
 from rft_cluster.report.lately import evaluations
 from rft_cluster.run.answers import ALSO, read_answers
 from rft_cluster.run.history import History, Row
-from rft_cluster.run.inside import keeps_warm_start, read_warm_start
+from rft_cluster.run.inside import keeps_warm_start, read_warm_start, untouched
 
 STAGES = ("generate", "learn", "transfer")
 PAUSE = 6 * 3600  # seconds without a line in the log: the run stood still
@@ -111,7 +111,8 @@ def sentence(history: History) -> str:
 def elsewhere(history: History) -> str:
     """What training did to the answers about another data set, without a stop; empty if none was asked about."""
     try:
-        before, after = (read_answers(history.folder, step, ALSO) for step in (0, history.last))
+        before = read_answers(untouched(history.folder), 0, ALSO)
+        after = read_answers(history.folder, history.last, ALSO)
     except UserError:  # damaged
         return ""
     said = change(before, after)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rft_cluster.config import Config, Section
 
+WARM_START = "warm_start"
 WARM_START_FILE = "warm_start.json"
 
 
@@ -47,7 +48,7 @@ def warm_start_run(config: Config) -> Config:
     """The run of `schedule.warm_start`, which evaluates on validation images when it ends."""
     assert config.schedule.warm_start is not None
     steps = config.schedule.warm_start.steps
-    return _sft(config, config.run_folder, "warm_start", steps, evaluate_every=steps)
+    return _sft(config, config.run_folder, WARM_START, steps, evaluate_every=steps)
 
 
 def sft_baseline(config: Config) -> Config:
@@ -68,6 +69,11 @@ def keeps_warm_start(run: Path) -> bool:
     """Whether a run's GRPO started from a warm-started policy."""
     warm = read_warm_start(run)
     return warm is not None and warm.kept
+
+
+def untouched(run: Path) -> Path:
+    """The folder of the run whose answers at step 0 are those of the untouched model: a warm start has its own."""
+    return run / WARM_START if keeps_warm_start(run) else run
 
 
 def _sft(config: Config, folder: Path, name: str, steps: int, evaluate_every: int) -> Config:

@@ -27,9 +27,10 @@ from rft_cluster.data.manifest import read_manifest
 from rft_cluster.messages import Completion, CompletionGap, Group, LearnerStats, Prompt, Reward, TrainingSample
 from rft_cluster.prompts import Question, make_question
 from rft_cluster.report.summary import elsewhere
-from rft_cluster.run.answers import read_answers
+from rft_cluster.run.answers import read_answers, write_answers
 from rft_cluster.run.folder import RunFolder
 from rft_cluster.run.history import read_history
+from rft_cluster.run.inside import WARM_START, WARM_START_FILE, WarmStart
 from rft_cluster.run.ledger import make_ledger
 from rft_cluster.run.lock import locked
 from rft_cluster.run.records import read_rows
@@ -247,6 +248,13 @@ def test_another_data_set_is_asked_about_before_and_after_and_not_twice(tmp_path
     said = change(*(read_answers(settings.run_folder, step, "also") for step in (0, STEPS)))
     assert said == elsewhere(read_history(settings.run_folder)).replace("On", "on", 1)
     assert "was 0.0 % before training and is 50.0 % after" in said and "+50.0 points" in said
+    # With a warm start the untouched model is that before the warm start.
+    record = WarmStart(steps=4, kept=True, validation=(0.0, 0.5), images=2)
+    write_json(settings.run_folder / WARM_START_FILE, record.model_dump(mode="json"))
+    assert elsewhere(read_history(settings.run_folder)) == ""
+    (settings.run_folder / WARM_START / "evaluations").mkdir(parents=True)
+    write_answers(settings.run_folder / WARM_START, 0, "also", read_answers(settings.run_folder, STEPS, "also"))
+    assert "was 50.0 % before training" in elsewhere(read_history(settings.run_folder))
 
 
 class Scarce(Roles):
