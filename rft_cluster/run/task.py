@@ -225,12 +225,11 @@ def check_words(task: Task) -> None:
     known, also = task.dataset.classes, task.also
     unknown = [label for label in also.dataset.classes if label not in known]
     if unknown or task.question.listing(also.dataset.classes) != also.text:
-        what = (
-            f"the class {unknown[0]!r}" if unknown else "the question (set evaluation.also.subject as prompt.subject)"
-        )
+        asked = "another question (set evaluation.also.subject as prompt.subject)"
+        what = f"the class {unknown[0]!r}" if unknown else asked
         raise UserError(
-            f"model.path is tiny, which knows the words of its own question and classes alone, and {what} of "
-            f"evaluation.also is none of them: leave it out, or set model.path to a trained Qwen2-VL"
+            f"model.path is tiny, which knows the words of its own question and classes alone, and evaluation.also has "
+            f"{what}: leave it out, or set model.path to a trained Qwen2-VL"
         )
 
 

@@ -82,14 +82,14 @@ def test_the_other_data_set_has_its_own_images_and_its_own_question():
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["evaluation.also.subject=bird"], "the question (set evaluation.also.subject as prompt.subject)"),
+        (["evaluation.also.subject=bird"], "another question (set evaluation.also.subject as prompt.subject)"),
         (["data.only=[one,two]", "evaluation.also.only=[one,nine]"], "the class 'nine'"),
     ],
 )
 def test_words_that_the_small_model_does_not_know_are_refused_rather_than_measured(overrides, said):
     config = load_config("digits", [*ALSO, *overrides, "data.validation=0", "data.test=10"])
     with pytest.raises(
-        UserError, match=re.escape(f"of its own question and classes alone, and {said} of evaluation.also")
+        UserError, match=re.escape(f"of its own question and classes alone, and evaluation.also has {said}: leave")
     ):
         check_words(replace(prepare(config), also=prepare_also(config)))
 
