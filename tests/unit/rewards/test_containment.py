@@ -97,7 +97,7 @@ def test_the_original_differs_from_the_recipe_in_its_named_departures_only():
     different = {
         f"{section}.{key}"
         for section in ours
-        if section != "tracking"  # a list: who shows the run
+        if isinstance(ours[section], dict)
         for key in ours[section].keys() | theirs[section].keys()
         if ours[section].get(key) != theirs[section].get(key)
     }
@@ -113,6 +113,8 @@ def test_the_original_differs_from_the_recipe_in_its_named_departures_only():
         ),
         *("rewards.accuracy", "rewards.containment", "scoring.red_team"),
     }
+    lists = [section for section in ours if isinstance(ours[section], list)]
+    assert lists and all(ours[section] == theirs[section] for section in lists)
     assert (theirs["scoring"]["red_team"], ours["scoring"]["red_team"]) == ("warn", "refuse")
 
 
