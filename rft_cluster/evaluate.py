@@ -33,6 +33,7 @@ from rft_cluster.classification.baselines import (
 from rft_cluster.classification.calibration import probability_lines
 from rft_cluster.classification.calibration_plot import draw_calibration
 from rft_cluster.classification.card import check_card, find_export, read_card
+from rft_cluster.classification.intervals import rate_line
 from rft_cluster.classification.orders import order_lines, over_orders
 from rft_cluster.classification.plots import draw_evaluation
 from rft_cluster.classification.report import Judged, judge, report
@@ -304,23 +305,20 @@ def _csv(rows: list[dict[str, Any]]) -> str:
 
 
 def _summary(figures: dict[str, Any]) -> str:
-    def line(name: str, rate: dict[str, Any]) -> str:
-        low, high = rate["interval"]
-        return f"{name:<18}{100 * rate['rate']:6.1f} %   {100 * low:.1f} to {100 * high:.1f}"
-
     votes, greedy = figures["votes"], figures["greedy"]
     difference = figures["vote_minus_greedy"]
     low, high = difference["interval"]
     lines = [
         f"{figures['images']} images of {figures['split']}: accuracy, and its 95 % interval",
-        line("greedy, strict", greedy["strict"]),
-        *(line(f"{name} classes", figures[name]) for name in ("seen", "unseen") if name in figures),
+        rate_line("greedy, strict", greedy["strict"]),
+        *(rate_line(f"{name} classes", figures[name]) for name in ("seen", "unseen") if name in figures),
         *(order_lines(figures["orders"]) if "orders" in figures else []),
-        line(f"vote of {votes}, strict", figures["vote"]["strict"]),
+        rate_line(f"vote of {votes}, strict", figures["vote"]["strict"]),
         *(second_look_lines(figures["second_look"]) if "second_look" in figures else []),
         *probability_lines(figures["probabilities"]),
-        line("greedy, lenient", greedy["lenient"]) + "   (the published rule, but for empty answers: it forgives much)",
-        line("format", greedy["format"]),
+        rate_line("greedy, lenient", greedy["lenient"])
+        + "   (the published rule, but for empty answers: it forgives much)",
+        rate_line("format", greedy["format"]),
         *_baseline_lines(figures),
         f"vote - greedy     {100 * difference['difference']:+6.1f}     {100 * low:+.1f} to {100 * high:+.1f} points",
         "lowest classes:",

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rft_cluster.classification.intervals import rate
+from rft_cluster.classification.intervals import rate, rate_line
 from rft_cluster.classification.probabilities import Scores, at_temperature, fit_temperature, log_loss, softmax
 
 BINS = 15  # of equal width, as in Guo et al. 2017 (arXiv 1706.04599)
@@ -187,13 +187,9 @@ def probability_lines(figures: Mapping[str, Any]) -> list[str]:
     def right(figures: Mapping[str, Any]) -> str:
         return f"{100 * figures['accuracy']['rate']:.1f} % right"
 
-    def line(name: str, rate: Mapping[str, Any], note: str = "") -> str:
-        low, high = rate["interval"]
-        return f"{name:<18}{100 * rate['rate']:6.1f} %   {100 * low:.1f} to {100 * high:.1f}{note}"
-
-    lines = [line("most probable", figures["accuracy"], "   (of all classes: predict --closed)")]
+    lines = [rate_line("most probable", figures["accuracy"]) + "   (of all classes: predict --closed)"]
     if "top5" in figures:
-        lines.append(line("among the 5 most", figures["top5"]))
+        lines.append(rate_line("among the 5 most", figures["top5"]))
     images = figures["fitted_on"]
     fitted = f"temperature {figures['temperature']:g}, fitted on {images} validation images" if images else ""
     lines.append(f"probabilities: {both(figures)}; {fitted or 'not calibrated'}")

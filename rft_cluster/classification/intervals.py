@@ -1,7 +1,7 @@
 """Rates and their differences, with 95 % intervals."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -43,6 +43,12 @@ def rate(flags: Sequence[bool]) -> dict[str, Any]:
     """A rate with its 95 % interval: {"right", "n", "rate", "interval"}."""
     right, n = sum(flags), len(flags)
     return {"right": right, "n": n, "rate": right / n, "interval": list(wilson(right, n))}
+
+
+def rate_line(name: str, found: Mapping[str, Any]) -> str:
+    """A line for people: the name, the rate and its interval, in percent. `found`: see `rate`."""
+    low, high = found["interval"]
+    return f"{name:<18}{100 * found['rate']:6.1f} %   {100 * low:.1f} to {100 * high:.1f}"
 
 
 def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> dict[str, Any]:

@@ -4,7 +4,9 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rft_cluster.classification.intervals import rate_line
 from rft_cluster.classification.report import Judged
+from rft_cluster.common.text import percent
 
 
 def over_orders(orders: Sequence[Sequence[str]], judged: Sequence[Sequence[Judged]]) -> dict[str, Any]:
@@ -42,15 +44,12 @@ def _at(place: int, orders: Sequence[Sequence[str]], judged: Sequence[Sequence[J
 
 def order_lines(figures: dict[str, Any]) -> list[str]:
     """For people: `over_orders`."""
-
-    def percent(share: float) -> str:
-        return f"{100 * share:.1f} %"
-
     strict, first, last = figures["strict"], figures["first"], figures["last"]
+    spanned = {"rate": figures["mean"], "interval": (min(strict), max(strict))}
     spread = f", deviation {100 * figures['deviation']:.1f}" if figures["deviation"] is not None else ""
     return [
-        f"{f'other orders: {len(strict)}':<18}{100 * figures['mean']:6.1f} %   {100 * min(strict):.1f} to "
-        f"{100 * max(strict):.1f}{spread}: greedy, strict, with the classes listed in other orders",
+        f"{rate_line(f'other orders: {len(strict)}', spanned)}{spread}: greedy, strict, "
+        "with the classes listed in other orders",
         f"  {percent(figures['same'])} of the images get the same answer in all of them",
         f"  the first listed is answered for {percent(first['answers'])} (and shown by {percent(first['images'])}) of "
         f"the images, the last for {percent(last['answers'])} ({percent(last['images'])})",

@@ -8,7 +8,7 @@ from typing import Any
 from rft_cluster.classification.answers import Vote
 from rft_cluster.classification.probabilities import Answer
 from rft_cluster.classification.second_look import Again
-from rft_cluster.common.text import csv_line, printable
+from rft_cluster.common.text import csv_line, percent, printable
 
 REASONING_SHOWN = 200
 TOP = 5
@@ -68,13 +68,9 @@ def text_line(one: Prediction) -> str:
         top = ", ".join(f"{printable(name)} {percent(share)}" for name, share in one.answer.top(TOP).items())
         how, shown = percent(one.answer.probability), [top, *filter(None, shown)]
     else:
-        share = f"{100 * one.vote.share:.0f} %" if one.vote and one.votes else "greedy"
+        share = percent(one.vote.share, digits=0) if one.vote and one.votes else "greedy"
         how = f"second look at {len(one.again.options)}" if one.again else share
     return "\t".join([printable(one.file), one.label, how, *shown])
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 def json_line(one: Prediction) -> str:

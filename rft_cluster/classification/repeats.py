@@ -10,6 +10,7 @@ from typing import Any
 
 from rft_cluster.classification.baselines import NAMES, Flags
 from rft_cluster.classification.intervals import paired_difference, sign_flip, wilson
+from rft_cluster.common.text import percent
 
 NONE = "-"  # a cell for what was not measured
 
@@ -142,13 +143,13 @@ def _cells(row: Mapping[str, Any], paired: bool, baselines: Sequence[str]) -> li
     low, high = (f"{100 * end:.1f}" for end in row["interval"] or row["range"])
     return [
         *values,
-        _percent(row["before"]),
-        f"**{_percent(row['rate'])}**",
+        percent(row["before"]),
+        f"**{percent(row['rate'])}**",
         f"{low} to {high}",
         seeds,
         *(_pair_cells(row) if paired else []),
-        _percent(row["format"]),
-        *(_percent(row["baselines"][name]) if name in row["baselines"] else "" for name in baselines),
+        percent(row["format"]),
+        *(percent(row["baselines"][name]) if name in row["baselines"] else "" for name in baselines),
         str(row["n"]),
     ]
 
@@ -167,7 +168,3 @@ def _pair_cells(row: Mapping[str, Any]) -> list[str]:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
-
-
-def _percent(rate: float) -> str:
-    return f"{100 * rate:.1f} %"

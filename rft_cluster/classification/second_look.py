@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rft_cluster.classification.answers import Vote
-from rft_cluster.classification.intervals import paired_difference, rate
+from rft_cluster.classification.intervals import paired_difference, rate, rate_line
 from rft_cluster.classification.probabilities import Answer, Scores, softmax
 
 OPTIONS = 5  # unless --second-look says otherwise
@@ -66,11 +66,10 @@ def second_look_report(again: Sequence[Again], right: Sequence[bool], labels: Se
 
 def second_look_lines(figures: Mapping[str, Any]) -> list[str]:
     """For people."""
-    strict, less = figures["strict"], figures["minus_greedy"]
-    low, high = strict["interval"]
+    less = figures["minus_greedy"]
     ends = " to ".join(f"{100 * end:+.1f}" for end in less["interval"])
     return [
-        f"{'second look':<18}{100 * strict['rate']:6.1f} %   {100 * low:.1f} to {100 * high:.1f}   "
+        f"{rate_line('second look', figures['strict'])}   "
         f"({100 * less['difference']:+.1f} points on greedy, {ends}; {figures['asked']} images asked about again, "
         f"the right class among the options for {100 * figures['in_options']['rate']:.1f} %)"
     ]

@@ -12,6 +12,11 @@ JOINERS = "\u200c\u200d"
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet runs a cell that begins with one of these
 
 
+def percent(share: float, digits: int = 1) -> str:
+    """`share`: 0 to 1."""
+    return f"{100 * share:.{digits}f} %"
+
+
 def printable(text: str) -> str:
     """The text on one line. Characters that control a terminal or the direction of text become `?`."""
     one_line = " ".join(text.split())

@@ -29,7 +29,7 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from rft_cluster.algorithm.loss import grpo_loss, sft_loss
 from rft_cluster.common.errors import RepeatedUpdate, UserError
-from rft_cluster.common.hardware import forget_openmp, hardware
+from rft_cluster.common.hardware import hardware
 from rft_cluster.common.network import exactly, interface_to
 from rft_cluster.common.reduce import reduced
 from rft_cluster.config import Config
@@ -47,6 +47,7 @@ from rft_cluster.learner.prompt_cache import PromptCache
 from rft_cluster.learner.rendezvous import connections, open_store, reach_store
 from rft_cluster.learner.snapshot import Snapshot
 from rft_cluster.messages import CompletionGap, Images, LearnerStats, TrainingSample
+from rft_cluster.model.computing import set_up_torch
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.policy import PolicyModel, base_model, load_policy, load_reference
 from rft_cluster.weights.sender import Forward, WeightOffer, WeightSender
@@ -113,9 +114,7 @@ class Learner:
         """Load the model on the CPU. `join` later makes it one of several ranks, on any host."""
         self._config, self._rank = config, rank
         self._hardware = hardware(config.cluster.device, config.cluster.dtype, config.shares_gpus)
-        torch.set_num_threads(threads)
-        forget_openmp()
-        torch.set_flush_denormal(True)  # denormals slow a small model tenfold on CPUs
+        set_up_torch(threads)
         self._device = torch.device(self._hardware.device)
         model = config.model
         self._encoder = PromptEncoder(path, model)

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from rft_cluster.common.errors import UserError
-from rft_cluster.common.hardware import forget_openmp, hardware
+from rft_cluster.common.hardware import hardware
 from rft_cluster.common.imports import light_imports
 from rft_cluster.config import ModelSection
+from rft_cluster.model.computing import set_up_torch
 from rft_cluster.model.encoder import EncodedPrompt, PromptEncoder
 from rft_cluster.model.families.family import STOP_TOKENS
 from rft_cluster.model.packed_row import pack_row
@@ -34,10 +35,7 @@ class ClassScorer:
 
     def __init__(self, model: ModelSection, device: str, dtype: str | None = None, threads: int | None = None) -> None:
         """`dtype`: None for the device's own (`common.hardware`). `threads`: None for torch's own choice."""
-        if threads:
-            torch.set_num_threads(threads)
-        forget_openmp()
-        torch.set_flush_denormal(True)
+        set_up_torch(threads)
         hf_logging.disable_progress_bar()  # it would show what takes a second
         self._model, self._hardware = model, hardware(device, dtype)
         self._loaded: tuple[PromptEncoder, PolicyModel] | None = None

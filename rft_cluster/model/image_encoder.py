@@ -6,10 +6,11 @@ import numpy as np
 import torch
 
 from rft_cluster.common.errors import UserError
-from rft_cluster.common.hardware import forget_openmp, hardware
+from rft_cluster.common.hardware import hardware
 from rft_cluster.common.imports import light_imports
 from rft_cluster.config import Config
 from rft_cluster.data.images import open_image
+from rft_cluster.model.computing import set_up_torch
 
 with light_imports():
     from safetensors import SafetensorError
@@ -26,9 +27,7 @@ class ImageEncoder:
             UserError: transformers cannot load it so, or it is not an encoder of images.
         """
         chosen = hardware(config.cluster.device, config.cluster.dtype)
-        torch.set_num_threads(threads)
-        forget_openmp()
-        torch.set_flush_denormal(True)
+        set_up_torch(threads)
         self._device, self._dtype = torch.device(chosen.device), getattr(torch, chosen.dtype)
         local = {"trust_remote_code": False, "local_files_only": True}
         try:

@@ -4,8 +4,9 @@ import numpy as np
 import torch
 
 from rft_cluster.common.errors import UserError
-from rft_cluster.common.hardware import forget_openmp, hardware
+from rft_cluster.common.hardware import hardware
 from rft_cluster.config import Config
+from rft_cluster.model.computing import set_up_torch
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.policy import load_reference
 
@@ -19,9 +20,7 @@ class VisionTower:
     def __init__(self, path: str, config: Config, threads: int) -> None:
         """Raises UserError if the model cannot be loaded here."""
         chosen = hardware(config.cluster.device, config.cluster.dtype)
-        torch.set_num_threads(threads)
-        forget_openmp()
-        torch.set_flush_denormal(True)
+        set_up_torch(threads)
         model = config.model
         self._device = torch.device(chosen.device)
         self._encoder = PromptEncoder(path, model)

@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from rft_cluster.common.text import JOINERS
+from rft_cluster.common.text import JOINERS, percent
 
 FOLDER = Path(__file__).parent / "page"
 LIBRARY = ("uPlot.LICENSE.txt", "uPlot.iife.min.js")
@@ -60,10 +60,6 @@ def visible(text: object) -> str:
     """A text of data, model or file name as people may see it: what controls a terminal, or the direction of text, is
     an escape. Line ends stay. The page's scripts do the same (`shown.js`)."""
     return "".join(c if c in KEPT or unicodedata.category(c)[0] != "C" else repr(c)[1:-1] for c in str(text))
-
-
-def percent(rate: float, digits: int = 1) -> str:
-    return f"{100 * rate:.{digits}f} %"
 
 
 def _size(count: int) -> str:

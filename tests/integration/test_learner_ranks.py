@@ -28,6 +28,7 @@ from rft_cluster.model.families.known import FAMILIES
 from rft_cluster.model.policy import load_policy
 from rft_cluster.run.targets import Targets
 from tests.integration.conftest import some_samples
+from tests.plain import plain_logits
 
 BETA, CAP = 0.1, 2.0
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -98,13 +99,7 @@ def plain_gradients(path: str, section: ModelSection, dataset: FewShotDataset, s
     total, gaps = torch.zeros(()), {}
     for sample in samples:
         encoded = encoder.encode(sample.prompt.text, dataset.image(sample.prompt.example))
-        ids = torch.tensor([sample.prompt_token_ids + sample.token_ids])
-        logits = model(
-            input_ids=ids,
-            pixel_values=encoded.pixel_values,
-            image_grid_thw=encoded.image_grid_thw,
-            mm_token_type_ids=(ids == encoder.image_token_id).long(),
-        ).logits[0]
+        logits = plain_logits(model, encoded, sample.token_ids, encoder.image_token_id)
         logits[:, encoder.forbidden_token_ids] = float("-inf")
         start, gap = len(sample.prompt_token_ids), 0.0
         for position, token in enumerate(sample.token_ids):

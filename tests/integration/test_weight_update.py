@@ -39,6 +39,7 @@ from tests.integration.updates import (
     send,
     weights_of,
 )
+from tests.plain import plain_logits
 
 SAMPLED = Sampling(8, 1.0, 12)
 
@@ -181,14 +182,8 @@ def token_logprobs(
     model.load_state_dict(weights, strict=False)
     encoder = generator._encoder
     encoded = encoder.encode(*content_of(generator, prompt))
-    ids = torch.tensor([encoded.token_ids + token_ids])
     with torch.no_grad():
-        logits = model(
-            input_ids=ids,
-            pixel_values=encoded.pixel_values,
-            image_grid_thw=encoded.image_grid_thw,
-            mm_token_type_ids=(ids == encoder.image_token_id).long(),
-        ).logits[0, len(encoded.token_ids) - 1 : -1]
+        logits = plain_logits(model, encoded, token_ids, encoder.image_token_id)[len(encoded.token_ids) - 1 : -1]
     logits = logits.float() / temperature
     logits[:, encoder.forbidden_token_ids] = float("-inf")
     return logits.log_softmax(-1)[torch.arange(len(token_ids)), token_ids]

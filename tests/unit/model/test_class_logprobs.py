@@ -13,6 +13,7 @@ from rft_cluster.model import class_logprobs
 from rft_cluster.model.class_logprobs import ClassScorer, answer_tokens, shared_length
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.tiny.build import build_model, build_processor
+from tests.plain import plain_logits
 
 LIMITS = {"min_pixels": 56 * 56, "max_pixels": 84 * 84}
 NAMES = ["zero", "ab", "abc", "wxyz", "vwxyz", "qvwxyz"]  # of 1 to 6 tokens
@@ -66,16 +67,10 @@ def alone(plain, encoder: PromptEncoder, question: str, text: str, shared: str) 
     """log P(the rest of `text` | image, question, `shared`), from the logits of the whole sequence by itself."""
     prompt, written = encoder.encode(question, picture()), answer_tokens(encoder, text)
     known = len(prompt.token_ids) + len(encoder.tokenizer(shared)["input_ids"])
-    ids = torch.tensor([prompt.token_ids + written])
     with torch.no_grad():
-        logits = plain(
-            input_ids=ids,
-            pixel_values=prompt.pixel_values,
-            image_grid_thw=prompt.image_grid_thw,
-            mm_token_type_ids=(ids == encoder.image_token_id).long(),
-        ).logits[0]
+        logits = plain_logits(plain, prompt, written, encoder.image_token_id)
     logits[:, encoder.forbidden_token_ids] = -torch.inf
-    each = logits[:-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+    each = logits[:-1].log_softmax(-1).gather(-1, torch.tensor(prompt.token_ids + written)[1:, None])[:, 0]
     return float(each[known - 1 :].double().sum())
 
 

@@ -15,6 +15,7 @@ from rft_cluster.model import logprobs as logprobs_module
 from rft_cluster.model.encoder import EncodedPrompt
 from rft_cluster.model.policy import PolicyModel
 from rft_cluster.model.tiny.build import build_model, build_processor
+from tests.plain import plain_logits
 
 START, END, IMAGE_PAD = 3, 4, 6  # vision_start, vision_end, image_pad of the tiny tokenizer
 FORBIDDEN = [3, 4, 5, 6, 7]
@@ -105,13 +106,7 @@ def gradients(model: Qwen2VLForConditionalGeneration, logprobs: list[Tensor]) ->
 def alone(model: Qwen2VLForConditionalGeneration, sample: TrainingSample) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies of one sequence by itself, from the logits of all its positions."""
     prompt = ENCODER.encode(sample.prompt)
-    ids = torch.tensor([prompt.token_ids + sample.token_ids])
-    logits = model(
-        input_ids=ids,
-        pixel_values=prompt.pixel_values,
-        image_grid_thw=prompt.image_grid_thw,
-        mm_token_type_ids=(ids == IMAGE_PAD).long(),
-    ).logits[0, len(prompt.token_ids) - 1 : -1]
+    logits = plain_logits(model, prompt, sample.token_ids, IMAGE_PAD)[len(prompt.token_ids) - 1 : -1]
     allowed = torch.ones(logits.shape[-1], dtype=torch.bool)
     allowed[FORBIDDEN] = False
     logprobs = torch.log_softmax(torch.where(allowed, logits / TEMPERATURE, -torch.inf), -1)
