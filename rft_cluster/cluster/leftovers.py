@@ -8,6 +8,7 @@ The notes of Intel's OpenMP runtime about processes that were killed while they 
 """
 
 import os
+import secrets
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -37,8 +38,9 @@ def without_leftovers() -> Iterator[None]:
     # So short that Ray's sockets can be there, too.
     parent = os.path.abspath(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
     os.makedirs(parent, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="rft_cluster_", dir=parent))
-    _clean_at_the_end(folder)
+    folder = Path(parent, f"rft_cluster_{secrets.token_hex(4)}")
+    _clean_at_the_end(folder)  # first: a signal, or the end of the driver, may fall between any two lines
+    folder.mkdir(mode=0o700)
     cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(CACHE.expanduser()))
     # Without SPT_NOENV the titles that Ray gives processes would overwrite parts of their environment, and the mark.
     own = {"RAY_TMPDIR": parent, "TMPDIR": str(folder), "SPT_NOENV": "1"}

@@ -72,6 +72,17 @@ def test_files_and_processes_go_with_the_driver_however_that_ends(tmp_path, numb
     other.wait()
 
 
+def test_a_signal_before_anybody_waits_for_the_end_leaves_no_folder(tmp_path, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(subprocess, "Popen", stopped)
+    with pytest.raises(KeyboardInterrupt), without_leftovers():
+        raise AssertionError("nobody would remove its folder")
+    assert not list(tmp_path.iterdir())
+
+
 def test_notes_of_openmp_about_dead_processes_go_too(tmp_path):
     living, dead = subprocess.Popen(["sleep", "100"]), subprocess.Popen(["true"])
     dead.wait()
