@@ -47,6 +47,7 @@ ROWS: dict[str, list[str]] = {
     "answer only": ["prompt.template=answer_only"],
     "closed": ["prompt.template=closed"],
     "labels listed": ["prompt.template=with_labels"],
+    "closed with own answers": ["prompt.template=closed", "prompt.options=own_top_k"],
     "dr_grpo": ["algorithm.advantage=dr_grpo"],
     "gpg": ["algorithm.advantage=gpg"],
     "rloo": ["algorithm.advantage=rloo"],

@@ -105,6 +105,7 @@ def _check(config: Config, start: "Start", planned: bool = False) -> "Task":
     from rft_cluster.plan.check import check_memory, object_store_note
     from rft_cluster.rewards.scorer import WeightedRewards
     from rft_cluster.run.metrics import own_sinks
+    from rft_cluster.run.options import check_options
     from rft_cluster.run.planned import archive_is_missing, task_before_download
     from rft_cluster.run.preflight import (
         check_baselines,
@@ -140,6 +141,7 @@ def _check(config: Config, start: "Start", planned: bool = False) -> "Task":
         print(note, flush=True)
     print("trying the longest prompt and the longest answer with the model's own tokenizer", flush=True)
     checked = check_task(config, task, model)
+    check_options(config, task)
     check_warm_start(config, task)
     check_baselines(config, task, model)
     print("\n".join([*checked.notes, check_disk(config, checked.parameters)]), flush=True)

@@ -7,6 +7,7 @@ step's completions are right answers, which nobody writes or scores: `run/target
 """
 
 from collections import deque
+from functools import partial
 
 from rft_cluster.algorithm import load_algorithm
 from rft_cluster.classification.card import make_card
@@ -23,6 +24,7 @@ from rft_cluster.run.asking import further_rounds, prompts_of, wants_more
 from rft_cluster.run.folder import RunFolder
 from rft_cluster.run.journal import Recorded
 from rft_cluster.run.metrics import step_stats
+from rft_cluster.run.options import with_options
 from rft_cluster.run.saving import Keeper
 from rft_cluster.run.stuck import GO_ON, Stuck
 from rft_cluster.run.targets import Targets
@@ -39,6 +41,7 @@ def train(config: Config, task: Task, cluster: Cluster, run: RunFolder, targets:
     card = make_card(config, dataset, task.question, image_pixels(config))
     keeper = Keeper(config, card, cluster, run.first_step, run.tiny_model)
     cluster.broadcast_weights(version=run.first_step)
+    task = with_options(config, task, run.first_step, partial(cluster.generators.generate, version=run.first_step))
     _evaluate_if_due(cluster, config, task, run.first_step, run, keeper)
 
     start_rollout = targets.start if targets else cluster.start_rollout

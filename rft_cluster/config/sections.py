@@ -37,6 +37,12 @@ class PromptSection(Section):
     `with_labels` list the classes, for each training prompt in another order."""
     subject: str = "object"
     """What the images show, e.g. `flower`. The template asks for its class."""
+    options: Literal["all", "own_top_k"] = "all"
+    """Which classes a training prompt lists, if the template lists any. `own_top_k`: the right one and those that the
+    policy itself answers most often about the image, asked once before the first step (as many completions as an
+    epoch). Evaluations list all."""
+    top_k: int = Field(5, ge=2, le=1_000_000)
+    """With `options: own_top_k`: how many classes a training prompt lists."""
 
 
 class ScoringSection(Section):

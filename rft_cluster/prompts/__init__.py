@@ -14,7 +14,8 @@
 
 A template that lists the classes is rendered anew for each training prompt, with the classes in an order drawn from
 (`run.seed`, step, index in the step): otherwise a policy could learn places in the list in place of names. Classes that
-are not trained (`data.unseen_classes`) are not listed in training.
+are not trained (`data.unseen_classes`) are not listed in training. With `prompt.options: own_top_k` a training prompt
+lists few classes, which the policy confuses (`run/options.py`).
 
 The image comes before the text in the user's turn, and the model's chat template adds all special tokens.
 """
@@ -22,7 +23,7 @@ The image comes before the text in the user's turn, and the model's chat templat
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -232,16 +233,24 @@ def make_prompts(examples: list[Example], text: str, split: str, step: int, seed
 
 
 def draw_prompts(
-    examples: list[Example], question: Question, split: str, step: int, seed: int, first: int = 0
+    examples: list[Example],
+    question: Question,
+    split: str,
+    step: int,
+    seed: int,
+    first: int = 0,
+    options: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Prompt]:
     """As `make_prompts`, each with the classes listed in an order of its own, if the question lists them.
 
-    The order depends only on (seed, split, step, index), too: a run that resumes asks the same.
+    The order depends only on (seed, split, step, index), too: a run that resumes asks the same. `options`: by example
+    id, the classes that are listed in place of all that are trained.
     """
     prompts = make_prompts(examples, question.text, split, step, seed, first)
     if question.template is None:
         return prompts
-    orders = (drawn_order(question.trained, f"{seed}/{prompt.prompt_id}") for prompt in prompts)
+    listed = (options[prompt.example_id] if options else question.trained for prompt in prompts)
+    orders = (drawn_order(own, f"{seed}/{p.prompt_id}") for own, p in zip(listed, prompts, strict=True))
     return [replace(prompt, text=question.listing(order)) for prompt, order in zip(prompts, orders, strict=True)]
 
 

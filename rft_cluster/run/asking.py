@@ -22,7 +22,7 @@ def prompts_of(config: Config, task: Task, step: int, further: int = 0) -> list[
     """The prompts that are due in a step, from 0, or those of one of its `further` rounds, from 1."""
     size, seed = config.schedule.prompts_per_step, config.run.seed
     examples = task.dataset.batch(seed, step, size, further)
-    return draw_prompts(examples, task.question, "train", step, seed, first=further * size)
+    return draw_prompts(examples, task.question, "train", step, seed, first=further * size, options=task.options)
 
 
 def further_rounds(config: Config, task: Task, step: int) -> Iterator[list[Prompt]]:

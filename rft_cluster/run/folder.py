@@ -5,6 +5,7 @@ runs/NAME/  config.yaml      the resolved configuration
             manifest.json    which images were chosen, with their SHA-256 (see data/manifest.py)
             warm_start/, warm_start.json, baselines/sft/    runs inside this one (see run/inside.py)
             manifest-also.json    the same of `evaluation.also`
+            options.json     what each image's prompts list, with `prompt.options: own_top_k` (see options.py)
             metrics.jsonl    an object a step (see docs/metrics.md)
             eval.jsonl       an object an evaluation
             baselines.json   accuracies without a language model on the same images, and which of them are right

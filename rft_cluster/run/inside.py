@@ -86,6 +86,7 @@ def _sft(config: Config, folder: Path, name: str, steps: int, evaluate_every: in
         schedule=_changed(
             config.schedule, steps=steps, max_staleness=0, min_live=0.0, evaluate_every=evaluate_every, warm_start=None
         ),
+        prompt=_changed(config.prompt, options="all"),
         baselines=[],
         tracking=[],
     )

@@ -132,6 +132,8 @@ def settings_digest(config: Config) -> str:
         del settings["schedule"]["warm_start"]
     if settings["algorithm"]["objective"] == "grpo":
         del settings["algorithm"]["objective"]  # likewise
+    if settings["prompt"]["options"] == "all":
+        del settings["prompt"]["options"], settings["prompt"]["top_k"]  # likewise
     if not settings["schedule"]["min_live"]:
         del settings["schedule"]["min_live"]  # likewise
     for key in ("family", "min_image_tokens", "max_image_tokens", "min_pixels", "max_pixels"):

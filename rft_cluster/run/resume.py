@@ -19,6 +19,7 @@ from rft_cluster.run.activity import ACTIVITY_FILE
 from rft_cluster.run.checkpoints import Checkpoint, latest_checkpoint, newest_step
 from rft_cluster.run.folder import ALSO_MANIFEST, CONFIG_END
 from rft_cluster.run.lock import LOCK_FILE
+from rft_cluster.run.options import OPTIONS_FILE
 from rft_cluster.run.records import check_rows
 from rft_cluster.run.task import Task, family_of_model, prepare, prepare_also
 
@@ -39,7 +40,7 @@ FOLDERS = (
     *("baselines", "warm_start"),
 )
 RECORD_FILES = ("config.yaml", "manifest.json", "metrics.jsonl", "eval.jsonl", "parts.jsonl")
-FILES = (*RECORD_FILES, ALSO_MANIFEST, "log.txt", ACTIVITY_FILE, LOCK_FILE)
+FILES = (*RECORD_FILES, ALSO_MANIFEST, OPTIONS_FILE, "log.txt", ACTIVITY_FILE, LOCK_FILE)
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,16 @@ POOL_OF_A_CLASS = 20  # with fewer images a class the look-alike groups mean lit
 
 @dataclass(frozen=True)
 class Task:
-    """The few-shot data set, and the question about each image. `also`: those of `evaluation.also`."""
+    """The few-shot data set, and the question about each image.
+
+    `also`: those of `evaluation.also`. `options`: by example id, the classes that training's prompts list; None: all
+    that are trained.
+    """
 
     dataset: FewShotDataset
     question: Question
     also: "Task | None" = None
+    options: Mapping[str, tuple[str, ...]] | None = None
 
     @property
     def text(self) -> str:

@@ -230,6 +230,32 @@ def test_a_run_that_resumes_asks_about_each_image_with_the_same_order_of_classes
     assert asked["whole"] == asked["stopped"] and len(set(asked["whole"].values())) == 2
 
 
+def test_options_are_asked_for_once_and_a_run_that_resumes_lists_the_same(tmp_path):
+    three = ["lily", "rose", "tulip"]
+    shots = [*SHOWN[:2], LabelledImage("grey", picture("grey"), "lily")]
+    task = Task(
+        FewShotDataset.of("photos", three, shots, SHOWN[2:4], SHOWN[4:], []), make_question("closed", "digit", three)
+    )
+    options = ("prompt.template=closed", "prompt.options=own_top_k", "prompt.top_k=2")
+    asked: dict[str, dict[str, str]] = {"whole": {}, "stopped": {}}
+    parts = (("whole", None), ("stopped", ("evaluating", 1)), ("stopped", ("learning", 3)), ("stopped", None))
+    times = []
+    for name, stop_at in parts:
+        one, own = Roles(stop_at, signal.SIGTERM, 0.0), asked[name]
+        group = one._group
+        one._group = lambda p, answer, group=group, own=own: (
+            own.setdefault(p.prompt_id, p.text) == p.text and group(p, answer)
+        )
+        code, _ = run(config(tmp_path / name, *SETTINGS, *options), roles=one, task=task)
+        assert (code == 0) == (stop_at is None)
+        times.append(one.calls.count("evaluating"))
+    assert asked["whole"] == asked["stopped"]
+    assert times[0] == 1 + 2 + 3  # for the options, test images before and after, validation images
+    training = {text for prompt_id, text in asked["whole"].items() if prompt_id.startswith("train/")}
+    assert len(training) > 1 and all(sum(name in text for name in three) == 2 for text in training)
+    assert all(name in asked["whole"][f"test/{STEPS}/0"] for name in three)
+
+
 def test_another_data_set_is_asked_about_before_and_after_and_not_twice(tmp_path, capsys):
     others = [LabelledImage(f"bird {colour}", picture(colour), "wren") for colour in COLOURS[:3]]
     birds = FewShotDataset.of("birds", ["wren", "finch"], others[:1], [], others[1:], [])

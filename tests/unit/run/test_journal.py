@@ -141,11 +141,13 @@ def test_a_journal_of_a_version_without_families_is_as_good(tmp_path):
     del settings["algorithm"]["objective"], settings["optimizer"]["sft_learning_rate"]
     del settings["schedule"]["warm_start"]
     del settings["schedule"]["min_live"]
+    del settings["prompt"]["options"], settings["prompt"]["top_k"]
     then = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     assert settings_digest(config(tmp_path, *pixels)) == then
     for other in (
         ["model.family=qwen3_vl"],
         ["schedule.min_live=0.5"],
+        ["prompt.options=own_top_k"],
         ["algorithm.objective=sft", "algorithm.kl_beta=0"],
     ):
         assert settings_digest(config(tmp_path, *pixels, *other)) != then
