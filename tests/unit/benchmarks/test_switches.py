@@ -91,7 +91,7 @@ def test_the_tables():
     (closed,) = [line for line in lines if line.startswith("| closed |")]
     assert "| **86.0 %** | 84.0 to 88.0 | 41, 42 | +1.0 (-1.0 to +3.0) | 1 | +1.0 (" in closed
     assert lines[-3:-1] == ["- rloo, seed 42, failed: error: no room", ""]
-    assert lines[-1].startswith("Not measured: answer only, labels listed, dr_grpo, gpg, rloo,")
+    assert lines[-1].startswith("Not measured: answer only, labels listed, closed with own answers, dr_grpo,")
     assert switches_table(records, "clothes") == "Not measured."
     table = baselines_table(rows_of(DEFAULTS, "digits", [DEFAULT])[0].repeats).splitlines()
     seeds = " | ".join(f"seed {seed}" for seed in switches.SEEDS)
