@@ -260,7 +260,8 @@ def _load(
     write = _writer(export, card, options, way) if way.writes else None
     print(f"ready after {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     if way.probabilities:
-        given = f", given its reasoning in {options.votes or 1} answers" if way.writes else ""
+        answers = f"{options.votes} answers" if (options.votes or 1) > 1 else "its greedy answer"
+        given = f", given the reasoning in {answers}" if way.writes else ""
         note = "not calibrated, after a second look" if way.options else card.calibration_note
         print(f"probabilities{given}: {note}", file=sys.stderr, flush=True)
     return write, score

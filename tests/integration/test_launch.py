@@ -381,7 +381,7 @@ def test_images_are_classified_by_the_export_alone(run: Run, dataset: FewShotDat
     result = command("predict", "--checkpoint", model, photos, "--json", "--votes", "8", "--closed")
     assert result.returncode == 1
     assert f"not classified: {photos}/bad.png: not an image" in result.stderr
-    assert "probabilities, given its reasoning in 8 answers: not calibrated" in result.stderr
+    assert "probabilities, given the reasoning in 8 answers: not calibrated" in result.stderr
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert [Path(line["file"]).name for line in lines] == [f"{i:02d}.png" for i in range(40)]
     for line in lines:
