@@ -108,9 +108,7 @@ def evaluate(options: argparse.Namespace) -> None:
     model_path = str(export) if export else base_model_path(config, task)
     check_model(config, task, model_path, examples)
 
-    reader = AnswerReader(
-        task.dataset.classes, {example.label: example.aliases for example in examples if example.aliases}
-    )
+    reader = AnswerReader.of(task.dataset.classes, examples)
     looks = options_at_second_look(options.second_look, task.question, task.dataset.classes)
     greedy, sampled, reordered, again = _ask(config, task, model_path, examples, options, orders, reader, looks)
     scored = _score(config, task, model_path, greedy, sampled, looks)

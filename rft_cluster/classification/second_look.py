@@ -3,7 +3,7 @@
 On open-vocabulary sets a 7B model gained 4 to 6 points by it without training (DiVE-k, ICLR 2026).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,12 @@ def most_probable(scores: Scores, classes: Sequence[str], count: int) -> list[st
 def most_voted(first: str | None, vote: Vote, classes: Sequence[str], count: int) -> list[str]:
     """The options of a policy that thinks, in the order of `classes`: its greedy answer, and those of its samples."""
     ranked = sorted(vote.counts, key=lambda label: -vote.counts[label])
-    kept = list(dict.fromkeys([*([first] if first else []), *ranked]))[:count]
+    return first_of([*([first] if first else []), *ranked], classes, count)
+
+
+def first_of(ranked: Iterable[str], classes: Sequence[str], count: int) -> list[str]:
+    """The first `count` different ones of `ranked`, in the order of `classes`."""
+    kept = list(dict.fromkeys(ranked))[:count]
     return [label for label in classes if label in kept]
 
 

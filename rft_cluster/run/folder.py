@@ -195,7 +195,7 @@ class RunFolder:
 
 
 def _reader(task: Task) -> AnswerReader:
-    return AnswerReader(task.dataset.classes, {e.label: e.aliases for e in task.examples if e.aliases})
+    return AnswerReader.of(task.dataset.classes, task.examples)
 
 
 def _free(path: Path) -> Path:

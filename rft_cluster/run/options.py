@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from rft_cluster.classification.answers import AnswerReader
+from rft_cluster.classification.second_look import first_of
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.files import FORMAT, check_format, json_object, write_json
 from rft_cluster.config import Config
@@ -82,8 +83,7 @@ def hard_options(label: str, votes: Mapping[str, int], classes: Sequence[str], c
     If fewer were answered, others are drawn by `key`. Ties: the one that comes first in `classes`.
     """
     answered = sorted((one for one in classes if votes.get(one)), key=lambda one: -votes[one])
-    kept = list(dict.fromkeys([label, *answered, *drawn_order(classes, key)]))[:count]
-    return [one for one in classes if one in kept]
+    return first_of([label, *answered, *drawn_order(classes, key)], classes, count)
 
 
 def _asked(config: Config, task: Task, generate: Callable[[list[Prompt], Sampling], list[Group]]) -> dict[str, Options]:
@@ -91,7 +91,7 @@ def _asked(config: Config, task: Task, generate: Callable[[list[Prompt], Samplin
     sampling = Sampling(**config.sampling.model_dump())
     print(f"options: the policy is asked {sampling.group_size} times about each of {len(train)} images", flush=True)
     groups = generate(draw_prompts(train, task.question, SPLIT, 0, seed), sampling)
-    reader = AnswerReader(classes, {one.label: one.aliases for one in train if one.aliases})
+    reader = AnswerReader.of(classes, train)
     found = {}
     for group in groups:
         votes = reader.vote([completion.text for completion in group.completions]).counts
@@ -117,10 +117,10 @@ def _read(file: Path, task: Task) -> dict[str, Options]:
         values: dict[str, Any] = json_object(file.read_bytes()) or {}
         check_format(values, file)
         found = {name: Options.model_validate(one, strict=True) for name, one in values["images"].items()}
-        known = [set(found[one.example_id].options) for one in task.dataset.train]
-        labels = [one.label for one in task.dataset.train]
-        if not all(label in own and own <= trained for label, own in zip(labels, known, strict=True)):
-            raise ValueError("options without the label, or of other classes")
+        for example in task.dataset.train:
+            options = found[example.example_id].options
+            if example.label not in options or not trained.issuperset(options):
+                raise ValueError("options without the label, or of other classes")
     except (AttributeError, LookupError, ValidationError, ValueError) as error:
         raise UserError(f"{file} is damaged: bring it back, or choose another run.name") from error
     return found

@@ -216,15 +216,18 @@ def test_training_lists_the_classes_in_drawn_orders_and_evaluations_in_their_own
     assert others == {task.text}
 
 
+def remember(roles: Roles, asked: dict[str, str]) -> None:
+    """Note the text of each prompt by its id. There is no group for one that was asked in another text before."""
+    group = roles._group
+    roles._group = lambda p, answer: asked.setdefault(p.prompt_id, p.text) == p.text and group(p, answer)
+
+
 def test_a_run_that_resumes_asks_about_each_image_with_the_same_order_of_classes(tmp_path):
     task = replace(TASK, question=make_question("closed", "flower", ["rose", "tulip"]))
     asked: dict[str, dict[str, str]] = {"whole": {}, "stopped": {}}
     for name, stop_at in (("whole", None), ("stopped", ("learning", 3)), ("stopped", None)):
         one, own = Roles(stop_at, signal.SIGTERM, 0.0), asked[name]
-        group = one._group
-        one._group = lambda p, answer, group=group, own=own: (
-            own.setdefault(p.prompt_id, p.text) == p.text and group(p, answer)
-        )
+        remember(one, own)
         code, _ = run(config(tmp_path / name, *SETTINGS), roles=one, task=task)
         assert (code == 0) == (stop_at is None)
     assert asked["whole"] == asked["stopped"] and len(set(asked["whole"].values())) == 2
@@ -242,10 +245,7 @@ def test_options_are_asked_for_once_and_a_run_that_resumes_lists_the_same(tmp_pa
     times = []
     for name, stop_at in parts:
         one, own = Roles(stop_at, signal.SIGTERM, 0.0), asked[name]
-        group = one._group
-        one._group = lambda p, answer, group=group, own=own: (
-            own.setdefault(p.prompt_id, p.text) == p.text and group(p, answer)
-        )
+        remember(one, own)
         code, _ = run(config(tmp_path / name, *SETTINGS, *options), roles=one, task=task)
         assert (code == 0) == (stop_at is None)
         times.append(one.calls.count("evaluating"))
