@@ -6,8 +6,8 @@ GRPO on it runs on a laptop. Rewards could not teach a randomly initialised mode
 an answer. So the model is warm-started WITHOUT labels, from unlabelled images of the data set:
 
 - It learns to SEE which images look alike. A nearest-neighbour graph gives each image a place on a spectral map, and
-  k-means cuts the map into groups. The model learns to name an image's groups, and to predict its place on the map just
-  before the answer (with an extra head that is discarded).
+  k-means cuts the map into groups. The model learns to name an image's groups, and to predict its place on the map and
+  its looks from its image tokens and just before the answer (with extra heads that are discarded).
 - It learns to WRITE `<think>group-03 kind-017</think><answer>NAME</answer>`. The words in `<think>` are the names of
   the image's coarse and fine group: what it saw, NOT reasoning. For a prompt that shows `<answer>` but no `<think>`, it
   writes the answer block only. If the prompt lists the classes, each one does so in another order.
@@ -29,7 +29,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from PIL import Image
@@ -51,10 +50,11 @@ from rft_cluster.model.families.qwen2_vl import QWEN2_VL
 from rft_cluster.model.folder import check_model_folder
 from rft_cluster.model.numbers import FRAMES, MERGE
 from rft_cluster.model.tiny.conditions import CURE, PIECES, check_conditions
+from rft_cluster.model.tiny.look_alike import group_counts
 from rft_cluster.model.tiny.warm_start import Pool, warm_start
 from rft_cluster.prompts import Question
 
-RECIPE_VERSION = 2  # part of the cache key: increase it with every change of the built model
+RECIPE_VERSION = 3  # part of the cache key: increase it with every change of the built model
 ORDERS = 8  # of the listed classes, in which a prompt's length is tried
 WARM_STEPS = 300  # with 200, GRPO started more slowly (digits, one seed tried)
 SPECIAL_TOKENS = (
@@ -118,14 +118,14 @@ def ensure_tiny_model(
         shutil.rmtree(folder)
     started = time.monotonic()
     hf_logging.disable_progress_bar()  # only a few megabytes are saved
-    places, words = look_alike_groups(images, len(class_names), seed)
+    pool = Pool(images, len(class_names), pixels, family.side, seed)
     report(f"tiny model: {len(images)} images sorted into look-alike groups, {time.monotonic() - started:.0f} s")
-    processor = _processor(class_names, sorted({w for pair in words for w in pair}), question, pixels, family)
+    processor = _processor(
+        class_names, sorted({word for pair in pool.words for word in pair}), question, pixels, family
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build_model(processor.tokenizer, family)
-        thoughts = [f"{coarse} {fine}" for coarse, fine in words]
-        pool = Pool(images, thoughts, torch.from_numpy(places).float(), pixels, family.side)
         warm_start(model, processor, pool, class_names, question, warm_steps, report)
     _save(folder, model, processor, {"settings": settings, "images": len(images)})
     report(f"tiny model: built in {time.monotonic() - started:.0f} s: {folder}")
@@ -172,54 +172,12 @@ def untrained(
     return processor, build_model(processor.tokenizer, family)
 
 
-def group_counts(classes: int) -> tuple[int, int]:
-    """The largest numbers of coarse and fine groups."""
-    return max(4, classes * 5 // 4), max(8, classes * 3)
-
-
 def _digest(images: Sequence[Image.Image], settings: list) -> str:
     digest = hashlib.sha256(json.dumps(settings).encode())
     for image in images:
         digest.update(str(image.size).encode())
         digest.update(image.tobytes())
     return digest.hexdigest()[:16]
-
-
-def look_alike_groups(
-    images: Sequence[Image.Image], classes: int, seed: int
-) -> tuple[np.ndarray, list[tuple[str, str]]]:
-    """Group images by likeness, without labels. Returns places [N, D] on a spectral map, and N (coarse, fine) words.
-
-    The map consists of the leading eigenvectors of the neighbour graph's normalised adjacency. It follows chains of
-    near neighbours, so two handwritings' 4 come close although their pixels differ. On the digits its 12 groups are
-    94 % pure (k-means on pixels: 84 %), and the nearest of 4 labelled images a class is right for 95 % of the others
-    (on pixels: 76 %).
-    """
-    from scipy.linalg import eigh
-    from sklearn.cluster import KMeans
-    from sklearn.decomposition import PCA
-    from sklearn.neighbors import kneighbors_graph
-
-    count = len(images)
-    thumbnails = np.stack([np.asarray(image.resize((16, 16), Image.Resampling.BOX)) for image in images])
-    flat = thumbnails.reshape(count, -1) / 255.0
-    features = PCA(min(32, count - 1), random_state=seed).fit_transform(flat)
-    distance = kneighbors_graph(features, min(7, count - 1), mode="distance").toarray()
-    # A scale for each image (the distance of its furthest neighbour) evens out dense and sparse regions.
-    scale = distance.max(1) + 1e-9
-    weight = np.where(distance > 0, np.exp(-(distance**2) / np.outer(scale, scale)), 0)
-    weight = np.maximum(weight, weight.T) + 1e-9
-    degree = weight.sum(1)
-    dimensions = min(max(8, classes * 3 // 2), 64, count - 2)
-    _, vectors = eigh(weight / np.sqrt(np.outer(degree, degree)), subset_by_index=[count - 1 - dimensions, count - 2])
-    places = vectors / (np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-12)
-
-    def cut(groups: int) -> np.ndarray:
-        return KMeans(min(groups, count // 4), n_init=4, random_state=seed).fit_predict(places)
-
-    coarse, fine = map(cut, group_counts(classes))
-    words = [(f"group-{c:02d}", f"kind-{f:03d}") for c, f in zip(coarse, fine, strict=True)]
-    return places * np.sqrt(dimensions), words
 
 
 def _processor(

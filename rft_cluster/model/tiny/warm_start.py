@@ -13,45 +13,49 @@ from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from rft_cluster.model.patch_embed import multiply_patches
+from rft_cluster.model.tiny.look_alike import Looks, look_alike_groups
 from rft_cluster.prompts import Question, asks_for_thinking
 
 BATCH = 64
-LEARNING_RATE = 2e-3
+LEARNING_RATE = 3e-3
 SWAPPED = 0.25  # share of completions whose think words in the input are another image's
 FAVOUR = 0.3  # nats by which the first name leads: more than BF16's rounding of a logit, too little to bias exploration
 
 
 @dataclass
 class _Draw:
-    images: list[torch.Tensor]  # B x [3, H, W], values 0 to 255, all of one size
+    images: torch.Tensor  # [B, 3, H, W], values 0 to 255
     thoughts: list[str]  # B
-    places: torch.Tensor  # [B, D]
+    seen: torch.Tensor  # [B, D], of unit spread: places on the map of the pool, and what the images look like
 
 
 class Pool:
     """The unlabelled images, resized like the processor does, in one stack for each size: a batch has one size."""
 
-    def __init__(
-        self, images: Sequence[Image.Image], thoughts: list[str], places: torch.Tensor, pixels: int, side: int
-    ) -> None:
+    def __init__(self, images: Sequence[Image.Image], classes: int, pixels: int, side: int, seed: int) -> None:
         """`pixels`: of every image after resizing. `side`: pixels of an image token's side."""
-        self.thoughts, self.places = thoughts, places
         members: dict[tuple[int, int], list[int]] = {}
         for index, image in enumerate(images):
             size = smart_resize(image.height, image.width, side, min_pixels=pixels, max_pixels=pixels)
             members.setdefault(size, []).append(index)
-        self.members = [np.array(indices) for indices in members.values()]
-        self.stacks = [
+        self._members = [np.array(indices) for indices in members.values()]
+        self._stacks = [
             torch.stack([_as_tensor(images[i].resize((width, height), Image.Resampling.BICUBIC)) for i in indices])
             for (height, width), indices in members.items()
         ]
+        self._looks = Looks(self._stacks, seed)
+        order = np.argsort(np.concatenate(self._members))
+        looks = self._looks.pool[order]
+        places, self.words = look_alike_groups(looks.numpy(), classes, seed)
+        self._places = torch.from_numpy(places).float()
+        self.values = places.shape[1] + looks.shape[1]  # D
 
     def draw(self, rng: np.random.Generator, size: int) -> _Draw:
         """Draw `size` images of one shape, slightly shifted, turned and zoomed, so that new images are recognised."""
-        share = np.array([len(indices) for indices in self.members])
+        share = np.array([len(indices) for indices in self._members])
         bucket = rng.choice(len(share), p=share / share.sum())
         chosen = rng.integers(share[bucket], size=size)
-        stack = self.stacks[bucket][chosen].float()
+        stack = self._stacks[bucket][chosen].float()
         shift, zoom = rng.uniform(-0.08, 0.08, (size, 2)), rng.uniform(0.92, 1.08, (size, 2))
         turn = rng.uniform(-0.15, 0.15, size)
         rows = np.stack(
@@ -63,8 +67,9 @@ class Pool:
         )
         grid = F.affine_grid(torch.from_numpy(rows).float(), list(stack.shape), align_corners=False)
         moved = F.grid_sample(stack, grid, padding_mode="border", align_corners=False)
-        indices = self.members[bucket][chosen]
-        return _Draw(list(moved), [self.thoughts[i] for i in indices], self.places[torch.from_numpy(indices)])
+        indices = self._members[bucket][chosen]
+        seen = torch.cat([self._places[torch.from_numpy(indices)], self._looks(moved)], 1)
+        return _Draw(moved, [" ".join(self.words[i]) for i in indices], seen)
 
 
 def _as_tensor(image: Image.Image) -> torch.Tensor:
@@ -84,7 +89,7 @@ def warm_start(
 
     Every completion has 8 tokens: `<think>`, two words, `</think>`, `<answer>`, the name, `</answer>`, end. If the
     prompt asks for the answer only, it has the last 4 of them. Shapes below: B images, L completion tokens,
-    V vocabulary, D places.
+    V vocabulary, D values of what is seen.
     """
     thinks = asks_for_thinking(question.text)
     length = 8 if thinks else 4  # L
@@ -97,10 +102,12 @@ def warm_start(
         add_generation_prompt=True,
     )
     rng = np.random.default_rng(int(torch.randint(2**31, ())))
-    place_head = torch.nn.Linear(model.config.text_config.hidden_size, pool.places.shape[1])
-    optimizer = torch.optim.AdamW([*model.parameters(), *place_head.parameters()], weight_decay=0.01)
+    heads = torch.nn.ModuleList(torch.nn.Linear(model.config.text_config.hidden_size, pool.values) for _ in range(2))
+    optimizer = torch.optim.AdamW([*model.parameters(), *heads.parameters()], weight_decay=0.01)
     model.train()
     multiply_patches(model)
+    from_tower: list[torch.Tensor] = []  # [image tokens of all images, width]: the model's output does not have them
+    watching = model.model.visual.register_forward_hook(lambda tower, given, out: from_tower.append(out.pooler_output))
     for step in _timed(steps, report):
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1, (step + 1) / 20) * (1 - step / steps)
@@ -113,7 +120,7 @@ def warm_start(
         # Mark the image tokens here: the processor's own way would take a third of the whole time.
         quick: Any = {"return_tensors": "pt", "text_kwargs": {"return_mm_token_type_ids": False}}
         texts = [asked + w for asked, w in zip(_prompts(prompt, question, rng), written, strict=True)]
-        batch = processor(text=texts, images=drawn.images, **quick)
+        batch = processor(text=texts, images=list(drawn.images), **quick)
         batch["mm_token_type_ids"] = (batch["input_ids"] == model.config.image_token_id).long()
         target = batch["input_ids"][:, -length:].clone()  # [B, L]
         # Swap some think words for another image's in the input, but not in the target: the next token must follow
@@ -123,13 +130,16 @@ def warm_start(
         hidden = model.model(**batch).last_hidden_state[:, -length - 1 : -1]  # [B, L, width]
         log_probs = torch.log_softmax(model.lm_head(hidden), -1)  # [B, L, V]
         spelled = _cross_entropy(log_probs, target, answer, at_answer)  # [B, L]
-        # The state before the answer must know the image's place on the map, which GRPO can then tie to a name.
-        place = F.mse_loss(place_head(hidden[:, at_answer]), drawn.places)
-        loss = spelled.mean() + place
+        # The state before the answer must know what is seen in the image, which GRPO can then tie to a name. So must
+        # the image's own tokens: then the tower learns sooner (a linear probe of clothes: 67.8 % in place of 65.4 %).
+        by_tower = from_tower.pop().unflatten(0, (BATCH, -1)).mean(1)  # [B, width]
+        seen = [head(states) for head, states in zip(heads, (hidden[:, at_answer], by_tower), strict=True)]
+        loss = spelled.mean() + sum(F.mse_loss(one, drawn.seen) for one in seen)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+    watching.remove()
     model.eval()
 
 

@@ -181,19 +181,6 @@ def test_every_image_gets_the_number_of_tokens_its_pixels_ask_for(processor):
         assert batch["pixel_values"].shape == (16, 1176)
 
 
-def test_look_alikes_share_their_words():
-    square = [image for index, image in enumerate(picture(i) for i in range(80)) if index % 5]
-    kinds = [index % 4 for index in range(80) if index % 5]
-    places, words = tiny.look_alike_groups(square, classes=4, seed=0)
-    assert places.shape[0] == len(square)
-    assert np.isfinite(places).all()
-    for position in (0, 1):
-        owner: dict[str, set[int]] = {}
-        for pair, kind in zip(words, kinds, strict=True):
-            owner.setdefault(pair[position], set()).add(kind)
-        assert all(len(found) == 1 for found in owner.values()), "a group of two kinds"
-
-
 def test_a_short_warm_start_already_writes_the_format_and_one_answer(folder, processor):
     model = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     content = [{"type": "image"}, {"type": "text", "text": TEXT}]
