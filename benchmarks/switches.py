@@ -30,6 +30,7 @@ from rft_cluster.classification.repeats import table as table_of_rows
 from rft_cluster.common.errors import UserError, exit_code
 from rft_cluster.common.lookup import did_you_mean
 from rft_cluster.config import load_config
+from rft_cluster.model.tiny.conditions import RECIPE_VERSION
 from rft_cluster.run.lock import locked
 from rft_cluster.sweep import Run, Sweep, combinations, read_repeat, sweep
 
@@ -129,8 +130,8 @@ class Key:
         )
 
     def matches(self, record: Mapping[str, Any]) -> bool:
-        """True if it is the record of this run, with the settings that the run has now."""
-        return key_of(record) == self and record["settings"] == self.settings
+        """True if it is the record of this run, with the settings and the small model that the run has now."""
+        return key_of(record) == self and record["settings"] == self.settings and record.get("tiny") == RECIPE_VERSION
 
     @property
     def settings(self) -> list[str]:
@@ -223,6 +224,7 @@ def measured(key: Key) -> dict[str, Any]:
         "row": key.row,
         "seed": key.seed,
         "settings": key.settings,
+        "tiny": RECIPE_VERSION,
         "commit": here["commit"],
         "processor": here["processor"],
         "seconds": round(time.monotonic() - began),  # of the last part, if the run was stopped

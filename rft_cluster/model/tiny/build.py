@@ -49,12 +49,11 @@ from rft_cluster.model.families.family import Family
 from rft_cluster.model.families.qwen2_vl import QWEN2_VL
 from rft_cluster.model.folder import check_model_folder
 from rft_cluster.model.numbers import FRAMES, MERGE
-from rft_cluster.model.tiny.conditions import CURE, PIECES, check_conditions
+from rft_cluster.model.tiny.conditions import CURE, PIECES, RECIPE_VERSION, check_conditions
 from rft_cluster.model.tiny.look_alike import group_counts
 from rft_cluster.model.tiny.warm_start import Pool, warm_start
 from rft_cluster.prompts import Question
 
-RECIPE_VERSION = 3  # part of the cache key: increase it with every change of the built model
 ORDERS = 8  # of the listed classes, in which a prompt's length is tried
 WARM_STEPS = 300  # with 200, GRPO started more slowly (digits, one seed tried)
 SPECIAL_TOKENS = (

@@ -1,10 +1,11 @@
-"""The tiny model's conditions on a data set. Imports no torch, so that a dry-run can check them first."""
+"""The tiny model's version, and its conditions on a data set. Imports no torch: a dry-run can check them first."""
 
 import re
 from collections.abc import Sequence
 
 from rft_cluster.common.errors import UserError
 
+RECIPE_VERSION = 3  # part of the cache key: increase it with every change of the built model
 FEWEST = 12  # images
 PIECES = r"</?[A-Za-z_]+>|\n+|[^<\n]+|<"  # the tokenizer cuts text into these; each becomes one token
 CURE = "or set model.path to a trained Qwen2-VL"

@@ -8,6 +8,7 @@ from benchmarks import switches
 from benchmarks.switches import DEFAULT, Key, baselines_table, due, helped, rows_of, switches_table
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import load_config
+from rft_cluster.model.tiny.conditions import RECIPE_VERSION
 from rft_cluster.prompts import asks_for_thinking, render_template
 from rft_cluster.sweep import combinations
 
@@ -20,7 +21,7 @@ def record(row: str, seed: int, right: int, data: str = "digits", **more: object
     found = {"n": 100, "before": 0.1, "after": right / 100, "format": 1.0, "images": f"of {seed}"}
     baselines = {"nearest_neighbour": 0.8, "rbf_svm": 0.82}
     flags = "1" * right + "0" * (100 - right)
-    settings = {"settings": key.settings, "baselines": baselines, "right": flags}
+    settings = {"settings": key.settings, "tiny": RECIPE_VERSION, "baselines": baselines, "right": flags}
     return {"data": data, "row": row, "seed": seed, **found, **settings, **more}
 
 
@@ -68,8 +69,9 @@ def test_help_is_judged_by_the_first_seeds_alone():
     assert [key.seed for key in due(records, ["digits"], ["closed"])] == [45]
 
 
-def test_a_run_with_other_settings_is_due_again_and_one_that_failed_is_not():
-    former = record("gpg", 41, 80) | {"settings": ["algorithm.advantage=other"]}
+@pytest.mark.parametrize("changed", [{"settings": ["algorithm.advantage=other"]}, {"tiny": RECIPE_VERSION - 1}])
+def test_a_run_with_other_settings_or_another_small_model_is_due_again_and_one_that_failed_is_not(changed):
+    former = record("gpg", 41, 80) | changed
     failed = {**record("gpg", 42, 80), "failed": "error: no room"}
     assert due([former, failed], ["digits"], ["gpg"]) == [Key("digits", "gpg", 41)]
     (row,) = rows_of([former, failed], "digits", ["gpg"])
