@@ -35,7 +35,7 @@ from rft_cluster.run.lock import locked
 from rft_cluster.sweep import Run, Sweep, combinations, read_repeat, sweep
 
 NAME = "switches"
-PAGE, PUBLISHED, EVALUATE = (ROOT / "docs" / f"{name}.md" for name in ("switches", "published", "evaluate"))
+PAGE, PUBLISHED, BASELINES = (ROOT / "docs" / f"{name}.md" for name in ("switches", "published", "baselines"))
 FOLDER = CACHE / "switches"
 CLOTHES = CACHE / "clothes"
 DEFAULT = "default"
@@ -252,13 +252,13 @@ def repeat_of(record: Mapping[str, Any]) -> Repeat:
 def write_page(records: Sequence[Mapping[str, Any]]) -> None:
     """Write the tables into the pages, between their marks, and the plot beside them.
 
-    What stands in docs/evaluate.md stays until the default has all its seeds.
+    What stands in docs/baselines.md stays until the default has all its seeds.
     """
     fill(PAGE, {"plot": plot_line(records), **{data: switches_table(records, data) for data in DATA}})
     fill(PUBLISHED, {"ours": ours_table(records)})
     defaults = {data: rows_of(records, data, [DEFAULT])[0] for data in DATA}
     whole = {data: row.repeats for data, row in defaults.items() if not row.missing}
-    fill(EVALUATE, {f"baselines of {data}": baselines_table(repeats) for data, repeats in whole.items()})
+    fill(BASELINES, {f"baselines of {data}": baselines_table(repeats) for data, repeats in whole.items()})
 
 
 def summaries(records: Sequence[Mapping[str, Any]], data: str) -> list[dict[str, Any]]:

@@ -120,22 +120,22 @@ def test_the_table_beside_published_figures_names_each_setting():
 
 
 def test_the_pages_have_a_place_for_each_table(tmp_path, monkeypatch):
-    for name in ("PAGE", "PUBLISHED", "EVALUATE"):
+    for name in ("PAGE", "PUBLISHED", "BASELINES"):
         page = getattr(switches, name)
         (tmp_path / page.name).write_text(page.read_text())
         monkeypatch.setattr(switches, name, tmp_path / page.name)
-    before = (tmp_path / "evaluate.md").read_text()
+    before = (tmp_path / "baselines.md").read_text()
     switches.write_page(DEFAULTS[:4])
-    assert (tmp_path / "evaluate.md").read_text() == before, "a table has five seeds"
+    assert (tmp_path / "baselines.md").read_text() == before, "a table has five seeds"
     switches.write_page(DEFAULTS)
     assert (tmp_path / "switches.md").read_text().count("Not measured.") == 1  # the clothes
-    evaluate = (tmp_path / "evaluate.md").read_text()
-    assert evaluate.count(f"| **the policy** | {' | '.join(['85.0'] * 5)} |") == 1  # the page's own are of other runs
+    filled = (tmp_path / "baselines.md").read_text()
+    assert filled.count(f"| **the policy** | {' | '.join(['85.0'] * 5)} |") == 1  # the page's own are of other runs
     assert "| digits | open | yes |" in (tmp_path / "published.md").read_text()
     assert "(switches.png)" in (tmp_path / "switches.md").read_text() and (tmp_path / "switches.png").exists()
     switches.write_page([])
     assert (tmp_path / "switches.md").read_text().count("Not measured.") == 3
-    assert (tmp_path / "evaluate.md").read_text() == evaluate
+    assert (tmp_path / "baselines.md").read_text() == filled
 
 
 @pytest.mark.parametrize(("data", "rows"), [(["digit"], ROWS), (["digits"], ["clsoed"])])
