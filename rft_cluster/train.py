@@ -41,7 +41,8 @@ def train(config: Config, task: Task, cluster: Cluster, run: RunFolder, targets:
     card = make_card(config, dataset, task.question, image_pixels(config))
     keeper = Keeper(config, card, cluster, run.first_step, run.tiny_model)
     cluster.broadcast_weights(version=run.first_step)
-    task = with_options(config, task, run.first_step, partial(cluster.generators.generate, version=run.first_step))
+    with run.stopwatch(run.first_step)("generate"):
+        task = with_options(config, task, run.first_step, partial(cluster.generators.generate, version=run.first_step))
     _evaluate_if_due(cluster, config, task, run.first_step, run, keeper)
 
     start_rollout = targets.start if targets else cluster.start_rollout

@@ -45,6 +45,8 @@ class StepStats:
     """Masked completions: those for which a reward failed."""
     failures: Annotated[Mapping[str, int], "completions"]
     """Completions for which the reward NAME failed."""
+    groups: Annotated[int, "groups"]
+    """Groups of the step: `schedule.prompts_per_step`, and those that `schedule.min_live` asked for further."""
     live_groups: Annotated[float, "share of groups"]
     """Groups with an advantage that is not 0: only these teach."""
     skipped_groups: Annotated[int, "groups"]
@@ -157,6 +159,7 @@ def step_stats(
         reward_parts={name: fmean(parts[name] for parts in valid) for name in valid[0]},
         reward_failures=len(every) - len(valid),
         failures=Counter(name for reward in every for name in reward.failures),
+        groups=len(groups),
         live_groups=fmean(any(group) for group in advantages),
         skipped_groups=sum(not any(group) for group in advantages),
         **_learner_figures(learned, any(completion.generator_logprobs for completion in completions)),

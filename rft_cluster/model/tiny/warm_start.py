@@ -112,16 +112,9 @@ def warm_start(
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1, (step + 1) / 20) * (1 - step / steps)
         drawn = pool.draw(rng, BATCH)
-        said = rng.choice(class_names, BATCH)
-        written = [
-            (f"<think>{thought}</think>" if thinks else "") + f"<answer>{name}</answer><|im_end|>"
-            for thought, name in zip(drawn.thoughts, said, strict=True)
-        ]
-        # Mark the image tokens here: the processor's own way would take a third of the whole time.
-        quick: Any = {"return_tensors": "pt", "text_kwargs": {"return_mm_token_type_ids": False}}
-        texts = [asked + w for asked, w in zip(_prompts(prompt, question, rng), written, strict=True)]
-        batch = processor(text=texts, images=list(drawn.images), **quick)
-        batch["mm_token_type_ids"] = (batch["input_ids"] == model.config.image_token_id).long()
+        written = _completions(drawn.thoughts if thinks else None, rng.choice(class_names, BATCH))
+        texts = [asked + text for asked, text in zip(_prompts(prompt, question, rng), written, strict=True)]
+        batch = _encoded(processor, texts, drawn.images, model.config.image_token_id)
         target = batch["input_ids"][:, -length:].clone()  # [B, L]
         # Swap some think words for another image's in the input, but not in the target: the next token must follow
         # from image and position, even after words that come from exploration.
@@ -141,6 +134,20 @@ def warm_start(
         optimizer.zero_grad()
     watching.remove()
     model.eval()
+
+
+def _completions(thoughts: Sequence[str] | None, names: Sequence[str]) -> list[str]:
+    thinking = [""] * len(names) if thoughts is None else [f"<think>{thought}</think>" for thought in thoughts]
+    return [f"{think}<answer>{name}</answer><|im_end|>" for think, name in zip(thinking, names, strict=True)]
+
+
+def _encoded(processor: Any, texts: list[str], images: torch.Tensor, image_token: int) -> Any:
+    """A batch as the model takes it."""
+    # Mark the image tokens here: the processor's own way would take a third of the whole time.
+    quick: Any = {"return_tensors": "pt", "text_kwargs": {"return_mm_token_type_ids": False}}
+    batch = processor(text=texts, images=list(images), **quick)
+    batch["mm_token_type_ids"] = (batch["input_ids"] == image_token).long()
+    return batch
 
 
 def _prompts(prompt: str, question: Question, rng: np.random.Generator) -> list[str]:

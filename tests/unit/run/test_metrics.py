@@ -21,6 +21,7 @@ ROW = {
     "reward/format": 0.5,
     "reward/accuracy": 0.25,
     "reward_failures": 0,
+    "groups": 2,
     "live_groups": 0.5,
     "skipped_groups": 1,
     "logprob_gap": 0.05,  # 0.4 / 8 tokens, as the next four
