@@ -36,7 +36,7 @@ from rft_cluster.sweep import Run, Sweep, combinations, read_repeat, sweep
 
 NAME = "switches"
 PAGE, PUBLISHED, BASELINES = (ROOT / "docs" / f"{name}.md" for name in ("switches", "published", "baselines"))
-FOLDER = CACHE / "switches"
+FOLDER = CACHE / "switches" / f"tiny-{RECIPE_VERSION}"  # a run goes on with the small model that it began with
 CLOTHES = CACHE / "clothes"
 DEFAULT = "default"
 SCREENED, SEEDS = (41, 42), (41, 42, 43, 44, 45)

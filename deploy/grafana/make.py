@@ -111,8 +111,8 @@ ROWS = [
         step("Learning rate", "sci", learning_rate="learning rate"),
         step("Length of completions", "short", completion_tokens="tokens"),
         step("Cut at max_tokens", "percentunit", cut_short="completions"),
-        Panel("What counted, and what did not", {
-            "groups": total(STEP["groups"]),
+        Panel("Groups", {"groups": total(STEP["groups"])}, meaning="In total, since the run's start."),
+        Panel("What did not count", {
             "groups without a live advantage": total(STEP["skipped_groups"]),
             "updates left out": total(STEP["skipped"]),
             "completions without a reward": total(STEP["reward_failures"]),

@@ -314,6 +314,7 @@ def test_further_prompts_are_asked_while_few_groups_are_live_and_not_again_after
         rows = read_history(settings.run_folder).rollouts(step + 1)
         assert [row["prompt_id"] for row in rows] == [f"train/{step}/{index}" for index in range(6)]
         assert [any(row["advantages"]) for row in rows] == [True, False, False, False, True, False]
+    assert [row["groups"] for row in read_history(settings.run_folder).steps] == [6] * STEPS
 
     def said() -> dict[str, tuple[str, ...]]:
         ledger = make_ledger(settings.run_folder)

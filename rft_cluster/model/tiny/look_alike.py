@@ -16,6 +16,8 @@ COLOUR_SIDE = 4  # pixels
 COLOUR = 0.5  # weight of the colours; with 1, strokes counted for less and the groups were worse (digits, clothes)
 COMPONENTS = 32  # of the looks; with 64 the model was no better (clothes)
 LUMA = (0.299, 0.587, 0.114)
+LEAST = 0.1  # spread, so that rounding is not taken for strokes where there are none; ordinary pools have 1 to 10
+FURTHEST = 10.0  # deviations: what no ordinary image has, and one of a pool whose images are all the same may
 AT_ONCE = 256  # images whose gradients are in memory together
 
 
@@ -48,7 +50,8 @@ class Looks:
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """The components of images [B, 3, H, W], values 0 to 255. FP32 [B, D], of deviation 1 over the pool."""
-        return (self._together(*_parts(images)) - self._mean) @ self._axes / self._deviation
+        components = (self._together(*_parts(images)) - self._mean) @ self._axes / self._deviation
+        return components.clamp(-FURTHEST, FURTHEST)
 
     def _together(self, strokes: torch.Tensor, colours: torch.Tensor) -> torch.Tensor:
         return torch.cat([strokes / self._scales[0], COLOUR * colours / self._scales[1]], 1)
@@ -112,5 +115,4 @@ def _parts(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _spread(values: torch.Tensor) -> float:
-    """Never 0: values that are all the same stay so."""
-    return float(values.var(0, correction=0).sum().sqrt()) + 1e-6
+    return max(LEAST, float(values.var(0, correction=0).sum().sqrt()) + 1e-6)

@@ -112,7 +112,7 @@ def warm_start(
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1, (step + 1) / 20) * (1 - step / steps)
         drawn = pool.draw(rng, BATCH)
-        written = _completions(drawn.thoughts if thinks else None, rng.choice(class_names, BATCH))
+        written = _completions(drawn.thoughts if thinks else None, rng.choice(class_names, BATCH).tolist())
         texts = [asked + text for asked, text in zip(_prompts(prompt, question, rng), written, strict=True)]
         batch = _encoded(processor, texts, drawn.images, model.config.image_token_id)
         target = batch["input_ids"][:, -length:].clone()  # [B, L]
