@@ -16,7 +16,7 @@ from rft_cluster.cluster.cluster import Cluster
 from rft_cluster.cluster.rollouts import Rollout
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import Config
-from rft_cluster.messages import Example, Group, Sampling
+from rft_cluster.messages import Example, Group, Prompt, Sampling
 from rft_cluster.prompts import make_prompts
 from rft_cluster.rewards.scorer import check_failures
 from rft_cluster.run.answers import ALSO
@@ -41,8 +41,7 @@ def train(config: Config, task: Task, cluster: Cluster, run: RunFolder, targets:
     card = make_card(config, dataset, task.question, image_pixels(config))
     keeper = Keeper(config, card, cluster, run.first_step, run.tiny_model)
     cluster.broadcast_weights(version=run.first_step)
-    with run.stopwatch(run.first_step)("generate"):
-        task = with_options(config, task, run.first_step, partial(cluster.generators.generate, version=run.first_step))
+    task = with_options(config, task, run.first_step, partial(_answers, cluster, run, run.first_step, "generate"))
     _evaluate_if_due(cluster, config, task, run.first_step, run, keeper)
 
     start_rollout = targets.start if targets else cluster.start_rollout
@@ -95,23 +94,30 @@ def _evaluate_if_due(cluster: Cluster, config: Config, task: Task, step: int, ru
     if task.dataset.test and (step == 0 or last):
         _evaluate(cluster, config, task, "test", step, run)
     if task.also and (step == 0 or last) and not run.has_also(step):
-        run.log_also(step, _answers(cluster, config, task.also.dataset.test, task.also.text, ALSO, step, run))
+        run.log_also(step, _greedy(cluster, config, task.also.dataset.test, task.also.text, ALSO, step, run))
 
 
 def _evaluate(cluster: Cluster, config: Config, task: Task, split: str, step: int, run: RunFolder) -> Evaluation:
     """Evaluate greedy answers of the current policy, unless a stopped run has already recorded this evaluation."""
     evaluation = run.evaluation(step, split)
     if evaluation is None:
-        groups = _answers(cluster, config, task.dataset.splits[split], task.text, split, step, run)
+        groups = _greedy(cluster, config, task.dataset.splits[split], task.text, split, step, run)
         evaluation = summarise(step, split, groups)
         run.log_evaluation(evaluation, groups)
     return evaluation
 
 
-def _answers(
+def _greedy(
     cluster: Cluster, config: Config, examples: list[Example], text: str, split: str, step: int, run: RunFolder
 ) -> list[Group]:
     """The greedy answers of the current policy."""
     prompts = make_prompts(examples, text, split, step, config.run.seed)
-    with run.stopwatch(step)("evaluate"):
-        return cluster.generators.generate(prompts, Sampling(1, 0.0, config.sampling.max_tokens), version=step)
+    return _answers(cluster, run, step, "evaluate", prompts, Sampling(1, 0.0, config.sampling.max_tokens))
+
+
+def _answers(
+    cluster: Cluster, run: RunFolder, step: int, phase: str, prompts: list[Prompt], sampling: Sampling
+) -> list[Group]:
+    """The answers of the policy of a step, outside the loop."""
+    with run.stopwatch(step)(phase):
+        return cluster.generators.generate(prompts, sampling, version=step)

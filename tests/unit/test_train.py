@@ -27,6 +27,7 @@ from rft_cluster.data.manifest import read_manifest
 from rft_cluster.messages import Completion, CompletionGap, Group, LearnerStats, Prompt, Reward, TrainingSample
 from rft_cluster.prompts import Question, make_question
 from rft_cluster.report.summary import elsewhere
+from rft_cluster.run.activity import Activity
 from rft_cluster.run.answers import read_answers, write_answers
 from rft_cluster.run.folder import RunFolder
 from rft_cluster.run.history import read_history
@@ -233,7 +234,7 @@ def test_a_run_that_resumes_asks_about_each_image_with_the_same_order_of_classes
     assert asked["whole"] == asked["stopped"] and len(set(asked["whole"].values())) == 2
 
 
-def test_options_are_asked_for_once_and_a_run_that_resumes_lists_the_same(tmp_path):
+def test_options_are_asked_for_once_and_a_run_that_resumes_lists_the_same(tmp_path, monkeypatch):
     three = ["lily", "rose", "tulip"]
     shots = [*SHOWN[:2], LabelledImage("grey", picture("grey"), "lily")]
     task = Task(
@@ -242,6 +243,9 @@ def test_options_are_asked_for_once_and_a_run_that_resumes_lists_the_same(tmp_pa
     options = ("prompt.template=closed", "prompt.options=own_top_k", "prompt.top_k=2")
     asked: dict[str, dict[str, str]] = {"whole": {}, "stopped": {}}
     parts = (("whole", None), ("stopped", ("evaluating", 1)), ("stopped", ("learning", 3)), ("stopped", None))
+    phases: list[str] = []
+    begin = Activity.begin
+    monkeypatch.setattr(Activity, "begin", lambda self, step, phase: (phases.append(phase), begin(self, step, phase)))
     times = []
     for name, stop_at in parts:
         one, own = Roles(stop_at, signal.SIGTERM, 0.0), asked[name]
@@ -250,6 +254,7 @@ def test_options_are_asked_for_once_and_a_run_that_resumes_lists_the_same(tmp_pa
         assert (code == 0) == (stop_at is None)
         times.append(one.calls.count("evaluating"))
     assert asked["whole"] == asked["stopped"]
+    assert phases[:5] == ["start", "generate", "other", "evaluate", "other"]
     assert times[0] == 1 + 2 + 3  # for the options, test images before and after, validation images
     training = {text for prompt_id, text in asked["whole"].items() if prompt_id.startswith("train/")}
     assert len(training) > 1 and all(sum(name in text for name in three) == 2 for text in training)
