@@ -37,6 +37,7 @@ from typing import Annotated, Any, NoReturn
 from pydantic import Field, model_validator
 from tqdm import tqdm
 
+from rft_cluster.classification.apart import apart
 from rft_cluster.classification.repeats import Repeat, Row, summary, table
 from rft_cluster.common import stopping
 from rft_cluster.common.errors import UserError, check_range, exit_code
@@ -256,6 +257,7 @@ def read_repeat(folder: Path, seed: int) -> Repeat | None:
         baselines=history.baselines,
         images=images,
         right=right,
+        parts={name: own["rate"] for name, own in apart(history.tested(tests[-1]["step"]), history.unseen).items()},
     )
 
 

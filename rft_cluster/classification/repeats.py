@@ -4,10 +4,11 @@ A seed chooses the images, so accuracies of equal seeds are pairs, and so are th
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+from rft_cluster.classification.apart import NOTE
 from rft_cluster.classification.baselines import NAMES, Flags
 from rft_cluster.classification.intervals import paired_difference, sign_flip, wilson
 from rft_cluster.common.text import percent
@@ -20,7 +21,9 @@ class Repeat:
     """A row's run with one seed. Rates are 0 to 1, on its `n` test images.
 
     `images`: a digest of the test images with their labels. `right`: whether each of these was answered right after
-    training, in an order that depends on the images alone; empty if the run recorded no answers.
+    training, in an order that depends on the images alone; empty if the run recorded no answers. `parts`: the rates
+    after training on images of "seen" and of "unseen" classes; empty if all classes were trained (`apart`). Baselines
+    know the seen classes alone, and are measured on their images.
     """
 
     seed: int
@@ -31,6 +34,7 @@ class Repeat:
     baselines: Mapping[str, float]
     images: str
     right: Flags
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ def summary(row: Row, reference: Row) -> dict[str, Any]:
     rates, first = [one.after for one in repeats], repeats[0]
     alone = len(repeats) == 1 and not row.missing
     shared = [name for name in NAMES if all(name in one.baselines for one in repeats)]
+    parts = first.parts if all(one.parts for one in repeats) else ()
     return found | {
         "n": min(one.n for one in repeats),
         "before": median(one.before for one in repeats),
@@ -68,6 +73,7 @@ def summary(row: Row, reference: Row) -> dict[str, Any]:
         "rate": median(rates),
         "range": [min(rates), max(rates)],
         "interval": list(wilson(round(first.after * first.n), first.n)) if alone else None,
+        "parts": {name: median(one.parts[name] for one in repeats) for name in parts},
         "format": median(one.format for one in repeats),
         "baselines": {name: median(one.baselines[name] for one in repeats) for name in shared},
         "against": None if row is reference else against(row, reference),
@@ -114,12 +120,16 @@ def table(rows: Sequence[Mapping[str, Any]], reference: str) -> str:
     pairs = [f"less {_cell(reference)}, by seed", "p", "the same, image by image"] if len(rows) > 1 else []
     names = [name for name in NAMES if any(name in row["baselines"] for row in rows if row["seeds"])]
     baselines = [NAMES[name] for name in names]
-    head = [*rows[0]["values"], "before", "after", spread, "seeds", *pairs, "format", *baselines, "images"]
+    parts = list(dict.fromkeys(name for row in rows if row["seeds"] for name in row["parts"]))
+    shares = [f"{name} classes" for name in parts]
+    head = [*rows[0]["values"], "before", "after", spread, *shares, "seeds", *pairs, "format", *baselines, "images"]
     lines = [f"| {' | '.join(map(_cell, head))} |", "|" + "---|" * len(head)]
-    lines += [f"| {' | '.join(_cells(row, bool(pairs), names))} |" for row in rows]
+    lines += [f"| {' | '.join(_cells(row, parts, bool(pairs), names))} |" for row in rows]
     paired = {len(row["against"]["seeds"]) for row in rows if row["seeds"] and row["against"]}
     if paired:
         lines += ["", _explained(sorted(paired))]
+    if parts and baselines:
+        lines += ["", f"With unseen classes, {NOTE}."]
     return "\n".join(lines) + "\n"
 
 
@@ -133,19 +143,20 @@ def _explained(numbers: Sequence[int]) -> str:
     )
 
 
-def _cells(row: Mapping[str, Any], paired: bool, baselines: Sequence[str]) -> list[str]:
+def _cells(row: Mapping[str, Any], parts: Sequence[str], paired: bool, baselines: Sequence[str]) -> list[str]:
     values = [_cell(value) for value in row["values"].values()]
     seeds = ", ".join(map(str, row["seeds"]))
     if row["missing"]:
         seeds = f"{seeds or 'none'}; missing {', '.join(map(str, row['missing']))}"
     if not row["seeds"]:
-        return [*values, NONE, NONE, NONE, seeds, *[NONE] * ((5 if paired else 2) + len(baselines))]
+        return [*values, *[NONE] * (3 + len(parts)), seeds, *[NONE] * ((5 if paired else 2) + len(baselines))]
     low, high = (f"{100 * end:.1f}" for end in row["interval"] or row["range"])
     return [
         *values,
         percent(row["before"]),
         f"**{percent(row['rate'])}**",
         f"{low} to {high}",
+        *(percent(row["parts"][name]) if name in row["parts"] else NONE for name in parts),
         seeds,
         *(_pair_cells(row) if paired else []),
         percent(row["format"]),

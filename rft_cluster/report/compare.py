@@ -9,6 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from rft_cluster.classification.apart import apart
 from rft_cluster.classification.intervals import paired_difference
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.files import check_writable, write_text
@@ -73,7 +74,7 @@ def compare(histories: Sequence[History]) -> Page:
     sides = [_side(history, name) for history, name in zip(histories, _names(histories), strict=True)]
     context = {
         "title": f"{len(sides)} runs",
-        "accuracies": [_accuracy(side) for side in sides if side.final],
+        "accuracies": [row for side in sides if side.final for row in _accuracies(side)],
         "rows": [_row(side) for side in sides],
         "differences": list(_differences(sides)),
         "each_pair": len(sides) <= MOST_PAIRED,
@@ -107,15 +108,24 @@ def _right(history: History, final: Row) -> dict[tuple[str, str], bool]:
     return {(sha256[one.example_id], one.label): one.strict for one in judged if one.example_id in sha256}
 
 
-def _accuracy(side: Side) -> dict[str, Any]:
+def _accuracies(side: Side) -> list[dict[str, Any]]:
+    """The run's accuracy, and those on seen and unseen classes, if there are any of these."""
     row = side.final
-    return {
+    whole = {
         "kind": "compared",
         "name": side.name,
         "what": f"{row.get('n', '?')} {row['split']} images, after {row['step']} steps",
         "rate": row["accuracy_strict"],
         "interval": row.get("interval"),
     }
+    if row["split"] != "test":
+        return [whole]
+    found = apart(side.history.tested(row["step"]), side.history.unseen)
+    shares = [
+        {"kind": "part", "name": f"{side.name}, {name} classes", "what": f"{own['n']} of these images", **own}
+        for name, own in found.items()
+    ]
+    return [whole, *shares]
 
 
 def _row(side: Side) -> dict[str, Any]:
@@ -130,6 +140,7 @@ def _row(side: Side) -> dict[str, Any]:
         "after": side.final.get("accuracy_strict"),
         "format": side.final.get("format_rate"),
         "baseline": max(history.baselines.values(), default=None),
+        "of_seen": bool(history.unseen),  # no baseline can know the others
         "seconds": times(history)["all"],
         "hints": [hint.text for hint in hints(history)],
     }

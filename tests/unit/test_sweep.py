@@ -13,6 +13,7 @@ from rft_cluster import sweep
 from rft_cluster.classification.repeats import Repeat
 from rft_cluster.common.errors import UserError
 from rft_cluster.run.folder import read_evaluations
+from rft_cluster.run.history import read_history
 from tests.unit.test_train import finished
 
 FILE = """
@@ -166,6 +167,20 @@ def test_what_a_finished_run_measured(tmp_path):
     (run / "baselines.json").unlink()
     assert sweep.read_repeat(run, 7) is None  # not complete
     assert sweep.read_repeat(tmp_path / "none", 7) is None
+
+
+def test_a_class_without_a_training_image_is_measured_apart(tmp_path):
+    run = finished(tmp_path)
+    assert sweep.read_repeat(run, 7).parts == {}
+    manifest = json.loads((run / "manifest.json").read_text())
+    splits = manifest["splits"]
+    one, other = splits["test"]
+    assert one["label"] != other["label"]
+    splits["train"] = [entry for entry in splits["train"] if entry["label"] != one["label"]]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    found = sweep.read_repeat(run, 7)
+    right = {answer.label: float(answer.strict) for answer in read_history(run).tested(6)}
+    assert found.parts == {"seen": right[other["label"]], "unseen": right[one["label"]]}
 
 
 def measured(run: sweep.Run) -> Repeat | None:

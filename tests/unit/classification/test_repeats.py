@@ -1,9 +1,11 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy.stats import permutation_test
 
+from rft_cluster.classification.apart import NOTE
 from rft_cluster.classification.intervals import paired_difference, sign_flip
 from rft_cluster.classification.repeats import Repeat, Row, against, least_p, summary, table
 
@@ -113,3 +115,15 @@ def test_the_table_of_a_single_seed_has_the_interval_of_its_images():
     lost = row("alone", repeat(41, "1100"), missing=(42,))
     head, _, line = table([summary(lost, lost)], "alone").splitlines()
     assert "| range over seeds |" in head and "| 50.0 to 50.0 | 41; missing 42 |" in line
+
+
+def test_seen_and_unseen_classes_have_columns_of_their_own():
+    repeats = [replace(repeat(seed, "1100"), parts={"seen": seed / 100, "unseen": 0.0}) for seed in (41, 43)]
+    parts, whole = row("parts", *repeats), row("whole", repeat(41, "1110"), repeat(43, "1110"))
+    assert summary(parts, whole)["parts"] == {"seen": 0.42, "unseen": 0.0} and summary(whole, whole)["parts"] == {}
+    rows = [summary(one, whole) for one in (whole, parts, row("none", missing=(41,)))]
+    head, rule, *lines = table(rows, "whole").splitlines()
+    assert "| range over seeds | seen classes | unseen classes | seeds |" in head
+    assert [line.count(" | ") for line in lines[:3]] == [head.count(" | ")] * 3 == [rule.count("---|") - 1] * 3
+    assert "| 75.0 to 75.0 | - | - | 41, 43 |" in lines[0] and "| 50.0 to 50.0 | 42.0 % | 0.0 % | 41, 43 |" in lines[1]
+    assert lines[-1] == f"With unseen classes, {NOTE}."

@@ -1,6 +1,8 @@
 """Runs side by side; a difference is taken by hand."""
 
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from rft_cluster.classification.report import Judged
 from rft_cluster.common.files import write_json
 from rft_cluster.report.__main__ import main
 from rft_cluster.report.compare import compare
-from rft_cluster.run.answers import write_answers
+from rft_cluster.run.answers import read_answers, write_answers
 from rft_cluster.run.history import read_history
 from tests.unit.report.test_hints import run_folder
 from tests.unit.report.test_in_browser import HOSTILE, visible
@@ -49,6 +51,22 @@ def test_a_difference_is_of_each_image_that_both_were_tested_on(tmp_path):
     assert {name: found[name] for name in by_hand} == by_hand
     assert (found["only_first"], found["only_second"], found["n"], found["images"]) == (2, 3, 6, [8, 8])
     assert found["difference"] == pytest.approx(1 / 6) and found["problem"] == ""
+
+
+def test_seen_and_unseen_classes_are_shown_apart(tmp_path):
+    run = with_answers(run_folder(tmp_path / "a"), {0, 1, 2})
+    manifest = json.loads((run / "manifest.json").read_text())
+    labels = ["rose"] * 3 + ["tulip"] * 5  # the only shot is a rose
+    for entry, label in zip(manifest["splits"]["test"], labels, strict=True):
+        entry["label"] = label
+    write_json(run / "manifest.json", manifest)
+    judged = read_answers(run, 80, "test")
+    write_answers(run, 80, "test", [replace(one, label=label) for one, label in zip(judged, labels, strict=True)])
+    whole, seen, unseen = compare([read_history(run)]).context["accuracies"]
+    assert whole["name"] == "mine" and (seen["name"], seen["rate"], seen["n"]) == ("mine, seen classes", 1.0, 3)
+    assert (unseen["name"], unseen["rate"], unseen["n"]) == ("mine, unseen classes", 0.0, 5)
+    (row,) = compare([read_history(run)]).context["rows"]
+    assert row["of_seen"]
 
 
 @pytest.mark.parametrize(
