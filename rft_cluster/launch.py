@@ -125,6 +125,7 @@ def _check(config: Config, start: "Start", planned: bool = False) -> "Task":
         check_tracking(config)
         rewards.load()
         task = task_before_download(config) if planned and archive_is_missing(config.data) else read_task(start, config)
+        check_options(config, task, start.step)
         dataset = task.dataset
         print(dataset.described(), flush=True)
         if task.also:
@@ -141,7 +142,6 @@ def _check(config: Config, start: "Start", planned: bool = False) -> "Task":
         print(note, flush=True)
     print("trying the longest prompt and the longest answer with the model's own tokenizer", flush=True)
     checked = check_task(config, task, model)
-    check_options(config, task)
     check_warm_start(config, task)
     check_baselines(config, task, model)
     print("\n".join([*checked.notes, check_disk(config, checked.parameters)]), flush=True)

@@ -1,16 +1,18 @@
 """The estimate of a run: what fits where, and how long it takes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from rft_cluster.config import Config
 from rft_cluster.model.shapes import Shapes
 from rft_cluster.plan.cards import Card
 from rft_cluster.plan.memory import GIB, activations, key_value_bytes
 from rft_cluster.plan.places import Place, engine, places
-from rft_cluster.plan.seconds import Seconds, evaluation_seconds, step_seconds
+from rft_cluster.plan.seconds import Seconds, answers_seconds, step_seconds
 from rft_cluster.plan.work import Prompts, Row, fullest_row, learner_share
 from rft_cluster.run.answers import ALSO
+from rft_cluster.run.asking import most_rounds
 
 SHORT = 4  # the shorter completions have a quarter of `sampling.max_tokens`
 SHORTEST = 16  # tokens: a completion with the four tags of the format and a word has about as many
@@ -20,8 +22,9 @@ TIGHT = 0.08  # of the limit; allocators lose some of a memory to fragments
 @dataclass(frozen=True)
 class Plan:
     """The estimate of a run. `cache_tokens`: of an engine's KV cache, which needs `least_tokens` to start at all.
-    `seconds`, `hours`, `evaluations`: by the completions' mean length in tokens; hours of all steps, and of all
-    evaluations."""
+    `seconds`, `hours`, `evaluations`, `options`, `most`: by the completions' mean length in tokens; hours of all steps,
+    of all evaluations, of asking the policy for its own options, and of all steps if each has all rounds of prompts
+    that it may have."""
 
     row: Row
     places: list[Place]
@@ -30,6 +33,8 @@ class Plan:
     seconds: dict[int, Seconds]
     hours: dict[int, float]
     evaluations: dict[int, float]
+    options: dict[int, float]
+    most: dict[int, float]
 
     @property
     def fits(self) -> bool:
@@ -57,21 +62,33 @@ def make_plan(config: Config, shapes: Shapes, prompts: Mapping[str, Prompts], ca
     lengths = sorted({max(1, most // SHORT), most})
     train = prompts["train"]
     row, micro_batches = worst_row(config, shapes, train)
-    seconds = {length: step_seconds(shapes, config, card, train.mean, length) for length in lengths}
-    asked = evaluated(config, prompts)
-    evaluations = {
-        length: sum(times * evaluation_seconds(shapes, config, card, prompts[split], length) for split, times in asked)
-        for length in lengths
-    }
+    step = partial(step_seconds, shapes, card=card, prompt=train.mean)
+    seconds = {length: step(config, length=length) for length in lengths}
+    answers = partial(answers_seconds, shapes, config, card)
+    longest, schedule, asked = with_all_rounds(config), config.schedule, evaluated(config, prompts)
+    samples = config.sampling.group_size if config.prompt.options != "all" else 0
+
+    def hours(of: Callable[[int], float]) -> dict[int, float]:
+        return {length: of(length) / 3600 for length in lengths}
+
     return Plan(
         row,
         places(shapes, config, card, row, micro_batches),
         cache_tokens(shapes, config, card),
         config.max_model_tokens,
         seconds,
-        {length: seconds[length].step * config.schedule.steps / 3600 for length in lengths},
-        {length: evaluations[length] / 3600 for length in lengths},
+        hours(lambda length: seconds[length].step * schedule.steps),
+        hours(lambda length: sum(times * answers(prompts[split], length) for split, times in asked)),
+        hours(lambda length: answers(train, length, samples) if samples else 0.0),
+        hours(lambda length: step(longest, length=length).step * schedule.steps),
     )
+
+
+def with_all_rounds(config: Config) -> Config:
+    """The run if each step has all the rounds of prompts that it may have (`schedule.min_live`)."""
+    rounds = most_rounds(config.schedule)
+    update = {"prompts_per_step": rounds * config.schedule.prompts_per_step}
+    return config.model_copy(update={"schedule": config.schedule.model_copy(update=update)})
 
 
 def cache_tokens(shapes: Shapes, config: Config, card: Card) -> float:

@@ -101,7 +101,9 @@ def time_lines(config: Config, plan: Plan, prompts: Mapping[str, Prompts], card:
         *lines,
         "  completions have a quarter of sampling.max_tokens, and all of it",
         f"the run     {steps} for {config.schedule.steps} steps"
+        + (f" (up to {_between(plan.most.values())} with schedule.min_live)" if plan.most != plan.hours else "")
         + (f", {evaluations} for evaluations ({asked} images)" if asked else ", no evaluation")
+        + (f", {_between(plan.options.values())} to ask for options" if any(plan.options.values()) else "")
         + f", without the start; {standing(card)}",
     ]
 

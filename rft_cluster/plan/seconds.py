@@ -250,7 +250,9 @@ def transfer_seconds(shapes: Shapes, config: Config, card: Card) -> float:
     return copies + weights / card.link + weights * (ranks - 1) / ranks / card.link
 
 
-def evaluation_seconds(shapes: Shapes, config: Config, card: Card, prompts: Prompts, length: float) -> float:
-    """One greedy answer for each prompt, on all generators."""
+def answers_seconds(
+    shapes: Shapes, config: Config, card: Card, prompts: Prompts, length: float, samples: int = 1
+) -> float:
+    """So many answers to each prompt, on all generators, outside the steps."""
     each = prompts.count / config.generators.count
-    return generate_seconds(shapes, config, card, prompts.mean, each, 1, length) if each else 0.0
+    return generate_seconds(shapes, config, card, prompts.mean, each, samples, length) if each else 0.0

@@ -10,7 +10,6 @@ classes.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -36,8 +35,9 @@ class Options(BaseModel):
     options: list[str]
 
 
-def check_options(config: Config, task: Task) -> None:
-    """Raise UserError if prompts cannot list options, or would list all classes."""
+def check_options(config: Config, task: Task, step: int) -> None:
+    """Raise UserError if prompts cannot list options, or would list all classes, or if the record of them is damaged or
+    missing. `step`: number of steps already done."""
     if config.prompt.options == "all":
         return
     template, count, trained = config.prompt.template, config.prompt.top_k, len(task.question.trained)
@@ -51,6 +51,8 @@ def check_options(config: Config, task: Task) -> None:
             f"prompt.top_k is {count}, and there are {trained} classes to train, so prompts would list all of them: "
             f"lower prompt.top_k, or leave prompt.options out"
         )
+    if step < config.schedule.steps:
+        _recorded(config, task, step)
 
 
 def with_options(
@@ -65,15 +67,11 @@ def with_options(
     """
     if config.prompt.options == "all":
         return task
-    file = config.run_folder / OPTIONS_FILE
-    if file.exists():
-        found = _read(file, task)
-    elif step:
-        raise UserError(f"{file} is missing, and has what each prompt lists: bring it back, or choose another run.name")
-    else:
+    found = _recorded(config, task, step)
+    if found is None:
         found = _asked(config, task, generate)
         images = {example_id: one.model_dump(mode="json") for example_id, one in found.items()}
-        write_json(file, {"format": FORMAT, "images": images})
+        write_json(config.run_folder / OPTIONS_FILE, {"format": FORMAT, "images": images})
     return replace(task, options={example_id: tuple(one.options) for example_id, one in found.items()})
 
 
@@ -111,7 +109,19 @@ def _described(found: Mapping[str, Options], count: int) -> str:
     )
 
 
-def _read(file: Path, task: Task) -> dict[str, Options]:
+def _recorded(config: Config, task: Task, step: int) -> dict[str, Options] | None:
+    """The options by image; None if they are still to be asked for.
+
+    Raises:
+        UserError: the record is damaged, or missing after the first step.
+    """
+    file = config.run_folder / OPTIONS_FILE
+    if not file.exists():
+        if step:
+            raise UserError(
+                f"{file} is missing, and has what each prompt lists: bring it back, or choose another run.name"
+            )
+        return None
     trained = set(task.question.trained)
     try:
         values: dict[str, Any] = json_object(file.read_bytes()) or {}

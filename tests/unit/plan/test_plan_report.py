@@ -17,8 +17,8 @@ from rft_cluster.plan.report import plan_lines
 ROOT = Path(__file__).parents[3]
 
 
-def text(name: str, card: str) -> str:
-    config = load_config(name, ["data.test=100"])
+def text(name: str, card: str, *overrides: str) -> str:
+    config = load_config(name, ["data.test=100", *overrides])
     splits = {**plan_table.SPLITS, "test": plan_table.FLOWERS}
     return "\n".join(plan_lines(config, planned.shapes_of("Qwen2-VL-2B"), splits, CARDS[card]))
 
@@ -52,6 +52,22 @@ def test_runs_inside_the_run_have_a_line_each():
     warm, sft = (line for line in said if line.startswith("and SFT"))
     assert warm.endswith("for 20 steps in runs/flower102_1gpu/warm_start")
     assert sft.endswith(f"for {config.schedule.steps} steps in runs/flower102_1gpu/baselines/sft")
+
+
+def test_what_a_switch_adds_to_the_time_is_said():
+    plain = text("flower102_closed", "h100")
+    assert "min_live" not in plain and "options" not in plain
+    rounds = text("flower102_closed", "h100", "schedule.min_live=0.5")
+    (found,) = re.finditer(
+        r"the run +(\d+) min to (\d+) min for \d+ steps \(up to (\d+) min to (\d+) min with schedule.min_live\)",
+        rounds,
+    )
+    low, high, most_low, most_high = map(float, found.groups())
+    assert 2 < most_low / low < 4 and 2 < most_high / high < 4  # four times the prompts; a few fixed costs
+    own = text("flower102_closed", "h100", "prompt.options=own_top_k")
+    assert re.search(
+        r"evaluations \(2 x 408 test images\), [\d.]+ (s|min) to [\d.]+ (s|min) to ask for options, without", own
+    )
 
 
 def test_a_card_is_measured_if_and_only_if_there_is_a_record():

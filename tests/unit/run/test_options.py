@@ -104,13 +104,13 @@ def test_runs_inside_another_list_all():
 
 
 def test_a_template_that_lists_nothing_and_options_that_are_all_classes_are_refused(tmp_path):
-    check_options(config(tmp_path, *SETTINGS), TASK)
-    check_options(config(tmp_path, "prompt.top_k=9"), TASK)
+    check_options(config(tmp_path, *SETTINGS), TASK, 0)
+    check_options(config(tmp_path, "prompt.top_k=9"), TASK, 0)
     thinking = Task(DATASET, make_question("think_answer", "flower", CLASSES))
     with pytest.raises(UserError, match=r"think_answer lists no classes: take prompt\.template=closed"):
-        check_options(config(tmp_path, "prompt.options=own_top_k"), thinking)
+        check_options(config(tmp_path, "prompt.options=own_top_k"), thinking, 0)
     with pytest.raises(UserError, match=r"prompt\.top_k is 6, and there are 6 classes to train.*lower prompt\.top_k"):
-        check_options(config(tmp_path, *SETTINGS, "prompt.top_k=6"), TASK)
+        check_options(config(tmp_path, *SETTINGS, "prompt.top_k=6"), TASK, 0)
 
 
 @pytest.mark.parametrize(
@@ -133,10 +133,13 @@ def test_a_damaged_record_is_refused(tmp_path, damage):
     write_json(file, values)
     with pytest.raises(UserError, match="is damaged: bring it back"):
         with_options(settings, TASK, 0, lambda *_: pytest.fail("asked again"))
+    with pytest.raises(UserError, match="is damaged: bring it back"):  # before anything starts
+        check_options(settings, TASK, 0)
+    check_options(settings, TASK, settings.schedule.steps)  # nothing is trained
     for content in (b"{", b"[]", b"\xff"):
         file.write_bytes(content)
         with pytest.raises(UserError, match="is damaged: bring it back"):
             with_options(settings, TASK, 4, lambda *_: pytest.fail("asked again"))
     file.unlink()
     with pytest.raises(UserError, match="is missing, and has what each prompt lists"):
-        with_options(settings, TASK, 4, lambda *_: pytest.fail("asked again"))
+        check_options(settings, TASK, 4)
