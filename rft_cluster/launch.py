@@ -7,6 +7,7 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Literal
 
+from rft_cluster.common import stopping
 from rft_cluster.common.errors import UserError, exit_code
 from rft_cluster.config import Config, load_config
 
@@ -53,6 +54,7 @@ def launch(config: Config, dry_run: bool, resume: Resume, command: list[str]) ->
     from rft_cluster.run.resume import check_begun, check_kinds, find_start, raise_with_cure
     from rft_cluster.run.saving import is_complete
 
+    stopping.grant(config.cluster.grace_seconds)
     check_deadlines(config)
     check_run_folder(config)
     check_kinds(config.run_folder)

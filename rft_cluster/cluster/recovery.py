@@ -22,6 +22,7 @@ from ray.actor import ActorHandle
 from rft_cluster.cluster.actors import Actors, ask_addresses
 from rft_cluster.cluster.ending import end
 from rft_cluster.cluster.handles import ActorGroup, Learners, RewardActor, failure
+from rft_cluster.cluster.machine import address_here
 from rft_cluster.cluster.nodes import told_to_leave
 from rft_cluster.cluster.rollouts import Generators
 from rft_cluster.cluster.weight_sync import WeightSync
@@ -104,11 +105,13 @@ class Recovery:
         return len(self._generators) < self._least
 
     def news_of_leaving(self) -> str:
-        """A line about hosts of actors that were told to leave since the last call; empty if there are none."""
+        """A line about hosts of actors, or of this process, that were told to leave since the last call; empty if there
+        are none."""
         leaving = told_to_leave() if self._actors.config.cluster.joins else {}
         lines = []
         for address in leaving.keys() - self._leaving:
-            if names := [name for name, host in self._addresses.items() if host == address]:
+            hosts = {**self._addresses, "the driver": address_here()}
+            if names := [name for name, host in hosts.items() if host == address]:
                 within = "" if math.isinf(leaving[address]) else f" within {leaving[address]:.0f} s"
                 lines.append(f"{address} ({', '.join(names)}) was told to leave{within}")
         self._leaving = {*leaving}

@@ -1,7 +1,8 @@
 """End a command in the same way for Ctrl-C, SIGTERM (Slurm, Kubernetes, `ray job stop`) and SIGHUP (closed terminal).
 
 The first signal raises KeyboardInterrupt in the main thread, so every `finally` runs. A second one ends the process at
-once. So does a timer after `PATIENCE`, in case the exception got lost or the clean-up hangs.
+once. So does a timer after `PATIENCE`, in case the exception got lost or the clean-up hangs. Both limits are those of a
+grace of 30 s, as Kubernetes gives by default; `grant` changes them.
 """
 
 import os
@@ -12,12 +13,19 @@ from types import FrameType
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PATIENCE = 60.0  # seconds from a signal to the end by force
-# Seconds that a signal waits at most for the current step to finish. Kubernetes kills 30 s after SIGTERM.
+# Seconds that a signal waits at most for the current step to finish, and a save that follows for its end.
 WHOLE = 10.0
 
 _taken = False  # inside `stoppable`
 _received: signal.Signals | None = None
 _whole_first = False  # inside `whole`
+
+
+def grant(grace: float) -> None:
+    """Use `grace` seconds from a signal to the kill (`cluster.grace_seconds`): a third each for the current step, for a
+    checkpoint that is being written, and for a last one."""
+    global WHOLE, PATIENCE
+    WHOLE, PATIENCE = grace / 3, 2 * grace
 
 
 def received() -> signal.Signals | None:

@@ -107,9 +107,10 @@ class ScheduleSection(Section):
     evaluate_every: int = Field(0, ge=0, le=MOST_STEPS)
     """Steps between evaluations on the validation images; the last step has one, too. 0: none."""
     save_every: int = Field(0, ge=0, le=MOST_STEPS)
-    """Steps between checkpoints. 0: by time, see `save_minutes`. The last step always saves one."""
+    """Steps between checkpoints; others are saved by time, see `save_minutes`. 0: by time alone. The last step always
+    saves one."""
     save_minutes: float = Field(10.0, gt=0, le=MOST_STEPS)
-    """Minutes between checkpoints if `save_every` is 0. Longer if writing would take more than 2 % of the time."""
+    """Minutes from one checkpoint to the next at most. Longer if writing would take more than 2 % of the time."""
     stop_when_stuck: int = Field(5, ge=0, le=MOST_STEPS)
     """After this many consecutive steps without anything to learn the run saves a checkpoint and ends with exit code 2.
     Nothing to learn: no completion has the format any more, all rewards are equal and below the best, or the gradient

@@ -74,6 +74,7 @@ def load_dataset(config: DataSection, seed: int, view: View = WHOLE) -> FewShotD
     check_labels(dataset.classes)
     if earlier:
         check_manifest(dataset, earlier)
+        dataset = replace(dataset, left_out=tuple(earlier["left_out"]))
     _check_splits(dataset, config)
     if config.source not in SOURCES:
         _check_images(dataset, config)

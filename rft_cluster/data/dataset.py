@@ -63,6 +63,7 @@ class FewShotDataset:
     `problems`: the distinct questions that come with the data set, if any.
     `skipped`: maps the id of each unusable image to the reason.
     `copies`: maps the id of each excluded duplicate to the id of the equal image that was kept.
+    `left_out`: ids of images that were drawn and are not used (`data.unseen_classes`); they are not in the pool either.
     `remarks`: what else was excluded or read differently than stored.
     `levels`: the values shown as black and white, if there are pictures with 16 bits a channel.
     `augment`: how the images of a batch are changed.
@@ -79,6 +80,7 @@ class FewShotDataset:
     problems: tuple[str, ...] = ()
     skipped: dict[str, str] = field(default_factory=dict)
     copies: dict[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
     remarks: list[str] = field(default_factory=list)
     levels: tuple[int, int] | None = None
     augment: AugmentSection = field(default_factory=AugmentSection)

@@ -4,8 +4,9 @@
      "splits": {"train": [{"id": "rose/a.jpg", "sha256": "9f86...", "label": "rose"}, ...],
                 "validation": [...], "test": [...]},
      "skipped": {"tulip/cut.png": "damaged or unsupported (...)"}, "copies": {"rose/b.jpg": "rose/a.jpg"},
-     "levels": [0, 4095]}
+     "left_out": ["rose/c.jpg"], "levels": [0, 4095]}
 
+`left_out` are images that were drawn and are not used, nor in the pool; `FewShotDataset.left_out`.
 `levels` are the 16-bit values shown as black and white; null without 16-bit pictures.
 `sha256` is the hash of the encoded bytes, as `sha256sum` prints it. Ids are only compared, never opened as paths.
 """
@@ -55,6 +56,7 @@ class _Manifest(BaseModel):
     splits: _Splits
     skipped: dict[str, str]
     copies: dict[str, str]
+    left_out: list[str] = []
     # Manifests of earlier versions lack `levels`: black and white were 0 and 65535.
     levels: tuple[int, int] | None = FULL
 
@@ -72,6 +74,7 @@ def manifest(dataset: FewShotDataset, seed: int) -> dict[str, Any]:
         },
         "skipped": dict(dataset.skipped),
         "copies": dict(dataset.copies),
+        "left_out": list(dataset.left_out),
         "levels": dataset.levels,
     }
 

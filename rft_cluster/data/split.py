@@ -117,7 +117,8 @@ def choose(
 ) -> Chosen:
     """Choose the splits. Equal `digests` mark equal images; ids in `skipped` are excluded. Images are not read."""
     usable = [(e, digest) for e, digest in zip(examples, digests, strict=True) if e.example_id not in skipped]
-    named = read_manifest(config.manifest)["splits"] if config.manifest else {}
+    earlier = read_manifest(config.manifest) if config.manifest else {}
+    named, left_out = earlier.get("splits", {}), earlier.get("left_out", ())
     preferred = {entry["id"] for split in named.values() for entry in split}
     different, copies = _without_duplicates(usable, preferred)
     if named:
@@ -130,7 +131,7 @@ def choose(
         lost = Counter(example.label for example in examples if example.example_id in skipped)
         draw = _draw_fold if config.fold else _draw
         train, validation, test = draw(different, classes, lost, config, seed)
-    outside = {example.example_id for example in (*validation, *test)}
+    outside = {*left_out, *(example.example_id for example in (*validation, *test))}
     pool = [example for example in different if example.example_id not in outside]
     return Chosen(train, validation, test, pool, copies)
 

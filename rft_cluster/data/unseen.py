@@ -12,7 +12,8 @@ def without_unseen(dataset: FewShotDataset, config: DataSection) -> FewShotDatas
     """The data set without the training and validation images of `config.unseen_classes`.
 
     Images are left out after the splits were drawn, so a run with unseen classes has the test images of the run
-    without: the two can be compared image by image.
+    without: the two can be compared image by image. The pool, too, is that of the run without: validation images stay
+    outside.
 
     Raises:
         UserError: an unseen class is none of the classes or has no test image, or fewer than two classes are left.
@@ -34,7 +35,9 @@ def without_unseen(dataset: FewShotDataset, config: DataSection) -> FewShotDatas
         f"{len(dataset.train) - len(train)} of their images to learn from and "
         f"{len(dataset.validation) - len(validation)} for validation are left out"
     )
-    return replace(dataset, train=train, validation=validation, remarks=[*dataset.remarks, remark])
+    dropped = [one.example_id for one in dataset.validation if one.label in unseen]
+    left_out = tuple(dict.fromkeys([*dataset.left_out, *dropped]))
+    return replace(dataset, train=train, validation=validation, left_out=left_out, remarks=[*dataset.remarks, remark])
 
 
 def _checked(unseen: list[str], classes: list[str]) -> list[str]:

@@ -253,6 +253,6 @@ def is_due(schedule: ScheduleSection, step: int, seconds: float, cost: float) ->
     """Return True if a checkpoint is due after `step` steps, `seconds` after the last one, which took `cost` s."""
     if step == schedule.steps:
         return True
-    if schedule.save_every:
-        return step % schedule.save_every == 0
+    if schedule.save_every and step % schedule.save_every == 0:
+        return True
     return seconds >= max(60 * schedule.save_minutes, cost / MOST_TIME)

@@ -22,7 +22,8 @@ def disk_bytes(config: Config, parameters: int) -> int:
 def journal_bytes(config: Config) -> int:
     """Bytes of the journal at most. It has the steps since the oldest checkpoint, and completions of full length."""
     schedule, sampling = config.schedule, config.sampling
-    apart = schedule.save_every or math.ceil(60 * schedule.save_minutes)  # by time: at most one step a second
+    apart = math.ceil(60 * schedule.save_minutes)  # at most one step a second
+    apart = min(apart, schedule.save_every) if schedule.save_every else apart
     steps = min(schedule.steps, apart * (schedule.keep_checkpoints + 1))
     tokens = config.completions * sampling.max_tokens + config.model.max_prompt_tokens
     return JOURNALLED * steps * most_rounds(schedule) * schedule.prompts_per_step * tokens

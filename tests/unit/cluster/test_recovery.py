@@ -286,13 +286,16 @@ def test_a_node_that_is_to_leave_is_told_of_once_if_actors_are_on_it(monkeypatch
     world = World(monkeypatch, *(["cluster.address=10.0.0.1:6379"] if joins else []))
     world.addresses |= {"generator-0": "10.0.0.2", "learner-0": "10.0.0.3", "learner-1": "10.0.0.3"}
     told = [{}, {"10.0.0.3": 27.6, "10.0.0.9": 5.0}, {"10.0.0.3": 20.1}, {"10.0.0.3": 10.0, "10.0.0.2": math.inf}]
+    told.append({"10.0.0.1": 120.0})  # a head without actors: the driver is on it
     monkeypatch.setattr(recovery, "told_to_leave", lambda: told.pop(0))
-    news = [world.cluster.news_of_leaving() for _ in range(4)]
-    second, fourth = (
+    monkeypatch.setattr(recovery, "address_here", lambda: "10.0.0.1")
+    news = [world.cluster.news_of_leaving() for _ in range(5)]
+    second, fourth, last = (
         "10.0.0.3 (learner-0, learner-1) was told to leave within 28 s",
         "10.0.0.2 (generator-0) was told to leave",
+        "10.0.0.1 (the driver) was told to leave within 120 s",
     )
-    assert news == (["", second, "", fourth] if joins else [""] * 4)
+    assert news == (["", second, "", fourth, last] if joins else [""] * 5)
 
 
 def test_a_generator_that_hangs_in_its_start_is_ended_and_begun_anew(world: World, monkeypatch, capsys):

@@ -56,7 +56,7 @@ def whole():
     say("not reached")
 
 def never_whole():
-    stopping.WHOLE = 0.2
+    stopping.grant(0.6)
     with stopping.whole():
         say("ready"); wait(); say("not reached")
 
@@ -67,7 +67,7 @@ def handler_is_taken_away():
     plain()
 
 def loses_it():
-    stopping.PATIENCE = 0.2
+    stopping.grant(0.1)
     try:
         plain()
     except KeyboardInterrupt:

@@ -121,7 +121,7 @@ def test_a_manifest_says_all_and_names_the_files_as_sha256sum_does(tmp_path):
     config = section(path=root, on_bad_image="skip", aliases={"rose": ["dog rose"]})
     dataset, path = write(tmp_path / "manifest.json", config, seed=2)
     found = read_manifest(path)
-    assert list(found) == ["name", "seed", "classes", "aliases", "splits", "skipped", "copies", "levels"]
+    assert list(found) == ["name", "seed", "classes", "aliases", "splits", "skipped", "copies", "left_out", "levels"]
     assert (found["name"], found["seed"], found["classes"]) == ("photos", 2, list(CLASSES))
     assert found["aliases"] == {"rose": ["dog rose"]}
     assert found["copies"] == {"rose/copy.png": "rose/10.png"}
@@ -242,7 +242,16 @@ def test_a_hub_set_without_the_training_images_is_explained(sources, tmp_path):
 
 
 GOOD = {
-    **{"name": "x", "seed": 0, "classes": ["a", "b"], "aliases": {}, "skipped": {}, "copies": {}, "levels": None},
+    **{
+        "name": "x",
+        "seed": 0,
+        "classes": ["a", "b"],
+        "aliases": {},
+        "skipped": {},
+        "copies": {},
+        "left_out": [],
+        "levels": None,
+    },
     "splits": {"train": [{"id": "1", "sha256": "0" * 64, "label": "a"}], "validation": [], "test": []},
 }
 

@@ -36,6 +36,9 @@ def test_a_manifest_keeps_them(tmp_path):
     file.write_text(json.dumps(manifest(PART, 3)))
     again = digits(manifest=file, unseen_classes=["nine", "four"])
     assert again.splits == PART.splits and unseen_in(read_manifest(file)) == PART.unseen
+    # The small model learns to see from the pool: a run that goes on has to have the same.
+    assert list(again.pool) == list(PART.pool) and again.left_out == PART.left_out and len(PART.left_out) == 4
+    assert manifest(again, 3) == manifest(PART, 3)
     file.write_text(json.dumps(manifest(WHOLE, 3)))  # of a run that was trained on all: the same images are compared
     assert digits(manifest=file, unseen_classes=["nine", "four"]).splits == PART.splits
 

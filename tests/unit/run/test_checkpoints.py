@@ -160,7 +160,14 @@ def test_the_last_step_is_always_saved(settings):
 
 
 def test_by_steps():
-    assert [step for step in range(1, 31) if is_due(schedule(save_every=7), step, 10_000, 0)] == [7, 14, 21, 28]
+    assert [step for step in range(1, 31) if is_due(schedule(save_every=7), step, 599, 0)] == [7, 14, 21, 28]
+
+
+def test_by_steps_and_by_the_clock():
+    """A machine may be taken back long before the next multiple of `save_every`."""
+    both = schedule(save_every=50, save_minutes=5)
+    assert not is_due(both, 49, 299, 0) and is_due(both, 49, 301, 0) and is_due(both, 50, 1, 0)
+    assert not is_due(both, 49, 301, cost=12)  # 2 % of the time
 
 
 @pytest.mark.parametrize("minutes", [0.5, 10.0, 60.0])
