@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping
 from rft_cluster.classification.also import change
 from rft_cluster.classification.apart import apart_lines, parted
 from rft_cluster.classification.baselines import (
+    ASKED,
     BASE,
     BASE_CLOSED,
-    BASELINES,
     ENCODER,
+    MADE_WITH,
     SFT,
     Baselines,
     Flags,
@@ -26,8 +27,10 @@ from rft_cluster.common.files import write_json
 from rft_cluster.config import Config
 from rft_cluster.model.image_encoder import ImageEncoder
 from rft_cluster.run.answers import ALSO, read_answers
-from rft_cluster.run.inside import keeps_warm_start, sft_baseline, untouched, warm_start_run
-from rft_cluster.run.saving import BASELINES_FILE, read_baselines
+from rft_cluster.run.history import read_history
+from rft_cluster.run.inside import keeps_warm_start, made_with, sft_baseline, untouched, warm_start_run
+from rft_cluster.run.resume import is_run
+from rft_cluster.run.saving import BASELINES_FILE, measured_otherwise, read_baselines
 from rft_cluster.run.task import Task, base_model_path, with_classes_listed
 from rft_cluster.training import greedy_answers, train_inside
 
@@ -72,19 +75,22 @@ def with_asked(config: Config, task: Task, model_path: str, found: Baselines) ->
         SFT: lambda: {SFT: _sft(config, task, model_path)},
         ENCODER: lambda: _encoder(config, task),
     }
-    known = recorded_flags(read_baselines(config.run_folder), len(task.dataset.seen_test))
-    # SFT goes on if the run has more steps now, and the encoder may be another; its vectors are kept.
-    kept = {name: flags for name, flags in known.items() if name not in (*BASELINES, SFT)}
+    record, settings = read_baselines(config.run_folder), made_with(config)
+    known, changed = recorded_flags(record, len(task.dataset.seen_test)), measured_otherwise(config, record)
+    kept = {one: known[one] for name, own in ASKED.items() if name not in changed for one in own if one in known}
     asked: dict[str, Flags] = {}
     missing: dict[str, str] = {}
     for name in dict.fromkeys(config.baselines):
-        if name == BASE_CLOSED and name in kept:
+        if name != BASE and kept.keys() >= {*ASKED[name]}:
             continue
         try:
             asked |= ways[name]()
         except (UserError, ClusterError) as error:
             missing[name] = str(error).splitlines()[0]
-    return Baselines({**found.right, **kept, **asked}, found.skipped, missing)
+    right = {**found.right, **kept, **asked}
+    then = record.get(MADE_WITH, {}) if kept else {}
+    made = {name: how for name, how in (then | settings).items() if right.keys() >= {*ASKED[name]}}
+    return Baselines(right, found.skipped, missing, made)
 
 
 def _right(config: Config, task: Task, step: int) -> Flags:
@@ -115,6 +121,13 @@ def _base(config: Config, task: Task) -> Flags:
 
 def _sft(config: Config, task: Task, model_path: str) -> Flags:
     own = sft_baseline(config)
+    if is_run(own.run_folder):
+        rate = read_history(own.run_folder).config.get("optimizer", {}).get("learning_rate")
+        if rate != own.optimizer.learning_rate:
+            raise UserError(
+                f"{own.run_folder} was trained with a learning rate of {rate}: remove that folder to train with "
+                f"{own.optimizer.learning_rate:g}"
+            )
     print(f"for comparison, SFT on the same images, {own.schedule.steps} steps, in {own.run_folder}", flush=True)
     train_inside(own, task, model_path)
     for line in [*_apart(own, task)[:-1], *([elsewhere(own)] if task.also else [])]:

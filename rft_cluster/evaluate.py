@@ -115,6 +115,7 @@ def evaluate(options: argparse.Namespace) -> None:
     judged = [judge(group, reader) for group in greedy]
     figures = {
         "checkpoint": options.checkpoint,
+        "steps": read_card(export).steps if export else 0,
         "data": task.dataset.name,
         "split": options.split,
         "seed": config.run.seed,

@@ -216,11 +216,12 @@ def _prediction(
     if score is None:
         return Prediction(str(path), vote, votes=options.votes)
     befores = [before_answer(text) for text in texts] if group else [OPEN]
-    scores = score_classes(score, image, card.prompt, befores, card.classes)
+    scores = score_classes(score, image, card.prompt, befores, card.classes, card.aliases)
     temperature, again = card.calibration.temperature if card.calibration else 1.0, None
     answer, calibrated = answer_of(scores, card.classes, temperature), card.calibration is not None
     if looks and group is None:  # no temperature is fitted for it
-        again, calibrated = score_again(score, image, _asked_again(card), card.classes, scores, looks), False
+        ask, calibrated = _asked_again(card), False
+        again = score_again(score, image, ask, card.classes, card.aliases, scores, looks)
         answer = looked_again(answer, again, temperature)
     return Prediction(str(path), vote, answer, options.votes, options.unsure_below or 0.0, calibrated, again)
 
@@ -306,7 +307,7 @@ def _writer(export: Path, card: Card, options: argparse.Namespace, way: Way) -> 
     )
     generator.serve_checkpoint(0)
     greedy, votes = Sampling(1, 0.0, card.max_tokens), options.votes or (VOTES if way.options else 1)
-    sampling = Sampling(votes, card.temperature, card.max_tokens) if votes > 1 else greedy
+    sampling = Sampling(votes, card.temperature, card.max_tokens, card.top_k) if votes > 1 else greedy
 
     def write(chunk: Sequence[Readable]) -> list[tuple[Group, Again | None]]:
         images.clear()

@@ -49,7 +49,7 @@ MOST_FOLDS = 5
 PENALTIES, WIDTHS = (10.0, 1.0, 100.0), (1.0, 0.5, 2.0, 0.25, 4.0)
 MOST_FOR_SVM = 2000  # training images: with 1,632 of 102 classes it takes 17 s, and its time grows with their square
 RIGHT = "right"  # key of the flags in a record
-SKIPPED, MISSING = "skipped", "missing"
+SKIPPED, MISSING, MADE_WITH = "skipped", "missing", "made_with"
 
 Fit = Callable[[np.ndarray, list[str]], Any]  # (vectors [n, values], labels) -> a fitted classifier of scikit-learn
 Flags = tuple[bool, ...]
@@ -59,11 +59,12 @@ Flags = tuple[bool, ...]
 class Baselines:
     """`right`: by `NAMES`, whether each of `FewShotDataset.seen_test` gets its label, in order. `skipped`: why there
     are none on vision features; empty if there are. `missing`: by the name in the configuration, why one that was asked
-    for was not measured."""
+    for was not measured. `made_with`: by the same name, the settings that one was measured with (`run.inside`)."""
 
     right: Mapping[str, Flags]
     skipped: str = ""
     missing: Mapping[str, str] = field(default_factory=dict)
+    made_with: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def rates(self) -> dict[str, float]:
@@ -73,8 +74,8 @@ class Baselines:
     def record(self) -> dict[str, Any]:
         """The content of `baselines.json`: rates by name, and the flags as text, `1` for right."""
         flags = {name: "".join("01"[one] for one in own) for name, own in self.right.items()}
-        reasons = {SKIPPED: self.skipped, MISSING: dict(self.missing)}
-        return {**self.rates, RIGHT: flags, **{key: reason for key, reason in reasons.items() if reason}}
+        others = {SKIPPED: self.skipped, MISSING: dict(self.missing), MADE_WITH: dict(self.made_with)}
+        return {**self.rates, RIGHT: flags, **{key: value for key, value in others.items() if value}}
 
 
 def recorded_flags(record: Mapping[str, Any], images: int) -> dict[str, Flags]:

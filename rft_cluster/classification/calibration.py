@@ -8,6 +8,7 @@ from a fixed seed: the same images give the same intervals. Those of rates are W
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from decimal import ROUND_DOWN, Decimal
 from functools import partial
 from typing import Any
 
@@ -84,6 +85,8 @@ def calibration_figures(probabilities: np.ndarray, right: np.ndarray) -> dict[st
         probabilities: P [n, K] of n images.
         right: the labels' indices [n].
 
+    Where all classes are equally probable nothing was said, and nothing is right.
+
     Returns:
         `accuracy` and `top5` (rates; no `top5` with 5 classes or fewer), `log_loss` (nats), `calibration_error`,
         `coverage` (see `coverage_at`), each with its interval; `reliability`: the bins that hold images; `curve`:
@@ -91,13 +94,15 @@ def calibration_figures(probabilities: np.ndarray, right: np.ndarray) -> dict[st
     """
     order = np.argsort(-probabilities.max(axis=1), kind="stable")  # the surest first
     probabilities, right = probabilities[order], right[order]
-    sure, hit = probabilities.max(axis=1), probabilities.argmax(axis=1) == right
+    sure, said = probabilities.max(axis=1), np.ptp(probabilities, axis=1) > 0
+    hit = said & (probabilities.argmax(axis=1) == right)
     losses = log_loss(probabilities, right)
     figures: dict[str, Any] = {"accuracy": rate(hit.tolist())}
     if probabilities.shape[1] > TOP:
         best = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP]
-        figures["top5"] = rate((best == right[:, None]).any(axis=1).tolist())
+        figures["top5"] = rate((said & (best == right[:, None]).any(axis=1)).tolist())
     _, threshold = coverage_at(sure, hit)
+    below = None if threshold is None else max(sure[sure < threshold].tolist(), default=0.0)
     statistics: dict[str, Statistic] = {
         "log_loss": lambda weights: float(np.average(losses, weights=weights)),
         "calibration_error": lambda weights: calibration_error(sure, hit, weights),
@@ -107,7 +112,7 @@ def calibration_figures(probabilities: np.ndarray, right: np.ndarray) -> dict[st
     return {
         **figures,
         **found,
-        "coverage": {"accuracy": WANTED, **found["coverage"], "threshold": threshold},
+        "coverage": {"accuracy": WANTED, **found["coverage"], "threshold": threshold, "below": below},
         "reliability": list(_reliability(sure, hit)),
         "curve": _curve(sure, hit),
     }
@@ -202,13 +207,14 @@ def probability_lines(figures: Mapping[str, Any]) -> list[str]:
     if "second_look" in figures:
         second = figures["second_look"]
         lines.append(f"  after a second look: {right(second)}, {both(second)}")
-    coverage, threshold = figures["coverage"], figures["coverage"]["threshold"]
+    coverage, threshold = figures["coverage"], figures["coverage"]["threshold"]  # `below`: the next less sure image's
     wanted = f"{100 * coverage['accuracy']:.0f} % of the answers right"
     if threshold is None:
         lines.append(f"  no share of the images can be answered with {wanted}")
     else:
+        below = _floor(threshold, coverage["below"])
         lines.append(f"  {ends(coverage, 100, 1)} % of the images can be answered with {wanted} "
-                     f"(predict --unsure-below {_floor(threshold)}, a threshold that these images gave)")  # fmt: skip
+                     f"(predict --unsure-below {below}, a threshold that these images gave)")  # fmt: skip
     return lines
 
 
@@ -223,6 +229,10 @@ def calibration_line(name: str, record: Mapping[str, Any]) -> str:
     )
 
 
-def _floor(threshold: float) -> str:
-    """To 3 decimals, so that the last image that reached it still does."""
-    return f"{int(threshold * 1000) / 1000:g}"
+def _floor(threshold: float, below: float) -> str:
+    """With 3 decimals or as many as it takes: the last image that reached it still does, and the next one does not."""
+    for digits in range(3, 16):
+        rounded = Decimal(threshold).quantize(Decimal(10) ** -digits, ROUND_DOWN)
+        if rounded > below:
+            return f"{rounded.normalize():f}"
+    return repr(threshold)

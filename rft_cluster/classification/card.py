@@ -60,6 +60,8 @@ class Card(BaseModel):
     max_prompt_tokens: int = Field(ge=16, le=MOST_TOKENS)
     max_tokens: int = Field(ge=1, le=MOST_TOKENS)
     temperature: float = Field(gt=0, le=2)
+    top_k: int = Field(0, ge=0)
+    """`sampling.top_k` of the run: votes are sampled as in its evaluations."""
     steps: int = Field(ge=0, le=MOST_STEPS)
     """Training steps."""
     validation: float | None = Field(None, ge=0, le=1)
@@ -99,7 +101,7 @@ def make_card(config: Config, dataset: FewShotDataset, question: Question, pixel
     return Card(
         dataset=dataset.name,
         classes=dataset.classes,
-        aliases={e.label: list(e.aliases) for e in (*dataset.test, *dataset.train) if e.aliases},
+        aliases=dataset.aliases,
         unseen=list(dataset.unseen),
         prompt=question.text,
         prompt_sha256=question.sha256,
@@ -110,6 +112,7 @@ def make_card(config: Config, dataset: FewShotDataset, question: Question, pixel
         max_prompt_tokens=config.model.max_prompt_tokens,
         max_tokens=config.sampling.max_tokens,
         temperature=config.sampling.temperature,
+        top_k=config.sampling.top_k,
         levels=dataset.levels,
         data_max_pixels=config.data.max_pixels,
         data_max_bytes=config.data.max_bytes,

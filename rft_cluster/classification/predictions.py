@@ -90,7 +90,7 @@ def table_line(one: Prediction) -> str:
     reasoning = printable(one.reasoning)
     if one.answer:
         second = list(one.answer.probabilities)[1]
-        own = [UNSURE if one.unsure else one.answer.label, round(one.answer.probability, 4), second, reasoning]
+        own = [UNSURE if one.unsure else one.chosen or "", round(one.answer.probability, 4), second, reasoning]
     else:
         own = [one.chosen or "", round(one.vote.share, 4) if one.vote else 0.0, reasoning]
     return csv_line([one.file, *own]).rstrip("\n")

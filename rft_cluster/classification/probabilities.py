@@ -31,9 +31,10 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Scores:
-    """What a policy says of K classes after one reasoning, e.g. two forms of three names.
+    """What a policy says of K classes after one reasoning, e.g. of three with two ways to write each.
 
-    `logprobs` [forms, K] FP64: nats, joint. `tokens` [forms, K]: their numbers of tokens.
+    `logprobs` [ways, K] FP64: nats, joint; -inf where a class has fewer ways. `tokens` [ways, K]: their numbers of
+    tokens.
     """
 
     logprobs: np.ndarray
@@ -41,14 +42,14 @@ class Scores:
 
     @property
     def joint(self) -> np.ndarray:
-        """[K]: of the class in any form."""
+        """[K]: of the class in any way of writing it."""
         return np.logaddexp.reduce(self.logprobs, axis=0)
 
     @property
     def per_token(self) -> np.ndarray:
-        """[K]: the mean over the tokens of the form that is the most probable."""
-        forms = self.logprobs.argmax(axis=0)[None]
-        return (np.take_along_axis(self.logprobs, forms, 0) / np.take_along_axis(self.tokens, forms, 0))[0]
+        """[K]: the mean over the tokens of the way that is the most probable."""
+        ways = self.logprobs.argmax(axis=0)[None]
+        return (np.take_along_axis(self.logprobs, ways, 0) / np.take_along_axis(self.tokens, ways, 0))[0]
 
     @property
     def named(self) -> float:
@@ -62,22 +63,40 @@ Score = Callable[[bytes, str, str, Sequence[str]], tuple[np.ndarray, np.ndarray]
 
 
 def score_classes(
-    score: Score, image: bytes, question: str, befores: Sequence[str | None], classes: Sequence[str]
+    score: Score,
+    image: bytes,
+    question: str,
+    befores: Sequence[str | None],
+    classes: Sequence[str],
+    aliases: Mapping[str, Sequence[str]],
 ) -> list["Scores | None"]:
-    """The scores of the classes after each of the reasonings `befores`. None: a completion out of format."""
-    answers = written_answers(classes)
-    found = {before: scores_of(*score(image, question, before, answers)) for before in {*befores} if before is not None}
+    """The scores of the classes after each of the reasonings `befores`. None: a completion out of format.
+
+    `aliases`: other right names, by class. Whoever answers with one of them means the class.
+    """
+    ways = [written_answers(label, aliases) for label in classes]
+    answers = [text for own in ways for text in own]
+    found = {
+        before: scores_of(*score(image, question, before, answers), [len(own) for own in ways])
+        for before in {*befores}
+        if before is not None
+    }
     return [None if before is None else found[before] for before in befores]
 
 
-def written_answers(classes: Sequence[str]) -> list[str]:
-    """What a completion may end with: [forms x classes], form by form."""
-    return [form.format(name=name) for form in FORMS for name in classes]
+def written_answers(label: str, aliases: Mapping[str, Sequence[str]]) -> list[str]:
+    """What a completion may end with that means this class: each of its names in both forms."""
+    names = dict.fromkeys((label, *aliases.get(label, ())))
+    return [form.format(name=name) for name in names for form in FORMS]
 
 
-def scores_of(logprobs: np.ndarray, tokens: np.ndarray) -> Scores:
-    """The scores for `written_answers`."""
-    return Scores(logprobs.reshape(len(FORMS), -1), tokens.reshape(len(FORMS), -1))
+def scores_of(logprobs: np.ndarray, tokens: np.ndarray, ways: Sequence[int]) -> Scores:
+    """The scores from those of all answers, class by class. `ways`: how many answers each class has."""
+    shape, ends = (max(ways), len(ways)), np.cumsum(ways)[:-1]
+    found = Scores(np.full(shape, -np.inf), np.ones(shape))
+    for index, (own, counts) in enumerate(zip(np.split(logprobs, ends), np.split(tokens, ends), strict=True)):
+        found.logprobs[: len(own), index], found.tokens[: len(own), index] = own, counts
+    return found
 
 
 def before_answer(text: str) -> str | None:
@@ -135,18 +154,20 @@ def at_temperature(scores: Sequence[Sequence[Scores | None]], classes: int, temp
 @dataclass(frozen=True)
 class Answer:
     """What P says of an image. `probabilities`: by class, the most probable first. `named`: see `Scores.named`, mean
-    over the reasonings."""
+    over the reasonings. `blank`: no reasoning had the format, so all classes are equally probable."""
 
     probabilities: Mapping[str, float]
     named: float
+    blank: bool = False
 
     @property
-    def label(self) -> str:
-        return next(iter(self.probabilities))
+    def label(self) -> str | None:
+        """The most probable class; None if nothing was said."""
+        return None if self.blank else next(iter(self.probabilities))
 
     @property
     def probability(self) -> float:
-        return self.probabilities[self.label]
+        return next(iter(self.probabilities.values()))
 
     def top(self, count: int) -> dict[str, float]:
         return dict(list(self.probabilities.items())[:count])
@@ -160,4 +181,5 @@ def answer_of(scores: Sequence[Scores | None], classes: Sequence[str], temperatu
     """The answer after one or several reasonings. Equal probabilities are in the order of `classes`."""
     found = averaged(scores, len(classes), temperature)
     ranked = {classes[index]: float(found[index]) for index in np.argsort(-found, kind="stable")}
-    return Answer(ranked, float(np.mean([one.named if one else 0.0 for one in scores])))
+    named = float(np.mean([one.named if one else 0.0 for one in scores]))
+    return Answer(ranked, named, blank=all(one is None for one in scores))

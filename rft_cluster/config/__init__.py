@@ -2,7 +2,7 @@
 and overrides into a checked `Config`; `foreign.py` restricts a `config.yaml` from a run's folder."""
 
 from rft_cluster.config.base import FilePath, PathText, Section
-from rft_cluster.config.data import DataSection
+from rft_cluster.config.data import AlsoSection, DataSection
 from rft_cluster.config.foreign import run_folder_of
 from rft_cluster.config.load import (
     CONFIG_FOLDERS,
@@ -36,6 +36,7 @@ from rft_cluster.config.training import (
 __all__ = [
     "CONFIG_FOLDERS",
     "AlgorithmSection",
+    "AlsoSection",
     "ClusterSection",
     "Config",
     "DataSection",

@@ -131,6 +131,11 @@ class FewShotDataset:
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
     @property
+    def aliases(self) -> dict[str, list[str]]:
+        """Other right names, by class."""
+        return {e.label: list(e.aliases) for split in self.splits.values() for e in split if e.aliases}
+
+    @property
     def problem(self) -> str | None:
         """The question that comes with the data set, or None.
 

@@ -67,7 +67,7 @@ def manifest(dataset: FewShotDataset, seed: int) -> dict[str, Any]:
         "name": dataset.name,
         "seed": seed,
         "classes": list(dataset.classes),
-        "aliases": {e.label: list(e.aliases) for split in dataset.splits.values() for e in split if e.aliases},
+        "aliases": dataset.aliases,
         "splits": {
             split: [{"id": e.example_id, "sha256": e.image.sha256, "label": e.label} for e in examples]
             for split, examples in dataset.splits.items()

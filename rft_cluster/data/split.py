@@ -19,7 +19,7 @@ from functools import partial
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.text import shown
-from rft_cluster.config import DataSection
+from rft_cluster.config import AlsoSection, DataSection
 from rft_cluster.data.conflicts import conflicting
 from rft_cluster.data.dataset import FewShotDataset, LabelledImage, check_labelled, listing, seeded_generator
 from rft_cluster.data.lazy import LazyImages, Pool
@@ -228,13 +228,14 @@ def _check_held_out(by_class: dict[str, list[Labelled]], lost: int, config: Data
     if left > 0:
         asked = {"validation": config.validation, "test": config.test}
         cures.append("set " + " ".join(f"data.{key}={number}" for key, number in fitting.items() if asked[key]))
+    trains = config.shots and not isinstance(config, AlsoSection)
     folds = _fitting_folds(by_class, config.shots)
-    if folds and config.test and config.shots:
+    if folds and config.test and trains:
         cures.append(
             f"test every image in turn, in {folds} trainings one after the other: the same command with "
             f"data.folds={folds}"
         )
-    if left <= 0:
+    if left <= 0 and trains:
         cures.append("lower data.shots")
     after = f" after {config.shots} shots of each of {classes} classes" if config.shots else " in the set's own"
     raise UserError(

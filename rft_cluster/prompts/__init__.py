@@ -21,7 +21,9 @@ The image comes before the text in the user's turn, and the model's chat templat
 """
 
 import hashlib
+import itertools
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -84,10 +86,16 @@ class Question:
         return _compiled(self.template).render(subject=self.subject, classes=classes).strip()
 
     def some_orders(self, count: int, seed: int) -> list[list[str]]:
-        """`count` drawn orders of the classes; none if the question does not list them."""
+        """`count` drawn orders of the classes, each unlike the others and the data set's own, as far as there are so
+        many (two classes have one other order); none if the question does not list them."""
         if self.template is None:
             return []
-        return [drawn_order(self.classes, f"{seed}/some/{index}") for index in range(count)]
+        found: dict[tuple[str, ...], None] = {}
+        drawn = (tuple(drawn_order(self.classes, f"{seed}/some/{index}")) for index in itertools.count())
+        while len(found) < min(count, math.factorial(len(self.classes)) - 1):
+            if (order := next(drawn)) != self.classes:
+                found[order] = None
+        return [list(order) for order in found]
 
     def in_some_orders(self, count: int, seed: int) -> list[str]:
         """The text, and those with the classes listed in `some_orders`."""

@@ -5,8 +5,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rft_cluster.common.errors import UserError
 from rft_cluster.common.files import json_object
-from rft_cluster.run.saving import CALIBRATION_FILE, MODEL
+from rft_cluster.run.saving import CALIBRATION_FILE, MODEL, exported
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Interval = tuple[float, float]
@@ -78,7 +79,7 @@ def probabilities_of(run: Path, problems: list[str]) -> dict[str, Any] | None:
     validation images at the end of the run; None without either. What is damaged is added to `problems`."""
     evaluated, fitted = (_object(run / name, problems) for name in (TESTED, CALIBRATION_FILE))
     try:
-        if "probabilities" in evaluated:
+        if "probabilities" in evaluated and _is_of_the_last(run, evaluated):
             test = _Evaluated.model_validate(evaluated["probabilities"])
             return _shown("test", test, test.unfitted, test.temperature)
         if MODEL in fitted.get("models", {}):
@@ -87,6 +88,15 @@ def probabilities_of(run: Path, problems: list[str]) -> dict[str, Any] | None:
     except (ValidationError, TypeError) as error:
         problems.append(f"{TESTED} or {CALIBRATION_FILE} is damaged: {str(error).splitlines()[0]}")
     return None
+
+
+def _is_of_the_last(run: Path, evaluated: dict[str, Any]) -> bool:
+    """False if a policy was evaluated that has been trained on since. Files of earlier versions do not say."""
+    try:
+        last = exported(run / MODEL)
+    except UserError:  # the page says elsewhere that it is damaged
+        return True
+    return last is None or evaluated.get("steps", last.steps) == last.steps
 
 
 def why_not_calibrated(run: Path) -> str:

@@ -56,6 +56,14 @@ def sft_baseline(config: Config) -> Config:
     return _sft(config, config.run_folder / "baselines", "sft", config.schedule.steps, evaluate_every=0)
 
 
+def made_with(config: Config) -> dict[str, str]:
+    """The settings of baselines that may change when a run is resumed, by the name in the configuration: one that was
+    measured with others is measured anew."""
+    own = sft_baseline(config)
+    found = {"sft": f"{own.schedule.steps} steps, learning rate {own.optimizer.learning_rate:g}"}
+    return found | ({"encoder": str(config.evaluation.encoder)} if config.evaluation.encoder else {})
+
+
 def read_warm_start(run: Path) -> WarmStart | None:
     """What became of a run's warm start; None without one, or if the record is damaged."""
     file = run / WARM_START_FILE

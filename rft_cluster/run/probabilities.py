@@ -1,7 +1,8 @@
 """P(class | image) of a run's policies: scored after what they wrote, and its temperature fitted at the end of the run.
 
 calibration.json    {"models": {"model": {"steps", "temperature", "images", "unfitted": {...}, "fitted": {...}}}}
-                    with figures of the validation images that the temperature was fitted on, or {"skipped": why}
+                    with figures of the validation images that the temperature was fitted on, or {"skipped": why},
+                    with "never" if no resumed run can change that
 """
 
 import io
@@ -41,7 +42,7 @@ from rft_cluster.config import Config
 from rft_cluster.messages import Example, Group
 from rft_cluster.prompts import asks_for_thinking, narrowed
 from rft_cluster.run.answers import read_answers
-from rft_cluster.run.saving import BEST, CALIBRATION_FILE, MODEL, exported
+from rft_cluster.run.saving import BEST, CALIBRATION_FILE, MODEL, NEVER, exported
 from rft_cluster.run.second_look import Ask
 from rft_cluster.run.task import Task
 
@@ -49,6 +50,10 @@ GREY = 224  # pixels of a side
 
 OpenScorers = Callable[[Config], AbstractContextManager[Callable[[str], Score]]]
 """`cluster.class_scorer.scorers`: folder of a model -> its `Score`, until the next one is asked for."""
+
+
+class NeverCalibrated(UserError):
+    """What a run lacks for its calibration, and cannot get when it is resumed."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ def score_groups(
 
     `options`: of a second look, 0 for none. A policy that thinks takes its own in writing (`run/second_look.py`).
     """
-    classes, thinks = task.dataset.classes, asks_for_thinking(task.text)
+    classes, aliases, thinks = task.dataset.classes, task.dataset.aliases, asks_for_thinking(task.text)
     after, again = list[list[Scores | None]](), list[Again]()
     with opened(config) as scorer_of:
         score = scorer_of(model_path)
@@ -84,23 +89,29 @@ def score_groups(
             image = task.dataset.image(pair[0].prompt.example)
             texts = [completion.text for group in pair for completion in group.completions]
             befores = [before_answer(text) for text in texts] if thinks else [OPEN]
-            after.append(score_classes(score, image, task.text, befores, classes))
+            after.append(score_classes(score, image, task.text, befores, classes, aliases))
             if options and not thinks:
                 ask = partial(narrowed, task.question, config.prompt.subject)
-                again.append(score_again(score, image, ask, classes, after[-1], options))
-        grey = None if thinks else score_classes(score, _grey(), task.text, [OPEN], classes)[0]
+                again.append(score_again(score, image, ask, classes, aliases, after[-1], options))
+        grey = None if thinks else score_classes(score, _grey(), task.text, [OPEN], classes, aliases)[0]
     return Scored([own[0] for own in after], [own[1:] for own in after] if thinks else [], grey, again)
 
 
 def score_again(
-    score: Score, image: bytes, ask: Ask, classes: Sequence[str], scores: Sequence[Scores | None], count: int
+    score: Score,
+    image: bytes,
+    ask: Ask,
+    classes: Sequence[str],
+    aliases: Mapping[str, Sequence[str]],
+    scores: Sequence[Scores | None],
+    count: int,
 ) -> Again:
     """A second look by a policy that does not think: the `count` most probable classes by its one `scores`, scored
     again as the only ones listed."""
     (first,) = scores
     assert first is not None, "without reasoning nothing is out of format"
     options = most_probable(first, classes, count)
-    (second,) = score_classes(score, image, ask(options), [OPEN], options)
+    (second,) = score_classes(score, image, ask(options), [OPEN], options, aliases)
     assert second is not None
     return Again(tuple(options), options[int(second.joint.argmax())], second)
 
@@ -140,12 +151,12 @@ def calibrate(config: Config, task: Task, opened: OpenScorers) -> list[str]:
     Returns lines for people. A finished run does not fail for it: what keeps it from being fitted is recorded.
     """
     examples, run = task.dataset.validation, config.run_folder
-    if len(examples) < FEWEST:
-        return [f"probabilities are not calibrated: data.validation is {len(examples)}, and that needs {FEWEST} images"]
     head = {"format": FORMAT, "steps": config.schedule.steps}
     cards = {name: card for name in (MODEL, BEST) if (card := exported(run / name))}
     found: dict[int, dict[str, Any]] = {}  # by step: the last policy may also be the best
     try:
+        if len(examples) < FEWEST:
+            raise NeverCalibrated(f"there are {len(examples)} validation images, and that needs {FEWEST}")
         befores = {card.steps: _befores(config, task, card.steps) for card in cards.values()}
         with opened(config) as scorer_of:
             for name, card in cards.items():
@@ -154,7 +165,8 @@ def calibrate(config: Config, task: Task, opened: OpenScorers) -> list[str]:
                 own = Calibration(temperature=found[card.steps]["temperature"], images=len(examples))
                 write_json(run / name / CARD_FILE, card.model_copy(update={"calibration": own}).record())
     except (UserError, ClusterError) as error:
-        write_json(run / CALIBRATION_FILE, head | {"skipped": str(error)})
+        never = {NEVER: True} if isinstance(error, NeverCalibrated) else {}
+        write_json(run / CALIBRATION_FILE, head | {"skipped": str(error)} | never)
         return [f"probabilities are not calibrated: {error}"]
     models = {name: {"steps": card.steps, **found[card.steps]} for name, card in cards.items()}
     write_json(run / CALIBRATION_FILE, head | {"models": models})
@@ -163,9 +175,9 @@ def calibrate(config: Config, task: Task, opened: OpenScorers) -> list[str]:
 
 def _fitted(task: Task, score: Score, befores: Sequence[str | None]) -> dict[str, Any]:
     """The record of one model. `befores`: what comes before the answer to each validation image."""
-    examples, classes = task.dataset.validation, task.dataset.classes
+    examples, classes, aliases = task.dataset.validation, task.dataset.classes, task.dataset.aliases
     scores = [
-        score_classes(score, task.dataset.image(example), task.text, [before], classes)
+        score_classes(score, task.dataset.image(example), task.text, [before], classes, aliases)
         for example, before in zip(with_progress(examples, "validation images scored"), befores, strict=True)
     ]
     right, at = labels_of(examples, classes), partial(at_temperature, scores, len(classes))
@@ -182,9 +194,9 @@ def _befores(config: Config, task: Task, steps: int) -> list[str | None]:
         return [OPEN] * len(examples)
     texts = {one.example_id: one.text for one in read_answers(config.run_folder, steps, "validation")}
     if missing := [example.example_id for example in examples if example.example_id not in texts]:
-        raise UserError(
+        raise NeverCalibrated(
             f"no answer to {missing[0]} after step {steps} is recorded, whose reasoning comes before the classes: set "
-            f"schedule.evaluate_every"
+            f"schedule.evaluate_every in the next run"
         )
     return [before_answer(texts[example.example_id]) for example in examples]
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from rft_cluster.classification.baselines import ASKED
+from rft_cluster.classification.baselines import ASKED, MADE_WITH
 from rft_cluster.classification.card import CARD_FILE, Card, read_card
 from rft_cluster.classification.probabilities import FEWEST
 from rft_cluster.classification.report import Evaluation
@@ -24,12 +24,14 @@ from rft_cluster.run.checkpoints import (
     prune_checkpoints,
     seconds_since_saved,
 )
+from rft_cluster.run.inside import made_with
 from rft_cluster.run.journal import FOLDER, prune_journal
 from rft_cluster.run.space import journal_bytes
 
 MODEL, BEST = "model", "model-best"
 BASELINES_FILE = "baselines.json"
 CALIBRATION_FILE = "calibration.json"
+NEVER = "never"  # key of a record of why there is no temperature, if no resumed run can change that
 
 
 class Learners(Protocol):
@@ -191,18 +193,26 @@ def is_trained(config: Config) -> bool:
 
 
 def is_calibrated(config: Config) -> bool:
-    """Return True if a temperature was fitted after the run's last step, could not be, or needs more images."""
+    """Return True if a temperature was fitted after the run's last step, or never can be."""
     file = config.run_folder / CALIBRATION_FILE
     record = (json_object(file.read_bytes()) or {}) if file.is_file() else {}
-    return config.data.validation < FEWEST or record.get("steps") == config.schedule.steps
+    done = "models" in record or record.get(NEVER) is True
+    return config.data.validation < FEWEST or (done and record.get("steps") == config.schedule.steps)
 
 
 def is_complete(config: Config) -> bool:
     """Return True if the run's last step has been exported, calibrated, and compared with all baselines that are asked
     for."""
-    asked = {name for one in config.baselines for name in ASKED[one]}
-    is_compared = (config.run_folder / BASELINES_FILE).is_file() and asked <= read_baselines(config.run_folder).keys()
+    asked, record = {name for one in config.baselines for name in ASKED[one]}, read_baselines(config.run_folder)
+    is_compared = (config.run_folder / BASELINES_FILE).is_file() and asked <= record.keys()
+    is_compared = is_compared and not measured_otherwise(config, record) & {*config.baselines}
     return is_trained(config) and is_calibrated(config) and (not config.data.test or is_compared)
+
+
+def measured_otherwise(config: Config, record: Mapping[str, Any]) -> set[str]:
+    """The baselines, by the name in the configuration, whose settings are others now than in the record."""
+    then = record.get(MADE_WITH, {})
+    return {name for name, now in made_with(config).items() if not isinstance(then, dict) or then.get(name) != now}
 
 
 def read_baselines(run: Path) -> dict[str, Any]:

@@ -86,7 +86,8 @@ def prepare_also(config: Config) -> Task | None:
     except OtherData:
         raise
     except UserError as error:
-        raise UserError(f"evaluation.also: {error}") from error
+        own = re.sub(rf"\bdata\.(?={'|'.join(type(section).model_fields)}\b)", "evaluation.also.", str(error))
+        raise UserError(own if own.startswith("evaluation.also") else f"evaluation.also: {own}") from error
 
 
 def question(config: Config, dataset: FewShotDataset) -> Question:

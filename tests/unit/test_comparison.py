@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from rft_cluster.prompts import make_prompts, make_question
 from rft_cluster.report import summary
 from rft_cluster.run.folder import RunFolder
 from rft_cluster.run.history import read_history
-from rft_cluster.run.inside import WARM_START_FILE, WarmStart, warm_start_run
+from rft_cluster.run.inside import WARM_START_FILE, WarmStart, sft_baseline, warm_start_run
 from rft_cluster.run.preflight import check_baselines
 from rft_cluster.run.saving import is_complete
 from rft_cluster.run.task import Task
@@ -121,10 +122,46 @@ def test_one_that_cannot_be_measured_is_said_and_tried_again(tmp_path, cluster, 
     assert cluster.started().count("closed") == 1, "what is known is not asked again"
 
 
-def test_more_steps_measure_sft_anew_and_keep_what_they_do_not_change(tmp_path, cluster):
-    comparison.compare(settings_of(tmp_path, "base_closed", "sft"), TASK, "", COMMAND)
-    comparison.compare(settings_of(tmp_path), TASK, "", COMMAND)
-    assert list(record_of(tmp_path)["right"]) == [*BASELINES, "base_closed"]
+def test_what_was_measured_earlier_is_kept_unless_its_settings_have_changed(tmp_path, cluster, monkeypatch):
+    monkeypatch.setattr("rft_cluster.run.saving.is_trained", lambda _: True)
+    monkeypatch.setattr("rft_cluster.run.saving.is_calibrated", lambda _: True)
+
+    def slower(settings: Config) -> Config:
+        rate = settings.optimizer.model_copy(update={"sft_learning_rate": 1e-5})
+        return settings.model_copy(update={"optimizer": rate})
+
+    def compare(*asked: str, **changed) -> tuple[list[str], list[str]]:
+        """What is on record then, and what was started."""
+        settings, before = settings_of(tmp_path, *asked), len(cluster.asked)
+        for key, value in changed.items():
+            section, _, name = key.partition("__")
+            part = getattr(settings, section).model_copy(update={name: value})
+            settings = settings.model_copy(update={section: part})
+        if is_complete(settings):
+            return [], []
+        comparison.compare(settings, TASK, "", COMMAND)
+        assert is_complete(settings)
+        return sorted(record_of(tmp_path)["right"].keys() - BASELINES.keys()), cluster.started()[before + 1 :]
+
+    encoder = ["encoder_neighbour", "encoder_probe"]
+    assert compare("base_closed", "sft") == (["base_closed", "sft"], ["closed", "sft"])
+    assert compare("base_closed", "sft") == ([], []), "the run is complete"
+    assert compare("encoder") == (["base_closed", *encoder, "sft"], ["features"])
+    assert compare("encoder", evaluation__encoder=Path("other")) == (["base_closed", *encoder, "sft"], ["features"])
+    assert compare("base") == (["base", "base_closed", *encoder, "sft"], [])
+    assert compare("encoder", evaluation__encoder=Path("other")) == ([], []), "it is still on record"
+    left = ["base", "base_closed", *encoder]
+    assert compare("base_closed", schedule__steps=3) == ([], []), "what the user has not asked about may wait"
+    comparison.compare(other := slower(settings_of(tmp_path, "sft")), TASK, "", COMMAND)
+    folder = sft_baseline(other).run_folder
+    assert record_of(tmp_path)["missing"]["sft"] == (
+        f"{folder} was trained with a learning rate of 0.0005: remove that folder to train with 1e-05"
+    )
+    shutil.rmtree(folder)
+    assert compare("sft", optimizer__sft_learning_rate=1e-5) == ([*left, "sft"], ["sft"])
+    assert compare("sft", optimizer__sft_learning_rate=1e-5) == ([], [])
+    comparison.compare(settings_of(tmp_path), TASK, "", COMMAND)  # SFT had another learning rate than this run's
+    assert record_of(tmp_path)["right"].keys() == {*BASELINES, *left}
 
 
 def test_a_run_whose_own_question_lists_the_classes_has_answered_already(tmp_path, cluster):

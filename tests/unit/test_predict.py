@@ -9,6 +9,7 @@ from some_prompt import some_prompt
 
 from rft_cluster import evaluate, predict
 from rft_cluster.classification.card import Calibration, Card, read_card
+from rft_cluster.classification.predictions import json_line, table_line
 from rft_cluster.common.errors import UserError
 from rft_cluster.data.files import LeftOut
 from rft_cluster.data.images import Limits
@@ -124,7 +125,7 @@ def test_a_second_look_divides_the_probability_of_its_options_anew(tmp_path):
     def score(image: bytes, question: str, before: str, answers: list[str]) -> tuple[np.ndarray, np.ndarray]:
         shares = [0.5, 0.1, 0.4] if question == card.prompt else [0.2, 0.8]
         asked_again.append(question)
-        return np.log([*shares, *[1e-12] * len(shares)]), np.full(2 * len(shares), 3)
+        return np.log([[share, 1e-12] for share in shares]).ravel(), np.full(2 * len(shares), 3)
 
     one = predict._prediction(card, asked("--second-look", "2"), Path("a.png"), b"image", None, score, 2)
     assert asked_again == [card.prompt, narrowed(card.question, "flower", ["rose", "iris"])]
@@ -150,10 +151,10 @@ def test_the_most_probable_class_is_at_the_temperature_of_the_card(tmp_path):
 
     def score(image: bytes, question: str, before: str, answers: list[str]) -> tuple[np.ndarray, np.ndarray]:
         seen.append((image, question, before, answers))
-        return np.log([0.9, 0.1, 1e-9, 1e-9]), np.full(4, 3)
+        return np.log([0.9, 1e-9, 0.1, 1e-9]), np.full(4, 3)
 
     one = predict._prediction(card, asked("--unsure-below", "0.8"), Path("a.png"), b"image", None, score)
-    assert seen == [(b"image", card.prompt, "<answer>", ["rose</answer>", "tulip</answer>", " rose </answer>",
+    assert seen == [(b"image", card.prompt, "<answer>", ["rose</answer>", " rose </answer>", "tulip</answer>",
                                                          " tulip </answer>"])]  # fmt: skip
     assert one.answer.probability == pytest.approx(0.75, abs=1e-3) and one.unsure and one.calibrated
     assert one.label == "unsure" and one.vote is None
@@ -170,12 +171,16 @@ def test_after_reasoning_the_probability_is_the_mean_over_the_votes(tmp_path):
     def score(image: bytes, question: str, before: str, answers: list[str]) -> tuple[np.ndarray, np.ndarray]:
         assert before in ("<think>a</think><answer>", "<think>b</think><answer>")
         rose = 0.9 if "a" in before[:8] else 0.6
-        return np.log([rose, 1 - rose, 1e-9, 1e-9]), np.full(4, 3)
+        return np.log([rose, 1e-9, 1 - rose, 1e-9]), np.full(4, 3)
 
     one = predict._prediction(card, asked("--closed", "--votes", "3"), Path("a.png"), b"image", group, score)
     assert one.answer.probability == pytest.approx((0.9 + 0.6 + 0.5) / 3, abs=1e-3)
     assert one.answer.named == pytest.approx(2 / 3, abs=1e-3)
     assert one.vote.counts == {"rose": 2}
+    nothing = Group(some_prompt(), [1], [Completion([1], [0.0], "no answer", "stop", 0)])
+    one = predict._prediction(card, asked("--closed"), Path("a.png"), b"image", nothing, score)
+    assert (one.label, json.loads(json_line(one))["label"]) == ("(no class)", None)
+    assert table_line(one).startswith("a.png,,0.5,tulip,")
 
 
 def export_in(folder: Path, calibration: dict | None) -> Path:
@@ -202,7 +207,7 @@ def test_a_table_holds_no_formula():
 PROBABILITIES = {
     "fitted_on": 60, "temperature": 1.5, "accuracy": {"rate": 0.5, "interval": [0.2, 0.8]},
     "log_loss": {"value": 0.4, "interval": [0.3, 0.5]}, "calibration_error": {"value": 0.02, "interval": [0.01, 0.04]},
-    "coverage": {"accuracy": 0.95, "value": 0.75, "interval": [0.5, 0.8], "threshold": 0.83277},
+    "coverage": {"accuracy": 0.95, "value": 0.75, "interval": [0.5, 0.8], "threshold": 0.83277, "below": 0.8},
 }  # fmt: skip
 
 

@@ -27,6 +27,25 @@ def test_the_calibration_error_by_hand():
     assert calibration_error(sure, hit, np.array([1.0, 0, 0, 0])) == pytest.approx(0.05)
 
 
+def test_where_nothing_is_said_nothing_is_right():
+    """Of equally probable classes the first would be taken, and the first five be among the best."""
+    figures = calibration_figures(np.full((10, 10), 0.1), np.arange(10))
+    assert (figures["accuracy"]["right"], figures["top5"]["right"]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("sure", "said"), [([0.99995, 0.99946, 0.9991], "0.9994"), ([0.9, 0.81234, 0.7], "0.812"), ([0.9, 0.8, 0.8], "0.8")]
+)
+def test_whoever_answers_from_the_printed_probability_on_answers_no_other_image(sure, said):
+    """The surest are right, the last is wrong."""
+    probabilities = np.array([[one, 1 - one] for one in sure])
+    right = np.array([0, 0, 1] if len({*sure}) == 3 else [0, 0, 0])
+    figures = {"fitted_on": 0, **calibration_figures(probabilities, right)}
+    line = probability_lines(figures)[-1]
+    assert f"(predict --unsure-below {said}, a threshold" in line
+    assert figures["coverage"]["below"] < float(said) <= figures["coverage"]["threshold"]
+
+
 def test_honest_probabilities_have_a_small_error_and_sharpened_ones_a_large_one():
     found, right = honest(2000)
     sharp = softmax(3 * np.log(found))

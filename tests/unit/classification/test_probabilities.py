@@ -11,7 +11,6 @@ from rft_cluster.classification.probabilities import (
     fit_temperature,
     score_classes,
     softmax,
-    written_answers,
 )
 
 CLASSES = ["rose", "dog rose", "iris"]
@@ -51,11 +50,36 @@ def test_the_same_reasoning_is_scored_once():
         asked.append((image, question, before, tuple(answers)))
         return np.log(np.linspace(0.1, 0.6, len(answers))), np.arange(len(answers))
 
-    first, none, again = score_classes(score, b"image", "Which?", ["<answer>", None, "<answer>"], CLASSES)
-    assert asked == [(b"image", "Which?", "<answer>", tuple(written_answers(CLASSES)))]
+    first, none, again = score_classes(score, b"image", "Which?", ["<answer>", None, "<answer>"], CLASSES, {})
+    texts = [form.format(name=name) for name in CLASSES for form in FORMS]
+    assert asked == [(b"image", "Which?", "<answer>", tuple(texts))]
     assert none is None and again is first
     assert first.logprobs.shape == (len(FORMS), 3)
-    assert np.exp(first.logprobs[1, 0]) == pytest.approx(0.1 + 3 * 0.1), "form by form"
+    np.testing.assert_allclose(np.exp(first.logprobs), [[0.1, 0.3, 0.5], [0.2, 0.4, 0.6]])  # class by class
+
+
+def test_a_class_is_answered_by_its_other_names_too():
+    """The policy's word for t-shirts is the alias."""
+    shares = {" tee ": 0.4, "tee": 0.5, "t-shirt": 0.01, "shirt": 0.06}
+
+    def score(image, question, before, answers):
+        probabilities = [shares.get(text.removesuffix("</answer>"), 1e-12) for text in answers]
+        return np.log(probabilities), np.full(len(answers), 2)
+
+    classes, aliases = ["shirt", "t-shirt"], {"t-shirt": ["tee", "t-shirt"], "none of them": ["hat"]}
+    (found,) = score_classes(score, b"", "Which?", ["<answer>"], classes, aliases)
+    answer = answer_of([found], classes, 1.0)
+    assert (answer.label, answer.probability) == ("t-shirt", pytest.approx(0.91 / 0.97))
+    assert answer.named == pytest.approx(0.97)
+    np.testing.assert_allclose(found.per_token, np.log([0.06, 0.5]) / 2)
+    (plain,) = score_classes(score, b"", "Which?", ["<answer>"], classes, {})
+    assert answer_of([plain], classes, 1.0).label == "shirt"
+
+
+def test_where_nothing_had_the_format_there_is_no_answer():
+    found = answer_of([None, None], CLASSES, 1.0)
+    assert (found.label, found.probability, found.named) == (None, pytest.approx(1 / 3), 0.0)
+    assert answer_of([None, scores(0.2, 0.2, 0.5)], CLASSES, 1.0).label == "iris"
 
 
 @pytest.mark.parametrize(

@@ -219,6 +219,15 @@ def test_ids_and_seeds_are_those_of_one_text_and_the_first_text_has_the_own_orde
     assert some[0] == question.text and len(set(some)) == 4
 
 
+@pytest.mark.parametrize("seed", [5, 10, 11])
+@pytest.mark.parametrize(("classes", "count", "found"), [(2, 4, 1), (3, 4, 4), (3, 9, 5), (102, 4, 4)])
+def test_some_orders_differ_from_each_other_and_from_the_own_one(classes, count, found, seed):
+    names = [f"class {number}" for number in range(classes)]
+    orders = make_question("closed", "flower", names).some_orders(count, seed)
+    assert len({tuple(order) for order in [names, *orders]}) == 1 + found == 1 + len(orders)
+    assert all(sorted(order) == sorted(names) for order in orders)
+
+
 @pytest.mark.parametrize(
     ("template", "lists"),
     [

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -41,6 +42,13 @@ def test_the_test_s_figures_are_shown_before_those_of_the_validation(tmp_path):
     assert shown["split"].startswith("validation") and shown["temperature"] == 1.5
     assert shown["points"][-1] == (100.0, 75.0) and shown["least"] == 75.0
     assert probabilities_of(tmp_path / "none", []) is None
+
+
+@pytest.mark.parametrize(("trained", "split"), [(2, "test"), (4, "validation, on which the temperature was fitted")])
+def test_an_evaluation_before_more_steps_is_not_the_last_policy_s(tmp_path, monkeypatch, trained, split):
+    monkeypatch.setattr("rft_cluster.report.calibration.exported", lambda _: SimpleNamespace(steps=trained))
+    run = put(tmp_path, FITTED, {**TESTED, "steps": 2})
+    assert probabilities_of(run, [])["split"] == split
 
 
 def test_the_page_has_both_diagrams(tmp_path):

@@ -18,6 +18,7 @@ from rft_cluster.messages import Completion, Group
 from rft_cluster.prompts import make_prompts, make_question, narrowed
 from rft_cluster.run.answers import write_answers
 from rft_cluster.run.probabilities import Scored, calibrate, score_groups, with_probabilities
+from rft_cluster.run.saving import is_calibrated
 from rft_cluster.run.task import Task
 from tests.unit.run.begun import config, picture
 
@@ -51,7 +52,7 @@ class Policy:
     def score(self, image: bytes, question: str, before: str, answers: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         self.asked.append((image, question, before))
         rose = 0.9 if "rose" in before else 0.6
-        return np.log([rose, 1 - rose, 1e-9, 1e-9]), np.full(4, 3)
+        return np.log([rose, 1e-9, 1 - rose, 1e-9]), np.full(4, 3)
 
 
 def scored(template: str, tmp_path, votes: Sequence[str]) -> tuple[Scored, Policy]:
@@ -158,8 +159,9 @@ def test_with_fewer_than_50_images_nothing_is_fitted_or_started(tmp_path):
     own, asked = finished(tmp_path, "closed", images=49)
     policy = Policy()
     (line,) = calibrate(own, asked, policy)
-    assert "not calibrated: data.validation is 49, and that needs 50 images" in line
+    assert "not calibrated: there are 49 validation images, and that needs 50" in line
     assert policy.started == 0 and read_card(own.run_folder / "model").calibration is None
+    assert own.data.validation >= 50 and is_calibrated(own)  # as where some of the classes are not trained
 
 
 def test_a_policy_that_thinks_is_scored_after_its_recorded_reasoning(tmp_path):
@@ -191,4 +193,5 @@ def test_what_keeps_a_temperature_from_being_fitted_is_recorded_and_the_run_ends
     reason = "no answer to v0 after step 40 is recorded" if mishap == "no answers" else "class-scorer died"
     assert reason in line
     assert reason in json.loads((own.run_folder / "calibration.json").read_text())["skipped"]
+    assert is_calibrated(own) == (mishap == "no answers"), "what a resumed run can mend, it tries again"
     assert read_card(own.run_folder / "model").calibration is None

@@ -98,7 +98,7 @@ def test_the_best_by_validation_is_kept_beside_the_last(tmp_path):
     (run / "baselines.json").touch()
     assert not is_complete(config(tmp_path, "schedule.steps=40"))
     assert is_complete(config(tmp_path, "schedule.steps=40", "data.validation=49")), "too few for a temperature"
-    (run / "calibration.json").write_text('{"steps": 40}')
+    (run / "calibration.json").write_text('{"steps": 40, "models": {}}')
     assert is_complete(config(tmp_path, "schedule.steps=40"))
     assert not is_complete(config(tmp_path, "schedule.steps=50"))
     assert describe_models(run) == (

@@ -95,7 +95,11 @@ def test_words_that_the_small_model_does_not_know_are_refused_rather_than_measur
 
 
 def test_what_is_wrong_with_it_says_which_data_set_is_meant():
-    with pytest.raises(UserError, match=r"^evaluation\.also: data\.only: 'elven' is none of the classes; .*'seven'"):
+    with pytest.raises(UserError, match=r"^evaluation\.also\.only: 'elven' is none of the classes; .*'seven'"):
         prepare_also(load_config("digits", [*ALSO, "evaluation.also.only=[elven]"]))
+    with pytest.raises(UserError) as raised:
+        prepare_also(load_config("digits", [*ALSO, "evaluation.also.test=1788"]))
+    *_, first, second = str(raised.value).splitlines()  # neither folds nor shots of a data set that is only tested
+    assert (first.strip(), second.strip()) == ("add images", "set evaluation.also.test=1787")
     with pytest.raises(UserError, match=r"evaluation\.also: folds is about training"):
         load_config("digits", [*ALSO, "evaluation.also.folds=3"])
