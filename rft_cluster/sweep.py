@@ -146,8 +146,10 @@ def combinations(sweep: Sweep) -> list[Run]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"two runs of the sweep would have one name: {', '.join(twice)}. Name or list each row once")
+    if nameless := [", ".join(run.values) for run in runs if not run.row]:
+        raise UserError(f"rows: {nameless[0]!r} names a folder, which needs a letter from a to z or a digit in it")
     rows = {run.row for run in runs}
-    if sweep.against is not None and sweep.against not in rows:
+    if sweep.against is not None and not {sweep.against, _folder_name(sweep.against)} & rows:
         near = did_you_mean(sweep.against, rows)
         raise UserError(f"against: no row is called {sweep.against}.{near} The rows are {', '.join(sorted(rows))}")
     return runs
@@ -156,7 +158,11 @@ def combinations(sweep: Sweep) -> list[Run]:
 def _name(sweep: Sweep, values: tuple[str, ...]) -> str:
     """The name of a row, which is part of a folder's."""
     parts = values if sweep.rows else [f"{k.rpartition('.')[2]}-{v}" for k, v in zip(sweep.grid, values, strict=True)]
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", "_".join(parts)).lstrip("._-")
+    return _folder_name("_".join(parts))
+
+
+def _folder_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).lstrip("._-")
 
 
 def sweep(plan: Sweep, parallel: int) -> int:
@@ -289,7 +295,7 @@ def _write(plan: Sweep, runs: Sequence[Run], done: Mapping[Run, Repeat]) -> None
         own = [one for one in runs if one.row == run.row]
         repeats, missing = [done[one] for one in own if one in done], [one.seed for one in own if one not in done]
         rows[run.row] = Row(run.row, dict(zip(plan.axes, run.values, strict=True)), tuple(repeats), tuple(missing))
-    reference = rows[plan.against or runs[0].row]
+    reference = rows[_folder_name(plan.against) if plan.against else runs[0].row]
     found = [summary(row, reference) for row in rows.values()]
     *others, axis = plan.axes
     series: dict[str, list[tuple[str, Any]]] = {}

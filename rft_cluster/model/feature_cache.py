@@ -1,6 +1,7 @@
 """Features of images on the driver's disk, by content, so that a resumed run or a sweep computes none twice.
 
-One file for each model and way of looking, with a vector for each image by its SHA-256. Any of them may be removed.
+One file for each model and way of looking, with a vector for each image by the SHA-256 of the bytes that were looked
+at. Any of them may be removed.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ from rft_cluster.config import Config
 from rft_cluster.model.folder import read_family
 from rft_cluster.model.hub import Model, find_model
 
-RECIPE = 1  # raise it when the same image gets other features
+RECIPE = 2  # raise it when the same image gets other features
 FILES = ("*.safetensors", "*.json")  # the weights, and what says how to use them
 
 

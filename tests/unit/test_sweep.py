@@ -63,13 +63,29 @@ def test_settings_one_by_one(tmp_path):
     assert runs[2].overrides(plan)[2:5] == ["data.shots=2", "optimizer.learning_rate=1e-4", "run.seed=41"]
 
 
-@pytest.mark.parametrize("against", ["defalut", "few & slow"])
-def test_a_row_to_compare_with_that_is_none_is_refused(tmp_path, against):
-    (tmp_path / "s.yaml").write_text(ROWS + f"against: {against}\n")
-    near = {"defalut": "default", "few & slow": "few_slow"}[against]
+def test_a_row_to_compare_with_that_is_none_is_refused(tmp_path):
+    (tmp_path / "s.yaml").write_text(ROWS + "against: defalut\n")
     with pytest.raises(
-        UserError, match=f"no row is called {against}. Did you mean {near}\\? The rows are default, few_slow"
+        UserError, match=r"no row is called defalut. Did you mean default\? The rows are default, few_slow"
     ):
+        sweep.combinations(sweep.read_sweep(tmp_path / "s.yaml"))
+
+
+def test_a_row_is_called_as_in_the_file_or_as_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "_launch", lambda plan, run, *_: (run, 1.0, 0))
+    monkeypatch.setattr(sweep, "read_repeat", lambda folder, seed: Repeat(seed, 4, 0.0, 0.5, 1.0, {}, "", (True,) * 4))
+    monkeypatch.setattr(sweep, "_compare", lambda *_: None)
+    for against in ("few & slow", "few_slow"):
+        (tmp_path / "s.yaml").write_text(f"{ROWS}against: {against}\nfolder: {tmp_path}\n")
+        plan = sweep.read_sweep(tmp_path / "s.yaml")
+        assert sweep.sweep(plan, 1) == 0
+        (first, second) = json.loads((plan.path / "results.json").read_text())
+        assert first["against"]["row"] == "few_slow" and second["against"] is None
+
+
+def test_a_row_without_a_letter_for_its_folder_is_refused(tmp_path):
+    (tmp_path / "s.yaml").write_text(ROWS.replace("few & slow", "\N{HIRAGANA LETTER A}"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"^rows: '\N{HIRAGANA LETTER A}' names a folder, which needs a letter"):
         sweep.combinations(sweep.read_sweep(tmp_path / "s.yaml"))
 
 
