@@ -135,6 +135,8 @@ def predict(options: argparse.Namespace) -> int:
         raise UserError(
             "; ".join([f"no image files ({' '.join(SUFFIXES)}) in {', '.join(map(str, options.paths))}", *notes])
         )
+    if options.second_look and not way.options:
+        notes.append(f"no second look: the question already lists all {len(card.classes)} classes")
     for note in notes:
         print(note, file=sys.stderr)
     unreadable: list[str] = []
@@ -264,6 +266,8 @@ def _load(
         answers = f"{options.votes} answers" if (options.votes or 1) > 1 else "its greedy answer"
         given = f", given the reasoning in {answers}" if way.writes else ""
         note = "not calibrated, after a second look" if way.options else card.calibration_note
+        if (options.votes or 1) > 1 and card.calibration:
+            note += ", after one reasoning each, not a mean over several"
         print(f"probabilities{given}: {note}", file=sys.stderr, flush=True)
     return write, score
 
