@@ -18,14 +18,16 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 config=${1:?usage: deploy/submit.sh CONFIG [section.key=value ...]}
 shift
-ray=$(command -v ray || echo .venv/bin/ray)
+# The Ray of this folder, which has its Python beside it; else whichever is active. Another Ray may come first on PATH.
+[ ! -x .venv/bin/ray ] || PATH=$PWD/.venv/bin:$PATH
 export RAY_API_SERVER_ADDRESS=${RAY_API_SERVER_ADDRESS:-http://127.0.0.1:8265}
 # shellcheck disable=SC2088 # the home folder of the cluster, not of this machine
 runs=${RFT_RUNS:-'~/rft_runs'}
-python=$(dirname "$ray")/python
 # What the dashboard shows beside the job. A mistake in the configuration ends here, before the upload.
-metadata=$("$python" deploy/job_metadata.py "$config" "$@")
-"$python" deploy/upload.py
+metadata=$(python deploy/job_metadata.py "$config" "$@")
+python deploy/upload.py
+# Of the 75 s that a job has when it is stopped (deploy/runtime_env.yaml).
 # shellcheck disable=SC2086 # several options in one variable
-exec "$ray" job submit --working-dir . --runtime-env deploy/runtime_env.yaml --metadata-json "$metadata" ${RFT_SUBMIT:-} -- \
-  python -m rft_cluster.launch --config "$config" --resume=auto run.folder="$runs" cluster.address=auto "$@"
+exec ray job submit --working-dir . --runtime-env deploy/runtime_env.yaml --metadata-json "$metadata" ${RFT_SUBMIT:-} -- \
+  python -m rft_cluster.launch --config "$config" --resume=auto run.folder="$runs" cluster.address=auto \
+  cluster.grace_seconds=70 "$@"

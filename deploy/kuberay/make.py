@@ -21,6 +21,8 @@ from rft_cluster.config import Config, load_config
 
 BASE = Path(__file__).parent / "base.yaml"
 LONGEST_NAME = 47  # of a RayJob: KubeRay appends to it for its clusters, pods and services
+GRACE = 70  # seconds to save, of RAY_JOB_STOP_WAIT_TIME_S
+WHEN_READY = "/app/deploy/when_ready.py"  # in the image, see deploy/docker/Dockerfile
 NAME = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
 QUEUE = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 QUEUES = {"kueue": "kueue.x-k8s.io/queue-name", "volcano": "volcano.sh/queue-name"}
@@ -55,7 +57,7 @@ def manifest(options: argparse.Namespace, words: list[str]) -> str:
     job = json.loads(json.dumps(yaml.safe_load(BASE.read_text())))  # no part of it is shared
     job["metadata"]["name"] = job_name(options.name or config.run.name)
     job["metadata"]["labels"] = queue_labels(vars(options))
-    job["spec"]["entrypoint"] = entrypoint(options.config, options.overrides)
+    job["spec"]["entrypoint"] = entrypoint(options.config, options.overrides, options.nodes)
     cluster = job["spec"]["rayClusterSpec"]
     [worker] = cluster["workerGroupSpecs"]
     worker |= dict.fromkeys(("replicas", "minReplicas", "maxReplicas"), options.nodes)
@@ -86,16 +88,20 @@ def queue_labels(options: dict[str, Any]) -> dict[str, str]:
     return labels
 
 
-def entrypoint(config: str, overrides: list[str]) -> str:
-    """The driver's command, which a shell in the submitter's pod reads, and another one on the head."""
+def entrypoint(config: str, overrides: list[str], workers: int) -> str:
+    """The driver's command, which a shell in the submitter's pod reads, and another one on the head.
+
+    It waits for all nodes: the driver is submitted again to a head that was lost, before the workers have found that.
+    """
     for word in (config, *overrides):
         if shlex.quote(word) != word:
             raise UserError(
                 f"{word} has a character that a shell would take for its own, and it passes two of them: set this "
                 f"value in a file that is in the image"
             )
-    fixed = ["--resume=auto", "run.folder=/runs", "cluster.address=auto"]
-    return " ".join(["python -m rft_cluster.launch --config", config, *fixed, *overrides])
+    fixed = ["--resume=auto", "run.folder=/runs", "cluster.address=auto", f"cluster.grace_seconds={GRACE}"]
+    ready = f"python {WHEN_READY} {workers + 1}"  # the head is a node, too
+    return " ".join([ready, "python -m rft_cluster.launch --config", config, *fixed, *overrides])
 
 
 def node_size(config: Config, nodes: int) -> tuple[int, int]:

@@ -26,7 +26,8 @@ for file in files:
         continue
     [machine] = task.resources
     [(place, storage)] = task.storage_mounts.items()
-    found.append([task.num_nodes, machine.use_spot, machine.job_recovery, place, storage.mode.value, task.run])
+    on = [task.num_nodes, machine.use_spot, str(machine.cloud), machine.job_recovery]
+    found.append([*on, place, storage.mode.value, task.run])
 print(json.dumps([found, get_excluded_files(folder)]))
 """
 SECRETS = [".env", "my/.env.local", ".ssh/id_rsa", "my/server.pem", "my/API_KEY.txt", "credentials.json", "my/prod.env"]
@@ -34,6 +35,7 @@ NEEDED = ["pyproject.toml", "README.md", "my_reward.py", "my/template.txt", "pho
 MISTAKES = {
     "num_nodes": "num_node",
     "use_spot": "use_spots",
+    "infra": "infras",
     "workdir": "work_dir",
     "setup": "set_up",
     "store": "stores",
@@ -62,8 +64,9 @@ def test_skypilot_reads_the_task_and_leaves_secrets_here(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     [task, *mistakes], excluded = json.loads(done.stdout.splitlines()[-1])
     *facts, command = task
-    recovery = {"strategy": "EAGER_NEXT_REGION", "max_restarts_on_errors": 3, "recover_on_exit_codes": [3, 143]}
-    assert facts == [1, True, recovery, "/runs", "MOUNT_CACHED"]
+    # `max_restarts_on_errors` is for all other codes, and a user's mistake (2) ends in the same way again.
+    recovery = {"strategy": "EAGER_NEXT_REGION", "recover_on_exit_codes": [3, 143]}
+    assert facts == [1, True, "AWS", recovery, "/runs", "MOUNT_CACHED"]
     assert "--resume=auto run.folder=/runs" in command
     for wrong, said in zip(MISTAKES.values(), mistakes, strict=True):
         assert wrong in said, "SkyPilot knows no such key"

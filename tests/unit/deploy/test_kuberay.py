@@ -136,6 +136,28 @@ def test_a_node_that_is_taken_away_has_time_to_leave():
         assert environment.items() >= variables.items()
 
 
+def test_a_head_whose_node_does_not_answer_is_given_up_before_kuberay_gives_up_the_run():
+    """KubeRay 1.7.0 waits for 300 s, as Kubernetes does without these."""
+    head = example()["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    for toleration, reason in zip(head["tolerations"], ("unreachable", "not-ready"), strict=True):
+        assert toleration["key"] == f"node.kubernetes.io/{reason}"
+        assert (toleration["operator"], toleration["effect"]) == ("Exists", "NoExecute")
+        assert toleration["tolerationSeconds"] == 30
+    assert [one["key"] for one in worker(example())["template"]["spec"]["tolerations"]] == ["nvidia.com/gpu"]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_driver_waits_for_all_nodes_with_what_is_in_the_image(name: str):
+    """Its head may be a new one, which the workers have not joined yet."""
+    job = example(name)
+    python, script, nodes, *driver = job["spec"]["entrypoint"].split()
+    assert (python, int(nodes)) == ("python", 1 + worker(job)["replicas"])
+    dockerfile = (ROOT / "deploy" / "docker" / "Dockerfile").read_text()
+    assert "\nWORKDIR /app\n" in dockerfile and "\nCOPY deploy deploy\n" in dockerfile
+    assert (ROOT / Path(script).relative_to("/app")).is_file()
+    assert driver[:3] == ["python", "-m", "rft_cluster.launch"] and "--resume=auto" in driver
+
+
 def test_ray_is_the_one_of_the_package_and_of_the_image():
     ray = example()["spec"]["rayClusterSpec"]["rayVersion"]
     assert f'"ray[default]>={ray},' in (ROOT / "pyproject.toml").read_text()

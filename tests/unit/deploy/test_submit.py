@@ -1,6 +1,8 @@
 """The command line that deploy/submit.sh makes, and how long a job may take to save when it is stopped."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,28 +10,47 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rft_cluster.common.stopping import PATIENCE
-
 ROOT = Path(__file__).parents[3]
+
+
+def make_commands(folder: Path, mark: str = "") -> None:
+    """A `ray` that prints its words, behind a mark of its own, and a `python` that does so for the metadata."""
+    folder.mkdir(parents=True)
+    metadata = f'case "$1" in *job_metadata.py) shift; printf "{mark}{{%s}}" "$*";; esac'
+    for name, text in (("ray", f'printf "{mark}%s\\n" "$@"'), ("python", metadata)):
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+
+
+def submit(folder: Path) -> list[str]:
+    """The words that reach `ray`. The upload is checked in test_upload.py."""
+    (folder / "my project" / "deploy").mkdir(parents=True, exist_ok=True)
+    script = shutil.copy(ROOT / "deploy" / "submit.sh", folder / "my project" / "deploy")
+    environment = {"PATH": f"{folder}/bin:/usr/bin:/bin", "RFT_RUNS": "/runs", "RFT_SUBMIT": "--no-wait"}
+    command = ["bash", script, "digits", "run.name=a b"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 @pytest.fixture
 def submitted(tmp_path: Path) -> list[str]:
-    """The words that reach `ray`, here a script that prints them. The upload is checked in test_upload.py."""
-    metadata = 'case "$1" in *job_metadata.py) shift; printf "{%s}" "$*";; esac'
-    for name, text in (("ray", 'printf "%s\\n" "$@"'), ("python", metadata)):
-        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
-        (tmp_path / name).chmod(0o755)
-    command = ["bash", ROOT / "deploy" / "submit.sh", "digits", "run.name=a b"]
-    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "RFT_RUNS": "/runs", "RFT_SUBMIT": "--no-wait"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+    make_commands(tmp_path / "bin")
+    return submit(tmp_path)
+
+
+def test_this_folders_own_ray_and_python_come_before_those_on_the_path(tmp_path: Path):
+    """Another version of Ray may be the first there, and its Python may lack the packages."""
+    make_commands(tmp_path / "bin", "other ")
+    assert submit(tmp_path)[0] == "other job"
+    make_commands(tmp_path / "my project" / ".venv" / "bin", "own ")
+    words = submit(tmp_path)
+    assert words[0] == "own job" and "own own {digits run.name=a b}" in words
 
 
 def test_the_same_command_goes_on_with_a_run(submitted: list[str]):
     driver = submitted[submitted.index("--") + 1 :]
     assert driver[:3] == ["python", "-m", "rft_cluster.launch"]
     assert driver[3:] == ["--config", "digits", "--resume=auto", "run.folder=/runs", "cluster.address=auto",
-                          "run.name=a b"]  # fmt: skip
+                          "cluster.grace_seconds=70", "run.name=a b"]  # fmt: skip
 
 
 def test_the_driver_stays_on_the_head(submitted: list[str]):
@@ -50,6 +71,8 @@ def test_the_dashboard_gets_run_configuration_and_commit(submitted: list[str]):
 
 
 def test_a_job_that_is_stopped_has_time_to_save():
-    """It ends itself after `PATIENCE`, whatever happens; Ray must not kill it before."""
+    """Ray must not kill it before."""
     variables = yaml.safe_load((ROOT / "deploy" / "runtime_env.yaml").read_text())["env_vars"]
-    assert int(variables["RAY_JOB_STOP_WAIT_TIME_S"]) > PATIENCE
+    for file in ("submit.sh", "kuberay/one_gpu.yaml"):
+        (grace,) = re.findall(r"cluster\.grace_seconds=(\d+)", (ROOT / "deploy" / file).read_text())
+        assert int(variables["RAY_JOB_STOP_WAIT_TIME_S"]) > int(grace) > 60

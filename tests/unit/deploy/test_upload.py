@@ -4,6 +4,9 @@ import fnmatch
 import importlib.util
 import itertools
 import random
+import re
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -82,3 +85,38 @@ def test_skypilot_leaves_the_same_here_and_takes_all_code():
     code = [path for folder in ("rft_cluster", "configs", "deploy") for path in (ROOT / folder).rglob("*")]
     files = [path for path in code if path.is_file() and "__pycache__" not in path.parts]
     assert not [path for path in files if any(fnmatch.fnmatch(path.name, pattern) for pattern in theirs)]
+
+
+@cache
+def as_docker_reads(pattern: str) -> "re.Pattern[str]":
+    parts = re.findall(r"\*\*/|\*|\?|\[[^]]*\]|.", pattern)
+    meaning = {"**/": "(.*/)?", "*": "[^/]*", "?": "[^/]"}
+    return re.compile("".join(meaning.get(part, part if part[0] == "[" else re.escape(part)) for part in parts))
+
+
+def stays_out_of_an_image(lines: list[str]) -> Callable[[str], bool]:
+    """Whether Docker leaves a path out: the last line that matches it or a folder above it decides."""
+
+    def left_out(name: str) -> bool:
+        paths = [name, *(str(folder) for folder in Path(name).parents if folder.name)]
+        matching = [line for line in lines if any(map(as_docker_reads(line.removeprefix("!")).fullmatch, paths))]
+        return bool(matching) and not matching[-1].startswith("!")
+
+    return left_out
+
+
+def test_no_secret_reaches_an_image_and_all_code_does():
+    """Whatever of a folder of the user's reaches a build lies in one of these."""
+    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
+    ours = yaml.safe_load((ROOT / "deploy" / "runtime_env.yaml").read_text())["excludes"]
+    theirs = [pattern if pattern.startswith("!") else f"**/{pattern.rstrip('/')}" for pattern in ours]
+    assert lines[-len(theirs) - 1 :] == [*theirs, "!README.md"]
+    left_out = stays_out_of_an_image(lines)
+    folders = ["deploy", "rft_cluster", "configs", "benchmarks"]
+    hidden = [f"{folder}/{name}" for folder, name in zip(itertools.cycle(folders), secrets(), strict=False)]
+    assert [name for name in (*secrets(), *hidden) if not left_out(name)] == []
+    needed = [name for name in NEEDED if name.startswith(tuple(folders))]
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
+    code = [str(path.relative_to(ROOT)) for path in files if "__pycache__" not in path.parts and path.suffix != ".md"]
+    assert len(needed) == 3 and len(code) > 100
+    assert [name for name in (*needed, *code, "pyproject.toml", "README.md") if left_out(name)] == []
