@@ -9,7 +9,6 @@ from rft_cluster.classification.baselines import (
     BASE,
     BASE_CLOSED,
     ENCODER,
-    MADE_WITH,
     SFT,
     Baselines,
     Flags,
@@ -27,10 +26,9 @@ from rft_cluster.common.files import write_json
 from rft_cluster.config import Config
 from rft_cluster.model.image_encoder import ImageEncoder
 from rft_cluster.run.answers import ALSO, read_answers
-from rft_cluster.run.history import read_history
 from rft_cluster.run.inside import keeps_warm_start, made_with, sft_baseline, untouched, warm_start_run
-from rft_cluster.run.resume import is_run
-from rft_cluster.run.saving import BASELINES_FILE, measured_otherwise, read_baselines
+from rft_cluster.run.resume import is_run, read_saved_config
+from rft_cluster.run.saving import BASELINES_FILE, measured_otherwise, read_baselines, recorded_settings
 from rft_cluster.run.task import Task, base_model_path, with_classes_listed
 from rft_cluster.training import greedy_answers, train_inside
 
@@ -88,8 +86,8 @@ def with_asked(config: Config, task: Task, model_path: str, found: Baselines) ->
         except (UserError, ClusterError) as error:
             missing[name] = str(error).splitlines()[0]
     right = {**found.right, **kept, **asked}
-    then = record.get(MADE_WITH, {}) if kept else {}
-    made = {name: how for name, how in (then | settings).items() if right.keys() >= {*ASKED[name]}}
+    settings = recorded_settings(record) | settings
+    made = {name: how for name, how in settings.items() if right.keys() >= {*ASKED[name]}}
     return Baselines(right, found.skipped, missing, made)
 
 
@@ -122,10 +120,10 @@ def _base(config: Config, task: Task) -> Flags:
 def _sft(config: Config, task: Task, model_path: str) -> Flags:
     own = sft_baseline(config)
     if is_run(own.run_folder):
-        rate = read_history(own.run_folder).config.get("optimizer", {}).get("learning_rate")
+        rate = read_saved_config(own.run_folder / "config.yaml").optimizer.learning_rate
         if rate != own.optimizer.learning_rate:
             raise UserError(
-                f"{own.run_folder} was trained with a learning rate of {rate}: remove that folder to train with "
+                f"{own.run_folder} was trained with a learning rate of {rate:g}: remove that folder to train with "
                 f"{own.optimizer.learning_rate:g}"
             )
     print(f"for comparison, SFT on the same images, {own.schedule.steps} steps, in {own.run_folder}", flush=True)

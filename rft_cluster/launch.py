@@ -126,8 +126,9 @@ def _check(config: Config, start: "Start", planned: bool = False) -> "Task":
         own_sinks(config)
         check_tracking(config)
         rewards.load()
-        task = task_before_download(config) if planned and archive_is_missing(config.data) else read_task(start, config)
-        check_options(config, task, start.step)
+        downloaded = not (planned and archive_is_missing(config.data))
+        task = read_task(start, config) if downloaded else task_before_download(config)
+        check_options(config, task, start.step if start.manifest and downloaded else None)
         dataset = task.dataset
         print(dataset.described(), flush=True)
         if task.also:

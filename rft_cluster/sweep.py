@@ -149,7 +149,7 @@ def combinations(sweep: Sweep) -> list[Run]:
     if nameless := [", ".join(run.values) for run in runs if not run.row]:
         raise UserError(f"rows: {nameless[0]!r} names a folder, which needs a letter from a to z or a digit in it")
     rows = {run.row for run in runs}
-    if sweep.against is not None and not {sweep.against, _folder_name(sweep.against)} & rows:
+    if sweep.against is not None and _folder_name(sweep.against) not in rows:
         near = did_you_mean(sweep.against, rows)
         raise UserError(f"against: no row is called {sweep.against}.{near} The rows are {', '.join(sorted(rows))}")
     return runs

@@ -75,7 +75,7 @@ def _methods(
     for name, kind in kinds.items():
         values = np.array([np.zeros(classes) if one is None else kind(one) for one in scores])
         best = softmax(values, fit_temperature(partial(softmax, values), right))
-        found[name] = {"accuracy": float((best.argmax(axis=1) == right).mean()),
+        found[name] = {"accuracy": float(_hits(best, right).mean()),
                        "log_loss": float(log_loss(best, right).mean())}  # fmt: skip
     return found
 
@@ -94,13 +94,12 @@ def calibration_figures(probabilities: np.ndarray, right: np.ndarray) -> dict[st
     """
     order = np.argsort(-probabilities.max(axis=1), kind="stable")  # the surest first
     probabilities, right = probabilities[order], right[order]
-    sure, said = probabilities.max(axis=1), np.ptp(probabilities, axis=1) > 0
-    hit = said & (probabilities.argmax(axis=1) == right)
+    sure, hit = probabilities.max(axis=1), _hits(probabilities, right)
     losses = log_loss(probabilities, right)
     figures: dict[str, Any] = {"accuracy": rate(hit.tolist())}
     if probabilities.shape[1] > TOP:
         best = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP]
-        figures["top5"] = rate((said & (best == right[:, None]).any(axis=1)).tolist())
+        figures["top5"] = rate((_said(probabilities) & (best == right[:, None]).any(axis=1)).tolist())
     _, threshold = coverage_at(sure, hit)
     below = None if threshold is None else max(sure[sure < threshold].tolist(), default=0.0)
     statistics: dict[str, Statistic] = {
@@ -116,6 +115,16 @@ def calibration_figures(probabilities: np.ndarray, right: np.ndarray) -> dict[st
         "reliability": list(_reliability(sure, hit)),
         "curve": _curve(sure, hit),
     }
+
+
+def _said(probabilities: np.ndarray) -> np.ndarray:
+    """[n]: False where all classes are equally probable."""
+    return np.ptp(probabilities, axis=1) > 0
+
+
+def _hits(probabilities: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """[n]: whether the most probable class is right."""
+    return _said(probabilities) & (probabilities.argmax(axis=1) == right)
 
 
 def calibration_error(sure: np.ndarray, hit: np.ndarray, weights: np.ndarray | None = None) -> float:

@@ -108,9 +108,9 @@ class Recovery:
         """A line about hosts of actors, or of this process, that were told to leave since the last call; empty if there
         are none."""
         leaving = told_to_leave() if self._actors.config.cluster.joins else {}
+        hosts = {**self._addresses, "the driver": address_here()} if leaving else {}
         lines = []
         for address in leaving.keys() - self._leaving:
-            hosts = {**self._addresses, "the driver": address_here()}
             if names := [name for name, host in hosts.items() if host == address]:
                 within = "" if math.isinf(leaving[address]) else f" within {leaving[address]:.0f} s"
                 lines.append(f"{address} ({', '.join(names)}) was told to leave{within}")

@@ -1,7 +1,7 @@
 """End a command in the same way for Ctrl-C, SIGTERM (Slurm, Kubernetes, `ray job stop`) and SIGHUP (closed terminal).
 
 The first signal raises KeyboardInterrupt in the main thread, so every `finally` runs. A second one ends the process at
-once. So does a timer after `PATIENCE`, in case the exception got lost or the clean-up hangs. Both limits are those of a
+once. So does a timer after `PATIENCE`, in case the exception got lost or the clean-up hangs. Both limits suit a
 grace of 30 s, as Kubernetes gives by default; `grant` changes them.
 """
 

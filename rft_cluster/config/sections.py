@@ -120,9 +120,10 @@ class ClusterSection(Section):
     """How often lost actors are replaced without a new step between. When they are used up, the run ends with exit code
     3."""
     grace_seconds: float = Field(30, gt=0, le=MOST_SECONDS)
-    """Seconds from a signal that ends the run (SIGTERM of a scheduler, Ctrl-C) to the end by force. A third is for the
-    step in flight, a third for a checkpoint that is being written, a third for a last one. Kubernetes gives 30 by
-    default; where more is given, as in `deploy/slurm/rft.sbatch`, large models need more to be saved."""
+    """Seconds that a scheduler gives a run between SIGTERM and the kill. A third is for the step in flight, a third for
+    a checkpoint that is being written, a third for a last one. Kubernetes gives 30 by default; where more is given, as
+    in `deploy/slurm/rft.sbatch`, large models can be saved. A run that hangs ends by force after two to three times as
+    long."""
     snapshot_every: int = Field(0, ge=0, le=MOST_STEPS)
     """Steps between snapshots of the learners' state in memory, from which new learners go on after a loss. 0: they go
     on from the last checkpoint, as they always do if generators and learners share GPUs. `python -m rft_cluster.plan`

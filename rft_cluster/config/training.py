@@ -117,4 +117,5 @@ class ScheduleSection(Section):
     is not finite. Equal rewards count only with at least 10 completions a class; fewer may be bad luck. 0: the run goes
     on."""
     keep_checkpoints: int = Field(2, ge=1, le=MOST_STEPS)
-    """Checkpoints on disk. If the newest is damaged when the run resumes, the one before is taken."""
+    """Checkpoints on disk, whatever they were due by. If the newest is damaged when the run resumes, the one before is
+    taken."""

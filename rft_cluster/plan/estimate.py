@@ -1,7 +1,7 @@
 """The estimate of a run: what fits where, and how long it takes."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from rft_cluster.config import Config
@@ -80,8 +80,15 @@ def make_plan(config: Config, shapes: Shapes, prompts: Mapping[str, Prompts], ca
         hours(lambda length: seconds[length].step * schedule.steps),
         hours(lambda length: sum(times * answers(prompts[split], length) for split, times in asked)),
         hours(lambda length: answers(train, length, samples) if samples else 0.0),
-        hours(lambda length: step(longest, length=length).step * schedule.steps),
+        hours(lambda length: in_all_rounds(config, step(longest, length=length), seconds[length]) * schedule.steps),
     )
+
+
+def in_all_rounds(config: Config, longest: Seconds, first: Seconds) -> float:
+    """Seconds of a step with all the rounds of prompts that it may have. Its completions are generated round by round,
+    each as long as the `first`, and all are learned from; only the first round's may overlap that."""
+    rounds = most_rounds(config.schedule)
+    return replace(longest, generate=first.generate).step + (rounds - 1) * first.generate
 
 
 def with_all_rounds(config: Config) -> Config:

@@ -35,9 +35,9 @@ class Options(BaseModel):
     options: list[str]
 
 
-def check_options(config: Config, task: Task, step: int) -> None:
+def check_options(config: Config, task: Task, step: int | None) -> None:
     """Raise UserError if prompts cannot list options, or would list all classes, or if the record of them is damaged or
-    missing. `step`: number of steps already done."""
+    missing. `step`: number of steps already done; None if there is no run to go on with."""
     if config.prompt.options == "all":
         return
     template, count, trained = config.prompt.template, config.prompt.top_k, len(task.question.trained)
@@ -51,7 +51,7 @@ def check_options(config: Config, task: Task, step: int) -> None:
             f"prompt.top_k is {count}, and there are {trained} classes to train, so prompts would list all of them: "
             f"lower prompt.top_k, or leave prompt.options out"
         )
-    if step < config.schedule.steps:
+    if step is not None and step < config.schedule.steps:
         _recorded(config, task, step)
 
 

@@ -205,14 +205,21 @@ def is_complete(config: Config) -> bool:
     for."""
     asked, record = {name for one in config.baselines for name in ASKED[one]}, read_baselines(config.run_folder)
     is_compared = (config.run_folder / BASELINES_FILE).is_file() and asked <= record.keys()
-    is_compared = is_compared and not measured_otherwise(config, record) & {*config.baselines}
+    if MADE_WITH in record:  # else an earlier version's, which is left as it is
+        is_compared = is_compared and not measured_otherwise(config, record) & {*config.baselines}
     return is_trained(config) and is_calibrated(config) and (not config.data.test or is_compared)
 
 
 def measured_otherwise(config: Config, record: Mapping[str, Any]) -> set[str]:
     """The baselines, by the name in the configuration, whose settings are others now than in the record."""
-    then = record.get(MADE_WITH, {})
-    return {name for name, now in made_with(config).items() if not isinstance(then, dict) or then.get(name) != now}
+    then = recorded_settings(record)
+    return {name for name, now in made_with(config).items() if then.get(name) != now}
+
+
+def recorded_settings(record: Mapping[str, Any]) -> dict[str, str]:
+    """What is recorded of `made_with`; what is damaged is left out."""
+    then = record.get(MADE_WITH)
+    return {name: str(how) for name, how in then.items() if name in ASKED} if isinstance(then, dict) else {}
 
 
 def read_baselines(run: Path) -> dict[str, Any]:

@@ -86,7 +86,8 @@ def prepare_also(config: Config) -> Task | None:
     except OtherData:
         raise
     except UserError as error:
-        own = re.sub(rf"\bdata\.(?={'|'.join(type(section).model_fields)}\b)", "evaluation.also.", str(error))
+        keys = "|".join(type(section).model_fields)
+        own = re.sub(rf"(?<![\w/.-])data\.(?=(?:{keys})\b)", "evaluation.also.", str(error))  # not inside a path
         raise UserError(own if own.startswith("evaluation.also") else f"evaluation.also: {own}") from error
 
 

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from rft_cluster import launch
+from rft_cluster.common import stopping
 from rft_cluster.config import load_config
 from rft_cluster.model.tiny.build import build_model, build_processor
 from rft_cluster.run.folder import write_record
@@ -215,6 +216,26 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(tmp_path, capsys):
         "80 steps; an epoch of 40 images is 2 steps",
     ):
         assert text in printed
+
+
+def test_the_grace_of_the_place_is_used(tmp_path, capsys, monkeypatch):
+    for name in ("WHOLE", "PATIENCE"):  # as they are now, afterwards, too
+        monkeypatch.setattr(stopping, name, getattr(stopping, name))
+    assert run(tmp_path, capsys, "--dry-run", "cluster.grace_seconds=30")[0] == 0
+    assert (stopping.WHOLE, stopping.PATIENCE) == (10, 60)
+    assert run(tmp_path, capsys, "--dry-run", "cluster.grace_seconds=540")[0] == 0
+    assert (stopping.WHOLE, stopping.PATIENCE) == (180, 1080)
+
+
+def test_a_dry_run_does_not_read_the_options_of_another_run(tmp_path, capsys, small):
+    own = ["prompt.template=closed", "prompt.options=own_top_k", "data.only=[zero,one,two]", "prompt.top_k=2"]
+    folder = tmp_path / "runs" / "mine"
+    arguments = ["--config", "digits", f"run.folder={tmp_path / 'runs'}", "run.name=mine", *small, *own]
+    folder.mkdir(parents=True)
+    write_record(folder, load_config("digits", arguments[2:]))
+    (folder / "options.json").write_text("{}")
+    assert launch.main([*arguments, "run.seed=1", "--dry-run"]) == 0
+    assert "was started with another configuration" in capsys.readouterr().out
 
 
 def test_options_and_overrides_may_come_in_any_order(tmp_path, capsys, small):

@@ -19,7 +19,7 @@ def picture(colour: str, encoding: str = "PNG") -> bytes:
     return file.getvalue()
 
 
-CONFIG = load_config("digits", ["sampling.max_tokens=12"])
+CONFIG = load_config("digits", ["sampling.max_tokens=12", "sampling.top_k=50", "algorithm.importance_cap=null"])
 DATASET = FewShotDataset.of(
     "photos",
     ["rose", "tulip"],
@@ -46,6 +46,7 @@ def test_a_card_says_all_that_predicting_needs(export):
     assert (card.min_pixels, card.max_pixels, card.max_tokens) == (
         *PIXELS, 12,
     )  # fmt: skip
+    assert (card.temperature, card.top_k) == (1.0, 50)  # with which votes are sampled
     # The size, then red, green and blue of 30 x 20 pixels.
     pixels = [b"(30, 20)" + bytes(colour) * 600 for colour in ((255, 0, 0), (0, 0, 255))]
     assert card.trained_on_pixels == sorted(hashlib.sha256(picture).hexdigest() for picture in pixels)

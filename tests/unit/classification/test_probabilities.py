@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from rft_cluster.classification.calibration import probability_report
 from rft_cluster.classification.probabilities import (
     FORMS,
     Scores,
@@ -74,6 +75,13 @@ def test_a_class_is_answered_by_its_other_names_too():
     np.testing.assert_allclose(found.per_token, np.log([0.06, 0.5]) / 2)
     (plain,) = score_classes(score, b"", "Which?", ["<answer>"], classes, {})
     assert answer_of([plain], classes, 1.0).label == "shirt"
+
+
+def test_a_blank_is_no_method_s_right_answer():
+    report = probability_report([scores(0.8, 0.1, 0.1), None, None], [], np.array([0, 0, 0]), 3, None)
+    rates = {name: found["accuracy"] for name, found in report["methods"].items()}
+    assert rates == {"joint": pytest.approx(1 / 3), "per_token": pytest.approx(1 / 3)}
+    assert report["accuracy"]["right"] == 1
 
 
 def test_where_nothing_had_the_format_there_is_no_answer():

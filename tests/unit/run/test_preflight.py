@@ -19,10 +19,11 @@ from tests.unit.some_prompt import some_prompt
         ("schedule.save_every=10", 30),  # those since the older of two checkpoints, until the next one is written
         ("schedule.save_every=30", 80),  # all of them
         ("schedule.save_minutes=0.25", 45),
+        ("schedule.save_every=30 schedule.save_minutes=0.25", 45),  # whichever comes first
     ],
 )
 def test_the_journal_has_the_steps_since_the_oldest_checkpoint(tmp_path, save, steps):
-    settings = ("schedule.steps=80", "schedule.save_every=0", "schedule.keep_checkpoints=2", save)
+    settings = ("schedule.steps=80", "schedule.save_every=0", "schedule.keep_checkpoints=2", *save.split())
     own = config(tmp_path, *settings, "sampling.max_tokens=16", "model.max_prompt_tokens=128")
     assert journal_bytes(own) == steps * 20 * (8 * 16 + 128) * JOURNALLED
 
