@@ -12,7 +12,15 @@ from rft_cluster.common.files import FORMAT, check_format, json_object
 from rft_cluster.common.lookup import near_path
 from rft_cluster.common.text import shown
 from rft_cluster.config import Config
-from rft_cluster.config.bounds import MOST_BYTES, MOST_DECODED, MOST_IMAGES, MOST_PIXELS, MOST_STEPS, MOST_TOKENS
+from rft_cluster.config.bounds import (
+    MOST_BYTES,
+    MOST_DECODED,
+    MOST_IMAGES,
+    MOST_PIXELS,
+    MOST_STEPS,
+    MOST_TOKENS,
+    MOST_TOP_K,
+)
 from rft_cluster.config.data import Level
 from rft_cluster.data.dataset import FewShotDataset, listing
 from rft_cluster.data.images import MAX_BYTES, MAX_PIXELS
@@ -60,7 +68,7 @@ class Card(BaseModel):
     max_prompt_tokens: int = Field(ge=16, le=MOST_TOKENS)
     max_tokens: int = Field(ge=1, le=MOST_TOKENS)
     temperature: float = Field(gt=0, le=2)
-    top_k: int = Field(0, ge=0)
+    top_k: int = Field(0, ge=0, le=MOST_TOP_K)
     """`sampling.top_k` of the run: votes are sampled as in its evaluations."""
     steps: int = Field(ge=0, le=MOST_STEPS)
     """Training steps."""

@@ -17,8 +17,7 @@ from rft_cluster.cluster.handles import wait_for
 from rft_cluster.common.errors import ClusterError, UserError
 from rft_cluster.common.progress import with_progress
 from rft_cluster.config import Config
-from rft_cluster.data.images import image_sha256
-from rft_cluster.model.feature_cache import cache_file, encoder_cache_file, read_rows, write_rows
+from rft_cluster.model.feature_cache import cache_file, encoder_cache_file, image_key, read_rows, write_rows
 from rft_cluster.model.image_encoder import ImageEncoder
 from rft_cluster.model.tower import VisionTower
 
@@ -52,13 +51,13 @@ def _features(config: Config, path: str, images: Mapping[str, bytes], seeing: Se
     file = named(CACHE.expanduser(), path, config)
     rows = read_rows(file)
     # As they are looked at: shrunk to the policy's limits, and 16-bit values as the configuration shows them.
-    shown = {image_sha256(image): image for image in images.values()}
+    shown = {image_key(image): image for image in images.values()}
     if missing := sorted(shown.keys() - rows.keys()):
         print(f"for comparison, {NAMES[seeing]} looks at {len(missing)} images", flush=True)
         with _started(config, path, seeing) as look:
             rows |= look_at(missing, shown, look, NAMES[seeing])
         write_rows(file, rows)
-    return {sha256: rows[image_sha256(image)] for sha256, image in images.items()}
+    return {sha256: rows[image_key(image)] for sha256, image in images.items()}
 
 
 def look_at(

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from rft_cluster.config.base import Section
-from rft_cluster.config.bounds import MOST_STEPS, MOST_TOKENS
+from rft_cluster.config.bounds import MOST_STEPS, MOST_TOKENS, MOST_TOP_K
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -14,7 +14,7 @@ class SamplingSection(Section):
     group_size: int = Field(8, ge=2, le=1024)
     temperature: float = Field(1.0, gt=0, le=2)
     max_tokens: int = Field(256, ge=1, le=MOST_TOKENS)
-    top_k: int = Field(0, ge=0, le=10_000_000)
+    top_k: int = Field(0, ge=0, le=MOST_TOP_K)
     """Sample from the k likeliest tokens; 0: from all. The published recipe had 50, Hugging Face's default. Generators
     then return log-probabilities of the truncated distribution and learners of the full one, so this needs
     `algorithm.importance_cap: null`."""

@@ -56,6 +56,11 @@ def _digest(model: Model) -> str:
     return hashlib.sha256("".join(file.name + file_sha256(file) for file in files).encode()).hexdigest()
 
 
+def image_key(image: bytes) -> str:
+    """What the vector of an encoded image is kept by."""
+    return hashlib.sha256(image).hexdigest()
+
+
 def read_rows(file: Path) -> dict[str, np.ndarray]:
     """The vectors in a file, FP32 by SHA-256; none if it is missing or damaged."""
     try:
