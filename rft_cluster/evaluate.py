@@ -102,8 +102,9 @@ def evaluate(options: argparse.Namespace) -> None:
     examples: list[Example] = getattr(task.dataset, options.split)
     if not examples:
         raise UserError(f"the {options.split} split is empty: set data.{options.split}")
-    if export:
-        check_card(read_card(export), task.dataset, task.question, config.model.pixels(read_family(export).side))
+    card = read_card(export) if export else None
+    if export and card:
+        check_card(card, task.dataset, task.question, config.model.pixels(read_family(export).side))
     orders = _orders(options, config, task)
     model_path = str(export) if export else base_model_path(config, task)
     check_model(config, task, model_path, examples)
@@ -115,7 +116,7 @@ def evaluate(options: argparse.Namespace) -> None:
     judged = [judge(group, reader) for group in greedy]
     figures = {
         "checkpoint": options.checkpoint,
-        "steps": read_card(export).steps if export else 0,
+        "steps": card.steps if card else 0,
         "data": task.dataset.name,
         "split": options.split,
         "seed": config.run.seed,
@@ -133,7 +134,7 @@ def evaluate(options: argparse.Namespace) -> None:
         **_second_look(again or scored.again, judged),
         "baselines": {},
     }
-    calibration = read_card(export).calibration if export else None
+    calibration = card.calibration if card else None
     figures = with_probabilities(figures, scored, examples, task.dataset.classes, calibration)
     if options.split == "test":
         figures |= _compared(config, task, model_path, export, parted(judged, task.dataset.unseen)["seen"])

@@ -39,6 +39,7 @@ from tqdm import tqdm
 
 from rft_cluster.classification.apart import apart
 from rft_cluster.classification.repeats import Repeat, Row, summary, table
+from rft_cluster.classification.report import Judged
 from rft_cluster.common import stopping
 from rft_cluster.common.errors import UserError, check_range, exit_code
 from rft_cluster.common.files import write_json, write_text
@@ -142,12 +143,12 @@ def combinations(sweep: Sweep) -> list[Run]:
     runs = [
         Run(values, tuple(own), seed, _name(sweep, values)) for values, own in sweep.settings for seed in sweep.seeds
     ]
+    if nameless := [", ".join(run.values) for run in runs if not run.row]:
+        raise UserError(f"rows: {nameless[0]!r} names a folder, which needs a letter from a to z or a digit in it")
     names = [run.name for run in runs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"two runs of the sweep would have one name: {', '.join(twice)}. Name or list each row once")
-    if nameless := [", ".join(run.values) for run in runs if not run.row]:
-        raise UserError(f"rows: {nameless[0]!r} names a folder, which needs a letter from a to z or a digit in it")
     rows = {run.row for run in runs}
     if sweep.against is not None and _folder_name(sweep.against) not in rows:
         near = did_you_mean(sweep.against, rows)
@@ -253,7 +254,8 @@ def read_repeat(folder: Path, seed: int) -> Repeat | None:
     tests = [row for row in history.evaluations if row["split"] == "test"] if history else []
     if not history or history.state != "done" or not tests:
         return None
-    images, right = _answers(history, tests[-1]["step"])
+    judged = history.tested(tests[-1]["step"])
+    images, right = _answers(history, judged)
     return Repeat(
         seed=seed,
         n=tests[-1]["n"],
@@ -263,15 +265,14 @@ def read_repeat(folder: Path, seed: int) -> Repeat | None:
         baselines=history.baselines,
         images=images,
         right=right,
-        parts={name: own["rate"] for name, own in apart(history.tested(tests[-1]["step"]), history.unseen).items()},
+        parts={name: own["rate"] for name, own in apart(judged, history.unseen).items()},
     )
 
 
-def _answers(history: History, step: int) -> tuple[str, tuple[bool, ...]]:
+def _answers(history: History, judged: Sequence[Judged]) -> tuple[str, tuple[bool, ...]]:
     """A digest of the test images with their labels, and whether each was answered right, sorted by image."""
     entries = history.manifest["splits"]["test"] if history.manifest else []
     pictures = [(entry["sha256"], entry["label"]) for entry in entries]
-    judged = history.tested(step)
     ordered = sorted(range(len(pictures)), key=lambda index: pictures[index])
     digest = hashlib.sha256(json.dumps([pictures[index] for index in ordered]).encode()).hexdigest()
     return digest, tuple(judged[index].strict for index in ordered) if judged else ()

@@ -51,13 +51,14 @@ def _features(config: Config, path: str, images: Mapping[str, bytes], seeing: Se
     file = named(CACHE.expanduser(), path, config)
     rows = read_rows(file)
     # As they are looked at: shrunk to the policy's limits, and 16-bit values as the configuration shows them.
-    shown = {image_key(image): image for image in images.values()}
+    keys = {sha256: image_key(image) for sha256, image in images.items()}
+    shown = {keys[sha256]: image for sha256, image in images.items()}
     if missing := sorted(shown.keys() - rows.keys()):
         print(f"for comparison, {NAMES[seeing]} looks at {len(missing)} images", flush=True)
         with _started(config, path, seeing) as look:
             rows |= look_at(missing, shown, look, NAMES[seeing])
         write_rows(file, rows)
-    return {sha256: rows[image_key(image)] for sha256, image in images.items()}
+    return {sha256: rows[key] for sha256, key in keys.items()}
 
 
 def look_at(
