@@ -9,6 +9,7 @@
 #   make long    the same kinds of stops at more moments, half an hour
 #   make bench   all benchmarks, an hour on a quiet machine; EXTRAS=cpu,dev,bench brings TRL (docs/performance.md)
 #   make bench-switches   which settings help, two data sets, hours; it may be stopped and goes on (docs/switches.md)
+#   make bench-classifier   what probabilities, votes and second looks are worth, an hour; it, too, goes on
 #   make gpu-test   checks of a machine's GPUs, ten minutes for one; TIER="learner" for some (docs/gpus.md)
 #   make setup   the environment in .venv alone (EXTRAS=gpu,dev for a GPU machine)
 #   make lock    the versions of all packages anew, after a change of pyproject.toml: deploy/locks/
@@ -34,7 +35,7 @@ OPENMP = $$(cd .venv/lib && ls libiomp5.so 2>/dev/null) LD_LIBRARY_PATH="$(CURDI
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test unit slow slow-slurm long faults gpu-test lint setup lock image bare-test clean $(BENCHMARKS) bench bench-report \
-	bench-switches
+	bench-switches bench-classifier
 .DEFAULT_GOAL := help
 
 help:
@@ -85,6 +86,9 @@ bench-generation: setup
 
 bench-switches: setup
 	$(BIN)/python -m benchmarks.switches
+
+bench-classifier: setup
+	$(BIN)/python -m benchmarks.classifier
 
 bench-forward: setup
 	LD_PRELOAD=$(OPENMP) $(BIN)/python -m benchmarks.learner_forward
