@@ -19,8 +19,9 @@ unpack() { # a whole stream
   if command -v xz >/dev/null; then
     xz -dc -T0 "$kit/streams/$stream" | tar -x -C "$kit/$folder"
   else
-    python3 -c "import sys, tarfile; tarfile.open(sys.argv[1], 'r:xz').extractall(sys.argv[2], filter='tar')" \
-      "$kit/streams/$stream" "$kit/$folder"
+    # Python has had filters since 3.11.4, and warns without one since 3.12.
+    python3 -c "import sys, tarfile; filters = {'filter': 'tar'} if hasattr(tarfile, 'tar_filter') else {}
+tarfile.open(sys.argv[1], 'r:xz').extractall(sys.argv[2], **filters)" "$kit/streams/$stream" "$kit/$folder"
   fi
   : >"$kit/streams/$stream" && touch "$kit/streams/$stream.done"
 }
