@@ -113,7 +113,7 @@ def measured(name: str, seed: int) -> dict[str, Any]:
     policy, run, began = POLICIES[name], FOLDER / f"{name.replace(' ', '_')}_{seed}", time.monotonic()
     FOLDER.mkdir(parents=True, exist_ok=True)
     with locked(FOLDER / f"{run.name}.lock"):
-        overrides = [*policy.overrides, f"run.seed={seed}", f"run.folder={run}"]
+        overrides = [*policy.overrides, f"run.seed={seed}", f"run.folder={FOLDER}", f"run.name={run.name}"]
         _command(run, "launch", "--config", "digits", "--resume=auto", *overrides)
         evaluate = partial(_evaluation, run, policy)
         figures, *others = [evaluate(look, first=look == policy.looks[0]) for look in policy.looks]
