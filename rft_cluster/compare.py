@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from rft_cluster.classification.report import compare, knows_pixels
-from rft_cluster.common.errors import UserError, exit_code
+from rft_cluster.common.errors import UserError, end_with, exit_code
 from rft_cluster.common.lookup import near_path
 from rft_cluster.common.text import shown
 
@@ -79,4 +79,4 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

@@ -8,7 +8,6 @@ To compare two: python -m rft_cluster.compare A B
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -39,7 +38,7 @@ from rft_cluster.classification.plots import draw_evaluation
 from rft_cluster.classification.report import Judged, judge, report
 from rft_cluster.classification.second_look import OPTIONS, Again, second_look_lines, second_look_report
 from rft_cluster.cluster.machine import check_machine, check_ray_folder
-from rft_cluster.common.errors import UserError, check_range, exit_code
+from rft_cluster.common.errors import UserError, check_range, end_with, exit_code
 from rft_cluster.common.files import check_writable, write_json, write_text
 from rft_cluster.common.text import csv_line, printable
 from rft_cluster.config import Config, find_config, load_config, load_run_config, run_folder_of
@@ -352,4 +351,4 @@ def _baseline_lines(figures: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

@@ -8,7 +8,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Literal
 
 from rft_cluster.common import stopping
-from rft_cluster.common.errors import UserError, exit_code
+from rft_cluster.common.errors import UserError, end_with, exit_code
 from rft_cluster.config import Config, load_config
 
 if TYPE_CHECKING:
@@ -236,4 +236,4 @@ def _where(config: Config, dry_run: bool) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

@@ -34,7 +34,7 @@ from rft_cluster.classification.predictions import (
 )
 from rft_cluster.classification.probabilities import OPEN, Score, answer_of, before_answer, score_classes
 from rft_cluster.classification.second_look import Again, looked_again
-from rft_cluster.common.errors import UserError, check_range, exit_code
+from rft_cluster.common.errors import UserError, check_range, end_with, exit_code
 from rft_cluster.common.hardware import hardware, openmp_environment
 from rft_cluster.common.lookup import near_path
 from rft_cluster.common.text import csv_line, printable
@@ -341,4 +341,4 @@ def _begin_again_with_openmp() -> None:
 
 if __name__ == "__main__":
     _begin_again_with_openmp()
-    sys.exit(main())
+    end_with(main)

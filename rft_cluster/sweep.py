@@ -41,7 +41,7 @@ from rft_cluster.classification.apart import apart
 from rft_cluster.classification.repeats import Repeat, Row, summary, table
 from rft_cluster.classification.report import Judged
 from rft_cluster.common import stopping
-from rft_cluster.common.errors import UserError, check_range, exit_code
+from rft_cluster.common.errors import UserError, check_range, end_with, exit_code
 from rft_cluster.common.files import write_json, write_text
 from rft_cluster.common.lookup import did_you_mean
 from rft_cluster.config import Config, FilePath, PathText, Section, load_config, read_file, run_folder_of, validated
@@ -322,4 +322,4 @@ def _compare(plan: Sweep, done: Mapping[Run, Repeat]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

@@ -1,5 +1,6 @@
 """Exceptions that a user can fix, and the exit codes of commands."""
 
+import atexit
 import errno
 import io
 import os
@@ -8,7 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 from rft_cluster.common import stopping
 
@@ -85,6 +86,31 @@ class WeightTransferError(ClusterError):
 
 class StaleGenerator(WeightTransferError):
     """A generator was asked for a newer version of the weights than it has, or than it had when it wrote a token."""
+
+
+def end_with(main: Callable[[], int]) -> NoReturn:
+    """Run a command, and end the process with its exit code, like `sys.exit(main())`, but right after the `atexit`
+    handlers.
+
+    Libraries are not torn down. Threads of Ray's core have crashed in that, after a run that was done. The exit code
+    was then that of the crash (SIGSEGV, -11 or 139), for which a scheduler starts the run again. Handlers that were
+    registered before this call are left out: those are of Python's own modules, and have nothing to do.
+    """
+    code = 1  # of an exception, whose traceback the interpreter prints before it calls the handlers
+
+    def leave() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):  # closed, or none
+                stream.flush()
+        os._exit(code)
+
+    atexit.register(leave)  # handlers that are registered later are called earlier
+    try:
+        code = main()
+    except SystemExit as end:  # of argparse
+        code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        raise
+    sys.exit(code)
 
 
 def exit_code(work: Callable[[], int | None]) -> int:

@@ -10,14 +10,13 @@ Writes nothing. Exit code 0: all is well; 1: something is wrong, and said with w
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rft_cluster.common.errors import exit_code
+from rft_cluster.common.errors import end_with, exit_code
 from rft_cluster.doctor.finding import Finding, error
 from rft_cluster.doctor.packages import Imports, check_versions, device_of_environment
 
@@ -101,4 +100,4 @@ def _summary(errors: int, warnings: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

@@ -5,9 +5,8 @@ hours, and what to change if it does not fit.
 """
 
 import argparse
-import sys
 
-from rft_cluster.common.errors import exit_code
+from rft_cluster.common.errors import end_with, exit_code
 from rft_cluster.common.files import size
 from rft_cluster.config import Config, load_config
 from rft_cluster.plan.cards import CARDS, DEFAULT, find_card, this_machine
@@ -46,4 +45,4 @@ def plan(config: Config, gpu: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

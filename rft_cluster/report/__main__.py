@@ -6,10 +6,9 @@ run may be done, stopped or in progress, and its folder a copy.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from rft_cluster.common.errors import exit_code
+from rft_cluster.common.errors import end_with, exit_code
 from rft_cluster.common.files import check_writable, size, write_text
 from rft_cluster.common.text import shown
 
@@ -75,4 +74,4 @@ def report(run: Path, overrides: list[str], output: Path, quick: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

@@ -6,7 +6,6 @@ view, as with --once.
 """
 
 import argparse
-import sys
 import time
 from itertools import count
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
-from rft_cluster.common.errors import exit_code
+from rft_cluster.common.errors import end_with, exit_code
 from rft_cluster.common.text import shown
 from rft_cluster.report.hints import hints
 from rft_cluster.run.activity import read_activity
@@ -86,4 +85,4 @@ def _wait_for_records(run: Path, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

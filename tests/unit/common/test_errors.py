@@ -115,3 +115,38 @@ def test_a_closed_output_is_no_error(redirect):
 def test_a_terminal_that_cannot_show_a_name_shows_its_code(encoding):
     text = "r\\u00f6se \\u8594\\u8587 \\U0001f339"
     assert program(f"print('{text}'); print('{text}', file=sys.stderr)", "", PYTHONIOENCODING=encoding)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("main", "code", "said"),
+    [
+        ("return 7", 7, ""),
+        ("return 0", 0, ""),
+        ("sys.exit(2)", 2, ""),
+        ("sys.exit()", 0, ""),
+        ("sys.exit('why')", 1, "why"),
+        ("1 / 0", 1, "ZeroDivisionError"),
+    ],
+)
+def test_a_command_ends_with_its_code_before_libraries_are_torn_down(main, code, said):
+    """An object of a library whose end is a crash, as that of Ray's core can be."""
+    script = f"""
+import atexit, ctypes, sys
+from rft_cluster.common.errors import end_with
+
+class Crashing:
+    def __del__(self, read=ctypes.string_at):
+        read(0)
+
+sys.modules["kept"] = kept = Crashing()
+
+def main():
+    atexit.register(print, "the handlers are called")
+    print("the last line of an output that is buffered")
+    {main}
+
+end_with(main)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == code and said in done.stderr
+    assert done.stdout == "the last line of an output that is buffered\nthe handlers are called\n"
