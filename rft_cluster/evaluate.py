@@ -108,7 +108,7 @@ def evaluate(options: argparse.Namespace) -> None:
     model_path = str(export) if export else base_model_path(config, task)
     check_model(config, task, model_path, examples)
 
-    reader = AnswerReader.of(task.dataset.classes, examples)
+    reader = AnswerReader(task.dataset.classes, task.dataset.aliases)
     looks = options_at_second_look(options.second_look, task.question, task.dataset.classes)
     greedy, sampled, reordered, again = _ask(config, task, model_path, examples, options, orders, reader, looks)
     scored = _score(config, task, model_path, greedy, sampled, looks)
@@ -128,7 +128,7 @@ def evaluate(options: argparse.Namespace) -> None:
             task.dataset.classes,
             {example.example_id: task.dataset.pixels_of(example) for example in examples},
         ),
-        **_over_orders(orders, reordered, reader),
+        **_over_orders(task.dataset.classes, judged, orders, reordered, reader),
         **apart(judged, task.dataset.unseen),
         **_second_look(again or scored.again, judged),
         "baselines": {},
@@ -185,10 +185,17 @@ def _orders(options: argparse.Namespace, config: Config, task: Task) -> list[lis
     return task.question.some_orders(ORDERS if options.orders is None else options.orders, config.run.seed)
 
 
-def _over_orders(orders: list[list[str]], reordered: list[list[Group]], reader: AnswerReader) -> dict[str, Any]:
+def _over_orders(
+    classes: Sequence[str],
+    judged: Sequence[Judged],
+    orders: list[list[str]],
+    reordered: list[list[Group]],
+    reader: AnswerReader,
+) -> dict[str, Any]:
     if not orders:
         return {}
-    return {"orders": over_orders(orders, [[judge(group, reader) for group in groups] for groups in reordered])}
+    others = [[judge(group, reader) for group in groups] for groups in reordered]
+    return {"orders": over_orders(classes, judged, orders, others)}
 
 
 def _ask(

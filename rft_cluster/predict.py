@@ -107,6 +107,11 @@ def way_of(options: argparse.Namespace, card: Card) -> Way:
             "after reasoning, the answer of --second-look is in writing and has no probability: leave that out, or "
             "--closed and --unsure-below"
         )
+    if looks and thinks and options.votes == 1:
+        raise UserError(
+            f"--votes is 1, so there is one answer and nothing to ask again about: give it 2 or more, or leave it out "
+            f"({VOTES})"
+        )
     closed = closed or bool(looks and not thinks)
     if closed and not thinks and options.votes is not None:
         raise UserError(

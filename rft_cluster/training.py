@@ -46,7 +46,7 @@ def greedy_answers(
     prompts = make_prompts(list(examples), task.text, split, 0, config.run.seed)
     with start_generators(config, model_path, images) as generators:
         groups = generators.generate(prompts, Sampling(1, 0.0, config.sampling.max_tokens), version=0)
-    reader = AnswerReader.of(task.dataset.classes, examples)
+    reader = AnswerReader(task.dataset.classes, task.dataset.aliases)
     return [judge(group, reader) for group in groups]
 
 

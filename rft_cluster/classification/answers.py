@@ -2,11 +2,10 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rft_cluster.common.labels import extract_answer, normalise_label
-from rft_cluster.messages import Example
 
 THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 
@@ -26,6 +25,12 @@ class Vote:
     counts: dict[str, int]
     reasoning: str
 
+    def share_of(self, label: str | None) -> float:
+        """The votes for any class as a share of all completions."""
+        if label == self.label:
+            return self.share
+        return self.share * self.counts.get(label, 0) / self.counts[self.label] if label and self.label else 0.0
+
 
 class AnswerReader:
     """Maps a completion's text to a class, by labels and aliases, as strictly as the `accuracy` reward."""
@@ -34,11 +39,6 @@ class AnswerReader:
         self._label = {normalise_label(label): label for label in classes}
         named = {label: aliases.get(label, ()) for label in classes}  # none of what is no class
         self._label |= {normalise_label(name): label for label, names in named.items() for name in names}
-
-    @classmethod
-    def of(cls, classes: Sequence[str], examples: Iterable[Example]) -> "AnswerReader":
-        """With the aliases that the examples have."""
-        return cls(classes, {one.label: one.aliases for one in examples if one.aliases})
 
     def label(self, text: str) -> str | None:
         """The class in the text's answer block. None without exactly one block, or if its text is no class."""

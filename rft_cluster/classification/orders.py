@@ -9,28 +9,36 @@ from rft_cluster.classification.report import Judged
 from rft_cluster.common.text import percent
 
 
-def over_orders(orders: Sequence[Sequence[str]], judged: Sequence[Sequence[Judged]]) -> dict[str, Any]:
+def over_orders(
+    classes: Sequence[str],
+    own: Sequence[Judged],
+    orders: Sequence[Sequence[str]],
+    judged: Sequence[Sequence[Judged]],
+) -> dict[str, Any]:
     """The report of the same images asked once in each order.
 
     Args:
-        orders: of the classes, each unlike the data set's own.
-        judged: each order's images, in one sequence for all orders.
+        classes: in the data set's own order.
+        own: the images, asked in that order.
+        orders: the others, each unlike the data set's own.
+        judged: each other order's images, in one sequence for all orders.
 
     Returns:
-        `strict`: each order's accuracy, `mean` and `deviation` (of a sample; None of one order) of these. `same`: share
-        of the images that get the same answer in all orders. `first` and `last`: over all orders, the shares of answers
-        that name the class at that place of the list, and of images that show it. They are alike unless the policy
-        favours the place.
+        `strict`: each other order's accuracy, `mean` and `deviation` (of a sample; None of one order) of these. `same`:
+        share of the images that get the same answer in all orders, the own one too. `first` and `last`: over all
+        orders, the shares of answers that name the class at that place of the list, and of images that show it. They
+        are alike unless the policy favours the place.
     """
     strict = [statistics.fmean(image.strict for image in images) for images in judged]
-    answers = zip(*([image.predicted for image in images] for images in judged), strict=True)
+    every, asked = [own, *judged], [classes, *orders]
+    answers = zip(*([image.predicted for image in images] for images in every), strict=True)
     return {
         "orders": [list(order) for order in orders],
         "strict": strict,
         "mean": statistics.fmean(strict),
         "deviation": statistics.stdev(strict) if len(strict) > 1 else None,
         "same": statistics.fmean(len(set(own)) == 1 for own in answers),
-        **{name: _at(place, orders, judged) for name, place in (("first", 0), ("last", -1))},
+        **{name: _at(place, asked, every) for name, place in (("first", 0), ("last", -1))},
     }
 
 
@@ -49,8 +57,8 @@ def order_lines(figures: dict[str, Any]) -> list[str]:
     spread = f", deviation {100 * figures['deviation']:.1f}" if figures["deviation"] is not None else ""
     return [
         f"{rate_line(f'other orders: {len(strict)}', spanned)}{spread}: greedy, strict, "
-        "with the classes listed in other orders",
-        f"  {percent(figures['same'])} of the images get the same answer in all of them",
+        "with the classes listed in other orders: mean, lowest to highest",
+        f"  {percent(figures['same'])} of the images get the same answer in all orders",
         f"  the first listed is answered for {percent(first['answers'])} (and shown by {percent(first['images'])}) of "
         f"the images, the last for {percent(last['answers'])} ({percent(last['images'])})",
     ]

@@ -57,7 +57,15 @@ class Prediction:
         return self.again.label if self.again else self.vote.label if self.vote else None
 
     @property
+    def share(self) -> float:
+        """That of the chosen class among the samples, 0 to 1."""
+        return self.vote.share_of(self.chosen) if self.vote else 0.0
+
+    @property
     def reasoning(self) -> str:
+        """That of the chosen class."""
+        if self.again and self.answer is None:
+            return self.again.reasoning
         return self.vote.reasoning if self.vote else ""
 
 
@@ -81,7 +89,9 @@ def json_line(one: Prediction) -> str:
     elif one.vote:
         record |= asdict(one.vote)
     if one.again:
-        record |= {"label": one.again.label, "options": list(one.again.options)}
+        record["options"] = list(one.again.options)
+        if one.answer is None:
+            record |= {"label": one.chosen, "share": one.share, "reasoning": one.reasoning}
     return json.dumps(record, ensure_ascii=False)
 
 
@@ -92,7 +102,7 @@ def table_line(one: Prediction) -> str:
         second = list(one.answer.probabilities)[1]
         own = [UNSURE if one.unsure else one.chosen or "", round(one.answer.probability, 4), second, reasoning]
     else:
-        own = [one.chosen or "", round(one.vote.share, 4) if one.vote else 0.0, reasoning]
+        own = [one.chosen or "", round(one.share, 4), reasoning]
     return csv_line([one.file, *own]).rstrip("\n")
 
 

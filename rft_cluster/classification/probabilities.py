@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rft_cluster.common.labels import extract_answer
+from rft_cluster.common.labels import extract_answer, normalise_label
 
 OPEN, CLOSE = "<answer>", "</answer>"
 # The question shows `<answer> ... </answer>`, so a policy may write the name with these spaces or without: both count.
@@ -85,9 +85,21 @@ def score_classes(
 
 
 def written_answers(label: str, aliases: Mapping[str, Sequence[str]]) -> list[str]:
-    """What a completion may end with that means this class: each of its names in both forms."""
-    names = dict.fromkeys((label, *aliases.get(label, ())))
-    return [form.format(name=name) for name in names for form in FORMS]
+    """What a completion may end with that means this class: each of its names, as it is spelt and as people write it,
+    in both forms.
+
+    A folder is called Pink_Primrose, and a model that has read of flowers writes "pink primrose". The rewards take both
+    for right (`normalise_label`).
+    """
+    names = (label, *aliases.get(label, ()))
+    spelt = dict.fromkeys(way for name in names for way in (name, _spaced(name), _spaced(name).lower()))
+    return [form.format(name=way) for way in spelt for form in FORMS]
+
+
+def _spaced(name: str) -> str:
+    """With spaces between words; the name itself where that would mean another one, as of `20-30`."""
+    spaced = name.replace("_", " ").replace("-", " ").strip()
+    return spaced if normalise_label(spaced) == normalise_label(name) else name
 
 
 def scores_of(logprobs: np.ndarray, tokens: np.ndarray, ways: Sequence[int]) -> Scores:

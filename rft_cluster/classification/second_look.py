@@ -20,12 +20,14 @@ OPTIONS = 5  # unless --second-look says otherwise
 class Again:
     """Of one image: what it was asked about again, and the class that was answered. One option is not asked about.
 
-    `scores`: of the options; None if the second answer was written.
+    `scores`: of the options; None if the answer was written.
+    `reasoning`: before the written answer, which is the first one where there was no second.
     """
 
     options: tuple[str, ...]
     label: str | None
     scores: Scores | None = None
+    reasoning: str = ""
 
 
 def most_probable(scores: Scores, classes: Sequence[str], count: int) -> list[str]:

@@ -51,6 +51,7 @@ class Figures(_Checked):
     """`classification.calibration.calibration_figures`."""
 
     accuracy: Rate
+    top5: Rate | None = None  # none with 5 classes or fewer
     log_loss: Figure
     calibration_error: Figure
     coverage: Coverage

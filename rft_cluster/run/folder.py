@@ -195,7 +195,7 @@ class RunFolder:
 
 
 def _reader(task: Task) -> AnswerReader:
-    return AnswerReader.of(task.dataset.classes, task.examples)
+    return AnswerReader(task.dataset.classes, task.dataset.aliases)
 
 
 def _free(path: Path) -> Path:

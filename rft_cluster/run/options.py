@@ -89,7 +89,7 @@ def _asked(config: Config, task: Task, generate: Callable[[list[Prompt], Samplin
     sampling = Sampling(**config.sampling.model_dump())
     print(f"options: the policy is asked {sampling.group_size} times about each of {len(train)} images", flush=True)
     groups = generate(draw_prompts(train, task.question, SPLIT, 0, seed), sampling)
-    reader = AnswerReader.of(classes, train)
+    reader = AnswerReader(classes, task.dataset.aliases)
     found = {}
     for group in groups:
         votes = reader.vote([completion.text for completion in group.completions]).counts

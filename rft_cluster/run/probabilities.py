@@ -162,7 +162,7 @@ def calibrate(config: Config, task: Task, opened: OpenScorers) -> list[str]:
             for name, card in cards.items():
                 if card.steps not in found:
                     found[card.steps] = _fitted(task, scorer_of(str(run / name)), befores[card.steps])
-                own = Calibration(temperature=found[card.steps]["temperature"], images=len(examples))
+                own = Calibration(**{key: found[card.steps][key] for key in ("temperature", "images")})
                 write_json(run / name / CARD_FILE, card.model_copy(update={"calibration": own}).record())
     except (UserError, ClusterError) as error:
         never = {NEVER: True} if isinstance(error, NeverCalibrated) else {}
@@ -174,15 +174,19 @@ def calibrate(config: Config, task: Task, opened: OpenScorers) -> list[str]:
 
 
 def _fitted(task: Task, score: Score, befores: Sequence[str | None]) -> dict[str, Any]:
-    """The record of one model. `befores`: what comes before the answer to each validation image."""
+    """The record of one model. `befores`: what comes before the answer to each validation image.
+
+    The temperature is fitted on those that have an answer in the format: of the others nothing is known.
+    """
     examples, classes, aliases = task.dataset.validation, task.dataset.classes, task.dataset.aliases
     scores = [
         score_classes(score, task.dataset.image(example), task.text, [before], classes, aliases)
         for example, before in zip(with_progress(examples, "validation images scored"), befores, strict=True)
     ]
     right, at = labels_of(examples, classes), partial(at_temperature, scores, len(classes))
-    temperature = fit_temperature(at, right)
-    return {"temperature": temperature, "images": len(examples), "unfitted": calibration_figures(at(1.0), right),
+    said = np.array([before is not None for before in befores])
+    temperature = fit_temperature(lambda one: at(one)[said], right[said])
+    return {"temperature": temperature, "images": int(said.sum()), "unfitted": calibration_figures(at(1.0), right),
             "fitted": calibration_figures(at(temperature), right)}  # fmt: skip
 
 
@@ -198,7 +202,13 @@ def _befores(config: Config, task: Task, steps: int) -> list[str | None]:
             f"no answer to {missing[0]} after step {steps} is recorded, whose reasoning comes before the classes: set "
             f"schedule.evaluate_every in the next run"
         )
-    return [before_answer(texts[example.example_id]) for example in examples]
+    befores = [before_answer(texts[example.example_id]) for example in examples]
+    if (said := sum(before is not None for before in befores)) < FEWEST:
+        raise NeverCalibrated(
+            f"after step {steps} {said} of the {len(examples)} answers to validation images have the format, and that "
+            f"needs {FEWEST}"
+        )
+    return befores
 
 
 def labels_of(examples: Sequence[Example], classes: Sequence[str]) -> np.ndarray:

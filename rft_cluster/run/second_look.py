@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from rft_cluster.classification.answers import AnswerReader
+from rft_cluster.classification.answers import AnswerReader, reasoning
 from rft_cluster.classification.second_look import Again, most_voted
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import Config
@@ -49,7 +49,11 @@ def written_again(
     asked = [replace(group.prompt, text=ask(own)) for group, own in zip(greedy, options, strict=True) if len(own) > 1]
     answers = iter(generate(asked) if asked else [])
     found = []
-    for label, own in zip(first, options, strict=True):
-        second = reader.label(next(answers).completions[0].text) if len(own) > 1 else None
-        found.append(Again(tuple(own), second if second in own else label))
+    for group, label, own in zip(greedy, first, options, strict=True):
+        text = group.completions[0].text
+        if len(own) > 1:
+            again = next(answers).completions[0].text
+            if (second := reader.label(again)) in own:
+                label, text = second, again
+        found.append(Again(tuple(own), label, reasoning=reasoning(text)))
     return found

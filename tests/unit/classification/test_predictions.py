@@ -50,12 +50,16 @@ def test_reasoning_and_probabilities_stand_together():
     assert (record["label"], record["counts"], record["reasoning"]) == ("tulip", {"rose": 6}, VOTE.reasoning)
 
 
-def test_the_answer_to_a_second_look_is_the_answer():
-    one = Prediction("a.png", VOTE, votes=8, again=Again(("rose", "tulip"), "tulip"))
-    assert text_line(one) == "a.png\ttulip\tsecond look at 2\tred?[2J thorns"
-    assert table_line(one) == "a.png,tulip,0.75,red?[2J thorns"
-    record = json.loads(json_line(one))
-    assert (record["label"], record["options"], record["counts"]) == ("tulip", ["rose", "tulip"], {"rose": 6})
+@pytest.mark.parametrize(("label", "share"), [("tulip", 0.25), ("rose", 0.625), (None, 0.0)])
+def test_the_answer_to_a_second_look_has_its_own_reasoning_and_share(label, share):
+    vote = Vote("rose", 0.625, {"rose": 5, "tulip": 2}, "red")
+    one = Prediction("a.png", vote, votes=8, again=Again(("rose", "tulip"), label, reasoning="six\tpetals"))
+    assert text_line(one) == f"a.png\t{label or '(no class)'}\tsecond look at 2\tsix petals"
+    assert table_line(one) == f"a.png,{label or ''},{share},six petals"
+    assert json.loads(json_line(one)) == {
+        "file": "a.png", "label": label, "share": share, "counts": vote.counts, "reasoning": "six\tpetals",
+        "options": ["rose", "tulip"],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("path", ["a.png", "=1+1.png", "a, b.png", 'a "b".png', "薔薇.png", "a\nb.png"])

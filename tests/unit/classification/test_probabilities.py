@@ -12,7 +12,9 @@ from rft_cluster.classification.probabilities import (
     fit_temperature,
     score_classes,
     softmax,
+    written_answers,
 )
+from rft_cluster.common.labels import normalise_label
 
 CLASSES = ["rose", "dog rose", "iris"]
 
@@ -75,6 +77,23 @@ def test_a_class_is_answered_by_its_other_names_too():
     np.testing.assert_allclose(found.per_token, np.log([0.06, 0.5]) / 2)
     (plain,) = score_classes(score, b"", "Which?", ["<answer>"], classes, {})
     assert answer_of([plain], classes, 1.0).label == "shirt"
+
+
+@pytest.mark.parametrize(
+    ("name", "spelt"),
+    [
+        ("rose", ["rose"]),
+        ("Pink_Primrose", ["Pink_Primrose", "Pink Primrose", "pink primrose"]),
+        ("black-eyed susan", ["black-eyed susan", "black eyed susan"]),
+        ("20-30", ["20-30"]),  # with a space it would be another answer
+        ("-1", ["-1"]),
+    ],
+)
+def test_a_name_is_answered_as_people_write_it_too(name, spelt):
+    found = written_answers(name, {})
+    assert found == [form.format(name=one) for one in spelt for form in FORMS]
+    texts = [text.removesuffix("</answer>") for text in found]
+    assert {normalise_label(text) for text in texts} == {normalise_label(name)}, "the rewards take no other for right"
 
 
 def test_a_blank_is_no_method_s_right_answer():

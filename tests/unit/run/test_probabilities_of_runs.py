@@ -164,21 +164,30 @@ def test_with_fewer_than_50_images_nothing_is_fitted_or_started(tmp_path):
     assert own.data.validation >= 50 and is_calibrated(own)  # as where some of the classes are not trained
 
 
-def test_a_policy_that_thinks_is_scored_after_its_recorded_reasoning(tmp_path):
+@pytest.mark.parametrize("said", [50, 49])
+def test_a_policy_that_thinks_is_scored_after_its_recorded_reasoning(said, tmp_path):
+    """The temperature is fitted on those in the format, if there are enough."""
     own, asked = finished(tmp_path, "think_answer")
     examples = asked.dataset.validation
     for step in (20, 40):
-        texts = [f"<think>{step}</think><answer>rose</answer>", *["nothing"] * (len(examples) - 1)]
+        texts = [*[f"<think>{step}</think><answer>rose</answer>"] * said, *["nothing"] * (60 - said)]
         judged = [
             Judged(one.example_id, one.label, text, "rose", True, True, True)
             for one, text in zip(examples, texts, strict=True)
         ]
         write_answers(own.run_folder, step, "validation", judged)
     policy = Policy()
-    calibrate(own, asked, policy)
-    first = examples[0].image.sha256
-    image = asked.dataset.images[first]
-    assert policy.asked == [(image, asked.text, f"<think>{step}</think><answer>") for step in (40, 20)]
+    (line, *_) = calibrate(own, asked, policy)
+    if said < 50:
+        assert policy.asked == [] and is_calibrated(own)
+        assert "after step 40 49 of the 60 answers to validation images have the format, and that needs 50" in line
+        return
+    images = [asked.dataset.image(example) for example in examples[:said]]
+    assert policy.asked == [(one, asked.text, f"<think>{step}</think><answer>") for step in (40, 20) for one in images]
+    found = read_card(own.run_folder / "model").calibration
+    assert found is not None and found.images == 50
+    # Of the first 50 images 41 are roses, and of 51 by the rule: (0.6 / 0.4)^(1/T) = 41 / 10.
+    assert found.temperature == pytest.approx(np.log(0.6 / 0.4) / np.log(41 / 10), rel=0.001)
 
 
 @pytest.mark.parametrize("mishap", ["no answers", "loss"])

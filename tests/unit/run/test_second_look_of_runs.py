@@ -16,7 +16,8 @@ CLASSES = ["rose", "tulip", "iris"]
 
 
 def group(prompt: Prompt, *labels: str) -> Group:
-    return Group(prompt, [1], [Completion([1], [0.0], f"<answer>{label}</answer>", "stop", 0) for label in labels])
+    texts = [f"<think>of {prompt.text}</think><answer>{label}</answer>" for label in labels]
+    return Group(prompt, [1], [Completion([1], [0.0], text, "stop", 0) for text in texts])
 
 
 def looked(firsts: Sequence[str], votes: Sequence[Sequence[str]], second: str) -> tuple[list[Again], list[Prompt]]:
@@ -41,14 +42,16 @@ def looked(firsts: Sequence[str], votes: Sequence[Sequence[str]], second: str) -
 
 def test_only_images_with_several_answers_are_asked_about_again():
     found, asked = looked(["rose", "tulip"], [["rose", "rose"], ["rose", "weed"]], "rose")
-    assert found == [Again(("rose",), "rose"), Again(("rose", "tulip"), "rose")]
+    once, twice = "of Which?", "of rose, tulip"
+    assert found == [Again(("rose",), "rose", reasoning=once), Again(("rose", "tulip"), "rose", reasoning=twice)]
     (prompt,) = asked
     assert prompt.text == "rose, tulip" and prompt.example == DATASET.train[1]
 
 
 def test_an_answer_that_is_no_option_is_passed_over():
     found, asked = looked(["rose", "weed"], [["tulip"], ["weed"]], "iris")
-    assert found == [Again(("rose", "tulip"), "rose"), Again((), None)]
+    once = "of Which?"
+    assert found == [Again(("rose", "tulip"), "rose", reasoning=once), Again((), None, reasoning=once)]
     assert len(asked) == 1
 
 
