@@ -306,11 +306,11 @@ class Learners(ActorGroup):
 
     def restore_checkpoint(self, folder: Path, updates: int, step: int) -> None:
         """Load a checkpoint of `step` on all ranks. `updates`: number of optimizer updates before it."""
-        self.call_all("restore_checkpoint", str(folder), updates, step)
+        self.call_all("restore_checkpoint", str(folder.absolute()), updates, step)
 
     def export(self, folder: Path, files: Mapping[str, Any]) -> None:
         """Write the policy as a Hugging Face folder, with additional JSON `files` (name -> content)."""
         with unfinished(folder) as temporary:
-            self.call_all("export", str(temporary))
+            self.call_all("export", str(temporary.absolute()))
             for name, content in files.items():
                 write_json(temporary / name, content)

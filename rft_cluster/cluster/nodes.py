@@ -20,6 +20,7 @@ from rft_cluster.common.errors import UserError
 from rft_cluster.model.hub import whole_model
 
 PATIENCE = 60.0  # seconds for the nodes' answers
+SEEN_WITHIN = 10.0  # seconds
 
 Addresses = Mapping[str, str]
 """Of the nodes' hosts, by Ray's node ids."""
@@ -82,6 +83,34 @@ def fetch_model(nodes: Addresses, path: str, timeout: float) -> None:
     if not Path(path).is_dir():
         print(f"fetching {path} on {len(nodes)} nodes, unless it is in their caches", flush=True)
         _on_each(nodes, _fetch, path, timeout=timeout)
+
+
+def check_shared(nodes: Addresses, files: Mapping[str, Path]) -> None:
+    """Check that each node sees these files of the driver. Else learners would find no folder to save into, too late.
+
+    `files`: by the key of the configuration that they belong to.
+
+    Raises:
+        UserError: a node does not; the message names the host and the key.
+        ClusterError: a node does not answer.
+    """
+    paths = {key: str(file.absolute()) for key, file in files.items()}
+    answers = _on_each(nodes, _unseen, tuple(paths.values()), timeout=PATIENCE)
+    for address, unseen in zip(nodes.values(), answers, strict=True):
+        for key, path in paths.items():
+            if path in unseen:
+                raise UserError(
+                    f"{key}: {address} has no {Path(path).parent} of this machine: give it a path on a disk that all "
+                    f"nodes share, mounted at the same place"
+                )
+
+
+def _unseen(paths: Sequence[str]) -> tuple[str, ...]:
+    """Those that are not here. A file that was just written may take seconds to be seen through a network."""
+    end = time.monotonic() + SEEN_WITHIN
+    while (unseen := tuple(path for path in paths if not Path(path).is_file())) and time.monotonic() < end:
+        time.sleep(0.5)
+    return unseen
 
 
 def _fetch(path: str) -> None:

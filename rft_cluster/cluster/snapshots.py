@@ -102,7 +102,7 @@ class Snapshots:
         known = [snapshot.states for snapshot in self._taken if snapshot.step == step]
         states = known[0] if known else _states(learners, step)[0]
         calls = {
-            WRITE.options(**_once_on(node)).remote(str(folder), state): f"{name} (its checkpoint)"
+            WRITE.options(**_once_on(node)).remote(str(folder.absolute()), state): f"{name} (its checkpoint)"
             for name, node, state in zip(learners.names, nodes, states, strict=True)
         }
         return Writing(calls, learners.timeout)

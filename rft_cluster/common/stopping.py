@@ -1,12 +1,14 @@
 """End a command in the same way for Ctrl-C, SIGTERM (Slurm, Kubernetes, `ray job stop`) and SIGHUP (closed terminal).
 
 The first signal raises KeyboardInterrupt in the main thread, so every `finally` runs. A second one ends the process at
-once. So does a timer after `PATIENCE`, in case the exception got lost or the clean-up hangs. Both limits suit a
-grace of 30 s, as Kubernetes gives by default; `grant` changes them.
+once, unless it comes with the first: a closed terminal, `timeout make` and systemd send one to the group and one that a
+parent passes on. A timer ends the process after `PATIENCE`, in case the exception got lost or the clean-up hangs. Both
+limits suit a grace of 30 s, as Kubernetes gives by default; `grant` changes them.
 """
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -15,17 +17,23 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PATIENCE = 60.0  # seconds from a signal to the end by force
 # Seconds that a signal waits at most for the current step to finish, and a save that follows for its end.
 WHOLE = 10.0
+ONE_EVENT = 1.0  # seconds in which several signals count as one; nobody gives up on a clean end so soon
 
 _taken = False  # inside `stoppable`
 _received: signal.Signals | None = None
+_received_at = 0.0
 _whole_first = False  # inside `whole`
 
 
 def grant(grace: float) -> None:
     """Use `grace` seconds from a signal to the kill (`cluster.grace_seconds`): a third each for the current step, for a
-    checkpoint that is being written, and for a last one."""
+    checkpoint that is being written, and for a last one.
+
+    A long grace is one that the place keeps, so the end by force comes with it: a scheduler that has to kill does not
+    start the run again. A short one may be Ctrl-C at a desk, where nobody kills.
+    """
     global WHOLE, PATIENCE
-    WHOLE, PATIENCE = grace / 3, 2 * grace
+    WHOLE, PATIENCE = grace / 3, min(2 * grace, max(60.0, grace))
 
 
 def received() -> signal.Signals | None:
@@ -75,8 +83,8 @@ def _take(handler: Callable[[int, FrameType | None], None]) -> None:
 
 def stop_for(number: signal.Signals) -> KeyboardInterrupt:
     """The exception to raise for a signal that did not come through the handlers here."""
-    global _received
-    _received = number
+    global _received, _received_at
+    _received, _received_at = number, time.monotonic()
     return KeyboardInterrupt()
 
 
@@ -99,10 +107,12 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    global _received
+    global _received, _received_at
     if _received:
+        if time.monotonic() - _received_at < ONE_EVENT:
+            return
         os._exit(128 + number)
-    _received = signal.Signals(number)
+    _received, _received_at = signal.Signals(number), time.monotonic()
     if _whole_first:
         _wait_at_most(WHOLE)
     else:
@@ -110,7 +120,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _raise() -> None:
-    _wait_at_most(PATIENCE)
+    _wait_at_most(max(0.01, _received_at + PATIENCE - time.monotonic()))
     raise KeyboardInterrupt
 
 

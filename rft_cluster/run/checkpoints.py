@@ -30,6 +30,7 @@ from rft_cluster.common.files import (
 from rft_cluster.common.text import shown
 from rft_cluster.config import ScheduleSection
 from rft_cluster.messages import WrittenFile
+from rft_cluster.run.journal import has_all_steps
 
 STATE_FILE = "state.json"
 MOST_TIME = 0.02  # largest share of a run's time for saving every `schedule.save_minutes`
@@ -108,6 +109,8 @@ def checkpoint_folder(run: Path, step: int) -> Path:
 def latest_checkpoint(run: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest complete checkpoint of a run folder, and a note on each newer, damaged one.
 
+    None without checkpoints, and if the journal has all steps: then no other than the first was ever whole.
+
     Raises:
         UserError: all checkpoints are damaged, or a newer version of the program wrote the newest.
     """
@@ -119,13 +122,13 @@ def latest_checkpoint(run: Path) -> tuple[Checkpoint | None, list[str]]:
             return Checkpoint(folder, state), problems
         except ValueError as error:
             problems.append(f"{folder}: {error}")
-    if problems:
+    if problems and not has_all_steps(run):
         lines = "\n".join(f"  {problem}" for problem in problems)
         raise UserError(
             f"{run} has no complete checkpoint; bring one back, or remove {run / 'checkpoints'} to begin the run "
             f"again:\n{lines}"
         )
-    return None, []
+    return None, problems
 
 
 def read_state(folder: Path) -> State:

@@ -156,6 +156,11 @@ def read_sealed(file: Path) -> tuple[str, bytes]:
     return settings, body
 
 
+def has_all_steps(run: Path) -> bool:
+    """True if the journal reaches back to the first step, so that a run can go on without a checkpoint."""
+    return (run / FOLDER / "step-000001.jsonl").is_file()
+
+
 def prune_journal(run: Path, oldest: int) -> None:
     """Remove the steps that the oldest checkpoint, of `oldest` steps, has done."""
     for file in (run / FOLDER).glob("step-*.jsonl"):

@@ -12,7 +12,7 @@ from rft_cluster.classification.probabilities import FEWEST
 from rft_cluster.classification.report import Evaluation
 from rft_cluster.common import stopping
 from rft_cluster.common.errors import ClusterError, described
-from rft_cluster.common.files import ROOM, DiskFull, bytes_in, check_space, json_object
+from rft_cluster.common.files import ROOM, DiskFull, bytes_in, check_space, json_object, sync
 from rft_cluster.config import Config
 from rft_cluster.run.checkpoints import (
     NewCheckpoint,
@@ -31,6 +31,7 @@ from rft_cluster.run.space import journal_bytes
 MODEL, BEST = "model", "model-best"
 BASELINES_FILE = "baselines.json"
 CALIBRATION_FILE = "calibration.json"
+ROWS = "metrics.jsonl", "eval.jsonl"
 NEVER = "never"  # key of a record of why there is no temperature, if no resumed run can change that
 
 
@@ -159,9 +160,14 @@ class Keeper:
             return
         run, keep = self._config.run_folder, self._config.schedule.keep_checkpoints
         with self._going_on(f"step {new.step} is not saved", last, DiskFull, OSError, ClusterError):
+            for name in ROWS:  # a checkpoint must not outlive the rows of its steps, when a machine loses its power
+                if (run / name).is_file():
+                    sync(run / name)
             self._cost = new.finish(seconds)
             self._saved = new.step
-            prune_journal(run, prune_checkpoints(run, new.step, keep))
+            # While there is one checkpoint alone, the journal has all steps: that one may be lost in its upload.
+            if (oldest := prune_checkpoints(run, new.step, keep)) < new.step or keep == 1:
+                prune_journal(run, oldest)
 
     def keep_if_best(self, evaluation: Evaluation) -> None:
         """Export the policy if no earlier one was better on the validation images."""

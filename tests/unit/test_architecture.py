@@ -175,7 +175,7 @@ def test_importing_the_package_costs_nothing():
     at_once = {"os", "sys", "rft_cluster.common.stopping"}
     assert {found.name for found in IMPORTS if found.file == "__init__.py"} == at_once
     assert {found.name for found in IMPORTS if found.file == "common/stopping.py"} <= {
-        *("os", "signal", "collections.abc", "contextlib", "types"),
+        *("os", "signal", "time", "collections.abc", "contextlib", "types"),
     }
 
 

@@ -11,7 +11,7 @@ import pytest
 from rft_cluster.cluster import nodes as module
 from rft_cluster.cluster import start
 from rft_cluster.cluster.gpus import HIDE_GPUS, Driver, Gpu
-from rft_cluster.cluster.nodes import check_gpus, fetch_model
+from rft_cluster.cluster.nodes import check_gpus, check_shared, fetch_model
 from rft_cluster.cluster.placement import NodeResources
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import load_config
@@ -95,6 +95,20 @@ def test_a_node_that_cannot_fetch_the_model_is_named(monkeypatch):
         fetch_model(NODES, "owner/model", 77)
 
 
+def test_a_node_that_does_not_see_the_run_s_folder_is_named(monkeypatch, tmp_path):
+    """Under its whole path: on another node Ray's processes have another working folder."""
+    monkeypatch.setattr(module, "SEEN_WITHIN", 0.0)
+    monkeypatch.chdir(tmp_path)
+    shared, own = Path("shared"), Path("own", "probe")
+    shared.write_text("")
+    Tasks(monkeypatch)
+    check_shared(NODES, {"model.path": shared})
+    Tasks(monkeypatch, [(), (str(tmp_path / own),)])  # what the second node would answer
+    with pytest.raises(UserError, match=rf"^run\.folder: 10\.0\.0\.2 has no {tmp_path / 'own'} of this machine: give"):
+        check_shared(NODES, {"model.path": shared, "run.folder": own})
+    assert module._unseen([str(shared), str(own)]) == (str(own),)
+
+
 @pytest.fixture
 def reserved(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What happens until actors may start, on a clock that each event moves on by 1000 s."""
@@ -110,6 +124,7 @@ def reserved(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(start, "reserve", event("reserve", reservation))
     monkeypatch.setattr(start, "addresses_of", lambda groups: {ONE: "10.0.0.1"})
     monkeypatch.setattr(start, "check_gpus", event("check GPUs"))
+    monkeypatch.setattr(start, "check_shared", event("check folders"))
     monkeypatch.setattr(start, "fetch_model", event("fetch"))
     monkeypatch.setattr(start.ray, "shutdown", lambda: None)
     return events
@@ -121,14 +136,17 @@ GPUS = ["cluster.device=cuda", "learners.gpus=1", "generators.gpus=1"]
 @pytest.mark.parametrize(
     ("overrides", "events"),
     [
-        ([*GPUS, "cluster.address=10.0.0.1:6379"], ["reserve", "check GPUs", "fetch"]),
-        (["cluster.address=10.0.0.1:6379"], ["reserve", "fetch"]),
+        ([*GPUS, "cluster.address=10.0.0.1:6379"], ["reserve", "check GPUs", "check folders", "fetch"]),
+        (["cluster.address=10.0.0.1:6379"], ["reserve", "check folders", "fetch"]),
         (GPUS, ["reserve"]),
     ],
 )
-def test_the_time_for_the_actors_start_runs_when_nodes_have_what_they_need(reserved, monkeypatch, overrides, events):
+def test_the_time_for_the_actors_start_runs_when_nodes_have_what_they_need(
+    reserved, monkeypatch, tmp_path, overrides, events
+):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    config = load_config("digits", [*overrides, "cluster.start_timeout=600"])
+    config = load_config("digits", [*overrides, "cluster.start_timeout=600", f"run.folder={tmp_path}"])
+    config.run_folder.mkdir()
     with start._reserved(config, True, "owner/model", {}) as actors:
         assert reserved == events
         assert actors.left() == 600

@@ -4,10 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from rft_cluster.common import stopping
 
 STOPPING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 PROGRAM = """
@@ -37,6 +40,12 @@ def tidies_up():
         say("ready"); wait()
     finally:
         say("tidied")
+
+def tidies_up_slowly():
+    try:
+        say("ready"); wait()
+    finally:
+        say("tidying"); time.sleep(0.3); say("tidied")
 
 def fails_meanwhile():
     try:
@@ -130,8 +139,29 @@ def test_the_second_signal_ends_it_at_once(number: signal.Signals):
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
     assert process.stdout.readline() == "ending\n"
+    time.sleep(stopping.ONE_EVENT)
     process.send_signal(number)
     assert end(process) == (128 + number, "", "")
+
+
+@pytest.mark.parametrize("number", STOPPING, ids=lambda number: number.name)
+def test_two_signals_of_one_event_are_one(number: signal.Signals):
+    """A closed terminal sends one to every process of a group, and `make` passes its own on."""
+    process = start("tidies_up_slowly")
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    assert process.stdout.readline() == "tidying\n"
+    process.send_signal(number)
+    assert end(process) == (128 + number, "tidied\n", "interrupted\n")
+
+
+@pytest.mark.parametrize(("grace", "patience"), [(0.1, 0.2), (30, 60), (50, 60), (70, 70), (540, 540)])
+def test_a_long_grace_ends_by_force_before_its_place_kills(monkeypatch, grace: float, patience: float):
+    monkeypatch.setattr(stopping, "WHOLE", stopping.WHOLE)
+    monkeypatch.setattr(stopping, "PATIENCE", stopping.PATIENCE)
+    stopping.grant(grace)
+    assert grace / 3 == stopping.WHOLE
+    assert patience == stopping.PATIENCE
 
 
 def test_what_nohup_ignores_stays_ignored():

@@ -42,6 +42,20 @@ def test_a_damaged_checkpoint_is_passed_over_for_an_older_one_that_is_whole(tmp_
         newest.rmdir()
 
 
+def test_without_a_whole_checkpoint_the_run_begins_again_only_if_the_journal_has_all_steps(tmp_path):
+    only = checkpoint(tmp_path, 4)
+    (only / "shard-00001.safetensors").unlink()
+    with pytest.raises(UserError, match="has no complete checkpoint; bring one back, or remove"):
+        latest_checkpoint(tmp_path)
+    (tmp_path / "journal").mkdir()
+    (tmp_path / "journal" / "step-000003.jsonl").write_text("{}")  # as after two whole checkpoints
+    with pytest.raises(UserError, match="has no complete checkpoint"):
+        latest_checkpoint(tmp_path)
+    (tmp_path / "journal" / "step-000001.jsonl").write_text("{}")
+    found, (problem,) = latest_checkpoint(tmp_path)
+    assert found is None and problem == f"{only}: shard-00001.safetensors is missing"
+
+
 @pytest.mark.parametrize("name", ["shard-00001.safetensors", "shard-00002.safetensors", "state.json"])
 def test_one_changed_bit_anywhere_is_found_and_the_older_one_taken(tmp_path, name):
     checkpoint(tmp_path, 2)

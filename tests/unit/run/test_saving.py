@@ -18,7 +18,7 @@ from rft_cluster.common import stopping
 from rft_cluster.common.errors import ClusterError, exit_code
 from rft_cluster.common.files import DiskFull, unfinished, write_json
 from rft_cluster.learner.snapshot import shards_file
-from rft_cluster.run.checkpoints import latest_checkpoint
+from rft_cluster.run.checkpoints import NewCheckpoint, latest_checkpoint
 from rft_cluster.run.saving import BEST, MODEL, Keeper, describe_models, is_complete
 from rft_cluster.run.space import journal_bytes
 from tests.unit.run.begun import DATASET, TASK, Writing, config
@@ -311,6 +311,31 @@ def test_the_journal_keeps_what_a_checkpoint_that_is_being_written_may_need(tmp_
     assert pruned == []
     steps(kept, 6, 6)
     assert pruned == [3]
+
+
+def test_while_there_is_one_checkpoint_the_journal_has_all_steps(tmp_path, monkeypatch):
+    """The first may be lost in its upload to a bucket, and then the run goes on from the journal alone."""
+    pruned: list[int] = []
+    monkeypatch.setattr("rft_cluster.run.saving.prune_journal", lambda run, oldest: pruned.append(oldest))
+    kept = keeper(tmp_path, Learners(), *EVERY, "schedule.keep_checkpoints=2")
+    steps(kept, 1, 4)
+    assert on_disk(tmp_path) == ["step-000003"] and pruned == []
+    steps(kept, 5, 7)
+    assert on_disk(tmp_path) == ["step-000003", "step-000006"] and pruned == [3]
+
+
+def test_rows_are_on_the_disk_before_a_checkpoint_of_their_steps(tmp_path, monkeypatch):
+    """Else a machine that loses its power keeps the checkpoint alone, and no later run writes these rows."""
+    events: list[str] = []
+    learners = Learners()
+    kept = keeper(tmp_path, learners, *EVERY)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "metrics.jsonl").write_text("{}\n")
+    monkeypatch.setattr("rft_cluster.run.saving.sync", lambda path: events.append(path.name))
+    finish = NewCheckpoint.finish
+    monkeypatch.setattr(NewCheckpoint, "finish", lambda *a: events.append("whole") or finish(*a))
+    steps(kept, 1, 4)
+    assert events == ["metrics.jsonl", "whole"]
 
 
 def test_snapshots_are_taken_as_often_as_configured(tmp_path):
