@@ -50,7 +50,7 @@ def launch(config: Config, dry_run: bool, resume: Resume, command: list[str]) ->
         return launch_folds(config, dry_run, resume, command)
     from rft_cluster.run.lock import locked
     from rft_cluster.run.log import logged
-    from rft_cluster.run.preflight import check_deadlines, check_run_folder
+    from rft_cluster.run.preflight import check_deadlines, check_run_folder, check_unread
     from rft_cluster.run.resume import check_begun, check_kinds, find_start, raise_with_cure
     from rft_cluster.run.saving import is_complete
 
@@ -58,6 +58,7 @@ def launch(config: Config, dry_run: bool, resume: Resume, command: list[str]) ->
     check_deadlines(config)
     check_run_folder(config)
     check_kinds(config.run_folder)
+    check_unread(config)
     if resume == "yes":
         check_begun(config)
     if dry_run:

@@ -10,7 +10,7 @@ from rft_cluster.classification.probabilities import FEWEST, TEMPERATURES
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.files import FORMAT, check_format, json_object
 from rft_cluster.common.lookup import near_path
-from rft_cluster.common.text import shown
+from rft_cluster.common.text import printable, shown
 from rft_cluster.config import Config
 from rft_cluster.config.bounds import (
     MOST_BYTES,
@@ -133,7 +133,8 @@ def read_card(folder: Path) -> Card:
     """Read the card of an exported policy.
 
     Raises:
-        UserError: there is none, it is damaged, or a newer version of the program wrote it.
+        UserError: there is none, it is damaged, a newer version of the program wrote it, or its question cannot be
+            asked.
     """
     file = folder / CARD_FILE
     if not file.is_file():
@@ -156,7 +157,27 @@ def read_card(folder: Path) -> Card:
     if card.question.sha256 != card.prompt_sha256:
         what = "prompt, template, subject or classes were" if card.template else "the prompt was"
         raise UserError(f"{file}: {what} changed after training (the SHA-256 is not {card.prompt_sha256})")
+    _check_template(card, file)
     return card
+
+
+def _check_template(card: Card, file: Path) -> None:
+    """Check that the card's template gives the card's prompt, and a question about two classes alone, too: a second
+    look lists few. The SHA-256 does not prove it, because whoever wrote the template wrote the SHA-256.
+
+    Raises:
+        UserError: it does not.
+    """
+    try:
+        text = card.question.listing(card.classes)
+        card.question.listing(card.classes[:2])
+    except UserError as error:
+        raise UserError(f"{file}: {error}. A run writes no such card: ask whoever made it") from error
+    if text != card.prompt:
+        raise UserError(
+            f"{file}: the template gives another question than the prompt: {printable(text)[:80]!r}. A run writes "
+            f"no such card: ask whoever made it"
+        )
 
 
 def find_export(path: Path) -> Path:

@@ -17,8 +17,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import IO, Any
 
 import ray
@@ -30,7 +31,7 @@ from rft_cluster.cluster.gpus import HIDE_GPUS
 from rft_cluster.cluster.handles import ActorGroup, Learners, RewardActor
 from rft_cluster.cluster.images import StoredImages
 from rft_cluster.cluster.leftovers import without_leftovers
-from rft_cluster.cluster.nodes import addresses_of, check_gpus, cluster_nodes, fetch_model
+from rft_cluster.cluster.nodes import addresses_of, check_gpus, check_shared, cluster_nodes, fetch_model
 from rft_cluster.cluster.placement import bundles, by_host, describe_placement, place, split_needed
 from rft_cluster.cluster.recovery import Again, Recovery, never
 from rft_cluster.cluster.reservation import reserve, taken
@@ -80,6 +81,7 @@ def connect(config: ClusterSection, cpus: float) -> str:
     # Ray hands the path of Python to a shell without quotes: in a folder with a space no actor would start.
     if (python := shlex.quote(sys.executable)) != sys.executable:
         local["runtime_env"] = {"py_executable": python}
+    _keep_token_to_oneself()
     try:
         with without_leftovers():
             url = _init(num_cpus=available, **local, **quiet)
@@ -88,10 +90,18 @@ def connect(config: ClusterSection, cpus: float) -> str:
             f"Ray could not start on this machine: {error}\nIts logs are in session_latest/logs of the folder ray in "
             f"RAY_TMPDIR, TMPDIR or /tmp"
         ) from error
-    token = Path.home() / ".ray" / "auth_token"
-    if token.exists():
-        token.chmod(0o600)  # Ray creates the file readable for all users
     return f"Ray started here, dashboard http://{url} (it asks for a token: ray get-auth-token)"
+
+
+def _keep_token_to_oneself() -> None:
+    """Ray writes a new token to a file that all users may read, unless it is there before, be it empty."""
+    token = Path.home() / ".ray" / "auth_token"
+    makes = os.environ.get("RAY_AUTH_MODE", "token").lower() == "token"
+    if makes and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
+        token.parent.mkdir(parents=True, exist_ok=True)
+        token.touch(mode=0o600)
+    if token.exists():
+        token.chmod(0o600)  # one that was made otherwise
 
 
 def _join(address: str, options: dict[str, Any]) -> str:
@@ -211,12 +221,14 @@ def start_generators(config: Config, model_path: str, images: Mapping[str, bytes
 @contextmanager
 def _reserved(config: Config, training: bool, model_path: str, images: Mapping[str, bytes]) -> Iterator[Actors]:
     wanted = bundles(config, training)
+    if Path(model_path).is_dir():  # on other nodes Ray's processes have another working folder
+        model_path = str(Path(model_path).absolute())
     print(connect(config.cluster, sum(bundle.cpus for bundle in wanted)), flush=True)
     try:
         place(config, cluster_nodes(), training)  # refuses at once a run that these nodes can never hold
         reservation = reserve(config, wanted)
         if config.cluster.joins:  # on this machine both are done before Ray starts
-            _prepare(addresses_of(reservation.groups), config, model_path)
+            _prepare(addresses_of(reservation.groups), config, model_path, training)
         # The driver keeps the images' references, for actors that start afresh.
         yield Actors(config, reservation, model_path, StoredImages(images))
         reservation.give_back()
@@ -224,10 +236,17 @@ def _reserved(config: Config, training: bool, model_path: str, images: Mapping[s
         ray.shutdown()
 
 
-def _prepare(nodes: Mapping[str, str], config: Config, model_path: str) -> None:
+def _prepare(nodes: Mapping[str, str], config: Config, model_path: str, training: bool) -> None:
     """What nodes need before actors start there and their deadline runs. `nodes`: Ray's node id -> address."""
     if config.cluster.device == "cuda":
         check_gpus(nodes)
+    files = {"model.path": Path(model_path, "config.json")} if Path(model_path).is_dir() else {}
+    with ExitStack() as stack:
+        if training and config.run_folder.is_dir():
+            probe = stack.enter_context(NamedTemporaryFile(dir=config.run_folder, prefix=".seen-by-all-nodes-"))
+            files["run.folder"] = Path(probe.name)
+        if files:
+            check_shared(nodes, files)
     fetch_model(nodes, model_path, config.cluster.step_timeout)
 
 

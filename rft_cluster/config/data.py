@@ -52,8 +52,8 @@ class DataSection(Section):
     unseen_classes: list[str] = Field([])
     """Classes that are tested and not trained, e.g. `[eight, nine]`: what the policy makes of what it was never shown.
     Their images are left out of training and validation, and their names out of training's prompts; a question of the
-    test that lists the classes lists all. Test images are the same as without this key. The unlabelled pool stays
-    whole."""
+    test that lists the classes lists all. Test images are the same as without this key; a class with fewer images
+    than `shots`, or with none to learn from, is only tested. The unlabelled pool stays whole."""
     strip_prefix: bool = False
     """Remove the number or code at the start of every class name: `001.Black_footed_Albatross`."""
     aliases: dict[str, list[str]] = Field({})

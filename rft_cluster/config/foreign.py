@@ -12,12 +12,14 @@ import shlex
 from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.text import shown
+from rft_cluster.config.data import DataSection
 from rft_cluster.config.sections import Config
 
+D = TypeVar("D", bound=DataSection)
 TEMPLATES = {path.stem for path in (Path(__file__).parents[1] / "prompts").glob("*.txt")} | {"problem"}
 RECORDS = ("manifest.json", "metrics.jsonl", "eval.jsonl", "rollouts", "checkpoints")
 EXPORTS = ("classifier.json", "model/classifier.json", "model-best/classifier.json")
@@ -113,13 +115,18 @@ def settled(config: Config, folder: Path, typed: set[str]) -> Config:
     """Adapt the configuration of a run to its present `folder`: its records go there, and data beside it are found."""
     run = {"folder": folder.parent, "name": folder.name}
     run = {name: value for name, value in run.items() if f"run.{name}" not in typed}
-    paths = {"path": config.data.path, "images": config.data.images}
-    data = {
-        name: _beside(path, folder, config.run.folder) for name, path in paths.items() if f"data.{name}" not in typed
-    }
-    return config.model_copy(
-        update={"run": config.run.model_copy(update=run), "data": config.data.model_copy(update=data)}
-    )
+    update: dict[str, Any] = {"run": config.run.model_copy(update=run)}
+    update["data"] = _data_beside(config.data, "data", folder, config.run.folder, typed)
+    if also := config.evaluation.also:
+        also = _data_beside(also, "evaluation.also", folder, config.run.folder, typed)
+        update["evaluation"] = config.evaluation.model_copy(update={"also": also})
+    return config.model_copy(update=update)
+
+
+def _data_beside(data: D, key: str, folder: Path, saved: Path, typed: set[str]) -> D:
+    """The section `key` with its paths as `_beside` finds them, except typed ones."""
+    paths = {name: getattr(data, name) for name in ("path", "images") if f"{key}.{name}" not in typed}
+    return data.model_copy(update={name: _beside(path, folder, saved) for name, path in paths.items()})
 
 
 def _beside(path: Path | None, folder: Path, saved: Path) -> Path | None:

@@ -20,7 +20,15 @@ from rft_cluster.common.lookup import find_function, slip
 from rft_cluster.common.progress import with_progress
 from rft_cluster.config import DataSection
 from rft_cluster.data.conflicts import near_copies_note
-from rft_cluster.data.dataset import FewShotDataset, LabelledImage, check_aliases, check_labels, composed, listing
+from rft_cluster.data.dataset import (
+    FewShotDataset,
+    LabelledImage,
+    check_aliases,
+    check_labels,
+    check_names,
+    composed,
+    listing,
+)
 from rft_cluster.data.digits import load_digits
 from rft_cluster.data.flower102 import load_flower102
 from rft_cluster.data.folder import load_folder
@@ -75,6 +83,8 @@ def load_dataset(config: DataSection, seed: int, view: View = WHOLE) -> FewShotD
     if earlier:
         check_manifest(dataset, earlier)
         dataset = replace(dataset, left_out=tuple(earlier["left_out"]))
+    else:  # a run of an earlier version goes on with its names
+        check_names(dataset.classes)
     _check_splits(dataset, config)
     if config.source not in SOURCES:
         _check_images(dataset, config)

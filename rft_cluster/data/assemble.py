@@ -9,31 +9,36 @@ train, validation, test        validation                test
 from dataclasses import replace
 
 from rft_cluster.common.errors import UserError
-from rft_cluster.config import DataSection
+from rft_cluster.config import AlsoSection, DataSection
 from rft_cluster.data.conflicts import conflicting
 from rft_cluster.data.dataset import FewShotDataset, check_classes, listing
 from rft_cluster.data.names import chosen_names, name_notes
 from rft_cluster.data.reading import Labelled, Unread, look_at, skip_or_refuse
 from rft_cluster.data.split import choose, dataset_of
+from rft_cluster.data.unseen import with_unseen
 
 
 def assemble(name: str, parts: dict[str, Unread], found: list[str], config: DataSection, seed: int) -> FewShotDataset:
     """Choose the few-shot splits. `parts` has the key "train", and "validation" and "test" where the source has them.
 
-    `found` are the source's class names, in order. The result has `config.classes`, or the chosen and renamed classes.
-    No image is in two splits.
+    `found` are the class names of the source's training images, in order. The result has `config.classes`, or the
+    chosen and renamed classes. No image is in two splits.
 
     Raises:
         UserError: images cannot be used, the parts have different classes, or there are too few images.
     """
+    found = with_unseen(found, [e.label for part in parts.values() for e in part.examples], config)
     names = chosen_names(found, config)
     classes = check_classes(list(names.values()), config.classes)
     for part in parts.values():
         unknown = sorted({e.label for e in part.examples} - set(found))
         if unknown:
+            cures = "rename them as there, or remove them"
+            if not isinstance(config, AlsoSection):
+                cures = f"{cures}, or name them in data.unseen_classes to test them without training"
             raise UserError(
-                f"data.path: {part.where} has classes that {parts['train'].where} has not; rename them as "
-                f"there, or remove them:\n{listing(list(map(repr, unknown)))}"
+                f"data.path: {part.where} has classes that {parts['train'].where} has not; {cures}:\n"
+                f"{listing(list(map(repr, unknown)))}"
             )
     parts = _without_conflicts({role: part.named(names) for role, part in parts.items()}, config)
     held_out = {role: part for role, part in parts.items() if role != "train"}

@@ -1,6 +1,7 @@
 """The type of a few-shot data set, and the checks of its labels. `split.py` makes one from labelled images."""
 
 import hashlib
+import re
 import reprlib
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,10 @@ from rft_cluster.data.lazy import LazyImages
 from rft_cluster.messages import Example, ImageRef
 
 LISTED = 40
+# A block needs its end, but <think> and <answer> also count alone: <NA> may be a class, </label> not.
+TAG = re.compile(r"</\s*[A-Za-z][^<>]*>|<\s*(?:think|answer)(?:\s[^<>]*)?>", re.IGNORECASE)
+NO_CLASSES = ("unsure", "(no class)")  # in `classification/predictions.py` and in confusion matrices
+RENAME = "Rename it: its folder, or its name in the table or in data.classes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +250,25 @@ def check_labels(classes: list[str]) -> None:
                 f"underscores and punctuation do not count. Merge or rename one of them"
             )
         seen[key] = label
+
+
+def check_names(classes: list[str]) -> None:
+    """Refuse names that would be taken for something else.
+
+    Raises:
+        UserError: a name holds a tag by which a question shows a layout, or is what is said where there is no class.
+    """
+    for label in classes:
+        if tag := TAG.search(label):
+            raise UserError(
+                f"class {label!r} holds {tag[0]}: in a question that lists the classes it would be taken for a tag of "
+                f"the answer's layout. {RENAME}"
+            )
+        if normalise_label(label) in map(normalise_label, NO_CLASSES):
+            raise UserError(
+                f"class {label!r} cannot be told from {' and '.join(NO_CLASSES)}, which predict and evaluate say where "
+                f"no class is answered. {RENAME}"
+            )
 
 
 def check_aliases(classes: list[str], aliases: dict[str, list[str]]) -> dict[str, tuple[str, ...]]:

@@ -32,6 +32,7 @@ from rft_cluster.data.files import (
 )
 from rft_cluster.data.names import chosen_names, find_splits, split_role
 from rft_cluster.data.reading import Labelled, Unread, decoded
+from rft_cluster.data.unseen import with_unseen
 
 IMAGE_FOLDERS = {"images", "image", "imgs", "img", "pictures", "pics", "photos", "jpg", "jpeg", "png", "jpegimages"}
 DEPTH = 4  # levels below data.path that are searched for the folder that the user may have meant
@@ -56,7 +57,7 @@ def load_folder(config: DataSection, seed: int) -> FewShotDataset:
     left_out = LeftOut()
     layout = _layout(root, config, left_out)
     classes = {role: _class_folders(part, root, left_out) for role, part in layout.parts.items()}
-    found = list(classes["train"])
+    found = with_unseen(list(classes["train"]), [label for part in classes.values() for label in part], config)
     names = chosen_names(found, config)  # images of other classes are not read at all
     wanted = {
         role: {label: folder for label, folder in folders.items() if label in names or label not in found}

@@ -13,6 +13,7 @@ Validation and test images come from the set's own splits (see `assemble.py`), o
 import glob
 import json
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,7 +47,7 @@ def load_hub(config: DataSection, seed: int) -> FewShotDataset:
     """The few-shot splits of the set that `data.path` names. Example ids are `split/row`.
 
     Only the chosen images are decoded. Classes have the order of ClassLabel, or else of the alphabet. Classes without
-    a training image are left out.
+    a training image are left out, except those of `data.unseen_classes`.
 
     Raises:
         UserError: the set cannot be loaded, has unsuitable columns, labels or splits, or too few images, or a chosen
@@ -76,7 +77,7 @@ def load_hub(config: DataSection, seed: int) -> FewShotDataset:
         raise UserError(f"data.held_out is set, but {name} has a {own} split of its own: set data.held_out=null")
     apart = config.held_out is not None or (len(parts) == 1 and takes_official(config))
     if len(parts) == 1 and not apart and not config.folds:
-        _check_left_over(name, len(labels), len(set(labels)), config)
+        _check_left_over(name, labels, config)
     found = [label for label in order if label in set(labels)]
     training = replace_keys(config, validation=0, test=0) if apart else config
     dataset = assemble(name, parts, found, training, seed)
@@ -235,11 +236,12 @@ def _is_hidden(path: Path) -> bool:
 # --- held-out images
 
 
-def _check_left_over(name: str, images: int, classes: int, config: DataSection) -> None:
-    left, wanted = images - config.shots * classes, config.validation + config.test
+def _check_left_over(name: str, labels: list[str], config: DataSection) -> None:
+    left = sum(max(0, images - config.shots) for images in Counter(labels).values())
+    wanted = config.validation + config.test
     if left < wanted and left <= 0:
         raise UserError(
-            f"{name} has only its {images} training images and no test split, but data.validation is "
+            f"{name} has only its {len(labels)} training images and no test split, but data.validation is "
             f"{config.validation} and data.test {config.test}. Set both to 0, or data.held_out to a Flower102 archive "
             f"to draw them from (data.download=true fetches it)"
         )

@@ -8,6 +8,7 @@
 
 Training images are taken from the front and held-out ones from the back, so that runs with 1, 2, 4 or 8 shots
 and one seed share their test images (as long as no class runs short) and their training images are nested.
+A class of `data.unseen_classes` that has too few images for the shots gives all of them to the test.
 
 With `data.manifest` nothing is drawn: the images that an earlier run's manifest names are taken, in its order.
 """
@@ -21,7 +22,14 @@ from rft_cluster.common.errors import UserError
 from rft_cluster.common.text import shown
 from rft_cluster.config import AlsoSection, DataSection
 from rft_cluster.data.conflicts import conflicting
-from rft_cluster.data.dataset import FewShotDataset, LabelledImage, check_labelled, listing, seeded_generator
+from rft_cluster.data.dataset import (
+    FewShotDataset,
+    LabelledImage,
+    check_labelled,
+    composed,
+    listing,
+    seeded_generator,
+)
 from rft_cluster.data.lazy import LazyImages, Pool
 from rft_cluster.data.manifest import read_manifest
 from rft_cluster.data.names import chosen_names, name_notes
@@ -55,8 +63,8 @@ def few_shot_split(
 
     Raises:
         UserError: images cannot be read (unless `config.on_bad_image` is skip), a picture has two labels (unless
-            `config.on_conflict` is skip), a class has too few images for the shots, or too few images are left for
-            validation and test.
+            `config.on_conflict` is skip), a class has too few images for the shots and is not in
+            `config.unseen_classes`, or too few images are left for validation and test.
         KeyError: an example's label is not one of `classes`.
         TypeError: `examples` is not a list of `LabelledImage`.
     """
@@ -156,13 +164,22 @@ def _without_duplicates(
 def _draw(
     different: list[Labelled], classes: list[str], lost: Counter[str], config: DataSection, seed: int
 ) -> tuple[list[Labelled], list[Labelled], list[Labelled]]:
-    """Draw train, validation and test. `lost` counts each class's skipped images, for the messages."""
+    """Draw train, validation and test. `lost` counts each class's skipped images, for the messages.
+
+    An unseen class is drawn as if it were trained, so that the test images are those of a run that trains it. One with
+    fewer images than the shots could not be trained: all its images are tested, beyond `config.test`, and the other
+    classes are drawn as if it were not there.
+    """
     shuffled = _shuffled(different, classes, seed)
+    unseen = set(map(composed, config.unseen_classes))
+    alone = {label: shuffled.pop(label) for label in classes if label in unseen and len(shuffled[label]) < config.shots}
     _check_shots(shuffled, lost, config.shots)
     train = [example for members in shuffled.values() for example in members[: config.shots]]
     left = {label: members[config.shots :][::-1] for label, members in shuffled.items()}
     _check_held_out(shuffled, lost.total(), config)
     test, validation = _split_evenly(_round_robin(left, config.validation + config.test, seed), config.test)
+    if config.test:  # 0 where the test has images of its own
+        test += [example for members in alone.values() for example in members]
     return train, validation, test
 
 
@@ -229,7 +246,7 @@ def _check_held_out(by_class: dict[str, list[Labelled]], lost: int, config: Data
         asked = {"validation": config.validation, "test": config.test}
         cures.append("set " + " ".join(f"data.{key}={number}" for key, number in fitting.items() if asked[key]))
     trains = config.shots and not isinstance(config, AlsoSection)
-    folds = _fitting_folds(by_class, config.shots)
+    folds = None if config.unseen_classes else _fitting_folds(by_class, config.shots)  # they do not go together
     if folds and config.test and trains:
         cures.append(
             f"test every image in turn, in {folds} trainings one after the other: the same command with "

@@ -1,11 +1,27 @@
 """Classes that are tested and not trained (`data.unseen_classes`)."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.lookup import nearest
-from rft_cluster.config import DataSection
+from rft_cluster.config import AlsoSection, DataSection
 from rft_cluster.data.dataset import LISTED, FewShotDataset, composed, listing
+from rft_cluster.data.names import PREFIX
+
+
+def with_unseen(found: Sequence[str], held_out: Iterable[str], config: DataSection) -> list[str]:
+    """The source's classes: those `found` among training images, then those of `config.unseen_classes` that only the
+    labels `held_out` have, because a class that is not trained needs no training images."""
+    unseen = set(map(composed, config.unseen_classes))
+    return [*found, *(label for label in sorted(set(held_out) - set(found)) if _name(label, config) in unseen)]
+
+
+def _name(label: str, config: DataSection) -> str:
+    """The class's name in the run, after `data.strip_prefix`."""
+    label = composed(label)
+    prefixed = PREFIX.fullmatch(label) if config.strip_prefix else None
+    return prefixed[2] if prefixed else label
 
 
 def without_unseen(dataset: FewShotDataset, config: DataSection) -> FewShotDataset:
@@ -16,10 +32,11 @@ def without_unseen(dataset: FewShotDataset, config: DataSection) -> FewShotDatas
     outside.
 
     Raises:
-        UserError: an unseen class is none of the classes or has no test image, or fewer than two classes are left.
+        UserError: an unseen class is none of the classes or has no test image, fewer than two classes are left, or
+            no test image is of a class with training images.
     """
     if not config.unseen_classes:
-        return dataset
+        return dataset if isinstance(config, AlsoSection) else _with_seen_test(dataset)  # that has no baselines
     unseen = _checked([composed(label) for label in config.unseen_classes], dataset.classes)
     train, validation = (
         [example for example in split if example.label not in unseen] for split in (dataset.train, dataset.validation)
@@ -27,8 +44,8 @@ def without_unseen(dataset: FewShotDataset, config: DataSection) -> FewShotDatas
     tested = {example.label for example in dataset.test}
     if dataset.test and (missing := [repr(label) for label in unseen if label not in tested]):
         raise UserError(
-            f"data.unseen_classes: the test has no images of these classes; add images, or raise data.test:\n"
-            f"{listing(missing)}"
+            f"data.unseen_classes: the test has no images of these classes; add images, raise data.test, or "
+            f"lower data.shots:\n{listing(missing)}"
         )
     remark = (
         f"{len(unseen)} of {len(dataset.classes)} classes are tested and not trained ({', '.join(map(repr, unseen))}): "
@@ -37,7 +54,23 @@ def without_unseen(dataset: FewShotDataset, config: DataSection) -> FewShotDatas
     )
     dropped = [one.example_id for one in dataset.validation if one.label in unseen]
     left_out = tuple(dict.fromkeys([*dataset.left_out, *dropped]))
-    return replace(dataset, train=train, validation=validation, left_out=left_out, remarks=[*dataset.remarks, remark])
+    remarks = [*dataset.remarks, remark]
+    return _with_seen_test(replace(dataset, train=train, validation=validation, left_out=left_out, remarks=remarks))
+
+
+def _with_seen_test(dataset: FewShotDataset) -> FewShotDataset:
+    """The data set, if a test image is of a class with training images. Baselines can name no other class, so the end
+    of the run would have nothing to compare the policy with."""
+    if dataset.test and not dataset.seen_test:
+        unseen, tested = dataset.unseen, {example.label for example in dataset.test}
+        theirs = ", ".join([repr(label) for label in unseen if label in tested][:LISTED])
+        others = ", ".join([repr(label) for label in dataset.classes if label not in unseen][:LISTED])
+        raise UserError(
+            f"data.test: all {len(dataset.test)} test images are of classes that are not trained ({theirs}), but the "
+            f"baselines and the verdict are about the others ({others}): add test images of one of these, or raise "
+            f"data.test"
+        )
+    return dataset
 
 
 def _checked(unseen: list[str], classes: list[str]) -> list[str]:

@@ -173,11 +173,12 @@ def _run(config: Config) -> Iterator[Finding]:
 
 
 def _folder_and_trackers(config: Config) -> str:
-    from rft_cluster.run.preflight import check_deadlines, check_run_folder
+    from rft_cluster.run.preflight import check_deadlines, check_run_folder, check_unread
     from rft_cluster.tracking.start import check_tracking
 
     check_deadlines(config)
     check_run_folder(config)
+    check_unread(config)
     check_tracking(config)
     return f"{config.run_folder} can be written"
 

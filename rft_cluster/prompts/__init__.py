@@ -30,11 +30,12 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from jinja2 import StrictUndefined, Template, TemplateError
+from jinja2 import StrictUndefined, Template
 from jinja2.sandbox import SandboxedEnvironment
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.lookup import did_you_mean
+from rft_cluster.common.text import printable
 from rft_cluster.messages import Example, Prompt
 
 FOLDER = Path(__file__).parent
@@ -80,10 +81,16 @@ class Question:
         return [label for label in self.classes if label not in self.unseen]
 
     def listing(self, classes: Sequence[str]) -> str:
-        """The text with the classes listed in this order."""
+        """The text with the classes listed in this order.
+
+        Raises:
+            UserError: the template fails on these classes, or gives an empty text or special tokens. It may be a
+                stranger's, of a card.
+        """
         if self.template is None:
             return self.text
-        return _compiled(self.template).render(subject=self.subject, classes=classes).strip()
+        where = f"the question's template, with {len(classes)} classes,"
+        return _checked(_rendered(self.template, where, self.subject, classes), where)
 
     def some_orders(self, count: int, seed: int) -> list[list[str]]:
         """`count` drawn orders of the classes, each unlike the others and the data set's own, as far as there are so
@@ -143,14 +150,15 @@ def render_template(name_or_path: str, subject: str, classes: list[str], problem
         return _checked(problem, where)
     path = find_template(name_or_path)
     source = _read(path)
-    _check_marks(COMMENT.sub("", source), f"prompt.template: {path}", "Take it out there")
-    text = _rendered(source, path, subject, classes)
-    if _rendered(source, path, "", classes) != _rendered(source, path, "flower", classes):
+    where = f"prompt.template: {path}"
+    _check_marks(COMMENT.sub("", source), where, "Take it out there")
+    text = _rendered(source, where, subject, classes)
+    if _rendered(source, where, "", classes) != _rendered(source, where, "flower", classes):
         _check_subject(subject, path)
     for label in classes:
         if "<|" in label and label in text:
             raise UserError(f"class {label!r} holds a special token (<|...): rename it, or take another template")
-    return _checked(text, f"prompt.template: {path}")
+    return _checked(text, where)
 
 
 def narrowed(question: Question, subject: str, options: Sequence[str]) -> str:
@@ -159,7 +167,7 @@ def narrowed(question: Question, subject: str, options: Sequence[str]) -> str:
     One that does not list the classes is asked by the template `closed`, or by `with_labels` if it asks for reasoning.
 
     Raises:
-        UserError: a class name holds a special token.
+        UserError: a class name holds a special token, or as `Question.listing`.
     """
     if question.template is not None:
         return question.listing(options)
@@ -201,18 +209,21 @@ def _check_marks(source: str, where: str, cure: str) -> None:
         )
 
 
-def _rendered(source: str, path: Path, subject: str, classes: list[str]) -> str:
+def _rendered(source: str, where: str, subject: str, classes: Sequence[str]) -> str:
     try:
-        return _compiled(source).render(subject=subject, classes=classes).strip()
-    except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
+        # A list of its own: a template may call `classes.sort()`.
+        return _compiled(source).render(subject=subject, classes=list(classes)).strip()
+    except Exception as error:  # what a template computes may fail in any way, also while Jinja2 compiles it
         raise UserError(
-            f"prompt.template: {path} cannot be rendered: {error}. Its variables are subject and classes"
+            f"{where} cannot be rendered: {printable(str(error))}. Its variables are subject and classes"
         ) from error
 
 
 @lru_cache(maxsize=8)
 def _compiled(source: str) -> Template:
-    return SandboxedEnvironment(undefined=StrictUndefined).from_string(source)
+    environment = SandboxedEnvironment(undefined=StrictUndefined)
+    del environment.filters["random"], environment.globals["lipsum"]  # a question has one text, whenever it is rendered
+    return environment.from_string(source)
 
 
 def _checked(text: str, where: str) -> str:

@@ -8,11 +8,12 @@ for line in check_task(config, task, model): print(line)
 import tempfile
 from dataclasses import dataclass
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.files import ROOM, bytes_in, check_home, check_space, check_writable, size
-from rft_cluster.config import Config
+from rft_cluster.config import Config, PromptSection
 from rft_cluster.data.flower102 import takes_official
 from rft_cluster.data.manifest import read_manifest
 from rft_cluster.data.official import bytes_to_download
@@ -24,6 +25,7 @@ from rft_cluster.model.tiny.conditions import check_conditions
 from rft_cluster.prompts import PROBLEM, find_template
 from rft_cluster.run.answers import ALSO
 from rft_cluster.run.inside import runs_inside
+from rft_cluster.run.resume import read_saved_config
 from rft_cluster.run.saving import BEST, MODEL
 from rft_cluster.run.space import disk_bytes
 from rft_cluster.run.task import (
@@ -74,6 +76,34 @@ def check_deadlines(config: Config) -> None:
             )
 
 
+def check_unread(config: Config) -> None:
+    """Check that no key is set that nothing in the run reads: the value would do nothing, and nobody would say so.
+
+    Not a part of the configuration's own rules either. A run that goes on may keep what it was begun with.
+
+    Raises:
+        UserError: one is; the message has the value and what would read it.
+    """
+    begun = config.run_folder / "config.yaml"
+    for key, cure in _unread(config).items():
+        value = attrgetter(key)(config)
+        if not (begun.is_file() and attrgetter(key)(read_saved_config(begun)) == value):
+            raise UserError(f"{key} is {value}, but nothing in this run reads it: {cure}, or leave {key} out")
+
+
+def _unread(config: Config) -> dict[str, str]:
+    """The keys that are set and not read, each with what to do."""
+    found = {}
+    if config.evaluation.encoder is not None and "encoder" not in config.baselines:
+        found["evaluation.encoder"] = "add encoder to baselines"
+    if config.prompt.top_k != PromptSection().top_k and config.prompt.options == "all":
+        found["prompt.top_k"] = "set prompt.options=own_top_k"
+    if config.optimizer.sft_learning_rate is not None and not runs_inside(config):
+        inside = "add sft to baselines, or set schedule.warm_start"
+        found["optimizer.sft_learning_rate"] = inside if config.algorithm.samples else "set optimizer.learning_rate"
+    return found
+
+
 def check_run_folder(config: Config) -> None:
     """Raise UserError if the run's folder cannot be created or written, or lies among the classes' folders."""
     check_writable(config.run_folder, "Set run.folder to a folder that can be")
@@ -110,19 +140,21 @@ def check_paths(config: Config, model_path: str) -> Model | None:
     return model
 
 
-def check_task(config: Config, task: Task, model: Model | None) -> Checked:
+def check_task(config: Config, task: Task, model: Model | None, training: bool = True) -> Checked:
     """Check that the model can be asked about every image and can write a right answer.
+
+    `training`: the task is trained, and not only asked.
 
     Raises:
         UserError: one of these fails.
     """
     if model is None:
-        parameters, shapes, asked = _check_tiny(config, task)
+        parameters, shapes, asked = _check_tiny(config, task, training)
         origin = ""
     else:
         parameters = check_files(model, config.max_model_tokens)
         shapes = read_shapes(model.folder)
-        asked = _asked(config, task, str(model.folder))
+        asked = _asked(config, task, str(model.folder), training)
         origin = model.note
     notes = [*filter(None, [origin]), *asked.notes, *pool_note(config, task)]
     return Checked(parameters, shapes, _by_split(task, asked.lengths), notes)
@@ -152,17 +184,17 @@ def check_baselines(config: Config, task: Task, model: Model | None) -> None:
         check_encoder(config.evaluation.encoder)
     if "base_closed" in config.baselines:
         try:
-            check_task(*with_classes_listed(config, task), model)
+            check_task(*with_classes_listed(config, task), model, training=False)
         except UserError as error:
             raise UserError(f"baselines: base_closed: {error}") from error
 
 
-def _asked(config: Config, task: Task, folder: str) -> Asked:
-    """What the tokenizer says about all examples of the task, followed by those of `task.also`."""
-    asked = ask_model(config, task, folder, task.examples)
+def _asked(config: Config, task: Task, folder: str, training: bool) -> Asked:
+    """What the tokenizer says about all examples of the task, followed by those of `task.also`, which is only asked."""
+    asked = ask_model(config, task, folder, task.examples, training)
     if task.also is None:
         return asked
-    also = ask_model(config, task.also, folder, task.also.dataset.test)
+    also = ask_model(config, task.also, folder, task.also.dataset.test, training=False)
     return Asked([*asked.lengths, *also.lengths], [*asked.notes, *(f"also        {note}" for note in also.notes)])
 
 
@@ -192,7 +224,7 @@ def check_disk(config: Config, parameters: int) -> str:
     return f"disk        {size(needed)} for checkpoints, models and journal in {config.run_folder}"
 
 
-def _check_tiny(config: Config, task: Task) -> tuple[int, Shapes, Asked]:
+def _check_tiny(config: Config, task: Task, training: bool) -> tuple[int, Shapes, Asked]:
     """Check the tiny model before it is built. Returns its number of parameters and sizes, and what it was asked."""
     dataset = task.dataset
     check_conditions(len(dataset.pool), dataset.classes)
@@ -207,4 +239,4 @@ def _check_tiny(config: Config, task: Task) -> tuple[int, Shapes, Asked]:
         processor.save_pretrained(folder)
         model.config.save_pretrained(folder)
         shapes = Shapes.of(model.config.to_dict(), Path(folder))
-        return model.num_parameters(), shapes, _asked(config, task, folder)
+        return model.num_parameters(), shapes, _asked(config, task, folder, training)

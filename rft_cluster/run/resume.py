@@ -12,7 +12,7 @@ from rft_cluster.common.errors import ClusterError, UserError, explain
 from rft_cluster.common.files import FULL, DiskFull, NewerFormat
 from rft_cluster.common.lookup import nearest
 from rft_cluster.common.text import shown
-from rft_cluster.config import Config
+from rft_cluster.config import Config, Section
 from rft_cluster.config.load import read_file, validated
 from rft_cluster.data.manifest import OtherData, read_manifest
 from rft_cluster.run.activity import ACTIVITY_FILE
@@ -23,12 +23,17 @@ from rft_cluster.run.options import OPTIONS_FILE
 from rft_cluster.run.records import check_rows
 from rft_cluster.run.task import Task, family_of_model, prepare, prepare_also
 
+SFT_RATE = "optimizer.sft_learning_rate"
 # These keys do not change what a step computes, so they may differ when a run is resumed. The data may have moved: the
-# manifest has the hash of each image.
+# manifests have the hash of each image.
 MAY_CHANGE = {
     *("cluster", "generators", "learners", "scoring", "debug", "run.name", "run.folder", "run.sinks", "tracking"),
-    *("baselines", "evaluation.encoder", "optimizer.sft_learning_rate"),
-    *("data.path", "data.images", "data.held_out", "data.download", "data.manifest"),
+    *("baselines", "evaluation.encoder", SFT_RATE),
+    *(
+        f"{data}.{key}"
+        for data in ("data", "evaluation.also")
+        for key in ("path", "images", "held_out", "download", "manifest")
+    ),
     *(f"schedule.{key}" for key in ("steps", "evaluate_every", "save_every", "save_minutes", "keep_checkpoints")),
     "schedule.stop_when_stuck",
 }
@@ -110,7 +115,8 @@ def find_start(config: Config, resume: bool) -> Start:
     for name in ("metrics.jsonl", "eval.jsonl"):
         check_rows(folder / name)
     checkpoint, problems = latest_checkpoint(folder)
-    notes += [f"WARNING: passed over a damaged checkpoint, and took the one before: {problem}" for problem in problems]
+    instead = "took the one before" if checkpoint else "all steps are in the journal"
+    notes += [f"WARNING: passed over a damaged checkpoint, and {instead}: {problem}" for problem in problems]
     steps, done = config.schedule.steps, checkpoint.state.step if checkpoint else 0
     if done > steps:
         raise UserError(
@@ -198,8 +204,8 @@ def check_kinds(folder: Path) -> None:
 
 
 def _check_unchanged(folder: Path, saved: Config, config: Config) -> None:
-    then, now = _flat(saved), _flat(config)
-    changed = [key for key in (then | now) if not _may_change(key) and then.get(key) != now.get(key)]
+    then, now = _flat(saved, config), _flat(config, saved)
+    changed = [key for key in (then | now) if not _may_change(key, saved) and then.get(key) != now.get(key)]
     if IMAGE_LIMITS.intersection(changed):  # one may say in pixels what the other says in tokens
         side = family_of_model(config).side
         if saved.model.pixels(side) == config.model.pixels(side):
@@ -212,19 +218,26 @@ def _check_unchanged(folder: Path, saved: Config, config: Config) -> None:
         )
 
 
-def _flat(config: Config) -> dict[str, Any]:
-    """`section.key` -> value."""
-    sections = config.model_dump(mode="json")
-    lists = {key: value for key, value in sections.items() if not isinstance(value, dict)}
-    return lists | {
-        f"{section}.{key}": value
-        for section, values in sections.items()
-        if section not in lists
-        for key, value in values.items()
-    }
+def _flat(section: Section, other: Section, above: str = "") -> dict[str, Any]:
+    """`section.key` -> value; `section.section.key` where `other`, too, has the section within. One that `other` has
+    not is a single value, without the keys that have their defaults."""
+    found: dict[str, Any] = {}
+    for name, value in section.model_dump(mode="json").items():
+        key, own, theirs = f"{above}{name}", getattr(section, name), getattr(other, name)
+        if isinstance(own, Section) and isinstance(theirs, Section):
+            found |= _flat(own, theirs, f"{key}.")
+        elif isinstance(own, Section):
+            found[key] = own.model_dump(mode="json", exclude_defaults=True)
+        elif isinstance(own, dict) and not above:  # `rewards`
+            found |= {f"{key}.{one}": weight for one, weight in value.items()}
+        else:
+            found[key] = value
+    return found
 
 
-def _may_change(key: str) -> bool:
+def _may_change(key: str, saved: Config) -> bool:
+    if key == SFT_RATE and saved.schedule.warm_start:
+        return False  # GRPO starts from what was, or is being, learned at that rate
     return key in MAY_CHANGE or key.partition(".")[0] in MAY_CHANGE
 
 

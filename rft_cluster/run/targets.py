@@ -65,6 +65,8 @@ def target_tokens(encoder: "PromptEncoder", text: str) -> list[int]:
 def check_targets(config: Config, encoder: "PromptEncoder", question: str, classes: Iterable[str]) -> str:
     """Check that every class's target fits into `sampling.max_tokens`. Returns a line with one of them, for the user.
 
+    `config`: that of the run of SFT, which may be a warm start or a baseline inside another run.
+
     Raises:
         UserError: one does not fit, so that an evaluation would cut the answer that was taught.
     """
@@ -73,7 +75,7 @@ def check_targets(config: Config, encoder: "PromptEncoder", question: str, class
     tokens, most = len(target_tokens(encoder, longest)), config.sampling.max_tokens
     if tokens > most:
         raise UserError(
-            f"sampling.max_tokens is {most}, but the answer that algorithm.objective=sft is to teach, "
+            f"sampling.max_tokens is {most}, but the answer that SFT is to teach in {config.run_folder}, "
             f"{printable(longest)}, has {tokens} tokens with the stop token: set it to {tokens} or more"
         )
     return f"targets     {printable(longest)} (the longest, {tokens} tokens)"

@@ -22,6 +22,7 @@ from rft_cluster.model.families.known import FAMILIES
 from rft_cluster.model.folder import read_family
 from rft_cluster.model.image_size import PromptLength, view_of
 from rft_cluster.prompts import PROBLEM, Question, asks_for_thinking, make_prompts, make_question
+from rft_cluster.run.inside import runs_inside
 from rft_cluster.run.targets import check_targets
 
 TINY_CACHE = Path("~/.cache/rft_cluster/tiny")
@@ -194,8 +195,10 @@ def pool_note(config: Config, task: Task) -> list[str]:
     ]
 
 
-def room_for_answers(config: Config, task: Task, count: Callable[[str], int]) -> list[str]:
+def room_for_answers(config: Config, task: Task, count: Callable[[str], int], training: bool = True) -> list[str]:
     """Notes on right answers that are too long for `sampling.max_tokens` (see `check_room`). `count` counts tokens.
+
+    Answers that are not trained are judged by the label alone, whatever the rewards.
 
     Raises:
         UserError: all are too long, and `scoring.red_team` is refuse.
@@ -203,8 +206,9 @@ def room_for_answers(config: Config, task: Task, count: Callable[[str], int]) ->
     if config.scoring.red_team == "off":
         return []
     aliases = {example.label: example.aliases for example in task.dataset.train}
+    rewards = config.rewards if training else ("accuracy",)
     try:
-        return check_room(task.dataset.classes, aliases, config.rewards, task.text, config.sampling.max_tokens, count)
+        return check_room(task.dataset.classes, aliases, rewards, task.text, config.sampling.max_tokens, count)
     except UserError as error:
         if config.scoring.red_team == "refuse":
             raise
@@ -241,7 +245,7 @@ def check_words(task: Task) -> None:
 
 
 def check_model(config: Config, task: Task, model_path: str, examples: list[Example]) -> None:
-    """Check that a model can be asked the question about each of `examples`.
+    """Check that a model can be asked the question about each of `examples`, for an evaluation.
 
     Raises:
         UserError: the model is not complete or of no known family, a prompt is too long, or no answer fits into
@@ -251,7 +255,7 @@ def check_model(config: Config, task: Task, model_path: str, examples: list[Exam
 
     model = find_model(model_path)
     check_files(model, config.max_model_tokens)
-    asked = ask_model(config, task, str(model.folder), examples)
+    asked = ask_model(config, task, str(model.folder), examples, training=False)
     print("\n".join(asked.notes), flush=True)
 
 
@@ -263,18 +267,19 @@ class Asked:
     notes: list[str]
 
 
-def ask_model(config: Config, task: Task, folder: str, examples: list[Example]) -> Asked:
-    """Check prompts and answers with the tokenizer in `folder`.
+def ask_model(config: Config, task: Task, folder: str, examples: list[Example], training: bool = True) -> Asked:
+    """Check prompts and answers with the tokenizer in `folder`. `training`: the task is trained, and not only asked.
 
     Raises:
-        UserError: tokenizer, processor or chat template are unusable, a prompt is too long, no answer fits, or the chat
-            template opens `<think>` and the question asks for the answer alone.
+        UserError: tokenizer, processor or chat template are unusable, a prompt is too long, or no answer fits. Of a
+            task that is trained also: SFT, perhaps of a run inside, would teach an answer that does not fit; or the
+            chat template opens `<think>`, the question asks for the answer alone, and `format` is a reward.
     """
     from rft_cluster.model.encoder import PromptEncoder  # imports transformers, which takes seconds
 
     model = config.model
     encoder = PromptEncoder(folder, model)
-    if encoder.opening and "format" in config.rewards and not asks_for_thinking(task.text):
+    if training and encoder.opening and "format" in config.rewards and not asks_for_thinking(task.text):
         raise UserError(
             f"prompt.template: {config.prompt.template} asks for the answer alone, but the chat template in {folder} "
             f"opens <think> in the prompt, so no completion could have the format: take prompt.template=think_answer "
@@ -285,13 +290,15 @@ def ask_model(config: Config, task: Task, folder: str, examples: list[Example]) 
         return len(encoder.tokenizer(text)["input_ids"])
 
     opening = encoder.opening.strip()
-    notes = room_for_answers(config, task, lambda text: count(text.removeprefix(opening)))
+    notes = room_for_answers(config, task, lambda text: count(text.removeprefix(opening)), training)
     # Tokens may depend on the order in which classes are listed: the longest of a few orders counts for all.
     longest_text = max(task.question.in_some_orders(ORDERS, config.run.seed), key=count)
     prompts = make_prompts(examples, longest_text, "check", 0, config.run.seed)
     lengths = encoder.check_lengths(prompts, task.dataset.images, model.max_prompt_tokens)
     longest = max(length.tokens for length in lengths)
-    if not config.algorithm.samples:
-        notes.append(check_targets(config, encoder, task.text, task.dataset.classes))
+    sft = [one for one in (config, *runs_inside(config)) if not one.algorithm.samples] if training else []
+    if sft:  # all of them teach the same answers
+        trained = [label for label in task.dataset.classes if label not in task.dataset.unseen]
+        notes.append(check_targets(sft[0], encoder, task.text, trained))
     pixels = [f"note        {note}"] if (note := model.pixels_note(encoder.side)) else []
     return Asked(lengths, [f"prompts     {longest} tokens at most, of {model.max_prompt_tokens}", *pixels, *notes])

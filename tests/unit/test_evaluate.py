@@ -117,7 +117,9 @@ def test_every_image_is_asked_about_in_each_of_the_other_orders(task):
     for order, groups in zip(orders, reordered, strict=True):
         assert [group.prompt.example for group in groups] == images
         assert {group.prompt.text for group in groups} == {ASKED.listing(order)}
-    assert evaluate._over_orders(orders, reordered, reader)["orders"]["first"]["answers"] == 1.0
+    judged = [judge(group, reader) for group in greedy]
+    found = evaluate._over_orders(ASKED.classes, judged, orders, reordered, reader)["orders"]
+    assert (found["first"]["answers"], found["same"]) == (1.0, 0.0), "it answers the first listed in each order"
 
 
 class Thinking(Engine):
@@ -165,4 +167,4 @@ def test_other_orders_are_asked_where_the_question_lists_the_classes(task, given
             evaluate._orders(options(given), config, fixed)
     else:
         assert evaluate._orders(options(given), config, fixed) == []
-    assert evaluate._over_orders([], [], AnswerReader(["a", "b"], {})) == {}
+    assert evaluate._over_orders(["a", "b"], [], [], [], AnswerReader(["a", "b"], {})) == {}

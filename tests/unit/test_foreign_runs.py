@@ -43,6 +43,7 @@ CARD: dict[str, Any] = {
     "temperature": 1.0,
     "steps": 4,
 }
+PER_CLASS = "{{ 6 // (classes | length - 2) }}"  # a template that fails on two classes
 ABSURD = [10**12, -1, float("nan"), float("inf"), 1e300, int("9" * 400)]
 CODE = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\nclass C:\n    pass\nsteal = load = C\n"
 
@@ -149,6 +150,10 @@ def test_an_absurd_number_of_a_card_is_refused_by_name(theirs, capsys, key):
     [
         ({"min_pixels": 2 * PIXELS}, "min_pixels 6272 is above max_pixels 3136"),
         ({"prompt": "<|image_pad|>", "prompt_sha256": text_hash("<|image_pad|>")}, "special token"),
+        (
+            {"template": PER_CLASS, "prompt_sha256": Question(QUESTION, PER_CLASS, "", ("rose", "tulip")).sha256},
+            "cannot be rendered: integer division or modulo by zero",
+        ),
         ({"max_tokens": 4000}, "more than the window"),
         ({"classes": ["rose"]}, "classes: "),
         ({"\x1b[2J": 1}, "Extra inputs"),

@@ -224,7 +224,7 @@ def test_the_grace_of_the_place_is_used(tmp_path, capsys, monkeypatch):
     assert run(tmp_path, capsys, "--dry-run", "cluster.grace_seconds=30")[0] == 0
     assert (stopping.WHOLE, stopping.PATIENCE) == (10, 60)
     assert run(tmp_path, capsys, "--dry-run", "cluster.grace_seconds=540")[0] == 0
-    assert (stopping.WHOLE, stopping.PATIENCE) == (180, 1080)
+    assert (stopping.WHOLE, stopping.PATIENCE) == (180, 540)
 
 
 def test_a_dry_run_does_not_read_the_options_of_another_run(tmp_path, capsys):
@@ -300,6 +300,8 @@ GPUS = ("cluster.device=cuda", "generators.gpus=1", "learners.gpus=1")
         (["generators.kv_cache_gib=16384"], "lower generators.count, generators.kv_cache_gib"),
         (["schedule.keep_checkpoints=100000000"], "lower schedule.keep_checkpoints, or set run.folder"),
         (["run.folder=/proc/sys"], "/proc/sys/mine cannot be written"),
+        (["evaluation.encoder=enc"], "evaluation.encoder is enc, but nothing in this run reads it: add encoder"),
+        (["scoring.red_team=off", "sampling.max_tokens=5", "baselines=[sft]"], "the answer that SFT is to teach in"),
     ],
     ids=lambda value: value[0].partition("=")[0] if isinstance(value, list) else "",
 )

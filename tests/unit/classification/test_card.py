@@ -197,3 +197,26 @@ def test_a_card_of_one_text_that_lists_the_classes_is_still_asked_that_text(expo
     check_card(read_card(export), DATASET, LISTED, PIXELS)
     with pytest.raises(UserError, match="another question"):
         check_card(read_card(export), DATASET, make_question("closed", "tree", DATASET.classes), PIXELS)
+
+
+THREE = ["rose", "tulip", "iris"]
+NESTED = "{% for one in classes %}" * 30 + "{% endfor %}" * 30  # more than Python compiles
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt", "message"),
+    [
+        ("{{ 6 // (classes | length - 2) }}", "6", "template, with 2 classes, cannot be rendered: integer division"),
+        ("{{ 'x'.encode('no such') }}", "Which?", "with 3 classes, cannot be rendered: unknown encoding: no such"),
+        (NESTED, "Which?", "with 3 classes, cannot be rendered: too many"),
+        ("{{ classes | random }}", "rose", "cannot be rendered: No filter named 'random'"),
+        ("{{ 'Which?' if classes | length > 2 else '<|image_pad|>' }}", "Which?", "2 classes, holds a special token"),
+        ("{{ 'Which?' if classes | length > 2 }}", "Which?", "2 classes, gives an empty text"),
+        ("Where? {{ classes | join }}", "Where?", r"another question than the prompt: 'Where\? rosetulipiris'\. A run"),
+    ],
+)
+def test_a_stranger_s_template_is_tried_when_its_card_is_read(export, template, prompt, message):
+    theirs = Question(prompt, template, "flower", tuple(THREE))  # whose SHA-256 fits
+    carded(export, template=template, prompt=prompt, prompt_sha256=theirs.sha256, classes=THREE)
+    with pytest.raises(UserError, match=rf"^{export / CARD_FILE}: .*{message}.*ask whoever made it$"):
+        read_card(export)

@@ -175,6 +175,13 @@ def test_a_run_writes_to_where_it_lies_and_finds_its_data(tmp_path, monkeypatch,
     file.write_text(json.dumps({**config, "data": {"source": "csv", "path": "none.csv", "images": "photos"}}))
     table = load_config(str(file), []).data
     assert (table.path, table.images) == (Path("none.csv"), photos)
+    also = {"source": "csv", "path": "none.csv", "images": "photos"}
+    file.write_text(json.dumps({**config, "evaluation": {"also": also}}))
+    found = load_config(str(file), [])
+    assert found.evaluation.also is not None and found.data.path == photos
+    assert (found.evaluation.also.path, found.evaluation.also.images) == (Path("none.csv"), photos)
+    typed = load_config(str(file), ["evaluation.also.images=photos"]).evaluation.also
+    assert typed is not None and typed.images == Path("photos")  # as it was typed
     with pytest.raises(UserError, match=r"run\.name"):
         load_config(str(file), ["run.name=../x"])
 

@@ -1,4 +1,5 @@
 import io
+import json
 import os
 import struct
 import zlib
@@ -8,11 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rft_cluster.classification import predictions, report
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import DataSection, load_config
 from rft_cluster.data import load_dataset
-from rft_cluster.data.dataset import FewShotDataset, LabelledImage, check_labels
+from rft_cluster.data.dataset import NO_CLASSES, FewShotDataset, LabelledImage, check_labels, check_names
 from rft_cluster.data.images import FORMATS, MAX_BYTES, check_image, open_image
+from rft_cluster.data.manifest import manifest
 from rft_cluster.data.split import few_shot_split
 
 
@@ -184,6 +187,43 @@ def test_labels_that_no_answer_could_hold_are_refused(label, message):
 
 def test_labels_in_any_script_with_spaces_and_hyphens_are_fine():
     check_labels(["rosé", "hard-leaved pocket orchid", "人参", "C", "C++", "ลิลลี่", "👍🏽", "7", "a/b"])
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ("</h1>", r"'</h1>' holds </h1>: .* a tag of the answer's layout\. Rename it: its folder, .*data\.classes"),
+        ("<label>x</ Label >", r"holds </ Label >"),
+        ("<think>", r"'<think>' holds <think>"),
+        ("< Answer now>", r"holds < Answer now>"),
+        ("unsure", r"'unsure' cannot be told from unsure and \(no class\), which predict .* Rename it"),
+        ("UN-SURE", r"'UN-SURE' cannot be told"),
+        ("(No Class)", r"'\(No Class\)' cannot be told"),
+    ],
+)
+def test_names_that_would_be_taken_for_something_else_are_refused(tmp_path, label, message):
+    with pytest.raises(UserError, match=message):
+        check_names(["tulip", label])
+    data = section(source=f"{__name__}:named", path=label)
+    with pytest.raises(UserError, match=message):
+        load_dataset(data, 0)
+    dataset = named(data, 0)
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest(dataset, 0)))
+    kept = load_dataset(section(source=f"{__name__}:named", path=label, manifest=tmp_path / "manifest.json"), 0)
+    assert kept.classes == dataset.classes, "a run that was begun goes on"
+
+
+def named(config: DataSection, seed: int) -> FewShotDataset:
+    labels = {"tulip": 5, str(config.path): 5}
+    return few_shot_split("toy", examples(labels), list(labels), config, seed)
+
+
+def test_signs_that_form_no_tag_are_fine():
+    check_names(["<5 mm", "> 10 mm", "a < b", "<3", "1 <> 2", "<NA>", "<thinker>", "unsure footing"])
+
+
+def test_what_is_said_where_there_is_no_class_is_no_name():
+    assert (predictions.UNSURE, predictions.NO_CLASS) == NO_CLASSES and report.NO_CLASS in NO_CLASSES
 
 
 # --- aliases

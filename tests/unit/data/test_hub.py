@@ -310,11 +310,13 @@ def test_a_test_split_serves_the_held_out_images_without_training_images(tmp_pat
     assert "has a test split of its own" in refusal(tmp_path / "set", held_out=tmp_path)
 
 
-def test_labels_only_in_the_test_split_are_refused(tmp_path):
-    splits = DatasetDict(train=rows(["a", "b"] * 5), test=rows(["a", "c"] * 5, start=50))
-    assert "classes that set, split train has not; rename them as there, or remove them:\n  'c'" in refusal(
-        save(splits, tmp_path / "set")
-    )
+def test_labels_only_in_the_test_split_are_refused_unless_they_are_to_be_unseen(tmp_path):
+    folder = save(DatasetDict(train=rows(["a", "b"] * 5), test=rows(["a", "c"] * 5, start=50)), tmp_path / "set")
+    message = refusal(folder)
+    assert "classes that set, split train has not; rename them as there, or remove them, or name them in " in message
+    assert message.endswith("data.unseen_classes to test them without training:\n  'c'")
+    dataset = load(folder, unseen_classes=["c"], validation=0)
+    assert (dataset.classes, dataset.unseen, sizes(dataset)) == (["a", "b", "c"], ("c",), [4, 0, 2])
 
 
 def test_an_only_split_of_another_name_is_drawn_from(tmp_path):

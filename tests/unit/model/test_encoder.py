@@ -196,6 +196,7 @@ def test_a_question_for_the_answer_alone_is_refused_to_a_thinking_variant(tmp_pa
     task = Task(dataset, Question(render_template("answer_only", "digit", dataset.classes)))
     with pytest.raises(UserError, match=r"answer_only asks for the answer alone.*opens <think>.*template=think_answer"):
         ask_model(config, task, folder, dataset.train[:1])
+    assert ask_model(config, task, folder, dataset.train[:1], training=False).lengths, "nothing is rewarded then"
     task = Task(dataset, Question(render_template("think_answer", "digit", dataset.classes)))
     assert ask_model(config, task, folder, dataset.train[:1]).lengths
 

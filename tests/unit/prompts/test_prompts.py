@@ -291,3 +291,30 @@ def test_a_name_that_holds_a_special_token_is_not_listed():
 
 def test_the_longest_names_are_those_with_the_most_bytes():
     assert longest(["abcd", "éèê", "a"], 2) == ["éèê", "abcd"]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("{{ 6 // (classes | length - 2) }}", "with 2 classes, cannot be rendered: integer division"),
+        ("{{ 'Which?' if classes | length > 2 else '<|image_pad|>' }}", "with 2 classes, holds a special token"),
+        ("{{ 'Which?' if classes | length > 2 }}", "with 2 classes, gives an empty text"),
+    ],
+)
+def test_a_template_that_fails_with_fewer_classes_is_explained(source, message):
+    asked = Question("Which?", source, "flower", ("rose", "tulip", "iris"))
+    with pytest.raises(UserError, match=f"^the question's template, {message}"):
+        narrowed(asked, "flower", ["rose", "iris"])
+
+
+@pytest.mark.parametrize("source", ["{{ classes | random }}?", "{{ lipsum() }}?"])
+def test_a_question_is_the_same_whenever_it_is_rendered(tmp_path, source):
+    (tmp_path / "own.txt").write_text(source)
+    with pytest.raises(UserError, match=r"cannot be rendered: (No filter named 'random'|'lipsum' is undefined)"):
+        make_question(str(tmp_path / "own.txt"), "flower", ["rose", "tulip"])
+
+
+def test_a_template_sorts_a_list_of_its_own():
+    classes = ["tulip", "rose"]
+    asked = Question("", "{{ classes.sort() or classes | join(', ') }}?", "flower", tuple(classes))
+    assert asked.listing(classes) == "rose, tulip?" and classes == ["tulip", "rose"]

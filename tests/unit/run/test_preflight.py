@@ -7,9 +7,9 @@ import pytest
 from rft_cluster.common.errors import UserError
 from rft_cluster.messages import Completion, Group, Reward
 from rft_cluster.run.journal import _to_row
-from rft_cluster.run.preflight import check_deadlines
+from rft_cluster.run.preflight import check_deadlines, check_unread
 from rft_cluster.run.space import JOURNALLED, journal_bytes
-from tests.unit.run.begun import config
+from tests.unit.run.begun import begun, config
 from tests.unit.some_prompt import some_prompt
 
 
@@ -54,3 +54,36 @@ def test_deadlines_that_contradict_each_other_are_refused(tmp_path, overrides, m
 @pytest.mark.parametrize("overrides", [[], ["cluster.step_timeout=5"], ["rewards.mine:judge=1"]])
 def test_deadlines_that_agree_pass(tmp_path, overrides):
     check_deadlines(config(tmp_path, *overrides))
+
+
+UNREAD = [
+    ("evaluation.encoder=enc", "baselines=[encoder]", "enc, .*: add encoder to baselines, or leave evaluation.encoder"),
+    ("prompt.top_k=3", "prompt.options=own_top_k", "3, .*: set prompt.options=own_top_k, or leave prompt.top_k out"),
+    ("optimizer.sft_learning_rate=1e-5", "baselines=[sft]", "1e-05, .*: add sft to baselines, or set schedule.warm"),
+    ("optimizer.sft_learning_rate=1e-5", "schedule.warm_start={steps: 2}", "1e-05, but nothing in this run reads it"),
+]
+
+
+@pytest.mark.parametrize(("override", "reader", "message"), UNREAD)
+def test_a_key_that_nothing_reads_is_refused_with_what_would_read_it(tmp_path, override, reader, message):
+    key = override.partition("=")[0]
+    with pytest.raises(UserError, match=rf"^{key} is {message}"):
+        check_unread(config(tmp_path, override))
+    check_unread(config(tmp_path, override, reader))
+    check_unread(config(tmp_path))
+
+
+def test_sft_alone_has_the_learning_rate_of_the_run(tmp_path):
+    sft = ("algorithm.objective=sft", "algorithm.kl_beta=0", "optimizer.sft_learning_rate=1e-5")
+    with pytest.raises(UserError, match=r"is 1e-05, but .* reads it: set optimizer\.learning_rate, or leave optimizer"):
+        check_unread(config(tmp_path, *sft))
+
+
+@pytest.mark.parametrize(("override", "reader", "message"), UNREAD)
+def test_a_run_goes_on_with_what_it_was_begun_with(tmp_path, override, reader, message):
+    begun(tmp_path, override)  # by an earlier version
+    check_unread(config(tmp_path, override))
+    begun(tmp_path / "read", override, reader)  # as when it goes on for other baselines
+    check_unread(config(tmp_path / "read", override))
+    with pytest.raises(UserError, match="nothing in this run reads it"):
+        check_unread(config(tmp_path, f"{override}4"))

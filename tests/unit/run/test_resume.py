@@ -1,4 +1,5 @@
 import errno
+import functools
 import json
 import os
 import re
@@ -96,6 +97,9 @@ OTHER_VALUES = {
     "data.shots": "2",
     "data.test": "3",
     "data.classes": "[rose, tulip]",
+    "data.augment.crop": "0.1",
+    "evaluation.also": "{source: digits, subject: other digit}",
+    "schedule.warm_start": "{steps: 4}",
     "prompt.template": "weak",
     "prompt.subject": "ripe fruit",
     "sampling.temperature": "0.5",
@@ -184,12 +188,68 @@ def test_the_pictures_of_a_table_may_have_moved(tmp_path):
     assert find_start(config(tmp_path, *table, "data.images=/elsewhere/photos"), resume=True).step == 40
 
 
+ALSO = ("evaluation.also.source=csv", "evaluation.also.path=/here/birds.csv", "evaluation.also.images=/here/birds")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("path=/elsewhere/birds.csv", "images=/elsewhere/birds", "images=null"),
+        *("manifest=/elsewhere/manifest.json", "manifest=manifest-also.json"),
+    ],
+)
+def test_the_other_data_set_may_have_moved(tmp_path, override):
+    checkpoint(begun(tmp_path, *ALSO), 40)
+    assert find_start(config(tmp_path, *ALSO, f"evaluation.also.{override}"), resume=True).step == 40
+
+
+@pytest.mark.parametrize("override", ["download=true", "held_out=/elsewhere/flowers"])
+def test_the_archive_of_the_other_data_set_may_have_moved(tmp_path, override):
+    hub = ("evaluation.also.source=huggingface", "evaluation.also.path=owner/name")
+    checkpoint(begun(tmp_path, *hub), 40)
+    assert find_start(config(tmp_path, *hub, f"evaluation.also.{override}"), resume=True).step == 40
+
+
+def test_of_a_section_within_a_section_the_changed_keys_alone_are_named(tmp_path):
+    checkpoint(begun(tmp_path, *ALSO, "schedule.warm_start={steps: 4}"), 40)
+    changed = ("evaluation.also.path=/elsewhere/birds.csv", "evaluation.also.test=20", "schedule.warm_start.steps=5")
+    with pytest.raises(UserError) as refused:
+        find_start(config(tmp_path, *ALSO, *changed), resume=True)
+    assert str(refused.value).splitlines()[1:] == [
+        "  evaluation.also.test was 200 and is 20: evaluation.also.test=200",
+        "  schedule.warm_start.steps was 4 and is 5: schedule.warm_start.steps=4",
+    ]
+
+
+def test_of_a_section_that_was_not_there_the_keys_that_were_set_are_named(tmp_path):
+    checkpoint(begun(tmp_path), 40)
+    with pytest.raises(UserError) as refused:
+        find_start(config(tmp_path, "evaluation.also.source=digits"), resume=True)
+    assert str(refused.value).splitlines()[1:] == [
+        '  evaluation.also was null and is {"source": "digits"}: evaluation.also=null'
+    ]
+
+
+@pytest.mark.parametrize("rate", ["0.01", "null"])
+def test_the_learning_rate_of_sft_may_change_unless_there_is_a_warm_start(tmp_path, rate):
+    began, now = "optimizer.sft_learning_rate=0.001", f"optimizer.sft_learning_rate={rate}"
+    warm = "schedule.warm_start={steps: 4}"
+    checkpoint(begun(tmp_path / "without", began), 40)
+    assert find_start(config(tmp_path / "without", now), resume=True).step == 40
+    checkpoint(begun(tmp_path / "with", began, warm), 40)
+    with pytest.raises(UserError) as refused:
+        find_start(config(tmp_path / "with", now, warm), resume=True)
+    (line,) = str(refused.value).splitlines()[1:]
+    assert line == f"  optimizer.sft_learning_rate was 0.001 and is {rate}: {began}"
+    assert find_start(config(tmp_path / "with", now, warm, began), resume=True).step == 40
+
+
 def test_every_key_that_may_change_is_one(tmp_path):
-    keys = config(tmp_path).model_dump()
+    settings = config(tmp_path, *ALSO)
     for key in MAY_CHANGE:
-        section, _, name = key.partition(".")
-        assert section in keys
-        assert not name or name in keys[section]
+        *above, name = key.split(".")
+        section = functools.reduce(getattr, above, settings)
+        assert name in type(section).model_fields
 
 
 def test_a_moved_run_goes_on(tmp_path):
@@ -291,6 +351,13 @@ def test_the_other_data_set_keeps_its_images_when_pictures_come_and_says_what_is
     (tmp_path / "birds" / "wren" / "0-new.png").write_bytes(picture("white"))
     again = read_task(find_start(settings, resume=True), settings).also
     assert again is not None and again.dataset.splits == task.also.dataset.splits
+    (tmp_path / "birds").rename(tmp_path / "moved")
+    moved = of_folder(
+        tmp_path, *(f"evaluation.also.{one}" for one in also), f"evaluation.also.path={tmp_path / 'moved'}"
+    )
+    elsewhere = read_task(find_start(moved, resume=True), moved).also
+    assert elsewhere is not None and elsewhere.dataset.splits == task.also.dataset.splits
+    (tmp_path / "moved").rename(tmp_path / "birds")
     (tmp_path / "birds" / task.also.dataset.test[0].example_id).unlink()
     with pytest.raises(UserError, match=f"test: {task.also.dataset.test[0].example_id}: missing"):
         read_task(find_start(settings, resume=True), settings)
