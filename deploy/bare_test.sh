@@ -24,7 +24,11 @@ say() { printf '[bare] %s\n' "$*"; }
 
 if [ "${1:-}" != inside ]; then
   [ "$(id -u)" = 0 ] || { echo "error: a root is made by root: sudo make bare-test" >&2; exit 2; }
-  command -v mmdebstrap >/dev/null || { say "mmdebstrap, which makes the root"; apt-get install -qq -y mmdebstrap debian-archive-keyring; }
+  if ! command -v mmdebstrap >/dev/null; then
+    say "mmdebstrap, which makes the root"
+    apt-get update -qq
+    apt-get install -qq -y mmdebstrap debian-archive-keyring
+  fi
   mkdir -p "$cache"
   if [ ! -f "$base" ]; then
     say "Debian $release with $packages"

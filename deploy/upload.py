@@ -56,6 +56,14 @@ def left_out(folder: Path, packed: list[str]) -> list[str]:
     return found
 
 
+def listed(names: list[str]) -> str:
+    """The first of these names, and all of code, which is missed only on the cluster."""
+    code = [name for name in names if name.endswith(".py")]
+    others = [name for name in names if name not in code]
+    more = [f"and {len(others) - LISTED} more"] if len(others) > LISTED else []
+    return ", ".join([*code, *others[:LISTED], *more])
+
+
 class Quiet:
     """Silences Ray's message about packing, which only the real upload should print."""
 
@@ -74,8 +82,7 @@ def main() -> None:
         print(f"upload: {len(packed)} files, {package.stat().st_size / 1e6:.1f} MB packed", file=sys.stderr)
     names = left_out(ROOT, packed)
     if names:
-        shown = ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
-        print(f"left here by deploy/runtime_env.yaml or .gitignore: {shown}", file=sys.stderr)
+        print(f"left here by deploy/runtime_env.yaml or .gitignore: {listed(names)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,11 @@ say() { printf '[image] %s\n' "$*"; }
 buildah() { command buildah --root "$cache/storage" --runroot "$cache/running" "$@"; }
 
 [ "$(id -u)" = 0 ] || { echo "error: containers are built by root here: sudo make image" >&2; exit 2; }
-{ command -v buildah && command -v mmdebstrap; } >/dev/null || apt-get install -qq -y --no-install-recommends buildah mmdebstrap debian-archive-keyring
+if ! { command -v buildah && command -v mmdebstrap && command -v ip; } >/dev/null; then
+  say "packages that build it"
+  apt-get update -qq
+  apt-get install -qq -y --no-install-recommends buildah mmdebstrap debian-archive-keyring iproute2
+fi
 mkdir -p "$cache"
 if ! buildah inspect --type image "$base" >/dev/null 2>&1; then
   say "a base: Debian's smallest root"
@@ -48,7 +52,8 @@ say "as user 1000, without a network: $run"
 export -f buildah
 export cache container run
 # shellcheck disable=SC2016 # expanded inside
-unshare --net --mount --pid --fork --kill-child --mount-proc bash -c 'ip link set lo up
+unshare --net --mount --pid --fork --kill-child --mount-proc bash -c 'set -e
+  ip link set lo up
   mount -t tmpfs -o size=2g,mode=1777 tmpfs /dev/shm
   buildah run --isolation chroot "$container" -- bash -c "id; $run"'
 say "that took $((SECONDS - start)) s"

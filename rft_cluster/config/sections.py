@@ -122,8 +122,8 @@ class ClusterSection(Section):
     grace_seconds: float = Field(30, gt=0, le=MOST_SECONDS)
     """Seconds that a scheduler gives a run between SIGTERM and the kill. A third is for the step in flight, a third for
     a checkpoint that is being written, a third for a last one. Kubernetes gives 30 by default; where more is given, as
-    in `deploy/slurm/rft.sbatch`, large models can be saved. A run that hangs ends by force after two to three times as
-    long."""
+    in `deploy/slurm/rft.sbatch`, large models can be saved. A run that hangs ends by force with the grace if that is
+    a minute or more, else after twice as long."""
     snapshot_every: int = Field(0, ge=0, le=MOST_STEPS)
     """Steps between snapshots of the learners' state in memory, from which new learners go on after a loss. 0: they go
     on from the last checkpoint, as they always do if generators and learners share GPUs. `python -m rft_cluster.plan`

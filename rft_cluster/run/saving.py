@@ -183,6 +183,9 @@ class Keeper:
         self._begin(last=True)
         self._finish(last=True)
         self._export(MODEL)
+        run, keep = self._config.run_folder, self._config.schedule.keep_checkpoints
+        if self._saved:
+            prune_journal(run, prune_checkpoints(run, self._step, keep))
 
     def _export(self, name: str) -> None:
         own = {"steps": self._step, "validation": self._validation.get(self._step)}

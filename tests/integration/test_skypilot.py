@@ -65,7 +65,7 @@ def test_skypilot_reads_the_task_and_leaves_secrets_here(tmp_path: Path):
     [task, *mistakes], excluded = json.loads(done.stdout.splitlines()[-1])
     *facts, command = task
     # `max_restarts_on_errors` is for all other codes, and a user's mistake (2) ends in the same way again.
-    recovery = {"strategy": "EAGER_NEXT_REGION", "recover_on_exit_codes": [3, 143]}
+    recovery = {"strategy": "EAGER_NEXT_REGION", "recover_on_exit_codes": [3, 134, 137, 139, 143]}
     assert facts == [1, True, "AWS", recovery, "/runs", "MOUNT_CACHED"]
     assert "--resume=auto run.folder=/runs" in command
     for wrong, said in zip(MISTAKES.values(), mistakes, strict=True):

@@ -32,3 +32,17 @@ def test_packages_are_installed_before_the_code_is_copied(copied: set[str]):
     called = re.findall(r"deploy/\w+\.py", (ROOT / "deploy" / "install.sh").read_text())
     assert {"deploy/install.sh", "deploy/locks", *called} <= copied
     assert "USER 1000:1000" in after
+
+
+@pytest.mark.parametrize("script", ["docker/make_image.sh", "bare_test.sh"])
+def test_packages_are_installed_from_lists_that_are_there(script: str):
+    """A bare machine has none, and apt-get finds no package then."""
+    commands = re.findall(r"^ *apt-get (update|install)", (ROOT / "deploy" / script).read_text(), re.MULTILINE)
+    assert commands == ["update", "install"]
+
+
+def test_the_image_is_tried_in_a_shell_that_ends_with_its_first_failure():
+    """Without `ip`, for one, which not every Debian has."""
+    text = (ROOT / "deploy" / "docker" / "make_image.sh").read_text()
+    assert "command -v ip" in text and " iproute2" in text
+    assert re.search(r"bash -c '(.*)\n *ip link", text)[1] == "set -e"

@@ -158,6 +158,13 @@ def test_the_driver_waits_for_all_nodes_with_what_is_in_the_image(name: str):
     assert driver[:3] == ["python", "-m", "rft_cluster.launch"] and "--resume=auto" in driver
 
 
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_image_that_was_built_anew_under_its_tag_is_pulled(name: str):
+    """Else a node goes on with the one it has: Kubernetes does so for every tag but `latest`."""
+    for group in (example(name)["spec"]["rayClusterSpec"]["headGroupSpec"], worker(example(name))):
+        assert [one["imagePullPolicy"] for one in group["template"]["spec"]["containers"]] == ["Always"]
+
+
 def test_ray_is_the_one_of_the_package_and_of_the_image():
     ray = example()["spec"]["rayClusterSpec"]["rayVersion"]
     assert f'"ray[default]>={ray},' in (ROOT / "pyproject.toml").read_text()
