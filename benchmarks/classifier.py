@@ -164,9 +164,7 @@ def figures_of(found: Mapping[str, Any]) -> dict[str, Any]:
         "n": found["images"],
         "greedy": found["greedy"]["strict"]["rate"],
         "vote": found["vote"]["strict"]["rate"],
-        "parts": {
-            name: {key: found[name][key] for key in ("rate", "n")} for name in ("seen", "unseen") if name in found
-        },
+        "parts": {name: found[name]["rate"] for name in ("seen", "unseen") if name in found},
         "orders": orders and {key: orders[key] for key in ("strict", "mean", "same", "first", "last")},
         "probabilities": {
             "temperature": probabilities["temperature"],
@@ -222,9 +220,10 @@ GREEDY, VOTE = at("greedy"), at("vote")
 
 
 def spread(runs: Sequence[Record], figure: Figure, digits: int = 1, scale: float = 100) -> str:
-    """Median and range over the seeds."""
+    """Median, and range over the seeds if there are several."""
     values = [scale * figure(one) for one in runs]
-    return f"{median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+    ends = f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else ""
+    return f"{median(values):.{digits}f}{ends}"
 
 
 def less(runs: Sequence[Record], figure: Figure, other: Figure) -> list[str]:

@@ -75,6 +75,46 @@ def test_a_kept_record_takes_its_place_among_those_of_others(monkeypatch, tmp_pa
     ]
 
 
+def test_a_record_has_the_figures_of_an_evaluation_that_its_tables_need():
+    def rate(value: float) -> dict:
+        return {"right": 1, "n": 100, "rate": value, "interval": [0, 1]}
+
+    def figures(error: float) -> dict:
+        return {
+            "accuracy": rate(0.9),
+            **{name: {"value": error, "interval": [0, 1]} for name in ("log_loss", "calibration_error")},
+        }
+
+    place = {"answers": 0.12, "images": 0.1}
+    found = {
+        "images": 100,
+        "greedy": {"strict": rate(0.9), "lenient": rate(0.95)},
+        "vote": {"strict": rate(0.8)},
+        "seen": rate(0.95),
+        "unseen": rate(0.25),
+        "orders": {"orders": [["b", "a"]], "strict": [0.9], "mean": 0.9, "same": 0.5, "first": place, "last": place},
+        "second_look": {"asked": 3, "strict": rate(0.85), "in_options": rate(0.97)},
+        "probabilities": {
+            **figures(0.05),
+            "temperature": 0.5,
+            "unfitted": figures(0.25),
+            "coverage": {"value": 0.75, "interval": [0, 1]},
+            "methods": {name: {"accuracy": 0.9, "log_loss": 0.3} for name in ("joint", "per_token", "grey")},
+        },
+        "baselines": {"sft": 0.88},
+    }
+    made = classifier.figures_of(found)
+    look = made.pop("look")
+    one = {"policy": "closed", "seed": 41, **made, "looks": {str(number): look for number in POLICIES["closed"].looks}}
+    assert "| closed | 2 | 90.0 | 85.0 | -5.0 (-5.0 to -5.0) | 1 | 97.0 | 1 |" in looks_table([one])
+    assert "| 95.0 | 25.0 | 1 |" in classifier.unseen_table([one | {"policy": "closed without eight and nine"}])
+    assert "| 90.0 | 90.0 | 50.0 | 2.0 | 2.0 | 1 |" in classifier.orders_table([one])
+    assert "| closed | 90.0 | 80.0 | -10.0 (-10.0 to -10.0) | 1 | 1 |" in classifier.votes_table([one])
+    unfitted, fitted = calibration_table([one]).splitlines()[2:]
+    assert unfitted == "| closed | 1 | 90.0 | 25.0 | 0.25 |  | 1 |"
+    assert fitted == "| closed | 0.50 | 90.0 | 5.0 | 0.05 | 75.0 | 1 |"
+
+
 def test_tables_have_medians_ranges_and_the_exact_test():
     five, *_ = looks_table(RUNS).splitlines()[2:][::-1]
     points = "+1.0 (+1.0 to +1.0) | 0.062"  # five equal signs: 2 / 2^5
