@@ -11,6 +11,7 @@ from itertools import islice
 from operator import attrgetter
 from pathlib import Path
 
+from rft_cluster.classification.probabilities import FEWEST
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.files import ROOM, bytes_in, check_home, check_space, check_writable, size
 from rft_cluster.config import Config, PromptSection
@@ -22,7 +23,7 @@ from rft_cluster.model.hub import Model, check_files, find_model
 from rft_cluster.model.image_size import PromptLength
 from rft_cluster.model.shapes import Shapes
 from rft_cluster.model.tiny.conditions import check_conditions
-from rft_cluster.prompts import PROBLEM, find_template
+from rft_cluster.prompts import PROBLEM, asks_for_thinking, find_template
 from rft_cluster.run.answers import ALSO
 from rft_cluster.run.inside import runs_inside
 from rft_cluster.run.resume import read_saved_config
@@ -156,8 +157,18 @@ def check_task(config: Config, task: Task, model: Model | None, training: bool =
         shapes = read_shapes(model.folder)
         asked = _asked(config, task, str(model.folder), training)
         origin = model.note
-    notes = [*filter(None, [origin]), *asked.notes, *pool_note(config, task)]
+    notes = [*filter(None, [origin]), *asked.notes, *pool_note(config, task), *calibration_note(config, task)]
     return Checked(parameters, shapes, _by_split(task, asked.lengths), notes)
+
+
+def calibration_note(config: Config, task: Task) -> list[str]:
+    """A line if the run will end without a temperature that another key would give it; else none."""
+    if config.schedule.evaluate_every or len(task.dataset.validation) < FEWEST or not asks_for_thinking(task.text):
+        return []
+    return [
+        "note        no temperature will be fitted: the probabilities of a policy that thinks need its answers to the "
+        "validation images (schedule.evaluate_every)"
+    ]
 
 
 def check_warm_start(config: Config, task: Task) -> None:

@@ -129,11 +129,20 @@ class Keeper:
             self._after = ""  # another error ends the run, or what this object is for
             stopped, new = stopping.received() is not None, self._new
             self._finish(seconds=stopping.WHOLE if stopped else None)
-            quick = self._cost <= stopping.WHOLE and (new is None or self._saved == new.step)
-            if stopped and self._between_steps and self._step > self._saved and quick:
-                self._begin(last=True)
-                self._finish(last=True, seconds=stopping.WHOLE)
+            if stopped and self._between_steps and self._step > self._saved:
+                if self._cost > stopping.WHOLE:
+                    print(self._too_slow(), flush=True)
+                elif new is None or self._saved == new.step:
+                    self._begin(last=True)
+                    self._finish(last=True, seconds=stopping.WHOLE)
             raise
+
+    def _too_slow(self) -> str:
+        """Why a signal finds no time to save this step."""
+        return (
+            f"step {self._step} is not saved: a checkpoint took {self._cost:.0f} s, and there are "
+            f"{stopping.WHOLE:.0f} s for it, a third of cluster.grace_seconds"
+        )
 
     def _begin(self, last: bool) -> None:
         """Begin to write a checkpoint of this step, unless there is one."""

@@ -5,10 +5,13 @@ import json
 import pytest
 
 from rft_cluster.common.errors import UserError
+from rft_cluster.data.dataset import FewShotDataset, LabelledImage
 from rft_cluster.messages import Completion, Group, Reward
+from rft_cluster.prompts import make_question
 from rft_cluster.run.journal import _to_row
-from rft_cluster.run.preflight import check_deadlines, check_unread
+from rft_cluster.run.preflight import calibration_note, check_deadlines, check_unread
 from rft_cluster.run.space import JOURNALLED, journal_bytes
+from rft_cluster.run.task import Task
 from tests.unit.run.begun import begun, config
 from tests.unit.some_prompt import some_prompt
 
@@ -54,6 +57,21 @@ def test_deadlines_that_contradict_each_other_are_refused(tmp_path, overrides, m
 @pytest.mark.parametrize("overrides", [[], ["cluster.step_timeout=5"], ["rewards.mine:judge=1"]])
 def test_deadlines_that_agree_pass(tmp_path, overrides):
     check_deadlines(config(tmp_path, *overrides))
+
+
+@pytest.mark.parametrize(
+    ("template", "every", "validation", "noted"),
+    [("think_answer", 0, 50, True), ("think_answer", 20, 50, False), ("closed", 0, 50, False),
+     ("think_answer", 0, 49, False)],
+)  # fmt: skip
+def test_a_run_that_cannot_be_calibrated_for_want_of_answers_says_so_before(
+    tmp_path, template, every, validation, noted
+):
+    images = [LabelledImage(f"v{number}", f"{number}".encode(), "rose") for number in range(validation)]
+    dataset = FewShotDataset.of("photos", ["rose", "tulip"], [], images, [], [])
+    task = Task(dataset, make_question(template, "flower", dataset.classes))
+    notes = calibration_note(config(tmp_path, f"schedule.evaluate_every={every}"), task)
+    assert [("schedule.evaluate_every" in note) for note in notes] == [True] * noted
 
 
 UNREAD = [

@@ -161,7 +161,7 @@ def test_a_signal_costs_no_whole_step(tmp_path, where, on_disk):
     assert learners.saved == on_disk
 
 
-def test_a_checkpoint_that_takes_long_is_not_begun_when_stopped(tmp_path):
+def test_a_checkpoint_that_takes_long_is_not_begun_when_stopped(tmp_path, capsys):
     learners = Learners(seconds=25.0)
     kept = keeper(tmp_path, learners, "schedule.save_every=2", "schedule.keep_checkpoints=9")
 
@@ -172,6 +172,8 @@ def test_a_checkpoint_that_takes_long_is_not_begun_when_stopped(tmp_path):
 
     assert exit_code(work) == 143
     assert learners.saved == [2]
+    told = "step 3 is not saved: a checkpoint took 25 s, and there are 10 s for it, a third of cluster.grace_seconds"
+    assert told in capsys.readouterr().out
 
 
 def steps(kept: Keeper, first: int, last: int) -> None:
