@@ -5,7 +5,8 @@ journal/step-000012.jsonl   a line with the SHA-256 of settings and groups, then
 A run that was killed goes on from its last checkpoint, and makes the updates since then again from the journal, without
 generating: the completions that it had paid for are not lost, and the policy is the same to the bit, whichever
 generator wrote them. A step is written while the learners make its update, and nothing builds on an update before its
-step is on the disk. Files of steps before the oldest checkpoint are removed. So are those of a run with other settings:
+step is on the disk. Files of steps before the oldest checkpoint are removed, once there is a second one: the first may
+be lost in its upload to a bucket, and the journal then has all steps. Those of a run with other settings are removed:
 each step was written by the policy to which the steps before it led, and this run's steps would lead to another.
 """
 
