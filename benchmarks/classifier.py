@@ -11,9 +11,7 @@ run.
 """
 
 import fcntl
-import functools
 import json
-import operator
 import shutil
 import subprocess
 import sys
@@ -25,12 +23,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.common import CACHE, ROOT, machine, parsed, read_result, write_result
-from benchmarks.report import fill, table
+from benchmarks.common import CACHE, ROOT, check_known, machine, parsed, read_result, write_result
+from benchmarks.report import at, fill, less, table
 from rft_cluster.classification.baselines import ASKED, NAMES
-from rft_cluster.classification.intervals import sign_flip
+from rft_cluster.classification.probabilities import METHODS
 from rft_cluster.common.errors import UserError, exit_code
-from rft_cluster.common.lookup import did_you_mean
 from rft_cluster.model.tiny.conditions import RECIPE_VERSION
 from rft_cluster.run.lock import locked
 
@@ -74,8 +71,7 @@ def main() -> int:
 
 def work(policies: Sequence[str], seeds: Sequence[int]) -> None:
     """Do the runs that are due, then write the pages."""
-    if unknown := [name for name in policies if name not in POLICIES]:
-        raise UserError(f"{unknown[0]} is none of {', '.join(POLICIES)}.{did_you_mean(unknown[0], list(POLICIES))}")
+    check_known(policies, list(POLICIES))
     for name, seed in due(policies, seeds):
         keep(measured(name, seed))
     write_pages(records())
@@ -117,13 +113,14 @@ def measured(name: str, seed: int) -> dict[str, Any]:
         _command(run, "launch", "--config", "digits", "--resume=auto", *overrides)
         evaluate = partial(_evaluation, run, policy)
         figures, *others = [evaluate(look, first=look == policy.looks[0]) for look in policy.looks]
+        here = machine()
         record = {
             "policy": name,
             "seed": seed,
             "asked": asked(name),
             "tiny": RECIPE_VERSION,
-            "commit": machine()["commit"],
-            "processor": machine()["processor"],
+            "commit": here["commit"],
+            "processor": here["processor"],
             "seconds": round(time.monotonic() - began),
             **figures,
             "looks": {str(look): one["look"] for look, one in zip(policy.looks, [figures, *others], strict=True)},
@@ -165,7 +162,7 @@ def figures_of(found: Mapping[str, Any]) -> dict[str, Any]:
         "greedy": found["greedy"]["strict"]["rate"],
         "vote": found["vote"]["strict"]["rate"],
         "parts": {name: found[name]["rate"] for name in ("seen", "unseen") if name in found},
-        "orders": orders and {key: orders[key] for key in ("strict", "mean", "same", "first", "last")},
+        "orders": orders and {key: orders[key] for key in ("mean", "same", "first", "last")},
         "probabilities": {
             "temperature": probabilities["temperature"],
             "fitted": _short(probabilities),
@@ -212,10 +209,6 @@ def of(found: Sequence[Record], name: str) -> list[Record]:
     return [one for one in found if one["policy"] == name]
 
 
-def at(*keys: str) -> Figure:
-    return lambda one: float(functools.reduce(operator.getitem, keys, one))  # type: ignore[arg-type]
-
-
 GREEDY, VOTE = at("greedy"), at("vote")
 
 
@@ -226,11 +219,9 @@ def spread(runs: Sequence[Record], figure: Figure, digits: int = 1, scale: float
     return f"{median(values):.{digits}f}{ends}"
 
 
-def less(runs: Sequence[Record], figure: Figure, other: Figure) -> list[str]:
-    """A rate less another of the same images, seed by seed, in points: median with range, and p (`sign_flip`)."""
-    points = [100 * (figure(one) - other(one)) for one in runs]
-    counts = [round(one["n"] * figure(one)) - round(one["n"] * other(one)) for one in runs]
-    return [f"{median(points):+.1f} ({min(points):+.1f} to {max(points):+.1f})", f"{sign_flip(counts):.2g}"]
+def against(runs: Sequence[Record], figure: Figure, other: Figure) -> list[str]:
+    """A rate less another of the same images (`less`)."""
+    return less([figure(one) for one in runs], [other(one) for one in runs], [one["n"] for one in runs])
 
 
 def made(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
@@ -241,7 +232,7 @@ def votes_table(found: Sequence[Record]) -> str:
     lines = []
     for name in ("thinks", "closed"):
         if runs := of(found, name):
-            figures = [spread(runs, GREEDY), spread(runs, VOTE), *less(runs, VOTE, GREEDY)]
+            figures = [spread(runs, GREEDY), spread(runs, VOTE), *against(runs, VOTE, GREEDY)]
             lines.append([name, *figures, len(runs)])
     return made(("policy", "greedy, %", "vote of 8, %", "vote less greedy, points", "p", "seeds"), lines)
 
@@ -275,9 +266,8 @@ def unseen_table(found: Sequence[Record]) -> str:
 
 
 def methods_table(found: Sequence[Record]) -> str:
-    names = {"joint": "name and end together", "per_token": "mean per token", "grey": "less that with a grey image"}
     runs, lines = of(found, "closed"), []
-    for method, words in names.items() if runs else ():
+    for method, words in METHODS.items() if runs else ():
         accuracy, loss = (at("probabilities", "methods", method, figure) for figure in ("accuracy", "log_loss"))
         lines.append([words, spread(runs, accuracy), spread(runs, loss, 3, 1), len(runs)])
     return made(("method", "accuracy, %", "log-loss", "seeds"), lines)
@@ -310,7 +300,7 @@ def looks_table(found: Sequence[Record]) -> str:
         for look in sorted(policy.looks) if runs else ():
             if look:
                 second, among = (at("looks", str(look), key, "rate") for key in ("strict", "in_options"))
-                pair = less(runs, second, GREEDY)
+                pair = against(runs, second, GREEDY)
                 lines.append(
                     [name, look, spread(runs, GREEDY), spread(runs, second), *pair, spread(runs, among), len(runs)]
                 )
@@ -325,7 +315,7 @@ def asked_table(found: Sequence[Record]) -> str:
     for name in (name for names in ASKED.values() for name in names):
         if runs and all(name in one["baselines"] for one in runs):
             own = at("baselines", name)
-            lines.append([NAMES[name], spread(runs, own), *less(runs, GREEDY, own), len(runs)])
+            lines.append([NAMES[name], spread(runs, own), *against(runs, GREEDY, own), len(runs)])
     return made(("", "test accuracy, %", "policy less it, points", "p", "seeds"), lines)
 
 

@@ -21,8 +21,10 @@ from typing import Any
 
 import psutil
 
+from rft_cluster.common.errors import UserError
 from rft_cluster.common.files import write_json
 from rft_cluster.common.hardware import cpu_facts, native_dtype, openmp_environment
+from rft_cluster.common.lookup import did_you_mean
 from rft_cluster.common.packages import installed_version
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -108,6 +110,13 @@ def parsed(doc: str | None, **defaults: Any) -> argparse.Namespace:
         else:
             parser.add_argument(option, default=default, type=partial(_read, like=default))
     return parser.parse_args()
+
+
+def check_known(names: Sequence[str], known: Sequence[str]) -> None:
+    """Raise UserError if one of the names on the command line is none of the known ones."""
+    for name in names:
+        if name not in known:
+            raise UserError(f"{name} is none of {', '.join(known)}.{did_you_mean(name, known)}")
 
 
 def _read(text: str, like: Any) -> Any:

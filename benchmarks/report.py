@@ -10,9 +10,11 @@ import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks.common import ROOT, read_result
+from rft_cluster.classification.intervals import sign_flip
 from rft_cluster.common.files import write_text
 
 PAGE, PLOT = ROOT / "docs" / "performance.md", ROOT / "docs" / "performance.svg"
@@ -63,7 +65,15 @@ def table(head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
 
 
-def at(*keys: str) -> Callable[[Results], Spread]:
+def less(rates: Sequence[float], others: Sequence[float], images: Sequence[int]) -> list[str]:
+    """Cells: rates less others of the same images, seed by seed, in points: median with range, and p (`sign_flip`)."""
+    found = [rate - other for rate, other in zip(rates, others, strict=True)]
+    counts = [round(difference * n) for difference, n in zip(found, images, strict=True)]
+    spread = f"{100 * median(found):+.1f} ({100 * min(found):+.1f} to {100 * max(found):+.1f})"
+    return [spread, f"{sign_flip(counts):.2g}"]
+
+
+def at(*keys: str) -> Callable[[Mapping[str, Any]], Any]:
     return lambda found: functools.reduce(operator.getitem, keys, found)
 
 

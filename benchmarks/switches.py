@@ -20,15 +20,13 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-from benchmarks.common import CACHE, ROOT, machine, parsed, read_result, write_result
-from benchmarks.report import fill, table
+from benchmarks.common import CACHE, ROOT, check_known, machine, parsed, read_result, write_result
+from benchmarks.report import fill, less, table
 from rft_cluster.classification.baselines import NAMES
-from rft_cluster.classification.intervals import sign_flip
 from rft_cluster.classification.plots import draw_sweep
 from rft_cluster.classification.repeats import Repeat, Row, against, summary
 from rft_cluster.classification.repeats import table as table_of_rows
-from rft_cluster.common.errors import UserError, exit_code
-from rft_cluster.common.lookup import did_you_mean
+from rft_cluster.common.errors import exit_code
 from rft_cluster.config import load_config
 from rft_cluster.model.tiny.conditions import RECIPE_VERSION
 from rft_cluster.run.lock import locked
@@ -149,8 +147,8 @@ def work(runs: int, data: Sequence[str], rows: Sequence[str], again: bool) -> in
 
     `again`: those that failed before are due, too.
     """
-    _check_known(data, list(DATA))
-    _check_known(rows, list(ROWS))
+    check_known(data, list(DATA))
+    check_known(rows, list(ROWS))
     failed = 0
     records: list[dict[str, Any]] = (read_result(NAME) or {"runs": []})["runs"]
     if again:
@@ -167,12 +165,6 @@ def work(runs: int, data: Sequence[str], rows: Sequence[str], again: bool) -> in
             print(f"{len(due(records, data, rows))} runs are due", flush=True)
     write_page(records)
     return failed
-
-
-def _check_known(names: Sequence[str], known: Sequence[str]) -> None:
-    for name in names:
-        if name not in known:
-            raise UserError(f"{name} is none of {', '.join(known)}.{did_you_mean(name, known)}")
 
 
 def key_of(record: Mapping[str, Any]) -> Key:
@@ -314,22 +306,15 @@ def baselines_table(repeats: Sequence[Repeat]) -> str:
     head = ["test accuracy, %", *(f"seed {one.seed}" for one in repeats), "median", "policy less it, points", "p"]
     others = {"the policy before": [one.before for one in repeats]}
     others |= {NAMES[name]: [one.baselines[name] for one in repeats] for name in names}
-    lines = [["**the policy**", *shown([one.after for one in repeats]), "", ""]]
-    lines += [[name, *shown(rates), *less(repeats, rates)] for name, rates in others.items()]
+    ours, images = [one.after for one in repeats], [one.n for one in repeats]
+    lines = [["**the policy**", *shown(ours), "", ""]]
+    lines += [[name, *shown(rates), *less(ours, rates, images)] for name, rates in others.items()]
     return table(head, lines)
 
 
 def shown(rates: Sequence[float]) -> list[str]:
     """Cells of a line: each seed, and the median."""
     return [*(f"{100 * rate:.1f}" for rate in rates), f"**{100 * median(rates):.1f}**"]
-
-
-def less(repeats: Sequence[Repeat], rates: Sequence[float]) -> list[str]:
-    """Cells of the policy less another classifier, seed by seed: median with range, and p."""
-    found = [one.after - rate for one, rate in zip(repeats, rates, strict=True)]
-    counts = [round(difference * one.n) for difference, one in zip(found, repeats, strict=True)]
-    spread = f"{100 * median(found):+.1f} ({100 * min(found):+.1f} to {100 * max(found):+.1f})"
-    return [spread, f"{sign_flip(counts):.2g}"]
 
 
 if __name__ == "__main__":

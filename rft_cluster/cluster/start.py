@@ -19,7 +19,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import IO, Any
 
 import ray
@@ -243,7 +242,9 @@ def _prepare(nodes: Mapping[str, str], config: Config, model_path: str, training
     files = {"model.path": Path(model_path, "config.json")} if Path(model_path).is_dir() else {}
     with ExitStack() as stack:
         if training and config.run_folder.is_dir():
-            probe = stack.enter_context(NamedTemporaryFile(dir=config.run_folder, prefix=".seen-by-all-nodes-"))
+            probe = stack.enter_context(
+                tempfile.NamedTemporaryFile(dir=config.run_folder, prefix=".seen-by-all-nodes-")
+            )
             files["run.folder"] = Path(probe.name)
         if files:
             check_shared(nodes, files)

@@ -29,6 +29,7 @@ from rft_cluster.run.answers import read_answers
 from rft_cluster.run.journal import step_of
 from rft_cluster.run.lock import holder
 from rft_cluster.run.proof.kept import read_lines
+from rft_cluster.run.records import ROWS
 from rft_cluster.run.resume import check_kinds, is_run, read_saved_config
 from rft_cluster.run.saving import BASELINES_FILE, MODEL, exported, read_baselines
 
@@ -147,7 +148,7 @@ def read_history(run: Path) -> History:
     check_kinds(run)
     problems: list[str] = []
     rows = {}
-    for name in ("metrics.jsonl", "eval.jsonl"):
+    for name in ROWS:
         found, damaged, _ = read_lines(run / name)
         rows[name] = [row for row in found if row["step"] in STEPS]
         problems += damaged

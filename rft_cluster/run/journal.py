@@ -122,7 +122,7 @@ class Journal:
                 file.unlink()
 
     def _file(self, step: int) -> Path:
-        return self._folder / f"step-{step + 1:06d}.jsonl"  # named by the number that people see
+        return step_file(self._folder, step)
 
 
 def settings_digest(config: Config) -> str:
@@ -159,7 +159,7 @@ def read_sealed(file: Path) -> tuple[str, bytes]:
 
 def has_all_steps(run: Path) -> bool:
     """True if the journal reaches back to the first step, so that a run can go on without a checkpoint."""
-    return (run / FOLDER / "step-000001.jsonl").is_file()
+    return step_file(run / FOLDER, 0).is_file()
 
 
 def prune_journal(run: Path, oldest: int) -> None:
@@ -171,6 +171,10 @@ def prune_journal(run: Path, oldest: int) -> None:
 
 def _digest(settings: str, body: bytes) -> str:
     return hashlib.sha256(settings.encode() + body).hexdigest()
+
+
+def step_file(folder: Path, step: int) -> Path:
+    return folder / f"step-{step + 1:06d}.jsonl"  # named by the number that people see
 
 
 def step_of(file: Path) -> int | None:

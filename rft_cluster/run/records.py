@@ -8,6 +8,8 @@ from typing import Any
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.files import json_object, naming, write_text
 
+ROWS = ("metrics.jsonl", "eval.jsonl")  # files of a run with a row for each step, or for each evaluation
+
 
 def append(path: Path, row: Mapping[str, Any]) -> None:
     with naming(path), path.open("a", encoding="utf-8") as file:

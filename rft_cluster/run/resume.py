@@ -20,7 +20,7 @@ from rft_cluster.run.checkpoints import Checkpoint, latest_checkpoint, newest_st
 from rft_cluster.run.folder import ALSO_MANIFEST, CONFIG_END
 from rft_cluster.run.lock import LOCK_FILE
 from rft_cluster.run.options import OPTIONS_FILE
-from rft_cluster.run.records import check_rows
+from rft_cluster.run.records import ROWS, check_rows
 from rft_cluster.run.task import Task, family_of_model, prepare, prepare_also
 
 SFT_RATE = "optimizer.sft_learning_rate"
@@ -112,7 +112,7 @@ def find_start(config: Config, resume: bool) -> Start:
         saved = read_saved_config(saved_file)
         _check_unchanged(folder, saved, config)
         notes += _changed_schedule(saved, config)
-    for name in ("metrics.jsonl", "eval.jsonl"):
+    for name in ROWS:
         check_rows(folder / name)
     checkpoint, problems = latest_checkpoint(folder)
     instead = "took the one before" if checkpoint else "all steps are in the journal"

@@ -26,12 +26,12 @@ from rft_cluster.run.checkpoints import (
 )
 from rft_cluster.run.inside import made_with
 from rft_cluster.run.journal import FOLDER, prune_journal
+from rft_cluster.run.records import ROWS
 from rft_cluster.run.space import journal_bytes
 
 MODEL, BEST = "model", "model-best"
 BASELINES_FILE = "baselines.json"
 CALIBRATION_FILE = "calibration.json"
-ROWS = "metrics.jsonl", "eval.jsonl"
 NEVER = "never"  # key of a record of why there is no temperature, if no resumed run can change that
 
 
@@ -167,16 +167,25 @@ class Keeper:
         new, self._new = self._new, None
         if new is None:
             return
-        run, keep = self._config.run_folder, self._config.schedule.keep_checkpoints
+        run = self._config.run_folder
         with self._going_on(f"step {new.step} is not saved", last, DiskFull, OSError, ClusterError):
             for name in ROWS:  # a checkpoint must not outlive the rows of its steps, when a machine loses its power
                 if (run / name).is_file():
                     sync(run / name)
             self._cost = new.finish(seconds)
             self._saved = new.step
-            # While there is one checkpoint alone, the journal has all steps: that one may be lost in its upload.
-            if (oldest := prune_checkpoints(run, new.step, keep)) < new.step or keep == 1:
-                prune_journal(run, oldest)
+            self._prune()
+
+    def _prune(self, ended: bool = False) -> None:
+        """Remove older checkpoints, and the steps of the journal before the oldest that is left.
+
+        While there is one checkpoint alone, a run that has not `ended` keeps all steps: that one may be lost in its
+        upload.
+        """
+        run, keep = self._config.run_folder, self._config.schedule.keep_checkpoints
+        oldest = prune_checkpoints(run, self._saved, keep)
+        if ended or keep == 1 or oldest < self._saved:
+            prune_journal(run, oldest)
 
     def keep_if_best(self, evaluation: Evaluation) -> None:
         """Export the policy if no earlier one was better on the validation images."""
@@ -192,9 +201,8 @@ class Keeper:
         self._begin(last=True)
         self._finish(last=True)
         self._export(MODEL)
-        run, keep = self._config.run_folder, self._config.schedule.keep_checkpoints
         if self._saved:
-            prune_journal(run, prune_checkpoints(run, self._step, keep))
+            self._prune(ended=True)
 
     def _export(self, name: str) -> None:
         own = {"steps": self._step, "validation": self._validation.get(self._step)}

@@ -106,6 +106,23 @@ def start(work: str, **options) -> subprocess.Popen:
     )
 
 
+def signalled(work: str, number: signal.Signals, **options) -> subprocess.Popen:
+    """A process that got a signal when it was at work."""
+    process = start(work, **options)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    return process
+
+
+def signalled_twice(work: str, number: signal.Signals, meanwhile: str, apart: float) -> tuple[int, str, str]:
+    """How a process ends that got another signal `apart` seconds after it said what it does `meanwhile`."""
+    process = signalled(work, number)
+    assert process.stdout.readline() == meanwhile
+    time.sleep(apart)
+    process.send_signal(number)
+    return end(process)
+
+
 def end(process: subprocess.Popen) -> tuple[int, str, str]:
     printed, error = process.communicate(timeout=10)
     return process.returncode, printed, error
@@ -127,32 +144,19 @@ def end(process: subprocess.Popen) -> tuple[int, str, str]:
     ],
 )
 def test_a_signal_ends_a_command_with_one_line(work: str, printed: str, error: str, number: signal.Signals):
-    process = start(work)
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(number)
-    assert end(process) == (128 + number, printed, error)
+    assert end(signalled(work, number)) == (128 + number, printed, error)
 
 
 @pytest.mark.parametrize("number", STOPPING, ids=lambda number: number.name)
 def test_the_second_signal_ends_it_at_once(number: signal.Signals):
-    process = start("is_slow_to_end")
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(number)
-    assert process.stdout.readline() == "ending\n"
-    time.sleep(stopping.ONE_EVENT)
-    process.send_signal(number)
-    assert end(process) == (128 + number, "", "")
+    assert signalled_twice("is_slow_to_end", number, "ending\n", stopping.ONE_EVENT) == (128 + number, "", "")
 
 
 @pytest.mark.parametrize("number", STOPPING, ids=lambda number: number.name)
 def test_two_signals_of_one_event_are_one(number: signal.Signals):
     """A closed terminal sends one to every process of a group, and `make` passes its own on."""
-    process = start("tidies_up_slowly")
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(number)
-    assert process.stdout.readline() == "tidying\n"
-    process.send_signal(number)
-    assert end(process) == (128 + number, "tidied\n", "interrupted\n")
+    found = signalled_twice("tidies_up_slowly", number, "tidying\n", 0)
+    assert found == (128 + number, "tidied\n", "interrupted\n")
 
 
 @pytest.mark.parametrize(("grace", "patience"), [(0.1, 0.2), (30, 60), (50, 60), (70, 70), (540, 540)])
@@ -165,9 +169,7 @@ def test_a_long_grace_ends_by_force_before_its_place_kills(monkeypatch, grace: f
 
 
 def test_what_nohup_ignores_stays_ignored():
-    process = start("plain", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGHUP)
+    process = signalled("plain", signal.SIGHUP, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.5)
     process.send_signal(signal.SIGTERM)
@@ -175,9 +177,7 @@ def test_what_nohup_ignores_stays_ignored():
 
 
 def test_a_background_job_of_a_script_takes_ctrl_c_sent_by_hand():
-    process = start("plain", preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGINT)
+    process = signalled("plain", signal.SIGINT, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
     assert end(process)[0] == 130
 
 
