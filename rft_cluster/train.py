@@ -40,6 +40,7 @@ def train(config: Config, task: Task, cluster: Cluster, run: RunFolder, targets:
     algorithm, sampling = load_algorithm(config), Sampling(**config.sampling.model_dump())
     card = make_card(config, dataset, task.question, image_pixels(config))
     keeper = Keeper(config, card, cluster, run.first_step, run.tiny_model)
+    cluster.do_meanwhile(keeper.look_out)
     cluster.broadcast_weights(version=run.first_step)
     task = with_options(config, task, run.first_step, partial(_answers, cluster, run, run.first_step, "generate"))
     _evaluate_if_due(cluster, config, task, run.first_step, run, keeper)

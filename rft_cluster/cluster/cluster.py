@@ -69,6 +69,10 @@ class Cluster:
             print(f"the learners go on after step {step}, from memory", flush=True)
         return step
 
+    def do_meanwhile(self, work: Callable[[], None]) -> None:
+        """Call `work` every second from now on, in this thread, while it waits for completions or for an update."""
+        self.generators.meanwhile = self.learners.meanwhile = work
+
     def doing(self) -> dict[str, str]:
         """What each actor is doing, by its name, for people. Any thread may ask."""
         starting = dict.fromkeys(self._recovery.coming if self._recovery else [], "start")

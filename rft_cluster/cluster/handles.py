@@ -5,7 +5,8 @@ The dispatch of prompts to generators is in `rollouts.py`.
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ LOSSES = (
 )
 PEERS = 5.0  # seconds for the news of a death to arrive behind the errors that it caused
 NODE = 75.0  # the same for the death of a node: Ray's head declares one dead 64 s after it was cut off
+LOOK = 1.0  # seconds between two calls of `ActorGroup.meanwhile`
 CUT = re.compile(r"by peer|remote process exited")  # gloo and NCCL about a connection to another rank
 NAMED = 8  # prompts in one warning
 # The names of calls in Ray's dashboard and timeline: the phase in which they belong. The class comes first, because Ray
@@ -60,8 +62,14 @@ TASKS = {
 MISTAKE = f"\n{UserError.__module__}.{UserError.__qualname__}: "  # in Ray's report, before the message
 
 
-def wait_for(calls: Mapping[ray.ObjectRef, str], timeout: float, doing: str) -> list[Any]:
-    """The results of `calls` (reference -> actor's name), in their order.
+def nothing() -> None:
+    """The `meanwhile` of a wait in which there is nothing else to do."""
+
+
+def wait_for(
+    calls: Mapping[ray.ObjectRef, str], timeout: float, doing: str, meanwhile: Callable[[], None] = nothing
+) -> list[Any]:
+    """The results of `calls` (reference -> actor's name), in their order. `meanwhile`: called every second.
 
     Raises:
         UserError: an actor's constructor raised it.
@@ -70,7 +78,7 @@ def wait_for(calls: Mapping[ray.ObjectRef, str], timeout: float, doing: str) -> 
     if not calls:
         return []  # a client without calls would first look for a Ray cluster, or start one
     try:
-        return ray.get(list(calls), timeout=timeout)
+        return _get(list(calls), timeout, meanwhile)
     except GetTimeoutError as error:
         ready, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
         late = dict.fromkeys(name for reference, name in calls.items() if reference not in ready)
@@ -96,6 +104,15 @@ def wait_for(calls: Mapping[ray.ObjectRef, str], timeout: float, doing: str) -> 
     except LOSSES as error:
         raise_if_lost(calls, doing, error)
         raise
+
+
+def _get(calls: list[ray.ObjectRef], timeout: float, meanwhile: Callable[[], None]) -> list[Any]:
+    end = time.monotonic() + timeout
+    while meanwhile is not nothing and time.monotonic() + LOOK < end:
+        with suppress(GetTimeoutError):
+            return ray.get(calls, timeout=LOOK)
+        meanwhile()
+    return ray.get(calls, timeout=max(0.0, end - time.monotonic()))
 
 
 def _wait_for_a_death(calls: Mapping[ray.ObjectRef, str]) -> None:
@@ -174,6 +191,8 @@ class ActorGroup:
         self._timeout = timeout
         self._threads = threads
         self._begun: dict[str, tuple[str, ray.ObjectRef]] = {}  # actor's name -> its last call
+        self.meanwhile: Callable[[], None] = nothing
+        """What the loop does every second while it waits for completions, or for an update."""
 
     def __len__(self) -> int:
         return len(self._handles)
@@ -243,9 +262,15 @@ class RewardActor(ActorGroup):
 class Update:
     """A step's optimizer updates, finished or not."""
 
-    def __init__(self, calls: Mapping[ray.ObjectRef, str], timeout: float, step: int) -> None:
+    def __init__(
+        self,
+        calls: Mapping[ray.ObjectRef, str],
+        timeout: float,
+        step: int,
+        meanwhile: Callable[[], None] = nothing,
+    ) -> None:
         """`calls`: each rank's, with its name."""
-        self._calls, self._timeout, self._step = calls, timeout, step
+        self._calls, self._timeout, self._step, self._meanwhile = calls, timeout, step, meanwhile
 
     def wait(self) -> LearnerStats | None:
         """The combined figures of all ranks; None if there was nothing to learn from. A skipped update is said.
@@ -256,7 +281,7 @@ class Update:
         """
         if not self._calls:
             return None
-        learned = reduced(wait_for(self._calls, self._timeout, "update"))
+        learned = reduced(wait_for(self._calls, self._timeout, "update", self._meanwhile))
         if learned.skipped:
             print(f"WARNING: {_skipped(self._step + 1, learned)}", flush=True)
         if not learned.finite_weights:
@@ -302,7 +327,8 @@ class Learners(ActorGroup):
         if not samples:
             return Update({}, self._timeout, step)
         work = split_work(samples, len(self), updates, micro_batch_tokens)
-        return Update(self.begin_each("update", [(share, step) for share in work]), self._timeout, step)
+        calls = self.begin_each("update", [(share, step) for share in work])
+        return Update(calls, self._timeout, step, self.meanwhile)
 
     def restore_checkpoint(self, folder: Path, updates: int, step: int) -> None:
         """Load a checkpoint of `step` on all ranks. `updates`: number of optimizer updates before it."""

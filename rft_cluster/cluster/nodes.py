@@ -77,7 +77,7 @@ def fetch_model(nodes: Addresses, path: str, timeout: float) -> None:
     The actors would do it, but within the time for their start, which the first compilation of an engine needs.
 
     Raises:
-        UserError: the hub cannot be reached from a node; the message names the host.
+        UserError: as `model.hub.whole_model` on a node; the message names the host.
         ClusterError: it takes longer than `timeout` seconds.
     """
     if not Path(path).is_dir():
@@ -117,7 +117,7 @@ def _fetch(path: str) -> None:
     try:
         whole_model(path)
     except UserError as error:
-        raise UserError(f"on {socket.gethostname()}: {error}") from error
+        raise type(error)(f"on {socket.gethostname()}: {error}") from error
 
 
 def _on_each(nodes: Addresses, work: Callable[..., Any], *arguments: Any, timeout: float) -> list[Any]:

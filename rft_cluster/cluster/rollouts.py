@@ -7,6 +7,7 @@ come back in the order of the prompts.
 
 import heapq
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
-from rft_cluster.cluster.handles import LOSSES, ActorGroup, RewardActor, failure, named, unanswered, wait_for
+from rft_cluster.cluster.handles import LOOK, LOSSES, ActorGroup, RewardActor, failure, named, unanswered, wait_for
 from rft_cluster.common.errors import ClusterError, EngineFailed, WeightTransferError
 from rft_cluster.messages import Group, Prompt, Reward, Sampling
 
@@ -134,19 +135,25 @@ class Rollout:
         timeout = self._pool.timeout
         # Without the digests no group would come: the generators would wait for the verification until their deadline.
         digests = self._pool.verify()
-        left = self.left
-        while not self._all_dispatched.wait(timeout):
-            if self.left == left:
-                busy = self._pool.busy
-                raise ClusterError(f"{', '.join(busy)}: no room for {left} prompts came within {timeout:g} s", busy)
-            left = self.left
+        self._wait_for_room()
         if self._error:
             raise self._error
         calls = {chunk.groups: chunk.generator for chunk in self._chunks}
-        groups = wait_for(calls | digests, timeout, "generate")[: len(calls)]
+        groups = wait_for(calls | digests, timeout, "generate", self._pool.meanwhile)[: len(calls)]
         scored = {chunk.rewards: f"reward (for {chunk.generator})" for chunk in self._chunks if chunk.rewards}
-        rewards = wait_for(scored, timeout, "score")
+        rewards = wait_for(scored, timeout, "score", self._pool.meanwhile)
         return self._in_order(groups), self._in_order(rewards)
+
+    def _wait_for_room(self) -> None:
+        """Wait until all prompts are dispatched."""
+        left, since = self.left, time.monotonic()
+        while not self._all_dispatched.wait(min(LOOK, self._pool.timeout)):
+            self._pool.meanwhile()
+            if self.left != left:
+                left, since = self.left, time.monotonic()
+            elif time.monotonic() - since >= self._pool.timeout:
+                busy, within = self._pool.busy, f"{self._pool.timeout:g} s"
+                raise ClusterError(f"{', '.join(busy)}: no room for {left} prompts came within {within}", busy)
 
     def take_back(self, handles: Mapping[str, ActorHandle]) -> None:
         """Put the prompts back into the line that nobody will answer: `handles` are the generators that serve.

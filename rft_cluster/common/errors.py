@@ -38,7 +38,10 @@ FIXABLE = {
     errno.ENETUNREACH: "the network cannot be reached: check the connection",
     errno.ETIMEDOUT: "no answer came in time: check the address and the network",
 }
-PART_LOST = 3  # exit code for ClusterError: nothing to correct, so a scheduler may start the command again
+# Of these, what passes without anybody's doing: the network, or the server of a network disk.
+PASSING = {errno.EIO, errno.ESTALE, errno.ECONNRESET, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT}
+# Exit code for ClusterError, Unavailable and `PASSING`: nothing to correct, so a scheduler may start the command again.
+PART_LOST = 3
 PIPE_CLOSED = 141  # a shell's exit code for SIGPIPE: 128 + 13
 
 
@@ -46,13 +49,17 @@ class UserError(Exception):
     """Bad input, or a cluster that cannot run the configuration.
 
     The message says what is wrong, where, the value, and what to do. Commands print it without a traceback and exit
-    with code 2. They do the same for the errors in `FIXABLE`, and for `ClusterError` with code 3. Any other exception
-    is a defect of the program and keeps its traceback.
+    with code 2. They do the same for the errors in `FIXABLE`. The code is 3 for `ClusterError`, `Unavailable` and the
+    errors in `PASSING`. Any other exception is a defect of the program and keeps its traceback.
     """
 
 
 class NoRoom(UserError):
     """The nodes of a cluster cannot hold the run, or others hold their resources."""
+
+
+class Unavailable(UserError):
+    """A server does not answer now, such as the hub's. With the same input the command may succeed later."""
 
 
 def check_range(option: str, value: int, least: int, most: int) -> None:
@@ -116,9 +123,10 @@ def end_with(main: Callable[[], int]) -> NoReturn:
 def exit_code(work: Callable[[], int | None]) -> int:
     """Run a command's `work` and return the exit code: the one that `work` returns, 0 for None.
 
-    Errors that the user can fix are printed and give 2, the loss of an actor gives 3. A signal gives 128 + its number
-    (130 for Ctrl-C, 143 for SIGTERM) and prints one line: the text of the KeyboardInterrupt from `work`, or
-    "interrupted". A closed output (`predict ... | head`) ends the command silently, as for Unix tools.
+    Errors that the user can fix are printed and give 2; the loss of an actor, and a server that does not answer, give
+    3. A signal gives 128 + its number (130 for Ctrl-C, 143 for SIGTERM) and prints one line: the text of the
+    KeyboardInterrupt from `work`, or "interrupted". A closed output (`predict ... | head`) ends the command silently,
+    as for Unix tools.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -144,7 +152,7 @@ def _code(work: Callable[[], int | None]) -> int:
         if stopping.received():
             raise
         print(f"error: {error}", file=sys.stderr)
-        return PART_LOST if isinstance(error, ClusterError) else 2
+        return PART_LOST if isinstance(error, ClusterError | Unavailable) else 2
     except OSError as error:
         cut = _silence_cut_streams()
         if isinstance(error, BrokenPipeError) and cut:
@@ -152,7 +160,7 @@ def _code(work: Callable[[], int | None]) -> int:
         if error.errno not in FIXABLE or stopping.received():
             raise
         print(f"error: {explain(error)}", file=sys.stderr)
-        return 2
+        return PART_LOST if error.errno in PASSING else 2
 
 
 def _stopped(text: str) -> int:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rft_cluster.common.errors import UserError
+from rft_cluster.common.errors import Unavailable, UserError
 from rft_cluster.common.labels import normalise_label
 from rft_cluster.common.lookup import near_path
 from rft_cluster.config import DataSection
@@ -50,6 +50,7 @@ def load_hub(config: DataSection, seed: int) -> FewShotDataset:
     a training image are left out, except those of `data.unseen_classes`.
 
     Raises:
+        Unavailable: the hub cannot be reached.
         UserError: the set cannot be loaded, has unsuitable columns, labels or splits, or too few images, or a chosen
             image cannot be decoded.
     """
@@ -138,7 +139,7 @@ def _open(path: Path | None) -> tuple[str, "dict[str, Dataset]"]:
             f"({error}). Check the name; for a private or gated one log in with: hf auth login{near_path(path)}"
         ) from error
     except ConnectionError as error:
-        raise UserError(
+        raise (UserError if datasets.config.HF_HUB_OFFLINE else Unavailable)(
             f"data.path: {path} is no folder here, and the hub cannot be reached ({error}). Where it can be, run:\n"
             f"  python -c \"import datasets; datasets.load_dataset('{path.as_posix()}').save_to_disk('saved')\"\n"
             f"Bring the folder saved/ here and set data.path to it{near_path(path)}"

@@ -20,10 +20,12 @@ from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
+from urllib.error import HTTPError
 
-from rft_cluster.common.errors import UserError
+from rft_cluster.common.errors import Unavailable, UserError
 from rft_cluster.common.files import check_space, check_writable, size, unfinished
 from rft_cluster.common.labels import normalise_label
+from rft_cluster.common.network import is_passing
 from rft_cluster.common.progress import with_progress
 from rft_cluster.data.archive import flower_classes, open_archive
 from rft_cluster.data.dataset import listing
@@ -71,7 +73,8 @@ def official_archive() -> Path:
     """The folder with the archive. If it is not in the cache, it is fetched, with a progress line.
 
     Raises:
-        UserError: the server cannot be reached or gives other files than torchvision knows, the cache cannot be
+        Unavailable: the server cannot be reached.
+        UserError: the server refuses or gives other files than torchvision knows, the cache cannot be
             written or has no room, or torchvision's class names are not ours. The message says what to do.
     """
     final = CACHE.expanduser()
@@ -153,13 +156,19 @@ def _length(answer: HTTPResponse) -> int:
 
 @contextmanager
 def _answers(url: str, method: str) -> Iterator[HTTPResponse]:
-    """The server's answer. Its errors, here and while the answer is read, become a UserError with the cure."""
+    """The server's answer. Errors, here and while the answer is read, become one of these with the cure.
+
+    Raises:
+        Unavailable: the server cannot be reached, is too busy, or hangs up.
+        UserError: the server refuses.
+    """
     request = urllib.request.Request(url, method=method, headers={"User-Agent": "rft_cluster"})
     try:
         with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             yield answer
     except (OSError, HTTPException) as error:  # OSError: also a refused, cut or silent connection, and an HTTP status
-        raise UserError(
+        refused = isinstance(error, HTTPError) and not is_passing(error.code)
+        raise (UserError if refused else Unavailable)(
             f"data.download: {url} cannot be fetched ({error}), and the archive is not in {CACHE}: {BY_HAND}"
         ) from error
 

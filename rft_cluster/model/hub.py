@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rft_cluster.common.errors import UserError
+from rft_cluster.common.errors import Unavailable, UserError
 from rft_cluster.common.files import check_space, check_writable, size
 from rft_cluster.common.lookup import nearest
+from rft_cluster.common.network import is_passing
 from rft_cluster.model.families.known import FAMILIES
 from rft_cluster.model.folder import check_model_config, check_model_folder
 
@@ -43,8 +44,9 @@ def find_model(path: str) -> Model:
     """The model that `model.path` names.
 
     Raises:
-        UserError: the path is neither a folder nor a hub name; or the hub cannot be reached or denies the model; or its
-            weights would not fit on the disk. The message says what to do.
+        Unavailable: the hub cannot be reached. The message says what to do.
+        UserError: the path is neither a folder nor a hub name; or the hub denies the model; or its weights would not
+            fit on the disk. The message says what to do.
     """
     folder = Path(path)
     if path and folder.is_dir():
@@ -125,7 +127,8 @@ def _asking(name: str) -> Iterator[None]:
     """Translate the hub's errors within this context.
 
     Raises:
-        UserError: the hub cannot be reached, or has no such model for this user.
+        Unavailable: the hub cannot be reached, or is too busy.
+        UserError: it has no such model for this user, or HF_HUB_OFFLINE is set.
     """
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -144,14 +147,16 @@ def _asking(name: str) -> Iterator[None]:
         ) from error
     except HfHubHTTPError as error:
         if error.response.status_code not in UNKNOWN:
-            raise UserError(f"model.path: the hub refuses {name}: {_first_line(error)}. Try again later") from error
+            refused = f"model.path: the hub refuses {name}: {_first_line(error)}. Try again later"
+            raise (Unavailable if is_passing(error.response.status_code) else UserError)(refused) from error
         raise UserError(
             f"model.path: {name} is no folder here, and the hub has no such model or does not show it to you. "
             f"{_nearest(name)}For a private one log in with: hf auth login"
         ) from error
     except (OfflineModeIsEnabled, LocalEntryNotFoundError, HTTPError) as error:
-        why = "HF_HUB_OFFLINE is set" if isinstance(error, OfflineModeIsEnabled) else _first_line(error)
-        raise UserError(
+        offline = isinstance(error, OfflineModeIsEnabled)
+        why = "HF_HUB_OFFLINE is set" if offline else _first_line(error)
+        raise (UserError if offline else Unavailable)(
             f"model.path: {name} is no folder here and not in the local cache, and the hub cannot be reached ({why}). "
             f"{_nearest(name)}Where it can be, run:\n"
             f"  hf download {name} --local-dir {name.rpartition('/')[2]}\n"

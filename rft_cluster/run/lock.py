@@ -1,7 +1,8 @@
 """Lock a run folder for the process that writes to it. The lock ends with the process, however it ends.
 
 `runs/NAME/.lock` names the holder, for the message to a second process, and is removed at the end. The lock is the
-kernel's (flock), which NFS passes on to its server. On a file system without locks the file's content decides.
+kernel's (flock), which NFS passes on to its server. That keeps a lock for `LEASE` after its machine is gone, so a lock
+of another machine is waited for as long. On a file system without locks the file's content decides.
 """
 
 import fcntl
@@ -20,6 +21,7 @@ from rft_cluster.common.files import check_writable, json_object
 from rft_cluster.common.text import shown
 
 LOCK_FILE = ".lock"
+LEASE = 120.0  # seconds; NFS 4's own is 90 (nfsd of Linux: /proc/fs/nfsd/nfsv4leasetime)
 
 
 class Owner(BaseModel):
@@ -28,12 +30,22 @@ class Owner(BaseModel):
     since: str
 
 
+class Held(UserError):
+    """Another process holds the lock."""
+
+    def __init__(self, message: str, elsewhere: bool) -> None:
+        """`elsewhere`: on another machine."""
+        super().__init__(message)
+        self.elsewhere = elsewhere
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a run folder. The folder is created if missing, and removed again if it stays empty.
 
     Raises:
-        UserError: another process holds it, or the folder is not writable.
+        Held: another process holds it; on another machine, still after `LEASE`.
+        UserError: the folder is not writable.
     """
     check_writable(folder, "Set run.folder to a folder that can be")
     made = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -67,6 +79,22 @@ def holder(folder: Path) -> str | None:
 
 
 def _acquire(file: Path) -> int:
+    end = None
+    while True:
+        try:
+            return _take(file)
+        except Held as held:
+            if end is None:
+                end = time.monotonic() + LEASE
+                if held.elsewhere:
+                    why = "a network disk keeps the lock of a machine that is gone"
+                    print(f"{held}\nwaiting {LEASE:g} s at most: {why}", flush=True)
+            if not held.elsewhere or time.monotonic() >= end:
+                raise
+        time.sleep(1)
+
+
+def _take(file: Path) -> int:
     while True:
         # Do not follow a link: in a stranger's folder it may lead to any file, and the file is truncated below.
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
@@ -100,7 +128,7 @@ def _lock(descriptor: int, file: Path, kind: int) -> None:
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise UserError(_held(file, owner)) from error
+        raise Held(_held(file, owner), owner is not None and owner.host != socket.gethostname()) from error
     except OSError as error:  # a file system without locks
         if owner and (owner.host != socket.gethostname() or psutil.pid_exists(owner.pid)):
             raise UserError(_held(file, owner)) from error

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rft_cluster.common import stopping
-from rft_cluster.common.errors import ClusterError, UserError, explain
+from rft_cluster.common.errors import PASSING, ClusterError, Unavailable, UserError, explain
 from rft_cluster.common.files import FULL, DiskFull, NewerFormat
 from rft_cluster.common.lookup import nearest
 from rft_cluster.common.text import shown
@@ -282,12 +282,14 @@ def raise_with_cure(error: BaseException, folder: Path, command: list[str]) -> N
         KeyboardInterrupt: after a signal, of which `error` is a consequence.
         ClusterError: after the loss of an actor, or of weights on their way.
         DiskFull: after a write for which a run that has begun had no room.
+        Unavailable: where a server, of a network disk too, did not answer to a run that has begun.
     """
     if stopping.received():
         raise KeyboardInterrupt(f"interrupted: {resume_line(folder, command)}") from error
     if isinstance(error, ClusterError):
         raise ClusterError(f"{error}\n{resume_line(folder, command)}") from error
-    if isinstance(error, DiskFull) and is_run(folder):
-        raise DiskFull(f"{error}\n{resume_line(folder, command)}") from error
-    if isinstance(error, OSError) and error.errno in FULL and is_run(folder):
-        raise DiskFull(f"{explain(error)}\n{resume_line(folder, command)}") from error
+    if isinstance(error, DiskFull | Unavailable) and is_run(folder):
+        raise type(error)(f"{error}\n{resume_line(folder, command)}") from error
+    if isinstance(error, OSError) and error.errno in {*FULL, *PASSING} and is_run(folder):
+        kind = DiskFull if error.errno in FULL else Unavailable
+        raise kind(f"{explain(error)}\n{resume_line(folder, command)}") from error

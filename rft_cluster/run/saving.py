@@ -69,6 +69,7 @@ class Keeper:
         self._cost = 0.0  # seconds that writing the last one took
         self._bytes = 0  # of each checkpoint; 0 before the first
         self._validation: dict[int, float] = {}
+        self._leaving = False  # a node is, and no step has been saved since the notice
         self._after = ", and the run goes on"  # after a warning
 
     @contextmanager
@@ -82,7 +83,7 @@ class Keeper:
     def save_if_due(self, at_once: bool = False) -> None:
         """Save a checkpoint if the schedule says so, or if `at_once`; take a snapshot in memory if that is due.
 
-        A node that is about to leave is told of here: then a checkpoint is saved at once, and waited for.
+        Where a node is about to leave, a checkpoint is saved at once, and waited for; see `look_out`.
 
         Raises:
             DiskFull, OSError, ClusterError: nothing is saved, and the run cannot go on after this step.
@@ -91,9 +92,8 @@ class Keeper:
         if every and self._step % every == 0:
             self._learners.take_snapshot(self._step)
         last = at_once or self._step == self._config.schedule.steps
-        if leaving := self._learners.news_of_leaving():
-            print(f"{leaving}: saving step {self._step} at once", flush=True)
-        now = last or bool(leaving)
+        self._hear()
+        now = last or self._leaving
         due = now or is_due(self._config.schedule, self._step, time.monotonic() - self._begun_at, self._cost)
         with stopping.whole():
             if due or (self._new and self._new.done):
@@ -102,6 +102,34 @@ class Keeper:
                 self._begin(last)
             if now:
                 self._finish(last)
+                self._leaving = False
+
+    def look_out(self) -> None:
+        """Hear of nodes that are about to leave. Between two steps, save the last one at once, and wait for that.
+
+        The loop calls this while it waits: a cloud gives 30 s to 2 minutes, and completions may take longer.
+
+        Raises:
+            OSError, ClusterError: as `save_if_due`.
+        """
+        self._hear()
+        if self._leaving and self._between_steps:
+            with stopping.whole():
+                self._finish()
+                self._begin()
+                self._finish()
+                self._leaving = False
+
+    def _hear(self) -> None:
+        if leaving := self._learners.news_of_leaving():
+            self._leaving = True
+            if not self._between_steps:
+                then = f"saving step {self._step + 1} when it is done"
+            elif self._step > self._saved:
+                then = f"saving step {self._step} at once"
+            else:
+                then = f"step {self._step} is saved" if self._step else "no step is done yet"
+            print(f"{leaving}: {then}", flush=True)
 
     @contextmanager
     def _going_on(self, missed: str, last: bool, *errors: type[Exception]) -> Iterator[None]:
@@ -144,7 +172,7 @@ class Keeper:
             f"{stopping.WHOLE:.0f} s for it, a third of cluster.grace_seconds"
         )
 
-    def _begin(self, last: bool) -> None:
+    def _begin(self, last: bool = False) -> None:
         """Begin to write a checkpoint of this step, unless there is one."""
         if self._step == self._saved:
             return

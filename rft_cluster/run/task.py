@@ -89,7 +89,7 @@ def prepare_also(config: Config) -> Task | None:
     except UserError as error:
         keys = "|".join(type(section).model_fields)
         own = re.sub(rf"(?<![\w/.-])data\.(?=(?:{keys})\b)", "evaluation.also.", str(error))  # not inside a path
-        raise UserError(own if own.startswith("evaluation.also") else f"evaluation.also: {own}") from error
+        raise type(error)(own if own.startswith("evaluation.also") else f"evaluation.also: {own}") from error
 
 
 def question(config: Config, dataset: FewShotDataset) -> Question:

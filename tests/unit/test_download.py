@@ -55,7 +55,7 @@ def test_a_dry_run_names_the_test_set_and_downloads_nothing(server, tmp_path, ca
 def test_without_a_server_one_line_says_so_at_once(tmp_path, capsys, monkeypatch, dry_run):
     monkeypatch.setattr(Flowers102, "_download_url_prefix", "http://127.0.0.1:9/")
     code, printed, error = start(tmp_path, capsys, "model.path=tiny", *dry_run)
-    assert (code, printed) == (2, "")
+    assert (code, printed) == (3, "")
     assert error.startswith("error: data.download: http://127.0.0.1:9/102flowers.tgz cannot be fetched")
     assert error.count("\n") == 1 and "set data.path" in error
 

@@ -62,6 +62,7 @@ class Roles:
         self.calls: list[str] = []
         self.samples: list[TrainingSample] = []  # of the update in flight
         self._stop_at, self._number, self._seconds = stop_at, number, seconds
+        self.leaving = ""
 
     def _called(self, name: str) -> None:
         self.calls.append(name)
@@ -73,13 +74,18 @@ class Roles:
         self._called("asking")
         return SimpleNamespace(wait=lambda: self._rollout(prompts))
 
+    def do_meanwhile(self, work):
+        self.meanwhile = work
+
     def _rollout(self, prompts):
         self._called("generating")
+        self.meanwhile()
         groups = [self._group(prompt, "rose") for prompt in prompts]
         return groups, [[Reward(1.0, {"accuracy": 1.0}, {}), Reward(0.0, {"accuracy": 0.0}, {})] for _ in groups]
 
     def generate(self, prompts, sampling, version):
         self._called("evaluating")
+        self.meanwhile()
         assert version == self.sent == self.steps
         right = RIGHT[version]
         return [self._group(p, p.label if i < right else "none") for i, p in enumerate(prompts)]
@@ -94,6 +100,7 @@ class Roles:
 
     def _learn(self, step):
         self._called("learning")
+        self.meanwhile()
         assert step == self.steps
         self.steps, self.between = step + 1, True
         gaps = (CompletionGap(one.prompt.prompt_id, one.index, abs(one.advantage) / 8) for one in self.samples)
@@ -105,7 +112,8 @@ class Roles:
         self.sent = version
 
     def news_of_leaving(self) -> str:
-        return ""
+        told, self.leaving = self.leaving, ""
+        return told
 
     def take_snapshot(self, step):
         assert self.between and step == self.steps
@@ -409,6 +417,29 @@ def test_stopped_in_any_call_of_any_step_it_ends_as_if_it_had_not_been(
             assert roles.calls.count("learning") == STEPS - done, "nothing is learned twice"
             assert left(settings.run_folder) == expected
             assert not list(settings.run_folder.glob("redone-*"))
+
+
+@pytest.mark.parametrize(
+    ("where", "call", "then"),
+    [
+        ("generating", 4, ["saving", "learning"]),  # of step 4: step 3 is saved before the update
+        ("evaluating", 3, ["saving"]),
+        ("learning", 4, ["transferring", "saving"]),  # half of step 4 is never saved
+    ],
+)
+def test_a_notice_is_heeded_while_the_loop_waits(tmp_path, capsys, where, call, then):
+    class Leaving(Roles):
+        def _called(self, name):
+            super()._called(name)
+            if (name, self.calls.count(name)) == (where, call):
+                self.leaving = "10.0.0.3 (learner-1) was told to leave within 28 s"
+                self.told = len(self.calls)
+
+    code, roles = run(config(tmp_path, *SETTINGS, "schedule.save_every=99"), resume=False, roles=Leaving(None, 0, 0.0))
+    assert code == 0
+    assert "10.0.0.3 (learner-1) was told to leave within 28 s: saving step" in capsys.readouterr().out
+    own = [name for name in roles.calls[roles.told :] if name in {"saving", "learning", "transferring"}]
+    assert own[: len(then)] == then
 
 
 def test_weights_that_are_not_finite_are_never_sent_saved_or_exported(tmp_path, monkeypatch, capsys):

@@ -32,7 +32,7 @@ class LocalActor:
 def local_actors(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadPoolExecutor]:
     """Threads for `LocalActor`s. They are left behind, as actors are, when a test ends while they hang."""
 
-    def wait_for(calls: Mapping[Future[Any], str], timeout: float, doing: str) -> list[Any]:
+    def wait_for(calls: Mapping[Future[Any], str], timeout: float, doing: str, meanwhile: Any = None) -> list[Any]:
         done, _ = wait(calls, timeout, FIRST_EXCEPTION)  # as `ray.get`: the first that fails is raised
         for call in done:
             try:

@@ -70,7 +70,7 @@ class Actors:
 
         return SimpleNamespace(options=options)
 
-    def _wait_for(self, calls: dict["Call", str], timeout: float, doing: str) -> list[Any]:
+    def _wait_for(self, calls: dict["Call", str], timeout: float, doing: str, meanwhile: Any = None) -> list[Any]:
         self.events += [f"{name} {call.method}{call.shown}" for call, name in calls.items()]
         self.joins += [(name, call.arguments) for call, name in calls.items() if call.method == "join"]
         if doing == "starting":

@@ -9,7 +9,7 @@ from rft_cluster.messages import LearnerStats
 
 
 def waited_for(monkeypatch: pytest.MonkeyPatch, *ranks: LearnerStats) -> LearnerStats | None:
-    monkeypatch.setattr(handles, "wait_for", lambda calls, timeout, doing: list(ranks))
+    monkeypatch.setattr(handles, "wait_for", lambda calls, timeout, doing, meanwhile: list(ranks))
     return Update({"call": "learner"}, 1.0, step=11).wait()  # type: ignore[dict-item]
 
 

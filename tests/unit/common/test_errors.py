@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from rft_cluster.common.errors import FIXABLE, ClusterError, UserError, exit_code
+from rft_cluster.common.errors import FIXABLE, PASSING, ClusterError, Unavailable, UserError, exit_code
 
 
 def raising(error: BaseException):
@@ -27,7 +27,7 @@ def errors_of(number: int) -> list[OSError]:
 @pytest.mark.parametrize("number", sorted(FIXABLE), ids=errno.errorcode.get)
 def test_what_the_system_refuses_is_one_line(capsys, number):
     for error in errors_of(number):
-        assert exit_code(raising(error)) == 2
+        assert exit_code(raising(error)) == (3 if number in PASSING else 2)
         message = capsys.readouterr().err
         assert message.startswith("error: ")
         assert message.count("\n") == 1
@@ -52,7 +52,12 @@ def test_defects_keep_their_traceback():
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(UserError("data.path: wrong"), 2), (ClusterError("learner-0: no answer"), 3)]
+    ("error", "code"),
+    [
+        (UserError("data.path: wrong"), 2),
+        (ClusterError("learner-0: no answer"), 3),
+        (Unavailable("the hub cannot be reached"), 3),
+    ],
 )
 def test_an_error_that_is_no_defect_is_one_message(capsys, error, code):
     assert exit_code(raising(error)) == code

@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from rft_cluster.common.errors import UserError
+from rft_cluster.common.errors import Unavailable, UserError
 from rft_cluster.config import DataSection
 from rft_cluster.data import hub, load_dataset
 from rft_cluster.data.archive import flower_classes
@@ -468,8 +468,9 @@ def test_a_hub_that_does_not_give_the_set_is_explained(monkeypatch, tmp_path, er
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as caught:
         load("laolao77/ViRFT_CLS_flower_4_shot")
+    assert isinstance(caught.value, Unavailable) == isinstance(error, ConnectionError)
     assert asked == [(("laolao77/ViRFT_CLS_flower_4_shot",), {})]
 
 

@@ -17,7 +17,7 @@ import pytest
 from torchvision.datasets import Flowers102
 
 from rft_cluster.common import progress
-from rft_cluster.common.errors import UserError
+from rft_cluster.common.errors import Unavailable, UserError
 from rft_cluster.config import DataSection
 from rft_cluster.data import load_dataset, official
 from rft_cluster.data.archive import HOME, flower_classes
@@ -97,9 +97,10 @@ def md5(file: Path) -> str:
     return hashlib.md5(file.read_bytes()).hexdigest()
 
 
-def refusal() -> str:
+def refusal(kind: type[UserError] | None = None) -> str:
     with pytest.raises(UserError) as caught:
         official_archive()
+    assert kind in {None, type(caught.value)}
     assert not official.CACHE.exists(), "half a download has the name of a whole one"
     assert not official.CACHE.with_name("flowers102.tmp").exists(), "half a download was left"
     return str(caught.value)
@@ -144,7 +145,7 @@ def test_without_a_path_or_the_wish_to_download_the_message_names_both(home):
 
 def test_a_server_that_is_down(home, monkeypatch):
     monkeypatch.setattr(Flowers102, "_download_url_prefix", "http://127.0.0.1:9/")
-    message = refusal()
+    message = refusal(Unavailable)
     assert message.startswith("data.download: http://127.0.0.1:9/102flowers.tgz cannot be fetched (")
     assert "Connection refused" in message and "set data.path (data.held_out" in message and "\n" not in message
 
@@ -157,7 +158,7 @@ def test_a_server_that_is_silent(server, monkeypatch):
 
 def test_a_file_that_the_server_does_not_have(server, home):
     (home / "setid.mat").unlink()
-    assert "setid.mat cannot be fetched (HTTP Error 404: File not found)" in refusal()
+    assert "setid.mat cannot be fetched (HTTP Error 404: File not found)" in refusal(UserError)
 
 
 def test_a_file_with_another_md5(server, home):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from rft_cluster.common.errors import UserError
+from rft_cluster.common.errors import Unavailable, UserError
 from rft_cluster.model.hub import check_files, fetch_weights, find_model
 from rft_cluster.prompts import Question
 
@@ -140,12 +140,16 @@ def test_a_cache_that_lacks_a_file_is_completed(hub, file):
         (403, "", "the hub refuses"),
         (400, "", "the hub refuses"),
         (451, "", "the hub refuses"),
+        (429, "", "the hub refuses"),
         (500, "", "the hub refuses"),
     ],
 )
 def test_what_the_hub_refuses(hub, status, code, message):
     hub.status, hub.code = status, code
-    assert message in refusal(NAME)
+    with pytest.raises(UserError) as caught:
+        find_model(NAME)
+    assert message in str(caught.value)
+    assert isinstance(caught.value, Unavailable) == (status in {429, 500}), "a scheduler may try again"
 
 
 @pytest.mark.parametrize("name", ["owner/smal-qwen", "nobody/nothing"])
@@ -158,7 +162,10 @@ def test_without_the_hub_the_way_out_is_said_and_works(hub, folder, monkeypatch,
     endpoint = constants.ENDPOINT
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # discard: nobody listens
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
-    message = refusal(NAME)
+    with pytest.raises(UserError) as caught:
+        find_model(NAME)
+    message = str(caught.value)
+    assert isinstance(caught.value, Unavailable) != offline
     assert "and the hub cannot be reached (" in message
     assert ("HF_HUB_OFFLINE is set" in message) == offline
     command = next(line for line in message.splitlines() if line.startswith("  hf download")).split()

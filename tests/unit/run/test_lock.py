@@ -8,10 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from rft_cluster.common.errors import UserError
+from rft_cluster.run import lock
 from rft_cluster.run.lock import LOCK_FILE, holder, locked
 
 HOLDER = """
@@ -41,6 +43,25 @@ def test_the_second_process_is_told_who_holds_it(tmp_path):
     with locked(folder):
         assert json.loads((folder / LOCK_FILE).read_text())["pid"] == os.getpid()
     assert not (folder / LOCK_FILE).exists()
+
+
+@pytest.mark.parametrize("comes_free", [True, False])
+def test_the_lock_of_another_machine_is_waited_for_as_long_as_nfs_keeps_it(tmp_path, monkeypatch, capsys, comes_free):
+    monkeypatch.setattr(lock, "LEASE", 60.0 if comes_free else 0.5)
+    dead = tmp_path / LOCK_FILE
+    dead.write_text(json.dumps({"pid": 1, "host": "node-7", "since": "x"}))
+    with dead.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if comes_free:
+            threading.Timer(0.5, held.close).start()
+            with locked(tmp_path):
+                assert json.loads(dead.read_text())["pid"] == os.getpid()
+        else:
+            with pytest.raises(UserError, match=f"if node-7 is gone, remove {dead}"), locked(tmp_path):
+                pass
+    said = capsys.readouterr().out
+    assert f"{tmp_path}: another process is running it (pid 1 on node-7 since x)" in said
+    assert said.count("waiting") == 1
 
 
 def test_of_many_at_once_one_gets_it(tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rft_cluster.common.errors import UserError
+from rft_cluster.common.errors import Unavailable, UserError
 from rft_cluster.common.files import DiskFull
 from rft_cluster.config import Config
 from rft_cluster.data.manifest import manifest
@@ -562,11 +562,19 @@ def test_the_line_of_a_stopped_run_names_the_step_and_the_command(tmp_path):
         assert resume_line(run, [*command, asked]).endswith(f" {asked}")
 
 
-@pytest.mark.parametrize("error", [DiskFull("model: no room"), OSError(errno.ENOSPC, "no room", "step-000007.jsonl")])
-def test_after_a_full_disk_a_run_that_has_begun_names_the_command_to_go_on(tmp_path, error):
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (DiskFull("model: no room"), DiskFull),
+        (OSError(errno.ENOSPC, "no room", "step-000007.jsonl"), DiskFull),
+        (OSError(errno.ESTALE, "no room for a handle", "step-000007.jsonl"), Unavailable),
+        (Unavailable("the hub has no room for one more"), Unavailable),
+    ],
+)
+def test_where_nothing_is_wrong_with_the_input_a_run_that_has_begun_names_the_command_to_go_on(tmp_path, error, kind):
     raise_with_cure(error, tmp_path / "mine", ["launch"])
     checkpoint(begun(tmp_path), 4)
-    with pytest.raises(DiskFull, match=r"no room.*\nstep 4 is saved; go on with: launch --resume$"):
+    with pytest.raises(kind, match=r"no room.*\nstep 4 is saved; go on with: launch --resume$"):
         raise_with_cure(error, tmp_path / "mine", ["launch"])
 
 

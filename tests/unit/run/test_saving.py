@@ -219,6 +219,33 @@ def test_a_step_is_saved_and_on_the_disk_before_a_node_leaves(tmp_path, capsys):
     assert capsys.readouterr().out == "10.0.0.3 (learner-1) was told to leave within 28 s: saving step 2 at once\n"
 
 
+def test_a_notice_that_comes_while_completions_are_written_is_heeded_then(tmp_path, capsys):
+    learners = Learners()
+    kept = keeper(tmp_path, learners, "schedule.save_every=99")
+    notice = "10.0.0.3 (learner-1) was told to leave within 28 s"
+
+    def told() -> str:
+        learners.leaving = [notice]
+        kept.look_out()
+        kept.look_out()
+        return capsys.readouterr().out
+
+    assert told() == f"{notice}: no step is done yet\n"
+    steps(kept, 1, 1)
+    assert learners.saved == []
+    assert told() == f"{notice}: saving step 1 at once\n"
+    assert learners.saved == [1]
+    assert on_disk(tmp_path) == ["step-000001"], "it was waited for"
+    assert told() == f"{notice}: step 1 is saved\n"
+    with kept.step(2):
+        assert told() == f"{notice}: saving step 2 when it is done\n"
+        assert learners.saved == [1], "the learners may hold half of it"
+    kept.save_if_due()
+    assert learners.saved == [1, 2]
+    steps(kept, 3, 3)
+    assert learners.saved == [1, 2], "once for a notice"
+
+
 def test_two_checkpoints_are_never_written_at_once(tmp_path):
     learners = Learners(done=False)
     kept = keeper(tmp_path, learners, "schedule.save_every=1")
