@@ -202,7 +202,7 @@ def _models(config: Config) -> str:
     from rft_cluster.run.saving import describe_models
 
     return (
-        f"the trained model, and how to ask it (greedily, as measured):\n{describe_models(config.run_folder)}\n"
+        f"the trained model, and how to ask it:\n{describe_models(config.run_folder)}\n"
         f"  python -m rft_cluster.predict --checkpoint {config.run_folder} IMAGE_OR_FOLDER"
     )
 

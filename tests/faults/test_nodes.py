@@ -200,7 +200,7 @@ def test_a_step_is_saved_before_a_node_leaves_that_was_told_to(nodes: Nodes, tmp
     launch = nodes.launch(command(tmp_path, "mine", tiny_model, *overrides), run)
     launch.until(has_done(2), "step 2")
     host = nodes.host_of("learner-1")
-    writer = nodes.host_of("generator-0")
+    writer = nodes.host_of("generator")
     writer.must("pkill", "-STOP", "-f", "^ray::Generator")
     nodes.tell_to_leave(host, seconds=30)
     told, done = time.monotonic(), launch.steps()
