@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from http import HTTPStatus
 from typing import NoReturn, TextIO
 
 from rft_cluster.common import stopping
@@ -60,6 +61,11 @@ class NoRoom(UserError):
 
 class Unavailable(UserError):
     """A server does not answer now, such as the hub's. With the same input the command may succeed later."""
+
+
+def is_passing(status: int) -> bool:
+    """Whether a server that answers with this HTTP status may soon answer otherwise: it is too busy, or broken."""
+    return status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 def check_range(option: str, value: int, least: int, most: int) -> None:

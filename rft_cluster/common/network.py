@@ -3,18 +3,12 @@
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from http import HTTPStatus
 
 import psutil
 
 from rft_cluster.common.errors import UserError
 
 REACH_TIMEOUT = 10.0  # seconds until a silent port counts as closed
-
-
-def is_passing(status: int) -> bool:
-    """Whether a server that answers with this HTTP status may soon answer otherwise: it is too busy, or broken."""
-    return status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 def reach(host: str, port: str | int, timeout: float = REACH_TIMEOUT) -> None:

@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.error import HTTPError
 
-from rft_cluster.common.errors import Unavailable, UserError
+from rft_cluster.common.errors import Unavailable, UserError, is_passing
 from rft_cluster.common.files import check_space, check_writable, size, unfinished
 from rft_cluster.common.labels import normalise_label
-from rft_cluster.common.network import is_passing
 from rft_cluster.common.progress import with_progress
 from rft_cluster.data.archive import flower_classes, open_archive
 from rft_cluster.data.dataset import listing

@@ -12,10 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rft_cluster.common.errors import Unavailable, UserError
+from rft_cluster.common.errors import Unavailable, UserError, is_passing
 from rft_cluster.common.files import check_space, check_writable, size
 from rft_cluster.common.lookup import nearest
-from rft_cluster.common.network import is_passing
 from rft_cluster.model.families.known import FAMILIES
 from rft_cluster.model.folder import check_model_config, check_model_folder
 

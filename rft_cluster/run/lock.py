@@ -29,6 +29,11 @@ class Owner(BaseModel):
     host: str
     since: str
 
+    @property
+    def elsewhere(self) -> bool:
+        """On another machine."""
+        return self.host != socket.gethostname()
+
 
 class Held(UserError):
     """Another process holds the lock."""
@@ -79,22 +84,25 @@ def holder(folder: Path) -> str | None:
 
 
 def _acquire(file: Path) -> int:
+    """Take the lock; wait for one of another machine. Returns the open file."""
     end = None
     while True:
         try:
             return _take(file)
         except Held as held:
+            if not held.elsewhere:
+                raise
             if end is None:
                 end = time.monotonic() + LEASE
-                if held.elsewhere:
-                    why = "a network disk keeps the lock of a machine that is gone"
-                    print(f"{held}\nwaiting {LEASE:g} s at most: {why}", flush=True)
-            if not held.elsewhere or time.monotonic() >= end:
+                why = "a network disk keeps the lock of a machine that is gone"
+                print(f"{held}\nwaiting {LEASE:g} s at most: {why}", flush=True)
+            elif time.monotonic() >= end:
                 raise
         time.sleep(1)
 
 
 def _take(file: Path) -> int:
+    """Take the lock at once, and write who has it. Returns the open file."""
     while True:
         # Do not follow a link: in a stranger's folder it may lead to any file, and the file is truncated below.
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
@@ -128,9 +136,9 @@ def _lock(descriptor: int, file: Path, kind: int) -> None:
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise Held(_held(file, owner), owner is not None and owner.host != socket.gethostname()) from error
+        raise Held(_held(file, owner), elsewhere=owner is not None and owner.elsewhere) from error
     except OSError as error:  # a file system without locks
-        if owner and (owner.host != socket.gethostname() or psutil.pid_exists(owner.pid)):
+        if owner and (owner.elsewhere or psutil.pid_exists(owner.pid)):
             raise UserError(_held(file, owner)) from error
 
 
@@ -146,7 +154,7 @@ def _held(file: Path, owner: Owner | None) -> str:
     who, cure = "", ""
     if owner:
         who = f" (pid {owner.pid} on {shown(owner.host)} since {shown(owner.since)})"
-        if owner.host != socket.gethostname():
+        if owner.elsewhere:
             cure = f"; if {shown(owner.host)} is gone, remove {file}"
     return (
         f"{file.parent}: another process is running it{who}. Wait for it or stop it, or choose another run.name{cure}"

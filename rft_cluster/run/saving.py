@@ -95,14 +95,7 @@ class Keeper:
         self._hear()
         now = last or self._leaving
         due = now or is_due(self._config.schedule, self._step, time.monotonic() - self._begun_at, self._cost)
-        with stopping.whole():
-            if due or (self._new and self._new.done):
-                self._finish()
-            if due:
-                self._begin(last)
-            if now:
-                self._finish(last)
-                self._leaving = False
+        self._save(due, now, last)
 
     def look_out(self) -> None:
         """Hear of nodes that are about to leave. Between two steps, save the last one at once, and wait for that.
@@ -114,13 +107,22 @@ class Keeper:
         """
         self._hear()
         if self._leaving and self._between_steps:
-            with stopping.whole():
+            self._save(due=True, now=True, last=False)
+
+    def _save(self, due: bool, now: bool, last: bool) -> None:
+        """Complete the checkpoint that is being written, if it is on the disk or another one is `due`. Begin that. With
+        `now` wait for it."""
+        with stopping.whole():
+            if due or (self._new and self._new.done):
                 self._finish()
-                self._begin()
-                self._finish()
+            if due:
+                self._begin(last)
+            if now:
+                self._finish(last)
                 self._leaving = False
 
     def _hear(self) -> None:
+        """Tell of nodes that are about to leave, and what will be saved."""
         if leaving := self._learners.news_of_leaving():
             self._leaving = True
             if not self._between_steps:
@@ -172,7 +174,7 @@ class Keeper:
             f"{stopping.WHOLE:.0f} s for it, a third of cluster.grace_seconds"
         )
 
-    def _begin(self, last: bool = False) -> None:
+    def _begin(self, last: bool) -> None:
         """Begin to write a checkpoint of this step, unless there is one."""
         if self._step == self._saved:
             return
