@@ -29,7 +29,7 @@ from rft_cluster.learner.packing import split_work
 from rft_cluster.learner.prompt_cache import PromptCache
 from rft_cluster.messages import Completion, Group, Images, LossSums, Prompt, Reward, Sampling, TrainingSample
 from rft_cluster.model.encoder import PromptEncoder
-from rft_cluster.model.policy import PolicyModel, load_policy, load_reference
+from rft_cluster.model.policy import PolicyModel, load_policy, load_reference, move_to
 from rft_cluster.prompts import make_prompts
 from rft_cluster.rewards import REWARDS
 from rft_cluster.run.task import base_model_path, prepare
@@ -70,9 +70,14 @@ class RawLearner:
         self._config, self._prompts = config, PromptCache(encoder, images, capacity=0)
         how = (path, config.model, hardware("cpu").attention, forbidden, config.sampling.temperature)
         self._masters = load_policy(*how)
-        compute = getattr(torch, config.cluster.dtype)
-        self.policy = self._masters if compute == torch.float32 else computing_in(compute, copy.deepcopy(self._masters))
-        self._reference = computing_in(compute, load_reference(*how)) if config.algorithm.kl_beta else None
+        self.policy, compute = self._masters, config.cluster.dtype
+        if compute != "float32":
+            self.policy = copy.deepcopy(self._masters)
+            move_to(self.policy, "cpu", compute)
+        self._reference: PolicyModel | None = None
+        if config.algorithm.kl_beta:
+            self._reference = load_reference(*how)
+            move_to(self._reference, "cpu", compute)
         settings = config.optimizer
         self._optimizer = torch.optim.AdamW(
             self._masters.parameters(),
@@ -119,13 +124,6 @@ class RawLearner:
             terms.loss.backward()
             sums.append(terms.sums)
         return reduced(sums)
-
-
-def computing_in(dtype: torch.dtype, policy: PolicyModel) -> PolicyModel:
-    """The policy with parameters of `dtype`; buffers (the rotary frequencies) stay FP32, as under FSDP."""
-    for parameter in policy.parameters():
-        parameter.data = parameter.data.to(dtype)
-    return policy
 
 
 def serve(connection: Connection, config: Config) -> None:

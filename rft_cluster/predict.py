@@ -34,6 +34,7 @@ from rft_cluster.classification.predictions import (
 )
 from rft_cluster.classification.probabilities import OPEN, Score, answer_of, before_answer, score_classes
 from rft_cluster.classification.second_look import Again, looked_again
+from rft_cluster.cluster.gpus import check_driver, driver_here
 from rft_cluster.common.errors import UserError, check_range, end_with, exit_code
 from rft_cluster.common.hardware import hardware, openmp_environment
 from rft_cluster.common.lookup import near_path
@@ -52,7 +53,9 @@ from rft_cluster.run.second_look import Ask, options_at_second_look, written_aga
 
 AT_ONCE = 32  # images in the engine at a time, so that results stream and memory is bounded
 UNKNOWN = "(unknown)"  # the label of an image that is to be classified
-SHARED_GPU = 0.6  # of a GPU's memory for the engine, if the policy is also loaded to compute probabilities
+# Of a GPU's memory for the engine, at most: alone, and if the policy is also loaded to compute probabilities.
+ENGINE_ALONE, ENGINE_SHARING = 0.85, 0.6
+SPARE = 0.02  # of a GPU's memory, which is left of what is free
 
 VOTES = 8  # samples whose answers are the options of a second look, unless --votes is given
 
@@ -281,12 +284,32 @@ def _model(export: Path, card: Card) -> ModelSection:
     return ModelSection(path=str(export), min_pixels=card.min_pixels, max_pixels=card.max_pixels)
 
 
+def _device(engine: bool) -> str:
+    """`"cuda"` on a machine with a GPU, else `"cpu"`. torch takes a GPU whose driver is too old for none.
+
+    Raises:
+        UserError: the packages are those for GPUs, and a GPU here, or its driver, is too old for them; or there is
+            none, and an `engine` is wanted, which these packages have for GPUs alone.
+    """
+    from rft_cluster.model import computing
+
+    if computing.is_built_for_gpus() and ((driver := driver_here()) or engine):
+        check_driver("this machine", driver)
+    return computing.device_here()
+
+
+def _share_of_gpu(probabilities: bool) -> float:
+    """The part of the GPU's memory that an engine gets; other processes, and this one's scorer, may have some of it."""
+    from rft_cluster.model.computing import free_share
+
+    return max(SPARE, min(ENGINE_SHARING if probabilities else ENGINE_ALONE, round(free_share() - SPARE, 3)))
+
+
 def _scorer(export: Path, card: Card) -> Score:
     """Load the policy in this process."""
-    from rft_cluster.generator.vllm_options import device_here
     from rft_cluster.model.class_logprobs import ClassScorer
 
-    scorer = ClassScorer(_model(export, card), device_here())
+    scorer = ClassScorer(_model(export, card), _device(engine=False))
     scorer.load(str(export))
     return scorer.logprobs
 
@@ -294,20 +317,20 @@ def _scorer(export: Path, card: Card) -> Score:
 def _writer(export: Path, card: Card, options: argparse.Namespace, way: Way) -> Write:
     """Start an engine in this process."""
     from rft_cluster.generator.generator import Generator
-    from rft_cluster.generator.vllm_options import EngineOptions, device_here
+    from rft_cluster.generator.vllm_options import EngineOptions
 
     # stdout gets results only; stderr gets messages about files, and of vLLM's output only errors.
     os.environ["VLLM_LOGGING_STREAM"] = "ext://sys.stderr"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    device, images = device_here(), dict[str, bytes]()  # those that are in the engine
-    gpus, share = 1 if device == "cuda" else 0, {"gpu_memory": SHARED_GPU} if way.probabilities else {}
+    device, images = _device(engine=True), dict[str, bytes]()  # those that are in the engine
+    engine = {"gpus": 1, "gpu_memory": _share_of_gpu(way.probabilities)} if device == "cuda" else {}
     ask = _asked_again(card)
     room = len(ask(longest(card.classes, way.options)).encode()) if way.options else 0  # a token has a byte or more
     generator = Generator(
         EngineOptions(
             str(export),
             _model(export, card),
-            GeneratorsSection(gpus=gpus, kv_cache_gib=options.kv_cache_gib, **share),
+            GeneratorsSection(kv_cache_gib=options.kv_cache_gib, **engine),
             max_tokens=card.max_prompt_tokens + room + card.max_tokens,
             hardware=hardware(device),
             seed=options.seed,

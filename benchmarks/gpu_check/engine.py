@@ -25,7 +25,7 @@ from rft_cluster.learner.collate import collate
 from rft_cluster.learner.prompt_cache import PromptCache
 from rft_cluster.messages import Group, Images
 from rft_cluster.model.encoder import PromptEncoder
-from rft_cluster.model.policy import load_reference
+from rft_cluster.model.policy import load_reference, move_to
 from rft_cluster.weights.shared_memory import SharedMemorySender
 from rft_cluster.weights.source import PolicyWeights
 from rft_cluster.weights.vllm_senders import IPCSender
@@ -112,9 +112,7 @@ class Policy:
         self._prompts = PromptCache(self._encoder, images, capacity=float("inf"))
         how = (model.path, model, devices.attention, self.forbidden, config.sampling.temperature)
         self._policy = load_reference(*how)
-        for parameter in self._policy.parameters():  # not the rotary frequencies, which stay FP32, as under FSDP
-            parameter.data = parameter.data.to(getattr(torch, devices.dtype))
-        self._policy.to(self._device)
+        move_to(self._policy, devices.device, devices.dtype)
         self._version = 0
         self._connect(devices.transfer)
 

@@ -18,7 +18,7 @@ from rft_cluster.common.hardware import hardware
 from rft_cluster.learner.collate import collate
 from rft_cluster.learner.prompt_cache import PromptCache
 from rft_cluster.model.encoder import PromptEncoder
-from rft_cluster.model.policy import PolicyModel, load_policy
+from rft_cluster.model.policy import PolicyModel, load_policy, move_to
 from rft_cluster.model.shared_prefix import PackLayout, pack_layout, sdpa_segments, varlen_segments
 from rft_cluster.weights.digests import tensor_digest
 
@@ -136,8 +136,7 @@ def run_packed(bench: Bench) -> dict[str, float]:
         "gradients": whole_error(found_gradient, wanted_gradient),
     }
     del found_gradient, wanted_gradient
-    for parameter in policy.parameters():  # as under FSDP: parameters alone, the rotary frequencies stay FP32
-        parameter.data = parameter.data.bfloat16()
+    move_to(policy, bench.device, "bfloat16")
     for name, way, attention in (("plain", plain, SDPA), ("packed", packed_row, hardware(bench.device).attention)):
         with torch.no_grad(), attention_of(policy, attention):
             result[f"{name}_bf16"] = float((torch.cat(list(way())) - wanted).abs().mean())

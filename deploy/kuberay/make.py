@@ -27,9 +27,12 @@ NAME = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
 QUEUE = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 QUEUES = {"kueue": "kueue.x-k8s.io/queue-name", "volcano": "volcano.sh/queue-name"}
 RAY_ITSELF = 2  # CPUs of a node for Ray's own processes
-# GiB of a worker for each GPU, and of a worker without GPUs (estimated, never measured). Ray takes 30 % of a node's
-# memory for its object store, which needs as much room in /dev/shm.
-MEMORY, SHARED_MEMORY = 32, 12
+# GiB of a worker for each GPU, and of a worker without GPUs (estimated, never measured). Beside one GPU more is needed
+# while the learners' state is saved, in two copies: that of a 2B model takes 50. A larger model's takes more, LoRA's
+# next to nothing.
+MEMORY, SAVING = 32, 50
+# Ray takes 30 % of a node's memory for its object store, which needs as much room in /dev/shm.
+SHARED_MEMORY = 0.375
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -65,7 +68,7 @@ def manifest(options: argparse.Namespace, words: list[str]) -> str:
     image = options.image or f"rft_cluster:{'gpu' if gpus else 'cpu'}"
     for group in (cluster["headGroupSpec"], worker):
         group["template"]["spec"]["containers"][0]["image"] = image
-    fill_worker(worker["template"]["spec"], cpus, gpus)
+    fill_worker(worker["template"]["spec"], cpus, gpus, SAVING if gpus and config.model.lora is None else 0)
     made = f"# Made by: python deploy/kuberay/make.py {shlex.join(words)}\n"
     return made + yaml.safe_dump(job, sort_keys=False, width=120)
 
@@ -124,16 +127,16 @@ def node_size(config: Config, nodes: int) -> tuple[int, int]:
             cpus += 1
 
 
-def fill_worker(pod: dict[str, Any], cpus: int, gpus: int) -> None:
-    share = max(gpus, 1)
-    size = {"cpu": str(cpus + RAY_ITSELF), "memory": f"{MEMORY * share}Gi"}
+def fill_worker(pod: dict[str, Any], cpus: int, gpus: int, saving: int) -> None:
+    memory = max(MEMORY * gpus, MEMORY + saving)
+    size = {"cpu": str(cpus + RAY_ITSELF), "memory": f"{memory}Gi"}
     if gpus:
         size["nvidia.com/gpu"] = str(gpus)
     else:
         del pod["tolerations"]
     pod["containers"][0]["resources"] = {"limits": size, "requests": dict(size)}
     [shared_memory] = [volume for volume in pod["volumes"] if volume["name"] == "shared-memory"]
-    shared_memory["emptyDir"]["sizeLimit"] = f"{SHARED_MEMORY * share}Gi"
+    shared_memory["emptyDir"]["sizeLimit"] = f"{math.ceil(SHARED_MEMORY * memory)}Gi"
 
 
 if __name__ == "__main__":

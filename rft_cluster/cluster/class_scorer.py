@@ -10,6 +10,7 @@ import numpy as np
 
 from rft_cluster.cluster.alone import alone
 from rft_cluster.cluster.handles import wait_for
+from rft_cluster.cluster.nodes import everywhere
 from rft_cluster.config import Config
 from rft_cluster.model.class_logprobs import ClassScorer
 
@@ -32,7 +33,7 @@ def scorers(config: Config) -> Iterator[Callable[[str], Score]]:
             return wait_for({found: NAME}, cluster.step_timeout, "probabilities")[0]
 
         def scorer_of(path: str) -> Score:
-            wait_for({actor.load.remote(path): NAME}, cluster.start_timeout, "loading a model")
+            wait_for({actor.load.remote(everywhere(path)): NAME}, cluster.start_timeout, "loading a model")
             return score
 
         yield scorer_of

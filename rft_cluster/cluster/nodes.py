@@ -71,6 +71,12 @@ def check_gpus(nodes: Addresses) -> None:
         check_driver(address, driver)
 
 
+def everywhere(path: str) -> str:
+    """A model's path as actors on every node understand it: a folder's is made absolute, since Ray's processes on other
+    nodes have another working folder. A name of the hub stays."""
+    return str(Path(path).absolute()) if Path(path).is_dir() else path
+
+
 def fetch_model(nodes: Addresses, path: str, timeout: float) -> None:
     """Fetch a model of the hub into the cache of each node, unless it is there or `path` is a folder.
 

@@ -92,11 +92,12 @@ def bundles(config: Config, training: bool = True) -> list[Bundle]:
     Without training there are only generators.
     """
     learners, generators, _ = plan_actors(config)
+    # A whole GPU for each that is shared: two bundles of half a GPU or less might be put onto the same one.
     if not training:
-        return [Bundle((name,), generators.cpus, generators.gpus) for name in generators.names]
+        gpus = 1 if config.shares_gpus else generators.gpus
+        return [Bundle((name,), generators.cpus, gpus) for name in generators.names]
     if config.shares_gpus:
         pairs = zip(learners.names, generators.names, strict=True)
-        # A whole GPU for each pair: two bundles of half a GPU or less might be put onto the same one.
         return [Bundle(pair, learners.cpus + generators.cpus, 1) for pair in pairs]
     return [Bundle((name,), actors.cpus, actors.gpus) for actors in (learners, generators) for name in actors.names]
 

@@ -30,7 +30,7 @@ from rft_cluster.cluster.gpus import HIDE_GPUS
 from rft_cluster.cluster.handles import ActorGroup, Learners, RewardActor
 from rft_cluster.cluster.images import StoredImages
 from rft_cluster.cluster.leftovers import without_leftovers
-from rft_cluster.cluster.nodes import addresses_of, check_gpus, check_shared, cluster_nodes, fetch_model
+from rft_cluster.cluster.nodes import addresses_of, check_gpus, check_shared, cluster_nodes, everywhere, fetch_model
 from rft_cluster.cluster.placement import bundles, by_host, describe_placement, place, split_needed
 from rft_cluster.cluster.recovery import Again, Recovery, never
 from rft_cluster.cluster.reservation import reserve, taken
@@ -220,8 +220,7 @@ def start_generators(config: Config, model_path: str, images: Mapping[str, bytes
 @contextmanager
 def _reserved(config: Config, training: bool, model_path: str, images: Mapping[str, bytes]) -> Iterator[Actors]:
     wanted = bundles(config, training)
-    if Path(model_path).is_dir():  # on other nodes Ray's processes have another working folder
-        model_path = str(Path(model_path).absolute())
+    model_path = everywhere(model_path)
     print(connect(config.cluster, sum(bundle.cpus for bundle in wanted)), flush=True)
     try:
         place(config, cluster_nodes(), training)  # refuses at once a run that these nodes can never hold

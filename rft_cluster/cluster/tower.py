@@ -14,6 +14,7 @@ import numpy as np
 
 from rft_cluster.cluster.alone import alone
 from rft_cluster.cluster.handles import wait_for
+from rft_cluster.cluster.nodes import everywhere
 from rft_cluster.common.errors import ClusterError, UserError
 from rft_cluster.common.progress import with_progress
 from rft_cluster.config import Config
@@ -89,5 +90,5 @@ def look_at(
 def _started(config: Config, path: str, seeing: Seeing) -> Iterator[Look]:
     """Start the actor, and end it with the context."""
     threads, name = max(1, int(config.learners.cpus)), NAMES[seeing].removeprefix("the ").replace(" ", "-")
-    with alone(config, name, seeing, path, config, threads) as actor:
+    with alone(config, name, seeing, everywhere(path), config, threads) as actor:
         yield lambda image: wait_for({actor.features.remote(image): name}, config.cluster.step_timeout, "features")[0]

@@ -65,13 +65,6 @@ def environment(device: str) -> dict[str, str]:
     return ENVIRONMENT | malloc_environment(device) | (CPU_ENVIRONMENT if device == "cpu" else {})
 
 
-def device_here() -> str:
-    """`"cuda"` on a machine with a GPU, else `"cpu"`. For commands without a configuration."""
-    import torch  # takes seconds to import
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 @contextmanager
 def within_memory() -> Iterator[None]:
     """Turn vLLM's errors about too little memory within this context into UserError.
@@ -85,8 +78,8 @@ def within_memory() -> Iterator[None]:
             raise
         raise UserError(
             f"a generator is out of memory ({str(error).strip().splitlines()[0]}): lower sampling.max_tokens, "
-            f"model.max_prompt_tokens or generators.max_concurrent; on CPUs raise generators.kv_cache_gib, on GPUs set "
-            f"generators.gpu_memory to the free share"
+            f"model.max_prompt_tokens or generators.max_concurrent; on CPUs raise generators.kv_cache_gib, on GPUs "
+            f"free memory of other processes, or set generators.gpu_memory to the free share"
         ) from error
 
 

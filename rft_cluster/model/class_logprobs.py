@@ -11,15 +11,14 @@ from itertools import takewhile
 import numpy as np
 import torch
 
-from rft_cluster.common.errors import UserError
 from rft_cluster.common.hardware import hardware
 from rft_cluster.common.imports import light_imports
 from rft_cluster.config import ModelSection
-from rft_cluster.model.computing import set_up_torch
+from rft_cluster.model.computing import set_up_torch, within_memory
 from rft_cluster.model.encoder import EncodedPrompt, PromptEncoder
 from rft_cluster.model.families.family import STOP_TOKENS
 from rft_cluster.model.packed_row import pack_row
-from rft_cluster.model.policy import PolicyModel, load_reference
+from rft_cluster.model.policy import PolicyModel, load_reference, move_to
 
 with light_imports():
     from transformers.utils import logging as hf_logging
@@ -28,6 +27,7 @@ with light_imports():
 # Keys that a row's answers attend to: for each answer the prompt's and its own. Keys, and values, of a layer of a 2B
 # model are 0.5 GB in FP32. 200 names in two forms after 1,300 tokens are one row.
 MOST_KEYS = 2**19
+WHO = "the policy that scores the classes"  # in messages
 
 
 class ClassScorer:
@@ -44,14 +44,15 @@ class ClassScorer:
         """Load the policy in this folder, in place of the one before.
 
         Raises:
-            UserError: it cannot be loaded here.
+            UserError: it cannot be loaded here, or the GPU's memory is taken by others.
         """
         self._loaded = None  # not two at a time in the device's memory
         encoder = PromptEncoder(path, self._model)
         attention, forbidden = self._hardware.attention, encoder.forbidden_token_ids
         # An export is in BF16, so nothing is lost when it is loaded in BF16 and computed with in FP32.
         policy = load_reference(path, self._model, attention, forbidden, temperature=1.0)
-        policy.to(torch.device(self._hardware.device), getattr(torch, self._hardware.dtype))
+        with within_memory(WHO):
+            move_to(policy, self._hardware.device, self._hardware.dtype)
         self._loaded = encoder, policy
 
     def logprobs(
@@ -75,11 +76,8 @@ class ClassScorer:
         assert self._loaded, "load a policy first"
         encoder, policy = self._loaded
         texts = [before.removeprefix(encoder.opening) + answer for answer in answers]
-        with torch.inference_mode():
-            try:
-                return answer_logprobs(policy, encoder, encoder.encode(question, image), texts)
-            except torch.OutOfMemoryError as error:
-                raise UserError(f"no memory for the answers' probabilities: {str(error).splitlines()[0]}") from error
+        with torch.inference_mode(), within_memory(WHO):
+            return answer_logprobs(policy, encoder, encoder.encode(question, image), texts)
 
 
 def answer_logprobs(

@@ -10,11 +10,13 @@ from rft_cluster.common.hardware import hardware
 from rft_cluster.common.imports import light_imports
 from rft_cluster.config import Config
 from rft_cluster.data.images import open_image
-from rft_cluster.model.computing import set_up_torch
+from rft_cluster.model.computing import set_up_torch, within_memory
 
 with light_imports():
     from safetensors import SafetensorError
     from transformers import AutoImageProcessor, AutoModel
+
+WHO = "the image encoder"  # in messages
 
 
 class ImageEncoder:
@@ -24,7 +26,8 @@ class ImageEncoder:
         """Load the folder `path`, from safetensors and without code of the folder.
 
         Raises:
-            UserError: transformers cannot load it so, or it is not an encoder of images.
+            UserError: transformers cannot load it so, it is not an encoder of images, or the GPU's memory is taken by
+                others.
         """
         chosen = hardware(config.cluster.device, config.cluster.dtype)
         set_up_torch(threads)
@@ -47,7 +50,8 @@ class ImageEncoder:
                 f"evaluation.encoder: {path} lacks {len(absent)} weights of a {type(model).__name__}, e.g. {absent[0]}"
             )
         self._has_head = not loaded["missing_keys"]
-        self._model = model.requires_grad_(False).eval().to(self._device)
+        with within_memory(WHO):
+            self._model = model.requires_grad_(False).eval().to(self._device)
 
     @torch.inference_mode()
     def features(self, image: bytes) -> np.ndarray:
@@ -59,10 +63,8 @@ class ImageEncoder:
         """
         inputs = self._processor(images=open_image(image), return_tensors="pt").to(self._device)
         inputs["pixel_values"] = inputs["pixel_values"].to(self._dtype)
-        try:
+        with within_memory(WHO):
             found = self._encoded(inputs)
-        except torch.OutOfMemoryError as error:
-            raise UserError(f"the image encoder is out of memory: {str(error).splitlines()[0]}") from error
         is_pooled = self._has_head and found.pooler_output is not None
         vector = found.pooler_output[0] if is_pooled else found.last_hidden_state[0].mean(0)
         return vector.float().flatten().cpu().numpy()

@@ -3,12 +3,13 @@
 import numpy as np
 import torch
 
-from rft_cluster.common.errors import UserError
 from rft_cluster.common.hardware import hardware
 from rft_cluster.config import Config
-from rft_cluster.model.computing import set_up_torch
+from rft_cluster.model.computing import set_up_torch, within_memory
 from rft_cluster.model.encoder import PromptEncoder
-from rft_cluster.model.policy import load_reference
+from rft_cluster.model.policy import load_reference, move_to
+
+WHO = "the vision tower"  # in messages
 
 
 class VisionTower:
@@ -18,14 +19,15 @@ class VisionTower:
     """
 
     def __init__(self, path: str, config: Config, threads: int) -> None:
-        """Raises UserError if the model cannot be loaded here."""
+        """Raises UserError if the model cannot be loaded here, or the GPU's memory is taken by others."""
         chosen = hardware(config.cluster.device, config.cluster.dtype)
         set_up_torch(threads)
         model = config.model
         self._device = torch.device(chosen.device)
         self._encoder = PromptEncoder(path, model)
         self._model = load_reference(path, model, chosen.attention, self._encoder.forbidden_token_ids, temperature=1.0)
-        self._model.model.model.visual.to(self._device, getattr(torch, chosen.dtype))
+        with within_memory(WHO):
+            move_to(self._model.model.model.visual, chosen.device, chosen.dtype)
 
     @torch.inference_mode()
     def features(self, image: bytes) -> np.ndarray:
@@ -38,8 +40,6 @@ class VisionTower:
         """
         encoded = self._encoder.encode_image(image)
         pixels, grid = encoded.pixel_values.to(self._device), encoded.image_grid_thw.to(self._device)
-        try:
+        with within_memory(WHO):
             (tokens,) = self._model.image_features(pixels, grid).pooler_output  # [image tokens, hidden size]
-        except torch.OutOfMemoryError as error:
-            raise UserError(f"the vision tower is out of memory: {str(error).splitlines()[0]}") from error
         return tokens.float().mean(0).cpu().numpy()

@@ -5,7 +5,8 @@ from rft_cluster.common.errors import UserError
 from rft_cluster.common.files import size
 from rft_cluster.config import Config
 from rft_cluster.model.shapes import Shapes
-from rft_cluster.plan.memory import BF16, GIB, compute_size, snapshots, state
+from rft_cluster.plan.memory import BF16, GIB, compute_size, snapshot, snapshots, state
+from rft_cluster.plan.places import host_memory
 
 PROPORTION = 0.3  # of a machine's free memory, that Ray takes for its object store unless told otherwise
 
@@ -27,6 +28,7 @@ def check_memory(config: Config, shapes: Shapes) -> None:
                 f"learners.count where there are more GPUs, set learners.cpu_offload=true or "
                 f"model.lora={{rank: 16}}, or take a smaller model"
             )
+        _check_host(config, shapes)
         return
     needed, total = on_a_cpu(shapes, config), memory_here()
     if needed > total:
@@ -34,6 +36,20 @@ def check_memory(config: Config, shapes: Shapes) -> None:
             f"{weights} {size(needed)} of memory with {config.learners.count} learners and {config.generators.count} "
             f"generators, and this machine has {size(total)}: lower generators.count, generators.kv_cache_gib or "
             f"learners.count, or take a smaller model"
+        )
+
+
+def _check_host(config: Config, shapes: Shapes) -> None:
+    """Check that the learners' state, copied from the GPUs, fits into this machine's memory beside the object store.
+
+    Without that, the run would be killed at its first checkpoint, each time that it is started.
+    """
+    needed, total = on_a_host(shapes, config, object_store_here()), memory_here()
+    if needed > total:
+        raise UserError(
+            f"while the learners' state is saved, it takes {size(needed)} of this machine's memory, which is "
+            f"{size(total)}: set model.lora={{rank: 16}}, whose state is small, or take a machine with more memory, or "
+            f"a smaller model"
         )
 
 
@@ -56,6 +72,13 @@ def on_a_gpu(shapes: Shapes, config: Config) -> int:
     learner = 0.0 if config.learners.cpu_offload else sum(vars(state(shapes, config)).values())
     engine = BF16 * shapes.parameters / max(1, int(config.generators.gpus)) / config.generators.gpu_memory
     return int(max(learner, engine))
+
+
+def on_a_host(shapes: Shapes, config: Config, store: int) -> int:
+    """The least that the host of learners with GPUs needs, in bytes. What an object store of `store` bytes cannot hold
+    goes to the disk."""
+    host, saved = host_memory(shapes, config), snapshot(shapes, config)
+    return int(max(host.loading, host.saving - max(0, saved - store)))
 
 
 def on_a_cpu(shapes: Shapes, config: Config) -> int:

@@ -13,6 +13,7 @@ from rft_cluster.plan.memory import (
     compute_size,
     key_value_bytes,
     learner_parts,
+    snapshot,
     state,
     total,
     transfer_buffer,
@@ -124,10 +125,21 @@ def _on_a_cpu(shapes: Shapes, config: Config, learner: list[Part]) -> list[Part]
     ]
 
 
-def host_memory(shapes: Shapes, config: Config) -> float:
-    """Bytes that the learners' hosts need in all at the start: each rank loads the whole model before it is sharded.
-    With `cpu_offload` the state of all ranks stays there."""
-    held = state(shapes, config)
-    loading = config.learners.count * config.learners.count * (held.weights + held.reference)
-    staying = config.learners.count * (held.weights + held.moments + held.gradients + held.reference)
-    return max(loading, staying if config.learners.cpu_offload else 0)
+@dataclass(frozen=True)
+class HostMemory:
+    """Bytes that the hosts of learners with GPUs need in all.
+
+    `loading`: each rank loads the whole model before it is sharded.
+    `saving`: the state of all ranks is copied from the GPUs, and Ray's object stores (or, beyond their size, disks) get
+        a second copy, from which the checkpoint is written. With `cpu_offload` the first is there already.
+    """
+
+    loading: float
+    saving: float
+
+
+def host_memory(shapes: Shapes, config: Config) -> HostMemory:
+    held, ranks, saved = state(shapes, config), config.learners.count, snapshot(shapes, config)
+    loading = ranks * ranks * (held.weights + held.reference)
+    copied = ranks * sum(vars(held).values()) if config.learners.cpu_offload else saved
+    return HostMemory(loading, copied + saved)

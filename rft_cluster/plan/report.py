@@ -47,7 +47,11 @@ def describe(config: Config, shapes: Shapes, plan: Plan, prompts: Mapping[str, P
         lines += memory_lines(place)
     lines.append(cache_line(plan))
     if config.cluster.device == "cuda":
-        lines.append(f"host memory {host_memory(shapes, config) / GIB:.0f} GiB in all while learners load the model")
+        host = host_memory(shapes, config)
+        lines.append(
+            f"host memory {host.loading / GIB:.0f} GiB in all while learners load the model, {host.saving / GIB:.0f} "
+            f"while their state is saved"
+        )
     lines.append(snapshots_line(config, shapes))
     return [*lines, *time_lines(config, plan, prompts, card)]
 

@@ -10,11 +10,13 @@ from some_prompt import some_prompt
 from rft_cluster import evaluate, predict
 from rft_cluster.classification.card import Calibration, Card, read_card
 from rft_cluster.classification.predictions import json_line, table_line
+from rft_cluster.cluster.gpus import Driver, Gpu
 from rft_cluster.common.errors import UserError
 from rft_cluster.data.files import LeftOut
 from rft_cluster.data.images import Limits
 from rft_cluster.data.shown import WHOLE
 from rft_cluster.messages import Completion, Group
+from rft_cluster.model import computing
 from rft_cluster.prompts import Question, make_question, narrowed
 
 
@@ -263,3 +265,31 @@ def test_too_large_a_picture_names_no_key_that_predict_has_not(tmp_path):
     bad: list[str] = []
     assert list(predict._readable([tmp_path / "large.png"], bad, Limits(bytes=1000, keys=False), None, WHOLE)) == []
     assert bad == [f"{tmp_path}/large.png: larger than 0.001 MB: save it smaller"]
+
+
+@pytest.mark.parametrize(("free", "alone", "sharing"), [(0.99, 0.85, 0.6), (0.7, 0.68, 0.6), (0.5, 0.48, 0.48)])
+def test_the_engine_takes_no_more_of_a_gpu_than_others_leave(monkeypatch, free, alone, sharing):
+    monkeypatch.setattr(computing, "free_share", lambda: free)
+    assert [predict._share_of_gpu(probabilities) for probabilities in (False, True)] == [alone, sharing]
+
+
+OLD = Driver("570.1", 12080, [Gpu("a card", (9, 0), 80 * 10**9)])
+
+
+@pytest.mark.parametrize(
+    ("built", "driver", "engine", "refused"),
+    [
+        (True, OLD, False, "which runs CUDA up to 12.8"),  # torch would take the GPU for none, and be slow
+        (True, None, True, "has no NVIDIA driver"),
+        (True, None, False, ""),  # the classes' probabilities can be computed on a CPU
+        (False, OLD, True, ""),  # the packages are those for CPUs
+    ],
+)
+def test_packages_for_gpus_need_a_driver_that_can_run_them(monkeypatch, built, driver, engine, refused):
+    monkeypatch.setattr(computing, "is_built_for_gpus", lambda: built)
+    monkeypatch.setattr(predict, "driver_here", lambda: driver)
+    if not refused:
+        assert predict._device(engine) == "cpu"
+        return
+    with pytest.raises(UserError, match=refused):
+        predict._device(engine)

@@ -90,6 +90,15 @@ def test_a_shared_gpu_is_one_bundle():
     assert [node.node_id for node in place(config(*SHARED), cluster_of((8, 1), (8, 1)))] == ["n0", "n1"]
 
 
+def test_without_training_a_gpu_that_is_shared_has_one_engine():
+    """Ray would put two halves onto one GPU, and each engine takes its share of the whole card's memory."""
+    assert [(bundle.actors, bundle.gpus) for bundle in bundles(config(*SHARED), training=False)] == [
+        (("generator-0",), 1), (("generator-1",), 1)
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="needs 2 GPUs"):
+        place(config(*SHARED), cluster_of((8, 1)), training=False)
+
+
 def test_the_placement_for_people():
     text = describe_placement(config(*ON_GPUS), cluster_of((8, 1), (8, 2)))
     assert text == "  10.0.0.1: learner-0, learner-1\n  10.0.0.0: generator"

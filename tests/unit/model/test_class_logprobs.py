@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from benchmarks.models import spread
+from rft_cluster.common.errors import UserError
 from rft_cluster.config import ModelSection
 from rft_cluster.model import class_logprobs
 from rft_cluster.model.class_logprobs import ClassScorer, answer_tokens, shared_length
@@ -94,6 +95,29 @@ def test_in_bf16_as_on_gpus_little_changes(folder, scorer):
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, exact, rtol=0.03, atol=0.3)
     assert np.abs(found - exact).max() > 1e-4, "it computed in FP32"
+
+
+def test_in_bf16_the_rotary_frequencies_stay_exact(folder):
+    """A learner's are under FSDP, and an engine's. Rounded ones turn distant tokens by the wrong angle."""
+    policy = scorer_in(folder, "bfloat16")._loaded[1]
+    assert {parameter.dtype for parameter in policy.parameters()} == {torch.bfloat16}
+    frequencies = {name: buffer for name, buffer in policy.named_buffers() if "inv_freq" in name}
+    assert len(frequencies) == 4  # of text and vision, and as they were at first
+    assert {buffer.dtype for buffer in frequencies.values()} == {torch.float32}
+
+
+def test_a_full_gpu_is_said_while_the_policy_is_loaded_and_while_it_computes(folder, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nmore")
+
+    scorer, message = scorer_in(folder, "float32"), "^the policy that scores the classes is out of memory: CUDA out of"
+    for name, call in (
+        ("answer_logprobs", lambda: scorer.logprobs(picture(), "Which?", BEFORE, ["zero</answer>"])),
+        ("move_to", lambda: scorer.load(str(folder))),
+    ):
+        monkeypatch.setattr(class_logprobs, name, full)
+        with pytest.raises(UserError, match=message):
+            call()
 
 
 def test_names_in_any_order_have_the_same_probabilities(scorer):

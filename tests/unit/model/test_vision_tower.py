@@ -22,6 +22,16 @@ def picture(width: int, height: int, seed: int) -> bytes:
     return file.getvalue()
 
 
+def test_in_bf16_the_rotary_frequencies_stay_exact(tmp_path):
+    processor = build_processor(["zero", "one"], ["group-00", "kind-000"], "Which?", 112 * 112)
+    build_model(processor.tokenizer).to(torch.bfloat16).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    tower = VisionTower(str(tmp_path), load_config("digits", ["cluster.dtype=bfloat16"]), threads=1)
+    visual = tower._model.model.model.visual
+    assert {buffer.dtype for name, buffer in visual.named_buffers() if "inv_freq" in name} == {torch.float32}
+    assert {parameter.dtype for parameter in visual.parameters()} == {torch.bfloat16}
+
+
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_features_are_the_mean_of_the_image_s_tokens(family, tmp_path, monkeypatch):
     processor = build_processor(["zero", "one"], ["group-00", "kind-000"], "Which?", 112 * 112, family)

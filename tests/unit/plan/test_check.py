@@ -10,7 +10,7 @@ from rft_cluster.common.errors import UserError
 from rft_cluster.config import Config, load_config
 from rft_cluster.model.shapes import Shapes
 from rft_cluster.plan import check
-from rft_cluster.plan.check import check_memory, object_store_note, on_a_cpu, on_a_gpu
+from rft_cluster.plan.check import check_memory, object_store_note, on_a_cpu, on_a_gpu, on_a_host
 from rft_cluster.plan.memory import snapshot
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
@@ -20,8 +20,10 @@ HUGE = replace(SHAPES, layers=500, hidden=60_000, query=60_000, inner=200_000)
 
 
 @pytest.fixture(autouse=True)
-def no_cluster(monkeypatch):
+def a_large_machine_without_a_cluster(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(check, "memory_here", lambda: 10**12)
+    monkeypatch.setattr(check, "object_store_here", lambda: 3 * 10**11)
 
 
 def digits(*overrides: str) -> Config:
@@ -84,6 +86,23 @@ def test_the_configurations_of_other_families_fit_80_gb(monkeypatch, name, sizes
     config = load_config(name, [])
     check_memory(config, shapes)
     assert config.model.max_image_tokens == 512
+
+
+@pytest.mark.parametrize(("overrides", "needed"), [((), 24), (("learners.cpu_offload=true",), 30)])
+def test_a_host_that_cannot_hold_two_copies_of_the_state_is_refused(monkeypatch, overrides, needed):
+    """FP32 weights and moments are 12 bytes a parameter: a copy of the GPU's, and one in the object store. Offloaded,
+    the first is there, with gradients (4) and the BF16 reference (2)."""
+    config, count = load_config("flower102_1gpu", overrides), SHAPES.parameters
+    monkeypatch.setattr(check, "smallest_gpu", lambda: ("a card", 80 * 10**9))
+    monkeypatch.setattr(check, "object_store_here", lambda: 12 * count)
+    monkeypatch.setattr(check, "memory_here", lambda: needed * count)
+    check_memory(config, SHAPES)
+    monkeypatch.setattr(check, "object_store_here", lambda: 2 * count)
+    assert on_a_host(SHAPES, config, check.object_store_here()) == (needed - 10) * count, "the rest is on the disk"
+    monkeypatch.setattr(check, "object_store_here", lambda: 12 * count)
+    monkeypatch.setattr(check, "memory_here", lambda: needed * count - 1)
+    with pytest.raises(UserError, match=r"^while the learners' state is saved, it takes .*: set model.lora="):
+        check_memory(config, SHAPES)
 
 
 def test_an_engine_s_share_may_be_what_is_too_small():
