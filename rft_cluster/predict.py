@@ -55,7 +55,7 @@ AT_ONCE = 32  # images in the engine at a time, so that results stream and memor
 UNKNOWN = "(unknown)"  # the label of an image that is to be classified
 # Of a GPU's memory for the engine, at most: alone, and if the policy is also loaded to compute probabilities.
 ENGINE_ALONE, ENGINE_SHARING = 0.85, 0.6
-SPARE = 0.02  # of a GPU's memory, which is left of what is free
+SPARE, SPARE_FOR_SCORER = 0.02, 3 * 2**30  # left of what is free: of all memory, and bytes for a row of all classes
 
 VOTES = 8  # samples whose answers are the options of a second look, unless --votes is given
 
@@ -288,21 +288,33 @@ def _device(engine: bool) -> str:
     """`"cuda"` on a machine with a GPU, else `"cpu"`. torch takes a GPU whose driver is too old for none.
 
     Raises:
-        UserError: the packages are those for GPUs, and a GPU here, or its driver, is too old for them; or there is
-            none, and an `engine` is wanted, which these packages have for GPUs alone.
+        UserError: the packages are those for GPUs, and the newest GPU here, or its driver, is too old for them; or
+            there is none, and an `engine` is wanted, which these packages have for GPUs alone.
     """
     from rft_cluster.model import computing
 
-    if computing.is_built_for_gpus() and ((driver := driver_here()) or engine):
-        check_driver("this machine", driver)
-    return computing.device_here()
+    if computing.is_built_for_gpus() and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
+        driver = driver_here()
+        if driver or engine:
+            newest = sorted(driver.gpus, key=lambda gpu: gpu.capability)[-1:] if driver else []
+            check_driver("this machine", driver and replace(driver, gpus=newest))
+    device = computing.device_here()
+    if engine and device == "cpu" and computing.is_built_for_gpus():
+        raise UserError(
+            "this policy's answers need an engine, and the installed packages have one for GPUs alone, of which torch "
+            "finds none here (CUDA_VISIBLE_DEVICES?): use a machine with one, or install the extra cpu"
+        )
+    return device
 
 
 def _share_of_gpu(probabilities: bool) -> float:
     """The part of the GPU's memory that an engine gets; other processes, and this one's scorer, may have some of it."""
-    from rft_cluster.model.computing import free_share
+    from rft_cluster.model import computing
 
-    return max(SPARE, min(ENGINE_SHARING if probabilities else ENGINE_ALONE, round(free_share() - SPARE, 3)))
+    with computing.within_memory("the GPU"):
+        free, total = computing.free_memory()
+    spare = SPARE_FOR_SCORER if probabilities else SPARE * total
+    return max(SPARE, min(ENGINE_SHARING if probabilities else ENGINE_ALONE, round((free - spare) / total, 3)))
 
 
 def _scorer(export: Path, card: Card) -> Score:

@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import timedelta
 from functools import partial
@@ -28,7 +27,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from rft_cluster.algorithm.loss import grpo_loss, sft_loss
-from rft_cluster.common.errors import RepeatedUpdate, UserError
+from rft_cluster.common.errors import RepeatedUpdate
 from rft_cluster.common.hardware import hardware
 from rft_cluster.common.network import exactly, interface_to
 from rft_cluster.common.reduce import reduced
@@ -47,7 +46,7 @@ from rft_cluster.learner.prompt_cache import PromptCache
 from rft_cluster.learner.rendezvous import connections, open_store, reach_store
 from rft_cluster.learner.snapshot import Snapshot
 from rft_cluster.messages import CompletionGap, Images, LearnerStats, TrainingSample
-from rft_cluster.model.computing import set_up_torch
+from rft_cluster.model.computing import set_up_torch, within_memory
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.policy import PolicyModel, base_model, load_policy, load_reference
 from rft_cluster.weights.sender import Forward, WeightOffer, WeightSender
@@ -56,6 +55,10 @@ from rft_cluster.weights.source import WIRE_DTYPE, PolicyWeights
 from rft_cluster.weights.vllm_senders import IPCSender, NCCLSender
 
 GIB = 2**30
+LESS = (  # memory
+    "lower learners.micro_batch_tokens or model.max_image_tokens; then learners.gradient_checkpointing=true, "
+    "model.lora.rank=64, and on GPUs learners.cpu_offload=true"
+)
 
 
 def learning_rate_factor(step: int, warmup_steps: int, steps: int) -> float:
@@ -90,21 +93,6 @@ def _log_update(step: int, stats: LearnerStats, updates: int, seconds: float) ->
     if stats.skipped:
         left_out = f"{stats.skipped} of {updates} updates left out, because the loss or the gradient was not finite"
         print(f"WARNING: step {step}: {left_out}: lower optimizer.learning_rate if more follow", flush=True)
-
-
-@contextmanager
-def within_memory() -> Iterator[None]:
-    """Turn errors about too little memory within this context into UserError, on GPUs and CPUs."""
-    try:
-        yield
-    except RuntimeError as error:  # includes torch.OutOfMemoryError; CPU allocators raise a plain RuntimeError
-        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
-            raise
-        raise UserError(
-            f"a learner is out of memory ({str(error).splitlines()[0]}): lower learners.micro_batch_tokens or "
-            f"model.max_image_tokens; then learners.gradient_checkpointing=true, model.lora.rank=64, and on GPUs "
-            f"learners.cpu_offload=true"
-        ) from error
 
 
 class Learner:
@@ -201,7 +189,7 @@ class Learner:
 
     # Training
 
-    @within_memory()
+    @within_memory("a learner", LESS)
     def update(self, work: RankWork, step: int) -> LearnerStats:
         """Make the optimizer updates of one step on this rank's samples: `work[update][micro_batch]`.
 

@@ -8,6 +8,8 @@ import torch
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.hardware import forget_openmp
 
+NO_MEMORY = ("out of memory", "can't allocate memory")  # in messages of CUDA, and of CPUs' allocators
+
 
 def set_up_torch(threads: int | None) -> None:
     """Call it once, before the first tensor. `threads`: None for torch's own choice."""
@@ -27,16 +29,23 @@ def is_built_for_gpus() -> bool:
     return torch.version.cuda is not None
 
 
-def free_share() -> float:
-    """The part of the GPU's memory that no process has."""
+def free_memory() -> tuple[int, int]:
+    """(bytes of the GPU's memory that no process has, all bytes)."""
     free, total = torch.cuda.mem_get_info()
-    return float(free / total)
+    return free, total
 
 
 @contextmanager
-def within_memory(who: str) -> Iterator[None]:
-    """Turn an error about too little of a GPU's memory within this context into UserError. `who` has none left."""
+def within_memory(who: str, cure: str = "") -> Iterator[None]:
+    """Turn errors about too little memory within this context into UserError, on GPUs and CPUs.
+
+    A GPU's allocator has an exception of its own, CUDA another if even its context has no room, and CPUs' allocators
+    raise a plain RuntimeError; all are RuntimeErrors.
+    """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise UserError(f"{who} is out of memory: {str(error).splitlines()[0]}") from error
+    except RuntimeError as error:
+        if not (isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in NO_MEMORY)):
+            raise
+        said = f"{who} is out of memory ({str(error).splitlines()[0]})"
+        raise UserError(f"{said}: {cure}" if cure else said) from error

@@ -5,7 +5,7 @@ from rft_cluster.common.errors import UserError
 from rft_cluster.common.files import size
 from rft_cluster.config import Config
 from rft_cluster.model.shapes import Shapes
-from rft_cluster.plan.memory import BF16, GIB, compute_size, snapshot, snapshots, state
+from rft_cluster.plan.memory import BF16, GIB, compute_size, snapshots, state
 from rft_cluster.plan.places import host_memory
 
 PROPORTION = 0.3  # of a machine's free memory, that Ray takes for its object store unless told otherwise
@@ -46,10 +46,10 @@ def _check_host(config: Config, shapes: Shapes) -> None:
     """
     needed, total = on_a_host(shapes, config, object_store_here()), memory_here()
     if needed > total:
+        smaller = "" if config.model.lora else "set model.lora={rank: 16}, whose state is a fifth, or "
         raise UserError(
             f"while the learners' state is saved, it takes {size(needed)} of this machine's memory, which is "
-            f"{size(total)}: set model.lora={{rank: 16}}, whose state is small, or take a machine with more memory, or "
-            f"a smaller model"
+            f"{size(total)}: {smaller}take a machine with more memory, or a smaller model"
         )
 
 
@@ -60,10 +60,11 @@ def object_store_note(config: Config, shapes: Shapes) -> str:
     needed, store = snapshots(shapes, config), object_store_here()
     if needed <= store:
         return ""
+    fewer = ", or cluster.snapshot_every=0" if config.cluster.snapshot_every else ""
     return (
         f"note: snapshots of the learners take {size(int(needed))}, and Ray's object store here has {size(store)}: Ray "
-        f"moves what does not fit to the disk, which takes longer. Set RAY_DEFAULT_OBJECT_STORE_MEMORY_PROPORTION "
-        f"above {PROPORTION:g}, or cluster.snapshot_every=0"
+        f"moves what does not fit to the disk, which takes longer. Give /dev/shm as much (a container's --shm-size) "
+        f"and set RAY_DEFAULT_OBJECT_STORE_MEMORY_PROPORTION above {PROPORTION:g}{fewer}"
     )
 
 
@@ -75,10 +76,9 @@ def on_a_gpu(shapes: Shapes, config: Config) -> int:
 
 
 def on_a_host(shapes: Shapes, config: Config, store: int) -> int:
-    """The least that the host of learners with GPUs needs, in bytes. What an object store of `store` bytes cannot hold
-    goes to the disk."""
-    host, saved = host_memory(shapes, config), snapshot(shapes, config)
-    return int(max(host.loading, host.saving - max(0, saved - store)))
+    """The least that the host of learners with GPUs needs while their state is saved, in bytes. What an object store of
+    `store` bytes cannot hold goes to the disk."""
+    return int(host_memory(shapes, config).saving - max(0, snapshots(shapes, config) - store))
 
 
 def on_a_cpu(shapes: Shapes, config: Config) -> int:

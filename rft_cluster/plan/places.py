@@ -14,6 +14,7 @@ from rft_cluster.plan.memory import (
     key_value_bytes,
     learner_parts,
     snapshot,
+    snapshots,
     state,
     total,
     transfer_buffer,
@@ -129,9 +130,11 @@ def _on_a_cpu(shapes: Shapes, config: Config, learner: list[Part]) -> list[Part]
 class HostMemory:
     """Bytes that the hosts of learners with GPUs need in all.
 
-    `loading`: each rank loads the whole model before it is sharded.
+    `loading`: each rank loads the whole model before it is sharded. Part of it may be pages of its files, which ranks
+        share.
     `saving`: the state of all ranks is copied from the GPUs, and Ray's object stores (or, beyond their size, disks) get
-        a second copy, from which the checkpoint is written. With `cpu_offload` the first is there already.
+        a second copy, from which the checkpoint is written, and all that `cluster.snapshot_every` keeps. With
+        `cpu_offload` the first is there already.
     """
 
     loading: float
@@ -139,7 +142,7 @@ class HostMemory:
 
 
 def host_memory(shapes: Shapes, config: Config) -> HostMemory:
-    held, ranks, saved = state(shapes, config), config.learners.count, snapshot(shapes, config)
+    held, ranks = state(shapes, config), config.learners.count
     loading = ranks * ranks * (held.weights + held.reference)
-    copied = ranks * sum(vars(held).values()) if config.learners.cpu_offload else saved
-    return HostMemory(loading, copied + saved)
+    copied = ranks * sum(vars(held).values()) if config.learners.cpu_offload else snapshot(shapes, config)
+    return HostMemory(loading, copied + snapshots(shapes, config))

@@ -1,6 +1,7 @@
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -267,13 +268,17 @@ def test_too_large_a_picture_names_no_key_that_predict_has_not(tmp_path):
     assert bad == [f"{tmp_path}/large.png: larger than 0.001 MB: save it smaller"]
 
 
-@pytest.mark.parametrize(("free", "alone", "sharing"), [(0.99, 0.85, 0.6), (0.7, 0.68, 0.6), (0.5, 0.48, 0.48)])
+@pytest.mark.parametrize(
+    ("free", "alone", "sharing"),
+    [(29, 0.85, 0.6), (21, 0.68, 0.6), (15, 0.48, 0.4), (1, 0.02, 0.02)],  # GiB of 30; the scorer needs 3
+)
 def test_the_engine_takes_no_more_of_a_gpu_than_others_leave(monkeypatch, free, alone, sharing):
-    monkeypatch.setattr(computing, "free_share", lambda: free)
+    monkeypatch.setattr(computing, "free_memory", lambda: (free * 2**30, 30 * 2**30))
     assert [predict._share_of_gpu(probabilities) for probabilities in (False, True)] == [alone, sharing]
 
 
 OLD = Driver("570.1", 12080, [Gpu("a card", (9, 0), 80 * 10**9)])
+TWO = Driver("580.1", 13000, [Gpu("a card", (9, 0), 80 * 10**9), Gpu("of a screen", (6, 1), 2 * 10**9)])
 
 
 @pytest.mark.parametrize(
@@ -283,9 +288,14 @@ OLD = Driver("570.1", 12080, [Gpu("a card", (9, 0), 80 * 10**9)])
         (True, None, True, "has no NVIDIA driver"),
         (True, None, False, ""),  # the classes' probabilities can be computed on a CPU
         (False, OLD, True, ""),  # the packages are those for CPUs
+        (True, TWO, False, ""),
+        (True, replace(TWO, gpus=TWO.gpus[1:]), False, "has a of a screen of compute capability 6.1"),
+        (True, replace(TWO, gpus=[]), True, "have one for GPUs alone"),
     ],
 )
 def test_packages_for_gpus_need_a_driver_that_can_run_them(monkeypatch, built, driver, engine, refused):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(computing, "device_here", lambda: "cpu")
     monkeypatch.setattr(computing, "is_built_for_gpus", lambda: built)
     monkeypatch.setattr(predict, "driver_here", lambda: driver)
     if not refused:
@@ -293,3 +303,13 @@ def test_packages_for_gpus_need_a_driver_that_can_run_them(monkeypatch, built, d
         return
     with pytest.raises(UserError, match=refused):
         predict._device(engine)
+
+
+def test_a_gpu_that_the_user_hides_is_not_asked_for_its_driver(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(computing, "is_built_for_gpus", lambda: True)
+    monkeypatch.setattr(computing, "device_here", lambda: "cpu")
+    monkeypatch.setattr(predict, "driver_here", lambda: OLD)
+    assert predict._device(engine=False) == "cpu"
+    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES"):
+        predict._device(engine=True)

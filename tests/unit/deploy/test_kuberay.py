@@ -175,8 +175,9 @@ def test_ray_is_the_one_of_the_package_and_of_the_image():
     [
         (["flower102"], {"cpu": "34", "memory": "256Gi", "nvidia.com/gpu": "8"}),
         (["flower102", "--nodes", "3"], {"cpu": "14", "memory": "96Gi", "nvidia.com/gpu": "3"}),
-        (["flower102_1gpu"], {"cpu": "10", "memory": "82Gi", "nvidia.com/gpu": "1"}),
-        (["flower102_24gb"], {"cpu": "10", "memory": "32Gi", "nvidia.com/gpu": "1"}),
+        (["flower102_1gpu"], {"cpu": "10", "memory": "86Gi", "nvidia.com/gpu": "1"}),
+        (["flower102_24gb"], {"cpu": "10", "memory": "42Gi", "nvidia.com/gpu": "1"}),
+        (["digits_gpu"], {"cpu": "4", "memory": "32Gi", "nvidia.com/gpu": "1"}),
         (["digits"], {"cpu": "4", "memory": "32Gi"}),
     ],
 )

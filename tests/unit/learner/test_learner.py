@@ -13,8 +13,9 @@ from rft_cluster.common.errors import RepeatedUpdate, UserError
 from rft_cluster.common.hardware import hardware
 from rft_cluster.config import load_config
 from rft_cluster.learner import learner
-from rft_cluster.learner.learner import Learner, completion_gaps, learning_rate_factor, within_memory
+from rft_cluster.learner.learner import LESS, Learner, completion_gaps, learning_rate_factor
 from rft_cluster.messages import CompletionGap, LearnerStats, LossSums, TrainingSample
+from rft_cluster.model.computing import within_memory
 from tests.unit.some_prompt import some_prompt
 
 
@@ -218,12 +219,13 @@ def test_an_update_that_ended_in_an_error_is_not_made_again():
             RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"),
             True,
         ),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"), True),  # no room for CUDA's context
         (RuntimeError("The size of tensor a must match"), False),
         (ValueError("a defect"), False),
     ],
 )
 def test_no_memory_names_what_to_lower(error, fixable):
-    @within_memory()
+    @within_memory("a learner", LESS)
     def work() -> None:
         raise error
 
@@ -233,7 +235,7 @@ def test_no_memory_names_what_to_lower(error, fixable):
 
 
 def test_memory_that_no_machine_has():
-    with pytest.raises(UserError, match="a learner is out of memory"), within_memory():
+    with pytest.raises(UserError, match="a learner is out of memory"), within_memory("a learner"):
         torch.empty(2**55)
 
 

@@ -110,7 +110,7 @@ def test_a_full_gpu_is_said_while_the_policy_is_loaded_and_while_it_computes(fol
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory.\nmore")
 
-    scorer, message = scorer_in(folder, "float32"), "^the policy that scores the classes is out of memory: CUDA out of"
+    scorer, message = scorer_in(folder, "float32"), "^the policy that scores the classes is out of memory .CUDA out of"
     for name, call in (
         ("answer_logprobs", lambda: scorer.logprobs(picture(), "Which?", BEFORE, ["zero</answer>"])),
         ("move_to", lambda: scorer.load(str(folder))),

@@ -61,5 +61,5 @@ def test_features_are_the_mean_of_the_image_s_tokens(family, tmp_path, monkeypat
         raise torch.OutOfMemoryError("CUDA out of memory.\nmore")
 
     monkeypatch.setattr(tower._model, "image_features", full)
-    with pytest.raises(UserError, match=r"^the vision tower is out of memory: CUDA out of memory\.$"):
+    with pytest.raises(UserError, match=r"^the vision tower is out of memory \(CUDA out of memory\.\)$"):
         tower.features(images[0])
