@@ -12,6 +12,7 @@ from torch import Tensor
 from benchmarks.common import in_a_process
 from benchmarks.gpu_check.checklist import Bench, Check, Outcome, once
 from benchmarks.gpu_check.material import OTHERS, images, model_folder, run_config, samples
+from benchmarks.gpu_check.scoring import FEATURES, SCORES, class_scores, tower_features
 from benchmarks.gpu_check.updates import PLAIN, VARIANTS, release, updates, whole_error
 from benchmarks.plain_forward import plain_logprobs
 from rft_cluster.common.hardware import hardware
@@ -269,6 +270,8 @@ CHECKS = (
             ("BF16: log-probabilities", "at most 1.5 x plain BF16", packed_bf16),
         )
     ),
+    Check("scorer against FP32: names' log-probabilities", f"at most {SCORES} nats a token", class_scores),
+    Check("vision tower against FP32: features", f"at most {FEATURES} of the norm", tower_features),
     Check("digests: device against CPU", "0 differ", digests_agree),
     Check("matrix product, BF16", "measured", peak_product),
     *(

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch.nn.functional import embedding
 
-from benchmarks.gpu_check import learner, updates
+from benchmarks.gpu_check import learner, scoring, updates
 from benchmarks.gpu_check.checklist import Bench, line_of
 from rft_cluster.learner import checkpoint
 from rft_cluster.learner import learner as rank
-from rft_cluster.model import shared_prefix
+from rft_cluster.model import class_logprobs, shared_prefix, tower
 from rft_cluster.weights.source import PolicyWeights
 
 CHECKS = {check.name: check for check in learner.CHECKS}
@@ -26,7 +26,7 @@ Break = Callable[[pytest.MonkeyPatch], None]
 @pytest.fixture
 def bench(tmp_path, monkeypatch) -> Bench:
     """Checks compute in this process, and a new folder's anew."""
-    for module in (learner, updates):
+    for module in (learner, scoring, updates):
         monkeypatch.setattr(module, "in_a_process", lambda work, *arguments, **_: work(*arguments))
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     return Bench("cpu", "tiny", tmp_path)
@@ -92,6 +92,21 @@ def unscaled_kernel_in_bf16(monkeypatch):
     )
 
 
+def one_wrong_matrix_in_bf16(module):
+    def take_out(monkeypatch):
+        real = module.move_to
+
+        def moved(policy, device, dtype):
+            real(policy, device, dtype)
+            if dtype == "bfloat16":
+                [*_, last] = (parameter for parameter in policy.parameters() if parameter.dim() > 1)
+                last.data.neg_()
+
+        monkeypatch.setattr(module, "move_to", moved)
+
+    return take_out
+
+
 def flipped_bit_in_a_part(monkeypatch):
     real = learner.tensor_digest
 
@@ -141,6 +156,8 @@ BROKEN: list[tuple[str, Break]] = [
     ("packed against plain, FP32: log-probabilities", completions_begin_one_position_late),
     ("packed against plain, FP32: gradient", gradient_of_shared_keys_is_not_added_up),
     ("packed against plain, BF16: log-probabilities", unscaled_kernel_in_bf16),
+    ("scorer against FP32: names' log-probabilities", one_wrong_matrix_in_bf16(class_logprobs)),
+    ("vision tower against FP32: features", one_wrong_matrix_in_bf16(tower)),
     ("digests: device against CPU", flipped_bit_in_a_part),
     ("digests: device against CPU", digest_blind_to_the_last_element),
     ("all weights: gradient against plain FP32", loss_without_importance_weights),
