@@ -9,11 +9,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.common import in_a_process
 from benchmarks.gpu_check.checklist import Bench, Check, Outcome, once
 from benchmarks.gpu_check.material import OTHERS, images, model_folder, run_config, samples
 from benchmarks.gpu_check.scoring import FEATURES, SCORES, class_scores, tower_features
-from benchmarks.gpu_check.updates import PLAIN, VARIANTS, release, updates, whole_error
+from benchmarks.gpu_check.updates import PLAIN, VARIANTS, by_itself, updates, whole_error
 from benchmarks.plain_forward import plain_logprobs
 from rft_cluster.common.hardware import hardware
 from rft_cluster.learner.collate import collate
@@ -102,8 +101,7 @@ def of_size(bench: Bench, size: str) -> Bench:
 @once
 def packed(bench: Bench) -> dict[str, float]:
     """The figures of `run_packed`, made once in a process of its own."""
-    release(bench)
-    found: dict[str, float] = in_a_process(run_packed, bench, environment={})
+    found: dict[str, float] = by_itself(run_packed, bench)
     return found
 
 

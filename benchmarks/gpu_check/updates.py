@@ -8,7 +8,7 @@ import gc
 import math
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,9 +81,14 @@ class Found:
 @once
 def updates(bench: Bench, variant: str) -> Found:
     """The updates of a variant, made once however many checks ask."""
-    release(bench)
-    found: Found = in_a_process(run_updates, bench, variant, environment={})
+    found: Found = by_itself(run_updates, bench, variant)
     return found
+
+
+def by_itself(work: Callable[..., Any], bench: Bench, *arguments: Any) -> Any:
+    """What `work(bench, *arguments)` returns in a process of its own, which finds the GPU as empty as this one can."""
+    release(bench)
+    return in_a_process(work, bench, *arguments, environment={})
 
 
 def release(bench: Bench) -> None:

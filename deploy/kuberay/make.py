@@ -28,8 +28,8 @@ QUEUE = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 QUEUES = {"kueue": "kueue.x-k8s.io/queue-name", "volcano": "volcano.sh/queue-name"}
 RAY_ITSELF = 2  # CPUs of a node for Ray's own processes
 # GiB of a worker for each GPU, and of a worker without GPUs (estimated, never measured). Beside one GPU more is needed
-# while the learners' state is saved, in two copies: of a 2B model, and so that its second fits into Ray's object store;
-# with LoRA. A larger model needs more.
+# while the learners' state is saved, in two copies: so much more for a 2B model, that the second copy fits into Ray's
+# object store; and for one with LoRA. A larger model needs more.
 MEMORY, SAVING, SAVING_LORA = 32, 54, 10
 # Ray takes 30 % of a node's memory for its object store, which needs as much room in /dev/shm.
 SHARED_MEMORY = 0.375
@@ -68,7 +68,7 @@ def manifest(options: argparse.Namespace, words: list[str]) -> str:
     image = options.image or f"rft_cluster:{'gpu' if gpus else 'cpu'}"
     for group in (cluster["headGroupSpec"], worker):
         group["template"]["spec"]["containers"][0]["image"] = image
-    fill_worker(worker["template"]["spec"], cpus, gpus, saving(config) if gpus else 0)
+    fill_worker(worker["template"]["spec"], cpus, gpus, saving_of(config) if gpus else 0)
     made = f"# Made by: python deploy/kuberay/make.py {shlex.join(words)}\n"
     return made + yaml.safe_dump(job, sort_keys=False, width=120)
 
@@ -127,7 +127,8 @@ def node_size(config: Config, nodes: int) -> tuple[int, int]:
             cpus += 1
 
 
-def saving(config: Config) -> int:
+def saving_of(config: Config) -> int:
+    """GiB beyond `MEMORY` that a worker with one GPU needs."""
     if config.model.path == "tiny":
         return 0
     return SAVING_LORA if config.model.lora else SAVING

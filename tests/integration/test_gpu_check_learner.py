@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn.functional import embedding
 
-from benchmarks.gpu_check import learner, scoring, updates
+from benchmarks.gpu_check import learner, updates
 from benchmarks.gpu_check.checklist import Bench, line_of
 from rft_cluster.learner import checkpoint
 from rft_cluster.learner import learner as rank
@@ -26,8 +26,7 @@ Break = Callable[[pytest.MonkeyPatch], None]
 @pytest.fixture
 def bench(tmp_path, monkeypatch) -> Bench:
     """Checks compute in this process, and a new folder's anew."""
-    for module in (learner, scoring, updates):
-        monkeypatch.setattr(module, "in_a_process", lambda work, *arguments, **_: work(*arguments))
+    monkeypatch.setattr(updates, "in_a_process", lambda work, *arguments, **_: work(*arguments))
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     return Bench("cpu", "tiny", tmp_path)
 

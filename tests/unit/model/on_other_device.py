@@ -5,7 +5,6 @@
 A tensor that was left on the CPU is an error, as on a GPU.
 """
 
-import io
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,9 +14,9 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from PIL import Image
 
-from benchmarks.models import spread
+from benchmarks.models import TRANSFER_QUESTION, family_model
+from benchmarks.true_shapes import noise_image
 from rft_cluster.common.hardware import hardware
 from rft_cluster.config import Config, load_config
 from rft_cluster.data.images import image_sha256
@@ -25,13 +24,11 @@ from rft_cluster.learner import learner
 from rft_cluster.learner.learner import Learner
 from rft_cluster.messages import Example, ImageRef, Prompt, TrainingSample
 from rft_cluster.model import class_logprobs, tower
-from rft_cluster.model.families.family import Family
 from rft_cluster.model.families.known import FAMILIES
-from rft_cluster.model.tiny.build import build_model, build_processor
 from rft_cluster.weights.source import PolicyWeights
 from tests.other_device import NAME, register
 
-QUESTION = "Which?"
+IMAGES = [noise_image(size, seed=0) for size in ((160, 96), (128, 96))]
 TRAINED = {
     "GRPO": ("algorithm.updates_per_step=2",),
     "SFT": ("algorithm.objective=sft", "algorithm.kl_beta=0"),
@@ -59,7 +56,7 @@ def main() -> None:
 def checks(root: Path) -> dict[str, Compute]:
     found: dict[str, Compute] = {}
     for name, family in FAMILIES.items():
-        folder = model_folder(root / name, family)
+        folder = family_model(root / name, family, pixels=112 * 112)
         frozen = ("model.freeze_vision=true",) if name == WINDOWS else ()
         for what in trainings(name):
             found[f"{name} {what}"] = partial(trained, folder, frozen + TRAINED[what])
@@ -73,25 +70,9 @@ def trainings(family: str) -> list[str]:
     return list(TRAINED) if family == "qwen2_vl" else ["GRPO"]
 
 
-def model_folder(folder: Path, family: Family) -> Path:
-    processor = build_processor(["zero", "one"], ["group-00", "kind-000"], QUESTION, 112 * 112, family)
-    torch.manual_seed(0)
-    model = spread(build_model(processor.tokenizer, family).float()).to(torch.bfloat16)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
-
-
 def config(*changes: str) -> Config:
     limits = ("model.min_image_tokens=1", "model.max_image_tokens=15")
     return load_config("digits", ["cluster.device=cpu", "cluster.dtype=float32", *limits, *changes])
-
-
-def picture(seed: int) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (96, 160 - 32 * seed, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
 
 
 def moved(module: object, device: str) -> object:
@@ -102,7 +83,7 @@ def moved(module: object, device: str) -> object:
 
 def trained(folder: Path, changes: Sequence[str], device: str) -> list[float]:
     """The statistics of a step, and what the weights add up to that a generator would get after it."""
-    images = {image_sha256(one): one for one in (picture(0), picture(1))}
+    images = {image_sha256(one): one for one in IMAGES}
     torch.manual_seed(0)  # of new adapters
     with moved(learner, device):
         rank = Learner(str(folder), config("optimizer.warmup_steps=0", *changes), 0, 1, images)
@@ -119,7 +100,7 @@ def trained(folder: Path, changes: Sequence[str], device: str) -> list[float]:
 
 
 def samples_of(rank: Learner, number: int, sha: str) -> list[TrainingSample]:
-    prompt = Prompt(f"train/0/{number}", Example(ImageRef(f"{number}.png", sha), "zero"), QUESTION, number)
+    prompt = Prompt(f"train/0/{number}", Example(ImageRef(f"{number}.png", sha), "rose"), TRANSFER_QUESTION, number)
     ids = rank._prompts.encode(prompt).token_ids
     return [
         TrainingSample(prompt, ids, [10 + number, 20 + index, 30], [-1.0] * 3, advantage, 0.1, index)
@@ -131,13 +112,15 @@ def probabilities(folder: Path, device: str) -> list[float]:
     with moved(class_logprobs, device):
         scorer = class_logprobs.ClassScorer(config().model, device, threads=1)
     scorer.load(str(folder))
-    logprobs, _ = scorer.logprobs(picture(0), QUESTION, "<answer>", ["zero</answer>", "one</answer>", "o</answer>"])
+    logprobs, _ = scorer.logprobs(
+        IMAGES[0], TRANSFER_QUESTION, "<answer>", ["rose</answer>", "lily</answer>", "o</answer>"]
+    )
     return logprobs.tolist()
 
 
 def tower_features(folder: Path, device: str) -> list[float]:
     with moved(tower, device):
-        return tower.VisionTower(str(folder), config(), threads=1).features(picture(1)).tolist()
+        return tower.VisionTower(str(folder), config(), threads=1).features(IMAGES[1]).tolist()
 
 
 if __name__ == "__main__":
