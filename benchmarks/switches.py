@@ -26,7 +26,7 @@ from rft_cluster.classification.baselines import NAMES
 from rft_cluster.classification.plots import draw_sweep
 from rft_cluster.classification.repeats import Repeat, Row, against, summary
 from rft_cluster.classification.repeats import table as table_of_rows
-from rft_cluster.common.errors import exit_code
+from rft_cluster.common.errors import UserError, exit_code
 from rft_cluster.config import load_config
 from rft_cluster.model.tiny.conditions import RECIPE_VERSION
 from rft_cluster.run.lock import locked
@@ -206,7 +206,7 @@ def rows_of(
 def measured(key: Key) -> dict[str, Any]:
     """The record of a run, which is made now, or goes on. A finished run's folder is removed."""
     if key.data == "clothes" and not CLOTHES.exists():
-        subprocess.run([sys.executable, ROOT / "examples" / "fashion_folder.py", CLOTHES], check=True)
+        make_clothes()
     plan, began = key.sweep, time.monotonic()
     (run,) = combinations(plan)
     code = sweep(plan, parallel=1)
@@ -226,6 +226,14 @@ def measured(key: Key) -> dict[str, Any]:
         return record | {"failed": last_line(plan, run)}
     shutil.rmtree(plan.path / run.name)
     return record | asdict(repeat) | {"right": "".join("01"[flag] for flag in repeat.right)}
+
+
+def make_clothes() -> None:
+    """Write the folder of clothes. Raises UserError where the photographs are missing."""
+    script = ROOT / "examples" / "fashion_folder.py"
+    done = subprocess.run([sys.executable, script, CLOTHES], stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise UserError(done.stderr.strip().removeprefix("error: "))
 
 
 def last_line(plan: Sweep, run: Run) -> str:
