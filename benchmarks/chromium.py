@@ -22,7 +22,7 @@ from typing import Any
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--no-first-run",
          "--disable-background-networking", "--hide-scrollbars")  # fmt: skip
-STARTED_WITHIN, ANSWERED_WITHIN = 30.0, 60.0  # seconds
+ANSWERED_WITHIN = 60.0  # seconds
 
 
 def find_chromium() -> str | None:

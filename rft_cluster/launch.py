@@ -127,7 +127,7 @@ def _check(config: Config, start: "Start", planned: bool = False) -> "Task":
         own_sinks(config)
         check_tracking(config)
         rewards.load()
-        downloaded = not (planned and archive_is_missing(config.data))
+        downloaded = not (planned and archive_is_missing(config))
         task = read_task(start, config) if downloaded else task_before_download(config)
         check_options(config, task, start.step if start.manifest and downloaded else None)
         dataset = task.dataset
@@ -140,7 +140,7 @@ def _check(config: Config, start: "Start", planned: bool = False) -> "Task":
                 rewards, config.scoring, dataset.classes, task.examples, dataset.images, task.question, config.run.seed
             )
     plan = describe(config, len(dataset.train))
-    for line in filter(None, [*dataset.notes(), *start.notes, plan, red_team]):
+    for line in filter(None, [*task.notes, *start.notes, plan, red_team]):
         print(line, flush=True)
     for note in filter(None, [check_machine(config), shared_memory_note(config.cluster)]):
         print(note, flush=True)

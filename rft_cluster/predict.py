@@ -36,6 +36,7 @@ from rft_cluster.classification.probabilities import OPEN, Score, answer_of, bef
 from rft_cluster.classification.second_look import Again, looked_again
 from rft_cluster.cluster.gpus import check_driver, driver_here
 from rft_cluster.common.errors import UserError, check_range, end_with, exit_code
+from rft_cluster.common.files import walk
 from rft_cluster.common.hardware import hardware, openmp_environment
 from rft_cluster.common.lookup import near_path
 from rft_cluster.common.text import csv_line, printable
@@ -176,14 +177,14 @@ def image_files(paths: list[Path], left_out: LeftOut) -> Iterator[Path]:
     """
     for path in paths:
         if path.is_dir():
-            for folder, folders, names in os.walk(path):
-                below = [Path(folder, name) for name in sorted(folders)]
+            for folder, folders, names in walk(path):
+                below = [folder / name for name in sorted(folders)]
                 for system in filter(is_system, below):
                     left_out.system(system)
                 for link in (one for one in below if one.is_symlink()):  # not followed: links may form a cycle
                     left_out.beside(link, "links to folders")
                 folders[:] = [one.name for one in below if not (is_system(one) or one.name.startswith("."))]
-                for file in (Path(folder, name) for name in sorted(names)):
+                for file in (folder / name for name in sorted(names)):
                     if file.suffix.lower() in SUFFIXES and not file.name.startswith("."):
                         yield file
                     else:

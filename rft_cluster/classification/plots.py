@@ -1,5 +1,6 @@
 """Plots of an evaluation and of a sweep. Text from data and models is drawn literally, never as markup."""
 
+import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from rft_cluster.classification.fonts import drawable, escaped, families_for
+from rft_cluster.common.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -186,8 +188,7 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
-    """Write the file under another name, then rename it. It contains no date or version: equal plots, equal bytes."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.unlink(missing_ok=True)  # do not write through a link of that name
-    figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
-    temporary.replace(path)
+    """Write the PNG. It contains no date or version: equal plots, equal bytes."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=130, metadata={"Software": None})
+    write_bytes(path, file.getvalue())

@@ -9,11 +9,11 @@ from rft_cluster.classification.answers import Vote
 from rft_cluster.classification.probabilities import Answer
 from rft_cluster.classification.second_look import Again
 from rft_cluster.common.text import csv_line, percent, printable
+from rft_cluster.data.dataset import NO_CLASS, UNSURE
 
 REASONING_SHOWN = 200
 TOP = 5
 COUNTED = 20  # classes listed in the summary
-NO_CLASS, UNSURE = "(no class)", "unsure"
 COLUMNS = ("file", "label", "share", "reasoning")  # of a table, of written answers
 COLUMNS_OF_P = ("file", "label", "probability", "second", "reasoning")  # of the most probable classes
 

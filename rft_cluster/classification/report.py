@@ -15,13 +15,13 @@ from rft_cluster.classification.intervals import paired_difference, rate, wilson
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.labels import normalise_label
 from rft_cluster.common.text import printable
+from rft_cluster.data.dataset import NO_CLASS
 from rft_cluster.messages import Group
 from rft_cluster.rewards.accuracy import accuracy_reward
 from rft_cluster.rewards.containment import containment_reward, published_answer
 from rft_cluster.rewards.format import format_reward
 
 FAILURES_SHOWN = 20
-NO_CLASS = "(no class)"
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,6 @@ from rft_cluster.messages import Group, Images, Prompt, Sampling, WeightRecord
 class Generator(generator.Generator):
     """A generator that logs its calls. (In a command's own process these lines would mix with the answers.)"""
 
-    seconds: float  # that the last call of `generate` took
-
     def __init__(
         self, options: EngineOptions, images: Images, interface: str | None, labels: Mapping[str, str]
     ) -> None:
@@ -39,10 +37,10 @@ class Generator(generator.Generator):
         groups = super().generate(prompts, sampling, version)
         completions = [completion for group in groups for completion in group.completions]
         tokens = sum(len(completion.token_ids) for completion in completions)
-        self.seconds = time.monotonic() - started
+        seconds = time.monotonic() - started
         cut = sum(completion.finish_reason == "length" for completion in completions)
         print(
-            f"generate: version {version}, {len(completions)} completions, {tokens} tokens, {self.seconds:.1f} s",
+            f"generate: version {version}, {len(completions)} completions, {tokens} tokens, {seconds:.1f} s",
             flush=True,
         )
         if 2 * cut > len(completions):

@@ -5,6 +5,7 @@ the library of nvidia-smi, which needs neither CUDA nor torch.
 """
 
 import os
+import socket
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -38,13 +39,35 @@ class Driver:
 
 
 def driver_here() -> Driver | None:
-    """This host's driver and the GPUs that CUDA_VISIBLE_DEVICES leaves; None without a driver."""
+    """This host's driver and the GPUs that CUDA_VISIBLE_DEVICES leaves; None without a driver.
+
+    Raises:
+        UserError: the driver does not answer, or a GPU is lost; the message names the host.
+    """
     from ray._private.thirdparty import pynvml as nvml
 
     try:
         nvml.nvmlInit()
-    except nvml.NVMLError:
+    except (nvml.NVMLError_LibraryNotFound, nvml.NVMLError_DriverNotLoaded):
         return None
+    except nvml.NVMLError as error:  # e.g. a driver that was updated without a restart
+        raise _broken(error) from error
+    try:
+        return _asked(nvml)
+    except nvml.NVMLError as error:  # e.g. a GPU that fell off the bus
+        raise _broken(error) from error
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _broken(error: Exception) -> UserError:
+    return UserError(
+        f"NVIDIA's driver on {socket.gethostname()} does not answer ({error}): see nvidia-smi, and dmesg for "
+        f"lines with Xid; restarting that machine often helps"
+    )
+
+
+def _asked(nvml: Any) -> Driver:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = []
     for index in range(nvml.nvmlDeviceGetCount()):
@@ -53,9 +76,7 @@ def driver_here() -> Driver | None:
         if visible is None or names & {word.strip() for word in visible.split(",")}:
             capability = nvml.nvmlDeviceGetCudaComputeCapability(handle)
             gpus.append(Gpu(nvml.nvmlDeviceGetName(handle), capability, _memory(nvml, handle)))
-    driver = Driver(nvml.nvmlSystemGetDriverVersion(), nvml.nvmlSystemGetCudaDriverVersion(), gpus)
-    nvml.nvmlShutdown()
-    return driver
+    return Driver(nvml.nvmlSystemGetDriverVersion(), nvml.nvmlSystemGetCudaDriverVersion(), gpus)
 
 
 def _memory(nvml: Any, handle: Any) -> int:

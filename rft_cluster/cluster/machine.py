@@ -16,7 +16,6 @@ from rft_cluster.common.network import address_on
 from rft_cluster.config import ClusterSection, Config
 
 SOCKET_BYTES = 107  # longest path of a Unix socket on Linux
-TOKEN_ELSEWHERE = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}  # with one of these Ray makes no token
 
 
 def check_machine(config: Config, training: bool = True) -> str:
@@ -74,9 +73,19 @@ def check_ray_folder(config: ClusterSection) -> None:
             f"another short path"
         )
     check_writable(Path(folder), "Ray needs it: export RAY_TMPDIR=FOLDER, a short path that can be written")
-    token = Path.home() / ".ray" / "auth_token"
-    if not token.exists() and not TOKEN_ELSEWHERE & set(os.environ):
+    token = token_file()
+    if makes_token() and not token.exists():
         check_writable(token.parent, "Ray keeps its token there: export HOME=FOLDER, one that can be written")
+
+
+def token_file() -> Path:
+    return Path.home() / ".ray" / "auth_token"
+
+
+def makes_token() -> bool:
+    """Return True if a Ray that is started here writes `token_file`, unless it is there."""
+    is_on = os.environ.get("RAY_AUTH_MODE", "token").lower() == "token"
+    return is_on and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ)
 
 
 def memory_here() -> int:

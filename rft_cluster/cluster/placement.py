@@ -123,7 +123,7 @@ def place(config: Config, nodes: Sequence[NodeResources], training: bool = True)
         NoRoom: the cluster has too few CPUs or GPUs, or its nodes are too small.
     """
     wanted, _ = split_needed(config, bundles(config, training))
-    _check_totals(config, wanted, nodes)
+    _check_totals(wanted, nodes)
     learner_count = config.learners.count if training else 0
     learners, generators = list(range(learner_count)), list(range(learner_count, len(wanted)))
     for first, second in ((learners, generators), (generators, learners)):
@@ -171,7 +171,7 @@ def _room(bundle: Bundle, cpus: float, gpus: float) -> int:
     return min(fits, default=1_000_000)
 
 
-def _check_totals(config: Config, wanted: Sequence[Bundle], nodes: Sequence[NodeResources]) -> None:
+def _check_totals(wanted: Sequence[Bundle], nodes: Sequence[NodeResources]) -> None:
     for name, need, has in (
         ("GPUs", sum(bundle.gpus for bundle in wanted), sum(node.gpus for node in nodes)),
         ("CPUs", sum(bundle.cpus for bundle in wanted), sum(node.cpus for node in nodes)),

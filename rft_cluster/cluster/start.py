@@ -30,6 +30,7 @@ from rft_cluster.cluster.gpus import HIDE_GPUS
 from rft_cluster.cluster.handles import ActorGroup, Learners, RewardActor
 from rft_cluster.cluster.images import StoredImages
 from rft_cluster.cluster.leftovers import without_leftovers
+from rft_cluster.cluster.machine import makes_token, token_file
 from rft_cluster.cluster.nodes import addresses_of, check_gpus, check_shared, cluster_nodes, everywhere, fetch_model
 from rft_cluster.cluster.placement import bundles, by_host, describe_placement, place, split_needed
 from rft_cluster.cluster.recovery import Again, Recovery, never
@@ -94,9 +95,8 @@ def connect(config: ClusterSection, cpus: float) -> str:
 
 def _keep_token_to_oneself() -> None:
     """Ray writes a new token to a file that all users may read, unless it is there before, be it empty."""
-    token = Path.home() / ".ray" / "auth_token"
-    makes = os.environ.get("RAY_AUTH_MODE", "token").lower() == "token"
-    if makes and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
+    token = token_file()
+    if makes_token():
         token.parent.mkdir(parents=True, exist_ok=True)
         token.touch(mode=0o600)
     if token.exists():

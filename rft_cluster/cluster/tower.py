@@ -15,7 +15,7 @@ import numpy as np
 from rft_cluster.cluster.alone import alone
 from rft_cluster.cluster.handles import wait_for
 from rft_cluster.cluster.nodes import everywhere
-from rft_cluster.common.errors import ClusterError, UserError
+from rft_cluster.common.errors import ClusterError, UserError, described
 from rft_cluster.common.progress import with_progress
 from rft_cluster.config import Config
 from rft_cluster.model.feature_cache import cache_file, encoder_cache_file, image_key, read_rows, write_rows
@@ -43,8 +43,8 @@ def features_of(
     """
     try:
         return _features(config, path, images, seeing), ""
-    except (UserError, ClusterError) as error:
-        return None, str(error)
+    except (UserError, ClusterError, OSError) as error:
+        return None, described(error)
 
 
 def _features(config: Config, path: str, images: Mapping[str, bytes], seeing: Seeing) -> dict[str, np.ndarray]:
@@ -58,7 +58,10 @@ def _features(config: Config, path: str, images: Mapping[str, bytes], seeing: Se
         print(f"for comparison, {NAMES[seeing]} looks at {len(missing)} images", flush=True)
         with _started(config, path, seeing) as look:
             rows |= look_at(missing, shown, look, NAMES[seeing])
-        write_rows(file, rows)
+        try:
+            write_rows(file, rows)
+        except OSError as error:  # the features are here all the same
+            print(f"WARNING: these features cannot be kept, so a resumed run computes them again: {described(error)}")
     return {sha256: rows[key] for sha256, key in keys.items()}
 
 

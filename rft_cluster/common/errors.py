@@ -13,6 +13,7 @@ from http import HTTPStatus
 from typing import NoReturn, TextIO
 
 from rft_cluster.common import stopping
+from rft_cluster.common.text import shown_lines
 
 # Errors of the operating system that the user can fix, with advice. All other exceptions are defects of the program.
 FIXABLE = {
@@ -157,7 +158,7 @@ def _code(work: Callable[[], int | None]) -> int:
     except (UserError, ClusterError) as error:
         if stopping.received():
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown_lines(str(error))}", file=sys.stderr)
         return PART_LOST if isinstance(error, ClusterError | Unavailable) else 2
     except OSError as error:
         cut = _silence_cut_streams()
@@ -165,7 +166,7 @@ def _code(work: Callable[[], int | None]) -> int:
             return PIPE_CLOSED
         if error.errno not in FIXABLE or stopping.received():
             raise
-        print(f"error: {explain(error)}", file=sys.stderr)
+        print(f"error: {shown_lines(explain(error))}", file=sys.stderr)
         return PART_LOST if error.errno in PASSING else 2
 
 

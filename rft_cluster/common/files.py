@@ -176,6 +176,15 @@ def recover(final: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
+def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """As `os.walk`, but raises OSError for a folder that cannot be read: its files would be missing without a word."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    return ((Path(path), folders, names) for path, folders, names in os.walk(folder, onerror=fail))
+
+
 def check_writable(folder: Path, cure: str) -> None:
     """Check that files can be written in a folder, or in its nearest existing parent.
 

@@ -95,8 +95,12 @@ def whole() -> Iterator[None]:
     _whole_first = True
     try:
         yield
-    finally:
+    except BaseException:
         _whole_first = False
+        if _received:  # the work failed by itself after the signal: the clean-up has the time that it always has
+            _wait_until_patience_ends()
+        raise
+    _whole_first = False
     if _received:
         _raise()
 
@@ -120,8 +124,12 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _raise() -> None:
-    _wait_at_most(max(0.01, _received_at + PATIENCE - time.monotonic()))
+    _wait_until_patience_ends()
     raise KeyboardInterrupt
+
+
+def _wait_until_patience_ends() -> None:
+    _wait_at_most(max(0.01, _received_at + PATIENCE - time.monotonic()))
 
 
 def _wait_at_most(seconds: float) -> None:

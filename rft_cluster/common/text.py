@@ -28,6 +28,11 @@ def shown(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def shown_lines(text: str) -> str:
+    """As `shown`, for a message of several lines. Joiners stay, which names of classes may need."""
+    return "".join(c if c == "\n" or c in JOINERS else shown(c) for c in text)
+
+
 def csv_line(values: Iterable[Any]) -> str:
     """One row of a CSV file, with the line end. Text that a spreadsheet would run as a formula gets an apostrophe."""
     file = io.StringIO()

@@ -8,7 +8,6 @@ Only the chosen images are decoded. Copies are still found among all images: equ
 files that share their size with another file are read and hashed.
 """
 
-import hashlib
 import zlib
 from collections import Counter
 from dataclasses import replace
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from rft_cluster.common.errors import UserError
+from rft_cluster.common.files import file_sha256
 from rft_cluster.common.lookup import near_path
 from rft_cluster.data.dataset import listing
 from rft_cluster.data.reading import Labelled, Unread
@@ -140,11 +140,6 @@ def _digests(files: list[Path]) -> list[str]:
     sizes = [file.stat().st_size for file in files]
     count = Counter(sizes)
     return [
-        f"{size}" if count[size] == 1 else f"{size} {_content_digest(file)}"
+        f"{size}" if count[size] == 1 else f"{size} {file_sha256(file)}"
         for file, size in zip(files, sizes, strict=True)
     ]
-
-
-def _content_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -46,7 +46,7 @@ def assemble(name: str, parts: dict[str, Unread], found: list[str], config: Data
         raise UserError(
             f"data.folds is set, but {name} has {' and '.join(held_out)} images of its own: leave data.folds out"
         )
-    own = _held_out_keys(held_out, config)
+    own = _held_out_keys(held_out)
     whole = split_and_read(
         name, parts["train"], classes, replace_keys(config, validation=0, test=0) if own else config, seed
     )
@@ -75,7 +75,7 @@ def replace_keys(config: DataSection, **values: int) -> DataSection:
     return config.model_copy(update=values)
 
 
-def _held_out_keys(held_out: dict[str, Unread], config: DataSection) -> list[tuple[Unread, dict[str, int]]]:
+def _held_out_keys(held_out: dict[str, Unread]) -> list[tuple[Unread, dict[str, int]]]:
     """The keys to change for each held-out part: of two parts each gives only its own split."""
     if len(held_out) < 2:
         return [(part, {}) for part in held_out.values()]

@@ -22,7 +22,7 @@ from rft_cluster.messages import Example, ImageRef
 LISTED = 40
 # A block needs its end, but <think> and <answer> also count alone: <NA> may be a class, </label> not.
 TAG = re.compile(r"</\s*[A-Za-z][^<>]*>|<\s*(?:think|answer)(?:\s[^<>]*)?>", re.IGNORECASE)
-NO_CLASSES = ("unsure", "(no class)")  # in `classification/predictions.py` and in confusion matrices
+UNSURE, NO_CLASS = "unsure", "(no class)"  # what predictions and confusion matrices say in place of a class
 RENAME = "Rename it: its folder, or its name in the table or in data.classes"
 
 
@@ -155,20 +155,17 @@ class FewShotDataset:
             )
         return self.problems[0] if self.problems else None
 
-    def with_held_out(self, *others: "FewShotDataset") -> "FewShotDataset":
-        """A copy with the validation and test images of `others`, and their `skipped` and `copies`."""
-        whole = self
-        for other in others:
-            whole = replace(
-                whole,
-                validation=[*whole.validation, *other.validation],
-                test=[*whole.test, *other.test],
-                images=LazyImages.over(whole.images, other.images),
-                whole_pixels={**whole.whole_pixels, **other.whole_pixels},
-                skipped=whole.skipped | other.skipped,
-                copies=whole.copies | other.copies,
-            )
-        return whole
+    def with_held_out(self, other: "FewShotDataset") -> "FewShotDataset":
+        """A copy with the validation and test images of `other`, and its `skipped` and `copies`."""
+        return replace(
+            self,
+            validation=[*self.validation, *other.validation],
+            test=[*self.test, *other.test],
+            images=LazyImages.over(self.images, other.images),
+            whole_pixels={**self.whole_pixels, **other.whole_pixels},
+            skipped=self.skipped | other.skipped,
+            copies=self.copies | other.copies,
+        )
 
     def described(self) -> str:
         """One line: the name, and the numbers of classes and images."""
@@ -264,9 +261,9 @@ def check_names(classes: list[str]) -> None:
                 f"class {label!r} holds {tag[0]}: in a question that lists the classes it would be taken for a tag of "
                 f"the answer's layout. {RENAME}"
             )
-        if normalise_label(label) in map(normalise_label, NO_CLASSES):
+        if normalise_label(label) in map(normalise_label, (UNSURE, NO_CLASS)):
             raise UserError(
-                f"class {label!r} cannot be told from {' and '.join(NO_CLASSES)}, which predict and evaluate say where "
+                f"class {label!r} cannot be told from {UNSURE} and {NO_CLASS}, which predict and evaluate say where "
                 f"no class is answered. {RENAME}"
             )
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.text import shown
-from rft_cluster.data.images import MAX_BYTES
 
 SUFFIXES = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".mpo"),
@@ -137,7 +136,7 @@ def count_others(paths: Iterable[Path], left_out: LeftOut) -> None:
             left_out.file(path)
 
 
-def read_file(path: Path, root: Path, max_bytes: int = MAX_BYTES) -> bytes:
+def read_file(path: Path, root: Path, max_bytes: int) -> bytes:
     """Read a plain file below `root`, at most `max_bytes` + 1 bytes of it.
 
     Raises:

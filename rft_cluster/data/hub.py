@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rft_cluster.common.errors import Unavailable, UserError
+from rft_cluster.common.files import walk
 from rft_cluster.common.labels import normalise_label
 from rft_cluster.common.lookup import near_path
 from rft_cluster.config import DataSection
@@ -186,7 +187,8 @@ def _parquet_files(path: Path) -> dict[str, list[Path]]:
             raise UserError(f"data.path: {path} is a table: set data.source=csv")
         return {"train": [path]}
     root = path.resolve()
-    files = [file for file in path.rglob("*") if file.is_file() and not _is_hidden(file.relative_to(path))]
+    below = (folder / name for folder, _, names in walk(path) for name in names)
+    files = [file for file in below if file.is_file() and not _is_hidden(file.relative_to(path))]
     parquet = [file for file in files if file.suffix.lower() == ".parquet"]
     if not parquet:
         tables = [file for file in files if file.suffix.lower() in TABLE_SUFFIXES]

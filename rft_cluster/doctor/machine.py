@@ -95,7 +95,12 @@ def _memory() -> str:
 
 
 def _gpu(device: str) -> str | Finding:
-    driver = driver_here()
+    try:
+        driver = driver_here()
+    except UserError as error:
+        if device == "cpu":
+            return warning("gpu", f"none is needed: this environment is for CPUs. But {error}")
+        raise
     if device == "cpu":
         if driver and driver.gpus:
             text = f"{len(driver.gpus)} x {driver.gpus[0].name} is not used by this environment, which is for CPUs: "
@@ -209,8 +214,10 @@ def _model(config: Config) -> str:
 def _data(config: Config) -> str | Finding:
     from rft_cluster.data.official import bytes_to_download
     from rft_cluster.run.planned import archive_is_missing
-    from rft_cluster.run.task import prepare
+    from rft_cluster.run.task import prepare_run
 
-    if archive_is_missing(config.data):
+    if archive_is_missing(config):
         return warning("data", f"the run first downloads {size(bytes_to_download())}, the official Flower102 archive")
-    return prepare(config).dataset.described()
+    task = prepare_run(config)
+    also = f"; also tested: {task.also.dataset.described()}" if task.also else ""
+    return f"{task.dataset.described()}{also}"

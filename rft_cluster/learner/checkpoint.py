@@ -33,7 +33,6 @@ from rft_cluster.weights.source import PolicyWeights
 
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}  # of masters; of LoRA's base
 MOMENTS = ("exp_avg", "exp_avg_sq")
-EXPORT_FILE = "model.safetensors"
 
 
 def take_snapshot(rank: int, step: int, policy: PolicyModel, optimizer: Optimizer) -> Snapshot:

@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from rft_cluster.common.files import file_sha256
-from rft_cluster.common.hardware import native_dtype
 from rft_cluster.config import Config
 from rft_cluster.model.folder import read_family
 from rft_cluster.model.hub import Model, find_model
@@ -42,8 +41,7 @@ def encoder_cache_file(folder: Path, path: str, config: Config) -> Path:
 
 
 def _file(folder: Path, config: Config, digest: str, *limits: int) -> Path:
-    device = config.cluster.device
-    looks = [RECIPE, *limits, device, config.cluster.dtype or native_dtype(device)]
+    looks = [RECIPE, *limits, config.cluster.device, config.cluster.dtype]
     name = hashlib.sha256(json.dumps([digest, *looks]).encode()).hexdigest()[:16]
     return folder / f"{name}.safetensors"
 
@@ -62,10 +60,10 @@ def image_key(image: bytes) -> str:
 
 
 def read_rows(file: Path) -> dict[str, np.ndarray]:
-    """The vectors in a file, FP32 by SHA-256; none if it is missing or damaged."""
+    """The vectors in a file, FP32 by SHA-256; none if it is missing, damaged or not to be read."""
     try:
         return load_file(file)
-    except (FileNotFoundError, SafetensorError):
+    except (OSError, SafetensorError):
         return {}
 
 

@@ -186,6 +186,8 @@ def base_model(policy: PolicyModel) -> Iterator[PolicyModel]:
     scaling = [dict(layer.scaling) for layer in layers]
     for layer in layers:
         layer.scaling = dict.fromkeys(layer.scaling, 0.0)
-    yield policy
-    for layer, scales in zip(layers, scaling, strict=True):
-        layer.scaling = scales
+    try:
+        yield policy
+    finally:
+        for layer, scales in zip(layers, scaling, strict=True):
+            layer.scaling = scales

@@ -30,16 +30,16 @@ def plan(config: Config, gpu: str) -> None:
     from rft_cluster.run.planned import archive_is_missing, task_before_download
     from rft_cluster.run.preflight import check_paths, check_task
     from rft_cluster.run.space import disk_bytes
-    from rft_cluster.run.task import prepare
+    from rft_cluster.run.task import prepare_run
 
     if config.data.folds and not config.data.fold:
         print(f"the plan of one of {config.data.folds} folds; all of them take {config.data.folds} times as long")
         config = fold_configs(config)[0]
     model = check_paths(config, config.model.path)
-    missing = archive_is_missing(config.data)
-    task = task_before_download(config) if missing else prepare(config)
+    missing = archive_is_missing(config)
+    task = task_before_download(config) if missing else prepare_run(config)
     checked = check_task(config, task, model)
-    print("\n".join([*(task.dataset.notes() if missing else []), *checked.notes]), flush=True)
+    print("\n".join([*(task.notes if missing else []), *checked.notes]), flush=True)
     print(f"disk        {size(disk_bytes(config, checked.parameters))} for checkpoints, models and journal", flush=True)
     print_plan(config, checked, card or this_machine(config.cluster.dtype))
 

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from rft_cluster.classification.intervals import rate
-from rft_cluster.classification.report import NO_CLASS, Judged
+from rft_cluster.classification.report import Judged
 from rft_cluster.common.errors import UserError
+from rft_cluster.data.dataset import NO_CLASS
 from rft_cluster.run.answers import read_answers
 from rft_cluster.run.history import History, Row
 

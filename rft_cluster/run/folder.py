@@ -37,7 +37,7 @@ from typing import Any
 from rft_cluster.classification.also import rate_line
 from rft_cluster.classification.answers import AnswerReader
 from rft_cluster.classification.report import Evaluation, judge
-from rft_cluster.common.files import FORMAT, write_json, write_text
+from rft_cluster.common.files import FORMAT, write_bytes, write_json, write_text
 from rft_cluster.config import Config, config_text
 from rft_cluster.data.manifest import manifest
 from rft_cluster.messages import Group, LearnerStats, Reward
@@ -45,7 +45,7 @@ from rft_cluster.run.activity import Activity
 from rft_cluster.run.answers import ALSO, evaluated_step, read_answers, write_answers
 from rft_cluster.run.checkpoints import clear_unfinished
 from rft_cluster.run.debug import chosen, debug_lines
-from rft_cluster.run.journal import Journal
+from rft_cluster.run.journal import Journal, step_files
 from rft_cluster.run.metrics import StepStats, Stopwatch, console, metrics_file, own_sinks
 from rft_cluster.run.parts import add_part
 from rft_cluster.run.records import append, json_lines, read_rows, split_rows, steps_in
@@ -104,14 +104,14 @@ class RunFolder:
     def _keep_former(self, config: Config) -> None:
         """Keep the configuration of the steps that are done if another follows: it says what was due in them."""
         now, former = self.path / "config.yaml", self.path / f"config-to-{self.first_step:06d}.yaml"
-        if self.first_step and now.is_file() and not former.exists() and now.read_text() != _record(config):
-            write_text(former, now.read_text())
+        if self.first_step and now.is_file() and not former.exists() and now.read_bytes() != _record(config).encode():
+            write_bytes(former, now.read_bytes())
 
     def _move_aside(self, first_step: int) -> None:
         aside = _free(self.path / f"redone-{time.strftime('%Y%m%d-%H%M%S')}")
         again = split_rows(self.path / "metrics.jsonl", aside / "metrics.jsonl", first_step)
         again += split_rows(self.path / "eval.jsonl", aside / "eval.jsonl", first_step)
-        rollouts = {file: int(file.stem[5:]) for file in (self.path / "rollouts").glob("step-??????.jsonl")}
+        rollouts = {file: step for step, file in step_files(self.path / "rollouts").items()}
         answers = {file: evaluated_step(file) for file in (self.path / "evaluations").glob("step-*-*.jsonl")}
         for file, step in (rollouts | answers).items():
             if step > first_step:

@@ -26,7 +26,7 @@ from rft_cluster.common.lookup import near_path, nearest
 from rft_cluster.common.text import shown
 from rft_cluster.data.manifest import read_manifest, unseen_in
 from rft_cluster.run.answers import read_answers
-from rft_cluster.run.journal import step_of
+from rft_cluster.run.journal import step_files
 from rft_cluster.run.lock import holder
 from rft_cluster.run.proof.kept import read_lines
 from rft_cluster.run.records import ROWS
@@ -96,7 +96,7 @@ class History:
     @property
     def recorded(self) -> tuple[int, ...]:
         """The steps whose completions are in `rollouts/`, ascending. The last may be ahead of `steps`."""
-        return tuple(sorted(_files(self.folder / "rollouts")))
+        return tuple(step_files(self.folder / "rollouts"))
 
     def rollouts(self, step: int) -> list[Row]:
         """The groups of a step, from 1, in order: rows of `rollouts/`. Empty without a file; damaged rows are left out.
@@ -260,11 +260,6 @@ def _losses(log: tuple[tuple[str, str], ...]) -> Iterator[Loss]:
             until = next((i for i, line in enumerate(after) if line.startswith(WARNING)), len(after))
             if cure := next((line for line in after[:until] if HEALED.search(line)), None):
                 yield Loss(time, text.removeprefix(WARNING), cure)
-
-
-def _files(folder: Path) -> dict[int, Path]:
-    """The files of steps by the number that people see."""
-    return {step + 1: file for file in folder.glob("step-*.jsonl") if (step := step_of(file)) is not None}
 
 
 def _objects(file: Path) -> Iterator[Row]:

@@ -183,6 +183,12 @@ def step_of(file: Path) -> int | None:
     return int(number[1]) - 1 if number else None
 
 
+def step_files(folder: Path) -> dict[int, Path]:
+    """The files of steps by the number that people see, ascending."""
+    files = {step_of(path): path for path in folder.glob("step-*.jsonl")}
+    return {step + 1: files[step] for step in sorted(step for step in files if step is not None and step >= 0)}
+
+
 def identity(prompt: Prompt) -> list[str | int]:
     """What a recorded group must agree in with the prompt of a run that goes on."""
     image = prompt.example.image

@@ -26,7 +26,7 @@ from rft_cluster.prompts import make_prompts
 from rft_cluster.run.asking import most_rounds
 from rft_cluster.run.checkpoints import State
 from rft_cluster.run.history import check_is_run
-from rft_cluster.run.journal import FOLDER, settings_digest, step_of
+from rft_cluster.run.journal import FOLDER, settings_digest, step_files
 from rft_cluster.run.lock import holder
 from rft_cluster.run.parts import FILE as PARTS
 from rft_cluster.run.proof import kept, steps
@@ -193,7 +193,7 @@ def _check_groups(run: Run, problems: Problems) -> Account:
     account, questions = Account(len(run.dataset.train)), {s.prompt_sha256 for s in run.states.values() if s}
     advantages = steps.advantages_of(run.config)
     metrics = {row["step"]: row for row in run.metrics}
-    rollouts, journal = _files(run.folder / "rollouts"), _files(run.folder / FOLDER)
+    rollouts, journal = step_files(run.folder / "rollouts"), step_files(run.folder / FOLDER)
     for first, last in kept.spans_of(metrics.keys() - rollouts.keys()):
         problems["rollouts"].append(f"rollouts/: {kept.steps_are(first, last)} missing")
     in_flight = run.last + 1  # its completions are written before its figures
@@ -271,12 +271,6 @@ def _epoch_problems(run: Run, account: Account) -> Iterator[str]:
             yield f"epoch {epoch}: {len(twice)} examples are there twice (first {shown(twice[0])})"
 
 
-def _files(folder: Path) -> dict[int, Path]:
-    """The files of steps by the number that people see, ascending."""
-    files = {step_of(path): path for path in folder.glob("step-*.jsonl")}
-    return {step + 1: files[step] for step in sorted(step for step in files if step is not None and step >= 0)}
-
-
 def _check_records(run: Run, problems: Problems) -> None:
     problems["steps"] += [*run.damaged, *kept.step_problems(run.recorded, run.steps_due)]
     rows, damaged, _ = kept.read_lines(run.folder / "eval.jsonl")
@@ -297,7 +291,7 @@ def _check_kept(run: Run, problems: Problems) -> None:
     if run.states or not run.is_done:  # of a run that is done, somebody may have removed what it no longer needs
         oldest, in_flight = min(run.states, default=0), run.furthest + 1
         if (run.folder / FOLDER).is_dir():
-            problems["journal"] += kept.coverage_problems(_files(run.folder / FOLDER), oldest, run.last, in_flight)
+            problems["journal"] += kept.coverage_problems(step_files(run.folder / FOLDER), oldest, run.last, in_flight)
         else:
             problems["journal"].append("journal/ is not there: it was removed, or an older version wrote the run")
     if not holder(run.folder):
@@ -310,7 +304,7 @@ def _state(run: Run) -> str:
 
 def _proved(run: Run) -> dict[str, str]:
     """What each check has compared, for people."""
-    schedule, files = run.config.schedule, _files(run.folder / FOLDER)
+    schedule, files = run.config.schedule, step_files(run.folder / FOLDER)
     sizes = " or ".join(str(number * schedule.prompts_per_step) for number in range(1, 1 + most_rounds(schedule)))
     journal = ", ".join(f"{first} to {last}" for first, last in kept.spans_of(files))
     return {

@@ -21,6 +21,7 @@ from rft_cluster.common.files import check_writable, json_object
 from rft_cluster.common.text import shown
 
 LOCK_FILE = ".lock"
+MOMENT = 0.1  # seconds; `holder` has the lock for far less
 LEASE = 120.0  # seconds; NFS 4's own is 90 (nfsd of Linux: /proc/fs/nfsd/nfsv4leasetime)
 
 
@@ -67,7 +68,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def holder(folder: Path) -> str | None:
-    """A message about the process that holds a run folder; None if none does. Does not take the lock."""
+    """A message about the process that holds a run folder; None if none does. Takes a shared lock for a
+    moment, which `locked` sits out."""
     try:
         descriptor = os.open(folder / LOCK_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
@@ -85,13 +87,17 @@ def holder(folder: Path) -> str | None:
 
 def _acquire(file: Path) -> int:
     """Take the lock; wait for one of another machine. Returns the open file."""
-    end = None
+    end, asked = None, False
     while True:
         try:
             return _take(file)
         except Held as held:
             if not held.elsewhere:
-                raise
+                if asked:
+                    raise
+                asked = True  # it may be somebody's `holder`, on a file that a killed process left
+                time.sleep(MOMENT)
+                continue
             if end is None:
                 end = time.monotonic() + LEASE
                 why = "a network disk keeps the lock of a machine that is gone"

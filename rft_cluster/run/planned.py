@@ -16,12 +16,12 @@ from rft_cluster.data.images import image_sha256
 from rft_cluster.data.official import CACHE, bytes_to_download
 from rft_cluster.data.unseen import without_unseen
 from rft_cluster.messages import Example, ImageRef
-from rft_cluster.run.task import Task, family_of_model, question
+from rft_cluster.run.task import Task, data_sections, family_of_model, prepare, prepare_also, question, task_of_also
 
 
-def archive_is_missing(config: DataSection) -> bool:
+def archive_is_missing(config: Config) -> bool:
     """Return True if a run would first download the official Flower102 archive."""
-    return takes_official(config) and bytes_to_download() > 0
+    return any(map(takes_official, data_sections(config))) and bytes_to_download() > 0
 
 
 def task_before_download(config: Config) -> Task:
@@ -33,9 +33,21 @@ def task_before_download(config: Config) -> Task:
     Raises:
         UserError: the archive, or the data set on the hub that it belongs to, cannot be had; or as in `question`.
     """
-    side = family_of_model(config).side
+    side, seed = family_of_model(config).side, config.run.seed
     grey = grey_picture(config.model.pixels(side)[1], side)
-    base, counts = _known(config)
+    data, also = config.data, config.evaluation.also
+    if takes_official(data):
+        dataset = _with_grey(data, seed, grey)
+        task = Task(dataset, question(config, dataset))
+    else:
+        task = prepare(config)
+    if also and takes_official(also):
+        return replace(task, also=task_of_also(config, also, _with_grey(also, seed, grey)))
+    return replace(task, also=prepare_also(config))
+
+
+def _with_grey(data: DataSection, seed: int, grey: bytes) -> FewShotDataset:
+    base, counts = _known(data, seed)
     train, validation, test = (
         [
             Example(ImageRef(f"{split}/{index}", image_sha256(grey)), base.classes[index % len(base.classes)])
@@ -55,16 +67,14 @@ def task_before_download(config: Config) -> Task:
         images={**base.images, image_sha256(grey): grey},
         remarks=[*base.remarks, remark],
     )
-    dataset = without_unseen(whole, config.data)
-    return Task(dataset, question(config, dataset))
+    return without_unseen(whole, data)
 
 
-def _known(config: Config) -> tuple[FewShotDataset, dict[str, int]]:
+def _known(data: DataSection, seed: int) -> tuple[FewShotDataset, dict[str, int]]:
     """What is known of the data set without the archive, and how many of its images each split will get."""
-    data = config.data
     held_out = {"train": 0, "validation": data.validation, "test": data.test}
     if data.source != "flower102":
-        return load_dataset(replace_keys(data, validation=0, test=0), config.run.seed), held_out
+        return load_dataset(replace_keys(data, validation=0, test=0), seed), held_out
     classes = [name for name in data.classes or flower_classes() if data.only is None or name in data.only]
     return FewShotDataset.of(data.source, classes, [], [], [], []), held_out | {"train": data.shots * len(classes)}
 

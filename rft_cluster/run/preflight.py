@@ -1,8 +1,8 @@
 """Checks before Ray starts. `--dry-run` and a run make the same calls.
 
-model = check_paths(config)                     within a second: no heavy import, no picture read
-task = prepare(config)
-for line in check_task(config, task, model): print(line)
+model = check_paths(config, config.model.path)     within a second: no heavy import, no picture read
+task = prepare_run(config)
+for line in check_task(config, task, model).notes: print(line)
 """
 
 import tempfile
@@ -35,6 +35,7 @@ from rft_cluster.run.task import (
     Task,
     ask_model,
     check_words,
+    data_sections,
     pool_note,
     tiny_family,
     with_classes_listed,
@@ -128,10 +129,11 @@ def check_paths(config: Config, model_path: str) -> Model | None:
     check_home()
     if config.prompt.template != PROBLEM:
         find_template(config.prompt.template)
-    if config.data.manifest:
-        read_manifest(config.data.manifest)
-    if takes_official(config.data):
-        bytes_to_download()  # asks the server now, not after minutes
+    for data in data_sections(config):
+        if data.manifest:
+            read_manifest(data.manifest)
+        if takes_official(data):
+            bytes_to_download()  # asks the server now, not after minutes
     if model_path == "tiny":
         check_writable(TINY_CACHE.expanduser(), "The small model is kept there: set HOME to a folder that can be")
         return None

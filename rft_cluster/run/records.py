@@ -35,11 +35,6 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def check_rows(path: Path) -> None:
-    """Raise UserError if a line is damaged, as `read_rows` does."""
-    read_rows(path)
-
-
 def _row(line: bytes) -> dict[str, Any] | None:
     row = json_object(line)
     return row if row is not None and isinstance(row.get("step"), int) else None

@@ -3,7 +3,7 @@
 import json
 import os
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from rft_cluster.run.checkpoints import Checkpoint, latest_checkpoint, newest_st
 from rft_cluster.run.folder import ALSO_MANIFEST, CONFIG_END
 from rft_cluster.run.lock import LOCK_FILE
 from rft_cluster.run.options import OPTIONS_FILE
-from rft_cluster.run.records import ROWS, check_rows
-from rft_cluster.run.task import Task, family_of_model, prepare, prepare_also
+from rft_cluster.run.records import ROWS, read_rows
+from rft_cluster.run.task import Task, family_of_model, prepare_run
 
 SFT_RATE = "optimizer.sft_learning_rate"
 # These keys do not change what a step computes, so they may differ when a run is resumed. The data may have moved: the
@@ -113,7 +113,7 @@ def find_start(config: Config, resume: bool) -> Start:
         _check_unchanged(folder, saved, config)
         notes += _changed_schedule(saved, config)
     for name in ROWS:
-        check_rows(folder / name)
+        read_rows(folder / name)  # raises if a line is damaged
     checkpoint, problems = latest_checkpoint(folder)
     instead = "took the one before" if checkpoint else "all steps are in the journal"
     notes += [f"WARNING: passed over a damaged checkpoint, and {instead}: {problem}" for problem in problems]
@@ -139,7 +139,7 @@ def read_task(start: Start, config: Config) -> Task:
     """
     try:
         own = start.own_images(config)
-        task = replace(prepare(own), also=prepare_also(own))
+        task = prepare_run(own)
     except OtherData as error:
         if start.manifest is None:
             raise

@@ -1,8 +1,8 @@
 """Detect a run with nothing left to learn from. Otherwise a policy that earns nothing would train on to the end."""
 
-import math
 from collections.abc import Sequence
 
+from rft_cluster.algorithm.advantages import is_live
 from rft_cluster.messages import Group, Reward
 
 BUILT_IN = ("format", "accuracy", "containment")  # rewards with a known maximum of 1
@@ -78,4 +78,4 @@ def _equal_and_not_the_best(every: Sequence[Reward]) -> bool:
     totals = [reward.total for reward in every if reward.total is not None]
     known = [value for reward in every for name, value in reward.parts.items() if name in BUILT_IN]
     solved = bool(known) and all(value == 1.0 for value in known)
-    return math.isclose(min(totals), max(totals), rel_tol=1e-9, abs_tol=1e-12) and not solved
+    return not is_live(totals) and not solved

@@ -3,7 +3,7 @@
 import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from PIL import Image
 from rft_cluster.classification.earnable import check_room
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.progress import with_progress
-from rft_cluster.config import Config
+from rft_cluster.config import AlsoSection, Config, DataSection
 from rft_cluster.data import FewShotDataset, load_dataset
 from rft_cluster.data.images import DECODE_ERRORS, open_image
 from rft_cluster.data.manifest import OtherData
@@ -55,6 +55,12 @@ class Task:
         return [example for split in self.dataset.splits.values() for example in split]
 
     @property
+    def notes(self) -> list[str]:
+        """Notes on both data sets, for people."""
+        also = self.also.dataset.notes() if self.also else []
+        return [*self.dataset.notes(), *(f"also        {note}" for note in also)]
+
+    @property
     def images(self) -> Mapping[str, bytes]:
         """The encoded images of both data sets, by SHA-256."""
         return {**self.also.dataset.images, **self.dataset.images} if self.also else self.dataset.images
@@ -74,6 +80,11 @@ def prepare(config: Config, export: Path | None = None) -> Task:
     return Task(dataset, question(config, dataset))
 
 
+def prepare_run(config: Config) -> Task:
+    """As `prepare`, with the task of `evaluation.also`: what a training run reads."""
+    return replace(prepare(config), also=prepare_also(config))
+
+
 def prepare_also(config: Config) -> Task | None:
     """Read `evaluation.also`, and render its question; None if there is none. Raises as `prepare`."""
     section = config.evaluation.also
@@ -82,14 +93,25 @@ def prepare_also(config: Config) -> Task | None:
     side = family_of_model(config).side
     try:
         dataset = load_dataset(section, config.run.seed, view_of(*config.model.pixels(side), side))
-        problem = dataset.problem if config.prompt.template == PROBLEM else None
-        return Task(dataset, make_question(config.prompt.template, section.subject, dataset.classes, problem))
+        return task_of_also(config, section, dataset)
     except OtherData:
         raise
     except UserError as error:
         keys = "|".join(type(section).model_fields)
         own = re.sub(rf"(?<![\w/.-])data\.(?=(?:{keys})\b)", "evaluation.also.", str(error))  # not inside a path
         raise type(error)(own if own.startswith("evaluation.also") else f"evaluation.also: {own}") from error
+
+
+def task_of_also(config: Config, section: AlsoSection, dataset: FewShotDataset) -> Task:
+    """`dataset` with the run's template, its own subject and its own classes. Raises UserError if that is unusable."""
+    problem = dataset.problem if config.prompt.template == PROBLEM else None
+    return Task(dataset, make_question(config.prompt.template, section.subject, dataset.classes, problem))
+
+
+def data_sections(config: Config) -> list[DataSection]:
+    """The data sets that a run reads: `data`, and `evaluation.also` if there is one."""
+    also = config.evaluation.also
+    return [config.data, also] if also else [config.data]
 
 
 def question(config: Config, dataset: FewShotDataset) -> Question:

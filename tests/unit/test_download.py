@@ -50,6 +50,16 @@ def test_a_dry_run_names_the_test_set_and_downloads_nothing(server, tmp_path, ca
     assert not server.asked and not official.CACHE.exists()
 
 
+def test_a_dry_run_downloads_nothing_for_the_other_data_set_either(server, tmp_path, capsys, model):  # noqa: F811
+    also = ["evaluation.also.source=flower102", "evaluation.also.download=true", "evaluation.also.subject=flower"]
+    own = ["data.source=digits", "data.download=false", "data.test=20", "data.validation=10", "prompt.subject=digit"]
+    code, printed, error = start(tmp_path, capsys, model, *also, *own, "schedule.prompts_per_step=8", "--dry-run")
+    assert (code, error) == (0, "")
+    assert "also tested before and after: flower102: 102 classes" in printed
+    assert "not here yet: the run first downloads 0 MB" in printed
+    assert not server.asked and not official.CACHE.exists()
+
+
 @pytest.mark.usefixtures("home")
 @DRY
 def test_without_a_server_one_line_says_so_at_once(tmp_path, capsys, monkeypatch, dry_run):

@@ -1,8 +1,10 @@
 """Drivers and GPUs that are too old, told before actors start. NVML is a recorder here: there is no GPU."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Never
 
 import pytest
 from ray._private import thirdparty
@@ -41,7 +43,10 @@ def test_what_is_too_old_is_named_with_its_host(driver, message):
 def nvml(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     cards = [H100, V100, H100]
     fake = SimpleNamespace(
-        NVMLError=OSError,
+        NVMLError=pynvml.NVMLError,
+        NVMLError_NotSupported=pynvml.NVMLError_NotSupported,
+        NVMLError_LibraryNotFound=pynvml.NVMLError_LibraryNotFound,
+        NVMLError_DriverNotLoaded=pynvml.NVMLError_DriverNotLoaded,
         nvmlInit=lambda: None,
         nvmlShutdown=lambda: None,
         nvmlDeviceGetCount=lambda: len(cards),
@@ -79,14 +84,34 @@ def test_gpus_that_are_not_visible_do_not_count(monkeypatch, nvml, visible, card
 def test_a_gpu_without_memory_of_its_own_is_no_error(monkeypatch, nvml):
     """The driver of NVIDIA's GB10 answers "Not Supported"."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    nvml.nvmlDeviceGetMemoryInfo = lambda handle: (_ for _ in ()).throw(pynvml.NVMLError_NotSupported())
-    nvml.NVMLError_NotSupported = pynvml.NVMLError_NotSupported
+    nvml.nvmlDeviceGetMemoryInfo = fails_with(pynvml.NVMLError_NotSupported())
     assert [gpu.memory for gpu in driver_here().gpus] == [sys.maxsize] * 3
 
 
-def test_a_machine_without_a_driver(monkeypatch, nvml):
-    def fail() -> None:
-        raise OSError("NVML Shared Library Not Found")
-
-    nvml.nvmlInit = fail
+@pytest.mark.parametrize("error", [pynvml.NVMLError_LibraryNotFound(), pynvml.NVMLError_DriverNotLoaded()])
+def test_a_machine_without_a_driver(nvml, error):
+    nvml.nvmlInit = fails_with(error)
     assert driver_here() is None
+
+
+def test_a_driver_that_does_not_answer_is_not_a_missing_one(nvml):
+    """It was updated, and the machine not restarted."""
+    nvml.nvmlInit = fails_with(pynvml.NVMLError_LibRmVersionMismatch())
+    with pytest.raises(UserError, match=r"^NVIDIA's driver on \S+ does not answer \(.*version mismatch.*restarting"):
+        driver_here()
+
+
+def test_a_gpu_that_is_lost_is_a_message(nvml):
+    ended = []
+    nvml.nvmlShutdown = lambda: ended.append(True)
+    nvml.nvmlDeviceGetHandleByIndex = fails_with(pynvml.NVMLError_GpuIsLost())
+    with pytest.raises(UserError, match=r"does not answer \(GPU is lost\).*Xid"):
+        driver_here()
+    assert ended == [True]
+
+
+def fails_with(error: Exception) -> Callable[..., Never]:
+    def fail(*_: object) -> Never:
+        raise error
+
+    return fail

@@ -1,6 +1,7 @@
 """Could a run start on this machine? What Ray would say later is said before, and in the words of the configuration."""
 
 import os
+from contextlib import nullcontext
 
 import pytest
 from ray._common.utils import get_default_ray_temp_dir
@@ -91,6 +92,26 @@ def test_a_home_that_ray_cannot_write_its_token_to(tmp_path, monkeypatch):
         machine.check_ray_folder(config().cluster)
     monkeypatch.setenv("HOME", str(tmp_path))
     machine.check_ray_folder(config().cluster)
+
+
+@pytest.mark.parametrize(
+    ("variables", "makes"),
+    [
+        ({}, True),
+        ({"RAY_AUTH_MODE": "token"}, True),
+        ({"RAY_AUTH_MODE": "disabled"}, False),
+        ({"RAY_AUTH_TOKEN": "abc"}, False),
+        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "token"}, False),
+    ],
+)
+def test_a_home_matters_where_ray_makes_a_token(monkeypatch, variables, makes):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HOME", "/proc/sys")
+    with pytest.raises(UserError, match="Ray keeps its token there") if makes else nullcontext():
+        machine.check_ray_folder(config().cluster)
 
 
 # --- GPUs

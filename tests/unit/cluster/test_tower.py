@@ -103,6 +103,15 @@ def test_a_loss_or_a_mistake_becomes_a_reason(error, model, tmp_path, monkeypatc
     assert not (tmp_path / "cache").exists()
 
 
+def test_features_that_cannot_be_kept_are_used_all_the_same(model, tmp_path, monkeypatch, capsys):
+    Tower(monkeypatch)
+    settings = config(tmp_path)
+    (tmp_path / "cache").write_text("a file is in the way")
+    rows, _ = tower.features_of(settings, str(model), IMAGES)
+    assert rows is not None and rows.keys() == IMAGES.keys()
+    assert "WARNING: these features cannot be kept" in capsys.readouterr().out
+
+
 def test_a_model_that_is_gone_becomes_a_reason(tmp_path, monkeypatch):
     Tower(monkeypatch)
     rows, skipped = tower.features_of(config(tmp_path), str(tmp_path / "gone"), IMAGES)

@@ -64,6 +64,11 @@ def test_an_error_that_is_no_defect_is_one_message(capsys, error, code):
     assert capsys.readouterr().err == f"error: {error}\n"
 
 
+def test_text_of_a_strangers_data_does_not_control_the_terminal(capsys):
+    assert exit_code(raising(UserError("class '\x1b[2Jrose' is there twice:\n  می\u200cخواهم"))) == 2
+    assert capsys.readouterr().err == "error: class '\\x1b[2Jrose' is there twice:\n  می\u200cخواهم\n"
+
+
 def test_the_works_own_code_is_kept():
     assert [exit_code(lambda: None), exit_code(lambda: 1)] == [0, 1]
 

@@ -20,6 +20,7 @@ from rft_cluster.common.files import (
     check_writable,
     size,
     unfinished,
+    walk,
     write_json,
     write_text,
 )
@@ -178,6 +179,24 @@ def test_room_is_measured_where_the_folder_will_be(tmp_path, below, monkeypatch)
         UserError, match=f"^checkpoints need .* in {tmp_path / below}, but .* are free there. Free some$"
     ):
         check_space(tmp_path / below, free * 2, "checkpoints", "Free some")
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path, monkeypatch):
+    for name in ("open", "closed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rose.jpg").touch()
+    found = {folder.name: names for folder, _, names in walk(tmp_path) if names}
+    assert found == {"open": ["rose.jpg"], "closed": ["rose.jpg"]}
+    scan = os.scandir
+
+    def refuse(path):  # as for another user than root, whom permissions do not stop
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="closed"):
+        list(walk(tmp_path))
 
 
 def test_sizes_are_for_people(tmp_path):

@@ -69,6 +69,14 @@ def never_whole():
     with stopping.whole():
         say("ready"); wait(); say("not reached")
 
+def fails_inside_whole():
+    stopping.grant(0.6)  # 0.2 for the work, and 1.2 in all
+    try:
+        with stopping.whole():
+            say("ready"); time.sleep(0.1); raise OSError("the disk is full")
+    finally:
+        time.sleep(0.5); say("tidied")
+
 def handler_is_taken_away():
     import signal
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
@@ -139,6 +147,7 @@ def end(process: subprocess.Popen) -> tuple[int, str, str]:
         ("is_refused_meanwhile", "", "interrupted\n"),
         ("whole", "whole\n", "interrupted\n"),
         ("never_whole", "", "interrupted\n"),
+        ("fails_inside_whole", "tidied\n", "interrupted\n"),
         ("handler_is_taken_away", "", "interrupted\n"),
         ("loses_it", "", ""),
     ],

@@ -166,8 +166,8 @@ def test_only_files_of_equal_size_are_read_to_find_copies(root, monkeypatch):
     for number, size in ((1, 5000), (2, 5000), (3, 6000)):
         (root / f"jpg/image_{number:05d}.jpg").write_bytes(bytes([number]) * size)
     read = []
-    digest = archive._content_digest
-    monkeypatch.setattr(archive, "_content_digest", lambda path: read.append(path.name) or digest(path))
+    digest = archive.file_sha256
+    monkeypatch.setattr(archive, "file_sha256", lambda path: read.append(path.name) or digest(path))
     digests = open_archive(root, "data.path", MAX_BYTES).digests
     assert "image_00001.jpg" in read and "image_00002.jpg" in read and "image_00003.jpg" not in read
     assert digests[2] == "6000"

@@ -96,6 +96,9 @@ def test_the_base_is_the_starting_model_and_the_adapters_come_back(folder: str, 
     with base_model(adapted) as base:
         assert torch.equal(logits(base), logits(load_reference(folder, model(lora=False), PLAIN, [], 1.0)))
     assert torch.equal(logits(adapted), before)
+    with pytest.raises(MemoryError), base_model(adapted):
+        raise MemoryError
+    assert torch.equal(logits(adapted), before), "also after an error: the learner may be used again"
 
 
 class Encoder:

@@ -45,6 +45,16 @@ def test_the_second_process_is_told_who_holds_it(tmp_path):
     assert not (folder / LOCK_FILE).exists()
 
 
+def test_who_only_asks_keeps_nobody_out(tmp_path):
+    """`watch` asks for the holder again and again, and takes a shared lock for that moment."""
+    (tmp_path / LOCK_FILE).touch()  # a killed process left it
+    asking = (tmp_path / LOCK_FILE).open()
+    fcntl.flock(asking, fcntl.LOCK_SH)
+    threading.Timer(lock.MOMENT / 2, asking.close).start()
+    with locked(tmp_path):
+        pass
+
+
 @pytest.mark.parametrize("comes_free", [True, False])
 def test_the_lock_of_another_machine_is_waited_for_as_long_as_nfs_keeps_it(tmp_path, monkeypatch, capsys, comes_free):
     monkeypatch.setattr(lock, "LEASE", 60.0 if comes_free else 0.5)
