@@ -145,7 +145,8 @@ def _evaluation(run: Path, policy: Policy, look: int, first: bool) -> dict[str, 
     """The figures of one `evaluate`. One that is not the first asks for no more than a second look."""
     output = run / f"evaluation-{look}"
     votes, orders = (policy.votes, policy.orders) if first else (1, 0)
-    given = [] if orders is None else ["--orders", str(orders)]
+    given = ["--score-votes"] if first else []
+    given += [] if orders is None else ["--orders", str(orders)]
     _command(
         run, "evaluate", "--checkpoint", str(run), "--votes", str(votes), "--second-look", str(look), *given,
         "--output", str(output),

@@ -74,6 +74,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", help="a config, as for launch; left out, the run's own")
     parser.add_argument("--split", choices=("test", "validation"), default="test")
     parser.add_argument("--votes", type=int, default=8, help="samples an image for the vote (8)")
+    parser.add_argument(
+        "--score-votes", action="store_true",
+        help="of a policy that thinks, also the probabilities averaged over the votes' reasonings: a forward each",
+    )  # fmt: skip
     parser.add_argument("--orders", type=int, help=f"other orders of the listed classes to ask in, greedily ({ORDERS})")
     parser.add_argument(
         "--second-look", type=int, default=OPTIONS, metavar="K",
@@ -111,7 +115,7 @@ def evaluate(options: argparse.Namespace) -> None:
     reader = AnswerReader(task.dataset.classes, task.dataset.aliases)
     looks = options_at_second_look(options.second_look, task.question, task.dataset.classes)
     greedy, sampled, reordered, again = _ask(config, task, model_path, examples, options, orders, reader, looks)
-    scored = _score(config, task, model_path, greedy, sampled, looks)
+    scored = _score(config, task, model_path, greedy, sampled if options.score_votes else [], looks)
     judged = [judge(group, reader) for group in greedy]
     figures = {
         "checkpoint": options.checkpoint,
@@ -240,12 +244,10 @@ def _ask(
     return answers, samples, reordered, again
 
 
-def _score(
-    config: Config, task: Task, model_path: str, greedy: list[Group], sampled: list[Group], looks: int
-) -> Scored:
+def _score(config: Config, task: Task, model_path: str, greedy: list[Group], votes: list[Group], looks: int) -> Scored:
     from rft_cluster.cluster.class_scorer import scorers  # imports Ray, which takes seconds
 
-    return score_groups(config, task, model_path, greedy, sampled, scorers, looks)
+    return score_groups(config, task, model_path, greedy, votes, scorers, looks)
 
 
 def _second_look(again: Sequence[Again], judged: Sequence[Judged]) -> dict[str, Any]:

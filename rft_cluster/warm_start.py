@@ -37,7 +37,7 @@ def warm_started(config: Config, task: Task, model_path: str, tiny_model: str | 
     record = WarmStart(steps=steps, kept=is_kept, validation=(was, now), images=len(after))
     write_json(config.run_folder / WARM_START_FILE, record.model_dump(mode="json"))
     print(record.described(), flush=True)
-    return str((own.run_folder / MODEL).resolve()) if is_kept else model_path
+    return str((own.run_folder / MODEL).absolute()) if is_kept else model_path
 
 
 def _before(own: Config, task: Task, model_path: str) -> list[Judged]:

@@ -38,7 +38,7 @@ def probability_report(
 
     Args:
         after_greedy: of each of n images, after its greedy reasoning, or of a question without reasoning.
-        after_votes: the same after several sampled reasonings; empty without reasoning.
+        after_votes: the same after several sampled reasonings; empty if they were not scored.
         right: the labels' indices [n].
         classes: how many there are.
         temperature: that of the card; None if none was fitted.

@@ -70,11 +70,14 @@ class AlgorithmSection(Section):
         return self.objective == "grpo"
 
 
+SFT_RATE = 10.0  # times the learning rate of reinforcement learning
+
+
 class OptimizerSection(Section):
     learning_rate: float = Field(1e-6, gt=0, le=10)
     sft_learning_rate: float | None = Field(None, gt=0, le=10)
-    """Learning rate of `baselines: [sft]` and of `schedule.warm_start`; left out: `learning_rate`. Full models usually
-    take 1e-5 in SFT, and a tenth of that in reinforcement learning."""
+    """Learning rate of `baselines: [sft]` and of `schedule.warm_start`; left out: ten times `learning_rate` (usual for
+    full models: 1e-5 in SFT, 1e-6 in reinforcement learning), and for `model.path: tiny` the same."""
     warmup_steps: int = Field(0, ge=0, le=MOST_STEPS)
     """Steps of linear warm-up, followed by linear decay that would reach 0 one step after the last."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)

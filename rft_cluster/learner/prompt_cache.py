@@ -37,6 +37,11 @@ class PromptCache:
     def encode(self, prompt: Prompt) -> EncodedPrompt:
         return self._encoder.joined(self._tokens(prompt.text), self._image(prompt.example.image))
 
+    def forget_augmented(self) -> None:
+        """Give back the room of augmented images: each step draws others, so no one asks for them again."""
+        for seen in [seen for seen in self._kept if seen[1] is not None]:
+            self._room += self._kept.pop(seen).pixel_values.nbytes
+
     def _image(self, reference: ImageRef) -> EncodedImage:
         seen = reference.sha256, reference.augmentation
         image = self._kept.pop(seen, None)

@@ -39,6 +39,8 @@ class ClassScorer:
         hf_logging.disable_progress_bar()  # it would show what takes a second
         self._model, self._hardware = model, hardware(device, dtype)
         self._loaded: tuple[PromptEncoder, PolicyModel] | None = None
+        # The last prompt: an image is asked about several times in a row, and decoding takes as long as a forward.
+        self._asked: tuple[tuple[bytes, str], EncodedPrompt] | None = None
 
     def load(self, path: str) -> None:
         """Load the policy in this folder, in place of the one before.
@@ -46,7 +48,7 @@ class ClassScorer:
         Raises:
             UserError: it cannot be loaded here, or the GPU's memory is taken by others.
         """
-        self._loaded = None  # not two at a time in the device's memory
+        self._loaded = self._asked = None  # not two models at a time in the device's memory
         encoder = PromptEncoder(path, self._model)
         attention, forbidden = self._hardware.attention, encoder.forbidden_token_ids
         # An export is in BF16, so nothing is lost when it is loaded in BF16 and computed with in FP32.
@@ -77,14 +79,19 @@ class ClassScorer:
         encoder, policy = self._loaded
         texts = [before.removeprefix(encoder.opening) + answer for answer in answers]
         with torch.inference_mode(), within_memory(WHO):
-            return answer_logprobs(policy, encoder, encoder.encode(question, image), texts)
+            return answer_logprobs(policy, encoder, self._encoded(encoder, image, question), texts)
+
+    def _encoded(self, encoder: PromptEncoder, image: bytes, question: str) -> EncodedPrompt:
+        if self._asked is None or self._asked[0] != (image, question):
+            self._asked = (image, question), encoder.encode(question, image)
+        return self._asked[1]
 
 
 def answer_logprobs(
     policy: PolicyModel, encoder: PromptEncoder, prompt: EncodedPrompt, texts: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """See `ClassScorer.logprobs`, for completions that are `texts`. What all begin with is in the row once."""
-    completions = [answer_tokens(encoder, text) for text in texts]
+    completions = answer_tokens(encoder, texts)
     shared = shared_length(completions)
     asked = EncodedPrompt([*prompt.token_ids, *completions[0][:shared]], prompt.pixel_values, prompt.image_grid_thw)
     own = [completion[shared:] for completion in completions]
@@ -94,18 +101,20 @@ def answer_logprobs(
     size = max(1, MOST_KEYS // len(asked.token_ids))
     for some in (order[first : first + size] for first in range(0, len(order), size)):
         row = pack_row([(asked, positions)], [(0, own[index]) for index in some])
-        tokens, _ = policy(**row.to(device).inputs())
+        # In BF16 logits of 16 to 32 have steps of 0.125 nats, and a fitted temperature below 1 makes more of them.
+        tokens, _ = policy(**row.to(device).inputs(), exact=True)
         sums[some] = [float(part.double().sum()) for part in tokens.cpu().split(counts[some].tolist())]
     return sums, counts
 
 
-def answer_tokens(encoder: PromptEncoder, text: str) -> list[int]:
-    """The tokens of a completion of this text, with the one that ends it.
+def answer_tokens(encoder: PromptEncoder, texts: Sequence[str]) -> list[list[int]]:
+    """The tokens of completions of these texts, each with the one that ends it.
 
     What looks like a special token is read as the characters that it is written with: nothing else was sampled.
     """
-    written = encoder.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return [*written, encoder.tokenizer.convert_tokens_to_ids(STOP_TOKENS[0])]
+    written = encoder.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    end = encoder.tokenizer.convert_tokens_to_ids(STOP_TOKENS[0])
+    return [[*tokens, end] for tokens in written]
 
 
 def shared_length(completions: Sequence[Sequence[int]]) -> int:

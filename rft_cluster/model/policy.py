@@ -59,6 +59,7 @@ class PolicyModel(nn.Module):
         image_grid_thw: Tensor,
         predictor_index: Tensor,
         completion_ids: Tensor,
+        exact: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Log-probabilities of C completion tokens under the sampled distribution, and its entropy.
 
@@ -70,6 +71,7 @@ class PolicyModel(nn.Module):
             image_grid_thw: [prompts, 3] int64.
             predictor_index: [C] int64, the position in T whose output predicts each completion token.
             completion_ids: [C] int64.
+            exact: without a gradient alone. Logits are not rounded to BF16, as they are in generators and in training.
 
         Returns:
             log-probabilities [C] FP32 in nats, and entropy [C] FP32 without gradient.
@@ -86,6 +88,7 @@ class PolicyModel(nn.Module):
         # All completions of a prompt read its last position, so the backward adds up gradients. An embedding lookup in
         # FP32 adds them in FP32 and in a fixed order on every device; indexing on GPUs adds BF16 in any order.
         selected = F.embedding(predictor_index, hidden[0].float()).to(hidden.dtype)  # [C, hidden size]
+        selected = selected.float() if exact else selected
         return token_logprobs(selected, self.model.lm_head.weight, completion_ids, self._sampled)
 
     def image_features(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Any:

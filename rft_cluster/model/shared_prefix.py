@@ -131,6 +131,8 @@ def _gather(rows: Tensor, index: Tensor) -> Tensor:
     Uses an embedding lookup in FP32. Each completion reads its prompt's rows, so the backward adds up gradients. On
     GPUs an embedding adds them in a fixed order, which indexing does not; in BF16 both would round between additions.
     """
+    if not rows.requires_grad:
+        return rows[index]
     return F.embedding(index, rows.flatten(1).float()).to(rows.dtype).unflatten(1, rows.shape[1:])
 
 

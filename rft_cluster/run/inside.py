@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rft_cluster.config import Config, Section
+from rft_cluster.config.training import SFT_RATE
 
 WARM_START = "warm_start"
 WARM_START_FILE = "warm_start.json"
@@ -85,12 +86,12 @@ def untouched(run: Path) -> Path:
 
 
 def _sft(config: Config, folder: Path, name: str, steps: int, evaluate_every: int) -> Config:
-    rate, warmup = config.optimizer.sft_learning_rate or config.optimizer.learning_rate, config.optimizer.warmup_steps
+    warmup = config.optimizer.warmup_steps
     return _changed(
         config,
         run=_changed(config.run, folder=folder, name=name, sinks=[]),
         algorithm=_changed(config.algorithm, objective="sft", kl_beta=0.0),
-        optimizer=_changed(config.optimizer, learning_rate=rate, warmup_steps=min(warmup, steps - 1)),
+        optimizer=_changed(config.optimizer, learning_rate=_sft_rate(config), warmup_steps=min(warmup, steps - 1)),
         schedule=_changed(
             config.schedule, steps=steps, max_staleness=0, min_live=0.0, evaluate_every=evaluate_every, warm_start=None
         ),
@@ -98,6 +99,12 @@ def _sft(config: Config, folder: Path, name: str, steps: int, evaluate_every: in
         baselines=[],
         tracking=[],
     )
+
+
+def _sft_rate(config: Config) -> float:
+    """At GRPO's rate a model in BF16 would hardly change: half a step of BF16 is 6e-5 for a weight of 0.02."""
+    optimizer = config.optimizer
+    return optimizer.sft_learning_rate or optimizer.learning_rate * (1.0 if config.model.path == "tiny" else SFT_RATE)
 
 
 def _changed(section: Section, **values: Any) -> Any:

@@ -58,9 +58,9 @@ class NeverCalibrated(UserError):
 
 @dataclass(frozen=True)
 class Scored:
-    """What a policy says of the classes: of each image after its greedy answer's reasoning, and after each of the
-    votes' (none without reasoning); and of a grey image (None with reasoning, which it has none of). `again`: without
-    reasoning, if asked for, of the options at a second look."""
+    """What a policy says of the classes: of each image after its greedy answer's reasoning; if asked for, after each of
+    the votes' (never without reasoning); and of a grey image (None with reasoning, which it has none of). `again`:
+    without reasoning, if asked for, of the options at a second look."""
 
     after_greedy: list[Scores | None]
     after_votes: list[list[Scores | None]]
@@ -79,22 +79,24 @@ def score_groups(
 ) -> Scored:
     """Score all classes for each image, after what was written about it. Prints how far it is.
 
+    `votes`: of the same images, to score the classes after each vote's reasoning, too; empty: do not.
     `options`: of a second look, 0 for none. A policy that thinks takes its own in writing (`run/second_look.py`).
     """
     classes, aliases, thinks = task.dataset.classes, task.dataset.aliases, asks_for_thinking(task.text)
     after, again = list[list[Scores | None]](), list[Again]()
     with opened(config) as scorer_of:
         score = scorer_of(model_path)
-        for pair in with_progress(list(zip(greedy, votes, strict=True)), "images whose classes are scored"):
-            image = task.dataset.image(pair[0].prompt.example)
-            texts = [completion.text for group in pair for completion in group.completions]
+        for number, first in enumerate(with_progress(greedy, "images whose classes are scored")):
+            image = task.dataset.image(first.prompt.example)
+            written = [first, *votes[number : number + 1]]
+            texts = [completion.text for group in written for completion in group.completions]
             befores = [before_answer(text) for text in texts] if thinks else [OPEN]
             after.append(score_classes(score, image, task.text, befores, classes, aliases))
             if options and not thinks:
                 ask = partial(narrowed, task.question, config.prompt.subject)
                 again.append(score_again(score, image, ask, classes, aliases, after[-1], options))
         grey = None if thinks else score_classes(score, _grey(), task.text, [OPEN], classes, aliases)[0]
-    return Scored([own[0] for own in after], [own[1:] for own in after] if thinks else [], grey, again)
+    return Scored([own[0] for own in after], [own[1:] for own in after] if thinks and votes else [], grey, again)
 
 
 def score_again(

@@ -23,6 +23,7 @@ from rft_cluster.model.folder import read_family
 from rft_cluster.model.image_size import PromptLength, view_of
 from rft_cluster.prompts import PROBLEM, Question, asks_for_thinking, make_prompts, make_question
 from rft_cluster.run.inside import runs_inside
+from rft_cluster.run.second_look import with_room
 from rft_cluster.run.targets import check_targets
 
 TINY_CACHE = Path("~/.cache/rft_cluster/tiny")
@@ -121,9 +122,11 @@ def question(config: Config, dataset: FewShotDataset) -> Question:
 
 
 def with_classes_listed(config: Config, task: Task) -> tuple[Config, Task]:
-    """The configuration and the task with the question that lists the classes and asks for the answer alone."""
+    """The configuration and the task with the question that lists the classes and asks for the answer alone. A run's
+    own limit of tokens may leave no room for the list."""
     closed = config.model_copy(update={"prompt": config.prompt.model_copy(update={"template": "closed"})})
-    return closed, Task(task.dataset, question(closed, task.dataset))
+    asked = Task(task.dataset, question(closed, task.dataset))
+    return with_room(closed, asked.text), asked
 
 
 def tiny_model_of(config: Config, model_path: str) -> str | None:

@@ -24,7 +24,7 @@ from rft_cluster.run.history import read_history
 from rft_cluster.run.inside import WARM_START_FILE, WarmStart, sft_baseline, warm_start_run
 from rft_cluster.run.preflight import check_baselines
 from rft_cluster.run.saving import is_complete
-from rft_cluster.run.task import Task
+from rft_cluster.run.task import Task, with_classes_listed
 from tests.unit.report.whole import SETTINGS, answered, dataset, written
 from tests.unit.run.begun import config
 
@@ -170,20 +170,21 @@ def test_a_run_whose_own_question_lists_the_classes_has_answered_already(tmp_pat
     assert record_of(tmp_path)["right"]["base_closed"] == "1010" and cluster.started() == ["features"]
 
 
-@pytest.mark.parametrize(
-    ("asked", "message"),
-    [
-        ("encoder", r"^evaluation.encoder: enc has no config.json: name the folder of an image encoder"),
-        ("base_closed", r"^baselines: base_closed: .*max_prompt_tokens = 16"),
-    ],
-)
-def test_what_cannot_be_measured_at_the_end_is_refused_at_the_start(tmp_path, asked, message):
-    settings = settings_of(tmp_path, asked)
-    settings = settings.model_copy(update={"model": settings.model.model_copy(update={"max_prompt_tokens": 16})})
-    pool = [*DATA.images.values()] * 10
-    task = Task(replace(DATA, pool=pool), TASK.question)
-    with pytest.raises(UserError, match=message):
-        check_baselines(settings, task, None)
+def test_what_cannot_be_measured_at_the_end_is_refused_at_the_start(tmp_path):
+    with pytest.raises(UserError, match=r"^evaluation.encoder: enc has no config.json: name the folder of an image"):
+        check_baselines(settings_of(tmp_path, "encoder"), TASK, None)
+
+
+def test_the_list_of_classes_has_room_beside_the_largest_image(tmp_path):
+    """102 names are 500 tokens more than the run's own question, and `model.max_prompt_tokens` is the run's."""
+    settings = settings_of(tmp_path, "base_closed")
+    closed, asked = with_classes_listed(settings, TASK)
+    names = sum(len(name) for name in DATA.classes)
+    assert closed.model.max_prompt_tokens >= settings.model.max_prompt_tokens + names
+    assert all(name in asked.text for name in DATA.classes)
+    tight = settings.model_copy(update={"model": settings.model.model_copy(update={"max_prompt_tokens": 16})})
+    task = Task(replace(DATA, pool=[*DATA.images.values()] * 10), TASK.question)
+    check_baselines(tight, task, None)
 
 
 def test_without_test_images_there_is_nothing_to_compare(tmp_path):

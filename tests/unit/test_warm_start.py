@@ -13,7 +13,14 @@ from rft_cluster.config import Config, load_config
 from rft_cluster.report import summary
 from rft_cluster.run.answers import write_answers
 from rft_cluster.run.history import read_history
-from rft_cluster.run.inside import WARM_START_FILE, keeps_warm_start, read_warm_start, runs_inside, warm_start_run
+from rft_cluster.run.inside import (
+    WARM_START_FILE,
+    keeps_warm_start,
+    read_warm_start,
+    runs_inside,
+    sft_baseline,
+    warm_start_run,
+)
 from rft_cluster.run.journal import settings_digest
 from rft_cluster.run.preflight import check_warm_start
 from rft_cluster.run.records import read_rows
@@ -78,6 +85,21 @@ def test_it_is_sft_with_its_own_steps_and_learning_rate(tmp_path):
     assert (own.schedule.steps, own.schedule.evaluate_every, own.schedule.warm_start) == (4, 4, None)
     assert Config.model_validate(own.model_dump()) == own, "it is a valid configuration"
     assert settings_digest(settings) != settings_digest(config(tmp_path, *SETTINGS)), "policies depend on it"
+
+
+@pytest.mark.parametrize(
+    ("model", "rate", "sft"), [("tiny", None, 0.0005), ("Qwen/Qwen2-VL-2B-Instruct", None, 0.005), ("tiny", 1e-4, 1e-4)]
+)
+def test_sft_has_its_own_usual_rate(tmp_path, model, rate, sft):
+    settings = config(tmp_path, *SETTINGS, "schedule.warm_start={steps: 4}")
+    settings = settings.model_copy(
+        update={
+            "model": settings.model.model_copy(update={"path": model}),
+            "optimizer": settings.optimizer.model_copy(update={"learning_rate": 5e-4, "sft_learning_rate": rate}),
+        }
+    )
+    for own in (warm_start_run(settings), sft_baseline(settings)):
+        assert own.optimizer.learning_rate == pytest.approx(sft)
 
 
 @pytest.mark.parametrize("damage", ["", "{}", '{"steps": 4, "kept": 1, "validation": [0, 1], "images": 2}', "[]"])

@@ -85,6 +85,7 @@ def learner_of_one_number(*overrides: str) -> Learner:
     rank._device, rank._policy = torch.device("cpu"), OneNumber()
     rank._rank = rank._step = 0
     rank._optimizer = torch.optim.SGD(rank._policy.parameters(), lr=0.0)
+    rank._prompts = SimpleNamespace(forget_augmented=lambda: None)
     return rank
 
 

@@ -60,6 +60,24 @@ def test_an_augmentation_of_an_image_is_never_taken_for_another():
     assert encoder.changed == [None, turned.example.image.augmentation, mirrored.example.image.augmentation]
 
 
+def test_augmented_images_of_former_steps_take_no_room():
+    encoder = Encoder()
+    cache = PromptCache(encoder, IMAGES, 3 * PATCH)
+    plain = some_prompt(image=b"1")
+    turned = replace(plain, example=plain.example.changed(Augmentation((0, 0, 1, 1), True, 10.0, (1, 1, 1))))
+    first = cache.encode(plain)
+    for _ in range(3):  # steps
+        cache.forget_augmented()
+        seen = cache.encode(turned)
+        assert cache.encode(turned).pixel_values is seen.pixel_values, "within a step it is kept"
+    assert cache.encode(plain).pixel_values is first.pixel_values
+    assert len(encoder.images) == 4
+    cache.forget_augmented()
+    two = cache.encode(some_prompt(image=b"22"))
+    assert cache.encode(some_prompt(image=b"22")).pixel_values is two.pixel_values, "the room is there again"
+    assert cache.encode(plain).pixel_values is first.pixel_values
+
+
 def test_with_room_for_some_those_are_found_each_epoch_and_the_latest_makes_room():
     encoder = Encoder()
     cache = PromptCache(encoder, IMAGES, 6 * PATCH)

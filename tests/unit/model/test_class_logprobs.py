@@ -66,7 +66,7 @@ def picture(width: int = 70, height: int = 60) -> bytes:
 
 def alone(plain, encoder: PromptEncoder, question: str, text: str, shared: str) -> float:
     """log P(the rest of `text` | image, question, `shared`), from the logits of the whole sequence by itself."""
-    prompt, written = encoder.encode(question, picture()), answer_tokens(encoder, text)
+    prompt, (written,) = encoder.encode(question, picture()), answer_tokens(encoder, [text])
     known = len(prompt.token_ids) + len(encoder.tokenizer(shared)["input_ids"])
     with torch.no_grad():
         logits = plain_logits(plain, prompt, written, encoder.image_token_id)
@@ -148,15 +148,30 @@ def test_the_image_and_what_is_shared_are_in_the_row_once(scorer, encoder, monke
     (row,) = rows
     prompt = encoder.encode("Which?", picture())
     shared = len(encoder.tokenizer(BEFORE)["input_ids"])
-    tails = sum(len(answer_tokens(encoder, f"{name}</answer>")) - 1 for name in NAMES)
+    tails = sum(len(tokens) - 1 for tokens in answer_tokens(encoder, [f"{name}</answer>" for name in NAMES]))
     assert row.input_ids.shape == (1, len(prompt.token_ids) + shared + tails)
     assert len(row.pixel_values) == len(prompt.pixel_values)
+
+
+def test_an_image_is_encoded_once_for_all_reasonings(scorer, monkeypatch):
+    encoder, seen = scorer._loaded[0], []
+    encode = encoder.encode
+    monkeypatch.setattr(encoder, "encode", lambda *asked: seen.append(asked) or encode(*asked))
+    endings = [f"{name}</answer>" for name in NAMES]
+    first, _ = scorer.logprobs(picture(), "Which?", BEFORE, endings)
+    scorer.logprobs(picture(), "Which?", f"<think>ab</think>{BEFORE}", endings)
+    assert len(seen) == 1
+    for image, question in ((picture(64), "Which?"), (picture(), "What?")):
+        scorer.logprobs(image, question, BEFORE, endings)
+    again, _ = scorer.logprobs(picture(), "Which?", BEFORE, endings)
+    assert len(seen) == 4
+    np.testing.assert_array_equal(first, again)
 
 
 def test_what_looks_like_a_special_token_is_read_as_characters(scorer, encoder):
     """A name, or a reasoning that spells the image's token, would otherwise be taken for a second image."""
     name = "<|image_pad|>"
-    assert encoder.image_token_id not in answer_tokens(encoder, name)
+    assert encoder.image_token_id not in answer_tokens(encoder, [name])[0]
     found, _ = scorer.logprobs(picture(), "Which?", f"<think>{name}</think>", [f"{name}</answer>", "zero</answer>"])
     assert np.isfinite(found).all()
 

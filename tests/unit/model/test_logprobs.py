@@ -39,6 +39,22 @@ def test_values_and_gradients_are_those_of_autograd(monkeypatch, temperature, ch
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("rows", [7, 4096])
+def test_logits_that_are_not_rounded_to_bf16(monkeypatch, rows):
+    """Those of a trained model are near 30, where a step of BF16 is 0.125."""
+    monkeypatch.setattr(logprobs, "HEAD_ROWS", rows)
+    draw = torch.Generator().manual_seed(0)
+    states, weight = (
+        (4 * torch.randn(size, WIDTH, generator=draw)).to(torch.bfloat16) for size in (TOKENS, VOCABULARY)
+    )
+    token_ids = torch.randint(8, 39, (TOKENS,), generator=draw)
+    wanted, _ = by_autograd(states.double(), weight.double(), token_ids, 1.0)
+    rounded, _ = token_logprobs(states, weight, token_ids, Sampled(1.0, FORBIDDEN))
+    found, _ = token_logprobs(states.float(), weight, token_ids, Sampled(1.0, FORBIDDEN))
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-6, atol=1e-4)
+    assert (rounded - wanted).abs().max() > 0.02, "else this test shows nothing"
+
+
 def test_a_frozen_head_gets_no_gradient():
     states, weight = torch.randn(TOKENS, WIDTH, requires_grad=True), torch.randn(VOCABULARY, WIDTH)
     found, _ = token_logprobs(states, weight, torch.arange(8, 8 + TOKENS), Sampled(1.0, FORBIDDEN))

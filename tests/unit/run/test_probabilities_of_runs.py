@@ -84,6 +84,13 @@ def test_with_reasoning_each_is_scored_after_it(tmp_path):
         assert other.named == pytest.approx(1.0)
 
 
+def test_votes_that_are_not_given_are_not_scored(tmp_path):
+    asked, policy = task("think_answer"), Policy()
+    greedy = groups(asked, "<think>a rose</think><answer>tulip</answer>")
+    found = score_groups(config(tmp_path), asked, "model", greedy, [], policy)
+    assert found.after_votes == [] and len(found.after_greedy) == len(policy.asked) == 2
+
+
 def test_a_second_look_scores_the_most_probable_classes_alone(tmp_path):
     asked, policy = task("answer_only"), Policy()
     written = groups(asked, "<answer>rose</answer>")
