@@ -12,6 +12,7 @@ class LoraSection(Section):
     """Train low-rank adapters of the language model's linear layers instead of the weights (arXiv 2106.09685)."""
 
     rank: int = Field(16, ge=1, le=4096)
+    """Of the adapters' two matrices; all linear layers of the language model have an adapter."""
     alpha: int = Field(32, ge=1, le=65_536)
     """An adapter's output is scaled by alpha / rank."""
 
@@ -22,6 +23,7 @@ class ModelSection(Section):
     family: Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"] | None = None
     """Of the model that `path: tiny` builds, `qwen2_vl` if left out. The `config.json` of others tells theirs."""
     freeze_vision: bool = False
+    """Train the language model alone: less memory, and the vision tower stays as it is."""
     lora: LoraSection | None = None
     """Generators get the merged weights by the same transfer. The export is merged, too."""
     min_image_tokens: int | None = Field(None, ge=1, le=MOST_IMAGE_TOKENS)

@@ -75,12 +75,16 @@ class EvaluationSection(Section):
 
 class GeneratorsSection(Section):
     count: int = Field(1, ge=1, le=MOST_ACTORS)
+    """Number of vLLM engines, each an actor."""
     min: int | None = Field(None, ge=1, le=MOST_ACTORS)
     """How many generators a run needs: it starts with so many if the cluster has no room for more, and goes on with so
     many when others are lost. The rest join when there is room. Left out: it starts with all, and goes on with one."""
     cpus: float = Field(1, ge=0, le=4096)
+    """CPU cores of each generator, for placement, and its threads."""
     gpus: float = Field(0, ge=0, le=64)
-    """GPUs of each generator: its tensor-parallel size."""
+    """GPUs of each generator. Whole: its tensor-parallel size. Below 1, as 0.5 here and in `learners.gpus`: each
+    generator shares one GPU with one learner, and they take turns; there are as many of both, `generators.min` is left
+    out, and `schedule.max_staleness` is 0. On a CPU 0."""
     max_concurrent: int = Field(256, ge=1, le=65_536)
     """Completions that an engine generates at once. Further prompts wait for the first generator with room."""
     kv_cache_gib: int = Field(1, ge=1, le=MOST_GIB)
@@ -91,19 +95,24 @@ class GeneratorsSection(Section):
 
 class LearnersSection(Section):
     count: int = Field(1, ge=1, le=MOST_ACTORS)
+    """Number of FSDP2 ranks, each an actor: they share the weights and the samples of a step."""
     cpus: float = Field(1, ge=0, le=4096)
+    """CPU cores of each learner, for placement, and its threads."""
     gpus: float = Field(0, ge=0, le=64)
+    """1 on GPUs, below 1 if each shares its GPU with a generator, 0 on a CPU."""
     micro_batch_tokens: int = Field(4096, ge=1, le=100_000_000)
     """Tokens in one micro-batch of a rank: each prompt once, and its completions. A larger group is divided."""
     prompt_cache_gib: float = Field(1, ge=0, le=MOST_GIB)
     """Memory of each rank for encoded images, in GiB, so that each image is encoded once and not every epoch."""
     gradient_checkpointing: bool = False
+    """Compute activations again in the backward: less memory, more time."""
     cpu_offload: bool = False
     """GPU only: keep FP32 master weights, gradients and optimizer state in host memory."""
 
 
 class ClusterSection(Section):
     device: Literal["cpu", "cuda"] = "cuda"
+    """What generators and learners compute on."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """The type that layers compute in. `auto`: BF16 on GPUs and on processors with BF16 instructions, else FP32. In
     either case master weights are FP32, and weights are transferred and exported in BF16."""

@@ -12,8 +12,11 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 
 class SamplingSection(Section):
     group_size: int = Field(8, ge=2, le=1024)
+    """Completions of each prompt in training: a group. An advantage compares a completion with its group."""
     temperature: float = Field(1.0, gt=0, le=2)
+    """Of sampling in training, and for votes. 1 is the policy's own distribution."""
     max_tokens: int = Field(256, ge=1, le=MOST_TOKENS)
+    """Tokens of a completion at most; a longer one is cut, and earns no reward for its format."""
     top_k: int = Field(0, ge=0, le=MOST_TOP_K)
     """Sample from the k likeliest tokens; 0: from all. The published recipe had 50, Hugging Face's default. Generators
     then return log-probabilities of the truncated distribution and learners of the full one, so this needs
@@ -41,6 +44,8 @@ class AlgorithmSection(Section):
     """Weight of the KL to the starting model. 0: no reference model is loaded. With `objective: sft` it is 0 if left
     out, and must be."""
     clip_low: float = Field(0.2, gt=0, lt=1)
+    """The ratio of new to old policy is clipped to 1 - `clip_low` and 1 + `clip_high` (with `updates_per_step` above
+    1)."""
     clip_high: float = Field(0.2, gt=0, le=1000)
     importance_cap: float | None = Field(2.0, gt=0, le=1_000_000)
     """Cap of the learner-to-generator importance weight. null: no correction."""
@@ -75,14 +80,17 @@ SFT_RATE = 10.0  # times the learning rate of reinforcement learning
 
 class OptimizerSection(Section):
     learning_rate: float = Field(1e-6, gt=0, le=10)
+    """At its highest, after the warm-up. For `objective: sft`, too."""
     sft_learning_rate: float | None = Field(None, gt=0, le=10)
     """Learning rate of `baselines: [sft]` and of `schedule.warm_start`; left out: ten times `learning_rate` (usual for
     full models: 1e-5 in SFT, 1e-6 in reinforcement learning), and for `model.path: tiny` the same."""
     warmup_steps: int = Field(0, ge=0, le=MOST_STEPS)
     """Steps of linear warm-up, followed by linear decay that would reach 0 one step after the last."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
+    """Of AdamW."""
     weight_decay: float = Field(0.0, ge=0, le=1000)
     max_grad_norm: float = Field(1.0, gt=0, le=1e9)
+    """Gradients of an update are scaled down to this norm."""
 
 
 class WarmStartSection(Section):
@@ -94,12 +102,14 @@ class WarmStartSection(Section):
 
 class ScheduleSection(Section):
     steps: int = Field(ge=1, le=MOST_STEPS)
+    """Steps of training; 8 passes over the images are 8 x images / `prompts_per_step`."""
     prompts_per_step: int = Field(ge=1, le=1_000_000)
+    """Images in a step; a step has `sampling.group_size` times as many completions."""
     max_staleness: int = Field(0, ge=0, le=10_000)
     """How many steps the policy may be ahead of the weights that wrote a completion's first token; with
     `algorithm.updates_per_step` U, times U updates. 0: generators and learners take turns. 1: generators write the next
     step's completions while the learners train on this step's. Higher values even out steps of different lengths. Above
-    0 weights may change within a completion, so a run is not reproducible bit for bit."""
+    0 weights may change within a completion, so a run is not reproducible bit for bit. Not with shared GPUs."""
     warm_start: WarmStartSection | None = None
     """`{steps: 40}`: so many steps of SFT come first. GRPO, and its KL, start from that policy if it answers more
     validation images right than the untouched model, and else from the untouched model."""
