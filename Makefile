@@ -5,12 +5,12 @@
 #   make unit    the unit tests alone
 #   make slow    tests that take a quarter of an hour more: runs that are stopped, a run over three hosts, vLLM's server
 #   make slow-slurm   a run over two hosts of a real Slurm, preempted: root, Debian, five minutes
-#   make faults  everything that may be lost is lost, in real runs: the table of docs/faults.md, half an hour
+#   make faults  everything that may be lost is lost, in real runs: the table of docs/faults.md, 50 minutes
 #   make long    the same kinds of stops at more moments, half an hour
 #   make bench   all benchmarks, an hour on a quiet machine; EXTRAS=cpu,dev,bench brings TRL (docs/performance.md)
 #   make bench-switches   which settings help, two data sets, hours; it may be stopped and goes on (docs/switches.md)
-#   make bench-classifier   what probabilities, votes and second looks are worth, an hour; it, too, goes on
-#   make gpu-test   checks of a machine's GPUs, ten minutes for one; TIER="learner" for some (docs/gpus.md)
+#   make bench-classifier   what probabilities, votes and second looks are worth, 3.5 hours; it, too, goes on
+#   make gpu-test   checks of a machine's GPUs, a quarter of an hour for one (estimated); TIER="learner" for some (docs/gpus.md)
 #   make setup   the environment in .venv alone (EXTRAS=gpu,dev for a GPU machine)
 #   make lock    the versions of all packages anew, after a change of pyproject.toml: deploy/locks/
 #   make image   a container image for CPUs, built without Docker, and a run of 4 steps in it: root, Debian
