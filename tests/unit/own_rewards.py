@@ -14,6 +14,14 @@ def constant(prompt: Prompt, completion: Completion) -> float:
     return 1.0
 
 
+def the_first_listed(prompt: Prompt, completion: Completion) -> float:
+    return float(f"<answer>{prompt.text.splitlines()[1]}<" in completion.text)
+
+
+def the_last_listed(prompt: Prompt, completion: Completion) -> float:
+    return float(f"<answer>{prompt.text.splitlines()[-3]}<" in completion.text)
+
+
 def contained(prompt: Prompt, completion: Completion) -> float:
     """A reward as one writes it quickly."""
     return float(prompt.label in completion.text)

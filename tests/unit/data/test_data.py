@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rft_cluster.classification import predictions, report
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import DataSection, load_config
 from rft_cluster.data import load_dataset
-from rft_cluster.data.dataset import NO_CLASSES, FewShotDataset, LabelledImage, check_labels, check_names
+from rft_cluster.data.dataset import NO_CLASS, UNSURE, FewShotDataset, LabelledImage, check_labels, check_names
 from rft_cluster.data.images import FORMATS, MAX_BYTES, check_image, open_image
 from rft_cluster.data.manifest import manifest
 from rft_cluster.data.split import few_shot_split
@@ -222,8 +221,10 @@ def test_signs_that_form_no_tag_are_fine():
     check_names(["<5 mm", "> 10 mm", "a < b", "<3", "1 <> 2", "<NA>", "<thinker>", "unsure footing"])
 
 
-def test_what_is_said_where_there_is_no_class_is_no_name():
-    assert (predictions.UNSURE, predictions.NO_CLASS) == NO_CLASSES and report.NO_CLASS in NO_CLASSES
+@pytest.mark.parametrize("name", [UNSURE, NO_CLASS, "Unsure"])
+def test_what_is_said_where_there_is_no_class_is_no_name(name):
+    with pytest.raises(UserError, match="cannot be told from unsure and"):
+        check_names(["tulip", name])
 
 
 # --- aliases
