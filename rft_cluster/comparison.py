@@ -26,7 +26,7 @@ from rft_cluster.common.files import write_json
 from rft_cluster.config import Config
 from rft_cluster.model.image_encoder import ImageEncoder
 from rft_cluster.run.answers import ALSO, read_answers
-from rft_cluster.run.inside import keeps_warm_start, made_with, sft_baseline, untouched, warm_start_run
+from rft_cluster.run.inside import keeps_warm_start, made_with, sft_baseline, untouched, usual_sft_rate, warm_start_run
 from rft_cluster.run.resume import is_run, read_saved_config
 from rft_cluster.run.saving import BASELINES_FILE, measured_otherwise, read_baselines, recorded_settings
 from rft_cluster.run.task import Task, base_model_path, with_classes_listed
@@ -51,7 +51,7 @@ def compare(config: Config, task: Task, model_path: str, command: list[str]) -> 
     for name, reason in found.missing.items():
         print(f"no baseline {name}: {reason}")
     if not config.baselines:
-        print(to_ask(command))
+        print(to_ask(command, usual_sft_rate(config)))
     before, after = (_right(config, task, step) for step in (0, config.schedule.steps))
     if after:  # earlier versions recorded no answers
         small, objective = config.model.path == "tiny", config.algorithm.objective

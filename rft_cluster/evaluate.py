@@ -47,7 +47,7 @@ from rft_cluster.messages import Example, Group, Sampling
 from rft_cluster.model.folder import read_family
 from rft_cluster.prompts import asks_for_thinking, longest, make_prompts, narrowed
 from rft_cluster.run.history import read_history
-from rft_cluster.run.inside import read_warm_start
+from rft_cluster.run.inside import read_warm_start, usual_sft_rate
 from rft_cluster.run.preflight import check_paths
 from rft_cluster.run.probabilities import Scored, score_groups, with_probabilities
 from rft_cluster.run.resume import is_run
@@ -147,7 +147,7 @@ def evaluate(options: argparse.Namespace) -> None:
     title = f"{task.dataset.name}, {options.split}"
     draw_evaluation(figures, title, output / "evaluation.png")
     draw_calibration(figures["probabilities"], title, output / "calibration.png")
-    print("\n".join(filter(None, [_summary(figures), _to_ask(export, figures)])), flush=True)
+    print("\n".join(filter(None, [_summary(figures), _to_ask(config, export, figures)])), flush=True)
     print(f"written: {output}/evaluation.json, predictions.csv, evaluation.png, calibration.png")
 
 
@@ -299,13 +299,13 @@ def _recorded(task: Task, run: Path) -> tuple[Baselines, list[bool]]:
     return Baselines(pixels | others, skipped), history.answered_right(0)
 
 
-def _to_ask(export: Path | None, figures: dict[str, Any]) -> str:
+def _to_ask(config: Config, export: Path | None, figures: dict[str, Any]) -> str:
     """A line with the command that measures further baselines; empty if the run has some, or if there is no run."""
     if "verdict" not in figures or export is None or not is_run(export.parent):
         return ""
     has_some = figures["baselines"].keys() & {name for names in ASKED.values() for name in names}
     launched = ["python", "-m", "rft_cluster.launch", "--config", str(export.parent / "config.yaml")]
-    return "" if has_some else to_ask(launched)
+    return "" if has_some else to_ask(launched, usual_sft_rate(config))
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:

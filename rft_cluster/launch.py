@@ -128,7 +128,7 @@ def _check(config: Config, start: "Start", planned: bool = False) -> "Task":
         check_tracking(config)
         rewards.load()
         downloaded = not (planned and archive_is_missing(config))
-        task = read_task(start, config) if downloaded else task_before_download(config)
+        task = read_task(start, config) if downloaded else task_before_download(start.own_images(config))
         check_options(config, task, start.step if start.manifest and downloaded else None)
         dataset = task.dataset
         print(dataset.described(), flush=True)

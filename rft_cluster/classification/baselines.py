@@ -274,7 +274,8 @@ def _labels(examples: list[Example]) -> list[str]:
     return [example.label for example in examples]
 
 
-def to_ask(command: list[str]) -> str:
-    """A line with what adds baselines to the run that `command` has launched."""
+def to_ask(command: list[str], sft_rate: float | None) -> str:
+    """A line with what adds baselines to the run that `command` has launched. `sft_rate`: SFT's, if not the run's."""
     words = [*(word for word in command if not word.startswith("--resume")), "--resume", "baselines=[base_closed,sft]"]
+    words += [f"optimizer.sft_learning_rate={sft_rate:g}"] if sft_rate else []
     return f"to compare with the untouched model, given the classes, and with SFT, too: {shlex.join(words)}"

@@ -22,6 +22,11 @@ class AugmentSection(Section):
     colour: float = Field(0, ge=0, le=1)
     """Largest change of brightness, contrast and saturation: with 0.2 each is multiplied by 0.8 to 1.2. 0: none."""
 
+    @property
+    def recurs(self) -> bool:
+        """Whether an image has so few augmentations that they come again: two with `flip` alone."""
+        return not (self.crop or self.rotation or self.colour)
+
 
 class DataSection(Section):
     source: str

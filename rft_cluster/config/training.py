@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from rft_cluster.config.base import Section
-from rft_cluster.config.bounds import MOST_STEPS, MOST_TOKENS, MOST_TOP_K
+from rft_cluster.config.bounds import LAST_STEP, MOST_STEPS, MOST_TOKENS, MOST_TOP_K
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -75,15 +75,12 @@ class AlgorithmSection(Section):
         return self.objective == "grpo"
 
 
-SFT_RATE = 10.0  # times the learning rate of reinforcement learning
-
-
 class OptimizerSection(Section):
     learning_rate: float = Field(1e-6, gt=0, le=10)
     """At its highest, after the warm-up. For `objective: sft`, too."""
     sft_learning_rate: float | None = Field(None, gt=0, le=10)
-    """Learning rate of `baselines: [sft]` and of `schedule.warm_start`; left out: ten times `learning_rate` (usual for
-    full models: 1e-5 in SFT, 1e-6 in reinforcement learning), and for `model.path: tiny` the same."""
+    """Learning rate of `baselines: [sft]` and of `schedule.warm_start`; left out: `learning_rate`. Usual is ten times
+    that: 1e-5 for full models, and 1e-6 in reinforcement learning."""
     warmup_steps: int = Field(0, ge=0, le=MOST_STEPS)
     """Steps of linear warm-up, followed by linear decay that would reach 0 one step after the last."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
@@ -96,12 +93,12 @@ class OptimizerSection(Section):
 class WarmStartSection(Section):
     """Supervised fine-tuning on the same images before GRPO (docs/sft.md)."""
 
-    steps: int = Field(ge=1, le=MOST_STEPS)
+    steps: int = Field(ge=1, le=LAST_STEP)
     """Steps of SFT, each of `prompts_per_step` images, at `optimizer.sft_learning_rate`."""
 
 
 class ScheduleSection(Section):
-    steps: int = Field(ge=1, le=MOST_STEPS)
+    steps: int = Field(ge=1, le=LAST_STEP)
     """Steps of training; 8 passes over the images are 8 x images / `prompts_per_step`."""
     prompts_per_step: int = Field(ge=1, le=1_000_000)
     """Images in a step; a step has `sampling.group_size` times as many completions."""

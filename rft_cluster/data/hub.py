@@ -187,8 +187,10 @@ def _parquet_files(path: Path) -> dict[str, list[Path]]:
             raise UserError(f"data.path: {path} is a table: set data.source=csv")
         return {"train": [path]}
     root = path.resolve()
-    below = (folder / name for folder, _, names in walk(path) for name in names)
-    files = [file for file in below if file.is_file() and not _is_hidden(file.relative_to(path))]
+    files = []
+    for folder, inner, names in walk(path):
+        inner[:] = [name for name in inner if not _is_hidden(Path(name))]
+        files += [folder / name for name in names if not _is_hidden(Path(name)) and (folder / name).is_file()]
     parquet = [file for file in files if file.suffix.lower() == ".parquet"]
     if not parquet:
         tables = [file for file in files if file.suffix.lower() in TABLE_SUFFIXES]

@@ -200,7 +200,8 @@ class Learner:
         if step < self._step:
             raise RepeatedUpdate(f"learner {self._rank}: update {step} is asked for, but the next one is {self._step}")
         self._step = step + 1  # from here on: an update that ends in an error is not made again, either
-        self._prompts.forget_augmented()
+        if not self._config.data.augment.recurs:
+            self._prompts.forget_augmented()
         held, started = self._held_memory(), time.monotonic()
         optimizer = self._config.optimizer
         learning_rate = optimizer.learning_rate * learning_rate_factor(

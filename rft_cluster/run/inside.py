@@ -12,7 +12,6 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rft_cluster.config import Config, Section
-from rft_cluster.config.training import SFT_RATE
 
 WARM_START = "warm_start"
 WARM_START_FILE = "warm_start.json"
@@ -65,6 +64,17 @@ def made_with(config: Config) -> dict[str, str]:
     return found | ({"encoder": str(config.evaluation.encoder)} if config.evaluation.encoder else {})
 
 
+def usual_sft_rate(config: Config) -> float | None:
+    """The learning rate that SFT usually has beside this run's; None if the run's own is usual, or another is set.
+
+    At GRPO's rate a full-size model hardly changes: weights are served in BF16, half a step of which is 6e-5 for a
+    weight of 0.02. The small model has one rate for both.
+    """
+    if config.optimizer.sft_learning_rate is not None or config.model.path == "tiny" or not config.algorithm.samples:
+        return None
+    return float(f"{10 * config.optimizer.learning_rate:.6g}")
+
+
 def read_warm_start(run: Path) -> WarmStart | None:
     """What became of a run's warm start; None without one, or if the record is damaged."""
     file = run / WARM_START_FILE
@@ -86,12 +96,12 @@ def untouched(run: Path) -> Path:
 
 
 def _sft(config: Config, folder: Path, name: str, steps: int, evaluate_every: int) -> Config:
-    warmup = config.optimizer.warmup_steps
+    rate, warmup = config.optimizer.sft_learning_rate or config.optimizer.learning_rate, config.optimizer.warmup_steps
     return _changed(
         config,
         run=_changed(config.run, folder=folder, name=name, sinks=[]),
         algorithm=_changed(config.algorithm, objective="sft", kl_beta=0.0),
-        optimizer=_changed(config.optimizer, learning_rate=_sft_rate(config), warmup_steps=min(warmup, steps - 1)),
+        optimizer=_changed(config.optimizer, learning_rate=rate, warmup_steps=min(warmup, steps - 1)),
         schedule=_changed(
             config.schedule, steps=steps, max_staleness=0, min_live=0.0, evaluate_every=evaluate_every, warm_start=None
         ),
@@ -99,12 +109,6 @@ def _sft(config: Config, folder: Path, name: str, steps: int, evaluate_every: in
         baselines=[],
         tracking=[],
     )
-
-
-def _sft_rate(config: Config) -> float:
-    """At GRPO's rate a model in BF16 would hardly change: half a step of BF16 is 6e-5 for a weight of 0.02."""
-    optimizer = config.optimizer
-    return optimizer.sft_learning_rate or optimizer.learning_rate * (1.0 if config.model.path == "tiny" else SFT_RATE)
 
 
 def _changed(section: Section, **values: Any) -> Any:

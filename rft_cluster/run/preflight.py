@@ -25,7 +25,7 @@ from rft_cluster.model.shapes import Shapes
 from rft_cluster.model.tiny.conditions import check_conditions
 from rft_cluster.prompts import PROBLEM, asks_for_thinking, find_template
 from rft_cluster.run.answers import ALSO
-from rft_cluster.run.inside import runs_inside
+from rft_cluster.run.inside import runs_inside, usual_sft_rate
 from rft_cluster.run.resume import read_saved_config
 from rft_cluster.run.saving import BEST, MODEL
 from rft_cluster.run.space import disk_bytes
@@ -35,7 +35,6 @@ from rft_cluster.run.task import (
     Task,
     ask_model,
     check_words,
-    data_sections,
     pool_note,
     tiny_family,
     with_classes_listed,
@@ -129,11 +128,10 @@ def check_paths(config: Config, model_path: str) -> Model | None:
     check_home()
     if config.prompt.template != PROBLEM:
         find_template(config.prompt.template)
-    for data in data_sections(config):
-        if data.manifest:
-            read_manifest(data.manifest)
-        if takes_official(data):
-            bytes_to_download()  # asks the server now, not after minutes
+    if config.data.manifest:
+        read_manifest(config.data.manifest)
+    if takes_official(config.data):
+        bytes_to_download()  # asks the server now, not after minutes
     if model_path == "tiny":
         check_writable(TINY_CACHE.expanduser(), "The small model is kept there: set HOME to a folder that can be")
         return None
@@ -160,7 +158,19 @@ def check_task(config: Config, task: Task, model: Model | None, training: bool =
         asked = _asked(config, task, str(model.folder), training)
         origin = model.note
     notes = [*filter(None, [origin]), *asked.notes, *pool_note(config, task), *calibration_note(config, task)]
+    notes += sft_note(config)
     return Checked(parameters, shapes, _by_split(task, asked.lengths), notes)
+
+
+def sft_note(config: Config) -> list[str]:
+    """A line if SFT inside the run has GRPO's learning rate."""
+    rate = usual_sft_rate(config)
+    if rate is None or not runs_inside(config):
+        return []
+    return [
+        f"note        SFT has the run's learning rate, {config.optimizer.learning_rate:g}, at which it hardly changes "
+        f"a model: optimizer.sft_learning_rate={rate:g} is usual"
+    ]
 
 
 def calibration_note(config: Config, task: Task) -> list[str]:

@@ -21,6 +21,7 @@ from rft_cluster.model.families.family import Family
 from rft_cluster.model.families.known import FAMILIES
 from rft_cluster.model.folder import read_family
 from rft_cluster.model.image_size import PromptLength, view_of
+from rft_cluster.model.tiny.conditions import WINDOW
 from rft_cluster.prompts import PROBLEM, Question, asks_for_thinking, make_prompts, make_question
 from rft_cluster.run.inside import runs_inside
 from rft_cluster.run.second_look import with_room
@@ -126,7 +127,13 @@ def with_classes_listed(config: Config, task: Task) -> tuple[Config, Task]:
     own limit of tokens may leave no room for the list."""
     closed = config.model_copy(update={"prompt": config.prompt.model_copy(update={"template": "closed"})})
     asked = Task(task.dataset, question(closed, task.dataset))
-    return with_room(closed, asked.text), asked
+    if asked.text == task.text:  # there is room for that already
+        return closed, asked
+    roomy = with_room(closed, asked.text)
+    # The small model has a token for each word, so a list of 102 names takes far less than its bytes.
+    most = WINDOW - config.sampling.max_tokens if config.model.path == "tiny" else roomy.model.max_prompt_tokens
+    tokens = max(config.model.max_prompt_tokens, min(most, roomy.model.max_prompt_tokens))
+    return closed.model_copy(update={"model": closed.model.model_copy(update={"max_prompt_tokens": tokens})}), asked
 
 
 def tiny_model_of(config: Config, model_path: str) -> str | None:

@@ -344,7 +344,7 @@ def test_a_resumed_run_goes_on_from_the_last_complete_step(run: Run, tiny_model:
 
 def test_a_run_is_evaluated_again_without_a_config(run: Run, head: dict[str, str], tmp_path: Path, capsys):
     """On the head. The same answers make the same files in another process, this one."""
-    words = ["--checkpoint", run.folder, "--output", tmp_path / "one", f"cluster.address={ADDRESS}"]
+    words = ["--checkpoint", run.folder, "--score-votes", "--output", tmp_path / "one", f"cluster.address={ADDRESS}"]
     result = command("evaluate", *words, **head)
     assert result.returncode == 0, result.stdout + result.stderr
     report = json.loads((tmp_path / "one" / "evaluation.json").read_text())
@@ -357,6 +357,7 @@ def test_a_run_is_evaluated_again_without_a_config(run: Run, head: dict[str, str
     assert report["greedy"]["strict"]["rate"] == pytest.approx(last["accuracy_strict"], abs=1 / 30)
     # What the learners' forward holds for the most probable is what the engine writes.
     assert abs(report["probabilities"]["minus_greedy"]["difference"]) <= 1 / 30
+    assert 0 <= report["probabilities"]["votes"]["accuracy"]["rate"] <= 1
     draw_calibration(report["probabilities"], f"{report['data']}, test", tmp_path / "again.png")
     assert (tmp_path / "one" / "calibration.png").read_bytes() == (tmp_path / "again.png").read_bytes()
     assert "greedy, strict" in result.stdout

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rft_cluster import comparison
-from rft_cluster.classification.baselines import BASELINES, compared
+from rft_cluster.classification.baselines import BASELINES, compared, to_ask
 from rft_cluster.classification.report import summarise
 from rft_cluster.common.errors import ClusterError, UserError
 from rft_cluster.config import Config
@@ -102,6 +102,7 @@ def test_without_any_a_line_has_the_command_that_measures_them(tmp_path, cluster
     words = shlex.split(line.partition("too: ")[2])
     assert words == [*COMMAND[:-1], "--resume", "baselines=[base_closed,sft]"]
     assert cluster.started() == ["features"]
+    assert to_ask(COMMAND, 1e-5).endswith("optimizer.sft_learning_rate=1e-05")
 
 
 def test_one_that_cannot_be_measured_is_said_and_tried_again(tmp_path, cluster, monkeypatch, capsys):
@@ -185,6 +186,11 @@ def test_the_list_of_classes_has_room_beside_the_largest_image(tmp_path):
     tight = settings.model_copy(update={"model": settings.model.model_copy(update={"max_prompt_tokens": 16})})
     task = Task(replace(DATA, pool=[*DATA.images.values()] * 10), TASK.question)
     check_baselines(tight, task, None)
+    # However many there are, the small model's window holds them; a run that lists them itself has room already.
+    wide = settings.model_copy(update={"model": settings.model.model_copy(update={"max_prompt_tokens": 2000})})
+    closed, asked = with_classes_listed(wide, TASK)
+    assert closed.max_model_tokens <= 2048
+    assert with_classes_listed(closed, asked)[0].model.max_prompt_tokens == closed.model.max_prompt_tokens
 
 
 def test_without_test_images_there_is_nothing_to_compare(tmp_path):

@@ -298,7 +298,7 @@ GPUS = ("cluster.device=cuda", "generators.gpus=1", "learners.gpus=1")
         (["model.max_prompt_tokens=20"], "more than model.max_prompt_tokens = 20"),
         ([*GPUS], "the run needs 3 GPUs, the cluster has 0"),
         (["generators.kv_cache_gib=16384"], "lower generators.count, generators.kv_cache_gib"),
-        (["schedule.keep_checkpoints=999999"], "lower schedule.keep_checkpoints, or set run.folder"),
+        (["schedule.keep_checkpoints=100000000"], "lower schedule.keep_checkpoints, or set run.folder"),
         (["run.folder=/proc/sys"], "/proc/sys/mine cannot be written"),
         (["evaluation.encoder=enc"], "evaluation.encoder is enc, but nothing in this run reads it: add encoder"),
         (["scoring.red_team=off", "sampling.max_tokens=5", "baselines=[sft]"], "the answer that SFT is to teach in"),

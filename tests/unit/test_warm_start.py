@@ -18,11 +18,11 @@ from rft_cluster.run.inside import (
     keeps_warm_start,
     read_warm_start,
     runs_inside,
-    sft_baseline,
+    usual_sft_rate,
     warm_start_run,
 )
 from rft_cluster.run.journal import settings_digest
-from rft_cluster.run.preflight import check_warm_start
+from rft_cluster.run.preflight import check_warm_start, sft_note
 from rft_cluster.run.records import read_rows
 from rft_cluster.run.resume import find_start
 from tests.unit.run.begun import TASK as WITHOUT_VALIDATION
@@ -88,18 +88,28 @@ def test_it_is_sft_with_its_own_steps_and_learning_rate(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("model", "rate", "sft"), [("tiny", None, 0.0005), ("Qwen/Qwen2-VL-2B-Instruct", None, 0.005), ("tiny", 1e-4, 1e-4)]
+    ("model", "changes", "usual"),
+    [
+        ("Qwen/Qwen2-VL-2B-Instruct", {}, 1e-5),
+        ("Qwen/Qwen2-VL-2B-Instruct", {"learning_rate": 2e-6}, 2e-5),
+        ("Qwen/Qwen2-VL-2B-Instruct", {"sft_learning_rate": 3e-5}, None),
+        ("tiny", {}, None),
+    ],
 )
-def test_sft_has_its_own_usual_rate(tmp_path, model, rate, sft):
+def test_sft_at_the_rate_of_grpo_is_told(tmp_path, model, changes, usual):
     settings = config(tmp_path, *SETTINGS, "schedule.warm_start={steps: 4}")
+    rates = {"learning_rate": 1e-6, "sft_learning_rate": None} | changes
     settings = settings.model_copy(
         update={
             "model": settings.model.model_copy(update={"path": model}),
-            "optimizer": settings.optimizer.model_copy(update={"learning_rate": 5e-4, "sft_learning_rate": rate}),
+            "optimizer": settings.optimizer.model_copy(update=rates),
         }
     )
-    for own in (warm_start_run(settings), sft_baseline(settings)):
-        assert own.optimizer.learning_rate == pytest.approx(sft)
+    assert usual_sft_rate(settings) == usual
+    notes = sft_note(settings)
+    assert len(notes) == (usual is not None) and all(f"optimizer.sft_learning_rate={usual:g}" in one for one in notes)
+    alone = settings.model_copy(update={"schedule": settings.schedule.model_copy(update={"warm_start": None})})
+    assert sft_note(alone) == []
 
 
 @pytest.mark.parametrize("damage", ["", "{}", '{"steps": 4, "kept": 1, "validation": [0, 1], "images": 2}', "[]"])

@@ -49,7 +49,7 @@ from rft_cluster.model.families.family import Family
 from rft_cluster.model.families.qwen2_vl import QWEN2_VL
 from rft_cluster.model.folder import check_model_folder
 from rft_cluster.model.numbers import FRAMES, MERGE
-from rft_cluster.model.tiny.conditions import CURE, PIECES, RECIPE_VERSION, check_conditions
+from rft_cluster.model.tiny.conditions import CURE, PIECES, RECIPE_VERSION, WINDOW, check_conditions
 from rft_cluster.model.tiny.look_alike import group_counts
 from rft_cluster.model.tiny.warm_start import Pool, warm_start
 from rft_cluster.prompts import Question
@@ -245,7 +245,7 @@ def processor_around(
     min_pixels: int,
     max_pixels: int,
     special_tokens: Sequence[str] = SPECIAL_TOKENS,
-    max_tokens: int = 2048,
+    max_tokens: int = WINDOW,
     family: Family = QWEN2_VL,
 ) -> Any:
     """The family's processor around a tokenizer of our own, with our chat template."""
@@ -281,7 +281,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, family: Family = QWEN2_VL) -
         text_config=dict(
             model_type=f"{family.model_type}_text", vocab_size=len(tokenizer), hidden_size=width,
             intermediate_size=3 * width,
-            num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048,
+            num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=WINDOW,
             tie_word_embeddings=True, bos_token_id=ids["<|im_start|>"], eos_token_id=ids["<|im_end|>"],
             **family.tiny_text(width),
         ),

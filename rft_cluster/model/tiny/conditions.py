@@ -7,6 +7,7 @@ from rft_cluster.common.errors import UserError
 
 RECIPE_VERSION = 3  # part of the cache key: increase it with every change of the built model
 FEWEST = 12  # images
+WINDOW = 2048  # tokens of a prompt and its completion
 PIECES = r"</?[A-Za-z_]+>|\n+|[^<\n]+|<"  # the tokenizer cuts text into these; each becomes one token
 CURE = "or set model.path to a trained Qwen2-VL"
 

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from rft_cluster.model.image_size import model_size
 from rft_cluster.model.patch_embed import multiply_patches
 from rft_cluster.model.tiny.look_alike import Looks, look_alike_groups
 from rft_cluster.prompts import Question, asks_for_thinking
@@ -36,12 +36,12 @@ class Pool:
         """`pixels`: of every image after resizing. `side`: pixels of an image token's side."""
         members: dict[tuple[int, int], list[int]] = {}
         for index, image in enumerate(images):
-            size = model_size(image.width, image.height, pixels, pixels, side)
+            size = smart_resize(image.height, image.width, side, min_pixels=pixels, max_pixels=pixels)
             members.setdefault(size, []).append(index)
         self._members = [np.array(indices) for indices in members.values()]
         self._stacks = [
             torch.stack([_as_tensor(images[i].resize((width, height), Image.Resampling.BICUBIC)) for i in indices])
-            for (width, height), indices in members.items()
+            for (height, width), indices in members.items()
         ]
         self._looks = Looks(self._stacks, seed)
         order = np.argsort(np.concatenate(self._members))

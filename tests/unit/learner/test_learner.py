@@ -85,8 +85,21 @@ def learner_of_one_number(*overrides: str) -> Learner:
     rank._device, rank._policy = torch.device("cpu"), OneNumber()
     rank._rank = rank._step = 0
     rank._optimizer = torch.optim.SGD(rank._policy.parameters(), lr=0.0)
-    rank._prompts = SimpleNamespace(forget_augmented=lambda: None)
+    rank._forgotten = []
+    rank._prompts = SimpleNamespace(forget_augmented=lambda: rank._forgotten.append(rank._step))
     return rank
+
+
+@pytest.mark.parametrize(
+    ("augment", "forgotten"),
+    [("{}", []), ("{flip: true}", []), ("{flip: true, crop: 0.1}", [1]), ("{rotation: 5}", [1])],
+)
+def test_augmented_images_that_never_recur_are_forgotten_before_a_step(augment, forgotten):
+    rank = learner_of_one_number(f"data.augment={augment}")
+    rank._optimizer.step = lambda: None
+    rank._batches = lambda update: (batch(advantage, 1 / (4 * len(update))) for advantage in update)
+    rank.update([[1.0]], step=0)
+    assert rank._forgotten == forgotten
 
 
 def batch(advantage: float, weight: float) -> SimpleNamespace:
