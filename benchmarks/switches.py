@@ -288,7 +288,11 @@ def switches_table(records: Sequence[Mapping[str, Any]], data: str) -> str:
     now = [one for one in records if "failed" in one and one["row"] in ROWS and key_of(one).matches(one)]
     failed = [f"- {one['row']}, seed {one['seed']}, failed: {one['failed']}" for one in now if one["data"] == data]
     left = [row["name"] for row in rows if not row["seeds"]]
-    parts = ["\n".join(failed), f"Not measured: {', '.join(left)}." if left else ""]
+    screened = [row["name"] for row in rows if row["name"] != DEFAULT and {*SCREENED} <= {*row["seeds"]}]
+    better = [name for name in screened if helped(records, data, name)]
+    said = f"Better with both of the first seeds, by a point in the median: {', '.join(better) or 'none'}, of "
+    said += f"{len(screened)} rows that have both."
+    parts = ["\n".join(failed), said, f"Not measured: {', '.join(left)}." if left else ""]
     return "\n\n".join([table_of_rows(found, DEFAULT).rstrip(), *filter(None, parts)])
 
 

@@ -92,7 +92,8 @@ def test_the_tables():
     assert lines[2].startswith("| default | 10.0 % | **85.0 %** | 85.0 to 85.0 | 41, 42, 43, 44, 45 | - | - | - |")
     (closed,) = [line for line in lines if line.startswith("| closed |")]
     assert "| **86.0 %** | 84.0 to 88.0 | 41, 42 | +1.0 (-1.0 to +3.0) | 1 | +1.0 (" in closed
-    assert lines[-3:-1] == ["- rloo, seed 42, failed: error: no room", ""]
+    assert lines[-5:-3] == ["- rloo, seed 42, failed: error: no room", ""]
+    assert lines[-3] == "Better with both of the first seeds, by a point in the median: none, of 1 rows that have both."
     assert lines[-1].startswith("Not measured: answer only, labels listed, closed with own answers, dr_grpo,")
     assert switches_table(records, "clothes") == "Not measured."
     table = baselines_table(rows_of(DEFAULTS, "digits", [DEFAULT])[0].repeats).splitlines()
@@ -102,6 +103,11 @@ def test_the_tables():
     assert table[3] == f"| the policy before | {' | '.join(['10.0'] * 5)} | **10.0** | +75.0 (+75.0 to +75.0) | 0.062 |"
     assert table[-1].startswith("| SVM with an RBF kernel on pixels | 82.0 |")
     assert table[-1].endswith("| **82.0** | +3.0 (+3.0 to +3.0) | 0.062 |")
+
+
+def test_a_row_that_helped_is_named():
+    records = [*DEFAULTS, *(record("closed", seed, 88) for seed in (41, 42)), record("gpg", 41, 99)]
+    assert "in the median: closed, of 1 rows that have both." in switches_table(records, "digits")
 
 
 def test_the_table_beside_published_figures_names_each_setting():
