@@ -17,7 +17,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 from rft_cluster.cluster.placement import Bundle, split_needed
-from rft_cluster.common.errors import NoRoom
+from rft_cluster.common.errors import Taken
 from rft_cluster.config import Config
 
 RESERVE_TIMEOUT = 60.0  # seconds after which resources count as taken by others
@@ -91,7 +91,7 @@ def reserve(config: Config, wanted: Sequence[Bundle]) -> Reservation:
     """Reserve all bundles that the run needs, and ask for the others.
 
     Raises:
-        NoRoom: others hold the resources.
+        Taken: others hold the resources.
     """
     needed, later = split_needed(config, wanted)
     rooms, own = _rooms(config, needed), _rooms(config, later)
@@ -104,7 +104,7 @@ def reserve(config: Config, wanted: Sequence[Bundle]) -> Reservation:
         seconds *= 2  # a busy cluster takes its time
         _give_back(order)
         if time.monotonic() >= deadline:
-            raise NoRoom(missing or "the cluster has room, but in parts that are too small: wait for other jobs")
+            raise Taken(missing or "the cluster has room, but in parts that are too small: wait for other jobs")
         # Large generators may find no room beside learners that chose first; next time they do.
         order = order[::-1]
         # Ray counts what was given back a moment later. And of two runs that each hold what the other lacks, one comes

@@ -38,7 +38,7 @@ from rft_cluster.cluster.reservation import reserve, taken
 from rft_cluster.cluster.rollouts import Generators
 from rft_cluster.cluster.weight_sync import WeightSync
 from rft_cluster.common import stopping
-from rft_cluster.common.errors import NoRoom, UserError
+from rft_cluster.common.errors import Taken, UserError
 from rft_cluster.common.hardware import hardware
 from rft_cluster.common.network import reach
 from rft_cluster.config import ClusterSection, Config
@@ -168,7 +168,8 @@ def check_cluster(config: Config, patience: float = 0) -> str:
         patience: seconds to wait for resources that others hold. With 0, taken resources are only reported.
 
     Raises:
-        UserError: the cluster does not answer, is too small, or its resources are still taken after `patience`.
+        UserError: the cluster does not answer, or is too small.
+        Taken: its resources are still taken after `patience`.
     """
     where = connect(config.cluster, cpus=0)
     try:
@@ -180,7 +181,7 @@ def check_cluster(config: Config, patience: float = 0) -> str:
         while (missing := taken(wanted)) and time.monotonic() < deadline:
             time.sleep(1)
         if missing and patience:
-            raise NoRoom(missing)
+            raise Taken(missing)
         return "\n".join([*lines, missing] if missing else lines)
     finally:
         ray.shutdown()

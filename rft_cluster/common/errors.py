@@ -57,11 +57,15 @@ class UserError(Exception):
 
 
 class NoRoom(UserError):
-    """The nodes of a cluster cannot hold the run, or others hold their resources."""
+    """The nodes of a cluster cannot hold the run."""
 
 
 class Unavailable(UserError):
     """A server does not answer now, such as the hub's. With the same input the command may succeed later."""
+
+
+class Taken(NoRoom, Unavailable):
+    """Others hold the resources of a cluster now, perhaps those that a run gave back between two of its parts."""
 
 
 def is_passing(status: int) -> bool:

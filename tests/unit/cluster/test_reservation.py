@@ -8,7 +8,7 @@ import pytest
 from rft_cluster.cluster import reservation
 from rft_cluster.cluster.placement import bundles
 from rft_cluster.cluster.reservation import reserve
-from rft_cluster.common.errors import NoRoom
+from rft_cluster.common.errors import Taken
 from rft_cluster.config import load_config
 
 FOUR = ["learners.count=2", "generators.count=2", "learners.cpus=1"]
@@ -61,7 +61,7 @@ def test_learners_have_one_group_and_each_generator_its_own(cluster: Ray):
 def test_generators_choose_first_at_every_other_attempt_and_nothing_stays_of_one_that_failed(cluster: Ray):
     cluster.room = 3.0
     config = load_config("digits", FOUR)
-    with pytest.raises(NoRoom, match="its resources are taken: 3 CPUs"):
+    with pytest.raises(Taken, match="its resources are taken: 3 CPUs"):
         reserve(config, bundles(config))
     assert cluster.groups == {}
     assert [name.partition(".")[0].removeprefix("rft-digits-") for name in cluster.asked[:6]] == [

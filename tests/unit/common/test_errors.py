@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from rft_cluster.common.errors import FIXABLE, PASSING, ClusterError, Unavailable, UserError, exit_code
+from rft_cluster.common.errors import FIXABLE, PASSING, ClusterError, NoRoom, Taken, Unavailable, UserError, exit_code
 
 
 def raising(error: BaseException):
@@ -57,6 +57,8 @@ def test_defects_keep_their_traceback():
         (UserError("data.path: wrong"), 2),
         (ClusterError("learner-0: no answer"), 3),
         (Unavailable("the hub cannot be reached"), 3),
+        (NoRoom("the run needs 3 CPUs, the cluster has 2"), 2),
+        (Taken("its resources are taken"), 3),
     ],
 )
 def test_an_error_that_is_no_defect_is_one_message(capsys, error, code):
