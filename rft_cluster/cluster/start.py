@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -44,6 +45,12 @@ from rft_cluster.common.network import reach
 from rft_cluster.config import ClusterSection, Config
 
 # Words in the messages of Ray's core about a missing or wrong token.
+ANSWERS_WITHIN = 180.0  # seconds of a start of Ray, which takes four on a machine that does nothing else
+# Arguments: seconds, a message, and the process to end. Its input ends with the wait, or with that process.
+WATCH = """
+timeout "$0" cat
+[ $? = 124 ] && { echo "$1" >&2; kill -KILL "$2"; }
+"""
 TOKEN = re.compile(r"InvalidAuthToken|Unauthenticated|auth\w* token|token auth", re.IGNORECASE)
 
 
@@ -73,7 +80,8 @@ def connect(config: ClusterSection, cpus: float) -> str:
             raise UserError(f"no Ray cluster answers at {address!r}: {error}") from error
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
     if address:
-        return f"Ray cluster at {address}, dashboard http://{_join(address, quiet)}"
+        with _ended_after(ANSWERS_WITHIN):
+            return f"Ray cluster at {address}, dashboard http://{_join(address, quiet)}"
     # Tell Ray as many CPUs as the plan needs: they only determine threads, and one core still runs the demo.
     available = max(os.cpu_count() or 1, math.ceil(cpus))
     # "local": do not join another cluster that happens to run on this machine.
@@ -83,7 +91,7 @@ def connect(config: ClusterSection, cpus: float) -> str:
         local["runtime_env"] = {"py_executable": python}
     _keep_token_to_oneself()
     try:
-        with without_leftovers():
+        with without_leftovers(), _ended_after(ANSWERS_WITHIN):
             url = _init(num_cpus=available, **local, **quiet)
     except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
         raise UserError(
@@ -138,6 +146,26 @@ def _errors_to(file: IO[bytes]) -> Iterator[None]:
         finally:
             sys.stderr.flush()
             os.dup2(kept.fileno(), 2)
+
+
+@contextmanager
+def _ended_after(seconds: float) -> Iterator[None]:
+    """End this process by force if the context takes longer: SIGKILL, after which a scheduler starts a run again.
+
+    Ray's core waits without a limit for a node's answer, in which no thread and no signal handler of Python gets its
+    turn, so another process has to watch. Seen once, when two Rays started together on two busy cores.
+    """
+    said = (
+        f"error: Ray has not answered within {seconds:g} s: start the command again. Ray's logs are in "
+        f"session_latest/logs of the folder ray in RAY_TMPDIR, TMPDIR or /tmp"
+    )
+    command = ["/bin/sh", "-c", WATCH, str(seconds), said, str(os.getpid())]
+    # In a session of its own: Ctrl-C, and the signal of a terminal that closes, are for this process.
+    watch = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        yield
+    finally:
+        watch.communicate()  # ends its input
 
 
 def _init(**options: Any) -> str:

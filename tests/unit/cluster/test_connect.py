@@ -1,8 +1,12 @@
 """Messages for the user when Ray cannot be joined or started."""
 
 import os
+import signal
 import socket
+import subprocess
+import sys
 
+import psutil
 import pytest
 from ray.exceptions import AuthenticationError, RayError
 
@@ -92,3 +96,33 @@ def test_a_defect_stays_one(monkeypatch, address, error):
     failing(monkeypatch, error)
     with pytest.raises(type(error)):
         start.connect(ClusterSection(device="cpu", address=address), 1)
+
+
+HANGS = """
+import ctypes, signal, sys
+from rft_cluster.cluster import start
+from rft_cluster.config import ClusterSection
+
+def init(**_):
+    print("waits", flush=True)
+    ctypes.PyDLL(None).sleep(60)  # as in Ray's core: Python has no turn
+
+start.ray.init, start.ANSWERS_WITHIN = init, 1.0
+start.connect(ClusterSection(device="cpu", address=sys.argv[1] or None), 1)
+"""
+
+
+@pytest.mark.parametrize("joins", [True, False])
+def test_ray_that_never_answers_does_not_hold_a_command_for_ever(address, joins):
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [sys.executable, "-c", HANGS, address if joins else ""]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50)
+    assert (ended.returncode, ended.stdout) == (-signal.SIGKILL, "waits\n")
+    assert ended.stderr.startswith("error: Ray has not answered within 1 s: start the command again.")
+
+
+def test_whoever_watches_ends_with_the_wait():
+    before = {*psutil.Process().children(recursive=True)}
+    with start._ended_after(60.0):
+        watching = {*psutil.Process().children(recursive=True)} - before
+    assert watching and not any(one.is_running() for one in watching)
