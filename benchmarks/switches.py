@@ -5,7 +5,7 @@
     python -m benchmarks.switches --runs 0      write the tables of docs/switches.md and others anew
 
 The default has five seeds. Each other row is screened with two, and has the other three if it helped (`helped`). Seeds
-and rule were fixed before the first run. Each finished run is kept in `results/switches.json`, so that the same command
+and rule were fixed before the first run. Each finished run is kept in `results/` (`FILES`), so that the same command
 goes on where the last one stopped, also in another checkout; a run that was stopped goes on, too, where its folder is.
 The runs are those of a sweep (`rft_cluster.sweep`), in `~/.cache/rft_cluster/benchmarks`.
 """
@@ -27,12 +27,14 @@ from rft_cluster.classification.plots import draw_sweep
 from rft_cluster.classification.repeats import Repeat, Row, against, summary
 from rft_cluster.classification.repeats import table as table_of_rows
 from rft_cluster.common.errors import UserError, exit_code
+from rft_cluster.common.hardware import native_dtype
 from rft_cluster.config import load_config
 from rft_cluster.model.tiny.conditions import RECIPE_VERSION
 from rft_cluster.run.lock import locked
 from rft_cluster.sweep import Run, Sweep, combinations, read_repeat, sweep
 
-NAME = "switches"
+# Results by the type that a machine's processor computes in: which of two runs is better may change with the rounding.
+FILES = {"float32": "switches", "bfloat16": "switches_bfloat16"}
 PAGE, PUBLISHED, BASELINES = (ROOT / "docs" / f"{name}.md" for name in ("switches", "published", "baselines"))
 FOLDER = CACHE / "switches" / f"tiny-{RECIPE_VERSION}"  # a run goes on with the small model that it began with
 CLOTHES = CACHE / "clothes"
@@ -150,7 +152,9 @@ def work(runs: int, data: Sequence[str], rows: Sequence[str], again: bool) -> in
     check_known(data, list(DATA))
     check_known(rows, list(ROWS))
     failed = 0
-    records: list[dict[str, Any]] = (read_result(NAME) or {"runs": []})["runs"]
+    found = {dtype: runs_in(dtype) for dtype in FILES}
+    own = native_dtype("cpu")
+    records = found[own]
     if again:
         records = [record for record in records if "failed" not in record]
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -161,10 +165,15 @@ def work(runs: int, data: Sequence[str], rows: Sequence[str], again: bool) -> in
             record = measured(key)
             failed |= "failed" in record
             records = [*(one for one in records if key_of(one) != key), record]
-            write_result(NAME, {"machine": machine(), "runs": records})
+            write_result(FILES[own], {"machine": machine(), "runs": records})
             print(f"{len(due(records, data, rows))} runs are due", flush=True)
-    write_page(records)
+    write_page(found | {own: records})
     return failed
+
+
+def runs_in(dtype: str) -> list[dict[str, Any]]:
+    """The records of all runs on machines that compute in this type."""
+    return list((read_result(FILES[dtype]) or {"runs": []})["runs"])
 
 
 def key_of(record: Mapping[str, Any]) -> Key:
@@ -249,12 +258,16 @@ def repeat_of(record: Mapping[str, Any]) -> Repeat:
 # The page
 
 
-def write_page(records: Sequence[Mapping[str, Any]]) -> None:
-    """Write the tables into the pages, between their marks, and the plot beside them.
+def write_page(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Write the tables into the pages, between their marks, and the plot beside them. `found`: records by dtype.
 
-    What stands in docs/baselines.md stays until the default has all its seeds.
+    Plot and other pages have the figures in FP32. What stands in docs/baselines.md stays until the default has all its
+    seeds.
     """
-    fill(PAGE, {"plot": plot_line(records), **{data: switches_table(records, data) for data in DATA}})
+    records = found["float32"]
+    tables = {data: switches_table(records, data) for data in DATA}
+    tables |= {f"{data} in BF16": switches_table(found["bfloat16"], data) for data in DATA}
+    fill(PAGE, {"plot": plot_line(records), **tables})
     fill(PUBLISHED, {"ours": ours_table(records)})
     defaults = {data: rows_of(records, data, [DEFAULT])[0] for data in DATA}
     whole = {data: row.repeats for data, row in defaults.items() if not row.missing}

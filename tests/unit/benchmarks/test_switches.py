@@ -131,16 +131,16 @@ def test_the_pages_have_a_place_for_each_table(tmp_path, monkeypatch):
         (tmp_path / page.name).write_text(page.read_text())
         monkeypatch.setattr(switches, name, tmp_path / page.name)
     before = (tmp_path / "baselines.md").read_text()
-    switches.write_page(DEFAULTS[:4])
+    switches.write_page({"float32": DEFAULTS[:4], "bfloat16": []})
     assert (tmp_path / "baselines.md").read_text() == before, "a table has five seeds"
-    switches.write_page(DEFAULTS)
-    assert (tmp_path / "switches.md").read_text().count("Not measured.") == 1  # the clothes
+    switches.write_page({"float32": DEFAULTS, "bfloat16": []})
+    assert (tmp_path / "switches.md").read_text().count("Not measured.") == 3  # the clothes, and both in BF16
     filled = (tmp_path / "baselines.md").read_text()
     assert filled.count(f"| **the policy** | {' | '.join(['85.0'] * 5)} |") == 1  # the page's own are of other runs
     assert "| digits | open | yes |" in (tmp_path / "published.md").read_text()
     assert "(switches.png)" in (tmp_path / "switches.md").read_text() and (tmp_path / "switches.png").exists()
-    switches.write_page([])
-    assert (tmp_path / "switches.md").read_text().count("Not measured.") == 3
+    switches.write_page({"float32": [], "bfloat16": []})
+    assert (tmp_path / "switches.md").read_text().count("Not measured.") == 5
     assert (tmp_path / "baselines.md").read_text() == filled
 
 
