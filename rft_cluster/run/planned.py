@@ -16,12 +16,13 @@ from rft_cluster.data.images import image_sha256
 from rft_cluster.data.official import CACHE, bytes_to_download
 from rft_cluster.data.unseen import without_unseen
 from rft_cluster.messages import Example, ImageRef
-from rft_cluster.run.task import Task, data_sections, family_of_model, prepare, prepare_also, question, task_of_also
+from rft_cluster.run.task import Task, family_of_model, prepare, prepare_also, question, task_of_also
 
 
 def archive_is_missing(config: Config) -> bool:
     """Return True if a run would first download the official Flower102 archive."""
-    return any(map(takes_official, data_sections(config))) and bytes_to_download() > 0
+    sections = filter(None, [config.data, config.evaluation.also])
+    return any(map(takes_official, sections)) and bytes_to_download() > 0
 
 
 def task_before_download(config: Config) -> Task:

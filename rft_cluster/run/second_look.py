@@ -8,6 +8,7 @@ from rft_cluster.classification.second_look import Again, most_voted
 from rft_cluster.common.errors import UserError
 from rft_cluster.config import Config
 from rft_cluster.messages import Group, Prompt
+from rft_cluster.model.tiny.conditions import WINDOW
 from rft_cluster.prompts import Question
 
 Generate = Callable[[list[Prompt]], list[Group]]
@@ -28,8 +29,14 @@ def options_at_second_look(given: int, question: Question, classes: Sequence[str
 
 
 def with_room(config: Config, text: str) -> Config:
-    """The configuration with room for prompts of this text: a token has at least one byte of it."""
-    tokens = config.model.max_prompt_tokens + len(text.encode())
+    """The configuration with room for prompts of this text: a token has at least one byte of it.
+
+    The small model has a token for each word, so its window has room for far longer texts than their bytes.
+    """
+    own = config.model.max_prompt_tokens
+    tokens = own + len(text.encode())
+    if config.model.path == "tiny":
+        tokens = max(own, min(tokens, WINDOW - config.sampling.max_tokens))
     return config.model_copy(update={"model": config.model.model_copy(update={"max_prompt_tokens": tokens})})
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from rft_cluster.classification.earnable import check_room
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.progress import with_progress
-from rft_cluster.config import AlsoSection, Config, DataSection
+from rft_cluster.config import AlsoSection, Config
 from rft_cluster.data import FewShotDataset, load_dataset
 from rft_cluster.data.images import DECODE_ERRORS, open_image
 from rft_cluster.data.manifest import OtherData
@@ -21,7 +21,6 @@ from rft_cluster.model.families.family import Family
 from rft_cluster.model.families.known import FAMILIES
 from rft_cluster.model.folder import read_family
 from rft_cluster.model.image_size import PromptLength, view_of
-from rft_cluster.model.tiny.conditions import WINDOW
 from rft_cluster.prompts import PROBLEM, Question, asks_for_thinking, make_prompts, make_question
 from rft_cluster.run.inside import runs_inside
 from rft_cluster.run.second_look import with_room
@@ -110,12 +109,6 @@ def task_of_also(config: Config, section: AlsoSection, dataset: FewShotDataset) 
     return Task(dataset, make_question(config.prompt.template, section.subject, dataset.classes, problem))
 
 
-def data_sections(config: Config) -> list[DataSection]:
-    """The data sets that a run reads: `data`, and `evaluation.also` if there is one."""
-    also = config.evaluation.also
-    return [config.data, also] if also else [config.data]
-
-
 def question(config: Config, dataset: FewShotDataset) -> Question:
     """The question of the template. Raises UserError if it is unusable."""
     problem = dataset.problem if config.prompt.template == PROBLEM else None
@@ -129,11 +122,7 @@ def with_classes_listed(config: Config, task: Task) -> tuple[Config, Task]:
     asked = Task(task.dataset, question(closed, task.dataset))
     if asked.text == task.text:  # there is room for that already
         return closed, asked
-    roomy = with_room(closed, asked.text)
-    # The small model has a token for each word, so a list of 102 names takes far less than its bytes.
-    most = WINDOW - config.sampling.max_tokens if config.model.path == "tiny" else roomy.model.max_prompt_tokens
-    tokens = max(config.model.max_prompt_tokens, min(most, roomy.model.max_prompt_tokens))
-    return closed.model_copy(update={"model": closed.model.model_copy(update={"max_prompt_tokens": tokens})}), asked
+    return with_room(closed, asked.text), asked
 
 
 def tiny_model_of(config: Config, model_path: str) -> str | None:
