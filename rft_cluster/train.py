@@ -73,7 +73,8 @@ def train(config: Config, task: Task, cluster: Cluster, run: RunFolder, targets:
                     run.journal.commit(step, groups, rewards)
                     learned = update.wait()
                 with stage("transfer"):
-                    cluster.broadcast_weights(version=step + 1)
+                    if not targets or _due(config, task, step + 1):  # SFT needs generators for evaluations alone
+                        cluster.broadcast_weights(version=step + 1)
                 run.log_rollouts(step + 1, groups, rewards, advantages, learned)
                 stats = step_stats(step + 1, groups, rewards, advantages, learned, stage.seconds)
                 run.log_step(stats)
@@ -86,16 +87,28 @@ def train(config: Config, task: Task, cluster: Cluster, run: RunFolder, targets:
 
 
 def _evaluate_if_due(cluster: Cluster, config: Config, task: Task, step: int, run: RunFolder, keeper: Keeper) -> None:
-    """Evaluate after `step` steps, if due: on validation images every `schedule.evaluate_every` steps and at the end,
-    on test images, and on those of `evaluation.also`, before the first step and at the end."""
+    """Evaluate after `step` steps what is due: see `_due`."""
+    for split in _due(config, task, step):
+        if split == ALSO:
+            if task.also and not run.has_also(step):
+                run.log_also(step, _greedy(cluster, config, task.also.dataset.test, task.also.text, ALSO, step, run))
+        else:
+            evaluation = _evaluate(cluster, config, task, split, step, run)
+            if split == "validation":
+                keeper.keep_if_best(evaluation)
+
+
+def _due(config: Config, task: Task, step: int) -> list[str]:
+    """What is to evaluate after `step` steps: validation images every `schedule.evaluate_every` steps and at the end,
+    test images, and those of `evaluation.also`, before the first step and at the end."""
     schedule, last = config.schedule, step == config.schedule.steps
     every = schedule.evaluate_every
-    if task.dataset.validation and step and every and (step % every == 0 or last):
-        keeper.keep_if_best(_evaluate(cluster, config, task, "validation", step, run))
-    if task.dataset.test and (step == 0 or last):
-        _evaluate(cluster, config, task, "test", step, run)
-    if task.also and (step == 0 or last) and not run.has_also(step):
-        run.log_also(step, _greedy(cluster, config, task.also.dataset.test, task.also.text, ALSO, step, run))
+    due = {
+        "validation": task.dataset.validation and step and every and (step % every == 0 or last),
+        "test": task.dataset.test and (step == 0 or last),
+        ALSO: task.also and (step == 0 or last),
+    }
+    return [split for split, wanted in due.items() if wanted]
 
 
 def _evaluate(cluster: Cluster, config: Config, task: Task, split: str, step: int, run: RunFolder) -> Evaluation:

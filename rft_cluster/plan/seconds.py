@@ -99,7 +99,8 @@ def step_seconds(shapes: Shapes, config: Config, card: Card, prompt: PromptLengt
         if config.algorithm.samples
         else 0.0,
         learning=learning(shapes, config, learner, learner_share(config, prompt, length)),
-        transfer=transfer_seconds(shapes, config, card),
+        # SFT transfers weights before evaluations alone.
+        transfer=transfer_seconds(shapes, config, card) if config.algorithm.samples else 0.0,
         driver=DRIVER + PER_GENERATOR * generators + PER_PROMPT * prompts + PER_LEARNER * learners,
         overlap=bool(config.schedule.max_staleness),
     )

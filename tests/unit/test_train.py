@@ -185,6 +185,8 @@ def test_sft_learns_from_targets_and_asks_no_generator_but_in_evaluations(tmp_pa
 
     code, roles = run(config(tmp_path, *SFT_SETTINGS), roles=Watching(None, 0, 0.0), targets=TARGETS)
     assert (code, roles.calls.count("asking"), roles.calls.count("evaluating")) == (0, 0, 5)
+    # At the start, and after each step with an evaluation. `Roles.generate` asserts that it has the newest weights.
+    assert roles.calls.count("transferring") == 4
     assert len(learned) == 2 * STEPS
     for sample in learned:
         # The question shows no tags, so the label is the whole answer.

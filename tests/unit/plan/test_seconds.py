@@ -118,3 +118,9 @@ def test_roles_overlap_where_staleness_allows():
     assert Learning(1.0, 2.0, 1.5, optimizer=1.0, overlap=False).seconds == 5.5  # on a CPU nothing overlaps
     ahead = load_config("flower102", ["schedule.max_staleness=1"])
     assert step_seconds(SHAPES, ahead, ROUND, PROMPT, 64).overlap
+
+
+def test_a_step_of_sft_neither_generates_nor_transfers():
+    sft = load_config("flower102", ["algorithm.objective=sft", "algorithm.kl_beta=0"])
+    found = step_seconds(SHAPES, sft, ROUND, PROMPT, 64)
+    assert (found.generate, found.transfer) == (0, 0) and found.learn > 0
