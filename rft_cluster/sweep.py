@@ -44,6 +44,7 @@ from rft_cluster.common import stopping
 from rft_cluster.common.errors import UserError, check_range, end_with, exit_code
 from rft_cluster.common.files import write_json, write_text
 from rft_cluster.common.lookup import did_you_mean
+from rft_cluster.common.text import shown
 from rft_cluster.config import Config, FilePath, PathText, Section, load_config, read_file, run_folder_of, validated
 from rft_cluster.run.history import History, read_history
 from rft_cluster.run.resume import is_run
@@ -170,7 +171,13 @@ def sweep(plan: Sweep, parallel: int) -> int:
     """Check every combination, run those that are not complete, then write the table and the plot."""
     check_range("--parallel", parallel, 1, 1000)
     runs = combinations(plan)
-    steps = [_config(plan, run).schedule.steps for run in runs]
+    configs = [_config(plan, run) for run in runs]
+    if parallel > 1 and any(config.cluster.device == "cuda" and not config.cluster.joins for config in configs):
+        raise UserError(
+            f"--parallel is {parallel}, but each run would start a Ray of its own here, and each of them gives out "
+            f"the first GPU: start one for all with `ray start --head`, set RAY_ADDRESS=auto, and start the sweep again"
+        )
+    steps = [config.schedule.steps for config in configs]
     plan.path.mkdir(parents=True, exist_ok=True)
     print(f"{len(runs)} runs in {plan.path}, {parallel} at a time, each with a log NAME.log there", flush=True)
     finished, failed = 0, []
@@ -282,7 +289,7 @@ def _outcome(plan: Sweep, run: Run, code: int) -> str:
     repeat = None if code else read_repeat(plan.path / run.name, run.seed)
     if repeat is None:
         log = (plan.path / f"{run.name}.log").read_text(encoding="utf-8", errors="replace").splitlines()
-        said = "".join(f"\n  {line}" for line in log[-LINES:])
+        said = "".join(f"\n  {shown(line)}" for line in log[-LINES:])
         return f"{run.name}: failed with exit code {code}, see {plan.path / run.name}.log:{said}"
     return f"{run.name}: test accuracy {100 * repeat.before:.1f} % -> {100 * repeat.after:.1f} %"
 

@@ -9,7 +9,7 @@ During a weight update the engine does not step. So weights change between two s
 import queue
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -73,7 +73,7 @@ class EngineThread:
 
     # On the thread
 
-    def submit(self, batch: Batch, requests: Iterable[tuple[Any, Any]]) -> None:
+    def submit(self, batch: Batch, requests: Sequence[tuple[Any, Any]]) -> None:
         """Add a request (vLLM's inputs, sampling parameters) for each prompt of the batch, or for none if one fails."""
         # An empty batch has no last completion that would finish it. Its answer still carries the verification.
         if not batch.prompts:
@@ -82,7 +82,6 @@ class EngineThread:
         self._batches += 1
         begun: list[str] = []
         try:
-            # `requests` is lazy: an image is fetched and prepared here, prompt by prompt, and may raise.
             for inputs, sampling in requests:
                 request_id = f"{self._batches}-{len(begun)}"
                 self.engine.add_request(request_id, inputs, sampling)

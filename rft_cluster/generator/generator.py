@@ -17,7 +17,7 @@ from typing import Any
 from rft_cluster.common.errors import StaleGenerator, WeightTransferError
 from rft_cluster.generator.engine_stats import EngineStats
 from rft_cluster.generator.engine_thread import Batch, EngineThread, Result
-from rft_cluster.generator.vllm_options import EngineOptions, load_engine, sampling_params
+from rft_cluster.generator.vllm_options import EngineOptions, load_engine, sampling_params, within_memory
 from rft_cluster.generator.weight_state import WeightState
 from rft_cluster.messages import Group, Images, Prompt, Sampling, WeightRecord
 from rft_cluster.weights.digests import added_up, combined_digest
@@ -57,7 +57,9 @@ class Generator:
             WeightTransferError: the weights did not verify.
         """
         batch = Batch(prompts, sampling.group_size, version, self._encoder.opening)
-        while not self._on_thread(lambda: self._submit(batch, sampling)):
+        # Images are decoded and resized in this thread, so that the engine goes on meanwhile.
+        requests = [self._request(prompt, sampling) for prompt in prompts]
+        while not self._on_thread(lambda: self._submit(batch, requests)):
             self._weights.wait_for_update()
         written = batch.written.result()
         try:
@@ -147,14 +149,15 @@ class Generator:
         def wake_up() -> None:
             self._engine.wake_up(tags)
             if "weights" in tags:
-                self._engine.collective_rpc(_empty_deepstack)
+                self._engine.collective_rpc(_clear_leftovers)
 
         self._on_thread(wake_up)
 
     # On the engine's thread
 
     def _on_thread(self, work: Callable[[], Result]) -> Result:
-        return self._thread.call(work).result()
+        with within_memory():  # an engine takes memory for weights, too, and whenever it wakes up
+            return self._thread.call(work).result()
 
     @property
     def _engine(self) -> Any:
@@ -173,13 +176,12 @@ class Generator:
         # No figures of each request at each token: they took 2 to 6 % of a small model's generation.
         self._engine.log_stats = self._engine.output_processor.log_stats = False
 
-    def _submit(self, batch: Batch, sampling: Sampling) -> bool:
+    def _submit(self, batch: Batch, requests: Sequence[tuple[Any, Any]]) -> bool:
         """Submit a batch to the engine. Returns False, and does nothing, during a weight update."""
         # Admission and submission are one call on the engine's thread, so no update can start in between.
         if not self._weights.admits(batch.version):
             return False
-        # The generator expression prepares each image on the engine's thread, just before its request.
-        self._thread.submit(batch, (self._request(prompt, sampling) for prompt in batch.prompts))
+        self._thread.submit(batch, requests)
         return True
 
     def _request(self, prompt: Prompt, sampling: Sampling) -> tuple[dict[str, Any], Any]:
@@ -228,14 +230,18 @@ def _not_loaded(worker: Any) -> Sequence[str]:
     return worker.weight_transfer_engine.not_loaded
 
 
-def _empty_deepstack(worker: Any) -> None:
-    """Set the rows that vLLM adds after the first text layers of a Qwen3-VL to zero, as they are where no image is.
+def _clear_leftovers(worker: Any) -> None:
+    """Set to zero, as it was at the engine's start, what lies in the memory of the weights, is no registered buffer,
+    and is read before it is written: after a sleep it holds anything.
 
-    They lie in the memory of the weights, but are no registered buffers, so they hold anything after a sleep. They are
-    added to every token.
+    - The rows that vLLM adds after the first text layers of a Qwen3-VL. They are added to every token.
+    - M-RoPE's positions, with vLLM's second model runner. A padded batch reads those beyond its tokens, as indices.
     """
     for rows in vars(worker.weight_transfer_engine.model).get("deepstack_input_embeds", ()):
         rows.zero_()
+    rope = getattr(getattr(worker.model_runner, "model_state", None), "rope_state", None)
+    if rope is not None:
+        rope.positions.zero_()
 
 
 def _verify(worker: Any, digests: dict[str, int]) -> tuple[int, int]:

@@ -30,7 +30,9 @@ CPU_ENVIRONMENT = {
     "TORCHDYNAMO_DISABLE": "1",
 }
 # Words in vLLM's and the allocators' messages about too little memory.
-MEMORY = re.compile(r"available memory|KV cache|GPU memory utilization|out of memory|allocate memory", re.IGNORECASE)
+MEMORY = re.compile(
+    r"available memory|KV cache|GPU memory utilization|out of memory|allocate memory|memory profiling", re.IGNORECASE
+)
 MM_CACHE_GIB = 1.0
 CPU_BATCHED_TOKENS = 8192
 FORBIDDEN_BIAS = -100.0  # vLLM's minimum; a token with exp(-100) is never sampled
@@ -69,11 +71,12 @@ def environment(device: str) -> dict[str, str]:
 def within_memory() -> Iterator[None]:
     """Turn vLLM's errors about too little memory within this context into UserError.
 
-    vLLM raises a plain ValueError or RuntimeError for them; a GPU's allocator has its own exception.
+    vLLM raises a plain ValueError or RuntimeError for them, or AssertionError if others give memory back meanwhile; a
+    GPU's allocator has its own exception.
     """
     try:
         yield
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, AssertionError) as error:
         if not MEMORY.search(str(error)):
             raise
         raise UserError(
@@ -95,6 +98,9 @@ def load_engine(options: EngineOptions, image_limits: dict[str, Any]) -> Any:
     by_device: dict[str, Any] = {
         "gpu_memory_utilization": config.gpu_memory,
         "enable_sleep_mode": devices.transfer == "ipc",
+        # None of these models' operators is FlashInfer's. Where a CUDA toolkit is installed, vLLM would import
+        # FlashInfer and time its kernels at each start.
+        "kernel_config": {"enable_flashinfer_autotune": False},
     }
     if devices.device == "cpu":
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib)

@@ -105,7 +105,8 @@ def _tensors(policy: PolicyModel, optimizer: Optimizer) -> dict[str, Tensor]:
             state = optimizer.state[parameter]
             for moment in MOMENTS:
                 # AdamW creates its state in its first update. Before that, save zeros as moments.
-                state.setdefault(moment, torch.zeros_like(parameter))
+                if moment not in state:
+                    state[moment] = torch.zeros_like(parameter)
                 tensors[f"{moment}.{name}"] = state[moment]
             state.setdefault("step", torch.tensor(0.0))
     return tensors

@@ -131,6 +131,7 @@ class Learner:
         self._store = open_store(addresses[0])
         return f"tcp://{addresses[0]}:{self._store.port}"
 
+    @within_memory("a learner", LESS)
     def join(self, rendezvous: str, addresses: Sequence[str], others: Sequence[str] | None = ()) -> None:
         """Join the process group at `rendezvous` and shard the model over it.
 
@@ -336,9 +337,11 @@ class Learner:
         assert self._sender is not None, "offer_weights comes first"
         return self._sender
 
+    @within_memory("a learner", LESS)
     def connect_weights(self, forward: Forward | None) -> None:
         self._weights_out.connect(forward)
 
+    @within_memory("a learner", LESS)
     def publish_weights(self) -> None:
         """Send the current weights. The driver starts the receiving end."""
         started = time.monotonic()
@@ -362,6 +365,7 @@ class Learner:
 
     # Snapshots and files
 
+    @within_memory("a learner", LESS)
     def snapshot(self, step: int) -> tuple[Snapshot, int]:
         """This rank's state after `step` steps; and the step, which comes to the driver as the news that the state is
         stored. Ray stores it before this rank's next call."""
@@ -371,16 +375,19 @@ class Learner:
         """Size of this rank's file of a checkpoint, but for its header."""
         return state_bytes(self._policy, self._optimizer)
 
+    @within_memory("a learner", LESS)
     def restore_snapshot(self, snapshot: Snapshot) -> None:
         """Continue from a snapshot of this rank, among as many ranks."""
         self._step = snapshot.step
         put_back(snapshot, self._policy, self._optimizer)
 
+    @within_memory("a learner", LESS)
     def restore_checkpoint(self, folder: str, updates: int, step: int) -> None:
         """Continue from a checkpoint of `step`, which has seen `updates` optimizer updates."""
         self._step = step
         load_shards(Path(folder), self._policy, self._optimizer)
         set_optimizer_updates(self._optimizer, updates)
 
+    @within_memory("a learner", LESS)
     def export(self, folder: str) -> None:
         export_model(Path(folder), self._policy, self._encoder, is_writer=self._rank == 0)

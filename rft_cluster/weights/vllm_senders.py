@@ -88,6 +88,8 @@ class NCCLSender:
         # vLLM packs on streams of its own, which do not wait for the optimizer's kernels on this one.
         torch.cuda.current_stream().synchronize()
         self._engine.send_weights()
+        # PyTorch keeps freed memory by stream. What vLLM's streams had, 4 GiB at most, is for the next update.
+        torch.cuda.empty_cache()
 
     def digests(self) -> dict[str, int]:
         return self._source.digests()

@@ -154,6 +154,21 @@ def test_runs_that_measure_no_accuracy_on_test_images_are_refused(plan, monkeypa
         sweep.sweep(plan.model_copy(update={"overrides": [*plan.overrides, *values]}), 1)
 
 
+def test_runs_on_gpus_of_this_machine_share_one_ray_or_take_turns(tmp_path, monkeypatch):
+    """Each Ray of its own would give out the first GPU."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (tmp_path / "sweep.yaml").write_text(FILE.replace("config: digits", "config: digits_gpu") + f"folder: {tmp_path}\n")
+    plan, launched = sweep.read_sweep(tmp_path / "sweep.yaml"), []
+    monkeypatch.setattr(sweep, "_launch", lambda plan, run, *_: launched.append(run) or (run, 1.0, 1))
+    monkeypatch.setattr(sweep, "_outcome", lambda plan, run, code: run.name)
+    with pytest.raises(UserError, match=r"--parallel is 2, .* `ray start --head`, set RAY_ADDRESS=auto"):
+        sweep.sweep(plan, 2)
+    assert not launched
+    assert sweep.sweep(plan, 1) == 1 and launched
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert sweep.sweep(plan, 2) == 1
+
+
 def test_the_same_combination_twice_is_refused(plan):
     with pytest.raises(UserError, match="two runs of the sweep would have one name: shots-1_seed-0, shots-1_seed-1"):
         sweep.combinations(plan.model_copy(update={"grid": {"data.shots": ["1", "1"]}}))

@@ -32,7 +32,7 @@ class RecordingEngine:
         self.stamp = ""  # vLLM's weight version
         self.not_loaded: list[str] = []
         self.wrong: Exception | None = None  # what a verification raises
-        self.worker = SimpleNamespace(weight_transfer_engine=self)
+        self.worker = SimpleNamespace(weight_transfer_engine=self, model_runner=SimpleNamespace())
         self.model = SimpleNamespace()
         self.scheduled: dict[str, Any] = {}  # vLLM's requests, by its ids
         self.output_processor = SimpleNamespace()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from some_prompt import some_prompt
 
-from rft_cluster.common.errors import EngineFailed, StaleGenerator, WeightTransferError
+from rft_cluster.common.errors import EngineFailed, StaleGenerator, UserError, WeightTransferError
 from rft_cluster.generator.generator import Generator
 from rft_cluster.generator.weight_state import State
 from rft_cluster.messages import Augmentation, Group, Sampling
@@ -238,6 +238,30 @@ def test_prompts_of_which_one_is_refused_leave_nothing_in_the_engine(generator: 
     assert not engine.unfinished
 
 
+def test_a_request_that_the_engine_refuses_takes_those_before_it_along(generator: Generator, engine: RecordingEngine):
+    send(generator, 1)
+    engine.writes, add = False, engine.add_request
+
+    def refuse_the_third(request_id: str, *request: Any) -> None:
+        if len(engine.unfinished) == 2:
+            raise ValueError("longer than the model's window")
+        add(request_id, *request)
+
+    engine.add_request = refuse_the_third
+    with pytest.raises(ValueError, match="longer than the model's window"):
+        generator.generate(PROMPTS, SAMPLING, version=1)
+    assert not engine.unfinished
+
+
+def test_images_are_prepared_while_the_engine_s_thread_has_other_work(generator: Generator, engine: RecordingEngine):
+    send(generator, 1)
+    prepared, image = threading.Event(), generator._encoder.image
+    generator._encoder.image = lambda *what: (prepared.set(), image(*what))[1]
+    busy = background(generator._on_thread, lambda: prepared.wait(10))
+    assert len(generator.generate(PROMPTS, SAMPLING, version=1)) == len(PROMPTS)
+    assert busy.result(timeout=5), "they waited for the engine's thread"
+
+
 def test_a_generator_that_slept_has_no_weights(engine: RecordingEngine, monkeypatch: pytest.MonkeyPatch):
     """Level 2 gives the weights away, too: until others arrive there is nothing to generate with."""
     shared = ("cluster.device=cuda", "learners.count=1", "generators.gpus=0.4", "learners.gpus=0.6")
@@ -255,16 +279,38 @@ def test_a_generator_that_slept_has_no_weights(engine: RecordingEngine, monkeypa
     assert engine.calls == [("sleep", 2), ("wake_up", "weights"), ("wake_up", "kv_cache")]
 
 
-def test_what_a_sleep_left_where_deepstack_s_features_belong_is_taken_away(
+def test_what_a_sleep_left_in_deepstack_s_rows_and_in_positions_is_taken_away(
     engine: RecordingEngine, monkeypatch: pytest.MonkeyPatch
 ):
-    """vLLM adds these rows to every token, and keeps none of them through a sleep of level 2."""
+    """vLLM reads these before it writes them, and keeps none of them through a sleep of level 2."""
     shared = ("cluster.device=cuda", "learners.count=1", "generators.gpus=0.4", "learners.gpus=0.6")
     sleeper = generator_on(engine, monkeypatch, *shared)
     engine.model.deepstack_input_embeds = [torch.full((4, 2), torch.nan) for _ in range(3)]
+    positions = torch.full((3, 9), 2**40)
+    engine.worker.model_runner.model_state = SimpleNamespace(rope_state=SimpleNamespace(positions=positions))
     sleeper.sleep()
     sleeper.wake_up(["weights"])
     assert all(torch.equal(rows, torch.zeros(4, 2)) for rows in engine.model.deepstack_input_embeds)
+    assert not positions.any()
+    engine.worker.model_runner.model_state = SimpleNamespace(rope_state=None)  # of a model without M-RoPE
+    sleeper.wake_up(["weights"])
+
+
+def test_an_engine_that_finds_no_memory_when_it_wakes_up_says_what_to_change(
+    engine: RecordingEngine, monkeypatch: pytest.MonkeyPatch
+):
+    shared = ("cluster.device=cuda", "learners.count=1", "generators.gpus=0.4", "learners.gpus=0.6")
+    sleeper = generator_on(engine, monkeypatch, *shared)
+    sleeper.sleep()
+
+    def wake_up(tags: list[str]) -> None:
+        raise RuntimeError("CUDA Error: out of memory at /workspace/csrc/cumem_allocator.cpp:62")
+
+    monkeypatch.setattr(engine, "wake_up", wake_up)
+    with pytest.raises(
+        UserError, match=r"^a generator is out of memory .* set generators\.gpu_memory to the free share"
+    ):
+        sleeper.wake_up(["kv_cache"])
 
 
 def test_a_batch_that_older_weights_wrote_is_refused_and_the_engine_goes_on(

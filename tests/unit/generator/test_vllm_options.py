@@ -56,6 +56,12 @@ def test_the_engine_is_able_to_sleep_only_where_it_shares_its_gpu(asked: Options
     assert on_cpu["weight_transfer_config"] == {"backend": "engine for shared_memory"}
 
 
+def test_no_kernels_of_flashinfer_are_tuned_on_gpus(asked: Options):
+    for overrides in (SHARED, APART):
+        assert asked(*overrides)["kernel_config"] == {"enable_flashinfer_autotune": False}
+    assert "kernel_config" not in asked()
+
+
 @pytest.mark.parametrize(("gpus", "backend"), [(1, "uni"), (2, "mp"), (4, "mp")])
 def test_an_engine_with_several_gpus_starts_processes_and_not_ray_actors(asked: Options, gpus: int, backend: str):
     """In a placement group vLLM would choose Ray, and then refuse the bundle that has all of the engine's GPUs."""
