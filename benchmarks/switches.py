@@ -155,18 +155,22 @@ def work(runs: int, data: Sequence[str], rows: Sequence[str], again: bool) -> in
     found = {dtype: runs_in(dtype) for dtype in FILES}
     own = native_dtype("cpu")
     records = found[own]
-    if again:
-        records = [record for record in records if "failed" not in record]
+    anew = {key_of(record) for record in records if again and "failed" in record}
+
+    def left() -> list[Key]:
+        return due([record for record in records if key_of(record) not in anew], data, rows)
+
     FOLDER.mkdir(parents=True, exist_ok=True)
     with locked(FOLDER) if runs else nullcontext():  # never two at once
         for _ in range(runs):
-            if (key := next(iter(due(records, data, rows)), None)) is None:
+            if (key := next(iter(left()), None)) is None:
                 break
             record = measured(key)
+            anew.discard(key)
             failed |= "failed" in record
             records = [*(one for one in records if key_of(one) != key), record]
             write_result(FILES[own], {"machine": machine(), "runs": records})
-            print(f"{len(due(records, data, rows))} runs are due", flush=True)
+            print(f"{len(left())} runs are due", flush=True)
     write_page(found | {own: records})
     return failed
 

@@ -147,7 +147,8 @@ def evaluate(options: argparse.Namespace) -> None:
     title = f"{task.dataset.name}, {options.split}"
     draw_evaluation(figures, title, output / "evaluation.png")
     draw_calibration(figures["probabilities"], title, output / "calibration.png")
-    print("\n".join(filter(None, [_summary(figures), _to_ask(config, export, figures)])), flush=True)
+    said = [_summary(figures), _in_sample(figures, export), _to_ask(config, export, figures)]
+    print("\n".join(filter(None, said)), flush=True)
     print(f"written: {output}/evaluation.json, predictions.csv, evaluation.png, calibration.png")
 
 
@@ -297,6 +298,20 @@ def _recorded(task: Task, run: Path) -> tuple[Baselines, list[bool]]:
     is_seen = any(name.startswith(TOWER) for name in others)
     skipped = "" if is_seen else f"{run / BASELINES_FILE} has none: a run records them when it is done"
     return Baselines(pixels | others, skipped), history.answered_right(0)
+
+
+def _in_sample(figures: dict[str, Any], export: Path | None) -> str:
+    """A line for figures that flatter, because something was chosen by the images that they are of."""
+    chosen = {
+        "this policy was chosen": export is not None and export.name == BEST,
+        "its temperature was fitted": bool(figures["probabilities"]["fitted_on"]),
+    }
+    why = " and ".join(what for what, true in chosen.items() if true)
+    return (
+        f"{why} on these images, so figures flatter: --split test judges"
+        if why and figures["split"] == "validation"
+        else ""
+    )
 
 
 def _to_ask(config: Config, export: Path | None, figures: dict[str, Any]) -> str:

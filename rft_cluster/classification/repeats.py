@@ -139,7 +139,9 @@ def _explained(numbers: Sequence[int]) -> str:
     return (
         f"Figures are medians over seeds. By seed: median and range of the differences of runs with the same seed and "
         f"test images, and `p` of their exact sign-flip test, two-sided: at least {least}. Image by image: the answers "
-        f"of all these seeds pooled, with a 95 % interval for these models, not for other seeds."
+        f"of all these seeds pooled, with a 95 % interval for these models, not for other seeds: too narrow where "
+        f"several seeds test an image. The best of many rows is in part the luckiest on these images: measure it again "
+        f"with other seeds."
     )
 
 

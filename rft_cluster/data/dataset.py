@@ -12,7 +12,7 @@ import numpy as np
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.labels import extract_answer, normalise_label
 from rft_cluster.common.lookup import nearest
-from rft_cluster.common.text import shown
+from rft_cluster.common.text import shown, shown_lines
 from rft_cluster.config.data import AugmentSection
 from rft_cluster.data.augment import draw
 from rft_cluster.data.images import image_sha256, open_image, pixel_digest
@@ -170,13 +170,13 @@ class FewShotDataset:
     def described(self) -> str:
         """One line: the name, and the numbers of classes and images."""
         return (
-            f"{self.name}: {len(self.classes)} classes, {len(self.train)} images to learn from, "
+            f"{shown(self.name)}: {len(self.classes)} classes, {len(self.train)} images to learn from, "
             f"{len(self.validation)} for validation, {len(self.test)} for the test"
         )
 
     def notes(self) -> list[str]:
         """Notes for the user about excluded images, of one line or more each; empty if every image is used."""
-        notes = list(self.remarks)
+        notes = [shown_lines(remark) for remark in self.remarks]  # they may have names of files
         if self.copies:
             first, kept = next(iter(self.copies.items()))
             more = "copies of other images (first: " if len(self.copies) > 1 else "copy of another image ("

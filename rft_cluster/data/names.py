@@ -24,7 +24,7 @@ SPLIT_ENDINGS = re.compile(r"(?<=.)[\W_]*(set|sets|split|data|images|imgs|pictur
 MISSING = ("", "nan", "<na>", "nat", "null", "#n/a")
 # These may mean a missing label or a class ("None": no defect), so they are kept and noted.
 DOUBTFUL = ("none", "na", "n/a", "n.a.")
-WHOLE = re.compile(r"\d+(\.0*)?")  # pandas writes 1.0 where a label of the column is missing
+WHOLE = re.compile(r"\d{1,18}(\.0*)?")  # pandas writes 1.0 where a label of the column is missing
 # A number or code and a separator before the name: 001.Albatross, n02085620-Chihuahua, 12_oak.
 PREFIX = re.compile(r"([A-Za-z]?\d+)[\s._-]+([^\W\d_].+)", re.DOTALL)
 

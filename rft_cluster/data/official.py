@@ -49,14 +49,25 @@ class Source(NamedTuple):
     md5s: dict[str, str]
 
 
+def is_cached() -> bool:
+    return CACHE.expanduser().is_dir()
+
+
+def size_to_download() -> str:
+    """`bytes_to_download`, for people."""
+    total = bytes_to_download()
+    return size(total) if total else "size unknown"
+
+
 def bytes_to_download() -> int:
-    """The size of the archive's files if they are not in the cache yet; 0 if they are. Nothing is fetched.
+    """The size of the archive's files if they are not in the cache yet; 0 if they are, or if the server does not say.
+    Nothing is fetched.
 
     Raises:
         UserError: as `official_archive`, except for what only the files themselves show.
     """
     final = CACHE.expanduser()
-    if final.is_dir():
+    if is_cached():
         return 0
     source = _source()
     check_writable(final, ELSEWHERE)
@@ -79,7 +90,7 @@ def official_archive() -> Path:
     final = CACHE.expanduser()
     if final.is_dir():
         return final
-    print(f"downloading the official Flower102 archive, {size(bytes_to_download())}, to {final}", flush=True)
+    print(f"downloading the official Flower102 archive, {size_to_download()}, to {final}", flush=True)
     final.parent.mkdir(parents=True, exist_ok=True)
     with _alone(final.with_name(final.name + ".lock")):
         if not final.is_dir():  # another process may have fetched it meanwhile
@@ -145,11 +156,19 @@ def _unpack(packed: Path, folder: Path) -> None:
 def _pieces(url: str) -> Iterator[bytes]:
     """The content, in pieces of `PIECE` bytes, while a line tells how far the download is."""
     with _answers(url, "GET") as answer:
-        for _ in with_progress(range(-(-_length(answer) // PIECE)), f"downloading {url.rpartition('/')[2]}, MB"):
-            yield answer.read(PIECE)
+        length, read = _length(answer), 0
+        for _ in with_progress(range(-(-length // PIECE)), f"downloading {url.rpartition('/')[2]}, MB"):
+            piece = answer.read(PIECE)
+            read += len(piece)
+            yield piece
+        if read < length:
+            raise ConnectionError(f"it ended after {read} of {length} bytes")
+        while piece := answer.read(PIECE):  # of unknown length, as a proxy may pass it on
+            yield piece
 
 
 def _length(answer: HTTPResponse) -> int:
+    """In bytes; 0 if the server does not say."""
     return int(answer.headers.get("Content-Length", 0))
 
 

@@ -307,8 +307,10 @@ def _near(name: str, files: Files) -> str:
 
 
 def _folders_below(root: Path) -> list[Path]:
-    level, found = [root], [root]
+    """The folder and those below it, each once: a link may lead to one of them, or back to one above itself."""
+    level, found = [root], {root.resolve(): root}
     while level:
-        level = [below for folder in level for below in folders_in(folder, root)]
-        found += level
-    return found
+        below = {path.resolve(): path for folder in level for path in folders_in(folder, root)}
+        level = [path for real, path in below.items() if real not in found]
+        found |= {path.resolve(): path for path in level}
+    return list(found.values())

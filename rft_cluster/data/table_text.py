@@ -69,7 +69,10 @@ def _delimiter(text: str) -> str:
     lines = [line for line in text.splitlines() if line.strip()][:50]
 
     def score(delimiter: str) -> tuple[int, int]:
-        cells = Counter(len(row) for row in csv.reader(lines, delimiter=delimiter))
+        try:
+            cells = Counter(len(row) for row in csv.reader(lines, delimiter=delimiter))
+        except csv.Error:  # a wrong delimiter may make one cell of a long line, which is more than the reader takes
+            return 0, 0
         width, times = max(cells.items(), key=lambda item: (item[1], item[0]), default=(1, 0))
         return (times if width > 1 else 0), width
 

@@ -212,12 +212,12 @@ def _model(config: Config) -> str:
 
 
 def _data(config: Config) -> str | Finding:
-    from rft_cluster.data.official import bytes_to_download
+    from rft_cluster.data.official import size_to_download
     from rft_cluster.run.planned import archive_is_missing
     from rft_cluster.run.task import prepare_run
 
     if archive_is_missing(config):
-        return warning("data", f"the run first downloads {size(bytes_to_download())}, the official Flower102 archive")
+        return warning("data", f"the run first downloads the official Flower102 archive, {size_to_download()}")
     task = prepare_run(config)
     also = f"; also tested: {task.also.dataset.described()}" if task.also else ""
     return f"{task.dataset.described()}{also}"

@@ -111,7 +111,7 @@ def _shown(split: str, figures: Figures, unfitted: _Short | None, temperature: f
         "split": split,
         "temperature": temperature,
         "figures": figures,
-        "unfitted": unfitted,
+        "unfitted": None if temperature is None else unfitted,
         "points": [(100 * x, 100 * y) for x, y in zip(curve.coverage, curve.accuracy, strict=False)],
         "least": 100 * min([0.9, *curve.accuracy]),  # where the axis of the curve begins
     }

@@ -92,7 +92,7 @@ def _names(histories: Sequence[History]) -> list[str]:
 
 def _side(history: History, name: str) -> Side:
     measured = [row for row in history.evaluations if "accuracy_strict" in row]
-    final = next((row for split in ("test", "validation") for row in reversed(measured) if row["split"] == split), {})
+    final = max(measured, key=lambda row: (row["step"] > 0, row["split"] == "test", row["step"]), default={})
     return Side(name, history, final, _right(history, final))
 
 
@@ -137,7 +137,7 @@ def _row(side: Side) -> dict[str, Any]:
         "steps": history.last,
         "due": history.steps_due,
         "before": before[0].get("accuracy_strict") if before else None,
-        "after": side.final.get("accuracy_strict"),
+        "after": side.final.get("accuracy_strict") if side.final.get("step") else None,
         "format": side.final.get("format_rate"),
         "baseline": max(history.baselines.values(), default=None),
         "of_seen": bool(history.unseen),  # no baseline can know the others

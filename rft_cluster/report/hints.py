@@ -276,11 +276,11 @@ def entropy_gone(history: History) -> Hint | None:
 
 def failed_rewards(history: History) -> Hint | None:
     """Completions that no reward could be computed for."""
-    size = history.config.get("schedule", {}).get("prompts_per_step", 0) * int(
-        history.config.get("sampling", {}).get("group_size", 0)
-    )
+    due = history.config.get("schedule", {}).get("prompts_per_step", 0)  # with schedule.min_live a step may have more
+    groups = sum(row.get("groups", due) for row in history.steps)
+    total = int(history.config.get("sampling", {}).get("group_size", 0)) * groups
     failed = sum(row.get("reward_failures", 0) for row in history.steps)
-    if not size or failed <= 0.01 * size * len(history.steps):
+    if not total or failed <= 0.01 * total:
         return None
     names = Counter[str]()
     for row in history.steps:
@@ -288,7 +288,7 @@ def failed_rewards(history: History) -> Hint | None:
     blamed = ", ".join(f"{printable(name)} on {count}" for name, count in names.most_common(3))
     return Hint(
         "warning",
-        f"{failed} of {size * len(history.steps)} completions have no reward: {blamed} failed",
+        f"{failed} of {total} completions have no reward: {blamed} failed",
         "rollouts/ has the reasons. If a judge is slow: scoring.time_limit, or score in batches (docs/rewards.md)",
         "Above 1 %: nothing is learned from these, and 10 % in a step end the run (scoring.failure_budget).",
     )

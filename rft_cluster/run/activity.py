@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rft_cluster.common.files import json_object, write_text
 
@@ -25,6 +25,8 @@ Doing = Callable[[], Mapping[str, str]]
 
 class Now(BaseModel):
     """The content of the file. Times are in seconds since 1970, by the driver's clock."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     step: int
     phase: str

@@ -38,6 +38,7 @@ from rft_cluster.classification.also import rate_line
 from rft_cluster.classification.answers import AnswerReader
 from rft_cluster.classification.report import Evaluation, judge
 from rft_cluster.common.files import FORMAT, write_bytes, write_json, write_text
+from rft_cluster.common.text import shown
 from rft_cluster.config import Config, config_text
 from rft_cluster.data.manifest import manifest
 from rft_cluster.messages import Group, LearnerStats, Reward
@@ -143,8 +144,8 @@ class RunFolder:
         rows = rollout_rows(groups, rewards, advantages, learned)
         write_text(self.path / "rollouts" / f"step-{step:06d}.jsonl", json_lines(rows))
         data, debug = self._config.data, self._config.debug
-        shown = chosen(rows, debug.shown, self._config.run.seed, step)
-        for line in debug_lines(step, shown, data.images or data.path):
+        printed = chosen(rows, debug.shown, self._config.run.seed, step)
+        for line in debug_lines(step, printed, data.images or data.path):
             print(line, flush=True)
         for tracker in self._trackers:
             tracker.rollouts(step, rows)
@@ -191,7 +192,7 @@ class RunFolder:
         reader = _reader(self._also)
         judged = [judge(group, reader) for group in groups]
         write_answers(self.path, step, ALSO, judged)
-        print(f"{rate_line(f'also {self._also.dataset.name}', judged)}, after {step} steps", flush=True)
+        print(f"{rate_line(f'also {shown(self._also.dataset.name)}', judged)}, after {step} steps", flush=True)
 
 
 def _reader(task: Task) -> AnswerReader:

@@ -6,14 +6,13 @@ from dataclasses import replace
 
 from PIL import Image
 
-from rft_cluster.common.files import size
 from rft_cluster.config import Config, DataSection
 from rft_cluster.data import FewShotDataset, load_dataset
 from rft_cluster.data.archive import flower_classes
 from rft_cluster.data.assemble import replace_keys
 from rft_cluster.data.flower102 import takes_official
 from rft_cluster.data.images import image_sha256
-from rft_cluster.data.official import CACHE, bytes_to_download
+from rft_cluster.data.official import CACHE, is_cached, size_to_download
 from rft_cluster.data.unseen import without_unseen
 from rft_cluster.messages import Example, ImageRef
 from rft_cluster.run.task import Task, family_of_model, prepare, prepare_also, question, task_of_also
@@ -22,7 +21,7 @@ from rft_cluster.run.task import Task, family_of_model, prepare, prepare_also, q
 def archive_is_missing(config: Config) -> bool:
     """Return True if a run would first download the official Flower102 archive."""
     sections = filter(None, [config.data, config.evaluation.also])
-    return any(map(takes_official, sections)) and bytes_to_download() > 0
+    return any(map(takes_official, sections)) and not is_cached()
 
 
 def task_before_download(config: Config) -> Task:
@@ -57,7 +56,7 @@ def _with_grey(data: DataSection, seed: int, grey: bytes) -> FewShotDataset:
         for split in ("train", "validation", "test")
     )
     remark = (
-        f"the official Flower102 archive is not here yet: the run first downloads {size(bytes_to_download())} to "
+        f"the official Flower102 archive is not here yet: the run first downloads it ({size_to_download()}) to "
         f"{CACHE} and checks the images. Until then each counts as large as the model looks at any"
     )
     whole = replace(

@@ -62,7 +62,14 @@ def read_thumbnails(run: Path) -> dict[str, bytes]:
             entries = [(NAME.fullmatch(entry.filename), entry) for entry in archive.infolist()]
             fits = [(name[1], entry) for name, entry in entries if name and _fits(entry)]
             return {sha256: archive.read(entry) for sha256, entry in fits[: MOST_BYTES // 100]}
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, ValueError):  # cut, damaged, encrypted
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        RuntimeError,
+        OSError,
+        EOFError,
+        ValueError,
+    ):  # cut, damaged, encrypted
         return {}
 
 

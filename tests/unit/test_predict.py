@@ -214,6 +214,22 @@ PROBABILITIES = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("split", "name", "images", "said"),
+    [
+        ("test", "model-best", 200, ""),
+        ("validation", "model", None, ""),
+        ("validation", None, None, ""),
+        ("validation", "model", 200, "its temperature was fitted on"),
+        ("validation", "model-best", 200, "this policy was chosen and its temperature was fitted on"),
+    ],
+)
+def test_figures_of_the_images_that_something_was_chosen_by_are_said_to_flatter(split, name, images, said):
+    figures = {"split": split, "probabilities": {"fitted_on": images}}
+    line = evaluate._in_sample(figures, name and Path("runs/a") / name)
+    assert line == (f"{said} these images, so figures flatter: --split test judges" if said else "")
+
+
 def test_the_summary_of_an_evaluation_has_the_baselines():
     less = {"difference": -0.05, "interval": [-0.1, 0.01]}
     rate = {"right": 3, "n": 4, "rate": 0.75, "interval": [0.3, 0.95]}

@@ -78,6 +78,20 @@ def test_a_run_with_other_settings_or_another_small_model_is_due_again_and_one_t
     assert (row.repeats, row.missing) == ((), (41, 42))
 
 
+def test_runs_that_failed_are_made_again_where_asked_and_the_others_stay(monkeypatch):
+    failed = [{**record(row, 42, 0), "failed": "error: no room"} for row in ("gpg", "rloo")]
+    kept = {}
+    monkeypatch.setattr(switches, "runs_in", lambda dtype: [record("gpg", 41, 80), *failed])
+    monkeypatch.setattr(switches, "measured", lambda key: record(key.row, key.seed, 81))
+    monkeypatch.setattr(switches, "write_result", lambda name, result: kept.update(result))
+    monkeypatch.setattr(switches, "write_page", lambda found: None)
+    assert switches.work(5, ["digits"], ["gpg"], again=False) == 0 and not kept
+    assert switches.work(5, ["digits"], ["gpg"], again=True) == 0
+    assert [(one["row"], one["seed"], one.get("failed")) for one in kept["runs"]] == [
+        ("gpg", 41, None), ("rloo", 42, "error: no room"), ("gpg", 42, None)
+    ]  # fmt: skip
+
+
 def test_the_records_are_read_as_they_were_written():
     (row,) = rows_of(json.loads(json.dumps(DEFAULTS)), "digits", [DEFAULT])
     assert [one.seed for one in row.repeats] == list(switches.SEEDS) and row.missing == ()

@@ -18,10 +18,11 @@ from torchvision.datasets import Flowers102
 
 from rft_cluster.common import progress
 from rft_cluster.common.errors import Unavailable, UserError
-from rft_cluster.config import DataSection
+from rft_cluster.config import DataSection, load_config
 from rft_cluster.data import load_dataset, official
 from rft_cluster.data.archive import HOME, flower_classes
 from rft_cluster.data.official import bytes_to_download, official_archive
+from rft_cluster.run.planned import archive_is_missing
 from tests.unit.data.test_archive import official as official_split
 from tests.unit.data.test_archive import write_archive
 
@@ -170,7 +171,23 @@ def test_a_file_with_another_md5(server, home):
 
 def test_a_connection_that_ends_half_way(server):
     server.cut_at = 1000
-    assert re.search(r"102flowers\.tgz (was cut or changed on its way|cannot be fetched)", refusal())
+    message = refusal(Unavailable)  # so a scheduler tries again
+    assert re.search(r"102flowers\.tgz cannot be fetched \(it ended after 1000 of \d+ bytes\)", message)
+
+
+def test_a_proxy_that_does_not_say_how_long_a_file_is(server, monkeypatch):
+    send = Handler.send_header
+
+    def without_length(handler: Handler, name: str, value: str) -> None:
+        if name != "Content-Length":
+            send(handler, name, value)
+
+    monkeypatch.setattr(Handler, "send_header", without_length)
+    assert (bytes_to_download(), official.size_to_download()) == (0, "size unknown")
+    config = load_config("flower102", ["data.download=true"])
+    assert archive_is_missing(config) and not server.asked
+    assert len(load_dataset(WANTED, seed=0).test) == 150
+    assert not archive_is_missing(config)
 
 
 def test_an_archive_that_is_cut_at_the_server(server, home, monkeypatch):

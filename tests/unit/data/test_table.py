@@ -324,3 +324,30 @@ def test_a_column_for_each_class_is_not_guessed_beside_one_that_looks_like_label
     message = refusal(tmp_path)
     assert "may have a column for each class (is_train, is_test), or the labels in flower: set data" in message
     assert right(load(tmp_path, label_column="flower"))
+
+
+@pytest.mark.parametrize("wide", ["x" * 140_000, ",".join(["0.123456789"] * 12_000)])
+def test_a_long_line_is_read_where_its_cells_are_short_and_else_explained(tmp_path, wide):
+    pictures(tmp_path)
+    columns = ",".join(f"p{number}" for number in range(wide.count(",") + 1))
+    write(tmp_path, [f"image,label,{columns}", *(f"{i:02d}.jpg,{label(i)},{wide}" for i in range(COUNT))])
+    if "," in wide:
+        assert right(load(tmp_path))
+    else:
+        assert "train.csv cannot be read as a table: field larger than field limit" in refusal(tmp_path)
+
+
+def test_links_in_a_circle_do_not_make_a_picture_of_many(tmp_path):
+    pictures(tmp_path / "a/b")
+    for number in range(3):  # each alone leads to ever deeper paths, several to more than could be counted
+        (tmp_path / "a" / f"loop{number}").symlink_to("..")
+        (tmp_path / "a/b" / f"again{number}").symlink_to("../..")
+    write(tmp_path, ["image,label", *(f"{i:02d}.jpg,{label(i)}" for i in range(COUNT))])
+    assert right(load(tmp_path))
+
+
+def test_notes_show_control_characters_of_a_table_s_name(tmp_path):
+    pictures(tmp_path)
+    rows = [f"{i:02d}.jpg,{label(i)}" for i in range(COUNT - 2)]
+    written = "\n".join(load(write(tmp_path, ["image,label", *rows], name="tr\x1b[31main.csv")).notes())
+    assert "\x1b" not in written and "tr\\x1b[31main.csv" in written

@@ -42,6 +42,8 @@ def test_the_test_s_figures_are_shown_before_those_of_the_validation(tmp_path):
     assert shown["split"].startswith("validation") and shown["temperature"] == 1.5
     assert shown["points"][-1] == (100.0, 75.0) and shown["least"] == 75.0
     assert probabilities_of(tmp_path / "none", []) is None
+    strange = {"probabilities": {**TESTED["probabilities"], "unfitted": FIGURES}}  # with no temperature
+    assert probabilities_of(put(tmp_path / "strange", FITTED, strange), [])["unfitted"] is None
 
 
 @pytest.mark.parametrize(("trained", "split"), [(2, "test"), (4, "validation, on which the temperature was fitted")])

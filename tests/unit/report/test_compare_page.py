@@ -156,3 +156,14 @@ def test_hostile_names_stay_text_in_a_browser(tmp_path):
         assert browser.messages == [] and browser.run("window.struck ?? 'safe'") == "safe"
         assert "<b>0<!--" in visible(browser)
         browser.wait_for("document.querySelectorAll('main .charts canvas').length > 3")  # drawn once they have a width
+
+
+def test_after_are_the_figures_of_a_trained_policy(tmp_path):
+    """A run that goes on, or was stopped, has tested the untrained policy alone."""
+    run = run_folder(tmp_path / "a")
+    rows = [{"step": step, "split": split, "accuracy_strict": rate, "n": IMAGES, "format_rate": 1.0}
+            for step, split, rate in ((0, "test", 0.1), (20, "validation", 0.7), (40, "validation", 0.85))]  # fmt: skip
+    for known, before, after in ((1, 0.1, None), (2, None, 0.7), (3, None, 0.85)):
+        history = replace(read_history(run), evaluations=tuple(rows[:known]))
+        (row,) = compare([history]).context["rows"]
+        assert (row["before"], row["after"]) == (before, after)

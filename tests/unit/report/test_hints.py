@@ -200,7 +200,10 @@ CASES: dict[str, tuple[dict[str, Any], str, list[dict[str, Any]]]] = {
     "failed_rewards": (
         {"figures": {"reward_failures": 2, "reward_failures/judges:slow": 2}},
         "160 of 12800 completions have no reward: judges:slow on 160 failed",
-        [{"figures": {"reward_failures": 1, "reward_failures/judges:slow": 1}}],
+        [
+            {"figures": {"reward_failures": 1, "reward_failures/judges:slow": 1}},
+            {"figures": {"reward_failures": 2, "reward_failures/judges:slow": 2, "groups": 80}},  # further prompts
+        ],
     ),
     "skipped_updates": (
         {"figures": {"skipped": lambda step: int(step == 7)}},

@@ -101,3 +101,13 @@ def test_without_a_file_nothing_is_told(tmp_path):
     assert read_activity(tmp_path) is None
     (tmp_path / ACTIVITY_FILE).mkdir()
     assert read_activity(tmp_path) is None
+
+
+@pytest.mark.parametrize("value", ["-Infinity", "NaN"])
+def test_a_stranger_s_file_has_times_that_can_be_shown(tmp_path, value):
+    text = '{"step": 1, "phase": "learn", "since": 5.0, "now": 6.0, "actors": {}}'
+    (tmp_path / ACTIVITY_FILE).write_text(text)
+    assert read_activity(tmp_path) is not None
+    for name in ("5.0", "6.0"):
+        (tmp_path / ACTIVITY_FILE).write_text(text.replace(name, value))
+        assert read_activity(tmp_path) is None

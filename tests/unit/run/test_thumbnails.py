@@ -74,7 +74,11 @@ def test_a_bomb_or_a_damaged_archive_gives_no_pictures(tmp_path):
         archive.seek(30 + len(f"{SHA}.webp"))
         archive.write(b"\xff" * 4)
     assert thumbnails.read_thumbnails(tmp_path) == {}
-    for content in (b"no archive", file.read_bytes()[:-30], b""):
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(f"{SHA}.webp", b"y")
+    longer = file.read_bytes().replace((1).to_bytes(4, "little") * 2, (900).to_bytes(4, "little") * 2)
+    assert longer != file.read_bytes()
+    for content in (b"no archive", file.read_bytes()[:-30], b"", longer):  # the last claims more than there is
         file.write_bytes(content)
         assert thumbnails.read_thumbnails(tmp_path) == {}
     file.unlink()
