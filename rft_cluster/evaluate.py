@@ -147,7 +147,8 @@ def evaluate(options: argparse.Namespace) -> None:
     title = f"{task.dataset.name}, {options.split}"
     draw_evaluation(figures, title, output / "evaluation.png")
     draw_calibration(figures["probabilities"], title, output / "calibration.png")
-    said = [_summary(figures), _in_sample(figures, export), _to_ask(config, export, figures)]
+    own = export if options.config is None else None  # with another configuration the images are others
+    said = [_summary(figures), _in_sample(figures, own), _to_ask(config, export, figures)]
     print("\n".join(filter(None, said)), flush=True)
     print(f"written: {output}/evaluation.json, predictions.csv, evaluation.png, calibration.png")
 
@@ -301,17 +302,16 @@ def _recorded(task: Task, run: Path) -> tuple[Baselines, list[bool]]:
 
 
 def _in_sample(figures: dict[str, Any], export: Path | None) -> str:
-    """A line for figures that flatter, because something was chosen by the images that they are of."""
+    """A line for figures of validation images that flatter, because the run whose `export` was evaluated has chosen
+    something by these images."""
+    if export is None or figures["split"] != "validation":
+        return ""
     chosen = {
-        "this policy was chosen": export is not None and export.name == BEST,
+        "this policy was chosen": export.name == BEST,
         "its temperature was fitted": bool(figures["probabilities"]["fitted_on"]),
     }
     why = " and ".join(what for what, true in chosen.items() if true)
-    return (
-        f"{why} on these images, so figures flatter: --split test judges"
-        if why and figures["split"] == "validation"
-        else ""
-    )
+    return why and f"{why} on these images, so figures flatter: --split test judges"
 
 
 def _to_ask(config: Config, export: Path | None, figures: dict[str, Any]) -> str:

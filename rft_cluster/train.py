@@ -3,7 +3,8 @@
 Each stage belongs to a role: generators write completions, the reward actor scores them, learners update the policy,
 and the generators get the new weights, version `step + 1`. With `schedule.max_staleness` above 0 the loop prefetches:
 it starts the completions of later steps before the learners have finished this one. With `algorithm.objective: sft` a
-step's completions are right answers, which nobody writes or scores: `run/targets.py`.
+step's completions are right answers, which nobody writes or scores (`run/targets.py`), and generators get new weights
+before evaluations alone.
 """
 
 from collections import deque

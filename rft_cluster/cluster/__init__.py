@@ -1,2 +1,7 @@
 """The roles as Ray actors: placement, start, calls, deadlines. The only folder that imports Ray, and the one that knows
 all roles."""
+
+import os
+
+# Ray reads this when it is imported. Its dashboard has 60 seconds by default, and took 59 on two busy cores.
+os.environ.setdefault("RAY_DASHBOARD_STARTUP_TIMEOUT_S", "150")

@@ -39,18 +39,21 @@ from rft_cluster.cluster.reservation import reserve, taken
 from rft_cluster.cluster.rollouts import Generators
 from rft_cluster.cluster.weight_sync import WeightSync
 from rft_cluster.common import stopping
-from rft_cluster.common.errors import Taken, UserError
+from rft_cluster.common.errors import Taken, Unavailable, UserError
 from rft_cluster.common.hardware import hardware
 from rft_cluster.common.network import reach
 from rft_cluster.config import ClusterSection, Config
 
-# Words in the messages of Ray's core about a missing or wrong token.
-ANSWERS_WITHIN = 180.0  # seconds of a start of Ray, which takes four on a machine that does nothing else
+# Seconds of a start of Ray, which takes four on a machine that does nothing else. Of these 150 are for the dashboard
+# (see `cluster/__init__.py`).
+ANSWERS_WITHIN = 300.0
 # Arguments: seconds, a message, and the process to end. Its input ends with the wait, or with that process.
 WATCH = """
 timeout "$0" cat
 [ $? = 124 ] && { echo "$1" >&2; kill -KILL "$2"; }
 """
+LOGS = "Ray's logs are in session_latest/logs of the folder ray in RAY_TMPDIR, TMPDIR or /tmp"
+# Words in the messages of Ray's core about a missing or wrong token.
 TOKEN = re.compile(r"InvalidAuthToken|Unauthenticated|auth\w* token|token auth", re.IGNORECASE)
 
 
@@ -61,6 +64,7 @@ def connect(config: ClusterSection, cpus: float) -> str:
 
     Raises:
         UserError: the address does not answer, the cluster cannot be joined, or Ray cannot start here.
+        Unavailable: Ray starts too slowly here.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault(HIDE_GPUS, "1")
@@ -94,10 +98,7 @@ def connect(config: ClusterSection, cpus: float) -> str:
         with without_leftovers(), _ended_after(ANSWERS_WITHIN):
             url = _init(num_cpus=available, **local, **quiet)
     except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
-        raise UserError(
-            f"Ray could not start on this machine: {error}\nIts logs are in session_latest/logs of the folder ray in "
-            f"RAY_TMPDIR, TMPDIR or /tmp"
-        ) from error
+        raise UserError(f"Ray could not start on this machine: {error}\n{LOGS}") from error
     return f"Ray started here, dashboard http://{url} (it asks for a token: ray get-auth-token)"
 
 
@@ -155,10 +156,7 @@ def _ended_after(seconds: float) -> Iterator[None]:
     Ray's core waits without a limit for a node's answer, in which no thread and no signal handler of Python gets its
     turn, so another process has to watch. Seen once, when two Rays started together on two busy cores.
     """
-    said = (
-        f"error: Ray has not answered within {seconds:g} s: start the command again. Ray's logs are in "
-        f"session_latest/logs of the folder ray in RAY_TMPDIR, TMPDIR or /tmp"
-    )
+    said = f"error: Ray has not answered within {seconds:g} s: start the command again. {LOGS}"
     command = ["/bin/sh", "-c", WATCH, str(seconds), said, str(os.getpid())]
     # In a session of its own: Ctrl-C, and the signal of a terminal that closes, are for this process.
     watch = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
@@ -169,9 +167,20 @@ def _ended_after(seconds: float) -> Iterator[None]:
 
 
 def _init(**options: Any) -> str:
-    """Call `ray.init` and restore the signal handlers that it replaces. Returns the dashboard's address."""
+    """Call `ray.init` and restore the signal handlers that it replaces. Returns the dashboard's address.
+
+    Raises:
+        Unavailable: the dashboard did not come in time. Ray raises an Exception for this that is of no other kind.
+    """
     try:
         url = ray.init(**options).dashboard_url
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        said = str(error).strip()[-1000:]
+        raise Unavailable(
+            f"Ray's dashboard did not start in time, as on a busy machine: start the command again. {LOGS}\n{said}"
+        ) from error
     except SystemExit as end:  # raised by Ray's own signal handler
         raise stopping.stop_for(signal.SIGTERM) from end
     stopping.take_signals()

@@ -27,7 +27,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from rft_cluster.cluster.handles import ActorGroup, failure, raise_if_lost, wait_for
-from rft_cluster.common.errors import ClusterError, WeightTransferError
+from rft_cluster.common.errors import ClusterError, UserError, WeightTransferError
 from rft_cluster.messages import WeightRecord
 from rft_cluster.weights.digests import added_up, combined_digest
 from rft_cluster.weights.vllm_senders import nccl_init_infos
@@ -108,7 +108,7 @@ class WeightSync:
         calls = self._generators.begin_each("load_weights", loads)
         try:
             wait_for(calls, self._generators.timeout, "load_weights")
-        except (WeightTransferError, OSError, RayTaskError) as error:
+        except (WeightTransferError, OSError, UserError, RayTaskError) as error:  # UserError: out of memory
             failed = [name for call, name in calls.items() if failure(call)]
             raise ClusterError(f"{', '.join(failed)} did not load weights: {_first_line(error)}", failed) from error
         except ClusterError as error:

@@ -48,7 +48,8 @@ class Files:
         self.root, self._table = root, table
         self.pictures: list[Path] = []
         self._by_name: dict[str, list[Path]] = {}
-        for folder in _folders_below(root):
+        self._folders = _folders_below(root)
+        for folder in self._folders.values():
             for path in sorted(folder.iterdir()):
                 if is_picture(path):
                     self.pictures.append(path)
@@ -65,7 +66,13 @@ class Files:
             exact = [file for file in found if same(file.relative_to(self.root).as_posix()) == same(str(path))]
             if exact:
                 return exact
-        return found
+        return found or self._through_links(path)
+
+    def _through_links(self, path: PurePosixPath) -> list[Path]:
+        """The files that a path may mean in which a folder is a link."""
+        written = self.root / path.parent
+        folder = self._folders.get(written.resolve(), written)
+        return [] if folder == written else self.find(str((folder / path.name).relative_to(self.root)))
 
     def _inside(self, path: PurePosixPath) -> PurePosixPath:
         """Turn an absolute path, or one with `..`, into a path relative to `root`, if it leads there."""
@@ -306,11 +313,16 @@ def _near(name: str, files: Files) -> str:
     return f"; there is {near[0]}" if len(near) == 1 else ""
 
 
-def _folders_below(root: Path) -> list[Path]:
-    """The folder and those below it, each once: a link may lead to one of them, or back to one above itself."""
-    level, found = [root], {root.resolve(): root}
+def _folders_below(root: Path) -> dict[Path, Path]:
+    """The folder and those below it, by their real paths. Each is there once, though links may lead to it, or from it
+    to one above: under its own name, or under a link's if only links lead to it."""
+    level, found, links = [root], {root.resolve(): root}, []
     while level:
-        below = {path.resolve(): path for folder in level for path in folders_in(folder, root)}
-        level = [path for real, path in below.items() if real not in found]
+        below = [path for folder in level for path in folders_in(folder, root)]
+        links += [path for path in below if path.is_symlink()]
+        level = [path for path in below if not path.is_symlink()]
+        if not level:
+            level, links = links, []
+        level = list({real: path for path in level if (real := path.resolve()) not in found}.values())
         found |= {path.resolve(): path for path in level}
-    return list(found.values())
+    return found

@@ -33,6 +33,7 @@ class Generator:
         self._weights = WeightState(self._timeout)
         self.stats = EngineStats()
         self._thread = EngineThread(self._weights, self.stats)
+        self._asleep = False
         self._in_process = options.hardware.device == "cpu"  # on CPUs the engine's only worker is in this process
         self._on_thread(lambda: self._start(options))
 
@@ -61,6 +62,7 @@ class Generator:
         requests = [self._request(prompt, sampling) for prompt in prompts]
         while not self._on_thread(lambda: self._submit(batch, requests)):
             self._weights.wait_for_update()
+        requests.clear()  # the engine has its own copies of the images
         written = batch.written.result()
         try:
             written.verification.result(self._timeout)
@@ -135,11 +137,16 @@ class Generator:
         self._on_thread(lambda: self._thread.abort(StaleGenerator("the rollout was dropped")))
 
     def sleep(self) -> None:
-        """Free the GPU's memory, weights included, for the learner that shares it. An update must follow."""
+        """Free the GPU's memory, weights included, for the learner that shares it. An update must follow.
+
+        With SFT there may be several calls before the update: generators are woken up for evaluations alone.
+        """
 
         def sleep() -> None:
-            self._weights.drop()
-            self._engine.sleep(level=2)
+            if not self._asleep:
+                self._weights.drop()
+                self._engine.sleep(level=2)
+                self._asleep = True
 
         self._on_thread(sleep)
 
@@ -148,6 +155,7 @@ class Generator:
 
         def wake_up() -> None:
             self._engine.wake_up(tags)
+            self._asleep = False
             if "weights" in tags:
                 self._engine.collective_rpc(_clear_leftovers)
 

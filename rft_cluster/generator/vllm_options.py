@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from rft_cluster.common.errors import UserError
+from rft_cluster.common.errors import ClusterError, UserError
 from rft_cluster.common.hardware import Hardware, forget_openmp, hardware, malloc_environment
 from rft_cluster.common.imports import light_imports
 from rft_cluster.config import Config, GeneratorsSection, ModelSection
@@ -76,6 +76,8 @@ def within_memory() -> Iterator[None]:
     """
     try:
         yield
+    except ClusterError:  # also a RuntimeError; an actor was lost, perhaps for want of memory, and can be replaced
+        raise
     except (ValueError, RuntimeError, AssertionError) as error:
         if not MEMORY.search(str(error)):
             raise

@@ -365,7 +365,6 @@ class Learner:
 
     # Snapshots and files
 
-    @within_memory("a learner", LESS)
     def snapshot(self, step: int) -> tuple[Snapshot, int]:
         """This rank's state after `step` steps; and the step, which comes to the driver as the news that the state is
         stored. Ray stores it before this rank's next call."""

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from rft_cluster.common.errors import UserError
+from rft_cluster.common.errors import ClusterError, UserError
 from rft_cluster.common.hardware import forget_openmp
 
 NO_MEMORY = ("out of memory", "can't allocate memory")  # in messages of CUDA, and of CPUs' allocators
@@ -44,6 +44,8 @@ def within_memory(who: str, cure: str = "") -> Iterator[None]:
     """
     try:
         yield
+    except ClusterError:  # also a RuntimeError; another actor was lost, perhaps for want of memory, and can be replaced
+        raise
     except RuntimeError as error:
         if not (isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in NO_MEMORY)):
             raise

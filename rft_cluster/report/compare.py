@@ -32,7 +32,8 @@ NOT_SETTINGS = ("run.name", "run.folder")
 
 @dataclass(frozen=True)
 class Side:
-    """One of the runs. `final`: its last evaluation, on test images if there are any, or {}.
+    """One of the runs. `final`: the last evaluation of its trained policy, on test images if there is one; else of
+    the untrained one; else {}.
 
     `right`: whether the answer to each image of it is right, by (SHA-256 of the image, label).
     """

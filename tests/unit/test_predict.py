@@ -219,7 +219,7 @@ PROBABILITIES = {
     [
         ("test", "model-best", 200, ""),
         ("validation", "model", None, ""),
-        ("validation", None, None, ""),
+        ("validation", None, 200, ""),  # of other images, or the untouched model
         ("validation", "model", 200, "its temperature was fitted on"),
         ("validation", "model-best", 200, "this policy was chosen and its temperature was fitted on"),
     ],

@@ -11,7 +11,7 @@ import pytest
 from ray.exceptions import AuthenticationError, RayError
 
 from rft_cluster.cluster import start
-from rft_cluster.common.errors import UserError
+from rft_cluster.common.errors import Unavailable, UserError
 from rft_cluster.config import ClusterSection
 
 # What Ray's core writes to standard error, and what it raises.
@@ -84,6 +84,20 @@ def test_ray_that_does_not_start_here_names_its_logs(monkeypatch, error):
     message = refusal(None)
     assert message.startswith("Ray could not start on this machine: timed out")
     assert "session_latest/logs" in message
+
+
+def test_a_dashboard_that_comes_too_late_is_worth_another_try(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    failing(monkeypatch, Exception("\nThe last 20 lines of dashboard.log: \x1b[0mstarting"))  # as Ray raises it
+    with pytest.raises(Unavailable, match=r"start the command again\. .*session_latest/logs.*\nThe last 20 lines"):
+        start.connect(ClusterSection(device="cpu"), 1)
+
+
+def test_the_dashboard_has_more_time_than_ray_gives_it_and_less_than_the_whole_start():
+    code = "import rft_cluster.launch, rft_cluster.cluster.start; from ray._private import ray_constants; "
+    code += "print(ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S)"
+    said = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True, text=True)
+    assert 60 < int(said.stdout) < start.ANSWERS_WITHIN
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "no-such-host.invalid:6379", "127.0.0.1:port", "ray://127.0.0.1:9"])

@@ -12,7 +12,7 @@ from ray.exceptions import ActorDiedError
 
 from rft_cluster.cluster.handles import ActorGroup
 from rft_cluster.cluster.weight_sync import WeightSync, check_records
-from rft_cluster.common.errors import ClusterError, WeightTransferError
+from rft_cluster.common.errors import ClusterError, UserError, WeightTransferError
 from rft_cluster.messages import WeightRecord
 from rft_cluster.weights.digests import added_up, combined_digest
 from rft_cluster.weights.sender import WeightOffer
@@ -234,7 +234,7 @@ def test_nccl_s_ends_run_at_once(start):
     assert transfer.generators[1].told[-1] == ({"names": ["a", "b"]}, 3, None)
 
 
-@pytest.mark.parametrize("kind", [WeightTransferError, OSError])
+@pytest.mark.parametrize("kind", [WeightTransferError, OSError, UserError])  # UserError: it is out of memory
 def test_a_generator_that_fails_to_load_is_lost(start, kind):
     """vLLM counts what it has loaded, and would take other layers' weights for what is sent again."""
     transfer = start("shared_memory").connect()

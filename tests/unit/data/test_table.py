@@ -346,6 +346,32 @@ def test_links_in_a_circle_do_not_make_a_picture_of_many(tmp_path):
     assert right(load(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("pictures_in", "link", "target", "written"),
+    [
+        ("data/v1", "images", "data/v1", "data/v1"),
+        ("data/v1", "images", "data/v1", "images"),
+        ("v1", "latest", "v1", "latest"),
+        ("a", "b", "a", "a"),
+        ("a", "b", "a", "b"),
+        ("b", "a", "b", "a"),
+        (".store/x", "a", ".store", "a/x"),  # a hidden folder, which only the link leads to
+        (".store/x", "a/b", "../.store", "a/b/x"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".jpg", ""])
+def test_a_picture_has_the_path_of_its_folder_and_of_a_link_to_that(
+    tmp_path, pictures_in, link, target, written, suffix
+):
+    pictures(tmp_path / pictures_in)
+    (tmp_path / link).parent.mkdir(exist_ok=True)
+    (tmp_path / link).symlink_to(target)
+    rows = [f"{written}/{i:02d}{suffix},{label(i)}" for i in range(COUNT)]
+    assert right(load(write(tmp_path, ["image,label", *rows])))
+    bare = [f"{i:02d}{suffix},{label(i)}" for i in range(COUNT)]
+    assert right(load(write(tmp_path, ["image,label", *bare])))
+
+
 def test_notes_show_control_characters_of_a_table_s_name(tmp_path):
     pictures(tmp_path)
     rows = [f"{i:02d}.jpg,{label(i)}" for i in range(COUNT - 2)]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rft_cluster.common.errors import UserError
+from rft_cluster.common.errors import ClusterError, EngineFailed, UserError, WeightTransferError
 from rft_cluster.generator.vllm_options import within_memory
 
 # As vLLM 0.32 and torch word it.
@@ -28,6 +28,12 @@ def test_short_memory_names_what_to_change(error):
     with pytest.raises(UserError, match=r"^a generator is out of memory \(.*generators.kv_cache_gib") as caught:
         start(error)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [EngineFailed, WeightTransferError, ClusterError])
+def test_a_generator_that_is_lost_for_want_of_memory_can_still_be_replaced(kind):
+    with pytest.raises(kind):
+        start(kind("its engine failed (OutOfMemoryError: CUDA out of memory. Tried to allocate"))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rft_cluster.algorithm.loss import LossTerms
-from rft_cluster.common.errors import RepeatedUpdate, UserError
+from rft_cluster.common.errors import ClusterError, RepeatedUpdate, UserError
 from rft_cluster.common.hardware import hardware
 from rft_cluster.config import load_config
 from rft_cluster.learner import learner
@@ -235,6 +235,7 @@ def test_an_update_that_ended_in_an_error_is_not_made_again():
         ),
         (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"), True),  # no room for CUDA's context
         (RuntimeError("The size of tensor a must match"), False),
+        (ClusterError("generator-0 died: it was killed by the kernel: out of memory, 21 of 24 GiB"), False),
         (ValueError("a defect"), False),
     ],
 )
@@ -246,6 +247,17 @@ def test_no_memory_names_what_to_lower(error, fixable):
     with pytest.raises(UserError if fixable else type(error)) as caught:
         work()
     assert ("lower learners.micro_batch_tokens" in str(caught.value)) is fixable
+
+
+@pytest.mark.parametrize("call", ["connect_weights", "publish_weights"])
+def test_no_memory_for_a_transfer_names_what_to_lower(call):
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
+
+    learner = Learner.__new__(Learner)
+    learner._sender, learner._step = SimpleNamespace(connect=full, send=full), 0
+    with pytest.raises(UserError, match=r"a learner is out of memory \(CUDA .* lower learners\.micro_batch_tokens"):
+        getattr(learner, call)(*[None] * (call == "connect_weights"))
 
 
 def test_memory_that_no_machine_has():
