@@ -3,5 +3,6 @@ all roles."""
 
 import os
 
-# Ray reads this when it is imported. Its dashboard has 60 seconds by default, and took 59 on two busy cores.
-os.environ.setdefault("RAY_DASHBOARD_STARTUP_TIMEOUT_S", "150")
+# Ray reads this when it is imported. Its dashboard has 60 seconds by default, and took as long on two busy cores.
+DASHBOARD_LIMIT = "RAY_DASHBOARD_STARTUP_TIMEOUT_S"
+os.environ.setdefault(DASHBOARD_LIMIT, "150")

@@ -25,6 +25,7 @@ from typing import IO, Any
 import ray
 from ray.exceptions import RayError
 
+from rft_cluster.cluster import DASHBOARD_LIMIT
 from rft_cluster.cluster.actors import WEIGHTS, Actors
 from rft_cluster.cluster.cluster import Cluster
 from rft_cluster.cluster.gpus import HIDE_GPUS
@@ -94,12 +95,27 @@ def connect(config: ClusterSection, cpus: float) -> str:
     if (python := shlex.quote(sys.executable)) != sys.executable:
         local["runtime_env"] = {"py_executable": python}
     _keep_token_to_oneself()
+    url = _start(num_cpus=available, **local, **quiet)
+    return f"Ray started here, dashboard http://{url} (it asks for a token: ray get-auth-token)"
+
+
+def _start(**options: Any) -> str:
+    """Start Ray on this machine. Returns the dashboard's address. Raises errors as `connect`."""
+    began = time.monotonic()
     try:
         with without_leftovers(), _ended_after(ANSWERS_WITHIN):
-            url = _init(num_cpus=available, **local, **quiet)
+            return _init(**options)
     except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
         raise UserError(f"Ray could not start on this machine: {error}\n{LOGS}") from error
-    return f"Ray started here, dashboard http://{url} (it asks for a token: ray get-auth-token)"
+    except Exception as error:
+        if type(error) is not Exception:  # which Ray raises where one of its processes does not start
+            raise
+        said = str(error).strip()[-1000:]
+        if time.monotonic() - began < float(os.environ[DASHBOARD_LIMIT]):
+            raise UserError(f"Ray could not start on this machine: {said}\n{LOGS}") from error
+        raise Unavailable(
+            f"Ray's dashboard did not start in time, as on a busy machine: start the command again. {LOGS}\n{said}"
+        ) from error
 
 
 def _keep_token_to_oneself() -> None:
@@ -167,20 +183,9 @@ def _ended_after(seconds: float) -> Iterator[None]:
 
 
 def _init(**options: Any) -> str:
-    """Call `ray.init` and restore the signal handlers that it replaces. Returns the dashboard's address.
-
-    Raises:
-        Unavailable: the dashboard did not come in time. Ray raises an Exception for this that is of no other kind.
-    """
+    """Call `ray.init` and restore the signal handlers that it replaces. Returns the dashboard's address."""
     try:
         url = ray.init(**options).dashboard_url
-    except Exception as error:
-        if type(error) is not Exception:
-            raise
-        said = str(error).strip()[-1000:]
-        raise Unavailable(
-            f"Ray's dashboard did not start in time, as on a busy machine: start the command again. {LOGS}\n{said}"
-        ) from error
     except SystemExit as end:  # raised by Ray's own signal handler
         raise stopping.stop_for(signal.SIGTERM) from end
     stopping.take_signals()

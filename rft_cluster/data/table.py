@@ -49,6 +49,7 @@ class Files:
         self.pictures: list[Path] = []
         self._by_name: dict[str, list[Path]] = {}
         self._folders = _folders_below(root)
+        self._written: dict[PurePosixPath, PurePosixPath] = {}  # a folder as a table writes it -> as it is found
         for folder in self._folders.values():
             for path in sorted(folder.iterdir()):
                 if is_picture(path):
@@ -70,9 +71,12 @@ class Files:
 
     def _through_links(self, path: PurePosixPath) -> list[Path]:
         """The files that a path may mean in which a folder is a link."""
-        written = self.root / path.parent
-        folder = self._folders.get(written.resolve(), written)
-        return [] if folder == written else self.find(str((folder / path.name).relative_to(self.root)))
+        if path.parent not in self._written:  # asked about every cell of a table
+            # Unlike `resolve`, without an error for links in a circle.
+            known = self._folders.get(Path(os.path.realpath(self.root / path.parent)))
+            self._written[path.parent] = PurePosixPath(known.relative_to(self.root)) if known else path.parent
+        folder = self._written[path.parent]
+        return [] if folder == path.parent else self.find(str(folder / path.name))
 
     def _inside(self, path: PurePosixPath) -> PurePosixPath:
         """Turn an absolute path, or one with `..`, into a path relative to `root`, if it leads there."""
@@ -316,8 +320,9 @@ def _near(name: str, files: Files) -> str:
 def _folders_below(root: Path) -> dict[Path, Path]:
     """The folder and those below it, by their real paths. Each is there once, though links may lead to it, or from it
     to one above: under its own name, or under a link's if only links lead to it."""
-    level, found, links = [root], {root.resolve(): root}, []
-    while level:
+    links: list[Path] = []
+    level, found = [root], {root.resolve(): root}
+    while level or links:
         below = [path for folder in level for path in folders_in(folder, root)]
         links += [path for path in below if path.is_symlink()]
         level = [path for path in below if not path.is_symlink()]

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 
+from rft_cluster.cluster import DASHBOARD_LIMIT
 from tests.integration.conftest import BIN, is_alive
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +38,7 @@ def running_head(token_environment: dict[str, str], home: Path, cpus: int = 2) -
     environment = token_environment | {
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{PORT}",
         "RFT_RUNS": str(home / "runs"),
+        DASHBOARD_LIMIT: "150",
     }
     start = [BIN / "ray", "start", "--head", "--block", f"--port={ADDRESS.partition(':')[2]}",
              f"--dashboard-port={PORT}", "--dashboard-host=127.0.0.1", f"--num-cpus={cpus}", "--disable-usage-stats",
@@ -48,7 +50,7 @@ def running_head(token_environment: dict[str, str], home: Path, cpus: int = 2) -
         # A head takes jobs a little later than it answers.
         probe = [BIN / "ray", "job", "submit", "--", "true"]
         wait_until(
-            lambda: subprocess.run(probe, env=environment, capture_output=True, check=False).returncode == 0, 90, "up"
+            lambda: subprocess.run(probe, env=environment, capture_output=True, check=False).returncode == 0, 300, "up"
         )
         yield environment
     finally:
@@ -56,7 +58,7 @@ def running_head(token_environment: dict[str, str], home: Path, cpus: int = 2) -
         process.terminate()
         try:
             process.wait(timeout=60)
-            wait_until(lambda: not session_of(process.pid), 10, "all processes of the head have ended")
+            wait_until(lambda: not session_of(process.pid), 60, "all processes of the head have ended")
         finally:
             for left in session_of(process.pid):
                 with suppress(psutil.NoSuchProcess):  # it has ended by itself

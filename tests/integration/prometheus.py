@@ -40,8 +40,11 @@ def is_here() -> bool:
 
 @contextmanager
 def running_prometheus(discovery: Path, folder: Path) -> Iterator[Prometheus]:
-    """Prometheus that asks every second, until it is ended. `discovery`: the file of the head's session."""
-    text = CONFIG.read_text().replace(DISCOVERY, str(discovery)).replace(": 10s", ": 1s")
+    """Prometheus that asks every two seconds, and waits as long for an answer, until it is ended.
+
+    `discovery`: the file of the head's session.
+    """
+    text = CONFIG.read_text().replace(DISCOVERY, str(discovery)).replace(": 10s", ": 2s")
     assert str(discovery) in text and "10s" not in text, "the configuration is no longer as this test knows it"
     config = folder / "prometheus.yml"
     config.write_text(text)

@@ -7,7 +7,7 @@ from rft_cluster.common.errors import UserError
 from rft_cluster.config import Config, load_config
 
 
-def test_what_is_missing_is_named_within_seconds(tiny_model: str):
+def test_what_is_missing_is_named_before_an_actor_starts(tiny_model: str):
     greedy = load_config("digits", ["cluster.device=cuda", "generators.gpus=2", "learners.gpus=1"])
     with pytest.raises(UserError, match="needs 4 GPUs, the cluster has 0"), start_cluster(greedy, tiny_model, {}):
         pass

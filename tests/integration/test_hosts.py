@@ -38,6 +38,8 @@ def ray_hosts(hosts: dict[int, Host]) -> dict[int, Host]:
 
 HOLD_MEMORY = """
 import os, time
+
+pytestmark = pytest.mark.timeout(1800)  # several Rays, and a run over three hosts
 file = os.memfd_create("weights")
 os.write(file, b"weights")
 print(f"/proc/{os.getpid()}/fd/{file}", flush=True)

@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +53,8 @@ from tests.integration.prometheus import Prometheus, is_here, running_prometheus
 from tests.integration.updates import make_generator
 from tests.unit.tracking.events import curve, images
 from tests.unit.tracking.events import read as events_of
+
+pytestmark = pytest.mark.timeout(1800)  # the first test pays for the head, the small model and a job
 
 # The images are turned: generator and learner must turn each by the same angle.
 SHORT = ["schedule.steps=4", "schedule.save_every=2", "schedule.evaluate_every=2", "schedule.keep_checkpoints=2",
@@ -122,9 +125,10 @@ def run(head: dict[str, str], prometheus: Prometheus | None, tiny_model: str) ->
     job = submit(head, "short", f"model.path={tiny_model}", *SHORT, *ACTORS)
     most: set[str] = set()
     while job.poll() is None and len(most) < len(ROLES):
-        most = max(most, {name for name, state in actors(head).items() if state == "ALIVE"}, key=len)
+        with suppress(OSError):  # a dashboard that is slow to answer
+            most = max(most, {name for name, state in actors(head).items() if state == "ALIVE"}, key=len)
         time.sleep(0.5)
-    printed, errors = job.communicate(timeout=400)
+    printed, errors = job.communicate(timeout=900)
     assert job.returncode == 0, printed[-3000:] + errors[-3000:]
     return Run(Path(head["RFT_RUNS"]) / "short", printed, errors, most, began)
 
@@ -411,10 +415,10 @@ def test_a_question_without_reasoning_is_answered_without_an_engine(run: Run, da
 
 def test_a_job_that_is_stopped_saves_and_its_actors_end(run: Run, head: dict[str, str], tiny_model: str):
     job = submit(head, "long", f"model.path={tiny_model}", *SHORT, "schedule.steps=5000", options="--no-wait")
-    printed, errors = job.communicate(timeout=60)
+    printed, errors = job.communicate(timeout=300)
     assert job.returncode == 0, printed + errors
     folder = Path(head["RFT_RUNS"]) / "long"
-    wait_until(lambda: (folder / "metrics.jsonl").exists(), 120, "the first step")
+    wait_until(lambda: (folder / "metrics.jsonl").exists(), 400, "the first step")
     seen = watched_until(folder, lambda now: "update" in now.actors.values())
     assert seen.phase in ("learn", "generate", "transfer") and seen.step >= 1
     assert seen.actors.keys() == {"generator", "reward", "learner-0", "learner-1"}

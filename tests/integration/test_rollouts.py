@@ -33,6 +33,7 @@ def actors() -> Iterator[list[ActorHandle]]:
     remote = ray.remote(concurrency_groups={WEIGHTS: WEIGHT_THREADS})(Waiting)
     waiting = remote.options(num_cpus=0, max_concurrency=GENERATOR_CALLS)
     scorer = ray.remote(Scorer).options(num_cpus=0).remote({"accuracy": 1.0}, ScoringSection(), {})
+    ray.get(scorer.__ray_ready__.remote(), timeout=120)
     yield [waiting.remote(), waiting.remote(), scorer]
     ray.shutdown()
 
@@ -99,10 +100,11 @@ def test_prompts_that_wait_are_dispatched_while_the_loop_is_busy(start: Start):
 
 
 def test_the_next_rollout_begins_when_the_first_is_dispatched(start: Start):
-    generators = start(room=8, only=0.05)
+    generators = start(room=8, only=math.inf)
     first = generators.start(PROMPTS[:8], Sampling(GROUP, 1.0, 8), version=0)
     second = generators.start(PROMPTS[8:20], Sampling(1, 0.0, 8), version=0)
     assert (first.left, second.left) == (5, 12)  # two are its room, one the reserve
+    generators.call_all("release")
     assert [group.prompt for group in second.wait()[0]] == PROMPTS[8:20]
     assert first.left == 0
     assert [group.prompt for group in first.wait()[0]] == PROMPTS[:8]
@@ -184,6 +186,7 @@ def test_a_learner_that_dies_before_its_digests_ends_the_rollout_and_is_named(st
 
     generators = start(only=30.0)
     learner = ray.remote(Learner).options(num_cpus=0).remote()
+    ray.get(learner.__ray_ready__.remote(), timeout=120)
     digests = {learner.weight_digests.remote(): "learner-1 (digests)"}
     generators.verify = lambda: digests
     rollout = generators.start(PROMPTS[:2], Sampling(GROUP, 1.0, 8), version=0)
@@ -227,7 +230,7 @@ class Replacing:
 def test_others_write_what_a_lost_generator_owed(start: Start, actors: list[ActorHandle], doomed: ActorHandle, late):
     generators = start(other=0.1)
     generators.add("doomed", doomed)
-    generators._timeout = 3.0 if late else 60.0
+    generators._timeout = 10.0 if late else 60.0
     generators.recover = replacing = Replacing(generators)
     rollout = generators.start(PROMPTS[:30], Sampling(GROUP, 1.0, 8), 0, RewardActor({"reward": actors[2]}, 60))
     later = generators.start(PROMPTS[30:40], Sampling(GROUP, 1.0, 8), 0, RewardActor({"reward": actors[2]}, 60))
@@ -258,6 +261,7 @@ def test_prompts_that_wait_for_room_are_not_lost_with_a_generator(start: Start, 
 def test_what_a_lost_scorer_owed_is_scored_again_and_nothing_is_written_again(start: Start):
     generators = start(only=0.2)
     scorer = ray.remote(Scorer).options(num_cpus=0).remote({"accuracy": 1.0}, ScoringSection(), {})
+    ray.get(scorer.__ray_ready__.remote(), timeout=120)
     reward = RewardActor({"reward": scorer}, 60)
     generators.recover = replacing = Replacing(generators, reward)
     rollout = generators.start(PROMPTS, Sampling(GROUP, 1.0, 8), 0, reward)

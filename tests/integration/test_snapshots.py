@@ -54,8 +54,8 @@ class Ranks:
             .remote(self._path, self._config, rank, 1, self._images)
             for rank, node in enumerate(nodes)
         }
-        learners = Learners(handles, 120)
-        learners.join(dict.fromkeys(handles, "127.0.0.1"), 120)
+        learners = Learners(handles, 400)
+        learners.join(dict.fromkeys(handles, "127.0.0.1"), 400)
         return learners
 
 
@@ -89,7 +89,7 @@ def test_learners_go_on_from_memory_after_the_loss_of_a_node(
     update(learners, samples, 0)
     snapshots.take(learners, 1)
     update(learners, samples, 1)
-    wait_until(lambda: snapshots.newest() == 1, 30, "the second copies are stored")
+    wait_until(lambda: snapshots.newest() == 1, 120, "the second copies are stored")
     expected = digest(learners)
     snapshots.take(learners, 2)
     kill(learners)
@@ -108,7 +108,7 @@ def test_learners_go_on_from_memory_after_the_loss_of_a_node(
     # On one node there is no second copy.
     snapshots.take(learners, 3)
     assert len(set(snapshots._nodes(learners))) == 1
-    wait_until(lambda: snapshots.newest() == 3, 30, "the snapshot is stored")
+    wait_until(lambda: snapshots.newest() == 3, 120, "the snapshot is stored")
     lose("first")
     learners = ranks.start("head", "head")
     assert snapshots.restore(learners) is None

@@ -33,18 +33,19 @@ def recorded(run: Path) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_sweep_that_is_stopped_within_a_run_goes_on_within_it(tmp_path):
     (tmp_path / "two.yaml").write_text(FILE + f"folder: {tmp_path}\n")
     sweep, first = tmp_path / "two", tmp_path / "two" / "default_seed-0"
     process = started(tmp_path / "two.yaml")
     wait_until(lambda: "\n" in recorded(first) or process.poll() is not None, 300, "a step")
     process.send_signal(signal.SIGTERM)
-    assert process.communicate(timeout=60)[1].endswith("start the sweep again to go on where it stopped\n")
+    assert process.communicate(timeout=120)[1].endswith("start the sweep again to go on where it stopped\n")
     assert process.returncode == 128 + signal.SIGTERM
     before = recorded(first)
     assert 0 < before.count("\n") < 6 and not (first / "model").exists() and not (sweep / "table.md").exists()
 
-    out, error = started(tmp_path / "two.yaml").communicate(timeout=400)
+    out, error = started(tmp_path / "two.yaml").communicate(timeout=900)
     assert "2/2 warmer_seed-0: test accuracy" in out and "failed:" not in error, out + error
     after = recorded(first)
     assert after.startswith(before), "a step was done twice"

@@ -26,6 +26,10 @@ def wait():
     for _ in range(400):
         time.sleep(0.05)
 
+def until_it_came():
+    while stopping.received() is None:
+        time.sleep(0.01)
+
 def plain():
     say("ready"); wait()
 
@@ -61,7 +65,7 @@ def is_refused_meanwhile():
 
 def whole():
     with stopping.whole():
-        say("ready"); time.sleep(0.3); say("whole")
+        say("ready"); until_it_came(); say("whole")
     say("not reached")
 
 def never_whole():
@@ -70,10 +74,10 @@ def never_whole():
         say("ready"); wait(); say("not reached")
 
 def fails_inside_whole():
-    stopping.grant(0.6)  # 0.2 for the work, and 1.2 in all
+    stopping.grant(6)  # 2 for the work, and 12 in all
     try:
         with stopping.whole():
-            say("ready"); time.sleep(0.1); raise OSError("the disk is full")
+            say("ready"); until_it_came(); raise OSError("the disk is full")
     finally:
         time.sleep(0.5); say("tidied")
 

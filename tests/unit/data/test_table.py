@@ -342,8 +342,11 @@ def test_links_in_a_circle_do_not_make_a_picture_of_many(tmp_path):
     for number in range(3):  # each alone leads to ever deeper paths, several to more than could be counted
         (tmp_path / "a" / f"loop{number}").symlink_to("..")
         (tmp_path / "a/b" / f"again{number}").symlink_to("../..")
+    (tmp_path / "itself").symlink_to("itself")
     write(tmp_path, ["image,label", *(f"{i:02d}.jpg,{label(i)}" for i in range(COUNT))])
     assert right(load(tmp_path))
+    write(tmp_path, ["image,label", *(f"itself/{i:02d}.jpg,{label(i)}" for i in range(COUNT))])
+    assert "there is a/b/00.jpg" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A generator's answers in each of its states. vLLM's handling of weights is in the integration tests."""
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
@@ -77,12 +78,20 @@ def unfinished(asked: Future[list[Group]]) -> bool:
     return True
 
 
+def submitted(engine: RecordingEngine) -> bool:
+    """True when the engine has the requests of all prompts."""
+    end = time.monotonic() + 10
+    while len(engine.images) < len(PROMPTS) and time.monotonic() < end:
+        time.sleep(0.001)
+    return len(engine.images) == len(PROMPTS)
+
+
 def in_flight(generator: Generator, engine: RecordingEngine) -> Future[list[Group]]:
     """Ask for completions by weights of version 1, which the engine does not finish."""
     send(generator, 1)
     engine.writes = False
     asked = background(generator.generate, PROMPTS, SAMPLING, 1)
-    assert unfinished(asked)
+    assert submitted(engine) and unfinished(asked)
     return asked
 
 
@@ -125,7 +134,7 @@ def test_tokens_that_the_old_weights_still_have_in_flight_are_dropped(generator:
 def test_no_group_leaves_before_the_verification(generator: Generator, engine: RecordingEngine):
     load(generator, 1)
     asked = background(generator.generate, PROMPTS, SAMPLING, 1)
-    assert unfinished(asked)
+    assert submitted(engine) and unfinished(asked)
     assert not engine.unfinished, "all is written and only the verification is waited for"
     record = generator.verify_weights(1, {})
     assert (record.version, record.received) == (1, 22)
@@ -139,7 +148,7 @@ def test_groups_of_weights_that_fail_their_verification_are_refused(
     load(generator, 1)
     engine.wrong, engine.writes = WRONG, writes
     asked = background(generator.generate, PROMPTS, SAMPLING, 1)
-    assert unfinished(asked)
+    assert submitted(engine) and unfinished(asked)
     assert bool(engine.unfinished) is not writes
     with pytest.raises(WeightTransferError, match="arrived with other bytes"):
         generator.verify_weights(1, {})

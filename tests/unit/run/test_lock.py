@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -22,7 +23,7 @@ from pathlib import Path
 from rft_cluster.run.lock import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(30)
+    time.sleep(600)
 """
 
 
@@ -45,12 +46,12 @@ def test_the_second_process_is_told_who_holds_it(tmp_path):
     assert not (folder / LOCK_FILE).exists()
 
 
-def test_who_only_asks_keeps_nobody_out(tmp_path):
+def test_who_only_asks_keeps_nobody_out(tmp_path, monkeypatch):
     """`watch` asks for the holder again and again, and takes a shared lock for that moment."""
     (tmp_path / LOCK_FILE).touch()  # a killed process left it
     asking = (tmp_path / LOCK_FILE).open()
     fcntl.flock(asking, fcntl.LOCK_SH)
-    threading.Timer(lock.MOMENT / 2, asking.close).start()
+    monkeypatch.setattr(lock.time, "sleep", lambda _: asking.close())  # the moment is over
     with locked(tmp_path):
         pass
 
@@ -84,6 +85,7 @@ def test_of_many_at_once_one_gets_it(tmp_path):
     ]
     losers = []
     while len(losers) < 3:
+        time.sleep(0.05)
         losers = [process for process in started if process.poll() is not None]
     (winner,) = set(started) - set(losers)
     assert all("another process is running it" in process.communicate()[1] for process in losers)
