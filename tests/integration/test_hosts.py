@@ -14,6 +14,8 @@ from rft_cluster.cluster.placement import NodeResources, describe_placement
 from rft_cluster.config import load_config
 from tests.integration.hosts import NETWORK, ROOT, Host, Network, require_namespaces, wait_for_ray
 
+pytestmark = pytest.mark.timeout(1800)  # several Rays, and a run over three hosts
+
 SHORT = ["schedule.steps=2", "schedule.prompts_per_step=4", "optimizer.warmup_steps=1", "schedule.evaluate_every=0",
          "data.validation=0", "data.test=0"]  # fmt: skip
 
@@ -38,8 +40,6 @@ def ray_hosts(hosts: dict[int, Host]) -> dict[int, Host]:
 
 HOLD_MEMORY = """
 import os, time
-
-pytestmark = pytest.mark.timeout(1800)  # several Rays, and a run over three hosts
 file = os.memfd_create("weights")
 os.write(file, b"weights")
 print(f"/proc/{os.getpid()}/fd/{file}", flush=True)
@@ -75,7 +75,7 @@ def test_a_run_over_hosts(ray_hosts: dict[int, Host], tiny_model: str, tmp_path:
         "  10.77.0.2: learner-0\n  10.77.0.3: learner-1\n  10.77.0.1: generator"
     )
     launch = [sys.executable, "-m", "rft_cluster.launch", "--config", "digits", *where, *SHORT, *actors]
-    result = ray_hosts[1].run(*launch, seconds=300)
+    result = ray_hosts[1].run(*launch, seconds=900)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     assert "step 2/2" in result.stdout
     for number, role in ((1, "Generator"), (2, "Learner"), (3, "Learner")):
