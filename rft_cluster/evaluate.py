@@ -141,16 +141,19 @@ def evaluate(options: argparse.Namespace) -> None:
     figures = with_probabilities(figures, scored, examples, task.dataset.classes, calibration)
     if options.split == "test":
         figures |= _compared(config, task, model_path, export, parted(judged, task.dataset.unseen)["seen"])
+    _write(output, figures)
+    said = [_summary(figures), _in_sample(figures, options, export), _to_ask(config, export, figures)]
+    print("\n".join(filter(None, said)), flush=True)
+    print(f"written: {output}/evaluation.json, predictions.csv, evaluation.png, calibration.png")
+
+
+def _write(output: Path, figures: dict[str, Any]) -> None:
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "evaluation.json", figures)
     write_text(output / "predictions.csv", _csv(figures["predictions"]))
-    title = f"{task.dataset.name}, {options.split}"
+    title = f"{figures['data']}, {figures['split']}"
     draw_evaluation(figures, title, output / "evaluation.png")
     draw_calibration(figures["probabilities"], title, output / "calibration.png")
-    own = export if options.config is None else None  # with another configuration the images are others
-    said = [_summary(figures), _in_sample(figures, own), _to_ask(config, export, figures)]
-    print("\n".join(filter(None, said)), flush=True)
-    print(f"written: {output}/evaluation.json, predictions.csv, evaluation.png, calibration.png")
 
 
 def _output(options: argparse.Namespace, config: Config, export: Path | None) -> Path:
@@ -301,10 +304,10 @@ def _recorded(task: Task, run: Path) -> tuple[Baselines, list[bool]]:
     return Baselines(pixels | others, skipped), history.answered_right(0)
 
 
-def _in_sample(figures: dict[str, Any], export: Path | None) -> str:
-    """A line for figures of validation images that flatter, because the run whose `export` was evaluated has chosen
-    something by these images."""
-    if export is None or figures["split"] != "validation":
+def _in_sample(figures: dict[str, Any], options: argparse.Namespace, export: Path | None) -> str:
+    """A line for figures of validation images that flatter, because the run that `export` is of has chosen something
+    by these images. With another configuration the images are others."""
+    if export is None or options.config or options.split != "validation":
         return ""
     chosen = {
         "this policy was chosen": export.name == BEST,

@@ -56,7 +56,7 @@ def is_cached() -> bool:
 def size_to_download() -> str:
     """`bytes_to_download`, for people."""
     total = bytes_to_download()
-    return size(total) if total else "size unknown"
+    return size(total) if total else "files of unknown size"
 
 
 def bytes_to_download() -> int:

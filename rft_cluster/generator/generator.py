@@ -247,8 +247,9 @@ def _clear_leftovers(worker: Any) -> None:
     """
     for rows in vars(worker.weight_transfer_engine.model).get("deepstack_input_embeds", ()):
         rows.zero_()
-    rope = getattr(getattr(worker.model_runner, "model_state", None), "rope_state", None)
-    if rope is not None:
+    state = vars(worker.model_runner).get("model_state")
+    rope = vars(state).get("rope_state") if state else None
+    if rope:
         rope.positions.zero_()
 
 

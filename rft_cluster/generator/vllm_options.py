@@ -97,23 +97,6 @@ def load_engine(options: EngineOptions, image_limits: dict[str, Any]) -> Any:
     tensor_parallel = max(1, int(config.gpus))
     os.environ.update(environment(devices.device))  # for a process that was started without it
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    by_device: dict[str, Any] = {
-        "gpu_memory_utilization": config.gpu_memory,
-        "enable_sleep_mode": devices.transfer == "ipc",
-        # None of these models' operators is FlashInfer's. Where a CUDA toolkit is installed, vLLM would import
-        # FlashInfer and time its kernels at each start.
-        "kernel_config": {"enable_flashinfer_autotune": False},
-    }
-    if devices.device == "cpu":
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib)
-        # Chunked prefill rewinds a prompt's random generator, which CPU generators cannot do ("CPU Generator does not
-        # use offset"). So prefill each prompt in one piece.
-        batched = max(max_tokens, CPU_BATCHED_TOKENS)
-        by_device = {
-            "enforce_eager": True,
-            "enable_chunked_prefill": False,
-            "max_num_batched_tokens": batched,
-        }
     # Hide what vLLM prints on every start: Triton has no CPU backend, and warnings about deprecated torch attributes.
     logging.getLogger("vllm.triton_utils.importing").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")
@@ -146,11 +129,28 @@ def load_engine(options: EngineOptions, image_limits: dict[str, Any]) -> Any:
             weight_transfer_config={"backend": receivers.ENGINES[devices.transfer]},
             trust_remote_code=options.model.trust_remote_code,
             disable_log_stats=False,  # for EngineStats
-            **by_device,
+            **_by_device(options),
         )
     # Hide a message at every prompt about the number of threads. Set here because the engine's start resets log levels.
     logging.getLogger("vllm.v1.worker.cpu_worker").setLevel(logging.ERROR)
     return engine
+
+
+def _by_device(options: EngineOptions) -> dict[str, Any]:
+    """Options of `vllm.LLM` that CPUs and GPUs do not share."""
+    if options.hardware.device == "cpu":
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(options.generators.kv_cache_gib)
+        # Chunked prefill rewinds a prompt's random generator, which CPU generators cannot do ("CPU Generator does not
+        # use offset"). So prefill each prompt in one piece.
+        batched = max(options.max_tokens, CPU_BATCHED_TOKENS)
+        return {"enforce_eager": True, "enable_chunked_prefill": False, "max_num_batched_tokens": batched}
+    return {
+        "gpu_memory_utilization": options.generators.gpu_memory,
+        "enable_sleep_mode": options.hardware.transfer == "ipc",
+        # None of these models' operators is FlashInfer's. Where a CUDA toolkit is installed, vLLM would import
+        # FlashInfer and time its kernels at each start.
+        "kernel_config": {"enable_flashinfer_autotune": False},
+    }
 
 
 def sampling_params(sampling: Sampling, seed: int, stop_token_ids: list[int], forbidden_token_ids: list[int]) -> Any:

@@ -56,7 +56,7 @@ def _with_grey(data: DataSection, seed: int, grey: bytes) -> FewShotDataset:
         for split in ("train", "validation", "test")
     )
     remark = (
-        f"the official Flower102 archive is not here yet: the run first downloads it ({size_to_download()}) to "
+        f"the official Flower102 archive is not here yet: the run first downloads {size_to_download()} to "
         f"{CACHE} and checks the images. Until then each counts as large as the model looks at any"
     )
     whole = replace(

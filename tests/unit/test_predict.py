@@ -3,6 +3,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -225,9 +226,11 @@ PROBABILITIES = {
     ],
 )
 def test_figures_of_the_images_that_something_was_chosen_by_are_said_to_flatter(split, name, images, said):
-    figures = {"split": split, "probabilities": {"fitted_on": images}}
-    line = evaluate._in_sample(figures, name and Path("runs/a") / name)
+    figures = {"probabilities": {"fitted_on": images}}
+    options = SimpleNamespace(config=None, split=split)
+    line = evaluate._in_sample(figures, options, name and Path("runs/a") / name)
     assert line == (f"{said} these images, so figures flatter: --split test judges" if said else "")
+    assert not evaluate._in_sample(figures, SimpleNamespace(config="other", split=split), Path("runs/a/model-best"))
 
 
 def test_the_summary_of_an_evaluation_has_the_baselines():

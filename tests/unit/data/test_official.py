@@ -183,7 +183,7 @@ def test_a_proxy_that_does_not_say_how_long_a_file_is(server, monkeypatch):
             send(handler, name, value)
 
     monkeypatch.setattr(Handler, "send_header", without_length)
-    assert (bytes_to_download(), official.size_to_download()) == (0, "size unknown")
+    assert (bytes_to_download(), official.size_to_download()) == (0, "files of unknown size")
     config = load_config("flower102", ["data.download=true"])
     assert archive_is_missing(config) and not server.asked
     assert len(load_dataset(WANTED, seed=0).test) == 150
