@@ -88,12 +88,12 @@ def official_archive() -> Path:
             written or has no room, or torchvision's class names are not ours. The message says what to do.
     """
     final = CACHE.expanduser()
-    if final.is_dir():
+    if is_cached():
         return final
     print(f"downloading the official Flower102 archive, {size_to_download()}, to {final}", flush=True)
     final.parent.mkdir(parents=True, exist_ok=True)
     with _alone(final.with_name(final.name + ".lock")):
-        if not final.is_dir():  # another process may have fetched it meanwhile
+        if not is_cached():  # another process may have fetched it meanwhile
             with unfinished(final, f"Free some. {ELSEWHERE}") as folder:
                 _fetch(_source(), folder)
     return final

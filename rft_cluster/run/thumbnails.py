@@ -18,6 +18,8 @@ FILE = "thumbnails.zip"
 MOST_BYTES = 12 * 10**6  # some 5,000 photographs
 LARGEST = 100_000  # bytes of one: a thumbnail of 96 pixels has 28 kB before it is compressed
 NAME = re.compile(r"([0-9a-f]{64})\.webp")
+# What `zipfile` raises for an archive that is cut, damaged or encrypted.
+DAMAGED = (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError, ValueError)
 
 
 def keep_thumbnails(run: Path, dataset: FewShotDataset) -> None:
@@ -62,14 +64,7 @@ def read_thumbnails(run: Path) -> dict[str, bytes]:
             entries = [(NAME.fullmatch(entry.filename), entry) for entry in archive.infolist()]
             fits = [(name[1], entry) for name, entry in entries if name and _fits(entry)]
             return {sha256: archive.read(entry) for sha256, entry in fits[: MOST_BYTES // 100]}
-    except (
-        zipfile.BadZipFile,
-        NotImplementedError,
-        RuntimeError,
-        OSError,
-        EOFError,
-        ValueError,
-    ):  # cut, damaged, encrypted
+    except DAMAGED:
         return {}
 
 

@@ -206,7 +206,9 @@ def test_a_folder_of_the_package_imports_nothing_unasked():
     violations = [
         str(found)
         for found in IMPORTS
-        if found.file.endswith("/__init__.py") and found.file.split("/")[0] not in public and found.name != "os"
+        if found.file.endswith("/__init__.py")
+        and found.file.split("/")[0] not in public
+        and (found.file, found.name) != ("cluster/__init__.py", "os")  # for an environment variable of Ray's
     ]
     assert not violations, listed(violations)
 
