@@ -7,7 +7,14 @@ import pytest
 
 from rft_cluster.common import hardware as module
 from rft_cluster.common.errors import UserError
-from rft_cluster.common.hardware import forget_openmp, hardware, malloc_environment, native_dtype, preloaded
+from rft_cluster.common.hardware import (
+    forget_openmp,
+    hardware,
+    malloc_environment,
+    native_dtype,
+    openmp_environment,
+    preloaded,
+)
 from rft_cluster.config import load_config
 
 CPUS = {
@@ -87,3 +94,20 @@ def test_the_note_of_the_openmp_runtime_is_removed():
     for _ in range(2):  # without one nothing happens
         forget_openmp()
         assert not note.exists()
+
+
+@pytest.mark.skipif(not openmp_environment("cpu"), reason="Intel's OpenMP runtime is not installed")
+def test_a_program_that_is_started_after_a_parallel_loop_keeps_all_cores():
+    """As Ray starts its processes: with a function before the program, so by a fork."""
+    script = (
+        "import os, subprocess, rft_cluster, torch\n"
+        "torch.ones(600, 600) @ torch.ones(600, 600)\n"
+        "program = ['python3', '-c', 'import os; print(os.sched_getaffinity(0))']\n"
+        "print(os.sched_getaffinity(0))\n"
+        "print(subprocess.run(program, preexec_fn=lambda: None, capture_output=True, text=True).stdout.strip())\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("KMP_")}
+    environment |= openmp_environment("cpu") | {"OMP_NUM_THREADS": "2"}
+    said = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    own, child = said.stdout.splitlines()
+    assert child == own
