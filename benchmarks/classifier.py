@@ -110,7 +110,7 @@ def measured(name: str, seed: int) -> dict[str, Any]:
     FOLDER.mkdir(parents=True, exist_ok=True)
     with locked(FOLDER / f"{run.name}.lock"):
         overrides = [*policy.overrides, f"run.seed={seed}", f"run.folder={FOLDER}", f"run.name={run.name}"]
-        _command(run, "launch", "--config", "digits", "--resume=auto", *overrides)
+        command(run, "launch", "--config", "digits", "--resume=auto", *overrides)
         evaluate = partial(_evaluation, run, policy)
         figures, *others = [evaluate(look, first=look == policy.looks[0]) for look in policy.looks]
         here = machine()
@@ -130,7 +130,7 @@ def measured(name: str, seed: int) -> dict[str, Any]:
     return record
 
 
-def _command(run: Path, module: str, *arguments: str) -> None:
+def command(run: Path, module: str, *arguments: str) -> None:
     """Run a command of ours, with what it says in the run's log."""
     print(f"{run.name}: {module}", flush=True)
     with run.with_suffix(".log").open("a") as log:
@@ -147,7 +147,7 @@ def _evaluation(run: Path, policy: Policy, look: int, first: bool) -> dict[str, 
     votes, orders = (policy.votes, policy.orders) if first else (1, 0)
     given = ["--score-votes"] if first else []
     given += [] if orders is None else ["--orders", str(orders)]
-    _command(
+    command(
         run, "evaluate", "--checkpoint", str(run), "--votes", str(votes), "--second-look", str(look), *given,
         "--output", str(output),
     )  # fmt: skip

@@ -27,15 +27,15 @@ def load_digits(config: DataSection, seed: int) -> FewShotDataset:
     """
     if config.path is not None:
         raise UserError(f"data.path is {config.path}, but data.source is digits, which is built in: set source=folder")
-    scans = _scans()
-    images = {scan.example_id: scan.image for scan in scans}
-    labelled = [Labelled(scan.example_id, scan.label) for scan in scans]
-    part = decoded(labelled, images.__getitem__, f"{len(scans)} digits", config)
+    images = {scan.example_id: scan.image for scan in scans()}
+    labelled = [Labelled(scan.example_id, scan.label) for scan in scans()]
+    part = decoded(labelled, images.__getitem__, f"{len(labelled)} digits", config)
     return assemble("digits", {"train": part}, CLASSES, config, seed)
 
 
 @cache  # the same 1,797 images each time; encoding them takes half a second
-def _scans() -> tuple[LabelledImage, ...]:
+def scans() -> tuple[LabelledImage, ...]:
+    """All scans, in scikit-learn's order."""
     from sklearn import datasets  # takes a second to import
 
     digits = datasets.load_digits()
