@@ -211,6 +211,8 @@ class LearnerStats(LossSums):
     """L2 norm of the whole gradient before clipping, the largest of the step's updates. Equal on all ranks."""
     learning_rate: Annotated[float, max] = 0.0
     """Learning rate of the step. Equal on all ranks."""
+    updates: Annotated[int, max] = 0
+    """Optimizer updates of the step, those that were skipped among them. Equal on all ranks."""
     skipped: Annotated[int, max] = 0
     """Optimizer updates skipped because the loss or the gradient was not finite. Equal on all ranks."""
     not_finite: Annotated[tuple[str, ...], all_of] = ()

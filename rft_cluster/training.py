@@ -4,13 +4,14 @@ A run may have another one in its folder, such as SFT on the same images, which 
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 
 from rft_cluster.classification.answers import AnswerReader
 from rft_cluster.classification.report import Judged, judge
 from rft_cluster.cluster.cluster import Cluster
 from rft_cluster.cluster.metrics import RunMetrics
 from rft_cluster.cluster.start import start_cluster, start_generators
-from rft_cluster.common.errors import ClusterError, NoRoom
+from rft_cluster.common.errors import ClusterError, NoRoom, UserError
 from rft_cluster.common.files import write_json
 from rft_cluster.config import Config
 from rft_cluster.messages import Example, Sampling
@@ -63,10 +64,9 @@ def train_through_losses(
     lost = False
     while True:
         try:
-            with (
-                start_cluster(config, model_path, task.images, restarts.again) as cluster,
-                metrics.exported(cluster),
-            ):
+            with ExitStack() as stack:
+                cluster = _entered(stack, start_cluster(config, model_path, task.images, restarts.again), lost)
+                stack.enter_context(metrics.exported(cluster))
                 step = _restore(cluster, start)
                 while True:
                     try:
@@ -86,6 +86,18 @@ def train_through_losses(
             if not lost:
                 raise
             raise ClusterError(f"what was lost finds no room: {error}") from error
+
+
+def _entered(stack: ExitStack, actors: AbstractContextManager[Cluster], lost: bool) -> Cluster:
+    """Start the actors. After a loss an error of the user is none: the same configuration has started before."""
+    try:
+        return stack.enter_context(actors)
+    except NoRoom:
+        raise
+    except UserError as error:
+        if not lost:
+            raise
+        raise ClusterError(f"what was lost does not start again: {error}") from error
 
 
 def _restore(cluster: Cluster, start: Start) -> int:

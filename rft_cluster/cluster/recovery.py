@@ -214,6 +214,10 @@ class Recovery:
                 return self._start_learners(error)
             except ClusterError as another:
                 error = another
+            except (
+                UserError
+            ) as another:  # what has started before is no mistake: a rank is told of a peer's loss so, too
+                error = ClusterError(str(another), self._learners.names)
 
     def _start_learners(self, error: ClusterError) -> None:
         self._generators.forget()

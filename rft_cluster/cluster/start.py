@@ -281,7 +281,8 @@ def _prepare(nodes: Mapping[str, str], config: Config, model_path: str, training
     """What nodes need before actors start there and their deadline runs. `nodes`: Ray's node id -> address."""
     if config.cluster.device == "cuda":
         check_gpus(nodes)
-    files = {"model.path": Path(model_path, "config.json")} if Path(model_path).is_dir() else {}
+    key = "run.folder" if config.model.path == "tiny" else "model.path"  # whose value says where the model lies
+    files = {key: Path(model_path, "config.json")} if Path(model_path).is_dir() else {}
     with ExitStack() as stack:
         if training and config.run_folder.is_dir():
             probe = stack.enter_context(

@@ -22,9 +22,11 @@ import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from rft_cluster.common.errors import UserError
 from rft_cluster.common.files import write_json
 from rft_cluster.learner.snapshot import Shard, Snapshot
 from rft_cluster.model.encoder import PromptEncoder
@@ -78,24 +80,41 @@ def _local(tensor: Tensor) -> Tensor:
 
 
 def load_shards(folder: Path, policy: PolicyModel, optimizer: Optimizer) -> None:
-    """Read a checkpoint into the policy and the optimizer, whatever the number of ranks that wrote it."""
-    dcp.load(_tensors(policy, optimizer), storage_reader=HuggingFaceStorageReader(str(folder)))
+    """Read a checkpoint into the policy and the optimizer, whatever the number of ranks that wrote it.
+
+    Raises:
+        OSError: the system did not let a rank read it. The same on all ranks.
+        UserError: a rank cannot make sense of it. The same on all ranks.
+    """
+    try:
+        with _errors_of_the_system(folder):
+            dcp.load(_tensors(policy, optimizer), storage_reader=HuggingFaceStorageReader(str(folder)))
+    except CheckpointException as found:  # what each rank raised, for all; a BaseException
+        errors = {rank: error for rank, (error, _) in sorted(found.failures.items())}
+        if number := next(filter(None, map(_error_number, errors.values())), None):
+            raise OSError(number, os.strerror(number), str(folder)) from found
+        rank, error = next(iter(errors.items()))
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{folder} cannot be read by learner-{rank}: {type(error).__name__}: {reason}") from found
 
 
 @contextmanager
 def _errors_of_the_system(folder: Path) -> Iterator[None]:
-    """Turn errors of the system within this context (a full disk) into OSError with the folder's name.
-
-    safetensors puts the errno into a text.
-    """
+    """Turn errors of the system within this context (a full disk) into OSError with the folder's name."""
     try:
         yield
     except (SafetensorError, OSError) as error:
-        told = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, SafetensorError) else None
-        number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
-        if number:
+        if number := _error_number(error):
             raise OSError(number, os.strerror(number), str(folder)) from error
         raise
+
+
+def _error_number(error: BaseException) -> int | None:
+    """The errno of an error of the system, which safetensors puts into a text; None of other errors."""
+    if isinstance(error, OSError):
+        return error.errno
+    told = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, SafetensorError) else None
+    return int(told[1]) if told else None
 
 
 def _tensors(policy: PolicyModel, optimizer: Optimizer) -> dict[str, Tensor]:

@@ -237,6 +237,7 @@ class Learner:
             loss=total.loss / len(work),
             grad_norm=max(norms),
             learning_rate=learning_rate,
+            updates=len(work),
             skipped=skipped,
             finite_weights=self._weights_are_finite(),
             memory_gib=memory,

@@ -68,6 +68,8 @@ class StepStats:
     """Gradient before clipping, the largest of the step's updates."""
     learning_rate: Annotated[float | None, "1"]
     """Learning rate of the step's updates."""
+    updates: Annotated[int | None, "updates"]
+    """Optimizer updates: `algorithm.updates_per_step`, or as many as there were completions to train on if fewer."""
     skipped: Annotated[int | None, "updates"]
     """Optimizer updates left out because the loss or the gradient was not finite."""
     memory_gib: Annotated[float | None, "GiB"]
@@ -183,7 +185,7 @@ def _learner_figures(learned: LearnerStats | None, sampled: bool) -> dict[str, A
     A figure that is not finite is None, too: JSON has no such number.
     """
     compared, means = ("logprob_gap", "kl", "importance", "clipped"), ("entropy",)
-    others = ("loss", "grad_norm", "learning_rate", "skipped", "memory_gib", "activation_gib")
+    others = ("loss", "grad_norm", "learning_rate", "updates", "skipped", "memory_gib", "activation_gib")
     if learned is None:
         return dict.fromkeys((*compared, *means, *others))
     figures = {

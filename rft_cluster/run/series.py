@@ -14,7 +14,10 @@ from rft_cluster.run.reference import step_fields
 from rft_cluster.run.tracker import Tracker
 
 # Fields that count something: their series add up all steps.
-COUNTED = {"reward_failures", "failures", "skipped", "groups", "skipped_groups", "tokens", "tokens_trained", "replayed"}
+COUNTED = {
+    *("reward_failures", "failures", "updates", "skipped", "groups", "skipped_groups"),
+    *("tokens", "tokens_trained", "replayed"),
+}
 # Fields whose series have another name: a mapping's has one for each entry.
 NAMES = {"reward_parts": "reward_part", "failures": "reward_part_failures", "replayed": "replayed_steps"}
 LABELS = {"reward_parts": "reward", "failures": "reward"}

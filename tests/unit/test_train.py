@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -573,10 +574,12 @@ class Failing(Roles):
         return super()._learn(at)
 
 
-def launched(settings: Config, monkeypatch, failures: dict[int, Exception], room: int = 1000) -> list[Roles]:
+def launched(
+    settings: Config, monkeypatch, failures: dict[int, Exception], room: int = 1000, before: Any = nullcontext
+) -> list[Roles]:
     """The roles of each start of the actors in one launch, in which learners fail in these steps, once each.
 
-    `room`: for so many starts.
+    `room`: for so many starts. `before`: a context around each.
     """
     started: list[Roles] = []
 
@@ -584,8 +587,9 @@ def launched(settings: Config, monkeypatch, failures: dict[int, Exception], room
     def start_cluster(*_):
         if len(started) == room:
             raise NoRoom("the run needs 3 CPUs, the cluster has 2")
-        started.append(Failing(failures))
-        yield started[-1]
+        with before(None):
+            started.append(Failing(failures))
+            yield started[-1]
 
     monkeypatch.setattr("rft_cluster.training.start_cluster", start_cluster)
     monkeypatch.setattr("rft_cluster.run.task.base_model_path", lambda *_: "nothing")
@@ -634,6 +638,24 @@ def test_a_cluster_without_room_is_a_mistake_at_the_start_and_a_loss_later(tmp_p
     assert exit_code(lambda: launched(settings, monkeypatch, {4: ClusterError("lost")}, room)) == code
     error = capsys.readouterr().err
     assert error.endswith("the run needs 3 CPUs, the cluster has 2\n") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("good", "code"), [(0, 2), (1, 3)], ids=["at the start", "after a loss"])
+def test_a_start_that_is_refused_is_a_mistake_at_first_and_a_loss_later(tmp_path, monkeypatch, capsys, good, code):
+    """A node that comes in a lost one's place may lack a GPU, or the shared disk."""
+    settings = config(tmp_path, *SETTINGS, "schedule.save_every=2", "cluster.restarts=2")
+    started = iter(range(10))
+
+    @contextmanager
+    def check_gpus(_):
+        if next(started) >= good:
+            raise UserError("10.0.0.2 has a GPU that does not answer")
+        yield
+
+    again = exit_code(lambda: launched(settings, monkeypatch, {4: ClusterError("lost")}, before=check_gpus))
+    error = capsys.readouterr().err
+    assert again == code and error.endswith("10.0.0.2 has a GPU that does not answer\n"), error
+    assert next(started) == (1 if code == 2 else 3), "tried again as often as may be"
 
 
 @pytest.mark.parametrize("error", [UserError("out of memory"), RuntimeError("a defect")])

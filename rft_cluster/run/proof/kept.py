@@ -161,9 +161,14 @@ def checkpoint_problems(states: dict[int, State | None], metrics: Rows, cut: boo
 
 
 def _updates(row: dict[str, Any], updates: int) -> int:
-    """The optimizer updates that a step made: none without a live group, and none whose gradient was not finite."""
-    skipped = row.get("skipped")
-    return updates - (skipped if type(skipped) is int else 0) if "learning_rate" in row else 0
+    """The optimizer updates that a step made: none without a live group, and none whose gradient was not finite.
+
+    `updates`: for a row of an earlier version, which lacks the number.
+    """
+    if "learning_rate" not in row:
+        return 0
+    begun, skipped = (row[name] if type(row.get(name)) is int else 0 for name in ("updates", "skipped"))
+    return int((begun or updates) - skipped)
 
 
 def coverage_problems(journal: Iterable[int], oldest: int, last: int, ahead: int) -> Iterator[str]:

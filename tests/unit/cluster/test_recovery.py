@@ -257,6 +257,21 @@ def test_a_generator_at_the_other_end_of_a_hanging_transfer_is_replaced_with_the
     assert world.learners.lives == {"learner-0": 2, "learner-1": 2}
 
 
+def test_learners_that_do_not_find_each_other_are_lost_again(world: World, monkeypatch: pytest.MonkeyPatch):
+    """A rank says as an error of the user that a peer did not come: its node went meanwhile."""
+    join, refused = world.learners.join, ["learner-1 does not answer: set cluster.interface"]
+
+    def joined(*arguments: object) -> object:
+        if refused:
+            raise UserError(refused.pop())
+        return join(*arguments)
+
+    monkeypatch.setattr(world.learners, "join", joined)
+    world.cluster.restart_learners(ClusterError("lost", ["learner-1"]))
+    assert world.learners.lives == {"learner-0": 3, "learner-1": 3}
+    assert world.asked == ["the learners start afresh"] * 2
+
+
 @pytest.mark.parametrize("lost", [["generator-1"], ["reward"], []])
 def test_learners_do_not_start_afresh_for_others(world: World, lost):
     error = ClusterError("lost", lost)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from rft_cluster.common.errors import UserError
 from rft_cluster.config import ModelSection
 from rft_cluster.learner.checkpoint import export_model, load_shards, put_back, set_optimizer_updates, take_snapshot
 from rft_cluster.learner.snapshot import Snapshot, write_shards
@@ -138,3 +139,30 @@ def test_no_room(tmp_path, policy, snapshot, what, limit):
         write[what]()
     assert caught.value.errno == errno.EFBIG
     assert caught.value.filename.startswith(str(tmp_path))
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize(
+    ("number", "error", "message"),
+    [
+        (errno.ESTALE, OSError, "Stale file handle"),
+        (None, UserError, "cannot be read by learner-0: .*Missing key in checkpoint"),
+    ],
+    ids=["the disk fails", "the files are gone"],
+)
+def test_a_checkpoint_that_cannot_be_read_is_no_defect(tmp_path, policy, snapshot, monkeypatch, number, error, message):
+    """torch wraps what a rank raises for all ranks, in an exception that is no Exception."""
+    write_shards(str(tmp_path), snapshot)
+    if number is None:
+        for file in tmp_path.glob("*.safetensors"):
+            file.unlink()
+    else:
+
+        def read(*_: object) -> None:
+            raise OSError(number, "Stale file handle", "shard")
+
+        monkeypatch.setattr("rft_cluster.learner.checkpoint.HuggingFaceStorageReader.read_data", read)
+    with pytest.raises(error, match=message) as caught:
+        load_shards(tmp_path, policy.policy, policy.optimizer)
+    if number:
+        assert (caught.value.errno, caught.value.filename) == (number, str(tmp_path))

@@ -56,12 +56,14 @@ def test_every_sample_is_assigned_once_in_equal_numbers_of_micro_batches(ranks, 
         assert len(work) == ranks
         # Each forward is a collective: all ranks make as many, in each update.
         assert len({tuple(len(update) for update in share) for share in work}) == 1
-        for update in range(updates):
+        made = min(updates, count)
+        assert len(work[0]) == made
+        for update in range(made):
             batches = [batch for share in work for batch in share[update]]
             assert all(batches)
             assert all(row_tokens(batch) <= limit or len(batch) == 1 for batch in batches)
             assigned = sorted(number for batch in batches for number in numbers(batch))
-            assert assigned == list(range(update * count // updates, (update + 1) * count // updates))
+            assert assigned == list(range(update * count // made, (update + 1) * count // made))
             for share in work:
                 padded = any(one.weight == 0 for batch in share[update] for one in batch)
                 assert not padded or all(len(batch) == 1 for batch in share[update]), "what it has is divided first"
@@ -178,6 +180,17 @@ def test_each_of_several_updates_weighs_as_much_as_a_step():
     weights = [[one.weight for batch in update for one in batch] for update in work[0]]
     assert weights[0] == pytest.approx([0.5, 0.5])
     assert weights[1] == pytest.approx([1 / 3, 1 / 3, 1 / 3])
+
+
+def test_of_fewer_samples_than_updates_each_has_one_of_its_own():
+    """An update of nothing would count as one, and AdamW makes none of it."""
+    work = split_work(samples(2), ranks=2, updates=4, micro_batch_tokens=100)
+    found = [[[numbers(batch) for batch in update] for update in share] for share in work]
+    assert [sorted(number for share in found for batch in share[update] for number in batch) for update in (0, 1)] == [
+        [0],
+        [1],
+    ]
+    assert [len(share) for share in work] == [2, 2]
 
 
 def test_the_split_changes_no_weight():

@@ -32,7 +32,7 @@ ADVANTAGES = [[-0.7, 0.7], [0.0, 0.0]]
 LEARNER = LearnerStats(
     **{"tokens": 8, "logprob_gap": 0.4, "kl": 0.8, "entropy": 16.0, "importance": 8.0, "clipped": 2},
     logprob_gaps=(CompletionGap("train/7/0", 0, 0.25), CompletionGap("train/7/0", 1, math.nan)),
-    **{"loss": -0.5, "grad_norm": 1.5, "learning_rate": 1e-4, "memory_gib": 0.5},
+    **{"loss": -0.5, "grad_norm": 1.5, "learning_rate": 1e-4, "updates": 1, "memory_gib": 0.5},
 )
 SECONDS = {"generate": 2.0, "score": 0.0, "learn": 1.5, "transfer": 0.5}
 

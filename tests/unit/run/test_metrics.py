@@ -32,6 +32,7 @@ ROW = {
     "loss": -0.5,
     "grad_norm": 1.5,
     "learning_rate": 1e-4,
+    "updates": 1,
     "skipped": 0,
     "memory_gib": 0.5,
     "completion_tokens": 4.0,  # (3 + 5 + 4 + 4) / 4
@@ -57,7 +58,8 @@ def test_a_step_by_hand():
 def test_a_step_of_sft_by_hand():
     """What compares the policy with another one, and what rewards say, has no figure."""
     target = Completion([5] * 4, [], "<answer>seven</answer>", "stop", 7)
-    learned = LearnerStats(tokens=8, entropy=16.0, loss=0.25, grad_norm=1.5, learning_rate=1e-4, memory_gib=0.5)
+    figures = {"grad_norm": 1.5, "learning_rate": 1e-4, "updates": 1, "memory_gib": 0.5}
+    learned = LearnerStats(tokens=8, entropy=16.0, loss=0.25, **figures)
     unscored = [[Reward(0.0, {})], [Reward(0.0, {})]]
     found = stats(groups=[group(0, target), group(1, target)], rewards=unscored, advantages=[[1.0], [1.0]],
                   learned=learned, seconds={"generate": 0.5, "learn": 1.5})  # fmt: skip
