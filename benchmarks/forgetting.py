@@ -79,7 +79,7 @@ def measured(seed: int) -> dict[str, Any]:
         _launch(first, seed, f"data.path={known}")
         tested = f"manifest={first / 'manifest.json'}"  # the test images of the first training
         also = [f"evaluation.also.{key}" for key in ("source=folder", f"path={known}", "subject=digit", tested)]
-        _launch(second, seed, f"model.path={first / 'export'}", f"data.path={other}", "baselines=[sft]", *also)
+        _launch(second, seed, f"model.path={first / 'model'}", f"data.path={other}", "baselines=[sft]", *also)
         here = machine()
         record = {
             "seed": seed,

@@ -7,9 +7,9 @@ from rft_cluster.common import stopping
 # wait for: with three other programs on two cores small layers then ran 100 times as slowly. Read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# Intel's OpenMP runtime, where it is preloaded, binds each forked child to the first core, and the child keeps that when
-# it becomes another program: all of a Ray that a process starts after its first parallel loop, actors included, then
-# shared one core. Read at that first loop.
+# Intel's OpenMP runtime, where it is preloaded, binds each forked child to the first core, also when the child becomes
+# another program: all of a Ray that a process starts after its first parallel loop, actors included, then shared one
+# core. Read at that first loop.
 os.environ.setdefault("KMP_INIT_AT_FORK", "FALSE")
 
 # What Ray would print beside our own words about a lost actor or node: guesses at length, and 20 lines of a C++ stack.

@@ -47,7 +47,7 @@ from rft_cluster.common.lookup import did_you_mean
 from rft_cluster.common.text import shown
 from rft_cluster.config import Config, FilePath, PathText, Section, load_config, read_file, run_folder_of, validated
 from rft_cluster.run.history import History, read_history
-from rft_cluster.run.resume import is_run
+from rft_cluster.run.resume import is_run, read_saved_config
 
 OWN_KEYS = ("run.seed=", "run.folder=", "run.name=")
 LINES = 6  # lines shown of a failed run's log
@@ -177,6 +177,8 @@ def sweep(plan: Sweep, parallel: int) -> int:
             f"--parallel is {parallel}, but each run would start a Ray of its own here, and each of them gives out "
             f"the first GPU: start one for all with `ray start --head`, set RAY_ADDRESS=auto, and start the sweep again"
         )
+    for run, config in zip(runs, configs, strict=True):
+        _check_begun(plan.path / run.name, config)
     steps = [config.schedule.steps for config in configs]
     plan.path.mkdir(parents=True, exist_ok=True)
     print(f"{len(runs)} runs in {plan.path}, {parallel} at a time, each with a log NAME.log there", flush=True)
@@ -209,6 +211,18 @@ def _config(plan: Sweep, run: Run) -> Config:
         key = f"data.folds is {config.data.folds}: leave it out" if config.data.folds else "data.test is 0: set it"
         raise UserError(f"{run.name}: a sweep compares runs by their accuracy on test images, and {key}")
     return config
+
+
+def _check_begun(folder: Path, config: Config) -> None:
+    """Check that a run that was begun has the sweep's steps: `launch` goes on with another number, from a learning rate
+    that had fallen to its end, and such a run is no repeat of one that was not stopped."""
+    if is_run(folder):
+        begun = read_saved_config(folder / "config.yaml").schedule.steps
+        if begun != config.schedule.steps:
+            raise UserError(
+                f"{folder} was begun with schedule.steps={begun}, and the sweep has {config.schedule.steps} now: "
+                f"remove that folder, or give the sweep another name"
+            )
 
 
 @contextmanager

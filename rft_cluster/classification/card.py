@@ -100,8 +100,8 @@ class Card(BaseModel):
     def calibration_note(self) -> str:
         if self.calibration is None:
             return f"not calibrated (a run fits a temperature on {FEWEST} or more validation images, data.validation)"
-        fitted = self.calibration
-        return f"calibrated (temperature {fitted.temperature:g}, fitted on {fitted.images} validation images)"
+        fitted, of = self.calibration, " of the classes that were trained" if self.unseen else ""
+        return f"calibrated (temperature {fitted.temperature:g}, fitted on {fitted.images} validation images{of})"
 
 
 def make_card(config: Config, dataset: FewShotDataset, question: Question, pixels: tuple[int, int]) -> Card:

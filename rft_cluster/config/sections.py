@@ -201,6 +201,8 @@ class Config(Section):
                 raise ValueError(f"{name}.gpus is {role.gpus:g}: below 1 a GPU is shared, above 1 it counts whole GPUs")
             if self.cluster.device == "cpu" and role.gpus:
                 raise ValueError(f"{name}.gpus is {role.gpus:g} but cluster.device is cpu: set it to 0")
+            if self.cluster.device == "cpu" and role.cpus == 0:
+                raise ValueError(f"{name}.cpus is 0 but cluster.device is cpu: they compute there, so set it above 0")
         if "encoder" in self.baselines and self.evaluation.encoder is None:
             raise ValueError("baselines has encoder, but no folder of one is named: set evaluation.encoder to it")
         if self.sampling.top_k and self.algorithm.importance_cap is not None:

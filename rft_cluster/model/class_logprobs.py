@@ -25,7 +25,7 @@ with light_imports():
 
 
 # Keys that a row's answers attend to: for each answer the prompt's and its own. Keys, and values, of a layer of a 2B
-# model are 0.5 GB in FP32. 200 names in two forms after 1,300 tokens are one row.
+# model are 0.5 GB in FP32. After 1,300 tokens 400 answers are one row: 200 names in two forms.
 MOST_KEYS = 2**19
 WHO = "the policy that scores the classes"  # in messages
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import re
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -130,6 +132,29 @@ def tiny_model_of(config: Config, model_path: str) -> str | None:
     return Path(model_path).name if config.model.path == "tiny" else None
 
 
+def _beside_runs(config: Config) -> Path:
+    """Where a run on a cluster keeps its tiny model: on the disk that all nodes share for runs."""
+    return config.run.folder.absolute() / ".tiny"
+
+
+def _for_all_nodes(config: Config, folder: Path) -> Path:
+    """The tiny model in `folder`, or, on a cluster, a copy that all nodes see."""
+    beside = _beside_runs(config)
+    if not config.cluster.joins or folder.parent == beside:
+        return folder
+    if not (copy := beside / folder.name).is_dir():
+        beside.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(dir=beside, prefix=".part-"))
+        shutil.copytree(folder, part / "model")
+        try:
+            (part / "model").rename(copy)
+        except OSError:
+            if not copy.is_dir():  # else another run was first
+                raise
+        shutil.rmtree(part)
+    return copy
+
+
 def base_model_path(config: Config, task: Task, earlier: str | None = None) -> str:
     """The folder of the model to start from: the configured one, or the tiny model, built here if necessary.
 
@@ -138,15 +163,23 @@ def base_model_path(config: Config, task: Task, earlier: str | None = None) -> s
     """
     if config.model.path != "tiny":
         return _own_model(config)
-    if earlier and re.fullmatch("[0-9a-z]+", earlier) and (folder := TINY_CACHE.expanduser() / earlier).is_dir():
-        return str(folder)
+    cache = TINY_CACHE.expanduser()
+    if earlier and re.fullmatch("[0-9a-z]+", earlier):
+        for place in (_beside_runs(config), cache):
+            if (place / earlier).is_dir():
+                return str(_for_all_nodes(config, place / earlier))
+        print(
+            f"WARNING: the small model that this run started from, {cache / earlier}, is not here: it is built anew, "
+            f"and may differ from that one where the processor does, or the pool of images",
+            flush=True,
+        )
     from rft_cluster.model.tiny.build import ensure_tiny_model
 
     chosen = choose_pool(len(task.dataset.pool), config.run.seed)
     family = tiny_family(config)
     _, pixels = config.model.pixels(family.side)
     folder = ensure_tiny_model(
-        TINY_CACHE.expanduser(),
+        cache,
         images=pool_images(task.dataset.pool, chosen, pixels),
         class_names=task.dataset.classes,
         question=task.question,
@@ -155,7 +188,7 @@ def base_model_path(config: Config, task: Task, earlier: str | None = None) -> s
         report=lambda line: print(line, flush=True),
         family=family,
     )
-    return str(folder)
+    return str(_for_all_nodes(config, folder))
 
 
 def tiny_family(config: Config) -> Family:

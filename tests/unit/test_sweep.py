@@ -8,10 +8,12 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+import yaml
 
 from rft_cluster import sweep
 from rft_cluster.classification.repeats import Repeat
 from rft_cluster.common.errors import UserError
+from rft_cluster.config import load_config
 from rft_cluster.run.folder import read_evaluations
 from rft_cluster.run.history import read_history
 from tests.unit.test_train import finished
@@ -167,6 +169,17 @@ def test_runs_on_gpus_of_this_machine_share_one_ray_or_take_turns(tmp_path, monk
     assert sweep.sweep(plan, 1) == 1 and launched
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     assert sweep.sweep(plan, 2) == 1
+
+
+def test_a_run_that_was_begun_with_other_steps_is_no_repeat_of_the_others(plan, monkeypatch):
+    monkeypatch.setattr(sweep, "_launch", lambda *_: pytest.fail("started"))
+    (begun, *_), longer = sweep.combinations(plan), plan.model_copy(update={"overrides": ["schedule.steps=90"]})
+    config = load_config(plan.config, begun.overrides(plan))
+    (plan.path / begun.name).mkdir(parents=True)
+    (plan.path / begun.name / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    message = rf"{begun.name} was begun with schedule.steps={config.schedule.steps}, and the sweep has 90 now: remove"
+    with pytest.raises(UserError, match=message):
+        sweep.sweep(longer, 1)
 
 
 def test_the_same_combination_twice_is_refused(plan):

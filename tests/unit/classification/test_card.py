@@ -119,6 +119,14 @@ def test_a_stranger_s_temperature_lies_within_bounds(export, calibration, wrong)
         assert note.startswith("not calibrated") != bool(calibration)
 
 
+def test_a_calibration_says_that_it_saw_no_image_of_the_unseen_classes(export):
+    fitted = {"temperature": 0.5, "images": 200}
+    carded(export, calibration=fitted)
+    assert read_card(export).calibration_note.endswith("fitted on 200 validation images)")
+    seen_alone = read_card(export).model_copy(update={"unseen": ["tulip"]})
+    assert seen_alone.calibration_note.endswith("200 validation images of the classes that were trained)")
+
+
 def split_of(image: bytes) -> FewShotDataset:
     return FewShotDataset.of("photos", DATASET.classes, [], [], [LabelledImage("again", image, "tulip")], [])
 

@@ -264,6 +264,7 @@ def test_missing_keys_are_named(tmp_path):
         ),
         (["generators.gpus=2"], "generators.gpus is 2 but cluster.device is cpu: set it to 0"),
         (["learners.gpus=0.5"], "learners.gpus is 0.5 but cluster.device is cpu: set it to 0"),
+        (["learners.cpus=0"], "learners.cpus is 0 but cluster.device is cpu: they compute there, so set it above 0"),
     ],
 )
 def test_sections_that_disagree_are_refused(tmp_path, overrides, message):

@@ -38,6 +38,13 @@ def saved(folder: Path, kind: str) -> str:
             case "siglip":
                 model = tf.SiglipModel(tf.SiglipConfig(text_config=TEXT, vision_config=vision))
                 processor = tf.SiglipImageProcessor(size={"height": 28, "width": 28})
+            case "siglip2":  # NaFlex: as many patches as the picture's shape gives; other SigLIP2 are of class Siglip
+                sized = {**SMALL, "patch_size": 14, "num_patches": 4}
+                model = tf.Siglip2Model(tf.Siglip2Config(text_config=TEXT, vision_config=sized))
+                processor = tf.Siglip2ImageProcessor(patch_size=14, max_num_patches=4)
+            case "dinov3":
+                model = tf.DINOv3ViTModel(tf.DINOv3ViTConfig(**vision))
+                processor = tf.DINOv3ViTImageProcessor(size={"height": 28, "width": 28})
             case "dinov2":
                 model = tf.Dinov2Model(tf.Dinov2Config(**{**vision, "mlp_ratio": 1}))
                 processor = tf.BitImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
@@ -52,7 +59,7 @@ def saved(folder: Path, kind: str) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("kind", ["siglip", "dinov2", "without a head"])
+@pytest.mark.parametrize("kind", ["siglip", "siglip2", "dinov2", "dinov3", "without a head"])
 def test_vectors_are_those_of_transformers(kind, tmp_path):
     path = saved(tmp_path, kind)
     check_encoder(tmp_path)
@@ -60,13 +67,14 @@ def test_vectors_are_those_of_transformers(kind, tmp_path):
     rows = [encoder.features(picture(seed)) for seed in (0, 1)]
     import transformers as tf
 
-    loaded = {"siglip": tf.SiglipVisionModel, "dinov2": tf.Dinov2Model, "without a head": tf.ViTModel}[kind]
-    plain = loaded.from_pretrained(path).eval()
+    others = {"siglip": tf.SiglipVisionModel, "siglip2": tf.Siglip2VisionModel, "without a head": tf.ViTModel}
+    loaded = others | {"dinov2": tf.Dinov2Model, "dinov3": tf.DINOv3ViTModel}
+    plain = loaded[kind].from_pretrained(path).eval()
     processor = tf.AutoImageProcessor.from_pretrained(path)
     for seed, row in enumerate(rows):
-        pixels = processor(images=Image.open(io.BytesIO(picture(seed))), return_tensors="pt")["pixel_values"]
+        inputs = processor(images=Image.open(io.BytesIO(picture(seed))), return_tensors="pt")
         with torch.no_grad():
-            found = plain(pixel_values=pixels)
+            found = plain(**inputs)
         pooled = found.last_hidden_state.mean(1) if kind == "without a head" else found.pooler_output
         assert (row.dtype, row.shape) == (np.float32, (16,))
         np.testing.assert_allclose(row, pooled[0].numpy(), rtol=1e-4, atol=1e-5)

@@ -2,6 +2,7 @@
 
 import io
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,17 @@ from rft_cluster.config import Config, load_config
 from rft_cluster.data.dataset import FewShotDataset, LabelledImage
 from rft_cluster.data.lazy import Pool
 from rft_cluster.prompts import Question
-from rft_cluster.run.task import MAX_POOL, Task, check_words, choose_pool, pool_images, pool_note, prepare, prepare_also
+from rft_cluster.run.task import (
+    MAX_POOL,
+    Task,
+    base_model_path,
+    check_words,
+    choose_pool,
+    pool_images,
+    pool_note,
+    prepare,
+    prepare_also,
+)
 
 
 def encoded(side: int, number: int = 0, file_format: str = "JPEG") -> bytes:
@@ -103,3 +114,44 @@ def test_what_is_wrong_with_it_says_which_data_set_is_meant():
     assert (first.strip(), second.strip()) == ("add images", "set evaluation.also.test=1787")
     with pytest.raises(UserError, match=r"evaluation\.also: folds is about training"):
         load_config("digits", [*ALSO, "evaluation.also.folds=3"])
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A task whose small model is made at once, in a cache of its own. Returns (built, task)."""
+    built = []
+
+    def ensure(cache, **_):
+        built.append(cache / "abc")
+        (cache / "abc").mkdir(parents=True, exist_ok=True)
+        (cache / "abc" / "config.json").write_text("{}")
+        return cache / "abc"
+
+    monkeypatch.setattr("rft_cluster.run.task.TINY_CACHE", tmp_path / "home")
+    monkeypatch.setattr("rft_cluster.model.tiny.build.ensure_tiny_model", ensure)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    examples = [LabelledImage(str(i), b"", "ab"[i % 2]) for i in range(8)]
+    return built, Task(FewShotDataset.of("toy", ["a", "b"], examples, [], [], []), Question(""))
+
+
+def test_the_small_model_of_a_cluster_s_run_lies_where_all_nodes_see_it(tmp_path, small, monkeypatch):
+    built, task = small
+    config = load_config("digits", [f"run.folder={tmp_path / 'runs'}"])
+    assert base_model_path(config, task) == str(tmp_path / "home/abc")
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    beside = tmp_path / "runs/.tiny/abc"
+    for _ in range(2):
+        assert base_model_path(config, task) == str(beside) and (beside / "config.json").is_file()
+    assert [path.name for path in beside.parent.iterdir()] == ["abc"], "nothing half-written is left"
+    shutil.rmtree(tmp_path / "home")  # another machine's home
+    count = len(built)
+    assert base_model_path(config, task, earlier="abc") == str(beside) and len(built) == count
+
+
+def test_a_small_model_that_is_gone_is_built_again_and_that_is_said(tmp_path, small, capsys):
+    built, task = small
+    config = load_config("digits", [f"run.folder={tmp_path / 'runs'}"])
+    assert base_model_path(config, task, earlier="abc") == str(tmp_path / "home/abc")
+    assert "WARNING: the small model that this run started from" in capsys.readouterr().out
+    assert base_model_path(config, task, earlier="abc") == str(tmp_path / "home/abc") and len(built) == 1
+    assert capsys.readouterr().out == ""
