@@ -111,7 +111,10 @@ ROWS = [
         step("Learning rate", "sci", learning_rate="learning rate"),
         step("Length of completions", "short", completion_tokens="tokens"),
         step("Cut at max_tokens", "percentunit", cut_short="completions"),
-        Panel("Groups", {"groups": total(STEP["groups"])}, meaning="In total, since the run's start."),
+        Panel("Groups and updates", {
+            "groups": total(STEP["groups"]),
+            "updates": total(STEP["updates"]),
+        }, meaning="In total, since the run's start."),
         Panel("What did not count", {
             "groups without a live advantage": total(STEP["skipped_groups"]),
             "updates left out": total(STEP["skipped"]),
