@@ -37,6 +37,8 @@ STEPS = 80
 TURN = 15  # degrees
 # Reinforcement learning and SFT then write the same layout: SFT teaches no reasoning.
 SAME = ["prompt.template=answer_only", "data.source=folder", "data.shots=4", f"schedule.steps={STEPS}"]
+AGAIN = ["baselines=[sft]"]  # of the second training
+ASKED = [SAME, AGAIN, TURN]  # all that a record depends on but the seed, as JSON has it
 WAYS = {"GRPO": "", "SFT": "baselines/sft"}  # to the folder within the second run's
 
 Record = Mapping[str, Any]
@@ -52,13 +54,15 @@ def work(seeds: Sequence[int]) -> None:
     for seed in seeds:
         if seed not in {one["seed"] for one in records()}:
             keep(measured(seed))
+            for folder in folders(seed):
+                shutil.rmtree(folder)
     fill(PAGE, {"forgotten": forgotten_table(records())})
 
 
 def records() -> list[dict[str, Any]]:
     """Those that were measured with the settings and the small model of today."""
     found: list[dict[str, Any]] = (read_result(NAME) or {"runs": []})["runs"]
-    return [one for one in found if (one["tiny"], one["asked"]) == (RECIPE_VERSION, SAME)]
+    return [one for one in found if (one["tiny"], one["asked"]) == (RECIPE_VERSION, ASKED)]
 
 
 def keep(record: dict[str, Any]) -> None:
@@ -70,28 +74,31 @@ def keep(record: dict[str, Any]) -> None:
 
 
 def measured(seed: int) -> dict[str, Any]:
-    """Both trainings of a seed, begun or gone on with. Their folders are removed."""
-    first, second, began = FOLDER / f"first_{seed}", FOLDER / f"second_{seed}", time.monotonic()
+    """Both trainings of a seed, begun or gone on with."""
+    (first, second, known, other), began = folders(seed), time.monotonic()
     FOLDER.mkdir(parents=True, exist_ok=True)
     with locked(FOLDER / f"{seed}.lock"):
-        known, other = FOLDER / f"known_{seed}", FOLDER / f"other_{seed}"
         write_digits(known, other)
         _launch(first, seed, f"data.path={known}")
         tested = f"manifest={first / 'manifest.json'}"  # the test images of the first training
         also = [f"evaluation.also.{key}" for key in ("source=folder", f"path={known}", "subject=digit", tested)]
-        _launch(second, seed, f"model.path={first / 'model'}", f"data.path={other}", "baselines=[sft]", *also)
+        _launch(second, seed, f"model.path={first / 'model'}", f"data.path={other}", *AGAIN, *also)
         here = machine()
         record = {
             "seed": seed,
-            "asked": SAME,
+            "asked": ASKED,
             "tiny": RECIPE_VERSION,
             **{name: here[name] for name in ("commit", "processor", "dtype")},
             "seconds": round(time.monotonic() - began),
             "ways": {name: rates(second, second / folder) for name, folder in WAYS.items()},
         }
-        for folder in (first, second, known, other):
-            shutil.rmtree(folder)
     return record
+
+
+def folders(seed: int) -> tuple[Path, Path, Path, Path]:
+    """Of the first training and of the second, of the images of either."""
+    first, second, known, other = (FOLDER / f"{name}_{seed}" for name in ("first", "second", "known", "other"))
+    return first, second, known, other
 
 
 def write_digits(known: Path, other: Path) -> None:

@@ -65,7 +65,8 @@ PLAIN = {"text_config": "sdpa", "vision_config": "sdpa"}
 class Sides:
     """The ways to compute a step's log-probabilities, all with the same weights."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, question: str = "", completion_tokens: int = COMPLETION_TOKENS) -> None:
+        self.question, self.completion_tokens = question or QUESTION.read_text().strip(), completion_tokens
         path = bench_model(CACHE)
         self.model = Qwen2VLForConditionalGeneration.from_pretrained(path, dtype=dtype).train()
         encoder = PromptEncoder(str(path), ModelSection(path=str(path), min_pixels=SMALL**2, max_pixels=SIDE**2))
@@ -82,9 +83,9 @@ class Sides:
         for image in sorted(bench_images(CACHE, pixels).rglob("*.png"))[:images]:
             reference = ImageRef(image.stem, image_sha256(image.read_bytes()))
             self.images[reference.sha256] = image.read_bytes()
-            prompt = Prompt(image.stem, Example(reference, "rose"), QUESTION.read_text().strip(), 0)
+            prompt = Prompt(image.stem, Example(reference, "rose"), self.question, 0)
             tokens = self.encoder.encode(prompt).token_ids
-            completions = torch.randint(300, 16_000, (group_size, COMPLETION_TOKENS), generator=draw).tolist()
+            completions = torch.randint(300, 16_000, (group_size, self.completion_tokens), generator=draw).tolist()
             self.groups.append(
                 [
                     TrainingSample(prompt, tokens, own, [-1.0] * len(own), 1.0, 1.0, index)

@@ -10,7 +10,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Intel's OpenMP runtime, where it is preloaded, binds each forked child to the first core, also when the child becomes
 # another program: all of a Ray that a process starts after its first parallel loop, actors included, then shared one
 # core. Read at that first loop.
-os.environ.setdefault("KMP_INIT_AT_FORK", "FALSE")
+os.environ.setdefault("KMP_AFFINITY", "none")
 
 # What Ray would print beside our own words about a lost actor or node: guesses at length, and 20 lines of a C++ stack.
 # Read when Ray is imported.

@@ -214,14 +214,14 @@ def _config(plan: Sweep, run: Run) -> Config:
 
 
 def _check_begun(folder: Path, config: Config) -> None:
-    """Check that a run that was begun has the sweep's steps: `launch` goes on with another number, from a learning rate
-    that had fallen to its end, and such a run is no repeat of one that was not stopped."""
-    if is_run(folder):
-        begun = read_saved_config(folder / "config.yaml").schedule.steps
-        if begun != config.schedule.steps:
+    """Check that a run that was begun had the sweep's steps all the time: `launch` goes on with another number, from a
+    learning rate that had fallen to its end, and such a run is no repeat of one that was not stopped."""
+    for file in [folder / "config.yaml", *folder.glob("config-to-*.yaml")]:
+        had = read_saved_config(file).schedule.steps if file.is_file() else config.schedule.steps
+        if had != config.schedule.steps:
             raise UserError(
-                f"{folder} was begun with schedule.steps={begun}, and the sweep has {config.schedule.steps} now: "
-                f"remove that folder, or give the sweep another name"
+                f"{file} has schedule.steps={had}, and the sweep has {config.schedule.steps} now: remove {folder}, or "
+                f"give the sweep another name"
             )
 
 

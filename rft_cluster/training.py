@@ -77,7 +77,7 @@ def train_through_losses(
                     except ClusterError as error:
                         cluster.restart_learners(error)
                         saved = newest_step(config.run_folder) or 0
-                        step = cluster.restore_snapshot(saved) or _restore(cluster, _goes_on(config))
+                        step = cluster.restore_snapshot(saved) or _restored_again(cluster, _goes_on(config))
         except ClusterError as error:
             if not restarts.again(error, "all actors start afresh"):
                 raise
@@ -106,6 +106,14 @@ def _restore(cluster: Cluster, start: Start) -> int:
         updates = start.checkpoint.state.optimizer_updates
         cluster.learners.restore_checkpoint(start.checkpoint.path, updates, start.step)
     return start.step
+
+
+def _restored_again(cluster: Cluster, start: Start) -> int:
+    """As `_restore`, of learners that start afresh: one may be on a node that does not see the checkpoints."""
+    try:
+        return _restore(cluster, start)
+    except (UserError, FileNotFoundError) as error:
+        raise ClusterError(str(error)) from error
 
 
 def _goes_on(config: Config) -> Start:

@@ -278,5 +278,5 @@ def to_ask(command: list[str], sft_rate: float | None) -> str:
     """A line with what adds baselines to the run that `command` has launched. `sft_rate`: SFT's, if not the run's."""
     words = [*(word for word in command if not word.startswith("--resume")), "--resume", "baselines=[base_closed,sft]"]
     words += [f"optimizer.sft_learning_rate={sft_rate:g}"] if sft_rate else []
-    others = "the untouched model, given the classes, and with SFT (docs/baselines.md: or any image encoder), too"
+    others = "the untouched model, given the classes, and SFT (or an image encoder: docs/baselines.md), too"
     return f"to compare with {others}: {shlex.join(words)}"

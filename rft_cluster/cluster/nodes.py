@@ -91,19 +91,19 @@ def fetch_model(nodes: Addresses, path: str, timeout: float) -> None:
         _on_each(nodes, _fetch, path, timeout=timeout)
 
 
-def check_shared(nodes: Addresses, files: Mapping[str, Path]) -> None:
+def check_shared(nodes: Addresses, files: Sequence[tuple[str, Path]]) -> None:
     """Check that each node sees these files of the driver. Else learners would find no folder to save into, too late.
 
-    `files`: by the key of the configuration that they belong to.
+    `files`: each with the key of the configuration that it belongs to.
 
     Raises:
         UserError: a node does not; the message names the host and the key.
         ClusterError: a node does not answer.
     """
-    paths = {key: str(file.absolute()) for key, file in files.items()}
-    answers = _on_each(nodes, _unseen, tuple(paths.values()), timeout=PATIENCE)
+    paths = [(key, str(file.absolute())) for key, file in files]
+    answers = _on_each(nodes, _unseen, tuple(path for _, path in paths), timeout=PATIENCE)
     for address, unseen in zip(nodes.values(), answers, strict=True):
-        for key, path in paths.items():
+        for key, path in paths:
             if path in unseen:
                 raise UserError(
                     f"{key}: {address} has no {Path(path).parent} of this machine: give it a path on a disk that all "

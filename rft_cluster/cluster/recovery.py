@@ -86,7 +86,10 @@ class Recovery:
             self._reward.kill()
             fresh = self._actors.start_reward()
             self._reward.replace(fresh)
-            self._addresses |= self._actors.wait_until_ready(fresh)
+            try:
+                self._addresses |= self._actors.wait_until_ready(fresh)
+            except UserError as refused_again:  # it has started before: its new node lacks something
+                raise ClusterError(str(refused_again), self._reward.names) from refused_again
         for name in sorted(generators):
             self._lose(name)
         if generators or refused:
@@ -214,9 +217,8 @@ class Recovery:
                 return self._start_learners(error)
             except ClusterError as another:
                 error = another
-            except (
-                UserError
-            ) as another:  # what has started before is no mistake: a rank is told of a peer's loss so, too
+            except UserError as another:
+                # What has started before is no mistake. A rank hears of a peer's loss so, too.
                 error = ClusterError(str(another), self._learners.names)
 
     def _start_learners(self, error: ClusterError) -> None:

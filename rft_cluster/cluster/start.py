@@ -281,14 +281,16 @@ def _prepare(nodes: Mapping[str, str], config: Config, model_path: str, training
     """What nodes need before actors start there and their deadline runs. `nodes`: Ray's node id -> address."""
     if config.cluster.device == "cuda":
         check_gpus(nodes)
-    key = "run.folder" if config.model.path == "tiny" else "model.path"  # whose value says where the model lies
-    files = {key: Path(model_path, "config.json")} if Path(model_path).is_dir() else {}
+    files, model = [], Path(model_path, "config.json")
+    if Path(model_path).is_dir():
+        beside_runs = model.is_relative_to(config.run.folder.absolute())  # as the small model
+        files.append(("run.folder" if beside_runs else "model.path", model))
     with ExitStack() as stack:
         if training and config.run_folder.is_dir():
             probe = stack.enter_context(
                 tempfile.NamedTemporaryFile(dir=config.run_folder, prefix=".seen-by-all-nodes-")
             )
-            files["run.folder"] = Path(probe.name)
+            files.append(("run.folder", Path(probe.name)))
         if files:
             check_shared(nodes, files)
     fetch_model(nodes, model_path, config.cluster.step_timeout)

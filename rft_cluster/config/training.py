@@ -50,7 +50,8 @@ class AlgorithmSection(Section):
     importance_cap: float | None = Field(2.0, gt=0, le=1_000_000)
     """Cap of the learner-to-generator importance weight. null: no correction."""
     updates_per_step: int = Field(1, ge=1, le=10_000)
-    """Optimizer updates on each step's completions. With 1 the policy ratio is 1, so clipping has no effect."""
+    """Optimizer updates on each step's completions, no more than there are completions to train on. With 1 the policy
+    ratio is 1, so clipping has no effect."""
 
     @model_validator(mode="before")
     @classmethod

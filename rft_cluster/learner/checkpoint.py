@@ -29,6 +29,7 @@ from torch.optim import Optimizer
 from rft_cluster.common.errors import UserError
 from rft_cluster.common.files import write_json
 from rft_cluster.learner.snapshot import Shard, Snapshot
+from rft_cluster.model.computing import NO_MEMORY
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.policy import PolicyModel
 from rft_cluster.weights.source import PolicyWeights
@@ -94,8 +95,13 @@ def load_shards(folder: Path, policy: PolicyModel, optimizer: Optimizer) -> None
         if number := next(filter(None, map(_error_number, errors.values())), None):
             raise OSError(number, os.strerror(number), str(folder)) from found
         rank, error = next(iter(errors.items()))
+        if isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in NO_MEMORY):
+            raise error from found  # `within_memory` says what to do
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{folder} cannot be read by learner-{rank}: {type(error).__name__}: {reason}") from found
+        raise UserError(
+            f"{folder} cannot be read by learner-{rank} ({type(error).__name__}: {reason}): remove that folder to go "
+            f"on from the checkpoint before"
+        ) from found
 
 
 @contextmanager

@@ -142,16 +142,21 @@ def _for_all_nodes(config: Config, folder: Path) -> Path:
     beside = _beside_runs(config)
     if not config.cluster.joins or folder.parent == beside:
         return folder
-    if not (copy := beside / folder.name).is_dir():
+    copy = beside / folder.name
+    if not (copy / "config.json").is_file():
+        shutil.rmtree(copy, ignore_errors=True)
         beside.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(dir=beside, prefix=".part-"))
-        shutil.copytree(folder, part / "model")
         try:
-            (part / "model").rename(copy)
+            for file in folder.iterdir():  # not copytree, whose error has no number
+                shutil.copy(file, part / file.name)
+            part.chmod(0o755)
+            part.rename(copy)
         except OSError:
             if not copy.is_dir():  # else another run was first
                 raise
-        shutil.rmtree(part)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
     return copy
 
 
@@ -169,8 +174,8 @@ def base_model_path(config: Config, task: Task, earlier: str | None = None) -> s
             if (place / earlier).is_dir():
                 return str(_for_all_nodes(config, place / earlier))
         print(
-            f"WARNING: the small model that this run started from, {cache / earlier}, is not here: it is built anew, "
-            f"and may differ from that one where the processor does, or the pool of images",
+            f"WARNING: the small model that this run started from, {earlier}, is neither in {cache} nor beside the "
+            f"runs: it is built anew, and may differ from that one where the processor does, or the pool of images",
             flush=True,
         )
     from rft_cluster.model.tiny.build import ensure_tiny_model

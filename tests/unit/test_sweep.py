@@ -177,9 +177,20 @@ def test_a_run_that_was_begun_with_other_steps_is_no_repeat_of_the_others(plan, 
     config = load_config(plan.config, begun.overrides(plan))
     (plan.path / begun.name).mkdir(parents=True)
     (plan.path / begun.name / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    message = rf"{begun.name} was begun with schedule.steps={config.schedule.steps}, and the sweep has 90 now: remove"
+    message = (
+        rf"config.yaml has schedule.steps={config.schedule.steps}, and the sweep has 90 now: remove .*{begun.name}"
+    )
     with pytest.raises(UserError, match=message):
         sweep.sweep(longer, 1)
+    settings = plan.path / begun.name / "config.yaml"  # goes on by hand to 90 steps, and keeps what it had
+    settings.rename(settings.with_name("config-to-000080.yaml"))
+    with pytest.raises(UserError, match=r"config-to-000080.yaml has schedule.steps="):
+        sweep.sweep(longer, 1)
+    settings.with_name("config-to-000080.yaml").unlink()
+    (plan.path / begun.name / "model").mkdir()
+    monkeypatch.setattr(sweep, "_launch", lambda plan, run, *_: (run, 1.0, 1))
+    monkeypatch.setattr(sweep, "_outcome", lambda plan, run, code: run.name)
+    assert sweep.sweep(longer, 1) == 1, "what is damaged is the run's to say"
 
 
 def test_the_same_combination_twice_is_refused(plan):

@@ -91,7 +91,16 @@ def fate(advantages: Sequence[float | None], metrics: Mapping[str, object], upda
     skipped = metrics.get("skipped")
     if not isinstance(skipped, int) or not skipped:
         return TRAINED
-    return LEFT_OUT if skipped >= updates else PARTLY
+    return LEFT_OUT if skipped >= begun(metrics, updates) else PARTLY
+
+
+def begun(metrics: Mapping[str, object], updates: int) -> int:
+    """The optimizer updates of a step with its row `metrics`, those that were left out among them.
+
+    `updates`: how many the configuration has, for a row of an earlier version, which lacks the number.
+    """
+    own = metrics.get("updates")
+    return own if isinstance(own, int) and own else updates
 
 
 @dataclass

@@ -14,6 +14,7 @@ from rft_cluster.common.text import shown
 from rft_cluster.config import Config
 from rft_cluster.run.checkpoints import State, check_digests, checkpoint_folders, checkpoint_step, read_state
 from rft_cluster.run.folder import FIGURES
+from rft_cluster.run.proof.account import begun
 from rft_cluster.run.resume import read_saved_config
 from rft_cluster.run.saving import BEST, MODEL, exported
 
@@ -161,14 +162,9 @@ def checkpoint_problems(states: dict[int, State | None], metrics: Rows, cut: boo
 
 
 def _updates(row: dict[str, Any], updates: int) -> int:
-    """The optimizer updates that a step made: none without a live group, and none whose gradient was not finite.
-
-    `updates`: for a row of an earlier version, which lacks the number.
-    """
-    if "learning_rate" not in row:
-        return 0
-    begun, skipped = (row[name] if type(row.get(name)) is int else 0 for name in ("updates", "skipped"))
-    return int((begun or updates) - skipped)
+    """The optimizer updates that a step made: none without a live group, and none whose gradient was not finite."""
+    skipped = row.get("skipped")
+    return begun(row, updates) - (skipped if type(skipped) is int else 0) if "learning_rate" in row else 0
 
 
 def coverage_problems(journal: Iterable[int], oldest: int, last: int, ahead: int) -> Iterator[str]:

@@ -102,11 +102,26 @@ def test_a_node_that_does_not_see_the_run_s_folder_is_named(monkeypatch, tmp_pat
     shared, own = Path("shared"), Path("own", "probe")
     shared.write_text("")
     Tasks(monkeypatch)
-    check_shared(NODES, {"model.path": shared})
+    check_shared(NODES, [("model.path", shared)])
     Tasks(monkeypatch, [(), (str(tmp_path / own),)])  # what the second node would answer
     with pytest.raises(UserError, match=rf"^run\.folder: 10\.0\.0\.2 has no {tmp_path / 'own'} of this machine: give"):
-        check_shared(NODES, {"model.path": shared, "run.folder": own})
+        check_shared(NODES, [("model.path", shared), ("run.folder", own)])
     assert module._unseen([str(shared), str(own)]) == (str(own),)
+
+
+@pytest.mark.parametrize(("model", "key"), [("runs/.tiny/abc", "run.folder"), ("elsewhere", "model.path")])
+def test_nodes_must_see_the_model_and_the_run_s_folder(monkeypatch, tmp_path, model, key):
+    """The small model lies beside the runs: its place is changed by the runs' folder."""
+    config = load_config("digits", [f"run.folder={tmp_path / 'runs'}", "run.name=mine"])
+    checked: list[tuple[str, Path]] = []
+    monkeypatch.setattr(start, "check_shared", lambda _, files: checked.extend(files))
+    monkeypatch.setattr(start, "fetch_model", lambda *_: None)
+    (tmp_path / model).mkdir(parents=True)
+    config.run_folder.mkdir(parents=True)
+    start._prepare(NODES, config, str(tmp_path / model), training=True)
+    (first, file), (second, probe) = checked
+    assert (first, file, second) == (key, tmp_path / model / "config.json", "run.folder")
+    assert probe.parent == config.run_folder
 
 
 @pytest.fixture

@@ -220,6 +220,16 @@ def test_a_lost_scorer_is_replaced_and_no_weights_move(world: World):
     assert world.events == []
 
 
+def test_a_reward_actor_that_its_new_node_refuses_is_lost_again(world: World, monkeypatch: pytest.MonkeyPatch):
+    def refused(_: object) -> None:
+        raise UserError("rewards: my_rewards cannot be imported")
+
+    monkeypatch.setattr(world.actors, "wait_until_ready", refused)
+    with pytest.raises(ClusterError, match="my_rewards cannot be imported") as raised:
+        world.recovery.replace(ClusterError("reward died", ["reward"]))
+    assert raised.value.lost == {"reward"}
+
+
 @pytest.mark.parametrize(
     ("overrides", "lost", "again"),
     [

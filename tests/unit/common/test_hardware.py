@@ -97,6 +97,7 @@ def test_the_note_of_the_openmp_runtime_is_removed():
 
 
 @pytest.mark.skipif(not openmp_environment("cpu"), reason="Intel's OpenMP runtime is not installed")
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core")
 def test_a_program_that_is_started_after_a_parallel_loop_keeps_all_cores():
     """As Ray starts its processes: with a function before the program, so by a fork."""
     script = (
@@ -111,3 +112,19 @@ def test_a_program_that_is_started_after_a_parallel_loop_keeps_all_cores():
     said = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     own, child = said.stdout.splitlines()
     assert child == own
+
+
+@pytest.mark.skipif(not openmp_environment("cpu"), reason="Intel's OpenMP runtime is not installed")
+def test_a_forked_child_computes_too():
+    """As a user's reward may, with multiprocessing. Without the runtime's own care of forks it would wait for ever."""
+    script = (
+        "import os, rft_cluster, torch\n"
+        "torch.ones(600, 600) @ torch.ones(600, 600)\n"
+        "if child := os.fork():\n"
+        "    raise SystemExit(os.waitpid(child, 0)[1])\n"
+        "torch.ones(600, 600) @ torch.ones(600, 600)\n"
+        "os._exit(0)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("KMP_")}
+    environment |= openmp_environment("cpu") | {"OMP_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True, timeout=120)

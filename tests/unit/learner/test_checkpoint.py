@@ -146,7 +146,7 @@ def test_no_room(tmp_path, policy, snapshot, what, limit):
     ("number", "error", "message"),
     [
         (errno.ESTALE, OSError, "Stale file handle"),
-        (None, UserError, "cannot be read by learner-0: .*Missing key in checkpoint"),
+        (None, UserError, r"cannot be read by learner-0 \(.*Missing key in checkpoint.*: remove that folder"),
     ],
     ids=["the disk fails", "the files are gone"],
 )

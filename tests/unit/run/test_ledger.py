@@ -48,11 +48,30 @@ class Writing(Roles):
         return writing
 
 
+class OfFewSamples(Writing):
+    """Roles whose steps have two samples to train on, so two updates of four."""
+
+    def _learn(self, step):
+        return replace(super()._learn(step), updates=2, skipped=2 * int(step == 4))
+
+    def write_checkpoint(self, folder: Path, step):
+        writing = super().write_checkpoint(folder, step)
+        writing.updates *= 2
+        return writing
+
+
 def written(folder: Path, *overrides: str, roles: Roles | None = None, task: Task = TASK) -> Path:
     settings = config(folder, *SMALL, "scoring.failure_budget=0.6", *overrides)
     code, _ = run(settings, roles=roles or Writing(None, 0, 0.0), task=task)
     assert code == 0
     return settings.run_folder
+
+
+def test_a_step_makes_no_more_updates_than_it_has_samples(tmp_path):
+    run = written(tmp_path, "algorithm.updates_per_step=4", roles=OfFewSamples(None, 0, 0.0))
+    ledger = check_run(run)
+    assert ledger.problems == ()
+    assert ledger.epochs[4].fates == {"update left out": 1, "equal rewards": 1}, "both updates were"
 
 
 @pytest.fixture(scope="module")
