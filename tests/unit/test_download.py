@@ -15,7 +15,7 @@ from rft_cluster.model.tiny.build import build_model, build_processor
 from rft_cluster.run.planned import grey_picture
 from tests.unit.data.test_official import home, packed, server  # noqa: F401  (fixtures)
 
-CPU = ("cluster.device=cpu", "generators.gpus=0", "learners.gpus=0", "generators.cpus=0", "learners.cpus=0")
+CPU = ("cluster.device=cpu", "generators.gpus=0", "learners.gpus=0", "generators.cpus=0.1", "learners.cpus=0.1")
 DRY = pytest.mark.parametrize("dry_run", [[], ["--dry-run"]], ids=["run", "dry run"])
 
 

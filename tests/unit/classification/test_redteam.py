@@ -202,10 +202,10 @@ def test_a_reward_that_fails_only_when_it_is_asked_again_is_named():
 
 def test_slow_ones_are_cut_short():
     start = time.monotonic()
-    found = tried({"own_rewards:slow": 1.0}, THREE, seconds=3.9)  # 39 calls a label: 2 s at least
-    assert time.monotonic() - start < 10
-    assert found.labels == 1
-    assert "after 3.9 s 1 of 3 labels had been tried: the rewards are slow" in render(found)
+    found = tried({"own_rewards:slow": 1.0}, THREE, seconds=5.8)  # 39 calls a label: 2 s at least
+    assert time.monotonic() - start < 15
+    assert found.labels in (1, 2), "on a slow machine one"
+    assert f"after 5.8 s {found.labels} of 3 labels had been tried: the rewards are slow" in render(found)
 
 
 @pytest.mark.parametrize("calls", [100, 1000])

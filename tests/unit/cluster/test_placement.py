@@ -73,7 +73,6 @@ def test_what_all_actors_need_together(overrides, cpus, gpus):
         ([*ON_GPUS, "learners.count=5"], [(64, 0), (8, 2), (8, 4)], ["n2", "n2", "n2", "n2", "n1", "n1"]),
         # 8 GPUs of two nodes, the recipe's split
         ([*ON_GPUS, "learners.count=4", "generators.count=4"], [(16, 4), (16, 4)], ["n0"] * 4 + ["n1"] * 4),
-        (["learners.cpus=0", "generators.cpus=0"], [(0, 0)], ["n0", "n0", "n0"]),
     ],
 )
 def test_where_learners_and_generators_go(overrides, nodes, chosen):
