@@ -24,9 +24,9 @@ def split_work(samples: Sequence[TrainingSample], ranks: int, updates: int, micr
     """Assign a step's samples to ranks: `result[rank][update][micro_batch]` is a list of samples.
 
     Each update gets a share of the samples, with weights scaled up to those of a whole step; of fewer samples than
-    `updates` each has an update of its own. An update's groups are assigned so
-    that the ranks have nearly equal numbers of tokens. A group is divided if that helps; its prompt is then encoded
-    twice. A micro-batch has at most `micro_batch_tokens` tokens, unless one completion with its prompt has more.
+    `updates` each has an update of its own. An update's groups are assigned so that the ranks have nearly equal numbers
+    of tokens. A group is divided if that helps; its prompt is then encoded twice. A micro-batch has at most
+    `micro_batch_tokens` tokens, unless one completion with its prompt has more.
     """
     work: list[RankWork] = [[] for _ in range(ranks)]
     updates = min(updates, len(samples))

@@ -171,7 +171,7 @@ def base_model_path(config: Config, task: Task, earlier: str | None = None) -> s
     cache = TINY_CACHE.expanduser()
     if earlier and re.fullmatch("[0-9a-z]+", earlier):
         for place in (_beside_runs(config), cache):
-            if (place / earlier).is_dir():
+            if (place / earlier / "config.json").is_file():
                 return str(_for_all_nodes(config, place / earlier))
         print(
             f"WARNING: the small model that this run started from, {earlier}, is neither in {cache} nor beside the "
