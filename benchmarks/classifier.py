@@ -10,7 +10,6 @@ was stopped goes on there. Each finished one is kept in `results/classifier.json
 run.
 """
 
-import fcntl
 import json
 import shutil
 import subprocess
@@ -23,7 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.common import CACHE, ROOT, check_known, machine, parsed, read_result, write_result
+from benchmarks.common import CACHE, ROOT, check_known, in_turn, machine, parsed, read_result, write_result
 from benchmarks.report import at, fill, less, table
 from rft_cluster.classification.baselines import ASKED, NAMES
 from rft_cluster.classification.probabilities import METHODS
@@ -97,8 +96,7 @@ def due(policies: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
 
 def keep(record: dict[str, Any]) -> None:
     """Add a record to the results; several commands may do so, one after the other."""
-    with (FOLDER / "results.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with in_turn(FOLDER):
         others = [one for one in records() if (one["policy"], one["seed"]) != (record["policy"], record["seed"])]
         runs = sorted([*others, record], key=lambda one: (list(POLICIES).index(one["policy"]), one["seed"]))
         write_result(NAME, {"machine": machine(), "runs": runs})
@@ -210,7 +208,7 @@ def of(found: Sequence[Record], name: str) -> list[Record]:
     return [one for one in found if one["policy"] == name]
 
 
-GREEDY, VOTE = at("greedy"), at("vote")
+GREEDY, VOTE, TESTED = at("greedy"), at("vote"), at("n")
 
 
 def spread(runs: Sequence[Record], figure: Figure, digits: int = 1, scale: float = 100) -> str:
@@ -220,9 +218,11 @@ def spread(runs: Sequence[Record], figure: Figure, digits: int = 1, scale: float
     return f"{median(values):.{digits}f}{ends}"
 
 
-def against(runs: Sequence[Record], figure: Figure, other: Figure) -> list[str]:
-    """A rate less another of the same images (`less`)."""
-    return less([figure(one) for one in runs], [other(one) for one in runs], [one["n"] for one in runs])
+def against(
+    runs: Sequence[Record], figure: Figure, other: Figure, images: Callable[[Record], int] = TESTED
+) -> list[str]:
+    """A rate less another of the same images (`less`). `images`: how many."""
+    return less([figure(one) for one in runs], [other(one) for one in runs], [images(one) for one in runs])
 
 
 def made(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:

@@ -1,6 +1,7 @@
 """Helpers of the benchmarks: records of the machine, medians with ranges, processor time of our and other programs."""
 
 import argparse
+import fcntl
 import json
 import multiprocessing
 import os
@@ -187,6 +188,14 @@ def read_result(name: str) -> Any:
     """Read `benchmarks/results/NAME.json`; None if it does not exist."""
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else None
+
+
+@contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """Commands that change one results file do so one after the other. `folder`: where all of them work."""
+    with (folder / "results.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 class Usage:

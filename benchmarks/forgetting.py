@@ -10,7 +10,6 @@ for as many steps. Both are asked about the first digits before and after. No sc
 before the first run.
 """
 
-import fcntl
 import io
 import shutil
 import sys
@@ -21,9 +20,9 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from benchmarks.classifier import command, spread
-from benchmarks.common import CACHE, ROOT, machine, parsed, read_result, write_result
-from benchmarks.report import at, fill, less, table
+from benchmarks.classifier import against, command, spread
+from benchmarks.common import CACHE, ROOT, in_turn, machine, parsed, read_result, write_result
+from benchmarks.report import at, fill, table
 from rft_cluster.common.errors import exit_code
 from rft_cluster.data.digits import scans
 from rft_cluster.model.tiny.conditions import RECIPE_VERSION
@@ -67,8 +66,7 @@ def records() -> list[dict[str, Any]]:
 
 def keep(record: dict[str, Any]) -> None:
     """Add a record to the results; several commands may do so, one after the other."""
-    with (FOLDER / "results.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with in_turn(FOLDER):
         runs = sorted([*records(), record], key=lambda one: int(one["seed"]))
         write_result(NAME, {"machine": machine(), "runs": runs})
 
@@ -137,8 +135,7 @@ def forgotten_table(found: Sequence[Record]) -> str:
         cells: list[Any] = [way]
         for images in ("new", "known"):
             before, after, n = (at("ways", way, images, key) for key in ("before", "after", "n"))
-            cells += [spread(found, before), spread(found, after)]
-            cells += less([after(one) for one in found], [before(one) for one in found], [n(one) for one in found])
+            cells += [spread(found, before), spread(found, after), *against(found, after, before, n)]
         lines.append([*cells, len(found)])
     head = [f"{images}: {cell}" for images in ("new images", "known ones") for cell in ("before, %", "after, %")]
     heads = ("trained by", *head[:2], "difference, points", "p", *head[2:], "difference, points", "p", "seeds")

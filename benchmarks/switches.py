@@ -315,6 +315,10 @@ def switches_table(records: Sequence[Mapping[str, Any]], data: str) -> str:
     return "\n\n".join([table_of_rows(found, DEFAULT).rstrip(), *filter(None, parts)])
 
 
+def has_all_seeds(row: Row) -> bool:
+    return {one.seed for one in row.repeats} == {*SEEDS}
+
+
 def ours_table(records: Sequence[Mapping[str, Any]]) -> str:
     """The templates, with the words that published figures are told apart by."""
     lines = []
@@ -322,7 +326,7 @@ def ours_table(records: Sequence[Mapping[str, Any]]) -> str:
         shots = load_config(DATA[data].config, list(DATA[data].settings)).data.shots
         for name, (names, thinks) in TEMPLATES.items():
             (row,) = rows_of(records, data, [name])
-            if {one.seed for one in row.repeats} == {*SEEDS}:
+            if has_all_seeds(row):
                 found = summary(row, row)
                 low, high = (f"{100 * end:.1f}" for end in found["range"])
                 figure = f"{100 * found['rate']:.1f} ({low} to {high})"
@@ -347,7 +351,7 @@ def tried_table(records: Sequence[Mapping[str, Any]], data: str, baseline: str) 
     """The rows with all seeds, less a baseline of the same images: seed by seed, best median first."""
     found = []
     for row in rows_of(records, data, list(ROWS)):
-        if {one.seed for one in row.repeats} == {*SEEDS}:
+        if has_all_seeds(row):
             ours, theirs = [one.after for one in row.repeats], [one.baselines[baseline] for one in row.repeats]
             differences = [f"{100 * (own - other):+.1f}" for own, other in zip(ours, theirs, strict=True)]
             cells = less(ours, theirs, [one.n for one in row.repeats])

@@ -155,6 +155,24 @@ def unfinished(final: Path, cure: str = ROOM) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def made_once(final: Path) -> Iterator[Path]:
+    """Yield an empty folder that no other process has. At the end of the context it becomes `final`, unless another
+    process was first. After an error it is removed."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=".building-", dir=final.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)
+        try:
+            folder.rename(final)
+        except OSError:
+            if not final.exists():
+                raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def publish(temporary: Path, final: Path) -> None:
     """Rename a finished folder to `final`, replacing an older one."""
     if final.exists():

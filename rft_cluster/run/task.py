@@ -3,7 +3,6 @@
 import contextlib
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from PIL import Image
 
 from rft_cluster.classification.earnable import check_room
 from rft_cluster.common.errors import UserError
+from rft_cluster.common.files import made_once
 from rft_cluster.common.progress import with_progress
 from rft_cluster.config import AlsoSection, Config
 from rft_cluster.data import FewShotDataset, load_dataset
@@ -145,18 +145,9 @@ def _for_all_nodes(config: Config, folder: Path) -> Path:
     copy = beside / folder.name
     if not (copy / "config.json").is_file():
         shutil.rmtree(copy, ignore_errors=True)
-        beside.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(dir=beside, prefix=".part-"))
-        try:
+        with made_once(copy) as part:
             for file in folder.iterdir():  # not copytree, whose error has no number
                 shutil.copy(file, part / file.name)
-            part.chmod(0o755)
-            part.rename(copy)
-        except OSError:
-            if not copy.is_dir():  # else another run was first
-                raise
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
     return copy
 
 

@@ -20,10 +20,8 @@ No label is used; there is no parameter for labels. GRPO alone connects the grou
 
 import hashlib
 import json
-import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -43,6 +41,7 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from rft_cluster.common.errors import UserError
+from rft_cluster.common.files import made_once
 from rft_cluster.config import ModelSection
 from rft_cluster.model.encoder import PromptEncoder
 from rft_cluster.model.families.family import Family
@@ -133,20 +132,10 @@ def ensure_tiny_model(
 
 def _save(folder: Path, model: PreTrainedModel, processor: ProcessorMixin, made_of: dict[str, Any]) -> None:
     """Write the model in BF16. The folder gets its final name when it is complete."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
-    try:
+    with made_once(folder) as building:
         model.to(torch.bfloat16).save_pretrained(building)
         processor.save_pretrained(building)
         (building / "tiny.json").write_text(json.dumps(made_of, indent=1))
-        os.chmod(building, 0o755)
-        try:
-            os.rename(building, folder)
-        except OSError:  # another process has built the same model meanwhile
-            if not folder.exists():
-                raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
 def _is_whole(folder: Path, pixels: int) -> bool:

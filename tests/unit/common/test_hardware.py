@@ -96,6 +96,14 @@ def test_the_note_of_the_openmp_runtime_is_removed():
         assert not note.exists()
 
 
+def with_openmp(script: str) -> str:
+    """What a program prints that has Intel's OpenMP runtime without settings. It must succeed within two minutes."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("KMP_")}
+    environment |= openmp_environment("cpu") | {"OMP_NUM_THREADS": "2"}
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=120).stdout
+
+
 @pytest.mark.skipif(not openmp_environment("cpu"), reason="Intel's OpenMP runtime is not installed")
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core")
 def test_a_program_that_is_started_after_a_parallel_loop_keeps_all_cores():
@@ -107,10 +115,7 @@ def test_a_program_that_is_started_after_a_parallel_loop_keeps_all_cores():
         "print(os.sched_getaffinity(0))\n"
         "print(subprocess.run(program, preexec_fn=lambda: None, capture_output=True, text=True).stdout.strip())\n"
     )
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("KMP_")}
-    environment |= openmp_environment("cpu") | {"OMP_NUM_THREADS": "2"}
-    said = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    own, child = said.stdout.splitlines()
+    own, child = with_openmp(script).splitlines()
     assert child == own
 
 
@@ -125,6 +130,4 @@ def test_a_forked_child_computes_too():
         "torch.ones(600, 600) @ torch.ones(600, 600)\n"
         "os._exit(0)\n"
     )
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("KMP_")}
-    environment |= openmp_environment("cpu") | {"OMP_NUM_THREADS": "2"}
-    subprocess.run([sys.executable, "-c", script], env=environment, check=True, timeout=120)
+    with_openmp(script)
